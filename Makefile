@@ -1,0 +1,35 @@
+# `make demo`: the main job on data that it generates. `make test`: all tests. Both set up .venv by themselves.
+PYTHON ?= python3
+VENV := .venv
+ifeq ($(OS),Windows_NT)
+BIN := $(VENV)/Scripts
+else
+BIN := $(VENV)/bin
+endif
+READY := $(VENV)/.ready
+
+.PHONY: demo test check clean
+
+demo: $(READY)
+	$(BIN)/python tools/demo.py
+
+test: $(READY)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# opencv-python needs libGL, which servers often lack: there the headless build takes its place.
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -c 'import cv2' 2>/dev/null || { \
+	  $(BIN)/python -m pip uninstall --quiet --yes opencv-python && \
+	  $(BIN)/python -m pip install --quiet opencv-python-headless && \
+	  $(BIN)/python -c 'import cv2'; }
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo

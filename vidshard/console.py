@@ -1,0 +1,110 @@
+"""What both commands share at the terminal: exit codes, one-line errors, progress.
+
+Exit codes: 0 all well; 2 done, but some videos or clips failed; 1 everything else, wrong calls included.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+import click
+
+from vidshard.errors import UserError
+
+EXIT_OK = 0
+EXIT_ERROR = 1
+EXIT_PARTLY_FAILED = 2
+PLAIN_LINE_SECONDS = 10.0  # without a terminal: one line of progress this often
+
+
+def use_utf8_output() -> None:
+    """Print any file name, on any terminal: what the encoding lacks is escaped instead of raising."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+class ExitCodeGroup(click.Group):
+    """A click group whose commands end with our exit codes, and whose errors are one clear line on stderr."""
+
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:
+        if not extra.pop("standalone_mode", True):
+            return super().main(args, prog_name, standalone_mode=False, **extra)
+        use_utf8_output()
+        sys.exit(self._exit_code(args, prog_name, extra))
+
+    def _exit_code(self, args: Sequence[str] | None, prog_name: str | None, extra: dict[str, Any]) -> int:
+        try:
+            code = super().main(args, prog_name, standalone_mode=False, **extra)
+            return code if isinstance(code, int) else EXIT_OK
+        except click.exceptions.Exit as error:
+            return EXIT_OK if error.exit_code == 0 else error.exit_code
+        except click.ClickException as error:  # wrong calls: click's own 2 becomes 1
+            error.show()
+        except (click.Abort, KeyboardInterrupt):
+            print("interrupted; run the same command again to go on", file=sys.stderr)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+        except BrokenPipeError:
+            pass
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO):
+                raise
+            where = f": {error.filename}" if error.filename else ""
+            hint = {errno.ENOSPC: "; free some space and run the same command again"}.get(error.errno, "")
+            print(f"error: {error.strerror}{where}{hint}", file=sys.stderr)
+        return EXIT_ERROR
+
+
+class Progress:
+    """A progress bar with ETA on a terminal; without one, a plain line every ten seconds and at the end.
+
+    >>> with Progress("Building", total=3, unit="video", stream=sys.stdout) as progress:
+    ...     for _ in range(3):
+    ...         progress.advance()
+    Building: 3/3 videos, 0 s
+    """
+
+    def __init__(self, title: str, *, total: int, unit: str, stream: TextIO | None = None) -> None:
+        self.title, self.total, self.unit = title, total, unit
+        self.stream = stream if stream is not None else sys.stderr
+        self.done = 0
+        self.note = ""
+        self._start = self._last_line = time.monotonic()
+        self._bar: Any = None
+        if self.stream.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, desc=title, unit=unit, file=self.stream, dynamic_ncols=True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Count `count` more as done; `note` is shown behind (loss, clips/s, failures)."""
+        self.done += count
+        self.note = note or self.note
+        if self._bar is not None:
+            self._bar.set_postfix_str(self.note, refresh=False)
+            self._bar.update(count)
+        elif time.monotonic() - self._last_line >= PLAIN_LINE_SECONDS and self.done < self.total:
+            self._last_line = time.monotonic()
+            self._print_line()
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        else:
+            self._print_line()
+
+    def _print_line(self) -> None:
+        seconds = time.monotonic() - self._start
+        left = f", {seconds / self.done * (self.total - self.done):.0f} s left" if 0 < self.done < self.total else ""
+        note = f", {self.note}" if self.note else ""
+        plural = "" if self.total == 1 else "s"
+        line = f"{self.title}: {self.done}/{self.total} {self.unit}{plural}, {seconds:.0f} s{left}{note}"
+        print(line, file=self.stream, flush=True)

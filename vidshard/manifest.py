@@ -1,0 +1,327 @@
+"""All about a shard set but its clips: the manifest, and the index with one row a clip.
+
+A set is finished when its manifest is there: it is written last, and names the SHA-256 of everything else.
+Imports the standard library, numpy and `shard_format` only, so that training nodes can read it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vidshard import atomic, shard_format
+from vidshard.errors import FormatError, UserError
+from vidshard.shard_format import ClipShape
+
+# One row a clip. `offset` and `size` are those of the encoded clip in its shard (its `.npy`, header included).
+CLIP_ROW = np.dtype(
+    [
+        ("shard", "<u4"),
+        ("offset", "<u8"),
+        ("size", "<u4"),
+        ("crc32", "<u4"),
+        ("video", "<u4"),  # row of the video table
+        ("clip", "<u4"),  # clip index within the video
+        ("label", "i1"),
+        ("flags", "u1"),
+        ("frame_gap_seconds", "<f4"),
+    ]
+)
+
+# One row a video that became clips. Names are row numbers of the string tables; -1 is none.
+VIDEO_ROW = np.dtype(
+    [
+        ("class", "<i2"),
+        ("split", "i1"),
+        ("source_group", "<i4"),
+        ("decoder", "i1"),
+        ("num_frames", "<u4"),
+        ("width", "<u2"),
+        ("height", "<u2"),
+        ("fps", "<f4"),
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One shard as the manifest lists it."""
+
+    name: str
+    bytes: int
+    samples: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A video found that became no sample, with its reason."""
+
+    path: str  # relative to SOURCE
+    outcome: str  # "failed" or "skipped"
+    reason: str  # a code, such as `damaged`
+    message: str  # for people; holds no absolute path
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassCount:
+    """How many videos and clips a class has in the set."""
+
+    name: str | None
+    label: int
+    videos: int
+    clips: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What was built. The same input, settings and package versions give the same manifest, byte for byte."""
+
+    split: str | None
+    clip_shape: ClipShape
+    codec: str
+    settings: dict[str, Any]  # all that decides the bytes: sampling, resize, seed, …
+    packages: dict[str, str]
+    classes: tuple[ClassCount, ...]
+    videos_found: int
+    videos_ok: int
+    failures: tuple[Failure, ...]
+    shards: tuple[Shard, ...]
+    index_bytes: int
+    index_sha256: str
+    generation: int = 1
+
+    @property
+    def num_clips(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+    def num_outcome(self, outcome: str) -> int:
+        return sum(failure.outcome == outcome for failure in self.failures)
+
+    @property
+    def videos(self) -> dict[str, int]:
+        """The closed ledger: found = ok + failed + skipped."""
+        return {
+            "found": self.videos_found,
+            "ok": self.videos_ok,
+            "failed": self.num_outcome("failed"),
+            "skipped": self.num_outcome("skipped"),
+        }
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 that names this data set: it covers the manifest, and through it every shard and the index."""
+        return _digest(self._fields())
+
+    def _fields(self) -> dict[str, Any]:
+        return {
+            "format": shard_format.FORMAT_NAME,
+            "format_version": shard_format.FORMAT_VERSION,
+            "generation": self.generation,
+            "split": self.split,
+            "clip_shape": dataclasses.asdict(self.clip_shape),
+            "codec": self.codec,
+            "settings": self.settings,
+            "packages": self.packages,
+            "videos": self.videos,
+            "clips": self.num_clips,
+            "classes": [
+                {"class": row.name, "label": row.label, "videos": row.videos, "clips": row.clips}
+                for row in self.classes
+            ],
+            "failures": [dataclasses.asdict(failure) for failure in self.failures],
+            "shards": [dataclasses.asdict(shard) for shard in self.shards],
+            "index": {"name": shard_format.INDEX_NAME, "bytes": self.index_bytes, "sha256": self.index_sha256},
+        }
+
+    def to_bytes(self) -> bytes:
+        fields = self._fields()
+        return _canonical({**fields, "digest": _digest(fields)})
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, where: str) -> Manifest:
+        """Raises FormatError, naming `where`, when `data` is damaged or of a format that this version cannot read."""
+        try:
+            fields = json.loads(data)
+            digest = fields.pop("digest", None)
+        except (ValueError, AttributeError) as error:
+            raise FormatError(f"{where} is not JSON: {error}; is it a manifest written by vidshard build?") from error
+        if fields.get("format") != shard_format.FORMAT_NAME:
+            raise FormatError(f"{where} has format {fields.get('format')!r}, expected {shard_format.FORMAT_NAME!r}")
+        if fields.get("format_version") != shard_format.FORMAT_VERSION:
+            raise FormatError(
+                f"{where} has format version {fields.get('format_version')!r}, this vidshard reads "
+                f"version {shard_format.FORMAT_VERSION}; install the vidshard that wrote it, or build again"
+            )
+        if fields.get("codec") not in shard_format.READABLE_CODECS:
+            readable = ", ".join(shard_format.READABLE_CODECS)
+            raise FormatError(f"{where} has codec {fields.get('codec')!r}, this vidshard reads {readable}")
+        if digest != _digest(fields) or data != _canonical({**fields, "digest": digest}):
+            raise FormatError(f"{where} was changed or damaged after it was written; build again or restore it")
+        try:
+            return cls(
+                split=fields["split"],
+                clip_shape=ClipShape(**fields["clip_shape"]),
+                codec=fields["codec"],
+                settings=fields["settings"],
+                packages=fields["packages"],
+                classes=tuple(
+                    ClassCount(name=row["class"], label=row["label"], videos=row["videos"], clips=row["clips"])
+                    for row in fields["classes"]
+                ),
+                videos_found=fields["videos"]["found"],
+                videos_ok=fields["videos"]["ok"],
+                failures=tuple(Failure(**row) for row in fields["failures"]),
+                shards=tuple(Shard(**row) for row in fields["shards"]),
+                index_bytes=fields["index"]["bytes"],
+                index_sha256=fields["index"]["sha256"],
+                generation=fields["generation"],
+            )
+        except (KeyError, TypeError) as error:
+            raise FormatError(f"{where} lacks or has an unknown field: {error!r}") from error
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Index:
+    """One row a clip, in shard order, and one row a video; strings are stored once."""
+
+    clips: npt.NDArray[np.void]  # CLIP_ROW
+    videos: npt.NDArray[np.void]  # VIDEO_ROW
+    paths: Sequence[str]  # of the videos, relative to SOURCE
+    classes: Sequence[str]
+    splits: Sequence[str]
+    source_groups: Sequence[str]
+    decoders: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def key(self, row: int) -> str:
+        clip = self.clips[row]
+        return shard_format.sample_key(self.paths[clip["video"]], int(clip["clip"]))
+
+    def class_name(self, video: int) -> str | None:
+        return _name(self.classes, self.videos["class"][video])
+
+    def split(self, video: int) -> str | None:
+        return _name(self.splits, self.videos["split"][video])
+
+    def source_group(self, video: int) -> str | None:
+        return _name(self.source_groups, self.videos["source_group"][video])
+
+    def decoder(self, video: int) -> str | None:
+        return _name(self.decoders, self.videos["decoder"][video])
+
+    def to_bytes(self) -> bytes:
+        buffer = io.BytesIO()
+        tables: dict[str, Any] = {name: _pack(getattr(self, name)) for name in _STRING_TABLES}
+        np.savez(buffer, clips=self.clips, videos=self.videos, **tables)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, where: str) -> Index:
+        """Raises FormatError, naming `where`, when `data` is no index of this format version."""
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                clips, videos = arrays["clips"], arrays["videos"]
+                tables = {name: _unpack(arrays[name]) for name in _STRING_TABLES}
+        except Exception as error:  # numpy and zipfile raise a dozen kinds on damaged files
+            raise FormatError(f"{where} is no index written by vidshard build: {error}") from error
+        if clips.dtype != CLIP_ROW or videos.dtype != VIDEO_ROW or len(tables["paths"]) != len(videos):
+            raise FormatError(
+                f"{where} has columns {clips.dtype}, expected {CLIP_ROW}; was it built by another version?"
+            )
+        return cls(clips=clips, videos=videos, **tables)
+
+
+_STRING_TABLES = ("paths", "classes", "splits", "source_groups", "decoders")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShardSet:
+    """A finished shard folder, opened: its manifest and its index."""
+
+    folder: Path
+    manifest: Manifest
+    index: Index
+
+    def shard_path(self, number: int) -> Path:
+        return self.folder / self.manifest.shards[number].name
+
+    @property
+    def log_folder(self) -> Path:
+        return log_folder(self.folder)
+
+
+def log_folder(folder: Path) -> Path:
+    """Where the log of the build of `folder` lies: beside it, so that the folder itself never varies."""
+    return folder.with_name(folder.name + shard_format.LOG_SUFFIX)
+
+
+def open_shards(folder: Path) -> ShardSet:
+    """Open a finished shard folder: the manifest and the index are checked, the shards' names and sizes too.
+
+    Raises UserError when there is none, FormatError when it is damaged or of an unknown format.
+    """
+    manifest = read_manifest(folder)
+    index_path = folder / shard_format.INDEX_NAME
+    try:
+        data = index_path.read_bytes()
+    except OSError as error:
+        raise FormatError(f"{index_path} cannot be read: {error.strerror}; the manifest names it") from error
+    if len(data) != manifest.index_bytes or hashlib.sha256(data).hexdigest() != manifest.index_sha256:
+        raise FormatError(f"{index_path} is not the one its manifest names: it was changed or damaged; build again")
+    for shard in manifest.shards:
+        path = folder / shard.name
+        size = path.stat().st_size if path.is_file() else None
+        if size != shard.bytes:
+            got = "is missing" if size is None else f"has {size:,} bytes"
+            raise FormatError(f"{path} {got}, expected {shard.bytes:,} bytes; build again or restore it")
+    return ShardSet(folder=folder, manifest=manifest, index=Index.from_bytes(data, where=str(index_path)))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a shard folder. Raises UserError when it has none, FormatError when it cannot be read."""
+    path = folder / shard_format.MANIFEST_NAME
+    if not folder.is_dir():
+        raise UserError(f"no shard folder {folder}: build it first with `vidshard build SOURCE --out {folder}`")
+    if not path.is_file():
+        unfinished = any(shard_format.SHARD_PATTERN.fullmatch(entry.name) for entry in folder.iterdir())
+        hint = "its build did not finish: run the same build command again" if unfinished else "is it a shard folder?"
+        raise UserError(f"{folder} has no {shard_format.MANIFEST_NAME}; {hint}")
+    return Manifest.from_bytes(path.read_bytes(), where=str(path))
+
+
+def write_index_and_manifest(folder: Path, manifest: Manifest, index_data: bytes) -> None:
+    """Write the index, then the manifest that names it: the last write of a build."""
+    atomic.write_bytes(folder / shard_format.INDEX_NAME, index_data)
+    atomic.write_bytes(folder / shard_format.MANIFEST_NAME, manifest.to_bytes())
+
+
+def _canonical(fields: dict[str, Any]) -> bytes:
+    return (json.dumps(fields, indent=1, sort_keys=True, allow_nan=False) + "\n").encode("ascii")
+
+
+def _digest(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(_canonical(fields)).hexdigest()
+
+
+def _name(table: Sequence[str], row: int) -> str | None:
+    return table[row] if row >= 0 else None
+
+
+def _pack(strings: Sequence[str]) -> npt.NDArray[np.uint8]:
+    """Strings as one array of bytes, each ended by a zero byte (no file name holds one)."""
+    return np.frombuffer(b"".join(s.encode("utf-8", "surrogateescape") + b"\0" for s in strings), np.uint8)
+
+
+def _unpack(packed: npt.NDArray[np.uint8]) -> list[str]:
+    return packed.tobytes().decode("utf-8", "surrogateescape").split("\0")[:-1]
