@@ -6,10 +6,10 @@ Exit codes: 0 all well; 2 done, but some videos or clips failed; 1 everything el
 from __future__ import annotations
 
 import errno
+import io
 import sys
 import time
-from collections.abc import Sequence
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -21,43 +21,39 @@ EXIT_PARTLY_FAILED = 2
 PLAIN_LINE_SECONDS = 10.0  # without a terminal: one line of progress this often
 
 
-def use_utf8_output() -> None:
-    """Print any file name, on any terminal: what the encoding lacks is escaped instead of raising."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-
-
 class ExitCodeGroup(click.Group):
-    """A click group whose commands end with our exit codes, and whose errors are one clear line on stderr."""
+    """A click group whose commands end with our exit codes, and whose errors are one clear line on stderr.
 
-    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:
-        if not extra.pop("standalone_mode", True):
-            return super().main(args, prog_name, standalone_mode=False, **extra)
-        use_utf8_output()
-        sys.exit(self._exit_code(args, prog_name, extra))
+    A command returns its exit code, or None for 0.
+    """
 
-    def _exit_code(self, args: Sequence[str] | None, prog_name: str | None, extra: dict[str, Any]) -> int:
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        for stream in (sys.stdout, sys.stderr):  # print any file name: escape what the terminal's encoding lacks
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         try:
-            code = super().main(args, prog_name, standalone_mode=False, **extra)
-            return code if isinstance(code, int) else EXIT_OK
-        except click.exceptions.Exit as error:
-            return EXIT_OK if error.exit_code == 0 else error.exit_code
+            code = super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.ClickException as error:  # wrong calls: click's own 2 becomes 1
             error.show()
         except (click.Abort, KeyboardInterrupt):
             print("interrupted; run the same command again to go on", file=sys.stderr)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
-        except BrokenPipeError:
-            pass
+        except BrokenPipeError:  # the reader of a pipe, such as head, went away
+            sys.stdout = None
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO):
+            if error.errno not in _ERRORS_OF_THE_SYSTEM:
                 raise
             where = f": {error.filename}" if error.filename else ""
-            hint = {errno.ENOSPC: "; free some space and run the same command again"}.get(error.errno, "")
+            hint = "; free some space and run the same command again" if error.errno == errno.ENOSPC else ""
             print(f"error: {error.strerror}{where}{hint}", file=sys.stderr)
-        return EXIT_ERROR
+        else:
+            sys.exit(code if isinstance(code, int) else EXIT_OK)
+        sys.exit(EXIT_ERROR)
+
+
+# Errors of the disk or of permissions, not of this program: they get one line instead of a traceback.
+_ERRORS_OF_THE_SYSTEM = {errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, getattr(errno, "EDQUOT", -1)}
 
 
 class Progress:

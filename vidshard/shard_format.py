@@ -271,7 +271,7 @@ def _tar_member(name: str, data: bytes) -> bytes:
 
 
 def _read_member(file: IO[bytes], offset: int) -> tuple[str, bytes]:
-    """Name and data of the tar member at the file's position, ('', b'') at the end of the tar. `offset`: for messages."""
+    """Name and data of the tar member at the file's position (`offset` is for messages), ('', b'') at the end."""
     header = file.read(TAR_BLOCK)
     if header == bytes(TAR_BLOCK):
         return "", b""

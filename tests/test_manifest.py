@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vidshard import manifest, shard_format
+from vidshard.errors import FormatError, UserError
+from vidshard.manifest import ClassCount, Failure, Index, Manifest, Shard
+from vidshard.shard_format import ClipShape
+
+
+def small_index() -> Index:
+    clips = np.zeros(3, manifest.CLIP_ROW)
+    clips["clip"] = range(3)
+    clips["label"] = [0, 1, -1]
+    videos = np.zeros(1, manifest.VIDEO_ROW)
+    videos["source_group"] = -1
+    return Index(
+        clips=clips,
+        videos=videos,
+        paths=["Abuse/a \udcff é.mp4"],
+        classes=["Abuse"],
+        splits=["Train"],
+        source_groups=[],
+        decoders=["decord"],
+    )
+
+
+def small_manifest(**changes: object) -> Manifest:
+    data = small_index().to_bytes()
+    fields: dict[str, object] = {
+        "split": "Train",
+        "clip_shape": ClipShape(num_frames=16, height=112, width=112),
+        "codec": "raw",
+        "settings": {"sampling": "uniform"},
+        "packages": {"numpy": "2"},
+        "classes": (ClassCount(name="Abuse", label=1, videos=1, clips=3),),
+        "videos_found": 3,
+        "videos_ok": 1,
+        "failures": (
+            Failure(path="x.mp4", outcome="failed", reason="damaged", message="…"),
+            Failure(path="x.txt", outcome="skipped", reason="not_a_video_name", message="…"),
+        ),
+        "shards": (Shard(name="shard-000000.tar", bytes=4, samples=3, sha256=hashlib.sha256(b"data").hexdigest()),),
+        "index_bytes": len(data),
+        "index_sha256": hashlib.sha256(data).hexdigest(),
+    }
+    return Manifest(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "shard-000000.tar").write_bytes(b"data")
+    manifest.write_index_and_manifest(tmp_path, small_manifest(), small_index().to_bytes())
+    return tmp_path
+
+
+def test_a_set_comes_back_as_it_was_written(folder: Path) -> None:
+    shards = manifest.open_shards(folder)
+    assert shards.manifest == small_manifest()
+    assert shards.manifest.videos == {"found": 3, "ok": 1, "failed": 1, "skipped": 1}
+    assert shards.index.paths == ["Abuse/a \udcff é.mp4"]
+    assert [shards.index.class_name(0), shards.index.split(0), shards.index.source_group(0)] == ["Abuse", "Train", None]
+    np.testing.assert_array_equal(shards.index.clips, small_index().clips)
+    assert small_index().to_bytes() == small_index().to_bytes()
+
+
+def test_every_single_bit_flip_in_manifest_or_index_is_refused(folder: Path) -> None:
+    for name in (shard_format.MANIFEST_NAME, shard_format.INDEX_NAME):
+        good = (folder / name).read_bytes()
+        for position in range(0, 8 * len(good), 37):
+            bad = bytearray(good)
+            bad[position // 8] ^= 1 << position % 8
+            (folder / name).write_bytes(bad)
+            with pytest.raises(FormatError):
+                manifest.open_shards(folder)
+        (folder / name).write_bytes(good)
+    manifest.open_shards(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ((b'"format_version": 1', b'"format_version": 9'), "format version 9, this vidshard reads version 1"),
+        ((b'"codec": "raw"', b'"codec": "av1"'), "codec 'av1', this vidshard reads raw"),
+        ((b'"format": "vidshard"', b'"format": "other"'), "format 'other', expected 'vidshard'"),
+        ((b'"clips": 3', b'"clips": 4'), "was changed or damaged"),
+    ],
+)
+def test_what_this_version_does_not_know_is_refused_by_name(
+    folder: Path, change: tuple[bytes, bytes], text: str
+) -> None:
+    path = folder / shard_format.MANIFEST_NAME
+    assert change[0] in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(*change, 1))
+    with pytest.raises(FormatError, match=text):
+        manifest.open_shards(folder)
+
+
+def test_missing_and_unfinished_folders_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no shard folder .*build it first with `vidshard build SOURCE --out"):
+        manifest.open_shards(tmp_path / "none")
+    with pytest.raises(UserError, match=r"has no manifest.json; is it a shard folder\?"):
+        manifest.open_shards(tmp_path)
+    (tmp_path / "shard-000000.tar").write_bytes(b"data")
+    with pytest.raises(UserError, match="its build did not finish: run the same build command again"):
+        manifest.open_shards(tmp_path)
+
+
+def test_a_missing_or_cut_shard_is_named(folder: Path) -> None:
+    (folder / "shard-000000.tar").write_bytes(b"dat")
+    with pytest.raises(FormatError, match=r"shard-000000.tar has 3 bytes, expected 4 bytes"):
+        manifest.open_shards(folder)
+    (folder / "shard-000000.tar").unlink()
+    with pytest.raises(FormatError, match=r"shard-000000.tar is missing"):
+        manifest.open_shards(folder)
+
+
+def test_a_million_rows_take_less_than_100_mb() -> None:
+    num_rows, num_videos = 1_000_000, 100_000
+    index = Index(
+        clips=np.zeros(num_rows, manifest.CLIP_ROW),
+        videos=np.zeros(num_videos, manifest.VIDEO_ROW),
+        paths=[f"Anomaly-Videos-Part-1/Abuse/Abuse{i:07d}_x264.mp4" for i in range(num_videos)],
+        classes=["Abuse"],
+        splits=["Train"],
+        source_groups=[],
+        decoders=["decord"],
+    )
+    assert len(index.to_bytes()) < 100_000_000
