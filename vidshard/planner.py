@@ -1,0 +1,96 @@
+"""Which clip goes into which shard, before anything is decoded.
+
+The plan depends on the sorted videos, their numbers of clips and the shard size alone, not on workers or failures. So a
+video that fails makes its shards smaller and moves no other clip, and a build that was cut short can go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vidshard.shard_format import TAR_BLOCK, ClipShape, npy_header
+
+# An estimate of the record of a clip, for the check of free disk: names and paths; and per frame its index and time.
+_RECORD_BYTES = 600
+_RECORD_BYTES_PER_FRAME = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """A unit of work: consecutive clips of one video that go into one shard."""
+
+    video: int  # row of the sorted list of videos
+    clip_start: int
+    clip_stop: int
+    shard: int
+
+    @property
+    def num_clips(self) -> int:
+        return self.clip_stop - self.clip_start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All units, in shard order and within a shard in the order of their samples."""
+
+    units: tuple[Unit, ...]
+    num_shards: int
+
+    @property
+    def num_clips(self) -> int:
+        return sum(unit.num_clips for unit in self.units)
+
+
+def clips_per_shard(shape: ClipShape, shard_mb: int) -> int:
+    """How many clips fill a shard of `shard_mb` MiB of pixels; at least one.
+
+    >>> clips_per_shard(ClipShape(num_frames=16, height=112, width=112), 64)
+    111
+    """
+    return max(1, (shard_mb << 20) // shape.num_bytes)
+
+
+def plan_units(num_clips: Sequence[int], *, shard_clips: int) -> Plan:
+    """Cut the clips of all videos, in their order, into shards of `shard_clips` clips each.
+
+    `num_clips`: for each video, in sorted order; 0 for one that has none (it could not be read). A few numbers a unit,
+    not a clip: millions of clips are cheap.
+
+    >>> for unit in plan_units([3, 0, 4], shard_clips=5).units:
+    ...     print(unit.video, (unit.clip_start, unit.clip_stop), unit.shard)
+    0 (0, 3) 0
+    2 (0, 2) 0
+    2 (2, 4) 1
+    """
+    if shard_clips < 1:
+        raise ValueError(f"shard_clips must be at least 1, got {shard_clips}")
+    units: list[Unit] = []
+    position = 0  # number of the clip in the whole set
+    for video, count in enumerate(num_clips):
+        start = 0
+        while start < count:
+            shard, filled = divmod(position, shard_clips)
+            stop = min(count, start + shard_clips - filled)
+            units.append(Unit(video=video, clip_start=start, clip_stop=stop, shard=shard))
+            position += stop - start
+            start = stop
+    return Plan(units=tuple(units), num_shards=-(-position // shard_clips))
+
+
+def sample_bytes(shape: ClipShape) -> int:
+    """About how many bytes a sample takes in its shard: exact for the clip, an estimate for its record."""
+    clip = TAR_BLOCK + _padded(len(npy_header(shape)) + shape.num_bytes)
+    return clip + TAR_BLOCK + _padded(_RECORD_BYTES + _RECORD_BYTES_PER_FRAME * shape.num_frames)
+
+
+def needed_bytes(units: Sequence[Unit], shape: ClipShape, *, shard_clips: int) -> int:
+    """Disk space that decoding these units takes at its peak.
+
+    Decoded parts lie beside the shards until they are joined, and one shard at a time lies there twice.
+    """
+    return (sum(unit.num_clips for unit in units) + shard_clips) * sample_bytes(shape) if units else 0
+
+
+def _padded(size: int) -> int:
+    return -(-size // TAR_BLOCK) * TAR_BLOCK
