@@ -1,0 +1,62 @@
+"""The decoding libraries, by name. Each is imported by its own file only, and only when it decodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+
+from vidshard.decoders.base import Decoder, Frame, VideoError
+from vidshard.decoders.decord_decoder import DecordDecoder
+from vidshard.decoders.opencv_decoder import OpenCVDecoder
+from vidshard.decoders.pyav_decoder import PyAVDecoder
+from vidshard.errors import UserError
+
+__all__ = ["AUTO", "DECODERS", "Decoder", "Frame", "VideoError", "decoder_versions", "decoders_for"]
+
+DECODERS: dict[str, Callable[[], Decoder]] = {
+    DecordDecoder.name: DecordDecoder,
+    OpenCVDecoder.name: OpenCVDecoder,
+    PyAVDecoder.name: PyAVDecoder,
+}
+AUTO = "auto"
+AUTO_ORDER = ("decord", "opencv")
+
+# The distributions that may hold each library; the first installed one counts.
+_DISTRIBUTIONS = {
+    "decord": ("decord", "decord2"),
+    "opencv": (
+        "opencv-python",
+        "opencv-python-headless",
+        "opencv-contrib-python",
+        "opencv-contrib-python-headless",
+    ),
+    "pyav": ("av",),
+}
+
+
+def decoders_for(choice: str) -> list[Decoder]:
+    """The decoders to ask, in this order: `auto` (decord, then OpenCV for what decord does not support) or one by name.
+
+    >>> [decoder.name for decoder in decoders_for("auto")]
+    ['decord', 'opencv']
+    """
+    if choice != AUTO and choice not in DECODERS:
+        raise UserError(f"no decoder {choice!r}; choose one of {', '.join((AUTO, *DECODERS))}")
+    return [DECODERS[name]() for name in (AUTO_ORDER if choice == AUTO else (choice,))]
+
+
+def decoder_versions() -> dict[str, str]:
+    """The installed version of each decoding library, by decoder name, without importing any; else `absent`.
+
+    OpenCV and OpenCV headless are the same decoder: which of the two is installed makes no difference here.
+    """
+    return {name: _first_version(distributions) for name, distributions in _DISTRIBUTIONS.items()}
+
+
+def _first_version(distributions: tuple[str, ...]) -> str:
+    for distribution in distributions:
+        try:
+            return version(distribution)
+        except PackageNotFoundError:
+            continue
+    return "absent"

@@ -1,0 +1,43 @@
+"""What every decoder is, and how it says no."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from vidshard.packets import PacketTable, VideoError
+
+__all__ = ["Decoder", "Frame", "VideoError", "check_frame_indices"]
+
+Frame = npt.NDArray[np.uint8]
+
+
+class Decoder(Protocol):
+    """A decoding library behind one face. `tests/contract` holds every decoder to it."""
+
+    name: str
+
+    def frames(
+        self, path: Path, table: PacketTable, frame_indices: Sequence[int], *, height: int, width: int
+    ) -> Iterator[Frame]:
+        """Yield the frames of `frame_indices` (sorted, unique, presentation order), uint8 (height, width, 3) RGB.
+
+        They come resized without aliasing, with edit list and rotation applied; a bounded number is in memory at once.
+        Raises VideoError: `unsupported_by_decoder` when another decoder may be asked, any other reason when not.
+        """
+
+
+def check_frame_indices(table: PacketTable, frame_indices: Sequence[int]) -> None:
+    """Raises ValueError unless `frame_indices` are sorted, unique and frames of the video."""
+    if any(b <= a for a, b in itertools.pairwise(frame_indices)):
+        raise ValueError(f"frame indices must rise, got {list(frame_indices)}")
+    if frame_indices and not 0 <= frame_indices[0] <= frame_indices[-1] < table.num_frames:
+        raise ValueError(
+            f"frame indices {frame_indices[0]}–{frame_indices[-1]} are outside of the video: it has frames "
+            f"0–{table.num_frames - 1}"
+        )

@@ -1,0 +1,54 @@
+"""OpenCV: the second choice, for what decord does not support. Reads from the start; never seeks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from vidshard.clips import load_cv2, resize_frame
+from vidshard.decoders.base import Frame, check_frame_indices
+from vidshard.packets import DAMAGED, UNSUPPORTED, PacketTable, VideoError, openable_name
+
+
+class OpenCVDecoder:
+    """OpenCV with its own FFmpeg. It ends a damaged file without an error, so every read is checked here."""
+
+    name = "opencv"
+
+    def frames(
+        self, path: Path, table: PacketTable, frame_indices: Sequence[int], *, height: int, width: int
+    ) -> Iterator[Frame]:
+        check_frame_indices(table, frame_indices)
+        if table.interlaced:  # OpenCV 5.0 hands out the first frame of interlaced H.264 again and again, with ok=True
+            raise VideoError(UNSUPPORTED, "OpenCV does not decode interlaced video")
+        cv2: Any = load_cv2()
+        with openable_name(path) as name:
+            capture = cv2.VideoCapture(name, cv2.CAP_FFMPEG)
+            try:
+                if not capture.isOpened():
+                    raise VideoError(UNSUPPORTED, f"OpenCV does not open it ({table.codec})")
+                capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
+                next_index = 0
+                for index in frame_indices:
+                    while next_index <= index:  # grab decodes without converting the picture
+                        if not capture.grab():
+                            raise _no_frame(table, next_index)
+                        next_index += 1
+                    ok, frame = capture.retrieve()
+                    if not ok:
+                        raise _no_frame(table, index)
+                    if frame.ndim != 3 or frame.shape[:2] != (table.height, table.width):
+                        raise VideoError(
+                            UNSUPPORTED,
+                            f"OpenCV gives frames of shape {frame.shape}, expected {(table.height, table.width, 3)}",
+                        )
+                    yield cv2.cvtColor(resize_frame(frame, height, width), cv2.COLOR_BGR2RGB)
+            finally:
+                capture.release()
+
+
+def _no_frame(table: PacketTable, index: int) -> VideoError:
+    if index == 0:  # nothing at all: OpenCV opens AV1, tells its length and has no decoder for it
+        return VideoError(UNSUPPORTED, f"OpenCV opens it but decodes no frame ({table.codec})")
+    return VideoError(DAMAGED, f"OpenCV decodes no frame {index:,}; its packets promise {table.num_frames:,} frames")

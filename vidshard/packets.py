@@ -1,0 +1,300 @@
+"""Which frames a video has, when each is shown and where decoding may start, read from its packets alone.
+
+Nothing is decoded but the first frame (for the rotation), so that a whole data set is planned in seconds. Headers are
+not believed: the frame count of a container is only a text in it, and wrong in most damaged files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vidshard import atomic
+
+# The one reason for which another decoder may be asked. Damage must stay loud: of 155 damaged files that decord
+# refuses, OpenCV reads 85 without an error, short or empty.
+UNSUPPORTED = "unsupported_by_decoder"
+DAMAGED = "truncated_or_damaged"
+
+MAX_PIXELS = 8192 * 4320  # a 198 KB file of 8192 × 8192 drives a decoder to 6 GiB
+MAX_SIDE = 16384
+
+_MAGIC_BYTES = 4096
+_ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"styp", b"moof", b"sidx", b"uuid")
+_PICTURE_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"avif")
+
+
+class VideoError(Exception):
+    """A video that cannot be used: `reason` is a code for programs, `message` is for people (no absolute path)."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)  # both, so that the error survives a pipe to another process
+        self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.message}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class PacketTable:
+    """The frames of one video in presentation order, edit list applied; N frames, K of them keyframes."""
+
+    timestamps_seconds: npt.NDArray[np.float64]  # [N], from the first displayed frame
+    keyframes: npt.NDArray[np.int64]  # [K] frame indices
+    fps: float  # mean; 0.0 if unknown
+    width: int  # as displayed: rotation applied
+    height: int
+    rotation: int  # degrees counter-clockwise that a player turns the stored picture: 0, 90, 180 or 270
+    codec: str  # FFmpeg's name, such as `h264`
+    pixel_format: str | None
+    discarded: int  # packets that the edit list hides; decoders need them, viewers never see them
+    stream_index: int
+    interlaced: bool = False
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.timestamps_seconds)
+
+    def save(self, path: Path) -> None:
+        """Write the table as `.npz`, atomically."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields["pixel_format"] = self.pixel_format or ""
+        with atomic.atomic_open(path) as file:
+            np.savez(file, **fields)
+
+    @classmethod
+    def load(cls, path: Path) -> PacketTable:
+        """The inverse of `save`."""
+        with np.load(path, allow_pickle=False) as arrays:
+            fields: dict[str, Any] = {name: arrays[name] for name in arrays.files}
+        for name, value in fields.items():
+            if value.ndim == 0:
+                fields[name] = value.item()
+        return cls(**{**fields, "pixel_format": fields["pixel_format"] or None})
+
+
+def read_packet_table(path: Path) -> PacketTable:
+    """Read the packets of the best video stream of the file at `path`, without decoding them.
+
+    Raises VideoError, with one of the reasons `unreadable`, `not_a_regular_file`, `empty_file`, `not_a_video`,
+    `no_video_stream`, `no_frames`, `too_large`, `truncated_or_damaged`.
+    """
+    import av  # here, so that who only loads tables needs no FFmpeg
+
+    head, size = _read_head(path)
+    container_format = _container_format(head)
+    try:
+        with openable_name(path) as name, _open(name, container_format) as container:
+            table = _read_stream(container, size)
+            rotation, interlaced = _first_frame(name, container_format, table.stream_index)
+    except VideoError:
+        raise
+    except MemoryError as error:
+        raise VideoError("too_large", "reading its packets needs more memory than there is") from error
+    except (av.error.FFmpegError, OSError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise VideoError(DAMAGED, f"its packets cannot be read: {_plain(error)}") from error
+    width, height = (table.height, table.width) if rotation % 180 else (table.width, table.height)
+    return dataclasses.replace(table, width=width, height=height, rotation=rotation, interlaced=interlaced)
+
+
+def _open(name: str, container_format: str) -> Any:
+    import av
+
+    # Naming the format keeps FFmpeg from guessing: a playlist or script would make it open other files.
+    return av.open(name, format=container_format, options={"protocol_whitelist": "file"}, metadata_errors="replace")
+
+
+def _read_head(path: Path) -> tuple[bytes, int]:
+    """The first bytes and the size of a regular file."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # asked before opening: opening a FIFO waits for ever
+            raise VideoError("not_a_regular_file", "it is a folder, pipe, socket or device, not a file")
+        if status.st_size == 0:
+            raise VideoError("empty_file", "it has 0 bytes")
+        with open(path, "rb") as file:
+            return file.read(_MAGIC_BYTES), status.st_size
+    except OSError as error:
+        raise VideoError("unreadable", f"it cannot be opened: {_plain(error)}") from error
+
+
+def _container_format(head: bytes) -> str:
+    """FFmpeg's name of the video container that begins with `head`. Raises VideoError `not_a_video`.
+
+    >>> _container_format(bytes.fromhex("0000001c") + b"ftypisom")
+    'mov'
+    """
+    if head[4:8] == b"ftyp" and head[8:12] in _PICTURE_BRANDS:
+        raise VideoError("not_a_video", "it is a picture (HEIF or AVIF), whatever its name says")
+    if head[4:8] in _ISO_BOXES:
+        return "mov"
+    for magic, name in (
+        (b"\x1a\x45\xdf\xa3", "matroska"),
+        (b"FLV\x01", "flv"),
+        (b"\x30\x26\xb2\x75", "asf"),
+        (b"OggS", "ogg"),
+        (b"\x00\x00\x01\xba", "mpeg"),
+    ):
+        if head.startswith(magic):
+            return name
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        return "avi"
+    for first, step in ((0, 188), (4, 192)):  # MPEG transport stream, plain and with 4-byte time stamps
+        if head[first : first + 4 * step + 1 : step] == b"\x47" * 5:
+            return "mpegts"
+    raise VideoError("not_a_video", f"its content begins like no video file ({_describe(head)})")
+
+
+def _describe(head: bytes) -> str:
+    """What a file that is no video seems to be.
+
+    >>> _describe(b"<!DOCTYPE html>")
+    'text'
+    """
+    for magic, name in (
+        (b"\xff\xd8\xff", "a JPEG picture"),
+        (b"\x89PNG", "a PNG picture"),
+        (b"GIF8", "a GIF picture"),
+        (b"PK\x03\x04", "a ZIP archive"),
+        (b"Rar!", "a RAR archive"),
+        (b"\x1f\x8b", "a gzip archive"),
+        (b"version https://git-lfs", "a Git LFS pointer: run `git lfs pull`"),
+    ):
+        if head.startswith(magic):
+            return name
+    if not any(head):
+        return "only zeros"
+    return "text" if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head[:256]) else "unknown bytes"
+
+
+def _read_stream(container: Any, file_size: int) -> PacketTable:
+    """The table of the best video stream, as stored: without rotation."""
+    from av.stream import Disposition
+
+    stream = container.streams.best("video")
+    if stream is None or stream.disposition & Disposition.attached_pic:
+        pictures = {s.index for s in container.streams.video if s.disposition & Disposition.attached_pic}
+        stream = next((s for s in container.streams.video if s.index not in pictures), None)
+    if stream is None:
+        raise VideoError("no_video_stream", "it holds no video stream")
+    width, height = stream.codec_context.width, stream.codec_context.height
+    _check_size(width, height)
+
+    packets = _read_packets(container, stream, file_size)
+    shown = packets[packets["discard"] == 0]
+    if not len(shown):
+        raise VideoError("no_frames", "its video stream holds no frame to show")
+    seconds = shown["time"] * _time_base(stream)
+    seconds -= seconds[0]
+    span = float(seconds[-1])
+    mean_rate = (len(shown) - 1) / span if span > 0 else float(stream.average_rate or 0)
+    return PacketTable(
+        timestamps_seconds=seconds,
+        keyframes=np.flatnonzero(shown["key"]).astype(np.int64),
+        fps=mean_rate if math.isfinite(mean_rate) else 0.0,
+        width=width,
+        height=height,
+        rotation=0,
+        codec=stream.codec_context.name,
+        pixel_format=stream.codec_context.pix_fmt,
+        discarded=int(packets["discard"].sum()),
+        stream_index=stream.index,
+    )
+
+
+def _check_size(width: int, height: int) -> None:
+    if width < 1 or height < 1:
+        raise VideoError(DAMAGED, f"its picture size is {width}x{height}")
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise VideoError("too_large", f"its picture size is {width}x{height}, more than {MAX_PIXELS:,} pixels")
+
+
+_PACKET = np.dtype([("time", "<i8"), ("discard", "?"), ("key", "?")])
+
+
+def _read_packets(container: Any, stream: Any, file_size: int) -> npt.NDArray[np.void]:
+    """All packets in presentation order. Presentation time where the container has it, else decoding time."""
+    rows: list[tuple[int | None, int | None, bool, bool]] = []
+    num_bytes = 0
+    for packet in container.demux(stream):
+        if packet.size == 0:  # the flush packet at the end, or a frame that an AVI dropped
+            continue
+        num_bytes += packet.size
+        if packet.is_corrupt:
+            raise VideoError(DAMAGED, f"packet {len(rows)} of its video stream is cut or damaged")
+        rows.append((packet.pts, packet.dts, packet.is_discard, packet.is_keyframe))
+    _check_complete(stream, len(rows), num_bytes, file_size)
+    column = next((c for c in (0, 1) if all(row[c] is not None for row in rows)), None)
+    times = range(len(rows)) if column is None else [row[column] for row in rows]
+    packets = np.array([(t, *row[2:]) for t, row in zip(times, rows, strict=True)], dtype=_PACKET)
+    return packets[np.argsort(packets["time"], kind="stable")]
+
+
+def _check_complete(stream: Any, num_packets: int, num_bytes: int, file_size: int) -> None:
+    """Raises VideoError when the file ends before its own table of contents does."""
+    entries = getattr(stream, "index_entries", ())  # PyAV 17 and newer
+    if num_bytes <= file_size and num_packets >= len(entries):
+        return
+    lost = sum(entry.pos + entry.size > file_size for entry in entries)
+    if lost or num_bytes > file_size:
+        raise VideoError(DAMAGED, f"the file ends early: {lost:,} of its {len(entries):,} frames lie beyond its end")
+
+
+def _first_frame(name: str, container_format: str, stream_index: int) -> tuple[int, bool]:
+    """Rotation (degrees counter-clockwise) and interlacing, which only a decoded frame tells; (0, False) if none."""
+    import av
+
+    with _open(name, container_format) as container:
+        stream = container.streams[stream_index]
+        stream.codec_context.thread_count = 1
+        for packet in container.demux(stream):
+            try:
+                frames = packet.decode()
+            except (av.error.FFmpegError, ValueError):  # the decoder of the build will meet it again, and say so
+                continue
+            if frames:
+                return round(frames[0].rotation / 90) * 90 % 360, bool(frames[0].interlaced_frame)
+    return 0, False
+
+
+def _time_base(stream: Any) -> float:
+    return float(stream.time_base) if stream.time_base else 0.0
+
+
+def _plain(error: Exception) -> str:
+    """The text of an error without the path that most of them hold."""
+    return getattr(error, "strerror", None) or type(error).__name__
+
+
+@contextlib.contextmanager
+def openable_name(path: Path) -> Iterator[str]:
+    """A name that every decoding library can open: absolute (FFmpeg takes `a:b.mp4` for a protocol) and UTF-8.
+
+    A name that is not UTF-8 segfaults OpenCV and decord refuses it; on Linux the file is opened here and goes by the
+    name of its descriptor.
+    """
+    name = os.path.abspath(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        if not os.path.isdir("/proc/self/fd"):
+            raise VideoError(
+                UNSUPPORTED, "the file name is not valid UTF-8, which this system cannot open; rename it"
+            ) from None
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            yield f"/proc/self/fd/{descriptor}"
+        finally:
+            os.close(descriptor)
+    else:
+        yield name

@@ -1,0 +1,300 @@
+"""Which videos there are, of which class and split: a folder layout → a sorted list of `Video`.
+
+Nothing here opens a video. Whatever is found and not used is said: every file beside the videos is in `skipped`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from vidshard.errors import UserError
+from vidshard.manifest import Failure
+from vidshard.shard_format import CRIME_LABEL, NORMAL_LABEL, UNKNOWN_LABEL
+
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov")
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+# The classes of UCF-Crime: NormalVideos, its official names, and the 13 crimes.
+NORMAL_CLASSES = (
+    "NormalVideos",
+    "Training_Normal_Videos_Anomaly",
+    "Testing_Normal_Videos_Anomaly",
+    "Normal_Videos_event",
+)
+CRIME_CLASSES = (
+    "Abuse", "Arrest", "Arson", "Assault", "Burglary", "Explosion", "Fighting", "RoadAccidents", "Robbery", "Shooting",
+    "Shoplifting", "Stealing", "Vandalism",
+)  # fmt: skip
+
+_SPLIT_NAMES = {
+    "train": "Train", "training": "Train",
+    "test": "Test", "testing": "Test",
+    "val": "Validation", "valid": "Validation", "validation": "Validation",
+}  # fmt: skip
+
+# Optional, in SOURCE or beside its split folders: [{"file": "Train/Abuse/a.mp4", "source": "recording 7"}, …].
+GROUPS_NAME = "sources.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Video:
+    """One source MP4."""
+
+    path: str  # relative to SOURCE, with forward slashes
+    class_name: str | None  # the folder that directly holds it; None directly in SOURCE
+    label: int  # 0 normal, 1 crime, -1 unknown
+    source_group: str | None = None  # the recording it was cut from, if known
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """The videos of one split (or of a folder that is none), sorted by the bytes of their paths."""
+
+    root: Path  # absolute
+    split: str | None  # Train, Validation, Test or None
+    videos: tuple[Video, ...]
+    skipped: tuple[Failure, ...]
+
+
+def find_sources(source: Path, *, normal: str | None = None) -> list[Source]:
+    """The videos in `source`: one `Source`, or one per split when it holds Train/, Test/ or Validation/.
+
+    `normal` names the class that is normal, if it is not told by its name; every other class is then a crime.
+    Raises UserError when there is no such folder or nothing to use in it.
+    """
+    root = Path(os.path.abspath(source))
+    if not os.path.lexists(root):
+        raise UserError(f"no folder or file {source}; expected SOURCE/<Class>/*.mp4, a folder of MP4s, or one MP4")
+    if not root.is_dir():
+        return [_single_file(root, source)]
+    try:
+        splits = _split_folders(root)
+    except OSError as error:
+        raise UserError(f"{source} cannot be read: {error.strerror}; check its permissions") from error
+    if splits:
+        return [_find_source(folder, split, normal) for split, folder in sorted(splits.items())]
+    return [_find_source(root, split_name(root.name), normal)]
+
+
+def class_label(class_name: str | None, *, normal: str | None = None) -> int:
+    """0 for a normal class, 1 for a crime, -1 for no class. `normal` overrules the names: it is normal, no other is.
+
+    >>> class_label("Testing_Normal_Videos_Anomaly"), class_label("Abuse"), class_label(None)
+    (0, 1, -1)
+    >>> class_label("Quiet", normal="Quiet"), class_label("Abnormal", normal="Quiet")
+    (0, 1)
+    """
+    if class_name is None:
+        return UNKNOWN_LABEL
+    is_normal = class_name == normal if normal is not None else "normal" in class_name.lower()
+    return NORMAL_LABEL if is_normal else CRIME_LABEL
+
+
+def split_name(folder_name: str) -> str | None:
+    """The split that a folder of this name holds.
+
+    >>> split_name("validation"), split_name("Training"), split_name("Abuse")
+    ('Validation', 'Train', None)
+    """
+    return _SPLIT_NAMES.get(folder_name.lower())
+
+
+def label_table(source: Source) -> str:
+    """The table class → label → number of videos, for people."""
+    counts = Counter((video.class_name, video.label) for video in source.videos)
+    meanings = {NORMAL_LABEL: "0 normal", CRIME_LABEL: "1 crime", UNKNOWN_LABEL: "-1 unknown"}
+    rows = [
+        ("(no class folder)" if name is None else name, meanings[label], f"{count:,}")
+        for (name, label), count in sorted(counts.items(), key=lambda row: (row[0][1], _sort_key(row[0][0] or "")))
+    ]
+    rows = [("class", "label", "videos"), *rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows)
+
+
+def check_labels(source: Source, *, normal: str | None, yes: bool) -> None:
+    """Raises UserError, with the table, when the labels may be wrong and the user has not confirmed them.
+
+    That is: no normal class, no crime class, or a class name that is not one of UCF-Crime's.
+    """
+    classes = {video.class_name: video.label for video in source.videos if video.class_name is not None}
+    if normal is not None and normal not in classes:
+        names = ", ".join(sorted(classes, key=_sort_key)) or "none"
+        raise UserError(f"--normal {normal} names no class folder of {source.root}; the classes are: {names}")
+    if not classes or yes or normal is not None:
+        return
+    doubts = []
+    unknown = sorted(set(classes) - {*NORMAL_CLASSES, *CRIME_CLASSES}, key=_sort_key)
+    if unknown:
+        doubts.append(f"not a class name of UCF-Crime: {', '.join(unknown)}")
+    if NORMAL_LABEL not in classes.values():
+        doubts.append("no class is normal")
+    if CRIME_LABEL not in classes.values():
+        doubts.append("no class is a crime")
+    if doubts:
+        raise UserError(
+            f"check the labels of {source.root}: {'; '.join(doubts)}\n\n{label_table(source)}\n\n"
+            "If this is right, go on with --yes; to make one class normal and every other a crime, with --normal CLASS"
+        )
+
+
+def _single_file(path: Path, given: Path) -> Source:
+    if not path.is_file():
+        raise UserError(f"{given} is neither a folder nor a regular file; expected an MP4 or a folder of them")
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
+        raise UserError(f"{given} is no video name; expected one that ends in {', '.join(VIDEO_SUFFIXES)}")
+    video = Video(path=path.name, class_name=None, label=UNKNOWN_LABEL)
+    return Source(root=path.parent, split=None, videos=(video,), skipped=())
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """Split → folder, if `root` holds split folders; {} if not. Raises UserError on videos that no split holds."""
+    with os.scandir(root) as entries:
+        found = sorted(entries, key=lambda entry: _sort_key(entry.name))
+    splits: dict[str, Path] = {}
+    for entry in found:
+        split = split_name(entry.name)
+        if split is None or not entry.is_dir():
+            continue
+        if split in splits:
+            raise UserError(
+                f"{root} holds {splits[split].name}/ and {entry.name}/, which are the same split; "
+                "build them one by one, or merge them"
+            )
+        splits[split] = Path(entry.path)
+    if not splits:
+        return {}
+    used = {folder.name for folder in splits.values()}
+    beside = _Walk(root, leave_out=used)
+    if beside.videos:
+        shown = ", ".join(beside.videos[:3]) + (", …" if len(beside.videos) > 3 else "")
+        raise UserError(
+            f"{root} holds {', '.join(f'{name}/' for name in sorted(used))} and {len(beside.videos):,} videos beside "
+            f"them ({shown}); move those into a split, or build each folder by itself"
+        )
+    return splits
+
+
+def _find_source(root: Path, split: str | None, normal: str | None) -> Source:
+    walk = _Walk(root)
+    groups = _read_groups(root, split)
+    if not walk.videos:
+        raise UserError(_nothing_found(root, walk))
+    videos = []
+    for path in sorted(walk.videos, key=_sort_key):
+        class_name = path.rpartition("/")[0].rpartition("/")[2] or None
+        label = class_label(class_name, normal=normal)
+        videos.append(Video(path=path, class_name=class_name, label=label, source_group=groups.get(path)))
+    skipped = sorted(walk.skipped, key=lambda failure: _sort_key(failure.path))
+    return Source(root=root, split=split, videos=tuple(videos), skipped=tuple(skipped))
+
+
+def _nothing_found(root: Path, walk: _Walk) -> str:
+    pictures = [f.path for f in walk.skipped if f.path.lower().endswith(PICTURE_SUFFIXES)]
+    if pictures:
+        return (
+            f"{root} holds {len(pictures):,} pictures (such as {pictures[0]}) and no video: folders of frames cannot "
+            f"be built, because they do not say when a frame was shown; give the videos ({', '.join(VIDEO_SUFFIXES)})"
+        )
+    reasons = Counter(failure.reason for failure in walk.skipped)
+    found = f"; skipped: {', '.join(f'{n:,} {reason}' for reason, n in sorted(reasons.items()))}" if reasons else ""
+    return (
+        f"no video in {root}: expected SOURCE/<Class>/*.mp4 or *.mp4 (also {', '.join(VIDEO_SUFFIXES[1:])}, "
+        f"upper or lower case){found}"
+    )
+
+
+class _Walk:
+    """All that lies below `root`: `videos` (relative paths) and `skipped`, in no particular order."""
+
+    def __init__(self, root: Path, leave_out: Iterable[str] = ()) -> None:
+        self.root = root
+        self.real_root = os.path.realpath(root)
+        self.leave_out = set(leave_out)
+        self.videos: list[str] = []
+        self.skipped: list[Failure] = []
+        folders = [""]
+        while folders:  # a list, not recursion: a tree may be deeper than the stack
+            folders += self._scan(folders.pop())
+
+    def _scan(self, folder: str) -> list[str]:
+        """Sort the entries of one folder; returns its sub-folders."""
+        folders = []
+        try:
+            with os.scandir(os.path.join(self.root, folder)) as entries:
+                for entry in entries:
+                    path = f"{folder}/{entry.name}" if folder else entry.name
+                    if folder or entry.name not in self.leave_out:
+                        folders += self._sort(entry, path)
+        except OSError as error:
+            self._skip(folder or ".", "unreadable_folder", f"it cannot be listed: {error.strerror}")
+        return folders
+
+    def _sort(self, entry: os.DirEntry[str], path: str) -> list[str]:
+        if entry.name.startswith("."):
+            return self._skip(path, "hidden_file", "its name begins with a dot")
+        if not _is_utf8_or_bytes(path):
+            return self._skip(path, "unusable_name", "its name is no valid Unicode; rename it")
+        if entry.is_symlink():
+            real = os.path.realpath(entry.path)
+            if not os.path.exists(real):
+                return self._skip(path, "broken_link", "it is a link to nothing")
+            if not _is_below(real, self.real_root):
+                return self._skip(path, "link_outside_source", "it is a link that leads out of SOURCE")
+            if os.path.isdir(real):
+                return self._skip(path, "link_to_folder", "it is a link to a folder of SOURCE that is read anyway")
+        elif entry.is_dir(follow_symlinks=False):
+            return [path]
+        if path == GROUPS_NAME:
+            return []
+        if os.path.splitext(entry.name)[1].lower() not in VIDEO_SUFFIXES:
+            return self._skip(path, "not_a_video_name", f"its name ends in none of {', '.join(VIDEO_SUFFIXES)}")
+        if not stat.S_ISREG(entry.stat().st_mode):
+            return self._skip(path, "not_a_regular_file", "it is a pipe, socket or device, not a file")
+        self.videos.append(path)
+        return []
+
+    def _skip(self, path: str, reason: str, message: str) -> list[str]:
+        self.skipped.append(Failure(path=path, outcome="skipped", reason=reason, message=message))
+        return []
+
+
+def _read_groups(root: Path, split: str | None) -> dict[str, str]:
+    """Path relative to `root` → source group, from `sources.json` in it, or beside it when it is a split folder."""
+    places = [(root, "")] + ([(root.parent, f"{root.name}/")] if split is not None else [])
+    for folder, prefix in places:
+        path = folder / GROUPS_NAME
+        if not path.is_file():
+            continue
+        try:
+            rows = json.loads(path.read_text(encoding="utf-8"))
+            groups = {str(row["file"]): str(row["source"]) for row in rows}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f'{path} is not a list of {{"file": …, "source": …}}, which names the recording each video was cut '
+                f"from ({error!r}); correct it, or rename it if it is about something else"
+            ) from error
+        return {name.removeprefix(prefix): group for name, group in groups.items() if name.startswith(prefix)}
+    return {}
+
+
+def _sort_key(path: str) -> bytes:
+    return path.encode("utf-8", "surrogateescape")
+
+
+def _is_utf8_or_bytes(name: str) -> bool:
+    try:
+        _sort_key(name)
+    except UnicodeEncodeError:  # half a surrogate pair, which Windows allows in a name
+        return False
+    return True
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return os.path.commonpath((path, folder)) == folder if path[:1] == folder[:1] else False
