@@ -59,7 +59,11 @@ class PacketTable:
     pixel_format: str | None
     discarded: int  # packets that the edit list hides; decoders need them, viewers never see them
     stream_index: int
+    container: str  # FFmpeg's name, such as `mov` (all MP4s) or `matroska`
     interlaced: bool = False
+    open_gops: bool = False  # some keyframe is followed by frames shown before it, which a seek to it loses
+    num_video_streams: int = 1  # cover pictures not counted; the table is that of the first
+    after_cover_picture: bool = False  # whether a cover picture comes before it, as a video stream of one frame
 
     @property
     def num_frames(self) -> int:
@@ -84,7 +88,7 @@ class PacketTable:
 
 
 def read_packet_table(path: Path) -> PacketTable:
-    """Read the packets of the best video stream of the file at `path`, without decoding them.
+    """Read the packets of the first video stream (cover pictures not counted) of the file at `path`.
 
     Raises VideoError, with one of the reasons `unreadable`, `not_a_regular_file`, `empty_file`, `not_a_video`,
     `no_video_stream`, `no_frames`, `too_large`, `truncated_or_damaged`.
@@ -95,7 +99,7 @@ def read_packet_table(path: Path) -> PacketTable:
     container_format = _container_format(head)
     try:
         with openable_name(path) as name, _open(name, container_format) as container:
-            table = _read_stream(container, size)
+            table = _read_stream(container, container_format, size)
             rotation, interlaced = _first_frame(name, container_format, table.stream_index)
     except VideoError:
         raise
@@ -177,21 +181,20 @@ def _describe(head: bytes) -> str:
     return "text" if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head[:256]) else "unknown bytes"
 
 
-def _read_stream(container: Any, file_size: int) -> PacketTable:
-    """The table of the best video stream, as stored: without rotation."""
+def _read_stream(container: Any, container_format: str, file_size: int) -> PacketTable:
+    """The table of the first video stream that is no cover picture, as stored: without rotation."""
     from av.stream import Disposition
 
-    stream = container.streams.best("video")
-    if stream is None or stream.disposition & Disposition.attached_pic:
-        pictures = {s.index for s in container.streams.video if s.disposition & Disposition.attached_pic}
-        stream = next((s for s in container.streams.video if s.index not in pictures), None)
-    if stream is None:
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not streams:
         raise VideoError("no_video_stream", "it holds no video stream")
+    stream = streams[0]
     width, height = stream.codec_context.width, stream.codec_context.height
     _check_size(width, height)
 
     packets = _read_packets(container, stream, file_size)
-    shown = packets[packets["discard"] == 0]
+    in_order = np.sort(packets, order="time", kind="stable")
+    shown = in_order[~in_order["discard"]]
     if not len(shown):
         raise VideoError("no_frames", "its video stream holds no frame to show")
     seconds = shown["time"] * _time_base(stream)
@@ -205,11 +208,26 @@ def _read_stream(container: Any, file_size: int) -> PacketTable:
         width=width,
         height=height,
         rotation=0,
-        codec=stream.codec_context.name,
+        codec=stream.codec_context.codec.canonical_name,
         pixel_format=stream.codec_context.pix_fmt,
         discarded=int(packets["discard"].sum()),
         stream_index=stream.index,
+        container=container_format,
+        open_gops=_has_open_gops(packets),
+        num_video_streams=len(streams),
+        after_cover_picture=stream.index != container.streams.video[0].index,
     )
+
+
+def _has_open_gops(packets: npt.NDArray[np.void]) -> bool:
+    """Whether a keyframe is followed, in decoding order, by a frame that is shown before it.
+
+    >>> times = [0, 3, 1, 2, 6, 4, 5]  # I P B B I B B: the last two need the P before the second I
+    >>> _has_open_gops(np.array([(time, False, time in (0, 6)) for time in times], dtype=_PACKET))
+    True
+    """
+    earliest_to_come = np.minimum.accumulate(packets["time"][::-1])[::-1]
+    return bool(np.any(earliest_to_come[packets["key"]] < packets["time"][packets["key"]]))
 
 
 def _check_size(width: int, height: int) -> None:
@@ -223,7 +241,7 @@ _PACKET = np.dtype([("time", "<i8"), ("discard", "?"), ("key", "?")])
 
 
 def _read_packets(container: Any, stream: Any, file_size: int) -> npt.NDArray[np.void]:
-    """All packets in presentation order. Presentation time where the container has it, else decoding time."""
+    """All packets in decoding order, with the presentation time where the container has it, else the decoding time."""
     rows: list[tuple[int | None, int | None, bool, bool]] = []
     num_bytes = 0
     for packet in container.demux(stream):
@@ -236,8 +254,7 @@ def _read_packets(container: Any, stream: Any, file_size: int) -> npt.NDArray[np
     _check_complete(stream, len(rows), num_bytes, file_size)
     column = next((c for c in (0, 1) if all(row[c] is not None for row in rows)), None)
     times = range(len(rows)) if column is None else [row[column] for row in rows]
-    packets = np.array([(t, *row[2:]) for t, row in zip(times, rows, strict=True)], dtype=_PACKET)
-    return packets[np.argsort(packets["time"], kind="stable")]
+    return np.array([(time, *row[2:]) for time, row in zip(times, rows, strict=True)], dtype=_PACKET)
 
 
 def _check_complete(stream: Any, num_packets: int, num_bytes: int, file_size: int) -> None:

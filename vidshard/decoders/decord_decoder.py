@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from vidshard.decoders.base import Frame, check_frame_indices
 from vidshard.packets import DAMAGED, UNSUPPORTED, PacketTable, VideoError, openable_name
 
 _BATCH = 32  # frames in memory at once
+_CONTAINERS = ("mov", "matroska")  # of an MPEG transport stream it drops all before the second keyframe, silently
+_NO_DECODER = "cannot find video stream"  # its text when its FFmpeg has no decoder; that there is a stream is known
 
 
 class DecordDecoder:
@@ -21,6 +24,12 @@ class DecordDecoder:
         self, path: Path, table: PacketTable, frame_indices: Sequence[int], *, height: int, width: int
     ) -> Iterator[Frame]:
         check_frame_indices(table, frame_indices)
+        if table.container not in _CONTAINERS:
+            raise VideoError(UNSUPPORTED, f"decord is not used for {table.container} files")
+        if table.num_video_streams > 1:
+            raise VideoError(
+                UNSUPPORTED, f"decord chooses one of its {table.num_video_streams} video streams by itself"
+            )
         decord = _load_decord()
         with openable_name(path) as name:
             try:
@@ -28,11 +37,30 @@ class DecordDecoder:
                 expected = table.num_frames + table.discarded
                 if len(reader) != expected:
                     raise VideoError(DAMAGED, f"decord counts {len(reader):,} frames, its packets {expected:,}")
-                for start in range(0, len(frame_indices), _BATCH):
-                    batch = reader.get_batch(list(frame_indices[start : start + _BATCH])).asnumpy()
-                    yield from batch
+                # A seek of decord misses when the edit list hides frames (it counts them) or when frames follow a
+                # keyframe that are shown before it (it drops them): then all is decoded from the start.
+                read = _read_through if table.discarded or table.open_gops else _read_with_seeks
+                yield from read(reader, frame_indices)
             except decord.DECORDError as error:
-                raise VideoError(DAMAGED, f"decord: {error}") from error
+                text = str(error)
+                if _NO_DECODER in text:
+                    raise VideoError(UNSUPPORTED, f"decord has no decoder for {table.codec}") from error
+                raise VideoError(DAMAGED, f"decord: {_first_line(text)}") from error
+
+
+def _read_with_seeks(reader: Any, frame_indices: Sequence[int]) -> Iterator[Frame]:
+    for start in range(0, len(frame_indices), _BATCH):
+        yield from reader.get_batch(list(frame_indices[start : start + _BATCH])).asnumpy()
+
+
+def _read_through(reader: Any, frame_indices: Sequence[int]) -> Iterator[Frame]:
+    position = 0
+    for index in frame_indices:
+        while position < index:  # not skip_frames, which seeks too
+            reader.next()
+            position += 1
+        yield reader.next().asnumpy()
+        position += 1
 
 
 def _load_decord() -> Any:
@@ -41,3 +69,12 @@ def _load_decord() -> Any:
     except (ImportError, OSError) as error:
         raise VideoError(UNSUPPORTED, f"decord cannot be imported: {error}") from error
     return decord
+
+
+def _first_line(text: str) -> str:
+    """decord's message without time, source file and stack trace, which differ from run to run.
+
+    >>> _first_line("[09:13:23] /a/b.cc:151: Check failed: x >= 0 (-1 vs. 0) Error\\nStack trace: …")
+    'Check failed: x >= 0 (-1 vs. 0) Error'
+    """
+    return re.sub(r"^\[[\d:]+\] \S+: ", "", text.strip().partition("\n")[0])

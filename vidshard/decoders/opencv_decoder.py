@@ -22,6 +22,8 @@ class OpenCVDecoder:
         check_frame_indices(table, frame_indices)
         if table.interlaced:  # OpenCV 5.0 hands out the first frame of interlaced H.264 again and again, with ok=True
             raise VideoError(UNSUPPORTED, "OpenCV does not decode interlaced video")
+        if table.after_cover_picture:
+            raise VideoError(UNSUPPORTED, "OpenCV decodes the first video stream only, which is a cover picture")
         cv2: Any = load_cv2()
         with openable_name(path) as name:
             capture = cv2.VideoCapture(name, cv2.CAP_FFMPEG)

@@ -1,0 +1,145 @@
+"""One contract for all decoders: the frames that a viewer would see, numbered from 0, upright, at the asked size."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from contract import numbered_videos
+from contract.numbered_videos import KINDS, NumberedVideo
+from vidshard.decoders import DECODERS, VideoError, decoders_for
+from vidshard.packets import PacketTable, read_packet_table
+
+# What a decoder may refuse, so that the next one is asked. Anything else must be decoded right.
+MAY_REFUSE = {
+    "decord": {"av1", "avi_named_mp4", "mpegts_named_mp4", "two_video_streams"},
+    "opencv": {"av1", "interlaced"},
+    "pyav": set(),
+}
+# With these the first choice fails over to the second; nothing but AV1 is left undecoded.
+NOT_IN_AUTO = {"av1"}
+SIZE = 112
+
+
+class Library:
+    """The numbered videos, each made when first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.made: dict[str, tuple[NumberedVideo, PacketTable]] = {}
+
+    def __getitem__(self, kind: str) -> tuple[NumberedVideo, PacketTable]:
+        if kind not in self.made:
+            video = numbered_videos.make_kind(kind, self.folder)
+            self.made[kind] = video, read_packet_table(video.path)
+        return self.made[kind]
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    return Library(tmp_path_factory.mktemp("numbered"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packet_table_names_every_frame_that_is_shown(kind: str, library: Library) -> None:
+    video, table = library[kind]
+    assert table.num_frames == len(video.numbers)
+    np.testing.assert_allclose(table.timestamps_seconds, video.seconds, atol=2e-3)  # Matroska counts milliseconds
+    size = KINDS[kind].get("size", (320, 240))
+    turned = kind in ("rotated_90", "rotated_270")
+    assert (table.width, table.height) == (size[::-1] if turned else size)
+    assert table.keyframes[0] == 0 or table.discarded > 0
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_decoder_gives_the_frames_that_were_asked_for(kind: str, name: str, library: Library) -> None:
+    video, table = library[kind]
+    n = table.num_frames
+    reads = {"all": list(range(n)), "sparse": sorted({i * (n - 1) // 15 for i in range(16)}), "last": [n - 1]}
+    for read, indices in reads.items():
+        try:
+            frames = list(DECODERS[name]().frames(video.path, table, indices, height=SIZE, width=SIZE))
+        except VideoError as error:
+            assert error.reason == "unsupported_by_decoder"
+            assert kind in MAY_REFUSE[name], error
+            continue
+        assert kind not in MAY_REFUSE[name], f"{name} decodes {kind}: take it off the list"
+        assert {(frame.shape, frame.dtype.str) for frame in frames} <= {((SIZE, SIZE, 3), "|u1")}
+        shown = [numbered_videos.read_number(numbered_videos.upright(frame, kind)) for frame in frames]
+        assert shown == [video.numbers[i] for i in indices], read
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - NOT_IN_AUTO))
+def test_one_of_the_automatic_decoders_takes_it(kind: str) -> None:
+    assert any(kind not in MAY_REFUSE[decoder.name] for decoder in decoders_for("auto"))
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_colours_are_rgb(name: str, tmp_path: Path) -> None:
+    path = numbered_videos.make_coloured(tmp_path / "red.mp4", (200, 40, 60))
+    (frame,) = DECODERS[name]().frames(path, read_packet_table(path), [1], height=SIZE, width=SIZE)
+    np.testing.assert_allclose(frame.mean(axis=(0, 1)), (200, 40, 60), atol=8)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_resize_does_not_alias(name: str, tmp_path: Path) -> None:
+    """A pattern of one-pixel stripes becomes even grey, not bands."""
+    path = numbered_videos.make_striped(tmp_path / "stripes.mp4")
+    (frame,) = DECODERS[name]().frames(path, read_packet_table(path), [0], height=60, width=86)
+    assert float(frame[5:-5, 5:-5].std()) < 12
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("file_name", ['a b.c\'s "x".mp4', "Ünïcødé 防犯.mp4", "c:d.mp4", b"not-utf8-\xff\xfe.mp4"])
+def test_any_file_name_opens(file_name: str | bytes, name: str, library: Library, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(file_name)
+    try:
+        path.write_bytes(library["two_frames"][0].path.read_bytes())
+    except OSError as error:
+        pytest.skip(f"this file system has no such name: {error.strerror}")
+    assert len(list(DECODERS[name]().frames(path, read_packet_table(path), [0, 1], height=32, width=32))) == 2
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_wrong_frame_indices_are_a_bug_of_the_caller(name: str, library: Library) -> None:
+    video, table = library["two_frames"]
+    for wrong in ([1, 0], [0, 0], [2], [-1]):
+        with pytest.raises(ValueError, match="frame indices"):
+            list(DECODERS[name]().frames(video.path, table, wrong, height=32, width=32))
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_missing_frames_are_damage_and_never_silence(name: str, library: Library, tmp_path: Path) -> None:
+    """The packet table of the whole file, and a file that lost its second half since."""
+    video, table = library["fragmented"]
+    path = tmp_path / "half.mp4"
+    data = video.path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(VideoError) as caught:
+        list(DECODERS[name]().frames(path, table, range(table.num_frames), height=SIZE, width=SIZE))
+    assert caught.value.reason == "truncated_or_damaged"
+    assert str(tmp_path) not in caught.value.message
+
+
+def real_videos() -> list[Path]:
+    folder = os.environ.get("VIDSHARD_TEST_DATA")
+    return sorted(Path(folder, "surv-fight", "Train").rglob("*.mp4"))[::40] if folder else []
+
+
+@pytest.mark.skipif(not real_videos(), reason="VIDSHARD_TEST_DATA names no folder with surv-fight in it")
+def test_decoders_agree_on_real_videos() -> None:
+    for path in real_videos():
+        table = read_packet_table(path)
+        indices = [i * (table.num_frames - 1) // 7 for i in range(8)]
+        pictures = {
+            name: np.stack(list(make().frames(path, table, indices, height=SIZE, width=SIZE))).astype(np.float64)
+            for name, make in DECODERS.items()
+        }
+        # Neighbours of these eight frames differ by 15–27 dB. decord resizes bicubically, the others by area.
+        for name, least in (("decord", 30), ("pyav", 40)):
+            error = np.mean((pictures[name] - pictures["opencv"]) ** 2)
+            assert 10 * np.log10(255**2 / error) > least, f"{name} differs from OpenCV on {path.name}"
