@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import click
+from click.core import ParameterSource
 
 from vidshard import __version__
 from vidshard.console import ExitCodeGroup
@@ -12,3 +16,79 @@ from vidshard.console import ExitCodeGroup
 @click.version_option(__version__)
 def main() -> None:
     """Tell normal from crime in clips read from shards."""
+
+
+@main.command()
+@click.option("--shards", type=click.Path(path_type=Path), default="shards/Train", show_default=True)
+@click.option("--val-shards", type=click.Path(path_type=Path), help="Shards to validate on; the best epoch is kept.")
+@click.option("--out", type=click.Path(path_type=Path), default="checkpoints", show_default=True)
+@click.option("--epochs", type=int, default=5, show_default=True)
+@click.option("--batch-size", type=int, default=4, show_default=True)
+@click.option("--lr", type=float, default=1e-4, show_default=True, help="Highest learning rate of the schedule.")
+@click.option("--weight-decay", type=float, default=0.05, show_default=True)
+@click.option("--warmup-fraction", type=float, default=0.1, show_default=True, help="Share of all steps.")
+@click.option("--grad-clip", type=float, default=1.0, show_default=True, help="Largest gradient norm; 0 is no limit.")
+@click.option("--label-smoothing", type=float, default=0.0, show_default=True)
+@click.option(
+    "--val-fraction",
+    type=float,
+    default=0.1,
+    show_default=True,
+    help="Share of the videos held out where there is no --val-shards; 0 turns it off.",
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--workers", type=int, default=1, show_default=True, help="Threads that read shards.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@click.option("--preset", type=click.Choice(["default", "notebook"]), default="default", help="A named set of options.")
+def train(preset: str, **options: Any) -> None:
+    """Train a model on shards; the best epoch is written to --out."""
+    from stage1.train import PRESETS, TrainConfig, train
+
+    source = click.get_current_context().get_parameter_source
+    given = {name: value for name, value in options.items() if source(name) is not ParameterSource.DEFAULT}
+    train(TrainConfig(**{**options, **PRESETS[preset], **given}))
+
+
+@main.command()
+@click.option("--shards", type=click.Path(path_type=Path), default="shards/Test", show_default=True)
+@click.option("--videos", multiple=True, metavar="PATH…", help="MP4s instead of shards: files, folders or globs.")
+@click.argument("more_videos", nargs=-1, metavar="")
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    default="checkpoints/binary_stage1_with_attention.pt",
+    show_default=True,
+)
+@click.option("--out", type=click.Path(path_type=Path), default="stage1_output", show_default=True)
+@click.option("--threshold", type=float, help="Detect clips with at least this P(crime).  [default: the checkpoint's]")
+@click.option("--batch-size", type=int, default=8, show_default=True, help="Clips scored at once.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--workers", type=int, help="Processes that decode, with --videos.")
+@click.option("--video-root", type=click.Path(path_type=Path), help="Where the videos are now, if they were moved.")
+@click.option("--allow-sampling-mismatch", is_flag=True, help="Score clips sampled unlike the training clips.")
+def infer(more_videos: tuple[str, ...], videos: tuple[str, ...], **options: Any) -> int:
+    """Score every clip; write the detections and where the model looked."""
+    from stage1.infer import InferConfig, infer
+
+    if more_videos and not videos:
+        raise click.UsageError(f"unexpected argument {more_videos[0]!r}; name MP4s with --videos PATH…")
+    if videos and click.get_current_context().get_parameter_source("shards") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--shards and --videos exclude each other: give one of them")
+    report = infer(InferConfig(videos=videos + more_videos, **options))
+    if report.problems:
+        click.echo(report.problems, err=True)
+    click.echo(report.summary)
+    return report.exit_code
+
+
+@main.command()
+@click.argument("folder", metavar="[DIR]", type=click.Path(path_type=Path), default="stage1_output")
+def visualize(folder: Path) -> None:
+    """Draw the strongest detections in DIR (stage1_output): frames, and the attention under them."""
+    from stage1.film_strip import visualize
+
+    picture, num_shown = visualize(folder)
+    if not num_shown:
+        click.echo(f"No clip was detected as crime: see {folder / 'predictions.csv'} for all confidences")
+    click.echo(f"✓ Attention visualization saved to: {picture}")

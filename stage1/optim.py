@@ -1,0 +1,52 @@
+"""Optimizer, schedule and class weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+
+def make_optimizer(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter, ICLR 2019); no decay on biases and normalisation, which only shift and scale."""
+    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    return torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}], lr=lr
+    )
+
+
+def lr_factor(step: int, *, num_steps: int, warmup_steps: int, floor: float = 0.01) -> float:
+    """Share of the full learning rate at `step`: linear warm-up, then half a cosine down to `floor`.
+
+    >>> [round(lr_factor(step, num_steps=6, warmup_steps=2), 2) for step in range(6)]
+    [0.5, 1.0, 0.86, 0.51, 0.15, 0.01]
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = min(1.0, (step + 1 - warmup_steps) / max(1, num_steps - warmup_steps))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def make_scheduler(
+    optimizer: torch.optim.Optimizer, *, num_steps: int, warmup_fraction: float
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Warm-up over `warmup_fraction` of the steps, then cosine; call `step()` after each optimizer step."""
+    warmup_steps = round(warmup_fraction * num_steps)
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: lr_factor(step, num_steps=num_steps, warmup_steps=warmup_steps)
+    )
+
+
+def class_weights(labels: Sequence[int] | npt.NDArray[np.int64]) -> list[float]:
+    """Weights of normal and crime in the loss, so that both count the same in sum; 1 each where they are balanced.
+
+    >>> class_weights([0, 0, 0, 1])
+    [0.6666666666666666, 2.0]
+    """
+    counts = np.bincount(labels, minlength=2)
+    return [float(len(labels) / (2 * count)) for count in counts]
