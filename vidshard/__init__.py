@@ -1,10 +1,28 @@
 """Decode surveillance videos once, into WebDataset shards of fixed-size clips."""
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vidshard.builder import BuildConfig, BuildReport, build
+    from vidshard.clips import SamplingConfig
 
 try:
     __version__ = version("vidshard")
 except PackageNotFoundError:  # used from a source tree that was never installed
     __version__ = "0+unknown"
 
-__all__ = ["__version__"]
+__all__ = ["BuildConfig", "BuildReport", "SamplingConfig", "__version__", "build"]
+
+
+def __getattr__(name: str) -> Any:
+    """The public API, loaded on first use: training nodes import this package for the shard format alone."""
+    if name in ("BuildConfig", "BuildReport", "build"):
+        from vidshard import builder
+
+        return getattr(builder, name)
+    if name == "SamplingConfig":
+        from vidshard.clips import SamplingConfig
+
+        return SamplingConfig
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,7 @@ video that fails makes its shards smaller and moves no other clip, and a build t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vidshard.shard_format import TAR_BLOCK, ClipShape, npy_header
@@ -76,6 +76,29 @@ def plan_units(num_clips: Sequence[int], *, shard_clips: int) -> Plan:
             position += stop - start
             start = stop
     return Plan(units=tuple(units), num_shards=-(-position // shard_clips))
+
+
+def group_units(units: Mapping[int, Unit], *, max_clips: int) -> list[tuple[int, ...]]:
+    """Group consecutive units of one video, up to `max_clips` clips, so that one decoder runs through all of them.
+
+    `units`: number in the plan → unit. A single unit may be larger. Nothing of this shows in the shards.
+
+    >>> units = dict(enumerate(plan_units([7, 2], shard_clips=2).units))
+    >>> group_units(units, max_clips=4)
+    [(0, 1), (2, 3), (4, 5)]
+    """
+    groups: list[list[int]] = []
+    filled = 0
+    for number, unit in units.items():
+        before = units[groups[-1][-1]] if groups else None
+        continues = before is not None and (before.video, before.clip_stop) == (unit.video, unit.clip_start)
+        if continues and filled + unit.num_clips <= max_clips:
+            groups[-1].append(number)
+            filled += unit.num_clips
+        else:
+            groups.append([number])
+            filled = unit.num_clips
+    return [tuple(group) for group in groups]
 
 
 def sample_bytes(shape: ClipShape) -> int:

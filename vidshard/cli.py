@@ -1,0 +1,109 @@
+"""The `vidshard` command: options → config → one call, no logic."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vidshard import __version__
+from vidshard.console import EXIT_OK, EXIT_PARTLY_FAILED, ExitCodeGroup
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+MORE_OPTIONS = ("frame_step", "normal", "decoder", "limit", "seed", "shard_mb", "timeout_seconds", "memory_mb")
+
+
+class TwoPartCommand(click.Command):
+    """A command whose help shows the options that matter first, and the rest under a heading of their own."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        options = [parameter for parameter in self.get_params(ctx) if isinstance(parameter, click.Option)]
+        records = {option.name: record for option in options if (record := option.get_help_record(ctx)) is not None}
+        for heading, wanted in (("Options", False), ("More options", True)):
+            with formatter.section(heading):
+                more = (*MORE_OPTIONS, "help")
+                formatter.write_dl([record for name, record in records.items() if (name in more) is wanted])
+
+
+@click.group(cls=ExitCodeGroup, context_settings=CONTEXT)
+@click.version_option(__version__)
+def main() -> None:
+    """Decode surveillance videos once, into WebDataset shards of fixed-size clips."""
+
+
+@main.command(cls=TwoPartCommand)
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Output folder.  [default: shards/<name of SOURCE>]")
+@click.option("--workers", type=int, help="Worker processes.  [default: one a core]")
+@click.option(
+    "--sampling",
+    type=click.Choice(["uniform", "dense"]),
+    default="uniform",
+    show_default=True,
+    help="uniform: frames spread over the whole video; dense: consecutive windows.",
+)
+@click.option("--clips-per-video", type=int, default=1, show_default=True, help="uniform: equal spans, one clip each.")
+@click.option("--stride", type=int, help="dense: frames from window to window.  [default: no overlap, no gap]")
+@click.option("--clip-len", type=int, default=16, show_default=True, help="Frames of a clip.")
+@click.option("--frame-size", type=int, default=112, show_default=True, help="Height and width of a frame, pixels.")
+@click.option("--yes", is_flag=True, help="The table class → label is right, however odd.")
+@click.option("--frame-step", type=int, default=1, show_default=True, help="dense: take every n-th frame.")
+@click.option("--normal", metavar="CLASS", help="This class is normal, every other one a crime.")
+@click.option(
+    "--decoder",
+    type=click.Choice(["auto", "decord", "opencv", "pyav"]),
+    default="auto",
+    show_default=True,
+    help="auto: decord, and OpenCV for what decord does not support.",
+)
+@click.option("--limit", type=int, metavar="N", help="Build N videos only, drawn by --seed, classes taken in turn.")
+@click.option("--seed", type=int, default=0, show_default=True, help="What --limit draws by.")
+@click.option("--shard-mb", type=int, default=64, show_default=True, help="MiB of pixels in a full shard.")
+@click.option(
+    "--timeout-seconds",
+    type=float,
+    default=60.0,
+    show_default=True,
+    help="Time limit of a video, granted again for each minute of it.",
+)
+@click.option("--memory-mb", type=int, default=4096, show_default=True, help="MiB of memory of one worker (Linux).")
+def build(
+    source: Path,
+    sampling: Any,
+    clip_len: int,
+    clips_per_video: int,
+    stride: int | None,
+    frame_step: int,
+    **options: Any,
+) -> int:
+    """Decode the videos of SOURCE into shards.
+
+    SOURCE holds <Class>/*.mp4; or Train/, Validation/, Test/ with that in each; or plain MP4s, which have no label.
+    It may be a single MP4.
+    The same command again finishes a build that was interrupted.
+
+    Exit codes: 0 all well, 2 done but some videos failed (see failures.csv), 1 anything else.
+    """
+    from vidshard.builder import BuildConfig, build
+    from vidshard.clips import SamplingConfig
+    from vidshard.summary import build_summary
+
+    cut = SamplingConfig(
+        mode=sampling, clip_len=clip_len, clips_per_video=clips_per_video, stride=stride, frame_step=frame_step
+    )
+    report = build(BuildConfig(source=source, sampling=cut, **options), tell=click.echo)
+    click.echo(build_summary(report))
+    return EXIT_PARTLY_FAILED if report.videos["failed"] else EXIT_OK
+
+
+@main.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+def inspect(folder: Path, as_json: bool) -> None:
+    """Show what is in the shard folder DIR: classes, videos, clips, failures."""
+    from vidshard.inspect_shards import inspect_shards, to_text
+
+    about = inspect_shards(folder)
+    click.echo(json.dumps(about, indent=2) if as_json else to_text(about))

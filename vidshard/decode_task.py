@@ -1,0 +1,175 @@
+"""What a worker process does: read a video's packets, or decode some of its clips into part files.
+
+The functions here run in the children of the supervisor: they take and return small picklable values, and whatever is
+wrong with a video is a value too (`Rejected`), not an exception.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vidshard import clips, decoders, packets
+from vidshard.clips import Frame, SamplingConfig
+from vidshard.decoders import Decoder
+from vidshard.packets import PacketTable, VideoError
+from vidshard.planner import Unit
+from vidshard.shard_format import Clip, ClipShape, SampleRecord
+from vidshard.shard_writer import PartWriter, Rows
+from vidshard.sources import Video
+
+_DECIMALS = 6  # of seconds and frames per second in a record: microseconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejected:
+    """A video that cannot be used: a reason code, and a message for people without any absolute path."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeJob:
+    video_path: Path
+    table_path: Path  # where the packet table is kept for those who decode
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoFacts:
+    """What planning and the index need to know of a video."""
+
+    num_frames: int
+    fps: float
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeJob:
+    """Consecutive units of one video; each goes into a part file of its own."""
+
+    video: Video
+    split: str | None
+    video_path: Path
+    table_path: Path
+    units: tuple[Unit, ...]
+    part_paths: tuple[Path, ...]
+    sampling: SamplingConfig
+    shape: ClipShape
+    decoder: str  # `auto` or one by name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    decoder: str  # which one served
+    rows: tuple[Rows, ...]  # for each unit: its index rows, offsets from the start of its part
+
+
+def probe_video(job: ProbeJob) -> VideoFacts | Rejected:
+    """Read the packet table of a video and keep it at `table_path`; one that is there already is used again."""
+    try:
+        table = _kept_table(job.table_path) or packets.read_packet_table(job.video_path)
+    except VideoError as error:
+        return Rejected(reason=error.reason, message=error.message)
+    table.save(job.table_path)
+    return VideoFacts(
+        num_frames=table.num_frames, fps=round(table.fps, _DECIMALS), width=table.width, height=table.height
+    )
+
+
+def decode_units(job: DecodeJob) -> Decoded | Rejected:
+    """Decode the clips of a job into its part files. Raises OSError when a part cannot be written."""
+    table = PacketTable.load(job.table_path)
+    refusals = []
+    for decoder in decoders.decoders_for(job.decoder):
+        try:
+            return Decoded(decoder=decoder.name, rows=_decode_with(decoder, table, job))
+        except VideoError as error:
+            if error.reason != packets.UNSUPPORTED:
+                return Rejected(reason=error.reason, message=error.message)
+            refusals.append(error.message)
+    return Rejected(reason=packets.UNSUPPORTED, message="; ".join(refusals))
+
+
+def _decode_with(decoder: Decoder, table: PacketTable, job: DecodeJob) -> tuple[Rows, ...]:
+    first, stop = job.units[0].clip_start, job.units[-1].clip_stop
+    wanted = [clips.clip_frame_indices(table.num_frames, clip, job.sampling) for clip in range(first, stop)]
+    needed = sorted(set().union(*wanted))  # each frame once: the decoder is opened once and runs through
+    stream = clips_of(_frames(decoder, table, job, needed), needed, wanted)
+    rows = []
+    for unit, part_path in zip(job.units, job.part_paths, strict=True):
+        with PartWriter(part_path) as part:
+            for clip_index in range(unit.clip_start, unit.clip_stop):
+                clip = next(stream)
+                if clip.shape != job.shape.thwc:
+                    raise ValueError(f"decoder {decoder.name} gave a clip {clip.shape}, expected {job.shape.thwc}")
+                part.append(_record(job, table, decoder.name, clip_index, wanted[clip_index - first]), clip)
+        rows.append(part.rows)
+    return tuple(rows)
+
+
+def _frames(decoder: Decoder, table: PacketTable, job: DecodeJob, needed: Sequence[int]) -> Iterator[Frame]:
+    """The frames of a decoder. A video that cannot be read is its own fault; a part that cannot be written is not."""
+    try:
+        yield from decoder.frames(job.video_path, table, needed, height=job.shape.height, width=job.shape.width)
+    except OSError as error:
+        raise VideoError("unreadable", f"reading it failed: {error.strerror or type(error).__name__}") from error
+
+
+def clips_of(frames: Iterable[Frame], needed: Sequence[int], wanted: Sequence[Sequence[int]]) -> Iterator[Clip]:
+    """Build clips from a stream of frames, holding only those that the next clips still want.
+
+    `frames`: one for each frame index of `needed` (rising). `wanted`: the frame indices of each clip; neither the first
+    nor the last ones may fall from clip to clip. Yields uint8 (T, H, W, 3). Raises VideoError when frames run out.
+
+    >>> frames = [np.full((1, 1, 3), i, np.uint8) for i in (0, 1, 2, 3)]
+    >>> [clip[:, 0, 0, 0].tolist() for clip in clips_of(frames, (0, 1, 2, 3), [(0, 1), (1, 2), (3, 3)])]
+    [[0, 1], [1, 2], [3, 3]]
+    """
+    stream = iter(frames)
+    indices = iter(needed)
+    held: dict[int, Frame] = {}
+    for number, clip in enumerate(wanted):
+        while clip[-1] not in held:
+            frame = next(stream, None)
+            if frame is None:
+                raise VideoError(packets.DAMAGED, f"it gave no frame {next(indices):,} although its packets promise it")
+            held[next(indices)] = frame
+        yield np.stack([held[index] for index in clip])
+        if number + 1 < len(wanted):
+            held = {index: frame for index, frame in held.items() if index >= wanted[number + 1][0]}
+
+
+def _record(
+    job: DecodeJob, table: PacketTable, decoder: str, clip_index: int, frame_indices: tuple[int, ...]
+) -> SampleRecord:
+    timestamps = [round(float(table.timestamps_seconds[index]), _DECIMALS) for index in frame_indices]
+    repeated = sum(a == b for a, b in itertools.pairwise(frame_indices))
+    return SampleRecord(
+        path=job.video.path,
+        class_name=job.video.class_name,
+        label=job.video.label,
+        split=job.split,
+        clip_index=clip_index,
+        frame_indices=frame_indices,
+        timestamps_seconds=tuple(timestamps),
+        frame_gap_seconds=round(clips.frame_gap_seconds(timestamps), _DECIMALS),
+        fps=round(table.fps, _DECIMALS),
+        num_frames=table.num_frames,
+        decoder=decoder,
+        repeated_frames=repeated,
+        flags=("repeated",) if repeated else (),
+        source_group=job.video.source_group,
+    )
+
+
+def _kept_table(path: Path) -> PacketTable | None:
+    with contextlib.suppress(Exception):  # none yet, or cut short by a crash: read the packets again
+        return PacketTable.load(path)
+    return None

@@ -1,0 +1,197 @@
+"""The hidden folder of a build that is not finished: what makes the same command go on instead of beginning again.
+
+    shards/Train/.work/
+      lock                 who builds
+      fingerprint.json     settings, packages and videos of this build: another one is refused
+      probes.json          what the packets told of each video; written once, so that the plan never changes
+      packets/000012.npz   packet table of video 12
+      parts/000345.part    decoded samples of unit 345; of no use to another run
+      shard-000007.json    shard 7 is committed: its digest, index rows and failures
+
+It is gone when the build is finished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vidshard import atomic, shard_format
+from vidshard.errors import UserError
+from vidshard.manifest import CLIP_ROW
+from vidshard.shard_writer import Rows
+
+WORK_NAME = ".work"
+_FINAL_NAMES = (shard_format.MANIFEST_NAME, shard_format.INDEX_NAME, shard_format.FAILURES_NAME)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord:
+    """A committed shard. `rows` hold the video's number in the sorted list of videos."""
+
+    bytes: int
+    sha256: str
+    rows: Rows
+    decoders: dict[int, str]  # video → which decoder served
+    failures: dict[int, tuple[str, str]]  # video → reason, message
+
+    def to_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "rows": self.rows.tolist()}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> ShardRecord:
+        return cls(
+            bytes=fields["bytes"],
+            sha256=fields["sha256"],
+            rows=np.array([tuple(row) for row in fields["rows"]], CLIP_ROW),
+            decoders={int(video): name for video, name in fields["decoders"].items()},
+            failures={int(video): (reason, message) for video, (reason, message) in fields["failures"].items()},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkFolder:
+    """All paths of an unfinished build, and what is kept there."""
+
+    out: Path
+
+    @property
+    def path(self) -> Path:
+        return self.out / WORK_NAME
+
+    @property
+    def lock_path(self) -> Path:
+        return self.path / "lock"
+
+    def table_path(self, video: int) -> Path:
+        return self.path / "packets" / f"{video:06d}.npz"
+
+    def part_path(self, unit: int) -> Path:
+        return self.path / "parts" / f"{unit:06d}.part"
+
+    def shard_path(self, shard: int) -> Path:
+        return self.out / shard_format.shard_name(shard)
+
+    def _record_path(self, shard: int) -> Path:
+        return self.path / Path(shard_format.shard_name(shard)).with_suffix(".json").name
+
+    def start(self, fingerprint: dict[str, Any]) -> None:
+        """Begin, or go on with, the build that `fingerprint` describes. Raises UserError when another one lies here."""
+        path = self.path / "fingerprint.json"
+        kept = _read_json(path)
+        if kept is not None and kept != json.loads(json.dumps(fingerprint)):
+            difference = describe_difference(kept, fingerprint)
+            raise UserError(
+                f"{self.out} holds an unfinished build with other {difference}; "
+                f"give another --out, or delete {self.out} to begin anew"
+            )
+        shutil.rmtree(self.path / "parts", ignore_errors=True)  # of a run that was cut short
+        for folder in ("packets", "parts"):
+            (self.path / folder).mkdir(exist_ok=True)
+        for leftover in self.out.glob("*" + atomic.PARTIAL_SUFFIX):
+            leftover.unlink(missing_ok=True)
+        if kept is None:
+            atomic.write_json(path, fingerprint)
+
+    def read_probes(self) -> list[dict[str, Any]] | None:
+        probes = _read_json(self.path / "probes.json")
+        return probes if isinstance(probes, list) else None
+
+    def write_probes(self, probes: list[dict[str, Any]]) -> None:
+        atomic.write_json(self.path / "probes.json", probes)
+
+    def read_record(self, shard: int) -> ShardRecord | None:
+        """The record of a committed shard; None when it is not committed, or its file is not as it was left."""
+        fields = _read_json(self._record_path(shard))
+        if fields is None:
+            return None
+        record = ShardRecord.from_json(fields)
+        path = self.shard_path(shard)
+        return record if path.is_file() and path.stat().st_size == record.bytes else None
+
+    def write_record(self, shard: int, record: ShardRecord) -> None:
+        """Commit a shard: the last write about it."""
+        atomic.write_json(self._record_path(shard), record.to_json())
+
+    def drop_record(self, shard: int) -> None:
+        self._record_path(shard).unlink(missing_ok=True)
+        atomic.sync_folder(self.path)
+
+    def remove_all_but_lock(self) -> None:
+        for entry in self.path.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry != self.lock_path:
+                entry.unlink()
+
+    def remove_if_empty(self) -> None:
+        """Remove the work folder, then the output folder, if nothing is in them."""
+        for folder in (self.path, self.out):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def check_output(out: Path) -> None:
+    """Raises UserError when `out` cannot be the output of a build: it is a file, or holds what no build wrote."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UserError(f"the output {out} is a file, expected a folder or nothing; give another --out")
+    foreign = sorted(entry.name for entry in out.iterdir() if not _is_ours(entry.name))
+    if foreign:
+        shown = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
+        raise UserError(f"the output {out} holds other files ({shown}); give another --out")
+    started = (out / WORK_NAME / "fingerprint.json").exists() or (out / WORK_NAME / "lock").exists()
+    finished = (out / shard_format.MANIFEST_NAME).exists()
+    if not started and not finished and any(entry.name != WORK_NAME for entry in out.iterdir()):
+        raise UserError(f"the output {out} holds shards without a manifest; delete it, or give another --out")
+
+
+def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """How two fingerprints differ, in words.
+
+    >>> describe_difference({"settings": {"clip_len": 16}, "videos": 3}, {"settings": {"clip_len": 8}, "videos": 4})
+    'settings (clip_len 16, now 8; videos 3, now 4)'
+    """
+    flat_old, flat_new = _flatten(old), _flatten(new)
+    names = [name for name in sorted(flat_old.keys() | flat_new.keys()) if flat_old.get(name) != flat_new.get(name)]
+    told = [
+        f"{name} {_shown(flat_old.get(name))}, now {_shown(flat_new.get(name))}"
+        for name in names
+        if not name.endswith("sha256")
+    ]
+    if not told and names:
+        return "videos (their names, sizes or times changed)"
+    return f"settings ({'; '.join(told)})"
+
+
+def _flatten(fields: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        flat |= _flatten(value) if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+def _is_ours(name: str) -> bool:
+    name = name.removesuffix(atomic.PARTIAL_SUFFIX)
+    return name in (WORK_NAME, *_FINAL_NAMES) or shard_format.SHARD_PATTERN.fullmatch(name) is not None
+
+
+def _read_json(path: Path) -> Any:
+    """The content of a JSON file, None when there is none or it is no JSON (its write was cut short long ago)."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
