@@ -61,15 +61,14 @@ def test_decoder_gives_the_frames_that_were_asked_for(kind: str, name: str, libr
     n = table.num_frames
     reads = {"all": list(range(n)), "sparse": sorted({i * (n - 1) // 15 for i in range(16)}), "last": [n - 1]}
     for read, indices in reads.items():
-        try:
-            frames = list(DECODERS[name]().frames(video.path, table, indices, height=SIZE, width=SIZE))
-        except VideoError as error:
-            assert error.reason == "unsupported_by_decoder"
-            assert kind in MAY_REFUSE[name], error
+        frames = DECODERS[name]().frames(video.path, table, indices, height=SIZE, width=SIZE)
+        if kind in MAY_REFUSE[name]:
+            with pytest.raises(VideoError, match="unsupported_by_decoder"):
+                list(frames)
             continue
-        assert kind not in MAY_REFUSE[name], f"{name} decodes {kind}: take it off the list"
-        assert {(frame.shape, frame.dtype.str) for frame in frames} <= {((SIZE, SIZE, 3), "|u1")}
-        shown = [numbered_videos.read_number(numbered_videos.upright(frame, kind)) for frame in frames]
+        got = list(frames)
+        assert {(frame.shape, frame.dtype.str) for frame in got} == {((SIZE, SIZE, 3), "|u1")}
+        shown = [numbered_videos.read_number(numbered_videos.upright(frame, kind)) for frame in got]
         assert shown == [video.numbers[i] for i in indices], read
 
 

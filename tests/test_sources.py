@@ -1,0 +1,216 @@
+"""Folder layouts → videos with class, label and split."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from vidshard.errors import UserError
+from vidshard.sources import Source, check_labels, find_sources, label_table
+
+
+def make(root: Path, *paths: str | bytes) -> Path:
+    for path in paths:
+        file = root / os.fsdecode(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"x")
+    return root
+
+
+def found(root: Path, normal: str | None = None) -> Source:
+    (source,) = find_sources(root, normal=normal)
+    return source
+
+
+def skipped(source: Source) -> dict[str, str]:
+    assert {failure.outcome for failure in source.skipped} <= {"skipped"}
+    return {failure.path: failure.reason for failure in source.skipped}
+
+
+def test_class_is_the_folder_that_holds_the_file_at_any_depth(tmp_path: Path) -> None:
+    make(tmp_path, "Part-1/Abuse/a.mp4", "NormalVideos/n.MP4", "Arson/deep/er/Arson/x.mov", "Arson/y.M4V")
+    source = found(tmp_path)
+    assert [(v.path, v.class_name, v.label) for v in source.videos] == [
+        ("Arson/deep/er/Arson/x.mov", "Arson", 1),
+        ("Arson/y.M4V", "Arson", 1),
+        ("NormalVideos/n.MP4", "NormalVideos", 0),
+        ("Part-1/Abuse/a.mp4", "Abuse", 1),
+    ]
+    assert source.root == tmp_path
+    assert source.split is None
+    check_labels(source, normal=None, yes=False)
+
+
+@pytest.mark.parametrize("name", ["normal", "NORMAL_2", "Testing_Normal_Videos_Anomaly", "my normal ones"])
+def test_names_that_contain_normal_are_normal(name: str, tmp_path: Path) -> None:
+    assert found(make(tmp_path, f"{name}/a.mp4")).videos[0].label == 0
+
+
+def test_files_directly_in_the_source_have_no_label(tmp_path: Path) -> None:
+    source = found(make(tmp_path, "a.mp4", "b.mp4"))
+    assert {(v.class_name, v.label) for v in source.videos} == {(None, -1)}
+    check_labels(source, normal=None, yes=False)
+    mixed = found(make(tmp_path, "Abuse/c.mp4", "NormalVideos/d.mp4"))
+    check_labels(mixed, normal=None, yes=False)
+    assert label_table(mixed).splitlines() == [
+        "class              label       videos",
+        "(no class folder)  -1 unknown       2",
+        "NormalVideos       0 normal         1",
+        "Abuse              1 crime          1",
+    ]
+
+
+def test_a_single_file_is_a_source(tmp_path: Path) -> None:
+    make(tmp_path, "Train/Abuse/a.mp4", "notes.txt")
+    source = found(tmp_path / "Train/Abuse/a.mp4")
+    assert (source.root, source.split) == (tmp_path / "Train/Abuse", None)
+    assert [(v.path, v.class_name, v.label) for v in source.videos] == [("a.mp4", None, -1)]
+    with pytest.raises(UserError, match=r"notes\.txt is no video name; expected one that ends in \.mp4"):
+        find_sources(tmp_path / "notes.txt")
+
+
+def test_splits_are_built_each_by_itself(tmp_path: Path) -> None:
+    make(tmp_path, "Train/Abuse/a.mp4", "TESTING/NormalVideos/b.mp4", "val/c.mp4", "README.md")
+    sources = find_sources(tmp_path)
+    assert [(s.split, s.root.name, s.videos[0].path) for s in sources] == [
+        ("Test", "TESTING", "NormalVideos/b.mp4"),
+        ("Train", "Train", "Abuse/a.mp4"),
+        ("Validation", "val", "c.mp4"),
+    ]
+    assert found(tmp_path / "val").split == "Validation"
+
+
+def test_videos_beside_the_splits_are_not_lost(tmp_path: Path) -> None:
+    make(tmp_path, "Train/Abuse/a.mp4", "Extra/Abuse/b.mp4")
+    with pytest.raises(UserError, match=r"Train/ and 1 videos beside them \(Extra/Abuse/b\.mp4\)"):
+        find_sources(tmp_path)
+
+
+def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Train/ and training/, which are the same split"):
+        find_sources(make(tmp_path, "Train/a.mp4", "training/b.mp4"))
+
+
+def test_source_groups_come_from_sources_json(tmp_path: Path) -> None:
+    make(tmp_path, "Train/Abuse/a.mp4", "Train/Abuse/b.mp4")
+    (tmp_path / "sources.json").write_text('[{"file": "Train/Abuse/a.mp4", "source": "recording 1"}]')
+    assert [v.source_group for v in found(tmp_path / "Train").videos] == ["recording 1", None]
+    (tmp_path / "sources.json").write_text('{"a": 1}')
+    with pytest.raises(UserError, match=r"sources\.json is not a list"):
+        find_sources(tmp_path / "Train")
+
+
+@pytest.mark.parametrize(
+    ("paths", "doubt"),
+    [
+        (["Abuse/a.mp4"], "no class is normal"),
+        (["NormalVideos/a.mp4"], "no class is a crime"),
+        (["fight/a.mp4", "noFight/b.mp4"], "not a class name of UCF-Crime: fight, noFight; no class is normal"),
+        (["NormalVideos/a.mp4", "Abuses/b.mp4"], "not a class name of UCF-Crime: Abuses"),
+    ],
+)
+def test_doubtful_labels_stop_with_the_table(paths: list[str], doubt: str, tmp_path: Path) -> None:
+    source = found(make(tmp_path, *paths))
+    with pytest.raises(UserError) as caught:
+        check_labels(source, normal=None, yes=False)
+    text = str(caught.value)
+    assert doubt in text
+    assert label_table(source) in text
+    assert "--yes" in text
+    assert "--normal" in text
+    check_labels(source, normal=None, yes=True)
+
+
+def test_normal_names_the_one_class_that_is_normal(tmp_path: Path) -> None:
+    root = make(tmp_path, "Abnormal/a.mp4", "Quiet/b.mp4")
+    source = found(root, normal="Quiet")
+    assert {v.class_name: v.label for v in source.videos} == {"Abnormal": 1, "Quiet": 0}
+    check_labels(source, normal="Quiet", yes=False)
+    with pytest.raises(
+        UserError, match=r"--normal quiet names no class folder of .*; the classes are: Abnormal, Quiet"
+    ):
+        check_labels(source, normal="quiet", yes=True)
+
+
+def test_everything_that_is_not_used_is_said(tmp_path: Path) -> None:
+    make(tmp_path, "Abuse/a.mp4", "Abuse/notes.txt", "Abuse/._a.mp4", ".git/x.mp4", "Abuse/a.avi", "Abuse/.mp4")
+    assert skipped(found(tmp_path)) == {
+        ".git": "hidden_file",
+        "Abuse/._a.mp4": "hidden_file",
+        "Abuse/.mp4": "hidden_file",
+        "Abuse/a.avi": "not_a_video_name",
+        "Abuse/notes.txt": "not_a_video_name",
+    }
+
+
+def test_links_stay_inside_and_do_not_loop(tmp_path: Path) -> None:
+    outside = make(tmp_path / "outside", "secret.mp4")
+    root = make(tmp_path / "source", "Abuse/a.mp4")
+    try:
+        (root / "Abuse/inside.mp4").symlink_to("a.mp4")
+    except OSError as error:
+        pytest.skip(f"no links here: {error.strerror}")
+    (root / "Abuse/out.mp4").symlink_to(outside / "secret.mp4")
+    (root / "Abuse/gone.mp4").symlink_to("nothing.mp4")
+    (root / "Abuse/self.mp4").symlink_to("self.mp4")
+    (root / "Abuse/loop").symlink_to(root, target_is_directory=True)
+    (root / "Arson").symlink_to(outside, target_is_directory=True)
+    source = found(root)
+    assert [v.path for v in source.videos] == ["Abuse/a.mp4", "Abuse/inside.mp4"]
+    assert skipped(source) == {
+        "Abuse/gone.mp4": "broken_link",
+        "Abuse/loop": "link_to_folder",
+        "Abuse/out.mp4": "link_outside_source",
+        "Abuse/self.mp4": "broken_link",
+        "Arson": "link_outside_source",
+    }
+    (tmp_path / "shortcut").symlink_to(root, target_is_directory=True)
+    assert [v.path for v in found(tmp_path / "shortcut").videos] == ["Abuse/a.mp4", "Abuse/inside.mp4"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs on this system")
+def test_a_pipe_is_not_a_video(tmp_path: Path) -> None:
+    make(tmp_path, "Abuse/a.mp4")
+    os.mkfifo(tmp_path / "Abuse/pipe.mp4")
+    assert skipped(found(tmp_path)) == {"Abuse/pipe.mp4": "not_a_regular_file"}
+
+
+@pytest.mark.parametrize(
+    "name", ["a b.mp4", "a.b.c.mp4", 'it\'s "x".mp4', "防犯 ünï.mp4", "-x.mp4", "a\nb.mp4", "%s{}.mp4", b"\xff\xfe.mp4"]
+)
+def test_any_name_is_taken_as_it_is(name: str | bytes, tmp_path: Path) -> None:
+    try:
+        make(tmp_path, b"Abuse/" + os.fsencode(name))
+    except OSError as error:
+        pytest.skip(f"this file system has no such name: {error.strerror}")
+    assert [v.path for v in found(tmp_path).videos] == ["Abuse/" + os.fsdecode(name)]
+
+
+def test_order_does_not_depend_on_the_folder(tmp_path: Path) -> None:
+    names = [f"Abuse/{i}.mp4" for i in range(20)] + ["Abuse-2/x.mp4", "Ärger/x.mp4", "abuse/x.mp4"]
+    one = found(make(tmp_path / "one", *names))
+    random.Random(0).shuffle(names)
+    two = found(make(tmp_path / "two", *names))
+    assert one.videos == two.videos
+    assert [v.path.encode() for v in one.videos] == sorted(v.path.encode() for v in one.videos)
+
+
+@pytest.mark.parametrize(
+    ("paths", "text"),
+    [
+        (["Abuse/x/0001.jpg", "Abuse/x/0002.PNG"], "holds 2 pictures .* folders of frames cannot be built"),
+        (["Abuse/readme.txt"], r"no video in .*: expected SOURCE/<Class>/\*\.mp4 .*; skipped: 1 not_a_video_name"),
+        ([], "no video in "),
+    ],
+)
+def test_a_source_without_videos_says_what_was_looked_for(paths: list[str], text: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=text):
+        find_sources(make(tmp_path, *paths))
+
+
+def test_a_missing_source_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no folder or file .*Trian; expected SOURCE/<Class>"):
+        find_sources(tmp_path / "Trian")
