@@ -177,7 +177,7 @@ def _draw_strip(figure: Figure, strip: Strip, top: int, total: int) -> None:
     highlighted = [position in detection.top_attention_indices for position in strip.shown]
 
     _text(figure, _MARGIN, top + 12, total, _name(detection), size=17, weight="bold")
-    _text(figure, _MARGIN + width, top + 12, total, _facts(detection), size=17, align="right")
+    _text(figure, _WIDTH - _MARGIN, top + 12, total, _facts(detection), size=17, align="right")
 
     frames = _pixel_axes(figure, _MARGIN, top + _CAPTION, width, frame_height, total)
     for left, frame, is_top in zip(lefts, strip.frames, highlighted, strict=True):
@@ -220,13 +220,13 @@ def _row_height(strip: Strip) -> int:
     return _CAPTION + _frame_size(strip)[1] + 2 + _BARS + _TIMES
 
 
-def _frame_size(strip: Strip) -> tuple[int, int]:
+def _frame_size(strip: Strip) -> tuple[float, int]:
     """Width and height in pixels of a drawn frame: as wide as fits, the shape kept, no higher than the limit."""
     height, width = strip.frames.shape[1:3]
     num_shown = len(strip.shown)
-    fitting = (_WIDTH - 2 * _MARGIN - (num_shown - 1) * _FRAME_GAP) // num_shown
-    drawn = min(fitting, _MAX_FRAME_HEIGHT * width // height)
-    return max(1, drawn), max(1, round(drawn * height / width))
+    fitting = (_WIDTH - 2 * _MARGIN - (num_shown - 1) * _FRAME_GAP) / num_shown
+    drawn = min(fitting, _MAX_FRAME_HEIGHT * width / height)
+    return drawn, max(1, round(drawn * height / width))
 
 
 def _name(detection: Detection) -> str:

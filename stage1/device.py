@@ -1,0 +1,50 @@
+"""Where the model runs: the CPU or a CUDA device, chosen by itself or by name."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Iterator
+
+import torch
+
+from vidshard.errors import UserError
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device for `name`: auto (CUDA where there is one), cpu, cuda or cuda:N. Raises UserError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device is {name!r}, expected auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"--device {name} was asked for, but this torch ({torch.__version__}) finds no CUDA device; "
+            "use --device cpu, or install a CUDA build of torch and its driver"
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name} was asked for, but there are {torch.cuda.device_count()} CUDA devices")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device is {name!r}, expected auto, cpu, cuda or cuda:N")
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """What to tell the user the model runs on: the name of the GPU, or of the processor and its threads."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+@contextlib.contextmanager
+def cuda_memory_errors(batch_size: int) -> Iterator[None]:
+    """Turn CUDA running out of memory into a UserError that names the batch size to try."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        hint = (
+            f"try --batch-size {batch_size // 2}" if batch_size > 1 else "the smallest batch does not fit: --device cpu"
+        )
+        raise UserError(f"CUDA is out of memory with --batch-size {batch_size}; {hint}") from error

@@ -1,0 +1,122 @@
+"""MP4s brought by a user → shards in a temporary folder, through `vidshard`, which is imported only when this is asked.
+
+The one room of `stage1` that opens videos.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import glob
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vidshard.errors import UserError
+from vidshard.manifest import Failure
+from vidshard.shard_format import UNKNOWN_LABEL, ClipShape
+
+if TYPE_CHECKING:
+    from vidshard.clips import SamplingConfig
+    from vidshard.sources import Source
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BroughtVideos:
+    """The clips of the user's videos. The folder is gone when the block that made it ends."""
+
+    folder: Path  # a finished shard folder
+    root: Path  # what the videos' paths are relative to
+    failures: tuple[Failure, ...]  # videos that became no clip
+
+
+@contextlib.contextmanager
+def temporary_shards(
+    paths: Sequence[str], *, shape: ClipShape, sampling: dict[str, Any], workers: int | None
+) -> Iterator[BroughtVideos]:
+    """Clips of these videos, of `shape` and cut as `sampling` (the settings of a manifest) says, for the block's time.
+
+    Raises UserError when a path gives no video, or no video a clip.
+    """
+    from vidshard import builder
+
+    source = find_videos(paths)
+    config = builder.BuildConfig(
+        source=source.root,
+        sampling=sampling_config(sampling, shape=shape),
+        frame_size=shape.height,
+        workers=workers,
+        decoder=sampling.get("decoder", "auto"),
+    )
+    with tempfile.TemporaryDirectory(prefix="stage1-videos-", ignore_cleanup_errors=True) as folder:
+        report = builder.build_set(source, Path(folder) / "shards", config)
+        failures = tuple(failure for failure in report.manifest.failures if failure.outcome == "failed")
+        if not report.manifest.num_clips:
+            first = f"{failures[0].path}: {failures[0].message}" if failures else "they hold no frame"
+            raise UserError(f"none of the {len(source.videos):,} videos could be decoded ({first}); expected MP4s")
+        yield BroughtVideos(folder=report.folder, root=source.root, failures=failures)
+
+
+def sampling_config(settings: dict[str, Any], *, shape: ClipShape) -> SamplingConfig:
+    """How the clips behind these settings of a manifest were cut. Raises UserError where this cannot be done again."""
+    from vidshard.clips import SamplingConfig
+
+    if shape.height != shape.width or settings.get("clip_len") != shape.num_frames:
+        raise UserError(
+            f"the checkpoint takes clips of {shape}, which `vidshard build` cannot cut out of videos (square frames, "
+            f"{settings.get('clip_len')} of them); build the shards another way and name them with --shards"
+        )
+    names = {field.name for field in dataclasses.fields(SamplingConfig)}
+    return SamplingConfig(**{name: value for name, value in settings.items() if name in names})
+
+
+def find_videos(paths: Sequence[str]) -> Source:
+    """The videos in these files, folders and globs as one `Source`, none of them labelled.
+
+    Folder names are no labels here: a folder `cam1` is no class. Raises UserError where a path gives no video.
+    """
+    from vidshard.sources import Source, Video, find_sources
+
+    videos: set[str] = set()
+    skipped: dict[str, Failure] = {}
+    for path in paths:
+        for match in _matches(path):
+            for source in find_sources(Path(match)):
+                videos |= {os.path.join(source.root, video.path) for video in source.videos}
+                skipped |= {os.path.join(source.root, failure.path): failure for failure in source.skipped}
+    try:
+        root = os.path.commonpath([os.path.dirname(video) for video in videos])
+    except ValueError:
+        raise UserError("the videos lie on different drives: give those of one drive at a time") from None
+
+    def relative(path: str) -> str:
+        return os.path.relpath(path, root).replace(os.sep, "/")
+
+    names = sorted((relative(video) for video in videos), key=lambda name: name.encode("utf-8", "surrogateescape"))
+    return Source(
+        root=Path(root),
+        split=None,
+        videos=tuple(Video(path=name, class_name=None, label=UNKNOWN_LABEL) for name in names),
+        skipped=tuple(dataclasses.replace(skipped[path], path=relative(path)) for path in sorted(skipped)),
+    )
+
+
+def _matches(path: str) -> list[str]:
+    """What a path stands for: itself, or what it matches as a glob (not every shell expands them), videos only.
+
+    Raises UserError when that is nothing.
+    """
+    from vidshard.sources import VIDEO_SUFFIXES
+
+    if os.path.lexists(path):
+        return [path]
+    matches = [
+        match
+        for match in sorted(glob.glob(path, recursive=True))
+        if os.path.isfile(match) and match.lower().endswith(VIDEO_SUFFIXES)
+    ]
+    if not matches:
+        raise UserError(f"--videos {path}: no such file or folder, and as a pattern it matches no video")
+    return matches
