@@ -289,7 +289,7 @@ def _video_root(config: InferConfig) -> Path | None:
         return config.video_root.resolve()
     log = manifest.log_folder(Path(os.path.abspath(config.shards))) / shard_format.SOURCE_NAME
     try:
-        return Path(json.loads(log.read_bytes())["source"])
+        return Path(json.loads(log.read_bytes())["root"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -6,6 +6,7 @@ The one room of `stage1` that opens videos.
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import glob
 import os
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidshard.errors import UserError
-from vidshard.manifest import Failure
-from vidshard.shard_format import UNKNOWN_LABEL, ClipShape
+from vidshard.manifest import Failure, log_folder
+from vidshard.shard_format import FAILURES_NAME, UNKNOWN_LABEL, ClipShape
 
 if TYPE_CHECKING:
+    from vidshard.builder import BuildConfig, SetReport
     from vidshard.clips import SamplingConfig
     from vidshard.sources import Source
 
@@ -51,12 +53,25 @@ def temporary_shards(
         decoder=sampling.get("decoder", "auto"),
     )
     with tempfile.TemporaryDirectory(prefix="stage1-videos-", ignore_cleanup_errors=True) as folder:
-        report = builder.build_set(source, Path(folder) / "shards", config)
+        report = _build(source, Path(folder) / "shards", config)
         failures = tuple(failure for failure in report.manifest.failures if failure.outcome == "failed")
-        if not report.manifest.num_clips:
-            first = f"{failures[0].path}: {failures[0].message}" if failures else "they hold no frame"
-            raise UserError(f"none of the {len(source.videos):,} videos could be decoded ({first}); expected MP4s")
         yield BroughtVideos(folder=report.folder, root=source.root, failures=failures)
+
+
+def _build(source: Source, out: Path, config: BuildConfig) -> SetReport:
+    """Build; where no video became a clip, say why, as the folder with the reasons will be gone."""
+    from vidshard import builder
+
+    reasons = log_folder(out) / FAILURES_NAME
+    try:
+        return builder.build_set(source, out, config)
+    except UserError as error:
+        if not reasons.is_file():
+            raise
+        with open(reasons, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            failed = [f"{row['path']}: {row['message']}" for row in csv.DictReader(file) if row["outcome"] == "failed"]
+        more = f"; and {len(failed) - 3:,} more" if len(failed) > 3 else ""
+        raise UserError(f"no video could be decoded: {'; '.join(failed[:3])}{more}; expected MP4s that play") from error
 
 
 def sampling_config(settings: dict[str, Any], *, shape: ClipShape) -> SamplingConfig:

@@ -75,7 +75,7 @@ def remember_source(folder: Path) -> None:
         (folder / "videos" / path).touch()
     log = folder / "shards" / "Test.log"
     log.mkdir()
-    (log / "source.json").write_text(json.dumps({"source": str(folder / "videos")}))
+    (log / "source.json").write_text(json.dumps({"root": str(folder / "videos")}))
 
 
 def stage1(*args: str) -> Result:
