@@ -1,0 +1,355 @@
+"""The builder on tiny videos: what it writes, that it writes the same again, and that it goes on after anything."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import vidshard
+from tiny_videos import make_broken_video, make_tiny_video, make_tiny_videos
+from vidshard import SamplingConfig, builder, clips, manifest, shard_format, shard_joiner, shard_writer
+from vidshard.builder import BuildConfig, build
+from vidshard.errors import FormatError, UserError
+from vidshard.folder_lock import hold_lock
+
+VIDEOS = {
+    "Abuse/Abuse001.mp4": 70,
+    "Abuse/Abuse002.mp4": 33,
+    "Fighting/odd name, 'é'.mp4": 16,
+    "NormalVideos/n1.mp4": 40,
+    "NormalVideos/short.mp4": 5,
+}
+# 8×64×64: 98,304 bytes a clip, so 10 clips a shard of 1 MiB.
+SMALL: dict[str, Any] = {
+    "sampling": SamplingConfig(mode="dense", clip_len=8, stride=4),
+    "frame_size": 64,
+    "shard_mb": 1,
+    "workers": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = make_tiny_videos(tmp_path_factory.mktemp("source"), VIDEOS)
+    make_broken_video(root / "NormalVideos" / "broken.mp4")
+    (root / "Abuse" / "notes.txt").write_text("no video")
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The set that an uninterrupted build makes."""
+    out = tmp_path_factory.mktemp("out") / "Train"
+    build(BuildConfig(source=source, out=out, **SMALL))
+    return out
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def test_every_file_found_is_ok_failed_or_skipped(finished: Path) -> None:
+    about = manifest.read_manifest(finished)
+    assert about.videos == {"found": 7, "ok": 5, "failed": 1, "skipped": 1}
+    assert {(f.path, f.outcome, f.reason) for f in about.failures} == {
+        ("Abuse/notes.txt", "skipped", "not_a_video_name"),
+        ("NormalVideos/broken.mp4", "failed", "not_a_video"),
+    }
+    lines = (finished / "failures.csv").read_text().splitlines()
+    assert lines[0] == "path,outcome,reason,message"
+    assert len(lines) == 3
+
+
+def test_the_finished_folder_holds_the_set_and_nothing_else(finished: Path) -> None:
+    names = [path.name for path in sorted(finished.iterdir())]
+    shards = [shard.name for shard in manifest.read_manifest(finished).shards]
+    assert names == sorted(["failures.csv", "index.npz", "manifest.json", *shards])
+    assert len(shards) > 3
+    log = finished.with_name("Train.log")
+    assert "finished in" in (log / "build.log").read_text()
+
+
+def test_the_log_folder_remembers_where_the_videos_are(finished: Path, source: Path) -> None:
+    about = json.loads((finished.with_name("Train.log") / "source.json").read_text())
+    opened = manifest.open_shards(finished)
+    assert Path(about["root"]) == source
+    assert all((Path(about["root"]) / path).is_file() for path in opened.index.paths)
+    assert set(about["seconds_per_video"]) == set(VIDEOS)
+
+
+def test_records_and_index_tell_the_same(finished: Path) -> None:
+    opened = manifest.open_shards(finished)
+    index, row = opened.index, 0
+    for number, shard in enumerate(opened.manifest.shards):
+        data = opened.shard_path(number).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == shard.sha256
+        with open(opened.shard_path(number), "rb") as file:
+            for key, payload, record, offset in shard_format.read_shard(file):
+                clip, video = index.clips[row], int(index.clips[row]["video"])
+                assert key == index.key(row)
+                assert (clip["shard"], clip["offset"], clip["size"]) == (number, offset, len(payload))
+                assert (record.path, record.clip_index) == (index.paths[video], clip["clip"])
+                assert (record.class_name, record.label) == (index.class_name(video), clip["label"])
+                assert record.num_frames == index.videos[video]["num_frames"] == VIDEOS[record.path]
+                assert record.decoder == index.decoder(video) == "decord"
+                assert record.timestamps_seconds == pytest.approx([i / 10 for i in record.frame_indices])
+                assert ("repeated" in record.flags) == (record.repeated_frames > 0) == (record.num_frames < 8)
+                row += 1
+    assert row == len(index) == opened.manifest.num_clips
+    assert {(c.name, c.label, c.videos) for c in opened.manifest.classes} == {
+        ("Abuse", 1, 2), ("Fighting", 1, 1), ("NormalVideos", 0, 2),
+    }  # fmt: skip
+    assert sum(c.clips for c in opened.manifest.classes) == row
+
+
+def test_overlapping_windows_hold_the_same_frames(finished: Path) -> None:
+    """Clips that share frames get them from one pass over the video."""
+    with open(finished / "shard-000000.tar", "rb") as file:
+        found = {
+            record.clip_index: shard_format.decode_clip(
+                payload, shard_format.ClipShape(num_frames=8, height=64, width=64), where=key
+            )
+            for key, payload, record, _ in shard_format.read_shard(file)
+        }
+    assert np.array_equal(found[0][4:], found[1][:4])
+    assert not np.array_equal(found[0][0], found[1][0])
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_the_bytes_do_not_depend_on_workers_or_place(
+    workers: int, source: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(source.parent)
+    build(BuildConfig(source=Path(source.name), out=tmp_path / "elsewhere", **{**SMALL, "workers": workers}))
+    assert digests(tmp_path / "elsewhere") == digests(finished)
+
+
+def test_uniform_clips_of_another_shape(source: Path, tmp_path: Path) -> None:
+    sampling = SamplingConfig(mode="uniform", clip_len=4, clips_per_video=3)
+    report = build(BuildConfig(source=source, out=tmp_path / "out", sampling=sampling, frame_size=32, workers=2))
+    assert report.num_clips == 15
+    assert report.sets[0].manifest.clip_shape.thwc == (4, 32, 32, 3)
+    assert report.sets[0].manifest.settings["clips_per_video"] == 3
+
+
+def test_a_root_of_splits_gives_a_folder_for_each(tmp_path: Path) -> None:
+    classes = ("Abuse", "NormalVideos")
+    make_tiny_videos(tmp_path / "s", {f"{split}/{c}/a.mp4": 9 for split in ("Train", "Test") for c in classes})
+    report = build(BuildConfig(source=tmp_path / "s", out=tmp_path / "shards", workers=1))
+    assert [(one.folder, one.manifest.split) for one in report.sets] == [
+        (tmp_path / "shards" / "Test", "Test"),
+        (tmp_path / "shards" / "Train", "Train"),
+    ]
+    assert report.videos == {"found": 4, "ok": 4, "failed": 0, "skipped": 0}
+
+
+@pytest.mark.parametrize("given", [".", "./", "../Train", "../Train/"])
+def test_the_default_output_is_named_after_the_source(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tiny_videos(tmp_path / "Train", {"Abuse/a.mp4": 9, "NormalVideos/a.mp4": 9})
+    monkeypatch.chdir(tmp_path / "Train")
+    config = BuildConfig(source=Path(given))
+    assert builder.output_folders(config, builder.find_sources(config.source)) == [Path("shards/Train")]
+
+
+def test_a_single_file_has_no_label(tmp_path: Path) -> None:
+    make_tiny_video(tmp_path / "one.mp4", 20)
+    report = build(BuildConfig(source=tmp_path / "one.mp4", out=tmp_path / "out"))
+    assert manifest.open_shards(tmp_path / "out").index.clips["label"].tolist() == [-1]
+    assert report.sets[0].manifest.classes[0].name is None
+
+
+def test_limit_takes_the_classes_in_turn_and_tells_the_rest(source: Path, tmp_path: Path) -> None:
+    report = build(BuildConfig(source=source, out=tmp_path / "out", limit=3, **SMALL))
+    assert {c.name for c in report.sets[0].manifest.classes} == {"Abuse", "Fighting", "NormalVideos"}
+    assert report.videos == {"found": 7, "ok": 3, "failed": 0, "skipped": 4}
+
+
+def test_the_api_is_exported_by_the_package() -> None:
+    assert vidshard.build is build
+    assert vidshard.BuildConfig is BuildConfig
+
+
+# ----- going on -------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_build_is_left_alone(source: Path, finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
+    report = build(BuildConfig(source=source, out=finished, **SMALL))
+    assert report.sets[0].already_finished
+    assert report.sets[0].decoded_clips == 0
+    assert {path: path.stat().st_mtime_ns for path in finished.iterdir()} == before
+
+
+@contextlib.contextmanager
+def failing_join(monkeypatch: pytest.MonkeyPatch, shard: int, error: BaseException) -> Iterator[None]:
+    """While the block runs, writing this shard raises `error`."""
+    join = shard_writer.join_parts
+
+    def fail(path: Path, parts: Any, **options: Any) -> Any:
+        if path.name == shard_format.shard_name(shard):
+            raise error
+        return join(path, parts, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_joiner.shard_writer, "join_parts", fail)
+        yield
+
+
+def test_a_full_disk_stops_the_build_and_the_next_one_goes_on(
+    source: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = BuildConfig(source=source, out=tmp_path / "out", **SMALL)
+    full = OSError(errno.ENOSPC, "No space left on device", "shard-000002.tar")
+    with failing_join(monkeypatch, 2, full), pytest.raises(OSError, match="No space left"):
+        build(config)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert not (tmp_path / "out" / "shard-000002.tar").exists()
+    with pytest.raises(UserError, match="its build did not finish: run the same build command again"):
+        manifest.open_shards(tmp_path / "out")
+    told: list[str] = []
+    report = build(config, tell=told.append)
+    assert any(line.startswith("going on:") for line in told)
+    assert report.sets[0].decoded_clips < report.num_clips
+    assert digests(tmp_path / "out") == digests(finished)
+
+
+def test_a_video_that_spans_shards_is_ok_or_failed_never_half(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Abuse001 fills shard 0 and reaches into shard 1. It goes bad after shard 0 was committed."""
+    copy = make_tiny_videos(tmp_path / "source", VIDEOS)
+    config = BuildConfig(source=copy, out=tmp_path / "out", **SMALL)
+    with failing_join(monkeypatch, 1, OSError(errno.EIO, "broken")), pytest.raises(OSError, match="broken"):
+        build(config)
+    assert (tmp_path / "out" / ".work" / "shard-000000.json").exists()
+    video = copy / "Abuse" / "Abuse001.mp4"
+    status, data = video.stat(), bytearray(video.read_bytes())
+    start = data.index(b"mdat") + 4
+    data[start:] = bytes(len(data) - start)
+    video.write_bytes(data)
+    os.utime(video, ns=(status.st_atime_ns, status.st_mtime_ns))
+    report = build(config)
+    about = report.sets[0].manifest
+    assert [failure.path for failure in about.failures] == ["Abuse/Abuse001.mp4"]
+    assert about.shards[0].samples == 0
+    opened = manifest.open_shards(tmp_path / "out")
+    assert "Abuse/Abuse001.mp4" not in opened.index.paths
+    counts = [clips.num_clips(VIDEOS[path], config.sampling) for path in sorted(VIDEOS)]
+    whole = builder.planner.plan_units(counts, shard_clips=10)  # of the others nothing moved
+    assert [s.samples for s in about.shards] == [
+        sum(u.num_clips for u in whole.units if u.shard == n and u.video != 0) for n in range(whole.num_shards)
+    ]
+
+
+RUN = """
+import sys
+from pathlib import Path
+from vidshard import BuildConfig, SamplingConfig, build
+if __name__ == "__main__":
+    sampling = SamplingConfig(mode="dense", clip_len=8, stride=4)
+    places = dict(source=Path({source!r}), out=Path({out!r}))
+    build(BuildConfig(**places, sampling=sampling, frame_size=64, shard_mb=1, workers=1))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signals")
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
+def test_a_killed_build_goes_on_to_the_same_bytes(name: str, source: Path, finished: Path, tmp_path: Path) -> None:
+    out, script = tmp_path / "out", tmp_path / "run.py"
+    script.write_text(RUN.format(source=str(source), out=str(out)))
+    process = subprocess.Popen([sys.executable, script], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (out / "shard-000000.tar").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(getattr(signal, name))
+    assert process.wait(timeout=5) != 0 or (out / "manifest.json").exists()
+    build(BuildConfig(source=source, out=out, **SMALL))
+    assert digests(out) == digests(finished)
+
+
+# ----- bad use --------------------------------------------------------------------------------------------------------
+
+
+def test_another_build_in_the_output_is_refused_with_the_difference(source: Path, finished: Path) -> None:
+    other = {**SMALL, "sampling": SamplingConfig(mode="dense", clip_len=4, stride=4), "frame_size": 32}
+    with pytest.raises(UserError, match=r"settings \(clip_len 8, now 4; frame_size 64, now 32\); give another --out"):
+        build(BuildConfig(source=source, out=finished, **other))
+
+
+def test_new_and_deleted_videos_are_refused_by_name(tmp_path: Path) -> None:
+    source = make_tiny_videos(tmp_path / "source", {"Abuse/a.mp4": 9, "NormalVideos/a.mp4": 9})
+    config = BuildConfig(source=source, out=tmp_path / "out", workers=1)
+    build(config)
+    (source / "Abuse" / "a.mp4").rename(source / "Abuse" / "b.mp4")
+    with pytest.raises(UserError, match=r"other videos \(1 new: Abuse/b.mp4; 1 gone: Abuse/a.mp4\)"):
+        build(config)
+
+
+def test_an_unfinished_build_with_other_settings_is_refused(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with failing_join(monkeypatch, 0, OSError(errno.EIO, "broken")), pytest.raises(OSError, match="broken"):
+        build(BuildConfig(source=source, out=out, **SMALL))
+    with pytest.raises(UserError, match=r"unfinished build with other settings \(shard_mb 1, now 2\)"):
+        build(BuildConfig(source=source, out=out, **{**SMALL, "shard_mb": 2}))
+
+
+def test_a_folder_with_other_files_is_no_output(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.docx").touch()
+    with pytest.raises(UserError, match=r"holds other files \(thesis.docx\); give another --out"):
+        build(BuildConfig(source=source, out=tmp_path, **SMALL))
+
+
+def test_a_second_builder_is_told_who_holds_the_folder(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / ".work").mkdir(parents=True)
+    told = f"is being built by process {os.getpid()} on .*; wait for it"
+    with hold_lock(tmp_path / "out" / ".work" / "lock", what="out"), pytest.raises(UserError, match=told):
+        build(BuildConfig(source=source, out=tmp_path / "out", **SMALL))
+    assert not (tmp_path / "out" / ".work" / "lock").exists()
+
+
+def test_too_little_disk_is_told_before_decoding(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Usage:
+        free = 1_000_000
+
+    monkeypatch.setattr(builder.shutil, "disk_usage", lambda path: Usage)
+    with pytest.raises(UserError, match=r"not enough free disk for .*: 38 clips need 4.* MB, 1.0 MB are free"):
+        build(BuildConfig(source=source, out=tmp_path / "out", **SMALL))
+
+
+def test_a_build_that_gives_no_clip_is_an_error_with_its_reason(tmp_path: Path) -> None:
+    make_broken_video(tmp_path / "source" / "Abuse" / "a.mp4")
+    make_broken_video(tmp_path / "source" / "NormalVideos" / "a.mp4")
+    with pytest.raises(UserError, match=r"none of the 2 videos .* \(2 times\) the reason is not_a_video: "):
+        build(BuildConfig(source=tmp_path / "source", out=tmp_path / "out", workers=1))
+    assert not (tmp_path / "out").exists()
+    assert len((tmp_path / "out.log" / "failures.csv").read_text().splitlines()) == 3
+
+
+def test_an_unknown_format_version_is_refused(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps({"format": "vidshard", "format_version": 99}))
+    with pytest.raises(FormatError, match="has format version 99, this vidshard reads version 1"):
+        build(BuildConfig(source=source, out=tmp_path / "out", **SMALL))
+
+
+@pytest.mark.parametrize("name", ["workers", "frame_size", "limit", "shard_mb", "timeout_seconds"])
+def test_options_are_checked_at_birth(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name} is 0, expected more than 0"):
+        BuildConfig(source=Path("x"), **{name: 0})

@@ -1,0 +1,38 @@
+"""Tiny MP4s, made in milliseconds: a moving gradient and a number of frames, nothing else. For tests of the builder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import av
+import numpy as np
+
+FPS = 10
+
+
+def make_tiny_videos(root: Path, num_frames: Mapping[str, int], *, size: tuple[int, int] = (64, 48)) -> Path:
+    """Write a video for each path of `num_frames` (relative to `root`, of so many frames) and return `root`."""
+    for seed, (path, count) in enumerate(num_frames.items()):
+        make_tiny_video(root / path, count, seed=seed, size=size)
+    return root
+
+
+def make_tiny_video(path: Path, num_frames: int, *, seed: int = 0, size: tuple[int, int] = (64, 48)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    width, height = size
+    ramp = np.add.outer(np.arange(height), np.arange(width))
+    with av.open(str(path), "w", format="mp4") as output:
+        stream = output.add_stream("libx264", rate=FPS, options={"g": "8", "preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.thread_count = 1
+        for i in range(num_frames):
+            picture = np.stack([ramp * 2 + 7 * i, ramp + 31 * seed, ramp[::-1] + 3 * i], axis=-1).astype(np.uint8)
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        output.mux(stream.encode(None))
+
+
+def make_broken_video(path: Path) -> None:
+    """A file that is a video by its name alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"this is no video\n" * 100)

@@ -1,0 +1,53 @@
+"""The log folder beside the output: all that varies from run to run."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from vidshard import __version__, atomic, shard_format
+
+
+class BuildLog:
+    """`build.log`, lines for people, and `source.json`, where SOURCE was. `root`: of the videos, absolute."""
+
+    def __init__(self, folder: Path, *, root: Path, about: str) -> None:
+        self.folder = folder
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._root = root
+        self._seconds: dict[str, float] = defaultdict(float)  # video → time of decoding
+        self._file = open(self.folder / "build.log", "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+        self.line(f"vidshard {__version__}: {' '.join(sys.argv)}")
+        self.line(about)
+        self._write_source({})
+
+    def __enter__(self) -> BuildLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            self.line(f"stopped: {type(error).__name__}: {error}")
+        with contextlib.suppress(OSError):  # a full disk; the error that matters is on its way
+            self._file.close()
+
+    def line(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=self._file, flush=True)
+
+    def add_seconds(self, path: str, seconds: float) -> None:
+        self._seconds[path] += seconds
+
+    def finish(self, seconds: float) -> None:
+        self.line(f"finished in {seconds:.1f} s")
+        slow = {path: round(spent, 3) for path, spent in self._seconds.items()}
+        self._write_source({"seconds": round(seconds, 1), "seconds_per_video": slow})
+
+    def _write_source(self, more: dict[str, Any]) -> None:
+        """`root` / `path` of a record is the video again."""
+        about = {"root": str(self._root), "host": socket.gethostname(), "command": sys.argv}
+        atomic.write_json(self.folder / shard_format.SOURCE_NAME, {**about, **more})
