@@ -35,6 +35,7 @@ def refusal(path: Path) -> VideoError:
         (b"ffconcat version 1.0\nfile other.mp4\n", "not_a_video", "text"),
         (b"#EXTM3U\n#EXTINF:3,\nhttp://127.0.0.1:9/x.ts\n", "not_a_video", "text"),
         (b"version https://git-lfs.github.com/spec/v1\n", "not_a_video", "git lfs pull"),
+        (b"\0\0\0\1\x67" + bytes(500), "not_a_video", "raw H.264"),
         (b"\xff\xd8\xff\xe0" + bytes(500), "not_a_video", "JPEG"),
         (b"PK\x03\x04" + bytes(500), "not_a_video", "ZIP"),
         (b"\0\0\0\x1cftypavif" + bytes(500), "not_a_video", "picture"),
@@ -77,6 +78,12 @@ def test_sound_alone_is_no_video(tmp_path: Path) -> None:
         frame.sample_rate = 16000
         output.mux(stream.encode(frame) + stream.encode(None))
     assert refusal(path).reason == "no_video_stream"
+
+
+def test_a_format_that_ffmpeg_does_not_know_is_named(video: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.mp4"
+    path.write_bytes(video.read_bytes().replace(b"avc1", b"zzzz").replace(b"avcC", b"zzzC"))
+    assert refusal(path).reason == "unsupported_codec"
 
 
 def test_a_huge_picture_is_refused_before_decoding(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:

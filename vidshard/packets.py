@@ -63,7 +63,6 @@ class PacketTable:
     interlaced: bool = False
     open_gops: bool = False  # some keyframe is followed by frames shown before it, which a seek to it loses
     num_video_streams: int = 1  # cover pictures not counted; the table is that of the first
-    after_cover_picture: bool = False  # whether a cover picture comes before it, as a video stream of one frame
 
     @property
     def num_frames(self) -> int:
@@ -91,7 +90,7 @@ def read_packet_table(path: Path) -> PacketTable:
     """Read the packets of the first video stream (cover pictures not counted) of the file at `path`.
 
     Raises VideoError, with one of the reasons `unreadable`, `not_a_regular_file`, `empty_file`, `not_a_video`,
-    `no_video_stream`, `no_frames`, `too_large`, `truncated_or_damaged`.
+    `no_video_stream`, `unsupported_codec`, `no_frames`, `too_large`, `truncated_or_damaged`.
     """
     import av  # here, so that who only loads tables needs no FFmpeg
 
@@ -172,6 +171,7 @@ def _describe(head: bytes) -> str:
         (b"PK\x03\x04", "a ZIP archive"),
         (b"Rar!", "a RAR archive"),
         (b"\x1f\x8b", "a gzip archive"),
+        (b"\0\0\0\1", "maybe a raw H.264 or HEVC stream; put it into an MP4: `ffmpeg -i IN -c copy OUT.mp4`"),
         (b"version https://git-lfs", "a Git LFS pointer: run `git lfs pull`"),
     ):
         if head.startswith(magic):
@@ -189,6 +189,8 @@ def _read_stream(container: Any, container_format: str, file_size: int) -> Packe
     if not streams:
         raise VideoError("no_video_stream", "it holds no video stream")
     stream = streams[0]
+    if stream.codec_context is None:
+        raise VideoError("unsupported_codec", "its video is in a format that FFmpeg does not know")
     width, height = stream.codec_context.width, stream.codec_context.height
     _check_size(width, height)
 
@@ -215,7 +217,6 @@ def _read_stream(container: Any, container_format: str, file_size: int) -> Packe
         container=container_format,
         open_gops=_has_open_gops(packets),
         num_video_streams=len(streams),
-        after_cover_picture=stream.index != container.streams.video[0].index,
     )
 
 

@@ -22,8 +22,6 @@ class OpenCVDecoder:
         check_frame_indices(table, frame_indices)
         if table.interlaced:  # OpenCV 5.0 hands out the first frame of interlaced H.264 again and again, with ok=True
             raise VideoError(UNSUPPORTED, "OpenCV does not decode interlaced video")
-        if table.after_cover_picture:
-            raise VideoError(UNSUPPORTED, "OpenCV decodes the first video stream only, which is a cover picture")
         cv2: Any = load_cv2()
         with openable_name(path) as name:
             capture = cv2.VideoCapture(name, cv2.CAP_FFMPEG)
@@ -51,6 +49,6 @@ class OpenCVDecoder:
 
 
 def _no_frame(table: PacketTable, index: int) -> VideoError:
-    if index == 0:  # nothing at all: OpenCV opens AV1, tells its length and has no decoder for it
-        return VideoError(UNSUPPORTED, f"OpenCV opens it but decodes no frame ({table.codec})")
+    if index == 0 and table.codec == "av1":  # OpenCV opens it, tells its length and has no decoder for it
+        return VideoError(UNSUPPORTED, "OpenCV has no decoder for av1")
     return VideoError(DAMAGED, f"OpenCV decodes no frame {index:,}; its packets promise {table.num_frames:,} frames")
