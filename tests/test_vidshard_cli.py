@@ -132,9 +132,8 @@ def test_doubtful_labels_stop_with_the_table(videos: dict[str, int], expected: s
 
 def test_normal_names_the_normal_class(tmp_path: Path) -> None:
     source = make_tiny_videos(tmp_path / "source", {"Quiet/a.mp4": 9, "Abuse/a.mp4": 9})
-    check_error(
-        run("build", source, "--out", tmp_path / "out", "--normal", "Silent"), "--normal Silent", "Abuse, Quiet"
-    )
+    out = tmp_path / "out"
+    check_error(run("build", source, "--out", out, "--normal", "Silent"), "--normal Silent", "Abuse, Quiet")
     result = run("build", source, "--out", out, "--normal", "Quiet", "--workers", 1)
     assert result.exit_code == 0
     assert "Quiet  0 normal" in result.stdout
