@@ -64,6 +64,7 @@ class Stage1Model(nn.Module):
             for i in range(len(config.channels))
         )
         features = 2 * channels[-1]  # mean and maximum over the frame
+        self.features_norm = nn.LayerNorm(features)  # without it attention settles on one frame before it has learnt
         self.attention = nn.Sequential(
             nn.Linear(features, config.attention_units), nn.Tanh(), nn.Linear(config.attention_units, 1)
         )
@@ -79,6 +80,7 @@ class Stage1Model(nn.Module):
         for stage in self.stages:
             frames = stage(frames, T)
         features_BTD = torch.cat([frames.mean((2, 3)), frames.amax((2, 3))], dim=1).view(B, T, -1)
+        features_BTD = self.features_norm(features_BTD)
         attention_BT = self.attention(features_BTD).squeeze(2).softmax(1)
         pooled_BD = (attention_BT.unsqueeze(2) * features_BTD).sum(1)
         return self.classifier(self.dropout(pooled_BD)), attention_BT

@@ -446,9 +446,10 @@ def train_step(run: Run, batch: Batch, *, where: str) -> torch.Tensor:
     distributed.sum_gradients(run.model.parameters())
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.config.grad_clip or math.inf)
     if not torch.isfinite(norm) or not torch.isfinite(loss_sum):
+        loss = float(loss_sum.detach() / global_weight)
         raise UserError(
-            f"the loss is {float(loss_sum / global_weight):g} and its gradient {float(norm):g} at {where}, expected "
-            f"finite numbers; lower --lr (now {run.config.lr:g})"
+            f"the loss is {loss:g} and its gradient {float(norm):g} at {where}, expected finite numbers; "
+            f"lower --lr (now {run.config.lr:g})"
         )
     run.optimizer.step()
     run.scheduler.step()

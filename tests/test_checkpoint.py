@@ -1,0 +1,108 @@
+"""Checkpoints rebuild the model, run no code, and are whole or not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from stage1.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from stage1.model import ModelConfig, Stage1Model
+from stage1.transforms import TransformConfig
+from vidshard.errors import UserError
+
+CONFIG = ModelConfig(channels=(8, 16), temporal_stages=(1,))
+
+
+def make(model: Stage1Model | None = None) -> Checkpoint:
+    model = model or Stage1Model(CONFIG)
+    return Checkpoint(
+        epoch=3,
+        model_state_dict=model.state_dict(),
+        optimizer_state_dict=torch.optim.AdamW(model.parameters()).state_dict(),
+        scheduler_state_dict={"last_epoch": 3},
+        model_config=dataclasses.asdict(CONFIG),
+        transform_config=dataclasses.asdict(TransformConfig(mean=(0.1, 0.2, 0.3), augment=True)),
+        clip_shape={"num_frames": 4, "height": 16, "width": 16},
+        sampling={"mode": "uniform"},
+        frame_gap_seconds=0.1,
+        warnings=["mind"],
+    )
+
+
+def test_the_model_comes_back(tmp_path: Path) -> None:
+    model = Stage1Model(CONFIG).eval()
+    save_checkpoint(tmp_path / "a.pt", make(model))
+    loaded = load_checkpoint(tmp_path / "a.pt")
+    clips = torch.randn(2, 3, 4, 16, 16)
+    assert torch.equal(loaded.build_model()(clips)[0], model(clips)[0])
+    assert not loaded.build_model().training
+    transform = loaded.build_transform()
+    assert transform.config.mean == (0.1, 0.2, 0.3)
+    assert not transform.config.augment
+    assert (loaded.epoch, loaded.threshold, loaded.warnings, loaded.shape.thwc) == (3, 0.5, ["mind"], (4, 16, 16, 3))
+
+
+def test_plain_torch_reads_it(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "a.pt", make())
+    fields = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert {"epoch", "model_state_dict", "optimizer_state_dict", "scheduler_state_dict"} <= set(fields)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 torn", b"\x80\x02}q\x00."])
+def test_other_files_are_no_checkpoint(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.pt is no stage1 checkpoint"):
+        load_checkpoint(tmp_path / "x.pt")
+
+
+def test_other_torch_files_are_no_checkpoint(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="though torch can read it; expected a file such as binary_stage1"):
+        load_checkpoint(tmp_path / "x.pt")
+
+
+def test_a_missing_one_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="stage1 train"):
+        load_checkpoint(tmp_path / "none.pt")
+
+
+def test_code_in_a_file_does_not_run(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "trapped"),)
+
+    torch.save({"format": "stage1 checkpoint", "trap": Trap()}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="no stage1 checkpoint"):
+        load_checkpoint(tmp_path / "x.pt")
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_unknown_versions_and_fields_are_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "a.pt", make())
+    fields = torch.load(tmp_path / "a.pt", weights_only=True)
+    torch.save({**fields, "format_version": 99}, tmp_path / "new.pt")
+    with pytest.raises(UserError, match="format version 99, this stage1 reads version 1"):
+        load_checkpoint(tmp_path / "new.pt")
+    torch.save({**fields, "later": 1}, tmp_path / "more.pt")
+    with pytest.raises(UserError, match="unknown field"):
+        load_checkpoint(tmp_path / "more.pt")
+
+
+def test_a_failed_save_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, make())
+    before = path.read_bytes()
+
+    def full_disk(_fields: object, file: object) -> None:
+        file.write(b"half")  # type: ignore[attr-defined]
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(path, make())
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.pt"]

@@ -1,0 +1,70 @@
+"""The model keeps every time step, and its attention stays near what it saw."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stage1.model import ModelConfig, Stage1Model
+
+
+@pytest.fixture
+def model() -> Stage1Model:
+    torch.manual_seed(0)
+    return Stage1Model().eval()
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 16, 112, 112), (3, 3, 8, 64, 64), (1, 3, 1, 20, 33), (2, 3, 5, 16, 16)])
+def test_logits_and_attention_for_any_shape(model: Stage1Model, shape: tuple[int, ...]) -> None:
+    logits, attention = model(torch.randn(shape))
+    assert logits.shape == (shape[0], 2)
+    assert attention.shape == (shape[0], shape[2])
+    assert torch.allclose(attention.sum(1), torch.ones(shape[0]))
+    assert (attention > 0).all()
+
+
+def test_a_clip_scores_the_same_alone_and_in_a_batch(model: Stage1Model) -> None:
+    model.train()
+    model.dropout.p = 0.0
+    clips = torch.randn(4, 3, 8, 32, 32)
+    together, alone = model(clips)[0], torch.cat([model(clip[None])[0] for clip in clips])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_size() -> None:
+    assert sum(parameter.numel() for parameter in Stage1Model().parameters()) < 500_000
+
+
+def test_attention_features_reach_only_a_few_frames_away() -> None:
+    """Otherwise attention could not say when an event was."""
+    model = Stage1Model().eval()
+    seen = []
+    model.features_norm.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
+    still = torch.randn(1, 3, 1, 32, 32).expand(1, 3, 16, 32, 32)
+    moved = still.clone()
+    moved[:, :, 8] += 3
+    model(moved)
+    features_TD = seen[0][0]
+    # The frames at both ends see the padding; between them, those far from the change are all alike.
+    differs = [t for t in range(2, 14) if (features_TD[t] - features_TD[3]).abs().max() > 1e-4]
+    assert differs == [6, 7, 8, 9, 10, 11]
+
+
+def test_motion_is_seen() -> None:
+    clips = torch.randn(1, 3, 1, 32, 32).repeat(1, 1, 8, 1, 1)
+    moving = clips.clone()
+    moving[:, :, 4] += 1
+    model = Stage1Model().eval()
+    assert not torch.allclose(model(clips)[0], model(moving)[0], atol=1e-4)
+
+
+def test_configs_survive_a_round_trip_and_wrong_ones_are_refused() -> None:
+    import dataclasses
+
+    config = ModelConfig(channels=(8, 16), temporal_stages=(1,))
+    fields = dataclasses.asdict(config)
+    assert ModelConfig.from_dict({**fields, "channels": list(fields["channels"])}) == config
+    with pytest.raises(ValueError, match="multiples of groups"):
+        ModelConfig(channels=(10,))
+    with pytest.raises(ValueError, match="temporal_stages"):
+        ModelConfig(temporal_stages=(7,))

@@ -1,0 +1,333 @@
+"""Training runs: reproducible, resumable, and clear about what it cannot do."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from fake_shards import moving_clips, random_clips, write_shards
+from stage1 import train as train_module
+from stage1.checkpoint import BEST_NAME, CURVES_NAME, LAST_NAME, METRICS_NAME, load_checkpoint
+from stage1.cli import main
+from stage1.dataloader import ClipReader
+from stage1.device import cuda_memory_errors
+from stage1.model import ModelConfig
+from stage1.train import TrainConfig, hold_out, is_best, train
+from vidshard.errors import UserError
+
+TINY = ModelConfig(channels=(8, 16), temporal_stages=(1,), attention_units=8, dropout=0.2)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Clips this small are slower on more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    clips, labels = moving_clips(24, shape=(4, 16, 16))
+    return write_shards(tmp_path / "Train", clips, labels, split="Train")
+
+
+@pytest.fixture
+def val_shards(tmp_path: Path) -> Path:
+    clips, labels = moving_clips(8, shape=(4, 16, 16), seed=1)
+    return write_shards(tmp_path / "Validation", clips, labels, split="Validation", prefix="val-")
+
+
+def config(shards: Path, out: Path, **options: Any) -> TrainConfig:
+    return TrainConfig(**{"shards": shards, "out": out, "epochs": 3, "lr": 3e-3, "model": TINY, **options})
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(path).model_state_dict
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_learns_and_leaves_its_files(
+    tmp_path: Path, shards: Path, val_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = train(config(shards, tmp_path / "out", val_shards=val_shards, epochs=6))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"✓ Model checkpoint saved to: {path}"
+    assert [line for line in lines if line.startswith("Device: CPU")]
+    assert sorted(entry.name for entry in path.parent.iterdir()) == sorted(
+        [BEST_NAME, LAST_NAME, METRICS_NAME, CURVES_NAME]
+    )
+    rows = [json.loads(line) for line in (path.parent / METRICS_NAME).read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert max(row["val_auc"] for row in rows) > 0.9
+    assert (path.parent / CURVES_NAME).read_bytes()[:4] == b"\x89PNG"
+
+    best = load_checkpoint(path)
+    assert best.epoch == [row["epoch"] for row in rows if row["best"]][-1]
+    assert best.frame_gap_seconds == pytest.approx(0.1)
+    assert best.sampling["mode"] == "uniform"
+    assert best.warnings == []
+    assert best.data_digests["train"] == ClipReader(shards).manifest.digest
+    assert load_checkpoint(path.parent / LAST_NAME).epoch == 6
+
+
+def test_the_epoch_line(tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(config(shards, tmp_path / "out", epochs=1, val_fraction=0.3))
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Epoch"))
+    assert re.fullmatch(
+        r"Epoch 1 \| Loss: \d+\.\d{4} \| Accuracy: \d+\.\d{2}% \| LR: \d+\.\d{6}"
+        r" \| Val Accuracy: \d+\.\d{2}% \| Val AUC: \d\.\d{3}",
+        line,
+    )
+
+
+def test_the_same_seed_gives_the_same_weights(tmp_path: Path, shards: Path) -> None:
+    first = weights(train(config(shards, tmp_path / "a")))
+    assert_same(first, weights(train(config(shards, tmp_path / "b", workers=3))))
+    other = weights(train(config(shards, tmp_path / "c", seed=1)))
+    assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
+
+
+def test_a_resumed_run_ends_as_if_never_stopped(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train(config(shards, tmp_path / "whole"))
+    finish_epoch = train_module.finish_epoch
+
+    def stop_after_two(run: Any, entry: dict[str, Any]) -> None:
+        finish_epoch(run, entry)
+        if entry["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_module, "finish_epoch", stop_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        train(config(shards, tmp_path / "cut"))
+    monkeypatch.undo()
+    resumed = train(config(shards, tmp_path / "cut", resume=True))
+    for name in (BEST_NAME, LAST_NAME):
+        assert_same(weights(whole.with_name(name)), weights(resumed.with_name(name)))
+    one, two = load_checkpoint(whole.with_name(LAST_NAME)), load_checkpoint(resumed.with_name(LAST_NAME))
+    assert str(one.optimizer_state_dict) == str(two.optimizer_state_dict)
+    assert [row["loss"] for row in one.run_state["history"]] == [row["loss"] for row in two.run_state["history"]]
+
+
+def test_resume_refuses_other_options_and_other_data(tmp_path: Path, shards: Path, val_shards: Path) -> None:
+    train(config(shards, tmp_path / "out", epochs=1, val_fraction=0))
+    with pytest.raises(UserError, match=r"trained with --lr 0\.003, got 0\.01; resume with the same options"):
+        train(config(shards, tmp_path / "out", val_fraction=0, resume=True, lr=0.01))
+    with pytest.raises(UserError, match="the train shards are not those"):
+        train(config(val_shards, tmp_path / "out", val_fraction=0, resume=True))
+    with pytest.raises(UserError, match=r"nothing to resume: no .*last\.pt"):
+        train(config(shards, tmp_path / "new", resume=True))
+
+
+def test_a_folder_with_another_run_is_refused(tmp_path: Path, shards: Path) -> None:
+    train(config(shards, tmp_path / "out", epochs=1))
+    with pytest.raises(UserError, match=r"holds another run .*--resume, name another --out"):
+        train(config(shards, tmp_path / "out"))
+
+
+def test_training_reads_only_the_shards_that_were_named(
+    tmp_path: Path, shards: Path, val_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shards(tmp_path / "Test", random_clips(4), [0, 1, 0, 1], split="Test")
+    opened: set[Path] = set()
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if watching and event == "open" and isinstance(arguments[0], str) and arguments[0].startswith(str(tmp_path)):
+            opened.add(Path(arguments[0]))
+
+    watching = True
+    sys.addaudithook(watch)
+    train(config(shards, tmp_path / "out", val_shards=val_shards, epochs=1))
+    watching = False
+    assert {path.relative_to(tmp_path).parts[0] for path in opened} <= {"Train", "Validation", "out"}
+    assert any(path.suffix == ".tar" for path in opened)
+
+
+# --- held-out videos ----------------------------------------------------------------------------------------------
+
+
+def test_held_out_videos_keep_recordings_together_and_both_classes(tmp_path: Path) -> None:
+    labels = [0] * 40 + [1] * 40
+    groups = [f"recording-{i // 2 % 13}" for i in range(40)] + [f"recording-{13 + i // 4}" for i in range(40)]
+    folder = write_shards(
+        tmp_path / "s", random_clips(80), labels, source_groups=groups, clips_per_video=2, clips_per_shard=30
+    )
+    reader = ClipReader(folder)
+    train_rows, held_rows = hold_out(reader, fraction=0.1, seed=0)
+    assert sorted([*train_rows, *held_rows]) == list(range(80))
+    assert {groups[row] for row in train_rows}.isdisjoint({groups[row] for row in held_rows})
+    assert sorted({labels[row] for row in held_rows}) == [0, 1]
+    assert 6 <= len(held_rows) <= 16
+    assert np.array_equal(held_rows, hold_out(reader, fraction=0.1, seed=0)[1])
+    assert len(hold_out(reader, fraction=0, seed=0)[1]) == 0
+
+
+def test_a_class_of_one_recording_stays_in_training(tmp_path: Path) -> None:
+    groups = ["one"] * 6 + [None] * 6
+    folder = write_shards(tmp_path / "s", random_clips(12), [1] * 6 + [0] * 6, source_groups=groups)
+    train_rows, held_rows = hold_out(ClipReader(folder), fraction=0.2, seed=0)
+    assert len(held_rows) == 1
+    assert set(range(6)) <= set(train_rows.tolist())
+
+
+def test_it_says_what_is_held_out(tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(config(shards, tmp_path / "a", epochs=1))
+    assert "2 of 24 videos (2 clips)" in capsys.readouterr().out
+    train(config(shards, tmp_path / "b", epochs=1, val_fraction=0))
+    assert "no validation (--val-fraction 0): the last epoch is kept" in capsys.readouterr().out
+
+
+# --- warnings -----------------------------------------------------------------------------------------------------
+
+
+def test_a_test_set_as_validation_is_warned_of_in_the_checkpoint(
+    tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clips, labels = moving_clips(4, shape=(4, 16, 16), seed=2)
+    test = write_shards(tmp_path / "Test", clips, labels, split="Test", prefix="test-")
+    path = train(config(shards, tmp_path / "out", val_shards=test, epochs=1))
+    assert "WARNING" in capsys.readouterr().err
+    assert "is marked Test" in load_checkpoint(path).warnings[0]
+
+
+def test_validation_on_training_videos_is_warned_of(tmp_path: Path, shards: Path) -> None:
+    clips, labels = moving_clips(24, shape=(4, 16, 16))
+    renamed = write_shards(tmp_path / "copy", clips[:3], labels[:3], prefix="renamed-")
+    (warning,) = train_module.validation_warnings(ClipReader(shards), ClipReader(renamed))
+    assert warning.startswith("3 of 3 videos of")
+    other = write_shards(tmp_path / "other", random_clips(2), [0, 1], settings={"mode": "dense"})
+    (warning,) = train_module.validation_warnings(ClipReader(shards), ClipReader(other))
+    assert "2 of 2 videos" in warning
+
+
+def test_one_recording_on_both_sides_is_warned_of(tmp_path: Path) -> None:
+    first = write_shards(tmp_path / "a", random_clips(2), [0, 1], source_groups=["r1", "r2"])
+    second = write_shards(tmp_path / "b", random_clips(2, seed=1), [0, 1], source_groups=["r2", "r3"], prefix="b-")
+    (warning,) = train_module.validation_warnings(ClipReader(first), ClipReader(second))
+    assert "1 source groups" in warning
+    assert "'r2'" in warning
+
+
+def test_frames_far_apart_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clips, labels = moving_clips(8, shape=(4, 16, 16))
+    train(config(write_shards(tmp_path / "s", clips, labels, frame_gap_seconds=4.0), tmp_path / "out", epochs=1))
+    assert "lie 4.0 s apart (median): above 0.5 s motion input means little" in capsys.readouterr().out
+
+
+# --- bad use ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        ([1, 1, 1, 1], "has 4 crime clips to train on and no normal one, expected both"),
+        ([0, 1, -1, 1], "1 of 4 clips of .* have no label, expected normal or crime"),
+    ],
+)
+def test_labels_that_cannot_be_learnt(tmp_path: Path, labels: list[int], text: str) -> None:
+    folder = write_shards(tmp_path / "s", random_clips(4), labels)
+    with pytest.raises(UserError, match=text):
+        train(config(folder, tmp_path / "out", val_fraction=0))
+
+
+def test_another_shape_is_refused(tmp_path: Path, shards: Path) -> None:
+    other = write_shards(tmp_path / "o", random_clips(4, shape=(8, 16, 16)), [0, 1, 0, 1])
+    with pytest.raises(UserError, match=r"has clips of 8×16×16, expected 4×16×16 .* --clip-len and --frame-size"):
+        train(config(shards, tmp_path / "out", val_shards=other))
+
+
+def test_cuda_asked_for_and_absent(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"--device cuda was asked for.*use --device cpu"):
+        train(config(shards, tmp_path / "out", device="cuda"))
+
+
+def test_cuda_out_of_memory_names_the_batch_size_to_try() -> None:
+    with pytest.raises(UserError, match="--batch-size 8; try --batch-size 4"), cuda_memory_errors(8):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, shards: Path) -> None:
+    def broken(clips: torch.Tensor) -> torch.Tensor:
+        return clips.permute(0, 4, 1, 2, 3).float() * float("nan")
+
+    with pytest.raises(UserError, match=r"the loss is nan .* at epoch 1, step 1, .*lower --lr"):
+        train(config(shards, tmp_path / "out"), transform=broken)
+    assert not (tmp_path / "out" / BEST_NAME).exists()
+
+
+@pytest.mark.parametrize("option", ["--epochs", "--batch-size", "--workers"])
+def test_wrong_numbers(option: str) -> None:
+    result = CliRunner().invoke(main, ["train", option, "0"])
+    assert (result.exit_code, result.output.strip()) == (1, f"error: {option} is 0, expected at least 1")
+
+
+def test_a_missing_folder_is_one_line(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["train", "--shards", str(tmp_path / "none")])
+    assert result.exit_code == 1
+    assert result.output.startswith(f"error: no shard folder {tmp_path / 'none'}: build it first")
+    assert result.output.count("\n") == 1
+
+
+# --- small things -------------------------------------------------------------------------------------------------
+
+
+def test_the_best_has_the_highest_auc_then_the_lowest_loss() -> None:
+    history = [{"val_auc": 0.8, "val_loss": 0.5}, {"val_auc": 0.7, "val_loss": 0.1}]
+    assert is_best({"val_auc": 0.9, "val_loss": 2.0}, history)
+    assert is_best({"val_auc": 0.8, "val_loss": 0.4}, history)
+    assert not is_best({"val_auc": 0.8, "val_loss": 0.5}, history)
+    assert not is_best({"val_auc": None, "val_loss": 0.01}, history)
+    assert is_best({"loss": 1.0}, [{"loss": 0.5}])
+
+
+def test_one_class_in_validation_prints_na_and_writes_null(
+    tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    normal = write_shards(tmp_path / "v", random_clips(3), [0, 0, 0], prefix="v-")
+    path = train(config(shards, tmp_path / "out", val_shards=normal, epochs=1))
+    assert "| Val AUC: n/a" in capsys.readouterr().out
+    assert '"val_auc": null' in (path.parent / METRICS_NAME).read_text()
+
+
+def test_a_transform_of_the_callers_own(tmp_path: Path, shards: Path) -> None:
+    seen = []
+
+    def own(clips: torch.Tensor) -> torch.Tensor:
+        seen.append((clips.dtype, tuple(clips.shape[1:])))
+        return clips.permute(0, 4, 1, 2, 3).float() / 128 - 1
+
+    train(config(shards, tmp_path / "out", epochs=1), transform=own)
+    assert set(seen) == {(torch.uint8, (4, 16, 16, 3))}
+
+
+def test_the_command_trains_and_the_preset_gives_way_to_options(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs: list[TrainConfig] = []
+    monkeypatch.setattr(train_module, "train", configs.append)
+    arguments = ["train", "--shards", str(shards), "--out", str(tmp_path / "out"), "--preset", "notebook"]
+    for more in ([], ["--lr", "0.01"]):
+        assert CliRunner().invoke(main, arguments + more).exit_code == 0
+    assert [(c.epochs, c.batch_size, c.lr, c.grad_clip) for c in configs] == [(5, 4, 1e-4, 1.0), (5, 4, 0.01, 1.0)]
+
+
+def test_the_help_shows_the_defaults_of_the_config() -> None:
+    parameters = {parameter.name: parameter.default for parameter in main.commands["train"].params}
+    shown = {name for name in parameters if name not in ("preset", "val_shards", "resume")}
+    defaults = TrainConfig(shards=Path("shards/Train"))
+    assert {name: str(parameters[name]) for name in shown} == {name: str(getattr(defaults, name)) for name in shown}
