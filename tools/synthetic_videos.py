@@ -101,7 +101,7 @@ def make_dataset(
     """
     config = config or VideoConfig()
     plans = plan_dataset(num_videos, seed=seed, config=config)
-    _each(_write_video, [(out, plan, config) for plan in plans], workers=workers)
+    run_jobs(_write_video, [(out, plan, config) for plan in plans], workers)
     atomic.write_text(out / ANNOTATIONS_NAME, "".join(f"{plan.annotation}\n" for plan in plans))
     return plans
 
@@ -156,7 +156,7 @@ def _draw_window(rng: np.random.Generator, config: VideoConfig) -> tuple[int, tu
     return num_frames, (first, first + length - 1)
 
 
-def _each(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], *, workers: int | None) -> list[Any]:
+def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], workers: int | None) -> list[Any]:
     """Call `function(*job)` for every job, in processes when there are several workers; results in order."""
     workers = min(workers or os.cpu_count() or 1, len(jobs))
     if workers <= 1:
