@@ -1,0 +1,246 @@
+"""The rooms and the doors between them: which module may import which."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Every module and the modules of this project that it may import. A new module must be entered here and in
+# docs/ARCHITECTURE.md; an import that is not here is a wall broken through.
+ALLOWED: dict[str, set[str]] = {
+    "vidshard": {"vidshard.builder", "vidshard.clips"},
+    "vidshard.atomic": set(),
+    "vidshard.build_config": {
+        "vidshard.clips",
+        "vidshard.decoders",
+        "vidshard.errors",
+        "vidshard.manifest",
+        "vidshard.shard_format",
+        "vidshard.sources",
+        "vidshard.work_folder",
+    },
+    "vidshard.build_log": {"vidshard.atomic", "vidshard.shard_format"},
+    "vidshard.builder": {
+        "vidshard.build_config",
+        "vidshard.build_log",
+        "vidshard.clips",
+        "vidshard.console",
+        "vidshard.decode_task",
+        "vidshard.errors",
+        "vidshard.folder_lock",
+        "vidshard.ledger",
+        "vidshard.manifest",
+        "vidshard.planner",
+        "vidshard.shard_format",
+        "vidshard.shard_joiner",
+        "vidshard.sources",
+        "vidshard.supervisor",
+        "vidshard.work_folder",
+    },
+    "vidshard.cli": {
+        "vidshard.builder",
+        "vidshard.clips",
+        "vidshard.console",
+        "vidshard.inspect_shards",
+        "vidshard.summary",
+    },
+    "vidshard.clips": {"vidshard.errors"},
+    "vidshard.console": {"vidshard.errors"},
+    "vidshard.decode_task": {
+        "vidshard.clips",
+        "vidshard.decoders",
+        "vidshard.packets",
+        "vidshard.planner",
+        "vidshard.shard_format",
+        "vidshard.shard_writer",
+        "vidshard.sources",
+    },
+    "vidshard.decoders": {
+        "vidshard.decoders.base",
+        "vidshard.decoders.decord_decoder",
+        "vidshard.decoders.opencv_decoder",
+        "vidshard.decoders.pyav_decoder",
+        "vidshard.errors",
+    },
+    "vidshard.decoders.base": {"vidshard.packets"},
+    "vidshard.decoders.decord_decoder": {"vidshard.decoders.base", "vidshard.packets"},
+    "vidshard.decoders.opencv_decoder": {"vidshard.clips", "vidshard.decoders.base", "vidshard.packets"},
+    "vidshard.decoders.pyav_decoder": {"vidshard.decoders.base", "vidshard.packets"},
+    "vidshard.errors": set(),
+    "vidshard.folder_lock": {"vidshard.errors"},
+    "vidshard.inspect_shards": {"vidshard.manifest", "vidshard.shard_format"},
+    "vidshard.ledger": {
+        "vidshard.atomic",
+        "vidshard.decode_task",
+        "vidshard.manifest",
+        "vidshard.shard_format",
+        "vidshard.sources",
+        "vidshard.work_folder",
+    },
+    "vidshard.manifest": {"vidshard.atomic", "vidshard.errors", "vidshard.shard_format"},
+    "vidshard.packets": {"vidshard.atomic"},
+    "vidshard.planner": {"vidshard.shard_format"},
+    "vidshard.shard_format": {"vidshard.errors"},
+    "vidshard.shard_joiner": {
+        "vidshard.decode_task",
+        "vidshard.manifest",
+        "vidshard.planner",
+        "vidshard.shard_writer",
+        "vidshard.work_folder",
+    },
+    "vidshard.shard_writer": {"vidshard.atomic", "vidshard.manifest", "vidshard.shard_format"},
+    "vidshard.sources": {"vidshard.errors", "vidshard.manifest", "vidshard.shard_format"},
+    "vidshard.summary": {"vidshard.builder", "vidshard.shard_format"},
+    "vidshard.supervisor": set(),
+    "vidshard.work_folder": {
+        "vidshard.atomic",
+        "vidshard.errors",
+        "vidshard.manifest",
+        "vidshard.shard_format",
+        "vidshard.shard_writer",
+    },
+    "stage1": set(),
+    "stage1.checkpoint": {
+        "stage1.model",
+        "stage1.transforms",
+        "vidshard.atomic",
+        "vidshard.errors",
+        "vidshard.shard_format",
+    },
+    "stage1.cli": {"stage1.film_strip", "stage1.infer", "stage1.train", "vidshard.console"},
+    "stage1.dataloader": {"vidshard.errors", "vidshard.manifest", "vidshard.shard_format"},
+    "stage1.detections": {"vidshard.atomic", "vidshard.errors", "vidshard.shard_format"},
+    "stage1.device": {"vidshard.errors"},
+    "stage1.distributed": {"vidshard.errors"},
+    "stage1.film_strip": {"stage1.detections", "vidshard.atomic", "vidshard.errors", "vidshard.shard_format"},
+    "stage1.infer": {
+        "stage1.checkpoint",
+        "stage1.dataloader",
+        "stage1.detections",
+        "stage1.device",
+        "stage1.metrics",
+        "stage1.videos",
+        "vidshard.atomic",
+        "vidshard.console",
+        "vidshard.errors",
+        "vidshard.manifest",
+        "vidshard.shard_format",
+    },
+    "stage1.metrics": set(),
+    "stage1.model": set(),
+    "stage1.optim": set(),
+    "stage1.plots": {"vidshard.atomic"},
+    "stage1.train": {
+        "stage1.checkpoint",
+        "stage1.dataloader",
+        "stage1.device",
+        "stage1.distributed",
+        "stage1.metrics",
+        "stage1.model",
+        "stage1.optim",
+        "stage1.plots",
+        "stage1.transforms",
+        "vidshard.atomic",
+        "vidshard.console",
+        "vidshard.errors",
+    },
+    "stage1.transforms": set(),
+    "stage1.videos": {
+        "vidshard.builder",
+        "vidshard.clips",
+        "vidshard.errors",
+        "vidshard.manifest",
+        "vidshard.shard_format",
+        "vidshard.sources",
+    },
+}
+
+# Libraries that one room alone may import (a name stands for itself and what is below it).
+ONLY_IN = {
+    "decord": {"vidshard.decoders.decord_decoder"},
+    "av": {"vidshard.packets", "vidshard.decoders.pyav_decoder"},
+    "cv2": {"vidshard.decoders.opencv_decoder", "vidshard.clips"},
+    "matplotlib": {"stage1.plots", "stage1.film_strip"},
+    "webdataset": {"stage1.dataloader"},
+    "sklearn": {"stage1.metrics"},
+    "tqdm": {"vidshard.console"},
+}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for package in ("vidshard", "stage1"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = path
+    return found
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module that a file imports, at its top or inside a function; `from a import b` gives a and a.b."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_a_module_imports_only_what_the_table_allows(name: str) -> None:
+    known = modules()
+    used = {imported for imported in imports_of(known[name]) if imported in known}
+    used -= {"vidshard", "stage1", name}  # the packages themselves hold names only: versions and the public API
+    assert name in ALLOWED, f"{name} is not in the table of allowed imports"
+    assert used <= ALLOWED[name], f"{name} may not import {sorted(used - ALLOWED[name])}"
+
+
+def test_the_table_names_no_module_that_is_gone() -> None:
+    assert set(ALLOWED) == set(modules())
+
+
+def test_imports_run_in_no_circle() -> None:
+    known = modules()
+    graph = {name: imports_of(path) & known.keys() - {"vidshard", "stage1", name} for name, path in known.items()}
+    while graph:
+        leaves = {name for name, used in graph.items() if not used & graph.keys()}
+        assert leaves, f"a circle of imports runs through {sorted(graph)}"
+        graph = {name: used for name, used in graph.items() if name not in leaves}
+
+
+@pytest.mark.parametrize("library", sorted(ONLY_IN))
+def test_a_library_stays_in_its_room(library: str) -> None:
+    users = {name for name, path in modules().items() for used in imports_of(path) if used.partition(".")[0] == library}
+    assert users <= ONLY_IN[library]
+    assert users, f"nothing imports {library}"
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(*sys.modules, sep='\\n')"
+    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
+    return set(shown.stdout.split())
+
+
+def test_importing_vidshard_loads_no_torch_and_no_decoder() -> None:
+    loaded = loaded_by("import vidshard, vidshard.cli, vidshard.builder, vidshard.manifest")
+    assert not loaded & {"torch", "decord", "cv2", "av", "matplotlib"}
+
+
+def test_training_and_inference_load_no_decoder() -> None:
+    loaded = loaded_by("import stage1.cli, stage1.train, stage1.infer")
+    assert not loaded & {"decord", "cv2", "av", "vidshard.builder"}
+
+
+def test_every_module_is_named_in_the_architecture() -> None:
+    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    missing = [path.name for path in modules().values() if path.name not in text and path.name != "__init__.py"]
+    assert not missing
+    assert len(text.splitlines()) <= 100, "docs/ARCHITECTURE.md must fit one page"
