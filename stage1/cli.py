@@ -51,7 +51,9 @@ def train(preset: str, **options: Any) -> None:
 
 
 @main.command()
-@click.option("--shards", type=click.Path(path_type=Path), default="shards/Test", show_default=True)
+@click.option(
+    "--shards", type=click.Path(path_type=Path), default="shards/Test", show_default=True, help="Folder to score."
+)
 @click.option("--videos", multiple=True, metavar="PATH…", help="MP4s instead of shards: files, folders or globs.")
 @click.argument("more_videos", nargs=-1, metavar="")
 @click.option(
@@ -59,8 +61,11 @@ def train(preset: str, **options: Any) -> None:
     type=click.Path(path_type=Path),
     default="checkpoints/binary_stage1_with_attention.pt",
     show_default=True,
+    help="The trained model.",
 )
-@click.option("--out", type=click.Path(path_type=Path), default="stage1_output", show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default="stage1_output", show_default=True, help="Output folder."
+)
 @click.option("--threshold", type=float, help="Detect clips with at least this P(crime).  [default: the checkpoint's]")
 @click.option("--batch-size", type=int, default=8, show_default=True, help="Clips scored at once.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")

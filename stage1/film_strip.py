@@ -240,7 +240,7 @@ def _facts(detection: Detection) -> str:
     times = time_texts(detection.seconds)
     truth = {shard_format.NORMAL_LABEL: " (false alarm)"}.get(detection.label, "")
     class_name = [f"{detection.class_name}{truth}"] if detection.class_name else []
-    return "   ·   ".join([*class_name, f"{times[0]} – {times[-1]}", f"crime {100 * detection.confidence:.1f} %"])
+    return "   ·   ".join([*class_name, f"{times[0]} – {times[-1]}", f"confidence {100 * detection.confidence:.1f} %"])
 
 
 def _pixel_axes(figure: Figure, left: float, top: float, width: float, height: float, total: int) -> Axes:
