@@ -69,7 +69,7 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.errors",
     },
     "vidshard.decoders.base": {"vidshard.packets"},
-    "vidshard.decoders.decord_decoder": {"vidshard.decoders.base", "vidshard.packets"},
+    "vidshard.decoders.decord_decoder": {"vidshard.clips", "vidshard.decoders.base", "vidshard.packets"},
     "vidshard.decoders.opencv_decoder": {"vidshard.clips", "vidshard.decoders.base", "vidshard.packets"},
     "vidshard.decoders.pyav_decoder": {"vidshard.decoders.base", "vidshard.packets"},
     "vidshard.errors": set(),

@@ -93,6 +93,14 @@ def test_resize_does_not_alias(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("side", [1, 3, 16, 24, 48, 50, 72, 97, 224])
+def test_any_frame_size_can_be_asked_for(side: int, name: str, library: Library) -> None:
+    video, table = library["two_frames"]
+    frames = list(DECODERS[name]().frames(video.path, table, [0, 1], height=side, width=side))
+    assert [frame.shape for frame in frames] == [(side, side, 3)] * 2
+
+
+@pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("file_name", ['a b.c\'s "x".mp4', "Ünïcødé 防犯.mp4", "c:d.mp4", b"not-utf8-\xff\xfe.mp4"])
 def test_any_file_name_opens(file_name: str | bytes, name: str, library: Library, tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(file_name)

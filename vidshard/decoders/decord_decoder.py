@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from vidshard.clips import resize_frame
 from vidshard.decoders.base import Frame, check_frame_indices
 from vidshard.packets import DAMAGED, UNSUPPORTED, PacketTable, VideoError, openable_name
 
 _BATCH = 32  # frames in memory at once
 _CONTAINERS = ("mov", "matroska")  # of an MPEG transport stream it drops all before the second keyframe, silently
+_CANNOT_SCALE = "from_size == to_size"  # its text for some small widths (16, 24, 48, 72, …), at the first frame
 _NO_DECODER = "cannot find video stream"  # its text when its FFmpeg has no decoder; that there is a stream is known
 
 
@@ -32,20 +34,31 @@ class DecordDecoder:
             )
         decord = _load_decord()
         with openable_name(path) as name:
+            # A seek of decord misses when the edit list hides frames (it counts them) or when frames follow a
+            # keyframe that are shown before it (it drops them): then all is decoded from the start.
+            read = _read_through if table.discarded or table.open_gops else _read_with_seeks
             try:
-                reader = decord.VideoReader(name, ctx=decord.cpu(0), num_threads=1, width=width, height=height)
-                expected = table.num_frames + table.discarded
-                if len(reader) != expected:
-                    raise VideoError(DAMAGED, f"decord counts {len(reader):,} frames, its packets {expected:,}")
-                # A seek of decord misses when the edit list hides frames (it counts them) or when frames follow a
-                # keyframe that are shown before it (it drops them): then all is decoded from the start.
-                read = _read_through if table.discarded or table.open_gops else _read_with_seeks
-                yield from read(reader, frame_indices)
+                try:
+                    yield from read(_open(decord, name, table, height=height, width=width), frame_indices)
+                except decord.DECORDError as error:
+                    if _CANNOT_SCALE not in str(error):
+                        raise
+                    for frame in read(_open(decord, name, table), frame_indices):
+                        yield resize_frame(frame, height, width)
             except decord.DECORDError as error:
                 text = str(error)
                 if _NO_DECODER in text:
                     raise VideoError(UNSUPPORTED, f"decord has no decoder for {table.codec}") from error
                 raise VideoError(DAMAGED, f"decord: {_first_line(text)}") from error
+
+
+def _open(decord: Any, name: str, table: PacketTable, *, height: int = -1, width: int = -1) -> Any:
+    """A reader of frames of this size; -1 is that of the video."""
+    reader = decord.VideoReader(name, ctx=decord.cpu(0), num_threads=1, width=width, height=height)
+    expected = table.num_frames + table.discarded
+    if len(reader) != expected:
+        raise VideoError(DAMAGED, f"decord counts {len(reader):,} frames, its packets {expected:,}")
+    return reader
 
 
 def _read_with_seeks(reader: Any, frame_indices: Sequence[int]) -> Iterator[Frame]:
