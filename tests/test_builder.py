@@ -342,6 +342,12 @@ def test_a_build_that_gives_no_clip_is_an_error_with_its_reason(tmp_path: Path) 
     assert len((tmp_path / "out.log" / "failures.csv").read_text().splitlines()) == 3
 
 
+def test_a_video_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
+    source = make_tiny_videos(tmp_path / "source", {"a.mp4": 9})
+    with pytest.raises(UserError, match=r"\(1 times\) the reason is timeout: not done within 0 seconds"):
+        build(BuildConfig(source=source, out=tmp_path / "out", timeout_seconds=1e-6))
+
+
 def test_an_unknown_format_version_is_refused(source: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "manifest.json").write_text(json.dumps({"format": "vidshard", "format_version": 99}))

@@ -132,7 +132,10 @@ def build_set(source: Source, out: Path, config: BuildConfig, *, tell: Callable[
             with hold_lock(work.lock_path, what=str(out)):
                 finished = build_config.find_finished(out, source, settings)  # by another builder, a moment ago
                 if finished is None:
-                    return _build_locked(source, config, settings, work, tell, start)
+                    try:
+                        return _build_locked(source, config, settings, work, tell, start)
+                    finally:
+                        work.drop_parts()  # of no use to another run; a full disk wants the space
                 work.remove_all_but_lock()  # killed between the manifest and this
         finally:
             work.remove_if_empty()
@@ -287,7 +290,10 @@ class _Run:
 
     def _value(self, result: TaskResult, video: Video) -> Any:
         """The value of a task; of one that crashed, or met an error that nobody foresaw, the video's rejection."""
-        if isinstance(result.error, UserError | OSError):  # a missing library, a full disk: not the video's fault
+        if isinstance(result.error, UserError):  # a missing library: not the video's fault
+            raise result.error
+        if isinstance(result.error, OSError):  # a full disk: not the video's fault either
+            result.error.filename = result.error.filename or str(self.work.out)
             raise result.error
         value = result.value
         if result.crash is not None:

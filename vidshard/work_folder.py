@@ -93,13 +93,16 @@ class WorkFolder:
                 f"{self.out} holds an unfinished build with other {difference}; "
                 f"give another --out, or delete {self.out} to begin anew"
             )
-        shutil.rmtree(self.path / "parts", ignore_errors=True)  # of a run that was cut short
+        self.drop_parts()
         for folder in ("packets", "parts"):
             (self.path / folder).mkdir(exist_ok=True)
         for leftover in self.out.glob("*" + atomic.PARTIAL_SUFFIX):
             leftover.unlink(missing_ok=True)
         if kept is None:
             atomic.write_json(path, fingerprint)
+
+    def drop_parts(self) -> None:
+        shutil.rmtree(self.path / "parts", ignore_errors=True)
 
     def read_probes(self) -> list[dict[str, Any]] | None:
         probes = _read_json(self.path / "probes.json")
