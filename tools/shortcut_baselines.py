@@ -17,6 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+
 import synthetic_videos
 
 FRAMES_PER_VIDEO = 4  # drawn for the classifiers of single frames
@@ -139,19 +140,16 @@ def _fit_cnn(train: Sequence[VideoFacts], test: Sequence[VideoFacts], *, epochs:
         frames = torch.from_numpy(np.stack([video.frames for video in videos])).permute(0, 1, 4, 2, 3)
         return frames, torch.tensor([float(video.is_crime) for video in videos])
 
-    def layer(channels_in: int, channels_out: int, stride: int) -> list[nn.Module]:
-        return [
-            nn.Conv2d(channels_in, channels_out, 5, stride, 2, bias=False),
-            nn.BatchNorm2d(channels_out),
-            nn.ReLU(),
-        ]
+    def layer(channels_in: int, channels_out: int) -> list[nn.Module]:
+        convolution = nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1, bias=False)
+        return [convolution, nn.BatchNorm2d(channels_out), nn.ReLU()]
 
     torch.manual_seed(0)
     model = nn.Sequential(
-        *layer(3, 16, 2),
-        *layer(16, 32, 2),
-        *layer(32, 64, 2),
-        *layer(64, 64, 2),
+        *layer(3, 16),
+        *layer(16, 32),
+        *layer(32, 64),
+        *layer(64, 64),
         nn.AdaptiveMaxPool2d(1),
         nn.Flatten(),
         nn.Dropout(0.3),

@@ -200,7 +200,7 @@ def render_video(plan: VideoPlan, config: VideoConfig) -> Frames:
     """All frames of a video, uint8 (N, H, W, 3), RGB."""
     rng = np.random.default_rng((*plan.seed, 2))
     scene = draw_scene(rng, config)
-    actors = [*_draw_encounter(rng, plan, config), *_draw_passers_by(rng, plan, config)]
+    actors = [*draw_encounter(rng, plan, config), *_draw_passers_by(rng, plan, config)]
     seconds = np.arange(plan.num_frames) / config.fps
     overlay = _draw_clock_overlay(rng, config)
     add_noise = _draw_camera(rng, config)
@@ -265,7 +265,7 @@ def encounter_clock(plan: VideoPlan, config: VideoConfig) -> npt.NDArray[np.floa
     return np.cumsum(rates) / config.fps
 
 
-def _draw_encounter(rng: np.random.Generator, plan: VideoPlan, config: VideoConfig) -> list[Actor]:
+def draw_encounter(rng: np.random.Generator, plan: VideoPlan, config: VideoConfig) -> list[Actor]:
     clock = encounter_clock(plan, config)
     people = [_draw_looks(rng, config), _draw_looks(rng, config)]
     centre = np.array([rng.uniform(0.36, 0.64) * config.width, rng.uniform(0.66, 0.86) * config.height])

@@ -1,0 +1,120 @@
+"""What `make demo` runs: the whole way, from videos to explained detections, in the folder `demo`.
+
+The videos are generated (see synthetic_videos.py); the rest are the two commands, as a user would type them.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+import synthetic_videos
+
+FOLDER = Path("demo")
+COMMANDS = (
+    "vidshard build videos",
+    "vidshard inspect shards/Train",
+    "stage1 train --shards shards/Train --val-shards shards/Validation --epochs 10 --batch-size 4 --lr 1e-3",
+    "stage1 infer",
+    "stage1 visualize",
+)
+MADE = ("videos", "shards", "shards.log", "checkpoints", "stage1_output")
+MOST_EVENT = 0.4  # of the frames of a clip: where the event fills more, finding it is no feat
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """How well the held-out videos were judged, and how much of the attention lay on the event."""
+
+    num_videos: int
+    accuracy: float
+    num_events: int  # detected crime clips with an event in at most MOST_EVENT of their frames
+    attention: float  # mean share of attention on frames of the event, over these clips; nan if there are none
+    event_frames: float  # mean share of frames that belong to the event: what attention spread evenly would give
+
+
+def main() -> int:
+    remove_last_run(FOLDER)
+    start = time.monotonic()
+    synthetic_videos.make_dataset(FOLDER / "videos")
+    seconds = {"make the videos": time.monotonic() - start}
+    num_videos = ", ".join(f"{count} {split}" for split, count in synthetic_videos.DEMO_VIDEOS.items())
+    print(f"Generated {num_videos} videos in {FOLDER / 'videos'}\n\n$ cd {FOLDER}", flush=True)
+    for command in COMMANDS:
+        print(f"\n$ {command}", flush=True)
+        code, seconds[command] = run(command, FOLDER)
+        if code != 0:
+            print(f"\nThe demo stops: `{command}` ended with exit code {code}.", file=sys.stderr)
+            return 1
+    print(report(judge(FOLDER), seconds))
+    return 0
+
+
+def remove_last_run(folder: Path) -> None:
+    """Remove what an earlier demo made, and nothing else: `stage1 train` refuses a folder that holds another run."""
+    for name in MADE:
+        if (folder / name).exists():
+            shutil.rmtree(folder / name)
+
+
+def run(command: str, folder: Path) -> tuple[int, float]:
+    """Run one of the two commands of this environment in `folder`; returns its exit code and seconds."""
+    name, *arguments = command.split()
+    program = shutil.which(name, path=str(Path(sys.executable).parent)) or name
+    start = time.monotonic()
+    code = subprocess.run([program, *arguments], cwd=folder, check=False).returncode
+    return code, time.monotonic() - start
+
+
+def judge(folder: Path) -> Result:
+    """Compare predictions.csv and anomalies.json with the labels and the event windows of the generated videos."""
+    with open(folder / "stage1_output" / "predictions.csv", encoding="utf-8", newline="") as file:
+        right = [row["label"] == row["predicted"] for row in csv.DictReader(file)]
+    windows = synthetic_videos.read_annotations(folder / "videos" / synthetic_videos.ANNOTATIONS_NAME)
+    detections = json.loads((folder / "stage1_output" / "anomalies.json").read_text(encoding="utf-8"))
+    attention, event_frames = [], []
+    for detection in detections:
+        ((first, last),) = windows[Path(detection["source"]).name] or [(0, -1)]
+        inside = np.array([first <= index <= last for index in detection["frame_indices"]])
+        if detection["label"] == 1 and inside.mean() <= MOST_EVENT:
+            attention.append(np.array(detection["attention_weights"])[inside].sum())
+            event_frames.append(inside.mean())
+    return Result(
+        num_videos=len(right),
+        accuracy=float(np.mean(right)),
+        num_events=len(attention),
+        attention=float(np.mean(attention)) if attention else float("nan"),
+        event_frames=float(np.mean(event_frames)) if attention else float("nan"),
+    )
+
+
+def report(result: Result, seconds: dict[str, float]) -> str:
+    """The figures of the run, and where the time went."""
+    rows = [f"  {value:6.0f} s  {name}" for name, value in {**seconds, "in all": sum(seconds.values())}.items()]
+    return "\n".join(
+        [
+            "",
+            "=" * 60,
+            f"On the {result.num_videos} Test videos, which training never saw (generated, far easier than real ones):",
+            f"  accuracy {result.accuracy:.1%}",
+            f"  attention on the frames of the event {result.attention:.1%}: mean of the {result.num_events} detected",
+            f"    crime clips whose event fills at most {MOST_EVENT:.0%} of their frames ({result.event_frames:.1%} on",
+            "    average, which is what attention spread evenly would reach)",
+            f"The picture: {FOLDER / 'stage1_output' / 'attention_visualization.png'}",
+            "Time:",
+            *rows,
+            "=" * 60,
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
