@@ -39,7 +39,7 @@ def refusal(path: Path) -> VideoError:
         (b"\xff\xd8\xff\xe0" + bytes(500), "not_a_video", "JPEG"),
         (b"PK\x03\x04" + bytes(500), "not_a_video", "ZIP"),
         (b"\0\0\0\x1cftypavif" + bytes(500), "not_a_video", "picture"),
-        (b"\0\0\0\x1cftypisom" + bytes(16), "truncated_or_damaged", ""),
+        (b"\0\0\0\x1cftypisom" + bytes(16), "damaged", ""),
     ],
 )
 def test_what_is_no_video_is_told_by_its_content(content: bytes, reason: str, text: str, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_cut_file_is_damaged(index_first: bool, tmp_path: Path) -> None:
     data = path.read_bytes()
     assert (data.index(b"moov") < data.index(b"mdat")) == index_first
     path.write_bytes(data[: len(data) * 7 // 10])
-    assert refusal(path).reason == "truncated_or_damaged"
+    assert refusal(path).reason == "damaged"
 
 
 def test_sound_alone_is_no_video(tmp_path: Path) -> None:

@@ -23,12 +23,14 @@ from vidshard import atomic
 # The one reason for which another decoder may be asked. Damage must stay loud: of 155 damaged files that decord
 # refuses, OpenCV reads 85 without an error, short or empty.
 UNSUPPORTED = "unsupported_by_decoder"
-DAMAGED = "truncated_or_damaged"
+DAMAGED = "damaged"
 
 MAX_PIXELS = 8192 * 4320  # a 198 KB file of 8192 × 8192 drives a decoder to 6 GiB
 MAX_SIDE = 16384
 
 _MAGIC_BYTES = 4096
+_MAX_GAP_SECONDS = 100.0  # between frames; the slowest time-lapse recorders make one a minute
+_MAX_REORDER = 32  # frames that a decoder may have to hold back; H.264 and HEVC allow 16, interlaced fields twice that
 _ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"styp", b"moof", b"sidx", b"uuid")
 _PICTURE_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"avif")
 
@@ -63,6 +65,9 @@ class PacketTable:
     interlaced: bool = False
     open_gops: bool = False  # some keyframe is followed by frames shown before it, which a seek to it loses
     num_video_streams: int = 1  # cover pictures not counted; the table is that of the first
+    # [N] the same times in units of the stream, which FFmpeg gives back with each decoded frame; None when the
+    # container does not tell when each frame is shown, or shows two at one moment.
+    pts: npt.NDArray[np.int64] | None = None
 
     @property
     def num_frames(self) -> int:
@@ -72,6 +77,7 @@ class PacketTable:
         """Write the table as `.npz`, atomically."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields["pixel_format"] = self.pixel_format or ""
+        fields["pts"] = np.zeros(0, np.int64) if self.pts is None else self.pts
         with atomic.atomic_open(path) as file:
             np.savez(file, **fields)
 
@@ -83,6 +89,7 @@ class PacketTable:
         for name, value in fields.items():
             if value.ndim == 0:
                 fields[name] = value.item()
+        fields["pts"] = fields["pts"] if len(fields["pts"]) else None
         return cls(**{**fields, "pixel_format": fields["pixel_format"] or None})
 
 
@@ -90,7 +97,7 @@ def read_packet_table(path: Path) -> PacketTable:
     """Read the packets of the first video stream (cover pictures not counted) of the file at `path`.
 
     Raises VideoError, with one of the reasons `unreadable`, `not_a_regular_file`, `empty_file`, `not_a_video`,
-    `no_video_stream`, `unsupported_codec`, `no_frames`, `too_large`, `truncated_or_damaged`.
+    `no_video_stream`, `unsupported_codec`, `no_frames`, `too_large`, `damaged`.
     """
     import av  # here, so that who only loads tables needs no FFmpeg
 
@@ -194,8 +201,9 @@ def _read_stream(container: Any, container_format: str, file_size: int) -> Packe
     width, height = stream.codec_context.width, stream.codec_context.height
     _check_size(width, height)
 
-    packets = _read_packets(container, stream, file_size)
+    packets, are_shown_times = _read_packets(container, stream, file_size)
     in_order = np.sort(packets, order="time", kind="stable")
+    _check_times(packets, in_order, _time_base(stream))
     shown = in_order[~in_order["discard"]]
     if not len(shown):
         raise VideoError("no_frames", "its video stream holds no frame to show")
@@ -217,6 +225,7 @@ def _read_stream(container: Any, container_format: str, file_size: int) -> Packe
         container=container_format,
         open_gops=_has_open_gops(packets),
         num_video_streams=len(streams),
+        pts=shown["time"].copy() if are_shown_times and np.all(np.diff(shown["time"]) > 0) else None,
     )
 
 
@@ -241,8 +250,11 @@ def _check_size(width: int, height: int) -> None:
 _PACKET = np.dtype([("time", "<i8"), ("discard", "?"), ("key", "?")])
 
 
-def _read_packets(container: Any, stream: Any, file_size: int) -> npt.NDArray[np.void]:
-    """All packets in decoding order, with the presentation time where the container has it, else the decoding time."""
+def _read_packets(container: Any, stream: Any, file_size: int) -> tuple[npt.NDArray[np.void], bool]:
+    """All packets in decoding order, and whether their times are those of presentation.
+
+    They are where the container has them for every packet; else they are the times of decoding, or mere numbers.
+    """
     rows: list[tuple[int | None, int | None, bool, bool]] = []
     num_bytes = 0
     for packet in container.demux(stream):
@@ -255,7 +267,18 @@ def _read_packets(container: Any, stream: Any, file_size: int) -> npt.NDArray[np
     _check_complete(stream, len(rows), num_bytes, file_size)
     column = next((c for c in (0, 1) if all(row[c] is not None for row in rows)), None)
     times = range(len(rows)) if column is None else [row[column] for row in rows]
-    return np.array([(time, *row[2:]) for time, row in zip(times, rows, strict=True)], dtype=_PACKET)
+    packets = np.array([(time, *row[2:]) for time, row in zip(times, rows, strict=True)], dtype=_PACKET)
+    return packets, column == 0
+
+
+def _check_times(packets: npt.NDArray[np.void], in_order: npt.NDArray[np.void], time_base: float) -> None:
+    """Raises VideoError when the clock of the file cannot be true, which the decoders themselves do not mind."""
+    gaps = np.diff(in_order["time"]) * time_base
+    if gaps.size and np.median(gaps) > _MAX_GAP_SECONDS:
+        raise VideoError(DAMAGED, f"its clock says that {np.median(gaps):,.0f} seconds pass from frame to frame")
+    moved = np.argsort(packets["time"], kind="stable") - np.arange(len(packets))
+    if moved.size and moved.max() > _MAX_REORDER:
+        raise VideoError(DAMAGED, f"its clock puts a frame {moved.max()} places before those decoded ahead of it")
 
 
 def _check_complete(stream: Any, num_packets: int, num_bytes: int, file_size: int) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from vidshard.decoders.base import Frame, check_frame_indices
 from vidshard.packets import DAMAGED, UNSUPPORTED, PacketTable, VideoError, openable_name
@@ -14,45 +17,149 @@ from vidshard.packets import DAMAGED, UNSUPPORTED, PacketTable, VideoError, open
 _SCALE_FLAGS = "area+accurate_rnd+full_chroma_int"
 # FFmpeg's rotation is counter-clockwise; `transpose=cclock` turns the picture so.
 _ROTATE = {0: (), 90: (("transpose", "cclock"),), 180: (("hflip", ""), ("vflip", "")), 270: (("transpose", "clock"),)}
+_SEEKABLE = ("mov", "matroska")  # these hold a table of their keyframes; in others FFmpeg guesses a place
+_WORTH_A_SEEK = 8  # frames that a seek must save; itself it costs about two
 
 
 class PyAVDecoder:
-    """Decodes from the start to the last asked frame, so that no seek can miss; skipped frames are not converted."""
+    """Seeks where that saves decoding, and knows each frame by its time; reads on from the start where it cannot."""
 
     name = "pyav"
 
     def frames(
         self, path: Path, table: PacketTable, frame_indices: Sequence[int], *, height: int, width: int
     ) -> Iterator[Frame]:
-        import av
-
         check_frame_indices(table, frame_indices)
-        found = 0
-        try:
-            with openable_name(path) as name, av.open(name, options={"protocol_whitelist": "file"}) as container:
-                stream = container.streams[table.stream_index]
-                stream.codec_context.thread_count = 1
-                graph = _FilterGraph(table.rotation, height, width)
-                for index, frame in enumerate(_decode(container, stream)):
-                    if found == len(frame_indices):
-                        return
-                    if frame_indices[found] == index:
-                        yield graph.convert(frame)
-                        found += 1
-        except av.error.DecoderNotFoundError as error:
-            raise VideoError(UNSUPPORTED, f"PyAV has no decoder for {table.codec}") from error
-        except (av.error.FFmpegError, OSError) as error:
-            raise VideoError(DAMAGED, f"PyAV stopped at frame {frame_indices[found]}: {error.strerror}") from error
+        graph = _FilterGraph(table.rotation, height, width)
+        for frame in _picked(path, table, frame_indices):
+            yield graph.convert(frame)
+
+
+def check_all_frames(path: Path, table: PacketTable) -> None:
+    """Decode every frame and convert none. Raises VideoError unless they are those of the table, at their times."""
+    for _ in _picked(path, table, range(table.num_frames), by_time=False):
+        pass
+
+
+def _picked(path: Path, table: PacketTable, frame_indices: Sequence[int], *, by_time: bool = True) -> Iterator[Any]:
+    """The decoded, not yet converted frames of `frame_indices`."""
+    import av
+
+    found = 0
+    try:
+        if by_time and _can_seek(table):
+            with _opened(path, table) as (container, stream):
+                for frame in _frames_by_time(container, stream, table, frame_indices):
+                    yield frame
+                    found += 1
         if found < len(frame_indices):
+            with _opened(path, table) as (container, stream):
+                for frame in _frames_by_count(container, stream, table, frame_indices[found:]):
+                    yield frame
+                    found += 1
+    except av.error.DecoderNotFoundError as error:
+        raise VideoError(UNSUPPORTED, f"PyAV has no decoder for {table.codec}") from error
+    except (av.error.FFmpegError, OSError) as error:
+        where = f"at frame {frame_indices[found]}" if found < len(frame_indices) else "after the last frame"
+        raise VideoError(DAMAGED, f"PyAV stopped {where}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _opened(path: Path, table: PacketTable) -> Iterator[tuple[Any, Any]]:
+    """The container and the stream of the table, to be decoded by one thread."""
+    import av
+
+    options = {"protocol_whitelist": "file"}
+    with (
+        openable_name(path) as name,
+        av.open(name, format=table.container, options=options, metadata_errors="replace") as container,
+    ):
+        stream = container.streams[table.stream_index]
+        stream.codec_context.thread_count = 1
+        yield container, stream
+
+
+def _can_seek(table: PacketTable) -> bool:
+    """Whether a keyframe may be sought and what follows it be known by its time.
+
+    Not where frames after a keyframe are shown before it (they need what lies before it), nor where an edit list hides
+    frames (FFmpeg then counts time otherwise when it seeks).
+    """
+    return (
+        table.pts is not None
+        and table.container in _SEEKABLE
+        and not table.open_gops
+        and not table.discarded
+        and len(table.keyframes) > 0
+    )
+
+
+def _frames_by_time(container: Any, stream: Any, table: PacketTable, frame_indices: Sequence[int]) -> Iterator[Any]:
+    """The frames asked for, as far as all goes by the table; ends early where it does not, and says nothing."""
+    import av
+
+    assert table.pts is not None
+    index_of = {int(pts): index for index, pts in enumerate(table.pts)}
+    wanted_pts = {int(table.pts[index]) for index in frame_indices}
+    sought = table.keyframes[np.searchsorted(table.keyframes, frame_indices, side="right") - 1]
+    frames = _decode(container, stream, wanted_pts if table.codec == "h264" else None)
+    position = 0  # the frame that decoding on gives next
+    try:
+        for wanted, keyframe in zip(frame_indices, sought, strict=True):
+            after_seek = keyframe - position >= _WORTH_A_SEEK
+            if after_seek:
+                frames.close()
+                container.seek(int(table.pts[keyframe]), stream=stream)
+                frames = _decode(container, stream, wanted_pts if table.codec == "h264" else None)
+            for frame in frames:
+                index = index_of.get(frame.pts, -1)
+                if not 0 <= index <= wanted or (after_seek and not frame.key_frame):
+                    return
+                after_seek = False
+                position = index + 1
+                if index == wanted:
+                    yield frame
+                    break
+            else:
+                return
+    except av.error.FFmpegError:  # reading from the start will meet it again, or do without
+        return
+
+
+def _frames_by_count(container: Any, stream: Any, table: PacketTable, frame_indices: Sequence[int]) -> Iterator[Any]:
+    """The frames asked for, all counted from the start, and their times compared with the table."""
+    found = 0
+    for index, frame in enumerate(_decode(container, stream)):
+        if index >= table.num_frames:
             raise VideoError(
-                DAMAGED,
-                f"PyAV decodes no frame {frame_indices[found]}; its packets promise {table.num_frames:,} frames",
+                DAMAGED, f"PyAV decodes more frames than its packets promise, which is {table.num_frames:,}"
             )
+        if table.pts is not None and frame.pts is not None and frame.pts != table.pts[index]:
+            raise VideoError(
+                DAMAGED, f"frame {index:,} as PyAV decodes it is not the one that its packets promise there"
+            )
+        if found < len(frame_indices) and index == frame_indices[found]:
+            yield frame
+            found += 1
+        if found == len(frame_indices) and index + 1 < table.num_frames:
+            return
+    if found < len(frame_indices):
+        raise VideoError(
+            DAMAGED,
+            f"PyAV decodes no frame {frame_indices[found]:,}; its packets promise {table.num_frames:,} frames",
+        )
 
 
-def _decode(container: Any, stream: Any) -> Iterator[Any]:
-    """The frames of `stream` in presentation order, those that the edit list hides left out."""
+def _decode(container: Any, stream: Any, wanted_pts: set[int] | None = None) -> Iterator[Any]:
+    """The frames of `stream` in presentation order, those that the edit list hides left out.
+
+    With `wanted_pts` also those left out that are neither wanted nor needed to decode others.
+    """
+    context = stream.codec_context
+    context.skip_frame = "DEFAULT"
     for packet in container.demux(stream):
+        if wanted_pts is not None and packet.size:
+            context.skip_frame = "DEFAULT" if packet.pts in wanted_pts else "NONREF"
         yield from packet.decode()
 
 
