@@ -23,8 +23,8 @@ def main() -> None:
 @click.option("--val-shards", type=click.Path(path_type=Path), help="Shards to validate on; the best epoch is kept.")
 @click.option("--out", type=click.Path(path_type=Path), default="checkpoints", show_default=True)
 @click.option("--epochs", type=int, default=5, show_default=True)
-@click.option("--batch-size", type=int, default=4, show_default=True)
-@click.option("--lr", type=float, default=1e-4, show_default=True, help="Highest learning rate of the schedule.")
+@click.option("--batch-size", type=int, default=8, show_default=True)
+@click.option("--lr", type=float, default=1e-3, show_default=True, help="Highest learning rate of the schedule.")
 @click.option("--weight-decay", type=float, default=0.05, show_default=True)
 @click.option("--warmup-fraction", type=float, default=0.1, show_default=True, help="Share of all steps.")
 @click.option("--grad-clip", type=float, default=1.0, show_default=True, help="Largest gradient norm; 0 is no limit.")
@@ -40,7 +40,12 @@ def main() -> None:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--workers", type=int, default=1, show_default=True, help="Threads that read shards.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
-@click.option("--preset", type=click.Choice(["default", "notebook"]), default="default", help="A named set of options.")
+@click.option(
+    "--preset",
+    type=click.Choice(["default", "notebook"]),
+    default="default",
+    help="notebook: 5 epochs, batch 4, learning rate 1e-4, clipping at 1.0.",
+)
 def train(preset: str, **options: Any) -> None:
     """Train a model on shards; the best epoch is written to --out."""
     from stage1.train import PRESETS, TrainConfig, train

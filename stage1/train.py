@@ -35,6 +35,8 @@ Transform = Callable[[torch.Tensor], torch.Tensor]  # uint8 (B, T, H, W, C) → 
 Rows = npt.NDArray[np.int64]
 
 MAX_MOTION_GAP_SECONDS = 0.5
+# Settings of a build that say which videos and where to, not which pixels a video gives.
+SETTINGS_WITHOUT_PIXELS = ("sources_sha256", "limit", "normal", "seed", "shard_mb")
 CLASS_NAMES = ("normal", "crime")
 
 
@@ -46,8 +48,8 @@ class TrainConfig:
     val_shards: Path | None = None
     out: Path = Path("checkpoints")
     epochs: int = 5
-    batch_size: int = 4  # of each rank
-    lr: float = 1e-4  # the highest of the schedule
+    batch_size: int = 8  # of each rank
+    lr: float = 1e-3  # the highest of the schedule
     weight_decay: float = 0.05
     warmup_fraction: float = 0.1  # of all steps
     grad_clip: float = 1.0  # largest norm of the gradient; 0 is no limit
@@ -278,9 +280,13 @@ def validation_warnings(train: ClipReader, validation: ClipReader) -> list[str]:
 def shared_videos(train: ClipReader, validation: ClipReader) -> list[str]:
     """Paths (in `validation`) of the videos that are in both sets.
 
-    Built with the same settings, a video gives the same clips under any name. With other settings, the same name,
-    length and size must do.
+    Built with the same sampling, a video gives the same clips under any name. With another, the same name, length
+    and size must do.
     """
+
+    def sampling(reader: ClipReader) -> dict[str, Any]:
+        settings = reader.manifest.settings.items()
+        return {name: value for name, value in settings if name not in SETTINGS_WITHOUT_PIXELS}
 
     def pixels(reader: ClipReader, row: int) -> tuple[int, int]:
         clip = reader.index.clips[row]
@@ -290,7 +296,7 @@ def shared_videos(train: ClipReader, validation: ClipReader) -> list[str]:
         row = reader.index.videos[video]
         return reader.index.paths[video], *(row[name].item() for name in ("num_frames", "width", "height", "fps"))
 
-    if train.manifest.settings == validation.manifest.settings:
+    if sampling(train) == sampling(validation):
         known = {pixels(train, row) for row in range(len(train))}
         rows = [row for row in range(len(validation)) if pixels(validation, row) in known]
         videos = sorted({int(validation.index.clips["video"][row]) for row in rows})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -206,7 +207,8 @@ def test_a_test_set_as_validation_is_warned_of_in_the_checkpoint(
 
 def test_validation_on_training_videos_is_warned_of(tmp_path: Path, shards: Path) -> None:
     clips, labels = moving_clips(24, shape=(4, 16, 16))
-    renamed = write_shards(tmp_path / "copy", clips[:3], labels[:3], prefix="renamed-")
+    settings = {**ClipReader(shards).manifest.settings, "sources_sha256": "of another list of videos"}
+    renamed = write_shards(tmp_path / "copy", clips[:3], labels[:3], prefix="renamed-", settings=settings)
     (warning,) = train_module.validation_warnings(ClipReader(shards), ClipReader(renamed))
     assert warning.startswith("3 of 3 videos of")
     other = write_shards(tmp_path / "other", random_clips(2), [0, 1], settings={"mode": "dense"})
@@ -331,3 +333,33 @@ def test_the_help_shows_the_defaults_of_the_config() -> None:
     shown = {name for name in parameters if name not in ("preset", "val_shards", "resume")}
     defaults = TrainConfig(shards=Path("shards/Train"))
     assert {name: str(parameters[name]) for name in shown} == {name: str(getattr(defaults, name)) for name in shown}
+
+
+TRAIN_ON_RANKS = """
+import sys
+from pathlib import Path
+from stage1.model import ModelConfig
+from stage1.train import TrainConfig, train
+from stage1.transforms import TransformConfig
+shards, out, batch_size = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+model = ModelConfig(channels=(8, 16), temporal_stages=(1,), dropout=0.0)
+train(TrainConfig(shards=shards, out=out, batch_size=batch_size, epochs=2, lr=1e-3, val_fraction=0, model=model,
+                  transform=TransformConfig()))
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_train_the_same_model_as_one(tmp_path: Path) -> None:
+    clips, labels = moving_clips(13, shape=(4, 16, 16))  # the last global batch holds one clip: a rank gets padding
+    shards = write_shards(tmp_path / "Train", clips, labels)
+    script = tmp_path / "run.py"
+    script.write_text(TRAIN_ON_RANKS)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    for world_size in (1, 2):
+        arguments = [str(script), str(shards), str(tmp_path / f"out{world_size}"), str(4 // world_size)]
+        subprocess.run([*launch, str(world_size), *arguments], check=True, timeout=200)
+    one, two = (load_checkpoint(tmp_path / f"out{world_size}" / LAST_NAME) for world_size in (1, 2))
+    for name, value in one.model_state_dict.items():
+        assert torch.allclose(value, two.model_state_dict[name], atol=1e-4), name
+    losses = [[row["loss"] for row in saved.run_state["history"]] for saved in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
