@@ -150,6 +150,7 @@ def train_the_notebooks_way(videos: Path, num_workers: int) -> None:
     import cv2
     import numpy as np
     import torch
+
     from stage1.model import ModelConfig, Stage1Model
 
     mean, std = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
@@ -196,9 +197,10 @@ def train_the_notebooks_way(videos: Path, num_workers: int) -> None:
 def short_videos(out: Path, source: Path | None, count: int) -> Path:
     """`count` videos of both classes: real ones, evenly spread, or generated ones of two seconds."""
     if source is None:
-        from synthetic_videos import make_dataset
+        from synthetic_videos import VideoConfig, make_dataset
 
-        make_dataset(out, videos={"Train": count}, num_frames=60, fps=30, size=(320, 240), seed=0)
+        config = VideoConfig(width=320, height=240, fps=30, num_frames=(60, 60))
+        make_dataset(out, num_videos={"Train": count}, config=config)
         return out / "Train"
     found = sorted(path for path in source.glob("*/*") if path.suffix.lower() in {".mp4", ".m4v", ".mov"})
     if not found:
