@@ -52,8 +52,10 @@ ALLOWED: dict[str, set[str]] = {
     },
     "vidshard.clips": {"vidshard.errors"},
     "vidshard.console": {"vidshard.errors"},
+    "vidshard.damage": {"vidshard.packets"},
     "vidshard.decode_task": {
         "vidshard.clips",
+        "vidshard.damage",
         "vidshard.decoders",
         "vidshard.packets",
         "vidshard.planner",
@@ -164,7 +166,7 @@ ALLOWED: dict[str, set[str]] = {
 # Libraries that one room alone may import (a name stands for itself and what is below it).
 ONLY_IN = {
     "decord": {"vidshard.decoders.decord_decoder"},
-    "av": {"vidshard.packets", "vidshard.decoders.pyav_decoder"},
+    "av": {"vidshard.damage", "vidshard.packets", "vidshard.decoders.pyav_decoder"},
     "cv2": {"vidshard.decoders.opencv_decoder", "vidshard.clips"},
     "matplotlib": {"stage1.plots", "stage1.film_strip"},
     "webdataset": {"stage1.dataloader"},

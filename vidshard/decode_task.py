@@ -6,7 +6,6 @@ wrong with a video is a value too (`Rejected`), not an exception.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vidshard import clips, decoders, packets
+from vidshard import clips, damage, decoders, packets
 from vidshard.clips import Frame, SamplingConfig
 from vidshard.decoders import Decoder
 from vidshard.packets import PacketTable, VideoError
@@ -38,6 +37,8 @@ class Rejected:
 class ProbeJob:
     video_path: Path
     table_path: Path  # where the packet table is kept for those who decode
+    full_check: bool = False  # decode every frame now, not only later those that clips need
+    allow_damaged: bool = False  # what the full check finds is a fact, not a rejection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ class VideoFacts:
     fps: float
     width: int
     height: int
+    damage: str | None = None  # what the full check found, where damaged videos are allowed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,7 @@ class DecodeJob:
     sampling: SamplingConfig
     shape: ClipShape
     decoder: str  # `auto` or one by name
+    damaged: bool = False  # known to be, and allowed: its clips are flagged, and what the decoder says is no news
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,32 +75,57 @@ class Decoded:
 
 
 def probe_video(job: ProbeJob) -> VideoFacts | Rejected:
-    """Read the packet table of a video and keep it at `table_path`; one that is there already is used again."""
+    """Read the packet table of a video and keep it at `table_path`."""
     try:
-        table = _kept_table(job.table_path) or packets.read_packet_table(job.video_path)
+        table, damage_found = _read_and_check(job)
     except VideoError as error:
         return Rejected(reason=error.reason, message=error.message)
     table.save(job.table_path)
     return VideoFacts(
-        num_frames=table.num_frames, fps=round(table.fps, _DECIMALS), width=table.width, height=table.height
+        num_frames=table.num_frames,
+        fps=round(table.fps, _DECIMALS),
+        width=table.width,
+        height=table.height,
+        damage=damage_found,
     )
+
+
+def _read_and_check(job: ProbeJob) -> tuple[PacketTable, str | None]:
+    """The packet table, and what damage there is if that is allowed. Raises VideoError."""
+    with damage.listening() as messages:
+        table = packets.read_packet_table(job.video_path)
+        try:
+            messages.refuse_damage(table.codec)
+            if job.full_check or job.allow_damaged:
+                decoders.check_all_frames(job.video_path, table)
+                messages.refuse_damage(table.codec)
+        except VideoError as error:
+            if error.reason != packets.DAMAGED or not job.allow_damaged:
+                raise
+            return table, error.message
+    return table, None
 
 
 def decode_units(job: DecodeJob) -> Decoded | Rejected:
     """Decode the clips of a job into its part files. Raises OSError when a part cannot be written."""
     table = PacketTable.load(job.table_path)
-    refusals = []
+    # Another decoder is asked for what one does not support; for what is damaged only where that is no secret.
+    may_retry = {packets.UNSUPPORTED, packets.DAMAGED} if job.damaged else {packets.UNSUPPORTED}
+    refusals: list[VideoError] = []
     for decoder in decoders.decoders_for(job.decoder):
         try:
-            return Decoded(decoder=decoder.name, rows=_decode_with(decoder, table, job))
+            with damage.listening() as messages:
+                return Decoded(decoder=decoder.name, rows=_decode_with(decoder, table, job, messages))
         except VideoError as error:
-            if error.reason != packets.UNSUPPORTED:
+            refusals.append(error)
+            if error.reason not in may_retry:
                 return Rejected(reason=error.reason, message=error.message)
-            refusals.append(error.message)
-    return Rejected(reason=packets.UNSUPPORTED, message="; ".join(refusals))
+    reasons = {error.reason for error in refusals}
+    reason = packets.DAMAGED if packets.DAMAGED in reasons else packets.UNSUPPORTED
+    return Rejected(reason=reason, message="; ".join(error.message for error in refusals))
 
 
-def _decode_with(decoder: Decoder, table: PacketTable, job: DecodeJob) -> tuple[Rows, ...]:
+def _decode_with(decoder: Decoder, table: PacketTable, job: DecodeJob, messages: damage.Messages) -> tuple[Rows, ...]:
     first, stop = job.units[0].clip_start, job.units[-1].clip_stop
     wanted = [clips.clip_frame_indices(table.num_frames, clip, job.sampling) for clip in range(first, stop)]
     needed = sorted(set().union(*wanted))  # each frame once: the decoder is opened once and runs through
@@ -110,6 +138,8 @@ def _decode_with(decoder: Decoder, table: PacketTable, job: DecodeJob) -> tuple[
                 if clip.shape != job.shape.thwc:
                     raise ValueError(f"decoder {decoder.name} gave a clip {clip.shape}, expected {job.shape.thwc}")
                 part.append(_record(job, table, decoder.name, clip_index, wanted[clip_index - first]), clip)
+                if not job.damaged:
+                    messages.refuse_damage(table.codec)
         rows.append(part.rows)
     return tuple(rows)
 
@@ -164,12 +194,6 @@ def _record(
         num_frames=table.num_frames,
         decoder=decoder,
         repeated_frames=repeated,
-        flags=("repeated",) if repeated else (),
+        flags=("repeated",) * bool(repeated) + ("damaged",) * job.damaged,
         source_group=job.video.source_group,
     )
-
-
-def _kept_table(path: Path) -> PacketTable | None:
-    with contextlib.suppress(Exception):  # none yet, or cut short by a crash: read the packets again
-        return PacketTable.load(path)
-    return None

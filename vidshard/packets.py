@@ -265,10 +265,28 @@ def _read_packets(container: Any, stream: Any, file_size: int) -> tuple[npt.NDAr
             raise VideoError(DAMAGED, f"packet {len(rows)} of its video stream is cut or damaged")
         rows.append((packet.pts, packet.dts, packet.is_discard, packet.is_keyframe))
     _check_complete(stream, len(rows), num_bytes, file_size)
+    _check_clocks([row[:2] for row in rows])
     column = next((c for c in (0, 1) if all(row[c] is not None for row in rows)), None)
     times = range(len(rows)) if column is None else [row[column] for row in rows]
     packets = np.array([(time, *row[2:]) for time, row in zip(times, rows, strict=True)], dtype=_PACKET)
     return packets, column == 0
+
+
+def _check_clocks(times: list[tuple[int | None, int | None]]) -> None:
+    """Raises VideoError when frames are decoded at a steady pace (pts, dts) but shown with holes or two at once.
+
+    So it is after a damaged table of offsets from the one clock to the other; the decoders then give right pictures in
+    an order that the times contradict.
+    """
+    if len(times) < 3 or any(time is None for row in times for time in row):
+        return
+    shown, decoded = np.array(times, dtype=np.int64).T
+    steps = np.diff(decoded)
+    if steps[0] < 1 or np.any(steps != steps[0]):
+        return
+    gaps = np.diff(np.sort(shown))
+    if gaps.min() == 0 or gaps.max() > 2.5 * steps[0]:
+        raise VideoError(DAMAGED, "its frames are decoded at a steady pace, but its clock shows them at another")
 
 
 def _check_times(packets: npt.NDArray[np.void], in_order: npt.NDArray[np.void], time_base: float) -> None:

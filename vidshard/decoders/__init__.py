@@ -8,10 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 from vidshard.decoders.base import Decoder, Frame, VideoError
 from vidshard.decoders.decord_decoder import DecordDecoder
 from vidshard.decoders.opencv_decoder import OpenCVDecoder
-from vidshard.decoders.pyav_decoder import PyAVDecoder
+from vidshard.decoders.pyav_decoder import PyAVDecoder, check_all_frames
 from vidshard.errors import UserError
 
-__all__ = ["AUTO", "DECODERS", "Decoder", "Frame", "VideoError", "decoder_versions", "decoders_for"]
+__all__ = ["AUTO", "DECODERS", "Decoder", "Frame", "VideoError", "check_all_frames", "decoder_versions", "decoders_for"]
 
 DECODERS: dict[str, Callable[[], Decoder]] = {
     DecordDecoder.name: DecordDecoder,

@@ -81,6 +81,7 @@ def _load_decord() -> Any:
         import decord
     except (ImportError, OSError) as error:
         raise VideoError(UNSUPPORTED, f"decord cannot be imported: {error}") from error
+    decord.logging.set_level(decord.logging.INFO)  # it says at this level that it painted over damage
     return decord
 
 

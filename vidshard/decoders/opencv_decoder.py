@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ class OpenCVDecoder:
         if table.interlaced:  # OpenCV 5.0 hands out the first frame of interlaced H.264 again and again, with ok=True
             raise VideoError(UNSUPPORTED, "OpenCV does not decode interlaced video")
         cv2: Any = load_cv2()
+        os.environ["OPENCV_FFMPEG_LOGLEVEL"] = "32"  # INFO: at this level it says that it painted over damage
         with openable_name(path) as name:
             capture = cv2.VideoCapture(name, cv2.CAP_FFMPEG)
             try:

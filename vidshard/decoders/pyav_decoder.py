@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,7 @@ def _frames_by_count(container: Any, stream: Any, table: PacketTable, frame_indi
         )
 
 
-def _decode(container: Any, stream: Any, wanted_pts: set[int] | None = None) -> Iterator[Any]:
+def _decode(container: Any, stream: Any, wanted_pts: set[int] | None = None) -> Generator[Any, None, None]:
     """The frames of `stream` in presentation order, those that the edit list hides left out.
 
     With `wanted_pts` also those left out that are neither wanted nor needed to decode others.
