@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import vidshard
-from tiny_videos import make_broken_video, make_tiny_video, make_tiny_videos
+from tiny_videos import damage_pictures, make_broken_video, make_tiny_video, make_tiny_videos
 from vidshard import SamplingConfig, builder, clips, manifest, shard_format, shard_joiner, shard_writer
 from vidshard.builder import BuildConfig, build
 from vidshard.errors import FormatError, UserError
@@ -359,3 +359,22 @@ def test_an_unknown_format_version_is_refused(source: Path, tmp_path: Path) -> N
 def test_options_are_checked_at_birth(name: str) -> None:
     with pytest.raises(UserError, match=f"{name} is 0, expected more than 0"):
         BuildConfig(source=Path("x"), **{name: 0})
+
+
+def test_max_failures_stops_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    source = make_tiny_videos(tmp_path / "source", {"Abuse/a.mp4": 40, "NormalVideos/a.mp4": 40})
+    for name in "bcd":
+        make_tiny_video(source / "Abuse" / f"{name}.mp4", 40)
+        damage_pictures(source / "Abuse" / f"{name}.mp4")
+    config = BuildConfig(source=source, out=tmp_path / "out", max_failures=1, **SMALL)
+    with pytest.raises(UserError, match=r"2 videos of .* failed, more than --max-failures 1 allows, .* of damaged"):
+        build(config)
+    assert len((tmp_path / "out.log" / "failures.csv").read_text().splitlines()) == 3
+    assert build(config).videos == {"found": 5, "ok": 2, "failed": 3, "skipped": 0}  # only one more failed
+    build(BuildConfig(source=source, out=tmp_path / "all", **SMALL))
+    assert digests(tmp_path / "out") == digests(tmp_path / "all")
+
+
+def test_max_failures_holds_for_what_is_no_video_too(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="1 videos of .* more than --max-failures 0 .* of not_a_video"):
+        build(BuildConfig(source=source, out=tmp_path / "out", max_failures=0, **SMALL))

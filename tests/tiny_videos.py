@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,3 +37,14 @@ def make_broken_video(path: Path) -> None:
     """A file that is a video by its name alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"this is no video\n" * 100)
+
+
+def damage_pictures(path: Path) -> None:
+    """Zero the pictures of a tiny video but its first; its tables, its size and its time stay as they are."""
+    status, data = path.stat(), bytearray(path.read_bytes())
+    with av.open(str(path)) as video:
+        places = [(packet.pos, packet.size) for packet in video.demux() if packet.size]
+    for start, size in places[1:]:
+        data[start + size // 2 : start + size] = bytes(size - size // 2)  # the head of the picture stays
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))

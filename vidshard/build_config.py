@@ -33,6 +33,9 @@ class BuildConfig:
     normal: str | None = None  # the class that is normal, if its name does not say so
     yes: bool = False  # labels that look odd are right
     decoder: str = decoders.AUTO
+    full_check: bool = False  # decode every frame of a video before, and refuse it if any is damaged
+    allow_damaged: bool = False  # the same check, but a damaged video is kept and its clips are flagged
+    max_failures: int | None = None  # stop when more videos than this failed in one run
     limit: int | None = None  # build so many videos only, drawn by `seed`, classes taken in turn
     seed: int = 0
     shard_mb: int = 64  # MiB of pixels in a full shard
@@ -44,6 +47,8 @@ class BuildConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"{name} is {value}, expected more than 0")
+        if self.max_failures is not None and self.max_failures < 0:
+            raise UserError(f"max_failures is {self.max_failures}, expected at least 0")
         decoders.decoders_for(self.decoder)
 
     @property
@@ -58,6 +63,8 @@ def build_settings(source: Source, config: BuildConfig) -> dict[str, Any]:
         "frame_size": config.frame_size,
         "resize": "squash",
         "decoder": config.decoder,
+        "full_check": config.full_check or config.allow_damaged,
+        "allow_damaged": config.allow_damaged,
         "normal": config.normal,
         "limit": config.limit,
         "seed": config.seed,

@@ -39,6 +39,7 @@ __all__ = ["BuildConfig", "BuildReport", "SetReport", "build", "build_set"]
 DEFAULT_OUT = Path("shards")
 _FRAMES_PER_TIMEOUT = 1800  # `timeout_seconds` is granted once, and again for each minute of video at 30 frames/s
 _BYTES_PER_TIMEOUT = 100 << 20  # reading packets: once, and again for each 100 MiB
+_BYTES_PER_TIMEOUT_CHECKED = 2 << 20  # decoding all of it at once: about a minute of surveillance video
 _TASKS_PER_WORKER = 2  # a long video is cut into tasks no larger than this share of the work
 
 Facts = Sequence[VideoFacts | Rejected]  # one for each video
@@ -191,6 +192,7 @@ class _Run:
     ) -> None:
         self.source, self.config, self.work, self.crew, self.log, self.tell = source, config, work, crew, log, tell
         self.decoded_clips = 0
+        self.new_failures: list[Failure] = []  # in this run
 
     def probe_videos(self) -> list[VideoFacts | Rejected]:
         """What the packets of each video tell. Kept: the plan follows from it and must not change."""
@@ -205,12 +207,19 @@ class _Run:
                 progress.advance()
         ordered = [facts[number] for number in range(len(self.source.videos))]
         self.work.write_probes([dataclasses.asdict(fact) for fact in ordered])
+        self._check_max_failures()
         return ordered
 
     def _probe_tasks(self) -> Iterator[Task]:
         for number, video in enumerate(self.source.videos):
-            job = ProbeJob(video_path=self.source.root / video.path, table_path=self.work.table_path(number))
-            extra = max(0, build_config.file_size(job.video_path)) / _BYTES_PER_TIMEOUT
+            job = ProbeJob(
+                video_path=self.source.root / video.path,
+                table_path=self.work.table_path(number),
+                full_check=self.config.full_check,
+                allow_damaged=self.config.allow_damaged,
+            )
+            granted = _BYTES_PER_TIMEOUT_CHECKED if job.full_check or job.allow_damaged else _BYTES_PER_TIMEOUT
+            extra = max(0, build_config.file_size(job.video_path)) / granted
             yield Task(argument=job, timeout_seconds=self.config.timeout_seconds * (1 + extra))
 
     def plan(self, facts: Facts) -> Plan:
@@ -244,7 +253,8 @@ class _Run:
         return {shard: record for shard, record in records.items() if record is not None}
 
     def _decode_missing(self, plan: Plan, facts: Facts, committed: Mapping[int, ShardRecord]) -> dict[int, ShardRecord]:
-        known_failures = {video: why for record in committed.values() for video, why in record.failures.items()}
+        known_failures = self.work.read_failures()  # of a run that was stopped: not tried again by the next one
+        known_failures |= {video: why for record in committed.values() for video, why in record.failures.items()}
         todo = {n: unit for n, unit in enumerate(plan.units) if unit.shard not in committed}
         missing = [shard for shard in range(plan.num_shards) if shard not in committed]
         if not missing:
@@ -264,6 +274,7 @@ class _Run:
                     self.decoded_clips += sum(unit.num_clips for unit in job.units)
                 if joiner.settle(job, outcome):
                     progress.advance(note=f"{self.decoded_clips:,} clips, {len(joiner.failures):,} failed")
+                self._check_max_failures(joiner.failures)
             return joiner.wait()
 
     def _decode_tasks(self, todo: Mapping[int, Unit], facts: Facts, joiner: ShardJoiner) -> Iterator[Task]:
@@ -284,6 +295,7 @@ class _Run:
                 sampling=self.config.sampling,
                 shape=self.config.shape,
                 decoder=self.config.decoder,
+                damaged=_is_damaged(facts[number]),
             )
             extra = _num_frames(facts[number]) / _FRAMES_PER_TIMEOUT
             yield Task(argument=job, timeout_seconds=self.config.timeout_seconds * (1 + extra))
@@ -306,7 +318,25 @@ class _Run:
             value = Rejected(reason="unexpected_error", message=f"{name} in vidshard; build.log has the details")
         if isinstance(value, Rejected):
             self.log.line(f"failed: {video.path}: {value.reason}: {value.message}")
+            self.new_failures.append(
+                Failure(path=video.path, outcome="failed", reason=value.reason, message=value.message)
+            )
         return value
+
+    def _check_max_failures(self, failures: Mapping[int, tuple[str, str]] | None = None) -> None:
+        """Raises UserError when too many videos failed in this run. The next run goes on behind them: they are kept."""
+        if self.config.max_failures is None or len({f.path for f in self.new_failures}) <= self.config.max_failures:
+            return
+        if failures is not None:
+            self.work.write_failures(failures)
+        path = self.log.folder / shard_format.FAILURES_NAME
+        ledger.write_failures(path, self.new_failures)
+        reason, count = Counter(failure.reason for failure in self.new_failures).most_common(1)[0]
+        raise UserError(
+            f"{len(self.new_failures):,} videos of {self.source.root} failed, more than --max-failures "
+            f"{self.config.max_failures} allows, most often ({count:,} times) because of {reason}; all are in {path}; "
+            "finished shards are kept: the same command goes on behind these videos, without trying them again"
+        )
 
     def _check_free_disk(self, units: Sequence[Unit]) -> None:
         needed = planner.needed_bytes(units, self.config.shape, shard_clips=self._shard_clips)
@@ -408,6 +438,10 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 
 def _num_frames(fact: VideoFacts | Rejected) -> int:
     return fact.num_frames if isinstance(fact, VideoFacts) else 0
+
+
+def _is_damaged(fact: VideoFacts | Rejected) -> bool:
+    return isinstance(fact, VideoFacts) and fact.damage is not None
 
 
 def _size(num_bytes: int) -> str:

@@ -12,7 +12,19 @@ from vidshard import __version__
 from vidshard.console import EXIT_OK, EXIT_PARTLY_FAILED, ExitCodeGroup
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-MORE_OPTIONS = ("frame_step", "normal", "decoder", "limit", "seed", "shard_mb", "timeout_seconds", "memory_mb")
+MORE_OPTIONS = (
+    "frame_step",
+    "normal",
+    "decoder",
+    "full_check",
+    "allow_damaged",
+    "max_failures",
+    "limit",
+    "seed",
+    "shard_mb",
+    "timeout_seconds",
+    "memory_mb",
+)
 
 
 class TwoPartCommand(click.Command):
@@ -58,6 +70,9 @@ def main() -> None:
     show_default=True,
     help="auto: decord, and OpenCV for what decord does not support.",
 )
+@click.option("--full-check", is_flag=True, help="Decode every frame of a video before, not only those of its clips.")
+@click.option("--allow-damaged", is_flag=True, help="--full-check, but keep what is damaged and flag its clips.")
+@click.option("--max-failures", type=int, metavar="N", help="Stop when more than N videos failed.  [default: go on]")
 @click.option("--limit", type=int, metavar="N", help="Build N videos only, drawn by --seed, classes taken in turn.")
 @click.option("--seed", type=int, default=0, show_default=True, help="What --limit draws by.")
 @click.option("--shard-mb", type=int, default=64, show_default=True, help="MiB of pixels in a full shard.")

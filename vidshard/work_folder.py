@@ -5,6 +5,7 @@
       fingerprint.json     settings, packages and videos of this build: another one is refused
       probes.json          what the packets told of each video; written once, so that the plan never changes
       packets/000012.npz   packet table of video 12
+      failures.json        videos that failed before --max-failures stopped a run: not tried again
       parts/000345.part    decoded samples of unit 345; of no use to another run
       shard-000007.json    shard 7 is committed: its digest, index rows and failures
 
@@ -110,6 +111,14 @@ class WorkFolder:
 
     def write_probes(self, probes: list[dict[str, Any]]) -> None:
         atomic.write_json(self.path / "probes.json", probes)
+
+    def read_failures(self) -> dict[int, tuple[str, str]]:
+        """Video → reason, message, of the runs that `write_failures` ended."""
+        kept = _read_json(self.path / "failures.json") or {}
+        return {int(video): (reason, message) for video, (reason, message) in kept.items()}
+
+    def write_failures(self, failures: Mapping[int, tuple[str, str]]) -> None:
+        atomic.write_json(self.path / "failures.json", {str(video): why for video, why in failures.items()})
 
     def read_record(self, shard: int) -> ShardRecord | None:
         """The record of a committed shard; None when it is not committed, or its file is not as it was left."""
