@@ -49,6 +49,7 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.console",
         "vidshard.inspect_shards",
         "vidshard.summary",
+        "vidshard.verify",
     },
     "vidshard.clips": {"vidshard.errors"},
     "vidshard.console": {"vidshard.errors"},
@@ -100,6 +101,13 @@ ALLOWED: dict[str, set[str]] = {
     "vidshard.sources": {"vidshard.errors", "vidshard.manifest", "vidshard.shard_format"},
     "vidshard.summary": {"vidshard.builder", "vidshard.shard_format"},
     "vidshard.supervisor": set(),
+    "vidshard.verify": {
+        "vidshard.atomic",
+        "vidshard.console",
+        "vidshard.errors",
+        "vidshard.manifest",
+        "vidshard.shard_format",
+    },
     "vidshard.work_folder": {
         "vidshard.atomic",
         "vidshard.errors",

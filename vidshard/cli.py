@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from vidshard import __version__
-from vidshard.console import EXIT_OK, EXIT_PARTLY_FAILED, ExitCodeGroup
+from vidshard.console import EXIT_ERROR, EXIT_OK, EXIT_PARTLY_FAILED, ExitCodeGroup
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 MORE_OPTIONS = (
@@ -122,3 +122,19 @@ def inspect(folder: Path, as_json: bool) -> None:
 
     about = inspect_shards(folder)
     click.echo(json.dumps(about, indent=2) if as_json else to_text(about))
+
+
+@main.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--deep", is_flag=True, help="Read and decode every sample, and compare it with the index.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+def verify(folder: Path, deep: bool, as_json: bool) -> int:
+    """Check the shard folder DIR: sizes, counts, checksums. Names every fault.
+
+    Exit codes: 0 no fault, 1 anything else.
+    """
+    from vidshard.verify import to_text, verify
+
+    report = verify(folder, deep=deep)
+    click.echo(json.dumps(report.to_json(), indent=2) if as_json else to_text(report))
+    return EXIT_ERROR if report.faults else EXIT_OK
