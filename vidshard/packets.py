@@ -29,6 +29,7 @@ MAX_PIXELS = 8192 * 4320  # a 198 KB file of 8192 × 8192 drives a decoder to 6 
 MAX_SIDE = 16384
 
 _MAGIC_BYTES = 4096
+_MAX_MISSING_FRAMES = 4  # at the end of what an edit list shows
 _MAX_GAP_SECONDS = 100.0  # between frames; the slowest time-lapse recorders make one a minute
 _MAX_REORDER = 32  # frames that a decoder may have to hold back; H.264 and HEVC allow 16, interlaced fields twice that
 _ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"styp", b"moof", b"sidx", b"uuid")
@@ -207,6 +208,7 @@ def _read_stream(container: Any, container_format: str, file_size: int) -> Packe
     shown = in_order[~in_order["discard"]]
     if not len(shown):
         raise VideoError("no_frames", "its video stream holds no frame to show")
+    _check_edit_list(in_order, stream.duration)
     seconds = shown["time"] * _time_base(stream)
     seconds -= seconds[0]
     span = float(seconds[-1])
@@ -270,6 +272,18 @@ def _read_packets(container: Any, stream: Any, file_size: int) -> tuple[npt.NDAr
     times = range(len(rows)) if column is None else [row[column] for row in rows]
     packets = np.array([(time, *row[2:]) for time, row in zip(times, rows, strict=True)], dtype=_PACKET)
     return packets, column == 0
+
+
+def _check_edit_list(in_order: npt.NDArray[np.void], duration: int | None) -> None:
+    """Raises VideoError when an edit list hides the last frames and shows less than it says it does."""
+    times = in_order["time"]
+    last = np.flatnonzero(~in_order["discard"])[-1]
+    if duration is None or last == len(times) - 1:
+        return
+    gap = np.median(np.diff(times))
+    missing = duration - (times[last] - times[np.argmin(in_order["discard"])] + gap)
+    if missing > _MAX_MISSING_FRAMES * gap:
+        raise VideoError(DAMAGED, f"its edit list hides frames at the end, where {missing / gap:,.0f} are missing")
 
 
 def _check_clocks(times: list[tuple[int | None, int | None]]) -> None:

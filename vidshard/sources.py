@@ -250,6 +250,8 @@ class _Walk:
             if os.path.isdir(real):
                 return self._skip(path, "link_to_folder", "it is a link to a folder of SOURCE that is read anyway")
         elif entry.is_dir(follow_symlinks=False):
+            if os.path.splitext(entry.name)[1].lower() in VIDEO_SUFFIXES:
+                self._skip(path, "not_a_regular_file", "it is a folder, although its name is that of a video")
             return [path]
         if path == GROUPS_NAME:
             return []

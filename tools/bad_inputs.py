@@ -1,0 +1,202 @@
+"""Build a tree of hostile and damaged videos and judge the result by what is known of each.
+
+    python tools/bad_inputs.py TREE [--decoder auto] [--workers 2]
+
+TREE is made by `make_bad_inputs.py SRC TREE SEED`, which writes down in TREE/manifest.jsonl what each input is:
+`decode` (sound, however odd), `refuse`, or `either` (damaged: refused, right, or flagged, but never wrong and silent).
+Needs ffmpeg on the PATH for the truth about real videos.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vidshard import BuildConfig, SamplingConfig, build
+from vidshard.manifest import open_shards
+from vidshard.shard_format import decode_clip, read_shard
+from vidshard.sources import VIDEO_SUFFIXES
+
+SIZE = 112
+MAX_DIFFERENCE = 8.0  # mean over a 32 × 24 grid of points, grey levels
+GRID = (24, 32)
+
+Pictures = npt.NDArray[np.uint8]  # (T, H, W, 3) RGB
+
+
+@dataclass
+class Seen:
+    """What a build made of one video."""
+
+    num_frames: int = 0
+    frames: dict[int, Pictures] = field(default_factory=dict)  # frame index → picture
+    flagged: bool = False
+    decoder: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    path: str
+    cls: str
+    expect: str
+    verdict: str  # right, refused, wrong, flagged, lost
+    why: str
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether the builder may not do this to such an input."""
+        allowed = {"decode": {"right"}, "refuse": {"refused"}, "either": {"right", "refused", "flagged"}}
+        return self.verdict not in allowed[self.expect]
+
+
+def judge(tree: Path, *, decoder: str = "auto", workers: int = 2, timeout_seconds: float = 30.0) -> list[Verdict]:
+    """Build `tree` with dense clips and return a verdict on each input of its manifest."""
+    rows = [json.loads(line) for line in (tree / "manifest.jsonl").read_text().splitlines()]
+    with tempfile.TemporaryDirectory(prefix="bad-inputs-") as folder:
+        config = BuildConfig(
+            source=tree,
+            out=Path(folder, "out"),
+            sampling=SamplingConfig(mode="dense"),
+            frame_size=SIZE,
+            decoder=decoder,
+            workers=workers,
+            timeout_seconds=timeout_seconds,
+            yes=True,
+        )
+        report = build(config)
+        assert report.videos["found"] == sum(n for name, n in report.videos.items() if name != "found")
+        failures = {f.path: f"{f.outcome}: {f.reason}: {f.message}" for s in report.sets for f in s.manifest.failures}
+        seen = read_back(report.folders[0])
+    unique = {(row["path_hex"], row["cls"]): row for row in rows}
+    return [
+        verdict(row, tree, seen, failures) for row in unique.values() if not (row.get("nonroot") and may_read_all())
+    ]
+
+
+def may_read_all() -> bool:
+    """Whether this process is root, whom no permission keeps out."""
+    return hasattr(os, "geteuid") and os.geteuid() == 0
+
+
+def read_back(folder: Path) -> dict[str, Seen]:
+    """Path of each video → its frames, as they lie in the shards of `folder`."""
+    shards = open_shards(folder)
+    seen: dict[str, Seen] = {}
+    for shard in shards.manifest.shards:
+        with open(folder / shard.name, "rb") as file:
+            for key, payload, record, _ in read_shard(file):
+                clip = decode_clip(payload, shards.manifest.clip_shape, where=key)
+                video = seen.setdefault(record.path, Seen())
+                video.num_frames, video.decoder = record.num_frames, record.decoder
+                video.flagged |= "damaged" in record.flags
+                video.frames.update(zip(record.frame_indices, clip, strict=True))
+    return seen
+
+
+def verdict(row: dict[str, Any], tree: Path, seen: dict[str, Seen], failures: dict[str, str]) -> Verdict:
+    path = os.path.relpath(os.fsdecode(bytes.fromhex(row["path_hex"])), tree)
+    told = functools.partial(Verdict, path, row["cls"], row["expect"] if has_video_name(path) else "refuse")
+    if path in failures:
+        return told("refused", failures[path])
+    if path not in seen:
+        return told("lost", "it is not in the ledger")
+    wrong = what_is_wrong(row, seen[path])
+    if wrong is None:
+        return told("right", seen[path].decoder)
+    return told("flagged" if seen[path].flagged else "wrong", f"{seen[path].decoder}: {wrong}")
+
+
+def what_is_wrong(row: dict[str, Any], video: Seen) -> str | None:
+    """How the frames of a build differ from the truth; None if they do not."""
+    if row["frames"] is None:
+        return "it is no video"
+    if video.num_frames != row["frames"]:
+        return f"{video.num_frames} frames, expected {row['frames']}"
+    if row.get("coded"):
+        got = {i: read_code(np.rot90(frame, -row.get("rotate", 0) // 90)) for i, frame in video.frames.items()}
+        bad = sorted(i for i, code in got.items() if code != row["ids"][i])
+        return f"{len(bad)} frames are others, the first is {bad[0]}" if bad else None
+    if row.get("ref"):
+        truth = true_thumbs(row["src"])
+        differences = {i: float(np.abs(thumb(frame) - truth[i]).mean()) for i, frame in video.frames.items()}
+        bad = sorted(i for i, difference in differences.items() if difference > MAX_DIFFERENCE)
+        return f"{len(bad)} frames differ, by up to {max(differences.values()):.0f}" if bad else None
+    return None
+
+
+@functools.lru_cache(maxsize=64)
+def true_thumbs(path: str) -> npt.NDArray[np.float32]:
+    """The thumbnails of all frames of a sound video, by the ffmpeg command."""
+    command = ["ffmpeg", "-nostdin", "-v", "error", "-i", path, "-map", "0:v:0", "-vsync", "passthrough"]
+    command += ["-vf", f"scale={SIZE}:{SIZE}:flags=area+accurate_rnd", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    raw = subprocess.run(command, capture_output=True, check=True).stdout
+    return np.stack([thumb(frame) for frame in np.frombuffer(raw, np.uint8).reshape(-1, SIZE, SIZE, 3)])
+
+
+def thumb(frame: Pictures) -> npt.NDArray[np.float32]:
+    """Points of a picture (H, W, 3) on the grid on which make_bad_inputs.py compares."""
+    height, width = frame.shape[:2]
+    ys = ((np.arange(GRID[0]) + 0.5) * height / GRID[0]).astype(int)
+    xs = ((np.arange(GRID[1]) + 0.5) * width / GRID[1]).astype(int)
+    return frame[ys][:, xs].astype(np.float32).mean(-1)
+
+
+def read_code(frame: Pictures) -> int:
+    """The number that a coded frame of make_bad_inputs.py carries in 4 × 4 blocks; -1 if it cannot be read."""
+    height, width = frame.shape[:2]
+    number = 0
+    for bit in range(16):
+        y, x = bit // 4 * height // 4, bit % 4 * width // 4
+        block = frame[y + height // 10 : y + height // 4 - height // 10, x + width // 10 : x + width // 4 - width // 10]
+        if 90 < block.mean() < 165:
+            return -1
+        number |= int(block.mean() >= 128) << bit
+    return number
+
+
+def has_video_name(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES
+
+
+def table(verdicts: list[Verdict]) -> str:
+    """Counts of the verdicts for each expectation, and every bad one by name."""
+    counts = Counter((v.expect, v.verdict) for v in verdicts)
+    names = ("right", "refused", "flagged", "wrong", "lost")
+    lines = [f"{'':8}" + "".join(f"{name:>9}" for name in names)]
+    for expect in ("decode", "refuse", "either"):
+        lines.append(f"{expect:8}" + "".join(f"{counts[expect, name]:9}" for name in names))
+    lines += [f"  {v.expect} {v.verdict}: {v.path!a}: {v.why}" for v in verdicts if v.is_bad]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tree", type=Path)
+    parser.add_argument("--decoder", default="auto")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--verbose", action="store_true", help="also why each damaged input was refused")
+    options = parser.parse_args()
+    start = time.monotonic()
+    verdicts = judge(options.tree.absolute(), decoder=options.decoder, workers=options.workers)
+    if options.verbose:
+        for v in verdicts:
+            print(f"{v.expect} {v.verdict}: {v.path!a}: {v.why[:150]!a}")
+    print(f"{options.decoder}: {len(verdicts)} inputs in {time.monotonic() - start:.0f} s\n{table(verdicts)}")
+    return int(any(v.is_bad for v in verdicts))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
