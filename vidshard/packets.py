@@ -27,6 +27,7 @@ DAMAGED = "damaged"
 
 MAX_PIXELS = 8192 * 4320  # a 198 KB file of 8192 × 8192 drives a decoder to 6 GiB
 MAX_SIDE = 16384
+MAX_VIDEO_PIXELS = 2 * 10**13  # of all frames: four days of 1920 × 1080 at 25 frames/s
 
 _MAGIC_BYTES = 4096
 _MAX_MISSING_FRAMES = 4  # at the end of what an edit list shows
@@ -208,6 +209,8 @@ def _read_stream(container: Any, container_format: str, file_size: int) -> Packe
     shown = in_order[~in_order["discard"]]
     if not len(shown):
         raise VideoError("no_frames", "its video stream holds no frame to show")
+    if width * height * len(shown) > MAX_VIDEO_PIXELS:
+        raise VideoError("too_large", f"it has {len(shown):,} frames of {width}x{height}; cut it into parts")
     _check_edit_list(in_order, stream.duration)
     seconds = shown["time"] * _time_base(stream)
     seconds -= seconds[0]

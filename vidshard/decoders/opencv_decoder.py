@@ -46,6 +46,10 @@ class OpenCVDecoder:
                             f"OpenCV gives frames of shape {frame.shape}, expected {(table.height, table.width, 3)}",
                         )
                     yield cv2.cvtColor(resize_frame(frame, height, width), cv2.COLOR_BGR2RGB)
+                if next_index == table.num_frames and capture.grab():
+                    raise VideoError(
+                        DAMAGED, f"OpenCV decodes more frames than its packets promise, which is {next_index:,}"
+                    )
             finally:
                 capture.release()
 
