@@ -48,6 +48,7 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.clips",
         "vidshard.console",
         "vidshard.inspect_shards",
+        "vidshard.preview",
         "vidshard.summary",
         "vidshard.verify",
     },
@@ -89,6 +90,14 @@ ALLOWED: dict[str, set[str]] = {
     "vidshard.manifest": {"vidshard.atomic", "vidshard.errors", "vidshard.shard_format"},
     "vidshard.packets": {"vidshard.atomic"},
     "vidshard.planner": {"vidshard.shard_format"},
+    "vidshard.preview": {
+        "vidshard.atomic",
+        "vidshard.clips",
+        "vidshard.errors",
+        "vidshard.inspect_shards",
+        "vidshard.manifest",
+        "vidshard.shard_format",
+    },
     "vidshard.shard_format": {"vidshard.errors"},
     "vidshard.shard_joiner": {
         "vidshard.decode_task",
@@ -180,6 +189,7 @@ ONLY_IN = {
     "webdataset": {"stage1.dataloader"},
     "sklearn": {"stage1.metrics"},
     "tqdm": {"vidshard.console"},
+    "jinja2": {"vidshard.preview"},
 }
 
 

@@ -138,3 +138,15 @@ def verify(folder: Path, deep: bool, as_json: bool) -> int:
     report = verify(folder, deep=deep)
     click.echo(json.dumps(report.to_json(), indent=2) if as_json else to_text(report))
     return EXIT_ERROR if report.faults else EXIT_OK
+
+
+@main.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="The page.  [default: preview.html in DIR.log/]")
+@click.option("--clips-per-class", type=int, default=24, show_default=True, help="Thumbnails of a class.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Which clips are drawn.")
+def preview(**options: Any) -> None:
+    """Show the shard folder DIR as one HTML page: a contact sheet per class, histograms, failures."""
+    from vidshard.preview import PreviewConfig, write_preview
+
+    click.echo(f"✓ {write_preview(PreviewConfig(**options))}")
