@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from vidshard.clips import SamplingConfig
 from vidshard.errors import UserError
 from vidshard.manifest import ShardSet
 from vidshard.shard_format import ClipShape
-from vidshard.sources import Source
-from vidshard.work_folder import describe_difference
+from vidshard.sources import Source, Video
+from vidshard.work_folder import describe_changes, describe_difference
+
+SOURCES = "sources_sha256"  # name of the digests among the settings of a manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,8 @@ class BuildConfig:
     decoder: str = decoders.AUTO
     full_check: bool = False  # decode every frame of a video before, and refuse it if any is damaged
     allow_damaged: bool = False  # the same check, but a damaged video is kept and its clips are flagged
+    retry_failed: bool = False  # try the videos again that failed, in a finished set or an unfinished one
+    extend: bool = False  # add the videos that are new in `source` to a finished set
     max_failures: int | None = None  # stop when more videos than this failed in one run
     limit: int | None = None  # build so many videos only, drawn by `seed`, classes taken in turn
     seed: int = 0
@@ -49,6 +53,8 @@ class BuildConfig:
                 raise UserError(f"{name} is {value}, expected more than 0")
         if self.max_failures is not None and self.max_failures < 0:
             raise UserError(f"max_failures is {self.max_failures}, expected at least 0")
+        if self.extend and (self.retry_failed or self.limit is not None):
+            raise UserError("extend excludes retry_failed and limit; do one after the other")
         decoders.decoders_for(self.decoder)
 
     @property
@@ -56,8 +62,8 @@ class BuildConfig:
         return ClipShape(num_frames=self.sampling.clip_len, height=self.frame_size, width=self.frame_size)
 
 
-def build_settings(source: Source, config: BuildConfig) -> dict[str, Any]:
-    """All that decides the bytes of a set, as its manifest keeps it."""
+def build_settings(config: BuildConfig) -> dict[str, Any]:
+    """All that decides the bytes of a set but its sources, as its manifest keeps it."""
     return {
         **config.sampling.to_settings(),
         "frame_size": config.frame_size,
@@ -69,66 +75,113 @@ def build_settings(source: Source, config: BuildConfig) -> dict[str, Any]:
         "limit": config.limit,
         "seed": config.seed,
         "shard_mb": config.shard_mb,
-        "sources_sha256": _sources_sha256(source),
     }
 
 
-def _sources_sha256(source: Source, *, with_times: bool = False) -> str:
-    """Digest of the videos: path, size, label and source group; with the time of change only where nothing is kept."""
+def source_digests(source: Source, failed: Collection[str]) -> dict[str, str]:
+    """Digests of the list of videos: of those that did not fail, and of those that did, which may be repaired later."""
+    good = [video for video in source.videos if video.path not in failed]
+    bad = [video for video in source.videos if video.path in failed]
+    return {"ok": _videos_sha256(source, good), "failed": _videos_sha256(source, bad)}
+
+
+def _videos_sha256(source: Source, videos: Sequence[Video]) -> str:
     digest = hashlib.sha256()
-    for video in source.videos:
-        path = source.root / video.path
-        values = [file_size(path), video.label, video.source_group]
-        if with_times:
-            with contextlib.suppress(OSError):
-                values.append(path.stat().st_mtime_ns)
-        digest.update(repr((video.path, *values)).encode("utf-8", "surrogateescape") + b"\n")
+    for video in videos:
+        digest.update(repr((video.path, *_facts(source, video))).encode("utf-8", "surrogateescape") + b"\n")
     return digest.hexdigest()
+
+
+def _facts(source: Source, video: Video) -> list[Any]:
+    """What the result depends on and may change: size, label, source group."""
+    return [file_size(source.root / video.path), video.label, video.source_group]
 
 
 def package_versions() -> dict[str, str]:
     return {"vidshard": __version__, "numpy": np.__version__, **decoders.decoder_versions()}
 
 
-def fingerprint(source: Source, settings: dict[str, Any]) -> dict[str, Any]:
-    """What must not change while a build is unfinished."""
+def fingerprint(source: Source, settings: dict[str, Any], *, change: str | None = None) -> dict[str, Any]:
+    """What must not change while a build is unfinished. `change`: what is done to which finished set."""
+    videos = []
+    for video in source.videos:
+        modified = None
+        with contextlib.suppress(OSError):  # the probe will say why
+            modified = (source.root / video.path).stat().st_mtime_ns
+        videos.append([video.path, *_facts(source, video), modified])
     return {
         "settings": settings,
         "packages": package_versions(),
-        "num_videos": len(source.videos),
-        "times_sha256": _sources_sha256(source, with_times=True),
+        "num_videos": len(videos),
+        "change": change,
+        "videos": videos,
     }
 
 
-def find_finished(out: Path, source: Source, settings: dict[str, Any]) -> ShardSet | None:
-    """The finished set in `out`, None if there is none. Raises UserError when it is not the one asked for."""
+def find_finished(out: Path, source: Source, settings: dict[str, Any], config: BuildConfig) -> ShardSet | None:
+    """The finished set in `out`, None if there is none.
+
+    Raises UserError when it is not the one asked for: other settings, or other videos than `config` allows to change.
+    """
     if not (out / shard_format.MANIFEST_NAME).exists():
         return None
     shards = manifest.open_shards(out)
-    old = shards.manifest.settings
-    if old == settings:
-        return shards
-    if {**old, "sources_sha256": ""} != {**settings, "sources_sha256": ""}:
-        difference = f"other {describe_difference(old, settings)}"
-    else:
-        before = {*shards.index.paths, *(f.path for f in shards.manifest.failures if f.outcome == "failed")}
-        now = {video.path for video in source.videos}
-        difference = f"other videos ({_changes(sorted(now - before), sorted(before - now))})"
-    raise UserError(f"{out} holds another build, of {difference}; give another --out, or delete {out} to build it anew")
+    old = {name: value for name, value in shards.manifest.settings.items() if name != SOURCES}
+    if old != settings:
+        raise _another(out, f"other {describe_difference(old, settings)}")
+    failed = {failure.path for failure in shards.manifest.failures if failure.outcome == "failed"}
+    before = {*shards.index.paths, *failed}
+    now = {video.path for video in source.videos}
+    if not config.extend and now != before:
+        hint = "add the new ones with --extend, " if now > before else ""
+        raise _another(out, f"other videos ({describe_changes(sorted(now - before), sorted(before - now))})", hint)
+    if not now >= before:
+        raise _another(out, f"videos that are gone ({describe_changes([], sorted(before - now))})")
+    same = dataclasses.replace(source, videos=tuple(video for video in source.videos if video.path in before))
+    digests = source_digests(same, failed)
+    kept = shards.manifest.settings[SOURCES]
+    if digests["ok"] != kept["ok"]:
+        raise _another(out, f"other videos ({_changed(shards, same, failed)})")
+    if digests["failed"] != kept["failed"] and not config.retry_failed:
+        raise _another(out, "other files where videos failed", "try those again with --retry-failed, ")
+    return shards
 
 
-def _changes(new: Sequence[str], gone: Sequence[str]) -> str:
-    """What was added to and removed from a list of paths, in words.
+def check_packages(shards: ShardSet) -> None:
+    """Raises UserError when what is added to a finished set would be decoded by other versions."""
+    before, now = shards.manifest.packages, package_versions()
+    if before != now:
+        difference = describe_difference({"packages": before}, {"packages": now}).removeprefix("settings ")
+        raise UserError(
+            f"{shards.folder} was built with other packages {difference}; install those versions, or build into "
+            "another --out: one set holds the pixels of one decoder"
+        )
 
-    >>> _changes(["a", "b"], [])
-    '2 new: a, b'
-    """
-    told = [
-        f"{len(paths):,} {what}: {', '.join(paths[:3])}{', …' if len(paths) > 3 else ''}"
-        for what, paths in (("new", new), ("gone", gone))
-        if paths
-    ]
-    return "; ".join(told) or "same names, other sizes, labels or source groups"
+
+def new_videos(shards: ShardSet, source: Source) -> list[int]:
+    """Numbers of the videos of `source` that the set does not know."""
+    failed = (failure.path for failure in shards.manifest.failures if failure.outcome == "failed")
+    before = {*shards.index.paths, *failed}
+    return [number for number, video in enumerate(source.videos) if video.path not in before]
+
+
+def _changed(shards: ShardSet, source: Source, failed: Collection[str]) -> str:
+    """Which of the videos that became clips have changed, as far as the index and the log tell."""
+    index = shards.index
+    rows = {path: row for row, path in enumerate(index.paths)}
+    labels = dict(zip(index.clips["video"].tolist(), index.clips["label"].tolist(), strict=True))
+    changed = []
+    for video in source.videos:
+        row = rows.get(video.path)
+        if row is not None and (video.label, video.source_group) != (labels[row], index.source_group(row)):
+            changed.append(video.path)
+    return describe_changes([], [], changed)
+
+
+def _another(out: Path, difference: str, hint: str = "") -> UserError:
+    return UserError(
+        f"{out} holds another build, of {difference}; {hint}give another --out, or delete {out} to build it anew"
+    )
 
 
 def file_size(path: Path) -> int:

@@ -20,13 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vidshard import build_config, clips, decode_task, ledger, manifest, planner, shard_format
+from vidshard import build_config, decode_task, kept_set, ledger, manifest, planner, shard_format
 from vidshard.build_config import BuildConfig
 from vidshard.build_log import BuildLog
 from vidshard.console import Progress
 from vidshard.decode_task import Decoded, DecodeJob, ProbeJob, Rejected, VideoFacts
 from vidshard.errors import UserError
 from vidshard.folder_lock import hold_lock
+from vidshard.kept_set import CopyJob, KeptSet
 from vidshard.manifest import Failure, Manifest, ShardSet
 from vidshard.planner import Plan, Unit
 from vidshard.shard_joiner import ShardJoiner
@@ -123,24 +124,35 @@ def build_set(source: Source, out: Path, config: BuildConfig, *, tell: Callable[
     """
     start = time.monotonic()
     source = _limited(source, config)
-    settings = build_config.build_settings(source, config)
+    settings = build_config.build_settings(config)
     check_output(out)
     work = WorkFolder(out=out)
-    finished = build_config.find_finished(out, source, settings)
-    if finished is None or work.path.exists():
+    finished = build_config.find_finished(out, source, settings, config)
+    if finished is None or work.path.exists() or _change(finished, source, config):
         work.path.mkdir(parents=True, exist_ok=True)
         try:
             with hold_lock(work.lock_path, what=str(out)):
-                finished = build_config.find_finished(out, source, settings)  # by another builder, a moment ago
-                if finished is None:
+                ledger.commit(work)  # of a run that was killed while its changes took effect
+                finished = build_config.find_finished(out, source, settings, config)  # by another builder, a moment ago
+                if finished is None or _change(finished, source, config):
                     try:
-                        return _build_locked(source, config, settings, work, tell, start)
+                        return _build_locked(source, config, settings, work, finished, tell, start)
                     finally:
                         work.drop_parts()  # of no use to another run; a full disk wants the space
+                ledger.tidy(out, finished.manifest)
                 work.remove_all_but_lock()  # killed between the manifest and this
         finally:
             work.remove_if_empty()
     return _already_finished(finished, source, config, start)
+
+
+def _change(finished: ShardSet, source: Source, config: BuildConfig) -> str | None:
+    """What there is to do to a finished set; None if nothing."""
+    if config.retry_failed and finished.manifest.videos["failed"]:
+        return f"retry what failed in {finished.manifest.digest}"
+    if config.extend and build_config.new_videos(finished, source):
+        return f"extend {finished.manifest.digest}"
+    return None
 
 
 def _build_locked(
@@ -148,30 +160,41 @@ def _build_locked(
     config: BuildConfig,
     settings: dict[str, Any],
     work: WorkFolder,
+    finished: ShardSet | None,
     tell: Callable[[str], None],
     start: float,
 ) -> SetReport:
-    work.start(build_config.fingerprint(source, settings))
+    change = None
+    if finished is not None:
+        build_config.check_packages(finished)
+        change = _change(finished, source, config)
+        work = dataclasses.replace(work, staged=True)
+    elif config.extend:
+        raise UserError(
+            f"{work.out} holds no finished set that --extend could add to; build it first, without --extend"
+        )
+    work.start(build_config.fingerprint(source, settings, change=change), retry_failed=config.retry_failed)
     log_folder = manifest.log_folder(work.out)
     with (
         BuildLog(log_folder, root=source.root, about=str(config)) as log,
         _sigterm_as_ctrl_c(),
         Supervisor(_supervisor_config(source, log_folder, config)) as crew,
     ):
-        run = _Run(source, config, work, crew, log, tell)
+        run = _Run(source, config, work, KeptSet(finished, source) if finished else None, crew, log, tell)
         facts = run.probe_videos()
         plan = run.plan(facts)
         records = run.decode(plan, facts)
         run.refuse_empty(facts, records)
-        about = ledger.write_ledger(
-            work.out,
+        about, index_data = ledger.close_ledger(
             source,
             clip_shape=config.shape,
             settings=settings,
             packages=build_config.package_versions(),
+            plan=plan,
             facts=facts,
             records=records,
         )
+        ledger.finish(work, about, index_data)
         work.remove_all_but_lock()
         seconds = time.monotonic() - start
         log.finish(seconds)
@@ -186,35 +209,59 @@ class _Run:
         source: Source,
         config: BuildConfig,
         work: WorkFolder,
+        kept: KeptSet | None,  # the finished set that is changed, if it is one
         crew: Supervisor,
         log: BuildLog,
         tell: Callable[[str], None],
     ) -> None:
         self.source, self.config, self.work, self.crew, self.log, self.tell = source, config, work, crew, log, tell
+        self.kept = kept
         self.decoded_clips = 0
         self.new_failures: list[Failure] = []  # in this run
 
     def probe_videos(self) -> list[VideoFacts | Rejected]:
         """What the packets of each video tell. Kept: the plan follows from it and must not change."""
-        kept = self.work.read_probes()
-        if kept is not None:
-            return [Rejected(**probe) if "reason" in probe else VideoFacts(**probe) for probe in kept]
-        facts: dict[int, VideoFacts | Rejected] = {}
-        with Progress("Reading packets", total=len(self.source.videos), unit="video") as progress:
-            for result in self.crew.run(decode_task.probe_video, self._probe_tasks()):
-                number = int(result.task.argument.table_path.stem)
-                facts[number] = self._value(result, self.source.videos[number])
-                progress.advance()
+        probes = self.work.read_probes()
+        facts = dict(enumerate(_facts(probes or [])))
+        if probes is None and self.kept is not None:
+            facts |= self.kept.facts
+            facts |= self.kept.failed if self.config.extend else {}
+        before = [facts[number] for number in sorted(facts)] if probes is not None else None
+        if probes is not None and self.config.retry_failed:
+            facts = {number: fact for number, fact in facts.items() if isinstance(fact, VideoFacts)}
+        missing = [number for number in range(len(self.source.videos)) if number not in facts]
+        if missing:
+            with Progress("Reading packets", total=len(missing), unit="video") as progress:
+                for result in self.crew.run(decode_task.probe_video, self._probe_tasks(missing)):
+                    number = int(result.task.argument.table_path.stem)
+                    facts[number] = self._value(result, self.source.videos[number])
+                    progress.advance()
         ordered = [facts[number] for number in range(len(self.source.videos))]
+        if before is not None and self.config.retry_failed:
+            self._forget_failures(before, ordered)
         self.work.write_probes([dataclasses.asdict(fact) for fact in ordered])
         self._check_max_failures()
         return ordered
 
-    def _probe_tasks(self) -> Iterator[Task]:
-        for number, video in enumerate(self.source.videos):
+    def _forget_failures(self, before: Facts, now: Facts) -> None:
+        """Of an unfinished build, drop the shards that lack a failed video, or that the plan fills otherwise now."""
+        self.work.forget_failures()
+        units: list[dict[int, list[Unit]]] = []
+        for facts in (before, now):
+            units.append(defaultdict(list))
+            for unit in self.plan(facts).units:
+                units[-1][unit.shard].append(unit)
+        for shard in units[0].keys() | units[1].keys():
+            if units[0][shard] != units[1][shard]:
+                self.work.drop_record(shard)
+
+    def _probe_tasks(self, numbers: Sequence[int]) -> Iterator[Task]:
+        for number in numbers:
+            video = self.source.videos[number]
             job = ProbeJob(
                 video_path=self.source.root / video.path,
                 table_path=self.work.table_path(number),
+                sampling=self.config.sampling,
                 full_check=self.config.full_check,
                 allow_damaged=self.config.allow_damaged,
             )
@@ -224,8 +271,16 @@ class _Run:
 
     def plan(self, facts: Facts) -> Plan:
         """Which clip goes into which shard."""
-        counts = [clips.num_clips(_num_frames(fact), self.config.sampling) for fact in facts]
-        return planner.plan_units(counts, shard_clips=self._shard_clips)
+        counts = [fact.num_clips if isinstance(fact, VideoFacts) else 0 for fact in facts]
+        generations, finished_shards = [list(range(len(facts)))], []
+        if self.kept is not None:
+            generations = self.kept.generations
+        if self.kept is not None and self.config.extend:
+            finished_shards = self.kept.shards_of_generations
+            generations.append(build_config.new_videos(self.kept.shards, self.source))
+        return planner.plan_generations(
+            counts, generations, shard_clips=self._shard_clips, finished_shards=finished_shards
+        )
 
     @property
     def _shard_clips(self) -> int:
@@ -234,8 +289,10 @@ class _Run:
     def decode(self, plan: Plan, facts: Facts) -> list[ShardRecord]:
         """Decode what is not committed yet; return the records of all shards, in order."""
         committed = self._committed(plan)
-        if committed:
+        if committed and self.kept is None:
             self.tell(f"going on: {len(committed):,} of {plan.num_shards:,} shards were finished before")
+        elif self.kept is not None:
+            self.tell(f"{len(self.kept.unchanged(plan)):,} of {plan.num_shards:,} shards stay as they are")
         while True:
             records = {**committed, **self._decode_missing(plan, facts, committed)}
             failed = {video for record in records.values() for video in record.failures}
@@ -249,8 +306,9 @@ class _Run:
             committed = self._committed(plan)
 
     def _committed(self, plan: Plan) -> dict[int, ShardRecord]:
-        records = {shard: self.work.read_record(shard) for shard in range(plan.num_shards)}
-        return {shard: record for shard, record in records.items() if record is not None}
+        unchanged = self.kept.unchanged(plan) if self.kept is not None else {}
+        records = {shard: self.work.read_record(shard) for shard in range(plan.num_shards) if shard not in unchanged}
+        return {**unchanged, **{shard: record for shard, record in records.items() if record is not None}}
 
     def _decode_missing(self, plan: Plan, facts: Facts, committed: Mapping[int, ShardRecord]) -> dict[int, ShardRecord]:
         known_failures = self.work.read_failures()  # of a run that was stopped: not tried again by the next one
@@ -266,11 +324,11 @@ class _Run:
             Progress("Decoding", total=num_videos, unit="video") as progress,
         ):
             tasks = self._decode_tasks(todo, facts, joiner)
-            for result in self.crew.run(decode_task.decode_units, tasks):
-                job: DecodeJob = result.task.argument
+            for result in self.crew.run(kept_set.run_job, tasks):
+                job: DecodeJob | CopyJob = result.task.argument
                 outcome = self._value(result, job.video)
                 self.log.add_seconds(job.video.path, result.seconds)
-                if isinstance(outcome, Decoded):
+                if isinstance(outcome, Decoded) and isinstance(job, DecodeJob):
                     self.decoded_clips += sum(unit.num_clips for unit in job.units)
                 if joiner.settle(job, outcome):
                     progress.advance(note=f"{self.decoded_clips:,} clips, {len(joiner.failures):,} failed")
@@ -285,20 +343,26 @@ class _Run:
             if number in joiner.failures:
                 continue
             video = self.source.videos[number]
+            part_paths = tuple(self.work.part_path(n) for n in numbers)
+            extra = _num_frames(facts[number]) / _FRAMES_PER_TIMEOUT
+            timeout_seconds = self.config.timeout_seconds * (1 + extra)
+            copy_job = self.kept.copy_job(number, units, part_paths) if self.kept is not None else None
+            if copy_job is not None:
+                yield Task(argument=copy_job, timeout_seconds=timeout_seconds)
+                continue
             job = DecodeJob(
                 video=video,
                 split=self.source.split,
                 video_path=self.source.root / video.path,
                 table_path=self.work.table_path(number),
                 units=units,
-                part_paths=tuple(self.work.part_path(n) for n in numbers),
+                part_paths=part_paths,
                 sampling=self.config.sampling,
                 shape=self.config.shape,
                 decoder=self.config.decoder,
                 damaged=_is_damaged(facts[number]),
             )
-            extra = _num_frames(facts[number]) / _FRAMES_PER_TIMEOUT
-            yield Task(argument=job, timeout_seconds=self.config.timeout_seconds * (1 + extra))
+            yield Task(argument=job, timeout_seconds=timeout_seconds)
 
     def _value(self, result: TaskResult, video: Video) -> Any:
         """The value of a task; of one that crashed, or met an error that nobody foresaw, the video's rejection."""
@@ -434,6 +498,10 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _facts(probes: Sequence[dict[str, Any]]) -> list[VideoFacts | Rejected]:
+    return [Rejected(**probe) if "reason" in probe else VideoFacts(**probe) for probe in probes]
 
 
 def _num_frames(fact: VideoFacts | Rejected) -> int:

@@ -18,6 +18,8 @@ MORE_OPTIONS = (
     "decoder",
     "full_check",
     "allow_damaged",
+    "retry_failed",
+    "extend",
     "max_failures",
     "limit",
     "seed",
@@ -72,6 +74,8 @@ def main() -> None:
 )
 @click.option("--full-check", is_flag=True, help="Decode every frame of a video before, not only those of its clips.")
 @click.option("--allow-damaged", is_flag=True, help="--full-check, but keep what is damaged and flag its clips.")
+@click.option("--retry-failed", is_flag=True, help="Try the videos again that failed, and only those.")
+@click.option("--extend", is_flag=True, help="Add the videos that are new in SOURCE to a finished set.")
 @click.option("--max-failures", type=int, metavar="N", help="Stop when more than N videos failed.  [default: go on]")
 @click.option("--limit", type=int, metavar="N", help="Build N videos only, drawn by --seed, classes taken in turn.")
 @click.option("--seed", type=int, default=0, show_default=True, help="What --limit draws by.")

@@ -37,6 +37,7 @@ class Rejected:
 class ProbeJob:
     video_path: Path
     table_path: Path  # where the packet table is kept for those who decode
+    sampling: SamplingConfig
     full_check: bool = False  # decode every frame now, not only later those that clips need
     allow_damaged: bool = False  # what the full check finds is a fact, not a rejection
 
@@ -49,6 +50,7 @@ class VideoFacts:
     fps: float
     width: int
     height: int
+    num_clips: int
     damage: str | None = None  # what the full check found, where damaged videos are allowed
 
 
@@ -86,6 +88,7 @@ def probe_video(job: ProbeJob) -> VideoFacts | Rejected:
         fps=round(table.fps, _DECIMALS),
         width=table.width,
         height=table.height,
+        num_clips=clips.num_clips(table.num_frames, job.sampling),
         damage=damage_found,
     )
 

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import hashlib
 import io
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,36 +14,38 @@ from typing import Any
 
 import numpy as np
 
-from vidshard import atomic, manifest, shard_format
+from vidshard import atomic, build_config, manifest, shard_format
 from vidshard.decode_task import Rejected, VideoFacts
 from vidshard.manifest import Failure, Manifest
+from vidshard.planner import Plan
 from vidshard.shard_format import ClipShape
 from vidshard.sources import Source
-from vidshard.work_folder import ShardRecord
+from vidshard.work_folder import ShardRecord, WorkFolder
 
 
-def write_ledger(
-    out: Path,
+def close_ledger(
     source: Source,
     *,
     clip_shape: ClipShape,
     settings: dict[str, Any],
     packages: dict[str, str],
+    plan: Plan,
     facts: Sequence[VideoFacts | Rejected],
     records: Sequence[ShardRecord],
-) -> Manifest:
-    """Write failures.csv, the index and, last, the manifest into `out`: the set is finished then.
+) -> tuple[Manifest, bytes]:
+    """The manifest and the bytes of the index of a set whose shards are all there; some video must have become clips.
 
-    `facts`: one for each video of `source`; `records`: one for each shard. Some video must have become clips.
+    `facts`: one for each video of `source`; `records`: one for each shard.
     """
     failures = all_failures(source, facts, records)
+    failed = {failure.path for failure in failures if failure.outcome == "failed"}
     index = make_index(source, facts, records)
     index_data = index.to_bytes()
     about = Manifest(
         split=source.split,
         clip_shape=clip_shape,
         codec="raw",
-        settings=settings,
+        settings={**settings, build_config.SOURCES: build_config.source_digests(source, failed)},
         packages=packages,
         classes=_class_counts(source, index),
         videos_found=len(source.videos) + len(source.skipped),
@@ -54,12 +57,65 @@ def write_ledger(
         ),
         index_bytes=len(index_data),
         index_sha256=hashlib.sha256(index_data).hexdigest(),
+        extended=tuple(
+            manifest.Extension(
+                first_shard=first, failed=tuple(path for n in videos if (path := source.videos[n].path) in failed)
+            )
+            for first, videos in zip(plan.first_shards[1:], plan.generations[1:], strict=True)
+        ),
     )
     found, *ended = about.videos.values()
     assert found == sum(ended), f"the ledger does not close: {about.videos}"
-    write_failures(out / shard_format.FAILURES_NAME, failures)
-    manifest.write_index_and_manifest(out, about, index_data)
-    return about
+    return about, index_data
+
+
+def finish(work: WorkFolder, about: Manifest, index_data: bytes) -> None:
+    """Write failures.csv, the index and, last, the manifest: the set is finished then."""
+    if work.staged:
+        before = manifest.read_manifest(work.out)
+        if about == before:
+            return  # nothing came of it
+        for shard in set(about.shards) & set(before.shards):
+            (work.commit_path / shard.name).unlink(missing_ok=True)
+        manifest.write_index_and_manifest(work.commit_path, about, index_data)
+        commit(work)
+    else:
+        write_failures(work.out / shard_format.FAILURES_NAME, about.failures)
+        manifest.write_index_and_manifest(work.out, about, index_data)
+
+
+def commit(work: WorkFolder) -> None:
+    """Let a change to a finished set take effect, if all of it is there; go on with one that was cut short.
+
+    Until the new manifest stands under its name the old one describes a valid set, where only shards were added; where
+    some are replaced there is none in between.
+    """
+    if not (work.commit_path / shard_format.MANIFEST_NAME).exists():
+        return
+    about = manifest.read_manifest(work.commit_path)
+    staged = [path for path in sorted(work.commit_path.iterdir()) if path.name != shard_format.MANIFEST_NAME]
+    if any((work.out / path.name).exists() for path in staged):
+        (work.out / shard_format.MANIFEST_NAME).unlink(missing_ok=True)
+        atomic.sync_folder(work.out)
+    for path in staged:
+        os.replace(path, work.out / path.name)
+    atomic.sync_folder(work.out)
+    os.replace(work.commit_path / shard_format.MANIFEST_NAME, work.out / shard_format.MANIFEST_NAME)
+    atomic.sync_folder(work.out)
+    tidy(work.out, about)
+
+
+def tidy(out: Path, about: Manifest) -> None:
+    """Bring what the manifest does not name in line with it: failures.csv, and leftovers of the set it replaced."""
+    failures = failures_csv(about.failures)
+    path = out / shard_format.FAILURES_NAME
+    if not path.exists() or path.read_bytes() != failures.encode("utf-8", "surrogateescape"):
+        atomic.write_text(path, failures)
+    named = {about.index_name, *(shard.name for shard in about.shards)}
+    for entry in sorted(out.iterdir()):
+        patterns = (shard_format.SHARD_PATTERN, shard_format.INDEX_PATTERN)
+        if entry.name not in named and any(pattern.fullmatch(entry.name) for pattern in patterns):
+            entry.unlink()
 
 
 def all_failures(
@@ -128,11 +184,15 @@ def _class_counts(source: Source, index: manifest.Index) -> tuple[manifest.Class
 
 def write_failures(path: Path, failures: Sequence[Failure]) -> None:
     """Write failures.csv: one line for each file found that became no sample."""
+    atomic.write_text(path, failures_csv(failures))
+
+
+def failures_csv(failures: Sequence[Failure]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([field.name for field in dataclasses.fields(Failure)])
     writer.writerows(dataclasses.astuple(failure) for failure in failures)
-    atomic.write_text(path, text.getvalue())
+    return text.getvalue()
 
 
 def path_bytes(path: str) -> bytes:

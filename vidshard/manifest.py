@@ -82,6 +82,14 @@ class ClassCount:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Extension:
+    """Videos that were added to a finished set: their shards lie behind those that were there."""
+
+    first_shard: int
+    failed: tuple[str, ...]  # paths of those that became no sample
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What was built. The same input, settings and package versions give the same manifest, byte for byte."""
 
@@ -97,7 +105,16 @@ class Manifest:
     shards: tuple[Shard, ...]
     index_bytes: int
     index_sha256: str
-    generation: int = 1
+    extended: tuple[Extension, ...] = ()  # one each time videos were added
+
+    @property
+    def generation(self) -> int:
+        """1, and one more each time videos were added."""
+        return 1 + len(self.extended)
+
+    @property
+    def index_name(self) -> str:
+        return shard_format.index_name(self.generation)
 
     @property
     def num_clips(self) -> int:
@@ -139,7 +156,8 @@ class Manifest:
             ],
             "failures": [dataclasses.asdict(failure) for failure in self.failures],
             "shards": [dataclasses.asdict(shard) for shard in self.shards],
-            "index": {"name": shard_format.INDEX_NAME, "bytes": self.index_bytes, "sha256": self.index_sha256},
+            "extended": [dataclasses.asdict(extension) for extension in self.extended],
+            "index": {"name": self.index_name, "bytes": self.index_bytes, "sha256": self.index_sha256},
         }
 
     def to_bytes(self) -> bytes:
@@ -183,7 +201,9 @@ class Manifest:
                 shards=tuple(Shard(**row) for row in fields["shards"]),
                 index_bytes=fields["index"]["bytes"],
                 index_sha256=fields["index"]["sha256"],
-                generation=fields["generation"],
+                extended=tuple(
+                    Extension(first_shard=row["first_shard"], failed=tuple(row["failed"])) for row in fields["extended"]
+                ),
             )
         except (KeyError, TypeError) as error:
             raise FormatError(f"{where} lacks or has an unknown field: {error!r}") from error
@@ -272,7 +292,7 @@ def open_shards(folder: Path) -> ShardSet:
     Raises UserError when there is none, FormatError when it is damaged or of an unknown format.
     """
     manifest = read_manifest(folder)
-    index_path = folder / shard_format.INDEX_NAME
+    index_path = folder / manifest.index_name
     try:
         data = index_path.read_bytes()
     except OSError as error:
@@ -302,7 +322,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def write_index_and_manifest(folder: Path, manifest: Manifest, index_data: bytes) -> None:
     """Write the index, then the manifest that names it: the last write of a build."""
-    atomic.write_bytes(folder / shard_format.INDEX_NAME, index_data)
+    atomic.write_bytes(folder / manifest.index_name, index_data)
     atomic.write_bytes(folder / shard_format.MANIFEST_NAME, manifest.to_bytes())
 
 

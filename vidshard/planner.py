@@ -7,7 +7,7 @@ video that fails makes its shards smaller and moves no other clip, and a build t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vidshard.shard_format import TAR_BLOCK, ClipShape, npy_header
 
@@ -36,6 +36,8 @@ class Plan:
 
     units: tuple[Unit, ...]
     num_shards: int
+    generations: tuple[tuple[int, ...], ...] = ()  # the videos that came together, each time some were added
+    first_shards: tuple[int, ...] = ()  # of each generation
 
     @property
     def num_clips(self) -> int:
@@ -76,6 +78,44 @@ def plan_units(num_clips: Sequence[int], *, shard_clips: int) -> Plan:
             position += stop - start
             start = stop
     return Plan(units=tuple(units), num_shards=-(-position // shard_clips))
+
+
+def plan_generations(
+    num_clips: Sequence[int],
+    generations: Sequence[Sequence[int]],
+    *,
+    shard_clips: int,
+    finished_shards: Sequence[int] = (),
+) -> Plan:
+    """The plan of a set to which videos were added: each generation of them begins with a shard of its own.
+
+    `generations`: the videos of each, in sorted order. `finished_shards`: how many shards each of the first ones has,
+    of which nothing is planned any more.
+
+    >>> for unit in plan_generations([3, 1, 2], [[0, 2], [1]], shard_clips=4).units:
+    ...     print(unit.video, (unit.clip_start, unit.clip_stop), unit.shard)
+    0 (0, 3) 0
+    2 (0, 1) 0
+    2 (1, 2) 1
+    1 (0, 1) 2
+    """
+    units: list[Unit] = []
+    first_shards: list[int] = []
+    num_shards = 0
+    for number, videos in enumerate(generations):
+        first_shards.append(num_shards)
+        if number < len(finished_shards):
+            num_shards += finished_shards[number]
+            continue
+        plan = plan_units([num_clips[video] for video in videos], shard_clips=shard_clips)
+        units += [replace(unit, video=videos[unit.video], shard=unit.shard + num_shards) for unit in plan.units]
+        num_shards += plan.num_shards
+    return Plan(
+        units=tuple(units),
+        num_shards=num_shards,
+        generations=tuple(tuple(videos) for videos in generations),
+        first_shards=tuple(first_shards),
+    )
 
 
 def group_units(units: Mapping[int, Unit], *, max_clips: int) -> list[tuple[int, ...]]:

@@ -34,6 +34,7 @@ FAILURES_NAME = "failures.csv"
 LOG_SUFFIX = ".log"  # shards/Train → shards/Train.log/, where everything that varies from run to run goes
 SOURCE_NAME = "source.json"  # in the log folder: where SOURCE was
 SHARD_PATTERN = re.compile(r"shard-(\d{6,})\.tar")
+INDEX_PATTERN = re.compile(r"index(-\d{6,})?\.npz")
 
 CODEC_SUFFIX = {"raw": ".npy", "zstd": ".npy.zst", "jpeg": ".jpg"}  # the last two are reserved
 READABLE_CODECS = ("raw",)
@@ -62,6 +63,15 @@ def shard_name(number: int) -> str:
     'shard-000012.tar'
     """
     return f"shard-{number:06d}.tar"
+
+
+def index_name(generation: int) -> str:
+    """File name of the index of a set of this generation. It differs: the old one lives until the new one counts.
+
+    >>> index_name(1), index_name(2)
+    ('index.npz', 'index-000002.npz')
+    """
+    return INDEX_NAME if generation == 1 else f"index-{generation:06d}.npz"
 
 
 def video_key(path: str) -> str:
@@ -258,6 +268,21 @@ def read_record(file: IO[bytes], clip_offset: int, clip_size: int) -> SampleReco
     file.seek(offset)
     _, text = _read_member(file, offset)
     return SampleRecord.from_json(text)
+
+
+def read_sample(file: IO[bytes], clip_offset: int, clip_size: int, *, crc32: int, where: str) -> bytes:
+    """All bytes of the sample whose clip lies at `clip_offset`: both members, as they can be put into another shard.
+
+    Raises FormatError, naming `where`, when the clip is not the one of this checksum.
+    """
+    file.seek(clip_offset - TAR_BLOCK)
+    clip = file.read(TAR_BLOCK + _padded(clip_size))
+    if zlib.crc32(clip[TAR_BLOCK : TAR_BLOCK + clip_size]) != crc32:
+        raise FormatError(f"{where} is damaged: a clip has another checksum than its index says; build the set again")
+    header = file.read(TAR_BLOCK)
+    file.seek(clip_offset + _padded(clip_size))
+    _, text = _read_member(file, clip_offset + _padded(clip_size))
+    return clip + header + text + bytes(_padded(len(text)) - len(text))
 
 
 def _padded(size: int) -> int:

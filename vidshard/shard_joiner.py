@@ -11,6 +11,7 @@ import numpy as np
 
 from vidshard import manifest, shard_writer
 from vidshard.decode_task import Decoded, DecodeJob, Rejected
+from vidshard.kept_set import CopyJob
 from vidshard.planner import Unit
 from vidshard.shard_writer import Rows
 from vidshard.work_folder import ShardRecord, WorkFolder
@@ -53,7 +54,7 @@ class ShardJoiner:
         self._stop.set()
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def settle(self, job: DecodeJob, outcome: Decoded | Rejected) -> bool:
+    def settle(self, job: DecodeJob | CopyJob, outcome: Decoded | Rejected) -> bool:
         """Take what became of a job; True when its video is settled by it. Raises what a join raised (disk full)."""
         for join in [join for join in self._joins if join.done()]:
             join.result()

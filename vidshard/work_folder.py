@@ -8,6 +8,7 @@
       failures.json        videos that failed before --max-failures stopped a run: not tried again
       parts/000345.part    decoded samples of unit 345; of no use to another run
       shard-000007.json    shard 7 is committed: its digest, index rows and failures
+      commit/              shards, index and manifest that will replace or extend those of a finished set
 
 It is gone when the build is finished.
 """
@@ -18,7 +19,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from vidshard.manifest import CLIP_ROW
 from vidshard.shard_writer import Rows
 
 WORK_NAME = ".work"
-_FINAL_NAMES = (shard_format.MANIFEST_NAME, shard_format.INDEX_NAME, shard_format.FAILURES_NAME)
+_FINAL_NAMES = (shard_format.MANIFEST_NAME, shard_format.FAILURES_NAME)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,7 @@ class WorkFolder:
     """All paths of an unfinished build, and what is kept there."""
 
     out: Path
+    staged: bool = False  # shards are kept aside until all are there: the set in `out` stays valid
 
     @property
     def path(self) -> Path:
@@ -79,28 +81,66 @@ class WorkFolder:
         return self.path / "parts" / f"{unit:06d}.part"
 
     def shard_path(self, shard: int) -> Path:
-        return self.out / shard_format.shard_name(shard)
+        return (self.commit_path if self.staged else self.out) / shard_format.shard_name(shard)
+
+    @property
+    def commit_path(self) -> Path:
+        return self.path / "commit"
 
     def _record_path(self, shard: int) -> Path:
         return self.path / Path(shard_format.shard_name(shard)).with_suffix(".json").name
 
-    def start(self, fingerprint: dict[str, Any]) -> None:
-        """Begin, or go on with, the build that `fingerprint` describes. Raises UserError when another one lies here."""
+    def start(self, fingerprint: dict[str, Any], *, retry_failed: bool = False) -> None:
+        """Begin, or go on with, the build that `fingerprint` describes. Raises UserError when another one lies here.
+
+        `retry_failed`: videos that failed may have changed.
+        """
         path = self.path / "fingerprint.json"
         kept = _read_json(path)
-        if kept is not None and kept != json.loads(json.dumps(fingerprint)):
-            difference = describe_difference(kept, fingerprint)
-            raise UserError(
-                f"{self.out} holds an unfinished build with other {difference}; "
-                f"give another --out, or delete {self.out} to begin anew"
-            )
+        fingerprint = json.loads(json.dumps(fingerprint))
+        if kept is not None and kept != fingerprint:
+            difference = self._difference(kept, fingerprint, may_change=retry_failed)
+            if difference and self.staged:  # of a change to the finished set, which is another now
+                self.remove_all_but_lock()
+                kept = None
+            elif difference:
+                raise UserError(
+                    f"{self.out} holds an unfinished build with other {difference}; "
+                    f"give another --out, or delete {self.out} to begin anew"
+                )
         self.drop_parts()
-        for folder in ("packets", "parts"):
+        for folder in ("packets", "parts", *(["commit"] if self.staged else [])):
             (self.path / folder).mkdir(exist_ok=True)
         for leftover in self.out.glob("*" + atomic.PARTIAL_SUFFIX):
             leftover.unlink(missing_ok=True)
-        if kept is None:
+        if kept != fingerprint:
             atomic.write_json(path, fingerprint)
+
+    def _difference(self, old: dict[str, Any], new: dict[str, Any], *, may_change: bool) -> str:
+        """What of two fingerprints differs in words, "" if it is only videos that failed and `may_change`."""
+        if {**old, "videos": None} != {**new, "videos": None}:
+            return describe_difference({**old, "videos": {}}, {**new, "videos": {}})
+        before, now = ({path: facts for path, *facts in rows["videos"]} for rows in (old, new))
+        changed = [path for path in before if path in now and before[path] != now[path]]
+        failed = {new["videos"][number][0] for number in self.failed_videos()} if before.keys() == now.keys() else set()
+        if before.keys() == now.keys() and may_change and failed.issuperset(changed):
+            return ""
+        return f"videos ({describe_changes(sorted(now.keys() - before), sorted(before.keys() - now), changed)})"
+
+    def failed_videos(self) -> set[int]:
+        """The videos that have failed so far."""
+        failed = {number for number, probe in enumerate(self.read_probes() or []) if "reason" in probe}
+        for path in self.path.glob("shard-*.json"):
+            failed |= {int(video) for video in (_read_json(path) or {"failures": {}})["failures"]}
+        return failed | self.read_failures().keys()
+
+    def forget_failures(self) -> None:
+        """Drop the records of all shards that lack a video because it failed."""
+        (self.path / "failures.json").unlink(missing_ok=True)
+        for path in self.path.glob("shard-*.json"):
+            if (_read_json(path) or {"failures": {}})["failures"]:
+                path.unlink()
+        atomic.sync_folder(self.path)
 
     def drop_parts(self) -> None:
         shutil.rmtree(self.path / "parts", ignore_errors=True)
@@ -161,10 +201,24 @@ def check_output(out: Path) -> None:
     if foreign:
         shown = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
         raise UserError(f"the output {out} holds other files ({shown}); give another --out")
-    started = (out / WORK_NAME / "fingerprint.json").exists() or (out / WORK_NAME / "lock").exists()
+    started = any((out / WORK_NAME / name).exists() for name in ("fingerprint.json", "lock", "commit"))
     finished = (out / shard_format.MANIFEST_NAME).exists()
     if not started and not finished and any(entry.name != WORK_NAME for entry in out.iterdir()):
         raise UserError(f"the output {out} holds shards without a manifest; delete it, or give another --out")
+
+
+def describe_changes(new: Sequence[str], gone: Sequence[str], changed: Sequence[str] = ()) -> str:
+    """What was added to, removed from and changed in a list of paths, in words.
+
+    >>> describe_changes(["a", "b"], [])
+    '2 new: a, b'
+    """
+    told = [
+        f"{len(paths):,} {what}: {', '.join(paths[:3])}{', …' if len(paths) > 3 else ''}"
+        for what, paths in (("new", new), ("gone", gone), ("changed", changed))
+        if paths
+    ]
+    return "; ".join(told) or "same names, other sizes, labels or source groups"
 
 
 def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
@@ -198,7 +252,8 @@ def _shown(value: Any) -> str:
 
 def _is_ours(name: str) -> bool:
     name = name.removesuffix(atomic.PARTIAL_SUFFIX)
-    return name in (WORK_NAME, *_FINAL_NAMES) or shard_format.SHARD_PATTERN.fullmatch(name) is not None
+    patterns = (shard_format.SHARD_PATTERN, shard_format.INDEX_PATTERN)
+    return name in (WORK_NAME, *_FINAL_NAMES) or any(pattern.fullmatch(name) for pattern in patterns)
 
 
 def _read_json(path: Path) -> Any:
