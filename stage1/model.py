@@ -70,6 +70,8 @@ class Stage1Model(nn.Module):
         )
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(features, NUM_CLASSES)
+        nn.init.zeros_(self.classifier.weight)  # start undecided: random logits cost the first epochs
+        nn.init.zeros_(self.classifier.bias)
 
     def forward(self, clips_BCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`clips_BCTHW`: float (B, 3, T, H, W), normalised. Returns logits (B, 2) and attention (B, T), sum 1."""
