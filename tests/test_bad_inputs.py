@@ -14,7 +14,7 @@ import bad_inputs
 
 DATA = os.environ.get("VIDSHARD_TEST_DATA")
 MAKER = Path(DATA or "", "tools", "make_bad_inputs.py")
-SOURCE = Path(DATA or "", "surv-fight", "Train", "Fighting")
+SOURCE = Path(DATA or "", "data", "surv-fight", "Train", "Fighting")
 
 # Sound videos that are refused all the same; the causes are in docs/DECODERS.md.
 REFUSED_THOUGH_SOUND = {

@@ -39,7 +39,11 @@ class DecordDecoder:
             read = _read_through if table.discarded or table.open_gops else _read_with_seeks
             try:
                 try:
-                    yield from read(_open(decord, name, table, height=height, width=width), frame_indices)
+                    # decord scales fast but sharper than by area (28 dB to that at worst). At twice the size, the
+                    # rest by area, it is 41 dB at worst, for 15 % more time; at full size exact, for 4 times.
+                    size = {"height": min(2 * height, table.height), "width": min(2 * width, table.width)}
+                    frames = read(_open(decord, name, table, **size), frame_indices)
+                    yield from (resize_frame(frame, height, width) for frame in frames)
                 except decord.DECORDError as error:
                     if _CANNOT_SCALE not in str(error):
                         raise
