@@ -68,6 +68,29 @@ def test_a_cut_file_is_damaged(index_first: bool, tmp_path: Path) -> None:
     assert refusal(path).reason == "damaged"
 
 
+def test_an_index_that_lost_its_last_bytes_is_damaged(video: Path, tmp_path: Path) -> None:
+    """FFmpeg reads such a file without a word, as long as it misses nothing but metadata."""
+    data = video.read_bytes()
+    assert data.index(b"mdat") < data.index(b"moov")
+    path = tmp_path / "cut.mp4"
+    path.write_bytes(data[:-20])
+    assert "20 bytes of its moov" in refusal(path).message
+    path.write_bytes(data + b"\xff" * 5000)
+    assert read_packet_table(path).num_frames == 30
+
+
+def test_clocks_that_cannot_be_true_are_damage(video: Path, tmp_path: Path) -> None:
+    data = video.read_bytes()
+    path = tmp_path / "slow.mp4"
+    place = data.index(b"mdhd") + 16  # ticks per second
+    path.write_bytes(data[:place] + (1).to_bytes(4, "big") + data[place + 4 :])
+    assert "seconds pass" in refusal(path).message
+    path = tmp_path / "hole.mp4"
+    place = data.index(b"ctts") + 12 + 5 * 8 + 4  # the offset of its sixth entry
+    path.write_bytes(data[:place] + (9000).to_bytes(4, "big") + data[place + 4 :])
+    assert "steady pace" in refusal(path).message
+
+
 def test_sound_alone_is_no_video(tmp_path: Path) -> None:
     import av
 

@@ -105,6 +105,8 @@ def read_packet_table(path: Path) -> PacketTable:
 
     head, size = _read_head(path)
     container_format = _container_format(head)
+    if container_format == "mov":
+        _check_boxes(path, size)
     try:
         with openable_name(path) as name, _open(name, container_format) as container:
             table = _read_stream(container, container_format, size)
@@ -138,6 +140,25 @@ def _read_head(path: Path) -> tuple[bytes, int]:
             return file.read(_MAGIC_BYTES), status.st_size
     except OSError as error:
         raise VideoError("unreadable", f"it cannot be opened: {_plain(error)}") from error
+
+
+def _check_boxes(path: Path, size: int) -> None:
+    """Raises VideoError when a box of an MP4 that holds frames or their index is cut off by the end of the file."""
+    position = 0
+    with open(path, "rb") as file:
+        while position + 8 <= size:
+            file.seek(position)
+            header = file.read(16)
+            length, name = int.from_bytes(header[:4], "big"), header[4:8]
+            if length == 1:
+                length = int.from_bytes(header[8:], "big")
+            if name not in _ISO_BOXES or length < 8:  # what follows the video, or a box up to the end of the file
+                return
+            position += length
+            if position > size and name in (b"moov", b"mdat", b"moof"):
+                raise VideoError(
+                    DAMAGED, f"the file ends early: {position - size:,} bytes of its {name.decode()} are gone"
+                )
 
 
 def _container_format(head: bytes) -> str:
@@ -302,7 +323,7 @@ def _check_clocks(times: list[tuple[int | None, int | None]]) -> None:
     if steps[0] < 1 or np.any(steps != steps[0]):
         return
     gaps = np.diff(np.sort(shown))
-    if gaps.min() == 0 or gaps.max() > 2.5 * steps[0]:
+    if gaps.min() < 0.5 * steps[0] or gaps.max() > 1.5 * steps[0]:
         raise VideoError(DAMAGED, "its frames are decoded at a steady pace, but its clock shows them at another")
 
 
