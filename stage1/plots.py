@@ -50,12 +50,5 @@ def _mark_best(axes: Any, history: Sequence[dict[str, Any]]) -> None:
     best = [row for row in history if row.get("best") and row.get("val_auc") is not None]
     if best:
         row = best[-1]
-        axes.plot(row["epoch"], row["val_auc"], "o", markersize=11, fillstyle="none", color=AUC_COLOR)
-        axes.annotate(
-            f"kept: {row['val_auc']:.3f}",
-            (row["epoch"], row["val_auc"]),
-            textcoords="offset points",
-            xytext=(0, -18),
-            ha="center",
-            color=AUC_COLOR,
-        )
+        label = f"kept: epoch {row['epoch']}, AUC {row['val_auc']:.3f}"
+        axes.plot(row["epoch"], row["val_auc"], "o", markersize=11, fillstyle="none", color=AUC_COLOR, label=label)
