@@ -50,6 +50,7 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.console",
         "vidshard.inspect_shards",
         "vidshard.preview",
+        "vidshard.split",
         "vidshard.summary",
         "vidshard.verify",
     },
@@ -121,6 +122,14 @@ ALLOWED: dict[str, set[str]] = {
     },
     "vidshard.shard_writer": {"vidshard.atomic", "vidshard.manifest", "vidshard.shard_format"},
     "vidshard.sources": {"vidshard.errors", "vidshard.manifest", "vidshard.shard_format"},
+    "vidshard.split": {
+        "vidshard.atomic",
+        "vidshard.clips",
+        "vidshard.errors",
+        "vidshard.manifest",
+        "vidshard.shard_format",
+        "vidshard.sources",
+    },
     "vidshard.summary": {"vidshard.builder", "vidshard.shard_format"},
     "vidshard.supervisor": set(),
     "vidshard.verify": {

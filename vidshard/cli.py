@@ -154,3 +154,53 @@ def preview(**options: Any) -> None:
     from vidshard.preview import PreviewConfig, write_preview
 
     click.echo(f"✓ {write_preview(PreviewConfig(**options))}")
+
+
+@main.command()
+@click.argument("sources", metavar="SOURCE|DIR", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for Train.txt, Validation.txt and Test.txt.")
+@click.option("--fractions", default="0.7,0.1,0.2", show_default=True, help="Shares of Train, Validation, Test.")
+@click.option(
+    "--source-groups",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="JSON list or CSV of file and source: which videos come from one recording.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="How groups of equal size are drawn.")
+@click.option("--check", is_flag=True, help="Compare lists: split --check A.txt B.txt …")
+def split(
+    sources: tuple[Path, ...], out: Path | None, fractions: str, check: bool, source_groups: Path | None, seed: int
+) -> int:
+    """Write lists for training, validation and testing that do not leak.
+
+    From a folder of videos or a shard folder: videos of one recording stay together, and every class is spread alike.
+    With --check, name the videos that two lists share; with --out too, the first argument is split, the rest are lists.
+
+    Exit codes: 0 done, with the warnings shown; 1 lists share videos, and anything else.
+    """
+    from vidshard import split as splitting
+
+    given = sources if out is None else sources[1:]
+    if (given and not check) or (check and len(given) < (2 if out is None else 1)):
+        raise click.UsageError("give SOURCE and --out DIR, or --check and two or more lists")
+    written = []
+    if out is not None:
+        report = splitting.split(
+            splitting.SplitConfig(
+                source=sources[0],
+                out=out,
+                fractions=splitting.parse_fractions(fractions),
+                source_groups=source_groups,
+                seed=seed,
+            )
+        )
+        click.echo(splitting.to_text(report))
+        for warning in report.warnings:
+            click.echo(f"warning: {warning}", err=True)
+        written = [splitting.list_path(out, name) for name in splitting.SPLITS]
+    overlaps = splitting.check_lists(given, written=written) if check else []
+    for overlap in overlaps:
+        click.echo(overlap.to_text())
+    if check and not overlaps:
+        click.echo(f"✓ {len(given):,} lists share no video")
+    return EXIT_ERROR if overlaps else EXIT_OK

@@ -1,0 +1,511 @@
+"""Train, validation and test lists that do not leak: what was cut from one recording stays on one side.
+
+The lists have UCF-Crime's form, one `Class/Name.mp4` a line, and are made from a folder of videos or a shard folder.
+Videos are dealt out by source group where that is known, else one by one; every class is spread alike; the same input
+and seed give the same lists. Exact copies count as one recording. What may still leak is a warning.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import itertools
+import json
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vidshard import atomic, manifest, shard_format
+from vidshard.clips import frame_indices, resize_frame
+from vidshard.errors import FormatError, UserError
+from vidshard.manifest import ShardSet
+from vidshard.sources import VIDEO_SUFFIXES, find_sources
+
+SPLITS = ("Train", "Validation", "Test")
+_HASH_BLOCK = 1 << 20
+_SHOWN = 20  # warnings of one kind before the rest is counted
+
+# The signature of a video: 8 frames of its first clip, 16 × 16, grey. A copy that was scaled to a quarter, brightened,
+# brought to another frame rate and compressed hard correlates to 0.99 in its mean picture and to 0.57–0.97 in what
+# moves (22 copies of short surveillance clips). Other videos of the same camera reach the first, but only 0.28 of the
+# second (11,325 pairs).
+_SIGNATURE_FRAMES, _SIGNATURE_SIDE = 8, 16
+_SAME_LOOK, _SAME_MOTION = 0.97, 0.45
+_STILL, _SAME_STILL_LOOK = 0.5, 0.995  # grey levels of movement below which the picture alone must do, then closer
+_BLOCK = 1024  # videos compared at a time
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """What to split how. `fractions` are those of Train, Validation and Test, and sum to 1."""
+
+    source: Path  # a folder of videos, as `vidshard build` takes it, or a shard folder
+    out: Path
+    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
+    source_groups: Path | None = None  # JSON list or CSV of file and source
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6:
+            shown = ",".join(f"{fraction:g}" for fraction in self.fractions)
+            raise UserError(f"fractions are {shown}, expected three numbers from 0 that sum to 1, such as 0.7,0.1,0.2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitVideo:
+    """A video to be dealt out."""
+
+    path: str  # as the list names it
+    class_name: str | None
+    source_group: str | None
+    content: str | None  # equal for videos of the same content; None where that was not needed to tell, or unknown
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitReport:
+    """The lists that were written, and what people should know of them."""
+
+    out: Path
+    lists: dict[str, tuple[str, ...]]  # split → paths, sorted
+    class_counts: dict[str, dict[str, int]]  # class → split → videos
+    num_groups: int
+    warnings: tuple[str, ...]
+
+
+def split(config: SplitConfig) -> SplitReport:
+    """Write Train.txt, Validation.txt and Test.txt into `config.out`.
+
+    Raises UserError when there is no video, two have one name, or the source groups are not clear.
+    """
+    shards = manifest.open_shards(config.source) if (config.source / shard_format.MANIFEST_NAME).exists() else None
+    videos, warnings = _videos_of_shards(shards) if shards is not None else _videos_of_folder(config.source)
+    videos = _with_groups(videos, config.source_groups)
+    groups = make_groups(videos)
+    classes = [Counter(videos[member].class_name or "" for member in members) for members in groups]
+    split_of_group = assign_groups(classes, config.fractions, seed=config.seed)
+    split_of = {member: SPLITS[s] for members, s in zip(groups, split_of_group, strict=True) for member in members}
+    warnings += _leak_warnings(videos, split_of, shards)
+    warnings += _thin_class_warnings(videos, split_of, groups, config.fractions)
+    lists = {
+        name: tuple(video.path for number, video in enumerate(videos) if split_of[number] == name) for name in SPLITS
+    }
+    for name, paths in lists.items():
+        atomic.write_text(list_path(config.out, name), "".join(f"{path}\n" for path in paths))
+    return SplitReport(
+        out=config.out,
+        lists=lists,
+        class_counts=_class_counts(videos, split_of),
+        num_groups=len(groups),
+        warnings=tuple(warnings),
+    )
+
+
+def parse_fractions(text: str) -> tuple[float, float, float]:
+    """The option `--fractions`. Raises UserError unless it is three numbers.
+
+    >>> parse_fractions("0.7,0.1,0.2")
+    (0.7, 0.1, 0.2)
+    """
+    try:
+        train, validation, test = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UserError(f"--fractions is {text!r}, expected three numbers, such as 0.7,0.1,0.2") from error
+    return train, validation, test
+
+
+def list_path(out: Path, split_name: str) -> Path:
+    return out / f"{split_name}.txt"
+
+
+def to_text(report: SplitReport) -> str:
+    """The table class × split for people."""
+    names = ["class", *SPLITS]
+    rows = [[name or "(no class)", *(f"{found[s]:,}" for s in SPLITS)] for name, found in report.class_counts.items()]
+    rows.append(["all", *(f"{len(report.lists[s]):,}" for s in SPLITS)])
+    widths = [max(len(row[column]) for row in [names, *rows]) for column in range(len(names))]
+    table = [
+        "  ".join(
+            f"{cell:<{w}}" if n == 0 else f"{cell:>{w}}" for n, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in [names, *rows]
+    ]
+    written = ", ".join(list_path(report.out, name).name for name in SPLITS)
+    return "\n".join([*table, "", f"✓ {written} in {report.out}; {report.num_groups:,} groups were dealt out"])
+
+
+# ---- the videos
+
+
+def _videos_of_shards(shards: ShardSet) -> tuple[list[SplitVideo], list[str]]:
+    """Videos whose clips have equal checksums, all of them, are the same: no pixel is read for that."""
+    index = shards.index
+    crcs: dict[int, list[int]] = defaultdict(list)
+    for video, crc in zip(index.clips["video"].tolist(), index.clips["crc32"].tolist(), strict=True):
+        crcs[video].append(crc)
+    videos = [
+        SplitVideo(
+            path=path,
+            class_name=index.class_name(number),
+            source_group=index.source_group(number),
+            content=repr(crcs[number]),
+        )
+        for number, path in enumerate(index.paths)
+    ]
+    return videos, []
+
+
+def _videos_of_folder(folder: Path) -> tuple[list[SplitVideo], list[str]]:
+    """All videos below a folder; of a folder of splits, those of all splits, which are dealt out anew."""
+    found = [(source.root / video.path, video) for source in find_sources(folder) for video in source.videos]
+    found.sort(key=lambda pair: pair[1].path.encode("utf-8", "surrogateescape"))
+    repeated = [path for path, count in Counter(video.path for _, video in found).items() if count > 1]
+    if repeated:
+        raise UserError(
+            f"{folder} holds {repeated[0]} in two splits: a list cannot tell them apart; rename one of them"
+        )
+    contents = content_hashes([path for path, _ in found])
+    videos = [
+        SplitVideo(path=v.path, class_name=v.class_name, source_group=v.source_group, content=content)
+        for (_, v), content in zip(found, contents, strict=True)
+    ]
+    note = "re-encoded copies were not looked for: only a shard folder shows them (exact copies were, by content)"
+    return videos, [note]
+
+
+def content_hashes(paths: Sequence[Path]) -> list[str | None]:
+    """SHA-256 of each file that has the size of another one; None for the rest, which have no copy."""
+    sizes = [path.stat().st_size for path in paths]
+    shared = {size for size, count in Counter(sizes).items() if count > 1}
+    return [_sha256(path) if size in shared else None for path, size in zip(paths, sizes, strict=True)]
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_HASH_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# ---- source groups
+
+
+def _with_groups(videos: Sequence[SplitVideo], path: Path | None) -> list[SplitVideo]:
+    if path is None:
+        return list(videos)
+    groups = match_source_groups([video.path for video in videos], read_source_groups(path), where=str(path))
+    return [
+        SplitVideo(
+            path=video.path,
+            class_name=video.class_name,
+            source_group=group or video.source_group,
+            content=video.content,
+        )
+        for video, group in zip(videos, groups, strict=True)
+    ]
+
+
+def read_source_groups(path: Path) -> list[tuple[str, str]]:
+    """(file, source) of each row of a JSON list of objects, or of a CSV, with these two names. Raises UserError."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        rows: Iterable[Any] = csv.DictReader(io.StringIO(text)) if path.suffix.lower() == ".csv" else json.loads(text)
+        pairs = [(row["file"], row["source"]) for row in rows]
+        if not all(isinstance(value, str) and value for pair in pairs for value in pair):
+            raise ValueError("a file or source is empty or no text")
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise UserError(
+            f"{path} holds no source groups ({error!r}); expected a CSV with the columns file,source or JSON, "
+            '[{"file": "Abuse/a.mp4", "source": "tape 7"}, …]'
+        ) from error
+    return pairs
+
+
+def match_source_groups(
+    paths: Sequence[str], groups: Sequence[tuple[str, str]], *, where: str = "the source groups"
+) -> list[str | None]:
+    """The source of each path: that of the row whose file shares the most trailing parts with it, the name at least.
+
+    Raises UserError where two rows with different sources match a path equally well.
+
+    >>> groups = [("Train/Abuse/a.mp4", "tape 1"), ("Train/Arson/a.mp4", "tape 2")]
+    >>> match_source_groups(["Abuse/a.mp4", "b.mp4"], groups)
+    ['tape 1', None]
+    """
+    rows_of_name: dict[str, list[tuple[tuple[str, ...], str]]] = defaultdict(list)
+    for file, source in groups:
+        parts = PurePosixPath(file.replace("\\", "/")).parts
+        rows_of_name[parts[-1]].append((parts, source))
+    found: list[str | None] = []
+    for path in paths:
+        parts = PurePosixPath(path).parts
+        matches = [(_shared_parts(parts, other), source) for other, source in rows_of_name.get(parts[-1], ())]
+        best = max((count for count, _ in matches), default=0)
+        sources = sorted({source for count, source in matches if count == best})
+        if len(sources) > 1:
+            raise UserError(
+                f"{where} give {path} more than one source: {', '.join(sources)}; name its folders there too"
+            )
+        found.append(sources[0] if sources else None)
+    return found
+
+
+def _shared_parts(a: Sequence[str], b: Sequence[str]) -> int:
+    """How many of their last parts two paths share.
+
+    >>> _shared_parts(("Train", "Abuse", "a.mp4"), ("Abuse", "a.mp4"))
+    2
+    """
+    return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(reversed(a), reversed(b), strict=False))))
+
+
+def make_groups(videos: Sequence[SplitVideo]) -> list[list[int]]:
+    """Numbers of the videos that must stay together: those of one source group, and copies of each other."""
+    parent = list(range(len(videos)))
+
+    def root(number: int) -> int:
+        while parent[number] != number:
+            number = parent[number]
+        return number
+
+    for attribute in ("source_group", "content"):
+        first: dict[str, int] = {}
+        for number, video in enumerate(videos):
+            value = getattr(video, attribute)
+            if value is not None:
+                a, b = root(first.setdefault(value, number)), root(number)
+                parent[max(a, b)] = min(a, b)
+    groups: dict[int, list[int]] = defaultdict(list)
+    for number in range(len(videos)):
+        groups[root(number)].append(number)
+    return list(groups.values())
+
+
+# ---- dealing out
+
+
+def assign_groups(groups: Sequence[Mapping[str, int]], fractions: Sequence[float], *, seed: int) -> list[int]:
+    """The split of each group; `groups` tell how many videos of each class they hold.
+
+    Greedy: the largest groups first, in drawn order where equal; each goes to the split that lacks the most of its
+    classes, and of equal ones to the one that is least filled. No group is cut.
+
+    >>> groups = [{"Abuse": 4, "Normal": 2}, {"Abuse": 1}, {"Abuse": 1}, {"Normal": 2}, {"Normal": 1}, {"Normal": 1}]
+    >>> assign_groups(groups, (0.7, 0.0, 0.3), seed=0)
+    [0, 2, 2, 0, 2, 2]
+    """
+    totals: Counter[str] = Counter()
+    for group in groups:
+        totals.update(group)
+    lacking = [{name: fraction * count for name, count in totals.items()} for fraction in fractions]
+    targets = [max(sum(of_class.values()), 1e-9) for of_class in lacking]
+    order = list(range(len(groups)))
+    random.Random(seed).shuffle(order)
+    order.sort(key=lambda number: -sum(groups[number].values()))
+    split_of = [0] * len(groups)
+    for number in order:
+        group = groups[number]
+
+        def need(split: int, group: Mapping[str, int] = group) -> tuple[float, float]:
+            wanted = sum(count * lacking[split][name] for name, count in group.items())
+            return round(wanted, 6), round(sum(lacking[split].values()) / targets[split], 6)
+
+        best = max((s for s in range(len(fractions)) if fractions[s] > 0), key=need)
+        split_of[number] = best
+        for name, count in group.items():
+            lacking[best][name] -= count
+    return split_of
+
+
+def _class_counts(videos: Sequence[SplitVideo], split_of: Mapping[int, str]) -> dict[str, dict[str, int]]:
+    found = Counter((video.class_name or "", split_of[number]) for number, video in enumerate(videos))
+    return {name: {s: found[name, s] for s in SPLITS} for name in sorted({name for name, _ in found})}
+
+
+# ---- warnings
+
+
+def _thin_class_warnings(
+    videos: Sequence[SplitVideo],
+    split_of: Mapping[int, str],
+    groups: Sequence[Sequence[int]],
+    fractions: Sequence[float],
+) -> Iterator[str]:
+    if all(video.source_group is None for video in videos):
+        yield (
+            "no source groups are known: videos cut from one recording may lie in different splits; name them with "
+            "--source-groups"
+        )
+    elif alone := sum(video.source_group is None for video in videos):
+        yield f"{alone:,} of {len(videos):,} videos have no source group; each counts as a recording of its own"
+    num_groups = Counter(name for group in groups for name in {videos[member].class_name or "" for member in group})
+    for name, found in _class_counts(videos, split_of).items():
+        for split_name, fraction in zip(SPLITS, fractions, strict=True):
+            if fraction > 0 and not found[split_name]:
+                count = sum(found.values())
+                yield (
+                    f"class {name or '(no class)'} has no video in {split_name}: its {count:,} videos are "
+                    f"{num_groups[name]:,} groups"
+                )
+
+
+def _leak_warnings(videos: Sequence[SplitVideo], split_of: Mapping[int, str], shards: ShardSet | None) -> Iterator[str]:
+    copies: dict[str, list[int]] = defaultdict(list)
+    for number, video in enumerate(videos):
+        if video.content is not None:
+            copies[video.content].append(number)
+    told = []
+    for numbers in copies.values():
+        if len(numbers) > 1:
+            names = " and ".join(videos[number].path for number in numbers)
+            classes = {videos[number].class_name for number in numbers}
+            contradiction = ", although their classes differ" if len(classes) > 1 else ""
+            told.append(f"{names} are the same video; all are in {split_of[numbers[0]]}{contradiction}")
+    yield from _capped(told)
+    if shards is None:
+        return
+    signatures, unreadable = _signatures(shards)
+    yield from _capped([f"{videos[number].path} was not compared: {error}" for number, error in unreadable.items()])
+    yield from _capped(
+        [
+            f"{videos[a].path} ({split_of[a]}) and {videos[b].path} ({split_of[b]}) look like one video, encoded "
+            "twice; give them one source group"
+            for a, b in similar_pairs(signatures)
+            if split_of[a] != split_of[b]
+        ]
+    )
+
+
+def _capped(lines: Sequence[str]) -> list[str]:
+    more = len(lines) - _SHOWN
+    return [*lines[:_SHOWN], *([f"… and {more:,} more of this kind"] if more > 0 else [])]
+
+
+def _signatures(shards: ShardSet) -> tuple[Floats, dict[int, str]]:
+    """Small grey frames of the first clip of each video, float32 [V, K, S, S], and why some are missing (zeros)."""
+    index, shape = shards.index, shards.manifest.clip_shape
+    signatures = np.zeros((len(index.videos), _SIGNATURE_FRAMES, _SIGNATURE_SIDE, _SIGNATURE_SIDE), np.float32)
+    unreadable = {}
+    first_rows = np.unique(index.clips["video"], return_index=True)[1]
+    for row in np.sort(first_rows).tolist():
+        clip_row = index.clips[row]
+        number, key = int(clip_row["video"]), index.key(row)
+        try:
+            with open(shards.shard_path(int(clip_row["shard"])), "rb") as file:
+                file.seek(int(clip_row["offset"]))
+                clip = shard_format.decode_clip(file.read(int(clip_row["size"])), shape, where=f"clip {key!r}")
+            signatures[number] = signature(clip)
+        except (FormatError, OSError) as error:
+            unreadable[number] = str(error)
+    return signatures, unreadable
+
+
+def signature(clip: npt.NDArray[np.uint8]) -> Floats:
+    """Frames spread over a clip (uint8 T H W C), small and grey: float32 [K, S, S]."""
+    chosen = frame_indices(len(clip), num_frames=_SIGNATURE_FRAMES)
+    small = [resize_frame(clip[index], _SIGNATURE_SIDE, _SIGNATURE_SIDE) for index in chosen]
+    grey: Floats = np.stack(small).astype(np.float32).mean(axis=-1)
+    return grey
+
+
+def similar_pairs(signatures: Floats) -> list[tuple[int, int]]:
+    """Pairs of videos that look and move alike; `signatures` as `_signatures` gives them.
+
+    Two correlations must be high: of the mean pictures, and of what is left of the frames without them. The second
+    tells a copy from another video of the same camera; where nothing moves, the first must be higher.
+    """
+    if not len(signatures):
+        return []
+    mean = signatures.mean(axis=1)
+    motion = (signatures - mean[:, None]).reshape(len(signatures), -1)
+    still = motion.std(axis=1) < _STILL
+    look, motion = (
+        _normalised((mean - mean.mean(axis=(1, 2), keepdims=True)).reshape(len(mean), -1)),
+        _normalised(motion),
+    )
+    pairs = []
+    for start in range(0, len(look), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        looks, motions = look[block] @ look.T, motion[block] @ motion.T
+        both_still = still[block, None] & still[None]
+        same = np.where(both_still, looks >= _SAME_STILL_LOOK, (looks >= _SAME_LOOK) & (motions >= _SAME_MOTION))
+        pairs += [(a + start, b) for a, b in np.argwhere(same).tolist() if a + start < b]
+    return pairs
+
+
+def _normalised(rows: Floats) -> Floats:
+    """Rows of length 1; a row of zeros stays one."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: Floats = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 1e-6)
+    return unit
+
+
+# ---- lists of others
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """Two lists that name the same videos."""
+
+    first: Path
+    second: Path
+    num_first: int
+    num_second: int
+    names: tuple[str, ...]  # as the first list writes them
+
+    def to_text(self) -> str:
+        lists = f"{self.first} ({self.num_first:,} videos) and {self.second} ({self.num_second:,})"
+        return "\n".join([f"{lists} share {len(self.names):,}:", *(f"  {name}" for name in self.names)])
+
+
+def check_lists(paths: Sequence[Path], *, written: Sequence[Path] = ()) -> list[Overlap]:
+    """Every pair of lists that share videos, by file stem: the folder of a video differs from list to list.
+
+    Lists of `written` are compared with those of `paths`, not with each other.
+    Raises UserError on a file that is no list.
+    """
+    lists = {path: read_list(path) for path in [*paths, *written]}
+    overlaps = []
+    for first, second in itertools.combinations(lists, 2):
+        shared = tuple(name for stem, name in lists[first].items() if stem in lists[second])
+        if shared and not (first in written and second in written):
+            sizes = {"num_first": len(lists[first]), "num_second": len(lists[second])}
+            overlaps.append(Overlap(first=first, second=second, names=shared, **sizes))
+    return overlaps
+
+
+_NAME_IN_LIST = re.compile(
+    rf"(.+?({'|'.join(re.escape(suffix) for suffix in VIDEO_SUFFIXES)}|\.avi))(?=\s|$)", re.IGNORECASE
+)
+
+
+def read_list(path: Path) -> dict[str, str]:
+    """File stem → name of each video that a list names, one a line; what stands behind the name is passed over.
+
+    Raises UserError when the file cannot be read or a line names no video.
+    """
+    try:
+        lines = path.read_bytes().decode("utf-8", "surrogateescape").splitlines()
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read: {error.strerror}; expected a list, one Class/Name.mp4 a line"
+        ) from error
+    names = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        match = _NAME_IN_LIST.match(line.strip())
+        if match is None:
+            raise UserError(f"{path}, line {number}: {line.strip()[:80]!r} names no video; expected Class/Name.mp4")
+        names[PurePosixPath(match[1].replace("\\", "/")).stem] = match[1]
+    return names
