@@ -13,8 +13,10 @@ import numpy as np
 from vidshard.decoders.base import Frame, check_frame_indices
 from vidshard.packets import DAMAGED, UNSUPPORTED, PacketTable, VideoError, openable_name
 
-# The mean over the area each pixel covers, in full accuracy: 47 dB to the exact result (the default bicubic: 37 dB).
+# The mean over the area each pixel covers, in full accuracy: 45 dB to the exact result (the default bicubic: 37 dB).
 _SCALE_FLAGS = "area+accurate_rnd+full_chroma_int"
+# Scaling first and turning the few pixels that are left into RGB gives nearly the same, a quarter faster.
+_SCALED_FORMAT = {"yuv420p": "yuv444p", "yuvj420p": "yuvj444p"}
 # FFmpeg's rotation is counter-clockwise; `transpose=cclock` turns the picture so.
 _ROTATE = {0: (), 90: (("transpose", "cclock"),), 180: (("hflip", ""), ("vflip", "")), 270: (("transpose", "clock"),)}
 _SEEKABLE = ("mov", "matroska")  # these hold a table of their keyframes; in others FFmpeg guesses a place
@@ -167,11 +169,8 @@ class _FilterGraph:
     """Rotation, scaling and conversion to RGB in FFmpeg, rebuilt when the picture changes its size or format."""
 
     def __init__(self, rotation: int, height: int, width: int) -> None:
-        self.steps = [
-            *_ROTATE[rotation],
-            ("scale", f"{width}:{height}:flags={_SCALE_FLAGS}"),
-            ("format", "rgb24"),
-        ]
+        self.turn = _ROTATE[rotation]
+        self.scale = ("scale", f"{width}:{height}:flags={_SCALE_FLAGS}")
         self.shape: tuple[object, ...] | None = None
         self.graph: Any = None
 
@@ -190,7 +189,9 @@ class _FilterGraph:
         graph.threads = 1
         shape = {"width": frame.width, "height": frame.height, "format": frame.format}
         nodes = [graph.add_buffer(**shape, time_base=frame.time_base)]
-        nodes += [graph.add(name, arguments) for name, arguments in self.steps]
+        scaled = _SCALED_FORMAT.get(frame.format.name)
+        steps = [*self.turn, self.scale, *([("format", scaled), self.scale] if scaled else []), ("format", "rgb24")]
+        nodes += [graph.add(name, arguments) for name, arguments in steps]
         nodes.append(graph.add("buffersink"))
         for left, right in itertools.pairwise(nodes):
             left.link_to(right)
