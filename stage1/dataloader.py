@@ -1,4 +1,4 @@
-"""Batches of clips from a shard folder: an exact plan, one copy from the page cache to the batch, no decoding.
+"""Batches of clips from shard folders: an exact plan, one copy from the page cache to the batch, no decoding.
 
 A `ClipLoader` is a `webdataset.DataPipeline` whose first stage is ours: instead of streaming tars and shuffling what
 passes by, it reads whole batches by a plan, from (seed, epoch) and the index. So every clip comes exactly once an
@@ -7,30 +7,29 @@ epoch, every rank has the same number of steps, and neither depends on how the c
 
 from __future__ import annotations
 
-import os
-import threading
+import hashlib
+import itertools
+import sys
 import weakref
-import zlib
-from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import IO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import webdataset as wds
 
-from vidshard import manifest, shard_format
-from vidshard.errors import FormatError
-from vidshard.shard_format import Clip, SampleRecord
+from stage1 import sample_plan
+from stage1.reader import ClipReader, ClipSource, JoinedReader
+from stage1.sample_plan import PADDING_ROW, Rows
+from stage1.selection import Balance
+from vidshard.errors import FormatError, UserError
 
-PADDING_ROW = -1  # index and label of a clip that only fills a batch; never counted
-MAX_OPEN_SHARDS = 64  # a thread; below any limit on open files
-_READS_AT_OFFSET = hasattr(os, "preadv")  # Linux, macOS; elsewhere seek and readinto
+__all__ = ["BagLoader", "Batch", "ClipLoader", "ClipReader", "JoinedReader"]
 
-Rows = npt.NDArray[np.int64]
+STATE_VERSION = 1
 
 
 class Batch(NamedTuple):
@@ -41,167 +40,31 @@ class Batch(NamedTuple):
     indices: torch.Tensor  # int64 (B,): rows of the index; -1 for padding
 
 
-def epoch_order(num_clips: int, *, seed: int, epoch: int) -> Rows:
-    """The order of all clips in an epoch: a permutation that depends on the arguments alone.
-
-    >>> epoch_order(5, seed=0, epoch=1), epoch_order(5, seed=0, epoch=2)
-    (array([3, 1, 4, 2, 0]), array([3, 0, 2, 4, 1]))
-    """
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch)))).permutation(num_clips)
-
-
-def num_steps(num_clips: int, *, global_batch: int, drop_last: bool = False) -> int:
-    """Steps of an epoch; the same on every rank.
-
-    >>> num_steps(10, global_batch=4), num_steps(10, global_batch=4, drop_last=True)
-    (3, 2)
-    """
-    return num_clips // global_batch if drop_last else -(-num_clips // global_batch)
-
-
-def rank_batch(order: Rows, step: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> Rows:
-    """The rows that `rank` reads at `step`: its part of the global batch, a slice of the order.
-
-    The last global batch may be smaller: it is split as evenly as possible, and a rank that gets nothing reads one
-    clip of padding (row -1), so that all ranks take the same number of steps.
-
-    >>> order = np.arange(9)
-    >>> [rank_batch(order, step, batch_size=2, rank=0, world_size=2).tolist() for step in range(3)]
-    [[0, 1], [4, 5], [-1]]
-    >>> [rank_batch(order, step, batch_size=2, rank=1, world_size=2).tolist() for step in range(3)]
-    [[2, 3], [6, 7], [8]]
-    """
-    global_batch = batch_size * world_size
-    rows = order[step * global_batch : (step + 1) * global_batch]
-    part = rows[len(rows) * rank // world_size : len(rows) * (rank + 1) // world_size]
-    return part if len(part) else np.array([PADDING_ROW])
-
-
-class ClipReader:
-    """Random access to the clips of a shard folder; opens only the shards that its manifest names.
-
-    Usable from several threads at once. Raises UserError or FormatError when the folder is no sound shard set.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.shard_set = manifest.open_shards(folder)
-        self.manifest, self.index = self.shard_set.manifest, self.shard_set.index
-        self.clip_shape = self.manifest.clip_shape
-        self._header = shard_format.npy_header(self.clip_shape)
-        self._header_crc32 = zlib.crc32(self._header)
-        clips = self.index.clips
-        self._check_index()
-        # Columns of their own: reading a field of one row of a structured array is slow.
-        self._shards, self._offsets = clips["shard"].astype(np.int64), clips["offset"].astype(np.int64)
-        self.labels = clips["label"].astype(np.int64)  # [N]
-        self._verified = np.zeros(len(clips), np.bool_)
-        self._thread = threading.local()
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitem__(self, row: int) -> Clip:
-        """The clip of index row `row` (negative counts from the end): uint8 (T, H, W, 3)."""
-        clip: Clip = np.empty(self.clip_shape.thwc, np.uint8)
-        self.read_clips([range(len(self))[row]], clip[None])
-        return clip
-
-    def read_clips(self, rows: Sequence[int], out: npt.NDArray[np.uint8]) -> None:
-        """Read the clips of index rows `rows` into `out`, uint8 (len(rows), T, H, W, 3), contiguous.
-
-        One copy, from the page cache to `out`. Checksums are verified the first time a clip is read. Raises
-        FormatError, naming shard, key and offset, when a clip is damaged.
-        """
-        if out.shape != (len(rows), *self.clip_shape.thwc) or out.dtype != np.uint8 or not out.flags.c_contiguous:
-            raise ValueError(f"buffer is {out.dtype} {out.shape}, expected uint8 {(len(rows), *self.clip_shape.thwc)}")
-        picked = np.asarray(rows, np.int64)
-        places = zip(
-            picked.tolist(),
-            self._shards[picked].tolist(),
-            self._offsets[picked].tolist(),
-            self._verified[picked].tolist(),
-            strict=True,
-        )
-        for clip, (row, shard, offset, verified) in zip(out, places, strict=True):
-            complete = _read_at(self._open(shard), offset + len(self._header), clip.data)
-            if not complete or not (verified or self._is_sound(row, clip)):
-                raise FormatError(
-                    f"{self._where(row)} does not match its checksum: the shard was changed or damaged after it was "
-                    "written; restore it, or build again"
-                )
-
-    def read_record(self, row: int) -> SampleRecord:
-        """All that the shard says about the clip of index row `row`. Raises FormatError."""
-        clip = self.index.clips[row]
-        with open(self.shard_set.shard_path(int(clip["shard"])), "rb") as file:
-            record = shard_format.read_record(file, int(clip["offset"]), int(clip["size"]))
-        if record.key != self.index.key(row):
-            raise FormatError(f"{self._where(row)} is followed by the record of {record.key!r}; build again")
-        return record
-
-    def frame_gap_seconds(self) -> float:
-        """Median time between neighbouring frames of the clips, in seconds; 0.0 without clips."""
-        return float(np.median(self.index.clips["frame_gap_seconds"])) if len(self) else 0.0
-
-    def _check_index(self) -> None:
-        clips, shards = self.index.clips, self.manifest.shards
-        size = len(self._header) + self.clip_shape.num_bytes
-        shard_bytes = np.array([shard.bytes for shard in shards], np.uint64)
-        sound = (
-            (clips["size"] == size)
-            & (clips["shard"] < len(shards))
-            & (clips["video"] < len(self.index.videos))
-            & (clips["label"] >= shard_format.UNKNOWN_LABEL)
-            & (clips["label"] <= shard_format.CRIME_LABEL)
-            & (clips["flags"] < 1 << len(shard_format.FLAGS))
-        )
-        if sound.all():
-            sound = clips["offset"] + size <= shard_bytes[clips["shard"]] if len(clips) else sound
-        if not sound.all():
-            row = int(np.flatnonzero(~sound)[0])
-            raise FormatError(
-                f"row {row} of {self.shard_set.folder / shard_format.INDEX_NAME} is no clip of {self.clip_shape} in a "
-                f"shard of the manifest, or has a label or flag this version does not know: {clips[row]}"
-            )
-
-    def _is_sound(self, row: int, clip: npt.NDArray[np.uint8]) -> bool:
-        """Whether the pixels just read, with the header before them, have the checksum of the index."""
-        header = bytearray(len(self._header))
-        complete = _read_at(self._open(int(self._shards[row])), int(self._offsets[row]), memoryview(header))
-        crc32 = zlib.crc32(clip.data, self._header_crc32)
-        sound = complete and header == self._header and crc32 == int(self.index.clips["crc32"][row])
-        self._verified[row] = sound
-        return sound
-
-    def _open(self, shard: int) -> IO[bytes]:
-        """The open file of a shard: one a thread, as the fallback moves the file's position."""
-        files: OrderedDict[int, IO[bytes]] | None = getattr(self._thread, "files", None)
-        if files is None:
-            files = self._thread.files = OrderedDict()
-        if shard in files:
-            files.move_to_end(shard)
-        else:
-            files[shard] = open(self.shard_set.shard_path(shard), "rb", buffering=0)  # noqa: SIM115
-            if len(files) > MAX_OPEN_SHARDS:
-                files.popitem(last=False)[1].close()
-        return files[shard]
-
-    def _where(self, row: int) -> str:
-        clip = self.index.clips[row]
-        return f"clip {self.index.key(row)!r} at byte {clip['offset']} of {self.shard_set.shard_path(clip['shard'])}"
-
-
 class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no types
     """Iterates over the batches of an epoch: a WebDataset pipeline whose source reads by a plan.
 
-    Every clip (of `rows`, when given) comes exactly once an epoch; `len(loader)` steps, the same on every rank; a new
-    order each epoch when `shuffle` is on (call `set_epoch`). Batches are read ahead by `num_threads` threads; what
-    goes wrong there is raised here. More stages: ``loader.compose(wds.map(…))``.
+    Every clip comes exactly once an epoch, in `len(loader)` steps, the same on every rank. Each iteration is the next
+    epoch; `set_epoch` names another. What goes wrong while reading ahead is raised here. More stages:
+    ``loader.compose(wds.map(…))``.
+
+    shuffle: a new order each epoch; without it, that of `rows`.
+    block_shards: shuffle within windows of so many shards and read these in sequence (network disks, data larger than
+        memory); 0 shuffles all clips.
+    rows: the index rows to load; by default all. See `stage1.selection`.
+    labels: one for each row of the index, in place of those of the shards.
+    clips_per_video: how many clips of each video an epoch takes, others each epoch; 0: all.
+    balance: shares of an epoch by group; clips then come as often as that takes.
+    drop_last, pad: leave out the last, smaller batch, or fill it with padding (row and label -1, black).
+    max_bad_clips: so many damaged clips are reported on standard error and replaced by another clip of the same label
+        (without `shuffle`: by padding); one more is an error. Each rank and each process counts its own.
+    num_threads: threads that read ahead. num_processes: DataLoader processes in their place; slower, as nothing is
+        decoded, unless further stages cost much.
+    device: batches come on this device; for CUDA through pinned buffers, copied while the step before computes.
     """
 
     def __init__(
         self,
-        reader: ClipReader,
+        reader: ClipSource,
         *,
         batch_size: int,
         shuffle: bool,
@@ -209,57 +72,284 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
         rank: int = 0,
         world_size: int = 1,
         drop_last: bool = False,
+        pad: bool = False,
+        block_shards: int = 0,
         rows: npt.ArrayLike | None = None,
+        labels: npt.ArrayLike | None = None,
+        clips_per_video: int = 0,
+        balance: Balance | None = None,
+        max_bad_clips: int = 0,
         num_threads: int = 1,
+        num_processes: int = 0,
+        device: torch.device | str = "cpu",
     ) -> None:
         if batch_size < 1 or num_threads < 1 or not 0 <= rank < world_size:
             raise ValueError(f"{batch_size=}, {num_threads=} must be positive and 0 <= {rank=} < {world_size=}")
+        if min(block_shards, clips_per_video, max_bad_clips, num_processes) < 0:
+            raise ValueError(f"{block_shards=}, {clips_per_video=}, {max_bad_clips=}, {num_processes=} must not be < 0")
         self.reader = reader
-        self.rows: Rows = np.arange(len(reader)) if rows is None else np.asarray(rows, np.int64)
-        self.batch_size, self.shuffle, self.seed, self.drop_last = batch_size, shuffle, seed, drop_last
-        self.rank, self.world_size, self.num_threads = rank, world_size, num_threads
+        self.rows = _row_numbers(np.arange(len(reader)) if rows is None else np.asarray(rows), len(reader))
+        self.labels = reader.labels if labels is None else np.asarray(labels, np.int64)
+        if len(self.labels) != len(reader) or (balance is not None and len(balance.groups) != len(reader)):
+            raise ValueError(f"labels and balance must have one entry for each of the {len(reader)} rows of the index")
+        self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
+        self.drop_last, self.pad, self.block_shards = drop_last, pad, block_shards
+        self.clips_per_video, self.balance = clips_per_video, balance
+        self.rank, self.world_size = rank, world_size
+        self.max_bad_clips, self.num_threads, self.num_processes = max_bad_clips, num_threads, num_processes
+        self.device = torch.device(device)
         self.epoch = 0
-        self._buffers = _BufferPool((batch_size, *reader.clip_shape.thwc), max_free=num_threads + 3)
-        super().__init__(self._read_batches)
+        self.bad_clips: dict[int, str] = {}  # index row → what is wrong with it
+        self._start = self._position = 0  # where the next iteration starts, where this one is; clips of the order
+        self._order: tuple[int, Rows, Rows] | None = None
+        self._buffers = _BufferPool(
+            (batch_size, *reader.clip_shape.thwc),
+            max_free=num_threads + 3,
+            pinned=self.device.type == "cuda" and not num_processes,
+        )
+        super().__init__(self._iterate)
+
+    # --- where it stands
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch whose order the next iteration takes."""
-        self.epoch = epoch
+        """The epoch that the next iteration takes, from its first batch unless a state of that epoch was loaded."""
+        if epoch != self.epoch:
+            self.epoch, self._start, self._position = epoch, 0, 0
 
     def __len__(self) -> int:
-        return num_steps(len(self.rows), global_batch=self.batch_size * self.world_size, drop_last=self.drop_last)
+        """Steps of the next iteration: those of an epoch, or what is left of it after `load_state_dict`."""
+        return self._num_steps(self._start)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run stands, after the batch that came last; batches read ahead do not count. The same on each rank.
+
+        For JSON. Valid for another number of ranks, threads, processes and batch per rank.
+        """
+        return {
+            "version": STATE_VERSION,
+            "digest": self.reader.digest,
+            "plan": self.plan_digest,
+            "seed": self.seed,
+            "epoch": self.epoch,
+            "position": self._position,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken. Raises UserError when it is of other data, another selection or seed."""
+        expected = {**self.state_dict(), "epoch": state.get("epoch"), "position": state.get("position")}
+        for name, what in (
+            ("version", "another version of this loader"),
+            ("digest", "other shards"),
+            ("plan", "another selection of clips (rows, labels, clips per video, balance, shuffling)"),
+            ("seed", "another seed"),
+        ):
+            if state.get(name) != expected[name]:
+                raise UserError(
+                    f"the loader's state is of {what}: {name} is {state.get(name)!r}, expected {expected[name]!r}; "
+                    "load it into a loader of the same data and options, or start the epoch anew"
+                )
+        self.epoch = int(state["epoch"])
+        self._start = self._position = int(state["position"])
+
+    @property
+    def plan_digest(self) -> str:
+        """Names all that decides the order but data set, seed and epoch."""
+        digest = hashlib.sha256(repr((self.shuffle, self.block_shards, self.clips_per_video)).encode())
+        for column in (self.rows, self.labels, *((self.balance.groups,) if self.balance else ())):
+            digest.update(np.ascontiguousarray(column, "<i8").tobytes())
+        digest.update(repr(self.balance.weights if self.balance else None).encode())
+        return digest.hexdigest()[:16]
+
+    def agreement(self) -> dict[str, Any]:
+        """What must be the same on every rank: for `distributed.check_agreement`."""
+        return {
+            "data set": self.reader.digest,
+            "selection": self.plan_digest,
+            "seed": self.seed,
+            "epoch": self.epoch,
+            "position": self._start,
+            "batch size": self.batch_size,
+            "world size": self.world_size,
+            "steps": len(self),
+        }
+
+    # --- the plan
+
+    def order(self) -> Rows:
+        """The index rows of this epoch, of all ranks, in order."""
+        return self._epoch_order()[0]
 
     def plan(self) -> Iterator[Rows]:
-        """The index rows of each batch of this rank, in order; -1 is padding."""
-        order = self.rows
-        if self.shuffle:
-            order = order[epoch_order(len(order), seed=self.seed, epoch=self.epoch)]
+        """The index rows of each batch of this rank that the next iteration gives, in order; -1 is padding."""
+        order = self.order()[self._start :]
         for step in range(len(self)):
-            yield rank_batch(order, step, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size)
+            yield self._rank_batch(order, step)
 
-    def _read_batches(self) -> Iterator[Batch]:
-        """The first stage of the pipeline: the batches of the plan, a few of them read ahead."""
+    def _epoch_order(self) -> tuple[Rows, Rows]:
+        """The order of the epoch, and where windows of shards begin in it (none unless block_shards)."""
+        if self._order is None or self._order[0] != self.epoch:
+            self._order = (self.epoch, *self._make_order())
+        return self._order[1:]
+
+    def _make_order(self) -> tuple[Rows, Rows]:
+        draw = {"seed": self.seed, "epoch": self.epoch}
+        rows: Rows = self.rows
+        starts: Rows = np.zeros(0, np.int64)
+        if self.clips_per_video:
+            rows = rows[sample_plan.clips_of_epoch(self.reader.videos[rows], per_video=self.clips_per_video, **draw)]
+        if self.balance is not None:
+            picked = sample_plan.balanced_clips(self.balance.groups[rows], weights=self.balance.weights, **draw)
+            rows = rows[picked]
+        if self.shuffle and self.block_shards:
+            order, starts = sample_plan.block_order(self.reader.shards[rows], window_shards=self.block_shards, **draw)
+            rows = rows[order]
+        elif self.shuffle:
+            rows = rows[sample_plan.epoch_order(len(rows), **draw)]
+        return rows, starts
+
+    def _num_steps(self, start: int) -> int:
+        num_clips = max(0, len(self.order()) - start)
+        return sample_plan.num_steps(num_clips, global_batch=self._global_batch, drop_last=self.drop_last)
+
+    @property
+    def _global_batch(self) -> int:
+        return self.batch_size * self.world_size
+
+    def _rank_batch(self, order: Rows, step: int) -> Rows:
+        return sample_plan.rank_batch(
+            order, step, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size, pad=self.pad
+        )
+
+    # --- reading
+
+    def _iterate(self) -> Iterator[Batch]:
+        """The first stage of the pipeline: the batches of the plan."""
+        start, num_clips = self._start, len(self.order())
+        plan = list(self.plan()) if self.num_processes else self.plan()
+        batches = self._from_processes() if self.num_processes else self._read_ahead(plan)
+        if self.device.type == "cuda":
+            batches = _on_cuda(batches, self.device)
+        for step, batch in enumerate(batches):
+            self._start = 0  # another iteration, after this one was left, begins the epoch anew
+            self._position = min(start + (step + 1) * self._global_batch, num_clips)
+            yield batch
+        self.epoch, self._start, self._position = self.epoch + 1, 0, 0
+
+    def _read_ahead(self, plan: Iterable[Rows]) -> Iterator[Batch]:
         pending: deque[Future[Batch]] = deque()
         threads = ThreadPoolExecutor(self.num_threads, thread_name_prefix="clip-reader")
+        adviser = ThreadPoolExecutor(1, thread_name_prefix="clip-reader")
+        windows = self._windows()
+        position, begins = self._start, -1
         try:
-            for rows in self.plan():
+            for rows in plan:
+                while position >= begins:
+                    begins, window = next(windows, (sys.maxsize, None))
+                    if window is not None:
+                        adviser.submit(self.reader.will_read, window)
+                position += self._global_batch
                 pending.append(threads.submit(self._read_batch, rows))
                 if len(pending) > self.num_threads:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
         finally:
+            adviser.shutdown(cancel_futures=True)
             threads.shutdown(cancel_futures=True)
+
+    def _windows(self) -> Iterator[tuple[int, Rows]]:
+        """For each window of shards from the start on: the position one window before its own, and its rows."""
+        order, starts = self._epoch_order()
+        ends = [*starts[1:].tolist(), len(order)]
+        before = 0
+        for begins, end in zip(starts.tolist(), ends, strict=False):
+            if end > self._start:
+                yield before, order[begins:end]
+            before = begins
+
+    def _from_processes(self) -> Iterator[Batch]:
+        # In turns, as a DataLoader asks its workers: so the order is that of the plan.
+        yield from wds.WebLoader(_StepsOfWorker(self), batch_size=None, num_workers=self.num_processes)
 
     def _read_batch(self, rows: Rows) -> Batch:
         clips = self._buffers.take(len(rows))
-        if rows[0] == PADDING_ROW:
-            clips[:] = 0
-            labels = torch.from_numpy(rows.copy())
-        else:
-            self.reader.read_clips(rows, clips)  # type: ignore[arg-type]  # an array is a sequence of rows
-            labels = torch.from_numpy(self.reader.labels[rows])
-        return Batch(torch.from_numpy(clips), labels, torch.from_numpy(rows.copy()))
+        rows = rows.astype(np.int64)
+        real = rows != PADDING_ROW  # padding comes last
+        count = int(real.sum())
+        clips[count:] = 0
+        try:
+            self.reader.read_clips(rows[:count], clips[:count])
+        except FormatError:
+            if not self.max_bad_clips:
+                raise
+            for i in range(count):
+                rows[i] = self._read_or_replace(int(rows[i]), clips[i : i + 1])
+        labels = np.where(rows == PADDING_ROW, PADDING_ROW, self.labels[rows])
+        return Batch(torch.from_numpy(clips), torch.from_numpy(labels), torch.from_numpy(rows))
+
+    def _read_or_replace(self, row: int, out: npt.NDArray[np.uint8]) -> int:
+        """Read the clip of `row`, or of another one in its place. Returns which; -1 for black padding."""
+        for candidate in itertools.chain([row], self._replacements(row)):
+            try:
+                if candidate not in self.bad_clips:
+                    self.reader.read_clips([candidate], out)
+                    return candidate
+            except FormatError as error:
+                self._note_bad_clip(candidate, error)
+        out[:] = 0
+        return PADDING_ROW
+
+    def _replacements(self, row: int) -> Iterator[int]:
+        """Clips of the same label, those behind `row` in the index first."""
+        if self.shuffle:
+            same = np.sort(self.rows[self.labels[self.rows] == self.labels[row]])
+            yield from np.roll(same, -int(np.searchsorted(same, row, side="right"))).tolist()
+
+    def _note_bad_clip(self, row: int, error: FormatError) -> None:
+        self.bad_clips[row] = str(error)
+        if len(self.bad_clips) > self.max_bad_clips:
+            raise FormatError(f"{len(self.bad_clips)} bad clips, allowed are {self.max_bad_clips}: {error}") from error
+        print(
+            f"WARNING: bad clip {len(self.bad_clips)} of {self.max_bad_clips} allowed, replaced: {error}",
+            file=sys.stderr,
+        )
+
+
+class BagLoader(ClipLoader):
+    """All clips of a video as one batch: for learning from bags of instances.
+
+    A step is `batch_size` = 1 video a rank; batches differ in size. `max_clips`: of longer videos as many, spread
+    evenly over the video; 0: no limit. A rank without a video gets one clip of padding.
+    """
+
+    def __init__(self, reader: ClipSource, *, max_clips: int = 0, **options: Any) -> None:
+        rows = np.asarray(options.pop("rows", None) if options.get("rows") is not None else np.arange(len(reader)))
+        by_video = rows[np.argsort(reader.videos[rows], kind="stable")]
+        bags = np.split(by_video, np.flatnonzero(np.diff(reader.videos[by_video])) + 1) if len(rows) else []
+        if max_clips:
+            bags = [bag[np.unique(np.linspace(0, len(bag) - 1, max_clips).round().astype(int))] for bag in bags]
+        self.bags = {int(bag[0]): bag for bag in bags}  # by its first clip, which stands for it in the order
+        super().__init__(reader, batch_size=1, rows=[int(bag[0]) for bag in bags], **options)
+        longest = max((len(bag) for bag in bags), default=1)
+        self._buffers = _BufferPool(
+            (longest, *reader.clip_shape.thwc), max_free=self.num_threads + 3, pinned=self._buffers.pinned
+        )
+
+    def _rank_batch(self, order: Rows, step: int) -> Rows:
+        first = super()._rank_batch(order, step)
+        return self.bags.get(int(first[0]), first)
+
+
+class _StepsOfWorker(torch.utils.data.IterableDataset[Batch]):
+    """The batches of an iteration that one of several DataLoader workers reads."""
+
+    def __init__(self, loader: ClipLoader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = torch.utils.data.get_worker_info()
+        first, every = (worker.id, worker.num_workers) if worker else (0, 1)
+        yield from self.loader._read_ahead(itertools.islice(self.loader.plan(), first, None, every))
 
 
 class _BufferPool:
@@ -268,8 +358,8 @@ class _BufferPool:
     A buffer comes back when the last tensor over it is gone, so a caller may keep any batch for as long as it likes.
     """
 
-    def __init__(self, shape: tuple[int, ...], *, max_free: int) -> None:
-        self.shape, self.max_free = shape, max_free
+    def __init__(self, shape: tuple[int, ...], *, max_free: int, pinned: bool = False) -> None:
+        self.shape, self.max_free, self.pinned = shape, max_free, pinned
         self._free: deque[npt.NDArray[np.uint8]] = deque(maxlen=max_free)
 
     def take(self, num_clips: int) -> npt.NDArray[np.uint8]:
@@ -277,23 +367,53 @@ class _BufferPool:
         try:
             buffer = self._free.pop()
         except IndexError:
-            buffer = np.empty(self.shape, np.uint8)
+            buffer = torch.empty(self.shape, dtype=torch.uint8, pin_memory=self.pinned).numpy()
         handed_out = buffer[:num_clips]  # a new array object over the same memory: its life is what we watch
         weakref.finalize(handed_out, self._free.append, buffer).atexit = False
         return handed_out
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _make_pool, (self.shape, self.max_free)  # in another process: empty
 
-def _read_at(file: IO[bytes], offset: int, buffer: memoryview) -> bool:
-    """Fill `buffer` from `offset` of an unbuffered file; False when the file ends before."""
-    view = buffer.cast("B")
-    done = 0
-    while done < len(view):
-        if _READS_AT_OFFSET:
-            count = os.preadv(file.fileno(), [view[done:]], offset + done)
-        else:
-            file.seek(offset + done)
-            count = file.readinto(view[done:])  # type: ignore[attr-defined]
-        if not count:
-            return False
-        done += count
-    return True
+
+def _make_pool(shape: tuple[int, ...], max_free: int) -> _BufferPool:
+    return _BufferPool(shape, max_free=max_free)
+
+
+def _on_cuda(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """The batches on `device`, each copied on a stream of its own while the one before is computed on.
+
+    A pinned buffer is held until its copy is done: only then may it be filled again.
+    """
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    copying: deque[tuple[torch.cuda.Event, Batch]] = deque()
+    ahead: Batch | None = None
+    try:
+        for host in batches:
+            with torch.cuda.stream(stream):
+                moved = Batch(*(tensor.to(device, non_blocking=True) for tensor in host))
+                copying.append((stream.record_event(), host))
+            if ahead is not None:
+                yield ahead
+            while len(copying) > 1 and copying[0][0].query():  # type: ignore[no-untyped-call]
+                copying.popleft()
+            _use_on(torch.cuda.current_stream(device), moved, copying[-1][0])
+            ahead = moved
+        if ahead is not None:
+            yield ahead
+    finally:
+        stream.synchronize()
+
+
+def _use_on(stream: torch.cuda.Stream, batch: Batch, copied: torch.cuda.Event) -> None:
+    """Make `stream` wait for the copy of `batch`, and keep its memory until `stream` is done with it."""
+    stream.wait_event(copied)
+    for tensor in batch:
+        tensor.record_stream(stream)
+
+
+def _row_numbers(rows: Rows, num_rows: int) -> Rows:
+    """Rows in as few bytes as they need: an order is kept in memory for all clips."""
+    if len(rows) and not 0 <= rows.min() <= rows.max() < num_rows:
+        raise ValueError(f"rows lie between {rows.min()} and {rows.max()}, expected 0 to {num_rows - 1}")
+    return rows.astype(np.int32 if num_rows <= np.iinfo(np.int32).max else np.int64)
