@@ -249,7 +249,7 @@ def test_a_video_that_spans_shards_is_ok_or_failed_never_half(
     assert about.shards[0].samples == 0
     opened = manifest.open_shards(tmp_path / "out")
     assert "Abuse/Abuse001.mp4" not in opened.index.paths
-    counts = [clips.num_clips(VIDEOS[path], config.sampling) for path in sorted(VIDEOS)]
+    counts = [len(clips.VideoClips(VIDEOS[path], config.sampling)) for path in sorted(VIDEOS)]
     whole = builder.planner.plan_units(counts, shard_clips=10)  # of the others nothing moved
     assert [s.samples for s in about.shards] == [
         sum(u.num_clips for u in whole.units if u.shard == n and u.video != 0) for n in range(whole.num_shards)
@@ -378,3 +378,43 @@ def test_max_failures_stops_and_the_same_command_goes_on(tmp_path: Path) -> None
 def test_max_failures_holds_for_what_is_no_video_too(source: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"1 videos of .* more than --max-failures 0 .* of not_a_video"):
         build(BuildConfig(source=source, out=tmp_path / "out", max_failures=0, **SMALL))
+
+
+def test_fps_annotations_and_resize_reach_the_shards(tmp_path: Path) -> None:
+    source = make_tiny_videos(tmp_path / "source", {"Abuse/a.mp4": 40, "Abuse/b.mp4": 40, "NormalVideos/n.mp4": 16})
+    (tmp_path / "events.txt").write_text("a.mp4 Abuse 10 25 -1 -1\nb.mp4 Abuse 50 60 -1 -1\n")
+    sampling = SamplingConfig(mode="annotated", clip_len=4, fps=5)
+    places: dict[str, Any] = {"source": source, "workers": 1, "sampling": sampling, "frame_size": 32}
+    with pytest.raises(UserError, match="annotated sampling needs the events: give --annotations FILE"):
+        build(BuildConfig(out=tmp_path / "out", **places))
+    places["annotations"] = tmp_path / "events.txt"
+    report = build(BuildConfig(out=tmp_path / "out", resize="letterbox", **places))
+    assert [(f.path, f.reason) for f in report.sets[0].manifest.failures] == [("Abuse/b.mp4", "no_event")]
+    with open(tmp_path / "out" / "shard-000000.tar", "rb") as file:
+        samples = list(shard_format.read_shard(file))
+    assert [(record.path, record.frame_indices) for _, _, record, _ in samples] == [
+        ("Abuse/a.mp4", (10, 12, 14, 16)),
+        ("Abuse/a.mp4", (18, 20, 22, 24)),
+        ("NormalVideos/n.mp4", (0, 2, 4, 6)),
+        ("NormalVideos/n.mp4", (8, 10, 12, 14)),
+    ]
+    assert {record.frame_gap_seconds for _, _, record, _ in samples} == {0.2}
+    clip = shard_format.decode_clip(samples[0][1], report.sets[0].manifest.clip_shape, where="")
+    assert not clip[:, :4].any()  # 64×48 is 32×24 with borders
+    assert not clip[:, 28:].any()
+    assert clip[:, 4:28].mean() > 50
+
+
+@pytest.mark.parametrize("decoder", ["decord", "opencv", "pyav"])
+def test_crop_is_the_middle_of_every_decoder(decoder: str, tmp_path: Path) -> None:
+    make_tiny_video(tmp_path / "a.mp4", 8, size=(96, 48))
+    common: dict[str, Any] = {"source": tmp_path / "a.mp4", "workers": 1, "decoder": decoder}
+    common["sampling"] = SamplingConfig(clip_len=2)
+    build(BuildConfig(out=tmp_path / "crop", resize="crop", frame_size=48, **common))
+    build(BuildConfig(out=tmp_path / "big", frame_size=96, **common))
+    crop, big = (
+        next(shard_format.read_shard(open(tmp_path / name / "shard-000000.tar", "rb")))[1]  # noqa: SIM115
+        for name in ("crop", "big")
+    )
+    middle = np.frombuffer(big[-2 * 96 * 96 * 3 :], np.uint8).reshape(2, 48, 2, 96, 3).mean(2)[:, :, 24:72]
+    assert np.abs(np.frombuffer(crop[-2 * 48 * 48 * 3 :], np.uint8).reshape(2, 48, 48, 3) - middle).mean() < 8

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
 import pytest
 
-from vidshard.clips import SamplingConfig, clip_frame_indices, frame_gap_seconds, frame_indices, num_clips, resize_frame
+from vidshard.clips import (
+    SamplingConfig,
+    VideoClips,
+    frame_gap_seconds,
+    frame_indices,
+    place_frame,
+    resampled_frames,
+    resize_frame,
+    scaled_size,
+)
 from vidshard.errors import UserError
 
 
 def all_clips(num_frames: int, **options: Any) -> list[tuple[int, ...]]:
-    sampling = SamplingConfig(**options)
-    return [clip_frame_indices(num_frames, i, sampling) for i in range(num_clips(num_frames, sampling))]
+    return list(VideoClips(num_frames, SamplingConfig(**options)))
 
 
 @pytest.mark.parametrize("total", [16, 17, 31, 64, 7698])
@@ -70,19 +79,22 @@ def test_every_clip_rises_within_the_video_and_dense_reaches_its_end(num_frames:
 
 
 def test_no_frames_no_clips() -> None:
-    assert num_clips(0, SamplingConfig()) == 0
-    with pytest.raises(ValueError, match="clip 1 of a video of 40 frames, which gives 1 clips"):
-        clip_frame_indices(40, 1, SamplingConfig())
+    assert all_clips(0) == all_clips(0, mode="dense") == []
+    with pytest.raises(IndexError, match="clip 1 of a video of 40 frames, which gives 1 clips"):
+        VideoClips(40, SamplingConfig())[1]
 
 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"mode": "random"}, "sampling mode is 'random', expected uniform or dense"),
+        ({"mode": "random"}, "sampling mode is 'random', expected uniform, dense or annotated"),
         ({"clip_len": 0}, "clip_len is 0, expected at least 1"),
         ({"mode": "dense", "stride": 0}, "stride is 0, expected at least 1"),
         ({"mode": "uniform", "stride": 4}, "are options of dense sampling"),
         ({"mode": "dense", "clips_per_video": 2}, "is an option of uniform sampling"),
+        ({"mode": "uniform", "fps": 5}, "fps is an option of dense and annotated sampling"),
+        ({"mode": "dense", "fps": 5, "frame_step": 2}, "excludes frame_step"),
+        ({"mode": "dense", "fps": 0}, "fps is 0, expected more than 0"),
     ],
 )
 def test_a_wrong_sampling_is_refused(options: Any, text: str) -> None:
@@ -106,3 +118,108 @@ def test_resize_is_the_mean_of_the_area() -> None:
     stripes[:, ::2] = 200
     assert np.array_equal(resize_frame(stripes, 20, 30), np.full((20, 30, 3), 100, np.uint8))
     assert resize_frame(stripes, 7, 90).shape == (7, 90, 3)
+
+
+# ----- time instead of frames -----------------------------------------------------------------------------------------
+
+
+def times(clips: VideoClips, timestamps: list[float]) -> list[list[float]]:
+    return [[round(timestamps[index], 6) for index in clip] for clip in clips]
+
+
+def test_cameras_of_10_and_30_frames_a_second_show_the_same_speed() -> None:
+    sampling = SamplingConfig(mode="dense", clip_len=4, fps=5)
+    shown = []
+    for rate in (10, 30):
+        timestamps = [i / rate for i in range(4 * rate)]
+        shown.append(times(VideoClips(len(timestamps), sampling, timestamps_seconds=timestamps), timestamps))
+    assert shown[0] == shown[1]
+    assert shown[0][:2] == [[0, 0.2, 0.4, 0.6], [0.8, 1.0, 1.2, 1.4]]
+
+
+@pytest.mark.parametrize("rate", [5, 10, 12.5, 15, 24, 29.97, 30, 60])
+def test_at_its_own_rate_every_frame_stands_once(rate: float) -> None:
+    """Also where the container rounds its times, to milliseconds or ticks of 1/90000 s."""
+    for ticks in (1e3, 90e3, 1e9):
+        timestamps = [round(i / rate * ticks) / ticks for i in range(2000)]
+        assert resampled_frames(timestamps, rate).tolist() == list(range(2000))
+
+
+def test_a_pause_of_a_variable_rate_repeats_the_nearest_frame() -> None:
+    assert resampled_frames([0.0, 0.1, 0.6, 0.7], 10).tolist() == [0, 1, 1, 1, 2, 2, 2, 3]
+
+
+def test_a_slow_camera_repeats_frames_without_being_short() -> None:
+    timestamps = [i / 5 for i in range(20)]
+    clips = VideoClips(20, SamplingConfig(mode="dense", clip_len=8, fps=10), timestamps_seconds=timestamps)
+    assert clips[0] == (0, 0, 1, 1, 2, 2, 3, 3)
+    assert not clips.is_short
+    assert VideoClips(3, SamplingConfig(mode="dense", clip_len=8, fps=10), timestamps_seconds=timestamps[:3]).is_short
+
+
+# ----- events ---------------------------------------------------------------------------------------------------------
+
+
+def in_events(num_frames: int, *events: tuple[int, int], **options: Any) -> list[tuple[int, ...]]:
+    return list(VideoClips(num_frames, SamplingConfig(mode="annotated", clip_len=4, **options), events=events))
+
+
+def test_windows_lie_within_the_event() -> None:
+    assert in_events(100, (10, 18)) == [(10, 11, 12, 13), (14, 15, 16, 17), (15, 16, 17, 18)]
+    assert in_events(100, (10, 16), frame_step=2) == [(10, 12, 14, 16)]
+
+
+def test_a_short_event_is_in_the_middle_of_a_window_within_the_video() -> None:
+    assert in_events(100, (50, 50)) == [(48, 49, 50, 51)]
+    assert in_events(100, (0, 0)) == [(0, 1, 2, 3)]
+    assert in_events(100, (99, 99)) == [(96, 97, 98, 99)]
+    assert in_events(3, (1, 1)) == [(0, 1, 2, 2)]
+
+
+def test_events_past_the_end_are_cut_and_overlapping_ones_are_one() -> None:
+    assert in_events(20, (12, 400)) == [(12, 13, 14, 15), (16, 17, 18, 19)]
+    assert in_events(20, (20, 400)) == []
+    assert in_events(100, (12, 15), (8, 13)) == [(8, 9, 10, 11), (12, 13, 14, 15)]
+
+
+def test_no_events_are_the_whole_video() -> None:
+    assert in_events(8) == [(0, 1, 2, 3), (4, 5, 6, 7)]
+
+
+def test_events_in_resampled_time() -> None:
+    sampling = SamplingConfig(mode="annotated", clip_len=4, fps=5)
+    clips = VideoClips(100, sampling, timestamps_seconds=[i / 10 for i in range(100)], events=[(20, 35)])
+    assert list(clips) == [(20, 22, 24, 26), (28, 30, 32, 34)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_clips_of_events_never_step_back(seed: int) -> None:
+    """Frames are decoded in one pass that forgets what lies before the next clip."""
+    rng = np.random.default_rng(seed)
+    events = [(int(a), int(a + b)) for a, b in zip(rng.integers(0, 120, 6), rng.integers(0, 30, 6), strict=True)]
+    clips = list(VideoClips(100, SamplingConfig(mode="annotated", clip_len=16), events=events))
+    assert all(a[0] <= b[0] and a[-1] <= b[-1] for a, b in itertools.pairwise(clips))
+    assert all(0 <= clip[0] <= clip[-1] < 100 for clip in clips)
+
+
+# ----- squares --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop", "letterbox"])
+@pytest.mark.parametrize("size", [(240, 320), (320, 240), (100, 100), (3, 4000), (97, 53), (1, 1)])
+def test_crop_covers_and_letterbox_fits(resize: str, size: tuple[int, int]) -> None:
+    height, width = scaled_size(*size, to_height=112, to_width=112, resize=resize)
+    assert min(height, width) >= (112 if resize == "crop" else 1)
+    assert max(height, width) <= (112 if resize == "letterbox" else 112 * 4000)
+    assert 112 in (height, width)
+    if min(size) > 50 and resize != "squash":
+        assert height / width == pytest.approx(size[0] / size[1], rel=0.01)
+    placed = place_frame(np.full((height, width, 3), 9, np.uint8), 112, 112)
+    assert placed.shape == (112, 112, 3)
+    assert (placed == 9).sum() == 3 * min(height, 112) * min(width, 112)
+
+
+def test_the_middle_is_kept() -> None:
+    ramp = np.arange(10, dtype=np.uint8)[None, :, None] * np.ones((4, 1, 3), np.uint8)
+    assert place_frame(ramp, 4, 4)[0, :, 0].tolist() == [3, 4, 5, 6]
+    assert place_frame(ramp, 6, 10)[:, 5, 0].tolist() == [0, 5, 5, 5, 5, 0]

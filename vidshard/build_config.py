@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vidshard import __version__, decoders, manifest, shard_format
+from vidshard import __version__, clips, decoders, manifest, shard_format
 from vidshard.clips import SamplingConfig
 from vidshard.errors import UserError
 from vidshard.manifest import ShardSet
@@ -32,11 +32,15 @@ class BuildConfig:
     workers: int | None = None  # processes; default: one a core
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     frame_size: int = 112  # height and width of a stored frame, pixels
+    resize: str = "squash"  # how a frame becomes square: squash, crop or letterbox
     normal: str | None = None  # the class that is normal, if its name does not say so
     yes: bool = False  # labels that look odd are right
     decoder: str = decoders.AUTO
     full_check: bool = False  # decode every frame of a video before, and refuse it if any is damaged
     allow_damaged: bool = False  # the same check, but a damaged video is kept and its clips are flagged
+    split_list: Path | None = None  # build only the videos that it names
+    source_groups: Path | None = None  # which video was cut from which recording
+    annotations: Path | None = None  # which frames of which video are an event
     retry_failed: bool = False  # try the videos again that failed, in a finished set or an unfinished one
     extend: bool = False  # add the videos that are new in `source` to a finished set
     max_failures: int | None = None  # stop when more videos than this failed in one run
@@ -55,6 +59,10 @@ class BuildConfig:
             raise UserError(f"max_failures is {self.max_failures}, expected at least 0")
         if self.extend and (self.retry_failed or self.limit is not None):
             raise UserError("extend excludes retry_failed and limit; do one after the other")
+        if self.resize not in clips.RESIZES:
+            raise UserError(f"resize is {self.resize!r}, expected one of {', '.join(clips.RESIZES)}")
+        if self.annotations is not None and self.sampling.mode != "annotated":
+            raise UserError(f"annotations are of no use to {self.sampling.mode} sampling; choose --sampling annotated")
         decoders.decoders_for(self.decoder)
 
     @property
@@ -67,7 +75,7 @@ def build_settings(config: BuildConfig) -> dict[str, Any]:
     return {
         **config.sampling.to_settings(),
         "frame_size": config.frame_size,
-        "resize": "squash",
+        "resize": config.resize,
         "decoder": config.decoder,
         "full_check": config.full_check or config.allow_damaged,
         "allow_damaged": config.allow_damaged,
@@ -94,7 +102,7 @@ def _videos_sha256(source: Source, videos: Sequence[Video]) -> str:
 
 def _facts(source: Source, video: Video) -> list[Any]:
     """What the result depends on and may change: size, label, source group."""
-    return [file_size(source.root / video.path), video.label, video.source_group]
+    return [file_size(source.root / video.path), video.label, video.source_group, *video.events]
 
 
 def package_versions() -> dict[str, str]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vidshard import build_config, decode_task, kept_set, ledger, manifest, planner, shard_format
+from vidshard import build_config, decode_task, kept_set, ledger, manifest, planner, shard_format, source_lists
 from vidshard.build_config import BuildConfig
 from vidshard.build_log import BuildLog
 from vidshard.console import Progress
@@ -31,7 +31,7 @@ from vidshard.kept_set import CopyJob, KeptSet
 from vidshard.manifest import Failure, Manifest, ShardSet
 from vidshard.planner import Plan, Unit
 from vidshard.shard_joiner import ShardJoiner
-from vidshard.sources import Source, Video, check_labels, find_sources, label_table
+from vidshard.sources import Source, Video, check_labels, find_sources, label_table, path_bytes
 from vidshard.supervisor import Supervisor, SupervisorConfig, Task, TaskResult
 from vidshard.work_folder import ShardRecord, WorkFolder, check_output
 
@@ -99,6 +99,7 @@ def build(config: BuildConfig, *, tell: Callable[[str], None] = _silent) -> Buil
     OSError when the disk is full, KeyboardInterrupt on Ctrl-C and SIGTERM; the same call goes on afterwards.
     """
     sources = find_sources(config.source, normal=config.normal)
+    sources = _apply_lists(sources, config, tell)
     folders = output_folders(config, sources)
     for source in sources:
         check_labels(source, normal=config.normal, yes=config.yes)
@@ -107,6 +108,22 @@ def build(config: BuildConfig, *, tell: Callable[[str], None] = _silent) -> Buil
         tell(f"{source.root} → {folder}\n{label_table(source)}")
         reports.append(build_set(source, folder, config, tell=tell))
     return BuildReport(sets=tuple(reports))
+
+
+def _apply_lists(sources: list[Source], config: BuildConfig, tell: Callable[[str], None]) -> list[Source]:
+    """What the lists that the user brought make of the sources."""
+    if config.sampling.mode == "annotated" and config.annotations is None:
+        raise UserError("annotated sampling needs the events: give --annotations FILE")
+    for path, apply in (
+        (config.split_list, source_lists.apply_split_list),
+        (config.source_groups, source_lists.apply_source_groups),
+        (config.annotations, source_lists.apply_annotations),
+    ):
+        if path is not None:
+            matched = apply(sources, path)
+            tell(matched.told)
+            sources = matched.sources
+    return sources
 
 
 def output_folders(config: BuildConfig, sources: Sequence[Source]) -> list[Path]:
@@ -262,6 +279,7 @@ class _Run:
                 video_path=self.source.root / video.path,
                 table_path=self.work.table_path(number),
                 sampling=self.config.sampling,
+                events=video.events,
                 full_check=self.config.full_check,
                 allow_damaged=self.config.allow_damaged,
             )
@@ -360,6 +378,7 @@ class _Run:
                 sampling=self.config.sampling,
                 shape=self.config.shape,
                 decoder=self.config.decoder,
+                resize=self.config.resize,
                 damaged=_is_damaged(facts[number]),
             )
             yield Task(argument=job, timeout_seconds=timeout_seconds)
@@ -442,7 +461,7 @@ def _limited(source: Source, config: BuildConfig) -> Source:
     ranked = []
     for class_videos in of_class.values():
         generator.shuffle(class_videos)
-        ranked += [(turn, ledger.path_bytes(video.path), video) for turn, video in enumerate(class_videos)]
+        ranked += [(turn, path_bytes(video.path), video) for turn, video in enumerate(class_videos)]
     taken = {video.path for _, _, video in sorted(ranked, key=lambda row: row[:2])[: config.limit]}
     message = f"not among the {config.limit:,} videos of --limit"
     over = [
@@ -453,7 +472,7 @@ def _limited(source: Source, config: BuildConfig) -> Source:
     return dataclasses.replace(
         source,
         videos=tuple(video for video in source.videos if video.path in taken),
-        skipped=tuple(sorted([*source.skipped, *over], key=lambda failure: ledger.path_bytes(failure.path))),
+        skipped=tuple(sorted([*source.skipped, *over], key=lambda failure: path_bytes(failure.path))),
     )
 
 

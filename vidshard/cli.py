@@ -12,12 +12,18 @@ from vidshard import __version__
 from vidshard.console import EXIT_ERROR, EXIT_OK, EXIT_PARTLY_FAILED, ExitCodeGroup
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+FILE = click.Path(path_type=Path)
 MORE_OPTIONS = (
     "frame_step",
+    "fps",
+    "annotations",
+    "resize",
     "normal",
     "decoder",
     "full_check",
     "allow_damaged",
+    "split_list",
+    "source_groups",
     "retry_failed",
     "extend",
     "max_failures",
@@ -53,10 +59,10 @@ def main() -> None:
 @click.option("--workers", type=int, help="Worker processes.  [default: one a core]")
 @click.option(
     "--sampling",
-    type=click.Choice(["uniform", "dense"]),
+    type=click.Choice(["uniform", "dense", "annotated"]),
     default="uniform",
     show_default=True,
-    help="uniform: frames spread over the whole video; dense: consecutive windows.",
+    help="uniform: frames spread over the whole video; dense: consecutive windows; annotated: these, out of events.",
 )
 @click.option("--clips-per-video", type=int, default=1, show_default=True, help="uniform: equal spans, one clip each.")
 @click.option("--stride", type=int, help="dense: frames from window to window.  [default: no overlap, no gap]")
@@ -64,6 +70,15 @@ def main() -> None:
 @click.option("--frame-size", type=int, default=112, show_default=True, help="Height and width of a frame, pixels.")
 @click.option("--yes", is_flag=True, help="The table class → label is right, however odd.")
 @click.option("--frame-step", type=int, default=1, show_default=True, help="dense: take every n-th frame.")
+@click.option("--fps", type=float, help="dense, annotated: frames lie 1/fps seconds apart, at any frame rate.")
+@click.option("--annotations", type=FILE, metavar="FILE", help="annotated: lines of name, class, first and last frame.")
+@click.option(
+    "--resize",
+    type=click.Choice(["squash", "crop", "letterbox"]),
+    default="squash",
+    show_default=True,
+    help="How a frame becomes square.",
+)
 @click.option("--normal", metavar="CLASS", help="This class is normal, every other one a crime.")
 @click.option(
     "--decoder",
@@ -74,6 +89,13 @@ def main() -> None:
 )
 @click.option("--full-check", is_flag=True, help="Decode every frame of a video before, not only those of its clips.")
 @click.option("--allow-damaged", is_flag=True, help="--full-check, but keep what is damaged and flag its clips.")
+@click.option("--split-list", type=FILE, metavar="FILE", help="Build only the videos in it, such as Anomaly_Train.txt.")
+@click.option(
+    "--source-groups",
+    type=FILE,
+    metavar="FILE",
+    help="Which recording each video is from: CSV or JSON of file, source.",
+)
 @click.option("--retry-failed", is_flag=True, help="Try the videos again that failed, and only those.")
 @click.option("--extend", is_flag=True, help="Add the videos that are new in SOURCE to a finished set.")
 @click.option("--max-failures", type=int, metavar="N", help="Stop when more than N videos failed.  [default: go on]")
@@ -95,6 +117,7 @@ def build(
     clips_per_video: int,
     stride: int | None,
     frame_step: int,
+    fps: float | None,
     **options: Any,
 ) -> int:
     """Decode the videos of SOURCE into shards.
@@ -110,7 +133,7 @@ def build(
     from vidshard.summary import build_summary
 
     cut = SamplingConfig(
-        mode=sampling, clip_len=clip_len, clips_per_video=clips_per_video, stride=stride, frame_step=frame_step
+        mode=sampling, clip_len=clip_len, clips_per_video=clips_per_video, stride=stride, frame_step=frame_step, fps=fps
     )
     report = build(BuildConfig(source=source, sampling=cut, **options), tell=click.echo)
     click.echo(build_summary(report))

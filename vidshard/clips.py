@@ -1,9 +1,12 @@
-"""Which frames make which clip, and how a frame becomes small. Pure functions of numbers; knows no file."""
+"""Which frames make which clip, and how a frame becomes small. Numbers and arrays; knows no file."""
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +16,10 @@ from vidshard.errors import UserError
 
 Frame = npt.NDArray[np.uint8]
 
+RESIZES = ("squash", "crop", "letterbox")
+_MAX_FPS = 1000
+_CLOCK_TICK_US = 600  # containers round times, some to milliseconds
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
@@ -20,25 +27,32 @@ class SamplingConfig:
 
     uniform: `clips_per_video` equal spans, `clip_len` frames spread over each. dense: consecutive windows of `clip_len`
     frames that lie `frame_step` apart, one every `stride` frames (default: the next begins where the last ended).
+    annotated: the same, but of a video with events out of these alone. `fps`: dense and annotated count in steps
+    of 1 / fps seconds instead of frames, so that cameras of 10 and of 30 frames a second show one speed.
     """
 
-    mode: Literal["uniform", "dense"] = "uniform"
+    mode: Literal["uniform", "dense", "annotated"] = "uniform"
     clip_len: int = 16
     clips_per_video: int = 1
     stride: int | None = None
     frame_step: int = 1
+    fps: float | None = None
 
     def __post_init__(self) -> None:
-        if self.mode not in ("uniform", "dense"):
-            raise UserError(f"sampling mode is {self.mode!r}, expected uniform or dense")
+        if self.mode not in ("uniform", "dense", "annotated"):
+            raise UserError(f"sampling mode is {self.mode!r}, expected uniform, dense or annotated")
         for name in ("clip_len", "clips_per_video", "frame_step", "stride"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}, expected at least 1")
         if self.mode == "uniform" and (self.stride is not None or self.frame_step != 1):
             raise UserError("stride and frame_step are options of dense sampling; uniform has clips_per_video")
-        if self.mode == "dense" and self.clips_per_video != 1:
-            raise UserError("clips_per_video is an option of uniform sampling; dense has stride")
+        if self.mode != "uniform" and self.clips_per_video != 1:
+            raise UserError(f"clips_per_video is an option of uniform sampling; {self.mode} has stride")
+        if self.fps is not None and not 0 < self.fps <= _MAX_FPS:
+            raise UserError(f"fps is {self.fps}, expected more than 0 and at most {_MAX_FPS}")
+        if self.fps is not None and (self.mode == "uniform" or self.frame_step != 1):
+            raise UserError("fps is an option of dense and annotated sampling, and excludes frame_step")
 
     @property
     def dense_stride(self) -> int:
@@ -54,12 +68,8 @@ class SamplingConfig:
         """The sampling as the manifest keeps it: only what decides the clips."""
         if self.mode == "uniform":
             return {"mode": "uniform", "clip_len": self.clip_len, "clips_per_video": self.clips_per_video}
-        return {
-            "mode": "dense",
-            "clip_len": self.clip_len,
-            "stride": self.dense_stride,
-            "frame_step": self.frame_step,
-        }
+        settings = {"mode": self.mode, "clip_len": self.clip_len, "stride": self.dense_stride}
+        return {**settings, "frame_step": self.frame_step} if self.fps is None else {**settings, "fps": self.fps}
 
 
 def frame_indices(total_frames: int, *, num_frames: int) -> tuple[int, ...]:
@@ -80,44 +90,121 @@ def frame_indices(total_frames: int, *, num_frames: int) -> tuple[int, ...]:
     return tuple(i * (total_frames - 1) // (num_frames - 1) for i in range(num_frames))
 
 
-def num_clips(num_frames: int, sampling: SamplingConfig) -> int:
-    """How many clips a video of `num_frames` gives: at least one, if it has a frame.
+class VideoClips:
+    """The clips of one video: `len()` of them, each by its `clip_len` frame indices, rising.
 
-    >>> num_clips(40, SamplingConfig(mode="uniform", clips_per_video=3))
-    3
-    >>> num_clips(40, SamplingConfig(mode="dense"))  # 0–15, 16–31, and 24–39 so that no frame is lost
-    3
+    `num_frames`: of the video, `timestamps_seconds`: of these frames, needed with `sampling.fps`. `events`: first and
+    last frame of each; clips are then cut out of them alone. An event shorter than a window gets one window around it;
+    events that overlap are one; one that runs past the end is cut. There is at least one clip, if there is a frame, or
+    with events, if one begins within the video. Where frames run out, the last one is repeated.
+
+    >>> list(VideoClips(62, SamplingConfig(mode="uniform", clip_len=4, clips_per_video=2)))
+    [(0, 10, 20, 30), (31, 41, 51, 61)]
+    >>> list(VideoClips(10, SamplingConfig(mode="dense", clip_len=4)))  # the tail ends at the last frame
+    [(0, 1, 2, 3), (4, 5, 6, 7), (6, 7, 8, 9)]
+    >>> list(VideoClips(4, SamplingConfig(mode="dense", clip_len=4, frame_step=2)))
+    [(0, 2, 3, 3)]
+    >>> list(VideoClips(90, SamplingConfig(mode="annotated", clip_len=4), events=[(20, 27), (50, 51)]))
+    [(20, 21, 22, 23), (24, 25, 26, 27), (49, 50, 51, 52)]
+    >>> sampling = SamplingConfig(mode="dense", clip_len=4, fps=2)
+    >>> list(VideoClips(5, sampling, timestamps_seconds=[0, 0.25, 0.5, 0.75, 1.5]))
+    [(0, 2, 3, 4)]
     """
-    if num_frames < 1:
-        return 0
-    if sampling.mode == "uniform":
-        return min(sampling.clips_per_video, num_frames)
-    full, tail = _dense_windows(num_frames, sampling)
-    return max(1, full + tail)
+
+    def __init__(
+        self,
+        num_frames: int,
+        sampling: SamplingConfig,
+        *,
+        timestamps_seconds: Sequence[float] | npt.NDArray[np.float64] | None = None,
+        events: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        self.sampling = sampling
+        self._frame_of: Sequence[int] | npt.NDArray[np.int64] = range(num_frames)  # position in time → frame
+        if sampling.fps is not None:
+            if timestamps_seconds is None or len(timestamps_seconds) != num_frames:
+                raise ValueError(f"fps needs the timestamps of all {num_frames} frames")
+            self._frame_of = resampled_frames(timestamps_seconds, sampling.fps)
+        length = len(self._frame_of)
+        if sampling.mode == "uniform":
+            count = min(sampling.clips_per_video, length)
+            self._spans = [(n * length // count, (n + 1) * length // count) for n in range(count)]
+            self._starts = list(range(count + 1))
+            return
+        self._spans = self._event_spans(events) if events else [(0, length)] if length else []
+        counts = [max(1, sum(_dense_windows(stop - first, sampling))) for first, stop in self._spans]
+        self._starts = [0, *itertools.accumulate(counts)]  # number of the first clip of each span
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the video is shorter than a clip."""
+        return len(self._frame_of) < self.sampling.window
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
+        return (self[number] for number in range(len(self)))
+
+    def __getitem__(self, number: int) -> tuple[int, ...]:
+        if not 0 <= number < len(self):
+            raise IndexError(f"clip {number} of a video of {len(self._frame_of)} frames, which gives {len(self)} clips")
+        span = bisect.bisect_right(self._starts, number) - 1
+        first, stop = self._spans[span]
+        if self.sampling.mode == "uniform":
+            return tuple(first + i for i in frame_indices(stop - first, num_frames=self.sampling.clip_len))
+        full, _ = _dense_windows(stop - first, self.sampling)
+        window = number - self._starts[span]
+        start = first + window * self.sampling.dense_stride if window < full else stop - self.sampling.window
+        start, last = max(first, start), stop - 1
+        return tuple(
+            int(self._frame_of[min(start + i * self.sampling.frame_step, last)]) for i in range(self.sampling.clip_len)
+        )
+
+    def _event_spans(self, events: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """First position of each event, and the one after its last."""
+        length, window = len(self._frame_of), self.sampling.window
+        frames = np.asarray(self._frame_of)
+        spans: list[tuple[int, int]] = []
+        for first_frame, last_frame in sorted(events):
+            first, stop = np.searchsorted(frames, [first_frame, last_frame + 1]).tolist()
+            if not length or first_frame > frames[-1]:
+                continue
+            first = min(first, length - 1)
+            stop = max(stop, first + 1)
+            if spans and first < spans[-1][1]:
+                spans[-1] = (spans[-1][0], max(stop, spans[-1][1]))
+            else:
+                spans.append((first, stop))
+        return [_widened(first, stop, window, length) for first, stop in spans]
 
 
-def clip_frame_indices(num_frames: int, clip_index: int, sampling: SamplingConfig) -> tuple[int, ...]:
-    """The `clip_len` frame indices of clip `clip_index`, rising; where frames run out, the last one is repeated.
+def _widened(first: int, stop: int, window: int, length: int) -> tuple[int, int]:
+    """A span of at least `window` positions around a shorter one, within `length`."""
+    if stop - first >= window:
+        return first, stop
+    first = max(0, min((first + stop - window) // 2, length - window))
+    return first, min(first + window, length)
 
-    >>> clip_frame_indices(62, 1, SamplingConfig(mode="uniform", clip_len=4, clips_per_video=2))
-    (31, 41, 51, 61)
-    >>> clip_frame_indices(10, 1, SamplingConfig(mode="dense", clip_len=4))
-    (4, 5, 6, 7)
-    >>> clip_frame_indices(10, 2, SamplingConfig(mode="dense", clip_len=4))  # the tail: ends at the last frame
-    (6, 7, 8, 9)
-    >>> clip_frame_indices(4, 0, SamplingConfig(mode="dense", clip_len=4, frame_step=2))
-    (0, 2, 3, 3)
+
+def resampled_frames(
+    timestamps_seconds: Sequence[float] | npt.NDArray[np.float64], fps: float
+) -> npt.NDArray[np.int64]:
+    """Which frame stands for each moment 0, 1 / fps, 2 / fps, … up to the last frame: the nearest, of two the earlier.
+
+    >>> resampled_frames([0.0, 0.1, 0.2, 0.3, 0.4], 5).tolist()
+    [0, 2, 4]
+    >>> resampled_frames([0.0, 0.1, 0.2], 30).tolist()
+    [0, 0, 1, 1, 1, 2, 2]
     """
-    count = num_clips(num_frames, sampling)
-    if not 0 <= clip_index < count:
-        raise ValueError(f"clip {clip_index} of a video of {num_frames} frames, which gives {count} clips")
-    if sampling.mode == "uniform":
-        first = clip_index * num_frames // count
-        end = (clip_index + 1) * num_frames // count
-        return tuple(first + i for i in frame_indices(end - first, num_frames=sampling.clip_len))
-    full, _ = _dense_windows(num_frames, sampling)
-    first = clip_index * sampling.dense_stride if clip_index < full else max(0, num_frames - sampling.window)
-    return tuple(min(first + i * sampling.frame_step, num_frames - 1) for i in range(sampling.clip_len))
+    times = np.rint(np.asarray(timestamps_seconds, dtype=np.float64) * 1e6).astype(np.int64)  # µs: exact comparisons
+    if not len(times):
+        return np.zeros(0, np.int64)
+    moments = np.rint(np.arange(int((times[-1] + _CLOCK_TICK_US) * fps / 1e6) + 1) * 1e6 / fps).astype(np.int64)
+    after = np.clip(np.searchsorted(times, moments), 0, len(times) - 1)
+    before = np.maximum(after - 1, 0)
+    nearest: npt.NDArray[np.int64] = np.where(moments - times[before] <= times[after] - moments, before, after)
+    return nearest
 
 
 def _dense_windows(num_frames: int, sampling: SamplingConfig) -> tuple[int, bool]:
@@ -139,6 +226,39 @@ def frame_gap_seconds(timestamps_seconds: Sequence[float]) -> float:
     gaps = np.diff(np.asarray(timestamps_seconds, dtype=np.float64))
     gaps = gaps[gaps > 0]
     return float(np.median(gaps)) if gaps.size else 0.0
+
+
+def scaled_size(height: int, width: int, *, to_height: int, to_width: int, resize: str) -> tuple[int, int]:
+    """The size to which a frame is scaled before `place_frame` crops it or adds borders.
+
+    squash: the size of the clip, whatever becomes of the shapes. crop: the smallest that covers it. letterbox: the
+    largest that fits in.
+
+    >>> [scaled_size(240, 320, to_height=112, to_width=112, resize=mode) for mode in ("squash", "crop", "letterbox")]
+    [(112, 112), (112, 149), (84, 112)]
+    """
+    if resize == "squash":
+        return to_height, to_width
+    pick = max if resize == "crop" else min
+    scale = pick(Fraction(to_height, height), Fraction(to_width, width))
+    scaled_height, scaled_width = max(1, round(height * scale)), max(1, round(width * scale))
+    return scaled_height, scaled_width
+
+
+def place_frame(frame: Frame, height: int, width: int) -> Frame:
+    """The middle `height` × `width` of a frame; where it is smaller, black borders around it.
+
+    >>> place_frame(np.full((1, 4, 3), 9, np.uint8), 3, 2)[..., 0].tolist()
+    [[0, 0], [9, 9], [0, 0]]
+    """
+    if frame.shape[:2] == (height, width):
+        return frame
+    top, left = max(0, (frame.shape[0] - height) // 2), max(0, (frame.shape[1] - width) // 2)
+    middle = frame[top : top + height, left : left + width]
+    placed = np.zeros((height, width, 3), np.uint8)
+    top, left = (height - middle.shape[0]) // 2, (width - middle.shape[1]) // 2
+    placed[top : top + middle.shape[0], left : left + middle.shape[1]] = middle
+    return placed
 
 
 def resize_frame(frame: Frame, height: int, width: int) -> Frame:

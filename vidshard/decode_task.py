@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from vidshard import clips, damage, decoders, packets
-from vidshard.clips import Frame, SamplingConfig
+from vidshard.clips import Frame, SamplingConfig, VideoClips
 from vidshard.decoders import Decoder
 from vidshard.packets import PacketTable, VideoError
 from vidshard.planner import Unit
@@ -38,6 +38,7 @@ class ProbeJob:
     video_path: Path
     table_path: Path  # where the packet table is kept for those who decode
     sampling: SamplingConfig
+    events: tuple[tuple[int, int], ...] = ()
     full_check: bool = False  # decode every frame now, not only later those that clips need
     allow_damaged: bool = False  # what the full check finds is a fact, not a rejection
 
@@ -67,6 +68,7 @@ class DecodeJob:
     sampling: SamplingConfig
     shape: ClipShape
     decoder: str  # `auto` or one by name
+    resize: str = "squash"
     damaged: bool = False  # known to be, and allowed: its clips are flagged, and what the decoder says is no news
 
 
@@ -82,13 +84,17 @@ def probe_video(job: ProbeJob) -> VideoFacts | Rejected:
         table, damage_found = _read_and_check(job)
     except VideoError as error:
         return Rejected(reason=error.reason, message=error.message)
+    clips_of_video = _clips(table, job.sampling, job.events)
+    if not len(clips_of_video):
+        message = f"it has {table.num_frames:,} frames, and its events begin behind them"
+        return Rejected(reason="no_event", message=message)
     table.save(job.table_path)
     return VideoFacts(
         num_frames=table.num_frames,
         fps=round(table.fps, _DECIMALS),
         width=table.width,
         height=table.height,
-        num_clips=clips.num_clips(table.num_frames, job.sampling),
+        num_clips=len(clips_of_video),
         damage=damage_found,
     )
 
@@ -130,7 +136,8 @@ def decode_units(job: DecodeJob) -> Decoded | Rejected:
 
 def _decode_with(decoder: Decoder, table: PacketTable, job: DecodeJob, messages: damage.Messages) -> tuple[Rows, ...]:
     first, stop = job.units[0].clip_start, job.units[-1].clip_stop
-    wanted = [clips.clip_frame_indices(table.num_frames, clip, job.sampling) for clip in range(first, stop)]
+    clips_of_video = _clips(table, job.sampling, job.video.events)
+    wanted = [clips_of_video[number] for number in range(first, stop)]
     needed = sorted(set().union(*wanted))  # each frame once: the decoder is opened once and runs through
     stream = clips_of(_frames(decoder, table, job, needed), needed, wanted)
     rows = []
@@ -140,7 +147,8 @@ def _decode_with(decoder: Decoder, table: PacketTable, job: DecodeJob, messages:
                 clip = next(stream)
                 if clip.shape != job.shape.thwc:
                     raise ValueError(f"decoder {decoder.name} gave a clip {clip.shape}, expected {job.shape.thwc}")
-                part.append(_record(job, table, decoder.name, clip_index, wanted[clip_index - first]), clip)
+                indices = wanted[clip_index - first]
+                part.append(_record(job, table, decoder.name, clip_index, indices, clips_of_video.is_short), clip)
                 if not job.damaged:
                     messages.refuse_damage(table.codec)
         rows.append(part.rows)
@@ -150,9 +158,18 @@ def _decode_with(decoder: Decoder, table: PacketTable, job: DecodeJob, messages:
 def _frames(decoder: Decoder, table: PacketTable, job: DecodeJob, needed: Sequence[int]) -> Iterator[Frame]:
     """The frames of a decoder. A video that cannot be read is its own fault; a part that cannot be written is not."""
     try:
-        yield from decoder.frames(job.video_path, table, needed, height=job.shape.height, width=job.shape.width)
+        to_height, to_width = job.shape.height, job.shape.width
+        height, width = clips.scaled_size(
+            table.height, table.width, to_height=to_height, to_width=to_width, resize=job.resize
+        )
+        for frame in decoder.frames(job.video_path, table, needed, height=height, width=width):
+            yield clips.place_frame(frame, to_height, to_width)
     except OSError as error:
         raise VideoError("unreadable", f"reading it failed: {error.strerror or type(error).__name__}") from error
+
+
+def _clips(table: PacketTable, sampling: SamplingConfig, events: Sequence[tuple[int, int]]) -> VideoClips:
+    return VideoClips(table.num_frames, sampling, timestamps_seconds=table.timestamps_seconds, events=events)
 
 
 def clips_of(frames: Iterable[Frame], needed: Sequence[int], wanted: Sequence[Sequence[int]]) -> Iterator[Clip]:
@@ -180,10 +197,11 @@ def clips_of(frames: Iterable[Frame], needed: Sequence[int], wanted: Sequence[Se
 
 
 def _record(
-    job: DecodeJob, table: PacketTable, decoder: str, clip_index: int, frame_indices: tuple[int, ...]
+    job: DecodeJob, table: PacketTable, decoder: str, clip_index: int, frame_indices: tuple[int, ...], is_short: bool
 ) -> SampleRecord:
     timestamps = [round(float(table.timestamps_seconds[index]), _DECIMALS) for index in frame_indices]
     repeated = sum(a == b for a, b in itertools.pairwise(frame_indices))
+    too_short = repeated > 0 and (job.sampling.fps is None or is_short)  # in resampled time frames repeat anyway
     return SampleRecord(
         path=job.video.path,
         class_name=job.video.class_name,
@@ -197,6 +215,6 @@ def _record(
         num_frames=table.num_frames,
         decoder=decoder,
         repeated_frames=repeated,
-        flags=("repeated",) * bool(repeated) + ("damaged",) * job.damaged,
+        flags=("repeated",) * too_short + ("damaged",) * job.damaged,
         source_group=job.video.source_group,
     )

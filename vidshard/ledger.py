@@ -19,7 +19,7 @@ from vidshard.decode_task import Rejected, VideoFacts
 from vidshard.manifest import Failure, Manifest
 from vidshard.planner import Plan
 from vidshard.shard_format import ClipShape
-from vidshard.sources import Source
+from vidshard.sources import Source, path_bytes
 from vidshard.work_folder import ShardRecord, WorkFolder
 
 
@@ -193,8 +193,3 @@ def failures_csv(failures: Sequence[Failure]) -> str:
     writer.writerow([field.name for field in dataclasses.fields(Failure)])
     writer.writerows(dataclasses.astuple(failure) for failure in failures)
     return text.getvalue()
-
-
-def path_bytes(path: str) -> bytes:
-    """What paths are sorted by: the same order on every system."""
-    return path.encode("utf-8", "surrogateescape")

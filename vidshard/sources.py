@@ -5,7 +5,9 @@ Nothing here opens a video. Whatever is found and not used is said: every file b
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
 import os
 import stat
@@ -50,6 +52,7 @@ class Video:
     class_name: str | None  # the folder that directly holds it; None directly in SOURCE
     label: int  # 0 normal, 1 crime, -1 unknown
     source_group: str | None = None  # the recording it was cut from, if known
+    events: tuple[tuple[int, int], ...] = ()  # first and last frame of each, if annotations tell
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,7 +114,7 @@ def label_table(source: Source) -> str:
     meanings = {NORMAL_LABEL: "0 normal", CRIME_LABEL: "1 crime", UNKNOWN_LABEL: "-1 unknown"}
     rows = [
         ("(no class folder)" if name is None else name, meanings[label], f"{count:,}")
-        for (name, label), count in sorted(counts.items(), key=lambda row: (row[0][1], _sort_key(row[0][0] or "")))
+        for (name, label), count in sorted(counts.items(), key=lambda row: (row[0][1], path_bytes(row[0][0] or "")))
     ]
     rows = [("class", "label", "videos"), *rows]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
@@ -125,12 +128,12 @@ def check_labels(source: Source, *, normal: str | None, yes: bool) -> None:
     """
     classes = {video.class_name: video.label for video in source.videos if video.class_name is not None}
     if normal is not None and normal not in classes:
-        names = ", ".join(sorted(classes, key=_sort_key)) or "none"
+        names = ", ".join(sorted(classes, key=path_bytes)) or "none"
         raise UserError(f"--normal {normal} names no class folder of {source.root}; the classes are: {names}")
     if not classes or yes or normal is not None:
         return
     doubts = []
-    unknown = sorted(set(classes) - {*NORMAL_CLASSES, *CRIME_CLASSES}, key=_sort_key)
+    unknown = sorted(set(classes) - {*NORMAL_CLASSES, *CRIME_CLASSES}, key=path_bytes)
     if unknown:
         doubts.append(f"not a class name of UCF-Crime: {', '.join(unknown)}")
     if NORMAL_LABEL not in classes.values():
@@ -156,7 +159,7 @@ def _single_file(path: Path, given: Path) -> Source:
 def _split_folders(root: Path) -> dict[str, Path]:
     """Split → folder, if `root` holds split folders; {} if not. Raises UserError on videos that no split holds."""
     with os.scandir(root) as entries:
-        found = sorted(entries, key=lambda entry: _sort_key(entry.name))
+        found = sorted(entries, key=lambda entry: path_bytes(entry.name))
     splits: dict[str, Path] = {}
     for entry in found:
         split = split_name(entry.name)
@@ -187,11 +190,11 @@ def _find_source(root: Path, split: str | None, normal: str | None) -> Source:
     if not walk.videos:
         raise UserError(_nothing_found(root, walk))
     videos = []
-    for path in sorted(walk.videos, key=_sort_key):
+    for path in sorted(walk.videos, key=path_bytes):
         class_name = path.rpartition("/")[0].rpartition("/")[2] or None
         label = class_label(class_name, normal=normal)
         videos.append(Video(path=path, class_name=class_name, label=label, source_group=groups.get(path)))
-    skipped = sorted(walk.skipped, key=lambda failure: _sort_key(failure.path))
+    skipped = sorted(walk.skipped, key=lambda failure: path_bytes(failure.path))
     return Source(root=root, split=split, videos=tuple(videos), skipped=tuple(skipped))
 
 
@@ -274,25 +277,42 @@ def _read_groups(root: Path, split: str | None) -> dict[str, str]:
         path = folder / GROUPS_NAME
         if not path.is_file():
             continue
-        try:
-            rows = json.loads(path.read_text(encoding="utf-8"))
-            groups = {str(row["file"]): str(row["source"]) for row in rows}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f'{path} is not a list of {{"file": …, "source": …}}, which names the recording each video was cut '
-                f"from ({error!r}); correct it, or rename it if it is about something else"
-            ) from error
+        groups = read_source_groups(path)
         return {name.removeprefix(prefix): group for name, group in groups.items() if name.startswith(prefix)}
     return {}
 
 
-def _sort_key(path: str) -> bytes:
+def read_source_groups(path: Path) -> dict[str, str]:
+    """File → source, of a JSON list of {"file": …, "source": …} or a CSV with the columns file and source."""
+    text = read_text(path)
+    try:
+        rows = json.loads(text) if text.lstrip()[:1] in ("[", "{") else list(csv.DictReader(io.StringIO(text)))
+        return {str(row["file"]): str(row["source"]) for row in rows}
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise UserError(
+            f'{path} is not a list of {{"file": …, "source": …}}, or a CSV with these columns, which names the '
+            f"recording each video was cut from ({error!r}); correct it, or rename it if it is about something else"
+        ) from error
+
+
+def read_text(path: Path) -> str:
+    """The text of a file that a user brings. Raises UserError."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8: {error}") from error
+
+
+def path_bytes(path: str) -> bytes:
+    """What paths are sorted by: the same order on every system."""
     return path.encode("utf-8", "surrogateescape")
 
 
 def _is_utf8_or_bytes(name: str) -> bool:
     try:
-        _sort_key(name)
+        path_bytes(name)
     except UnicodeEncodeError:  # half a surrogate pair, which Windows allows in a name
         return False
     return True
