@@ -39,6 +39,34 @@ def main() -> None:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--workers", type=int, default=1, show_default=True, help="Threads that read shards.")
+@click.option(
+    "--clips-per-video-per-epoch",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Clips that an epoch takes of each video, others each epoch; 0: all, however long a video is.",
+)
+@click.option(
+    "--balanced",
+    is_flag=True,
+    default=False,
+    help="As many crime as normal clips in an epoch, instead of a weighted loss.",
+)
+@click.option(
+    "--block-shards",
+    type=int,
+    default=0,
+    show_default=True,
+    help="For network disks: shuffle within windows of so many shards, read in sequence; 0 shuffles all clips.",
+)
+@click.option(
+    "--checksums",
+    type=click.Choice(["first", "always", "never"]),
+    default="first",
+    show_default=True,
+    help="When to verify the clips' checksums.",
+)
+@click.option("--max-bad-clips", type=int, default=0, show_default=True, help="Damaged clips to replace.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
 @click.option(
     "--preset",

@@ -5,13 +5,21 @@ A run of one process needs nothing of this: rank 0 of world size 1.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from vidshard.errors import UserError
+
+POLL_SECONDS = 0.5  # how often a rank asks whether another has stopped
+GRACE_SECONDS = 5.0  # that a rank has to stop by itself, and the one that failed waits for the others to know
+_FAILURE, _KNOWN = "stage1/failure", "stage1/known"  # keys of the store that all ranks share
 
 
 def rank() -> int:
@@ -24,18 +32,48 @@ def world_size() -> int:
     return dist.get_world_size() if _is_active() else 1
 
 
-def set_up(device: torch.device) -> None:
-    """Join the processes that `torchrun` started, if it did (WORLD_SIZE > 1). Raises UserError without them."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not _is_active():
-        if not dist.is_available():
-            raise UserError("WORLD_SIZE is above 1, but this torch has no torch.distributed; run one process")
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+@contextlib.contextmanager
+def joined_ranks(device: torch.device) -> Iterator[None]:
+    """Join the processes that `torchrun` started, if it did (WORLD_SIZE > 1), and leave them at the end.
 
+    When one rank fails in between, all fail, with its message: those that wait for it too, within 20 seconds. Raises
+    UserError without torch.distributed.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _is_active():
+        yield
+        return
+    if not dist.is_available():
+        raise UserError("WORLD_SIZE is above 1, but this torch has no torch.distributed; run one process")
+    from torch.distributed.rendezvous import rendezvous
 
-def tear_down() -> None:
-    """Leave the other processes."""
-    if _is_active():
+    store, own_rank, num_ranks = next(iter(rendezvous("env://")))
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo", store=store, rank=own_rank, world_size=num_ranks
+    )
+    watch = _FailureWatch(store.clone(), own_rank, num_ranks)
+    try:
+        yield
+    except BaseException as error:
+        failure = watch.failure_after(error)
+        if failure:
+            raise UserError(failure) from error
+        raise
+    finally:
+        watch.close()
         dist.destroy_process_group()
+
+
+def check_agreement(facts: Mapping[str, Any]) -> None:
+    """Raise UserError on every rank unless `facts` (name → value) are the same on all of them."""
+    if not _is_active():
+        return
+    facts_of_rank: list[Any] = [None] * world_size()
+    dist.all_gather_object(facts_of_rank, dict(facts))
+    for name in facts:
+        values = [other.get(name) for other in facts_of_rank]
+        if any(value != values[0] for value in values):
+            told = ", ".join(f"rank {number} has {value}" for number, value in enumerate(values))
+            raise UserError(f"the processes of this run differ in {name}: {told}; start all alike, on the same data")
 
 
 def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
@@ -52,6 +90,68 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
         flat = sum_over_ranks(torch.cat([gradient.flatten() for gradient in gradients]))
         for gradient, part in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
+
+
+class _FailureWatch:
+    """Tells the other ranks when this one fails, and ends this one when another did.
+
+    A rank that waits for a dead one in a collective operation cannot be woken: a thread ends its process.
+    """
+
+    def __init__(self, store: Any, rank: int, num_ranks: int) -> None:
+        self._store, self._rank, self._num_ranks = store, rank, num_ranks
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="failure-watch", daemon=True)
+        self._thread.start()
+
+    def failure_after(self, error: BaseException) -> str | None:
+        """To be called when `error` stops this rank. Returns what another failed of; None if this was first."""
+        known = self._failure()
+        if known is None and isinstance(error, RuntimeError):  # perhaps the echo of another's end: its word may come
+            self._closed.wait(2 * POLL_SECONDS)
+            known = self._failure()
+        if known is not None:
+            self._acknowledge()
+            return known
+        self._report(f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error))
+        return None
+
+    def close(self) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    def _report(self, message: str) -> None:
+        with contextlib.suppress(RuntimeError):  # the store is gone: nobody to tell
+            with self._lock:
+                self._store.set(_FAILURE, f"rank {self._rank} stopped: {message}")
+            for _ in range(int(GRACE_SECONDS / POLL_SECONDS)):
+                with self._lock:
+                    if self._store.add(_KNOWN, 0) >= self._num_ranks - 1:
+                        return
+                self._closed.wait(POLL_SECONDS)
+
+    def _acknowledge(self) -> None:
+        with contextlib.suppress(RuntimeError), self._lock:
+            self._store.add(_KNOWN, 1)
+
+    def _failure(self) -> str | None:
+        try:
+            with self._lock:
+                if not self._store.check([_FAILURE]):
+                    return None
+                text = str(self._store.get(_FAILURE).decode())
+        except RuntimeError:
+            return "the process that holds the run together is gone: see the output of rank 0"
+        return None if text.startswith(f"rank {self._rank} ") else text
+
+    def _watch(self) -> None:
+        while not self._closed.wait(POLL_SECONDS):
+            failure = self._failure()
+            if failure is not None and not self._closed.wait(GRACE_SECONDS):
+                self._acknowledge()
+                print(f"error: {failure}", file=sys.stderr, flush=True)
+                os._exit(1)
 
 
 def _is_active() -> bool:

@@ -27,6 +27,7 @@ from stage1.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from stage1.dataloader import Batch, ClipLoader, ClipReader
 from stage1.device import choose_device, cuda_memory_errors, device_name
 from stage1.model import ModelConfig, Stage1Model
+from stage1.selection import balance_labels
 from stage1.transforms import ClipTransform, TransformConfig
 from vidshard import __version__, atomic, console
 from vidshard.errors import UserError
@@ -58,6 +59,11 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     workers: int = 1  # threads that read shards
+    clips_per_video_per_epoch: int = 1  # others each epoch, so that long videos do not fill every epoch; 0: all
+    balanced: bool = False  # as many crime as normal clips in an epoch, in place of a weighted loss
+    block_shards: int = 0  # shuffle within windows of so many shards, read in sequence; 0: among all clips
+    checksums: str = "first"  # when to verify those of the clips
+    max_bad_clips: int = 0  # damaged clips that are replaced rather than an error
     resume: bool = False
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     transform: TransformConfig = dataclasses.field(default_factory=lambda: TransformConfig(augment=True))
@@ -68,7 +74,10 @@ class TrainConfig:
                 raise UserError(f"{_option(name)} is {getattr(self, name)}, expected at least 1")
         if not self.lr > 0:
             raise UserError(f"--lr is {self.lr}, expected above 0")
-        for name in ("weight_decay", "grad_clip", "seed"):
+        for name in (
+            *("weight_decay", "grad_clip", "seed"),
+            *("clips_per_video_per_epoch", "block_shards", "max_bad_clips"),
+        ):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{_option(name)} is {getattr(self, name)}, expected 0 or more")
         for name in ("val_fraction", "warmup_fraction", "label_smoothing"):
@@ -87,7 +96,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "notebook": {"epochs": 5, "batch_size": 4, "lr": 1e-4, "grad_clip": 1.0},
 }
 # A resumed run may differ in these; all others decide the weights.
-FREE_ON_RESUME = ("shards", "val_shards", "out", "epochs", "device", "workers", "resume")
+FREE_ON_RESUME = (
+    *("shards", "val_shards", "out", "epochs", "device", "workers", "resume"),
+    *("checksums", "max_bad_clips"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,20 +151,17 @@ def train(config: TrainConfig, *, transform: Transform | None = None) -> Path:
     """
     device = choose_device(config.device)
     check_out(config)
-    data = open_data(config)
-    distributed.set_up(device)
-    try:
-        with cuda_memory_errors(config.batch_size):
-            run = start_run(config, data, device, transform)
-            if config.resume:
-                resume(run)
-            _print_start(run)
-            for epoch in range(len(run.history), config.epochs):
-                trained = train_epoch(run, epoch)
-                validated = validate(run)
-                finish_epoch(run, {**trained, **validated})
-    finally:
-        distributed.tear_down()
+    with distributed.joined_ranks(device), cuda_memory_errors(config.batch_size):
+        data = open_data(config)
+        run = start_run(config, data, device, transform)
+        if config.resume:
+            resume(run)
+        distributed.check_agreement({**run.loader.agreement(), "epochs done": len(run.history)})
+        _print_start(run)
+        for epoch in range(len(run.history), config.epochs):
+            trained = train_epoch(run, epoch)
+            validated = validate(run)
+            finish_epoch(run, {**trained, **validated})
     path = config.out / files.BEST_NAME
     _print(f"✓ Model checkpoint saved to: {path}")
     return path
@@ -179,12 +188,12 @@ def check_out(config: TrainConfig) -> None:
 
 def open_data(config: TrainConfig) -> TrainData:
     """Open the shards named and nothing else, and say what is to be known about them."""
-    reader = ClipReader(config.shards)
+    reader = ClipReader(config.shards, checksums=config.checksums)
     rows = np.arange(len(reader))
     _check_labels(reader, rows)
     notes, warnings = [], []
     if config.val_shards is not None:
-        validation: ClipReader | None = ClipReader(config.val_shards)
+        validation: ClipReader | None = ClipReader(config.val_shards, checksums=config.checksums)
         assert validation is not None
         validation_rows = np.arange(len(validation))
         _check_validation(reader, validation)
@@ -376,7 +385,12 @@ def start_run(config: TrainConfig, data: TrainData, device: torch.device, transf
         seed=config.seed,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
+        clips_per_video=config.clips_per_video_per_epoch,
+        balance=balance_labels(data.train) if config.balanced else None,
+        block_shards=config.block_shards,
+        max_bad_clips=config.max_bad_clips,
         num_threads=config.workers,
+        device=device,
     )
     validation_loader = None
     if data.validation is not None:
@@ -386,7 +400,9 @@ def start_run(config: TrainConfig, data: TrainData, device: torch.device, transf
             rows=data.validation_rows,
             batch_size=config.batch_size,
             shuffle=False,
+            max_bad_clips=config.max_bad_clips,
             num_threads=config.workers,
+            device=device,
         )
     return Run(
         config=config,
@@ -400,7 +416,7 @@ def start_run(config: TrainConfig, data: TrainData, device: torch.device, transf
         loader=loader,
         validation_loader=validation_loader,
         train_transform=transform or ClipTransform(config.transform),
-        class_weights=torch.tensor(optim.class_weights(data.train_labels), device=device),
+        class_weights=torch.tensor(optim.class_weights(data.train.labels[loader.order()]), device=device),
     )
 
 
@@ -417,7 +433,11 @@ def train_epoch(run: Run, epoch: int) -> dict[str, Any]:
         for step, batch in enumerate(clock):
             lr = run.scheduler.get_last_lr()[0]
             totals += train_step(run, batch, where=f"epoch {epoch + 1}, step {step + 1}")
-            progress.advance(note=f"loss {totals[0] / totals[1]:.4f}")
+            seconds = time.perf_counter() - start
+            progress.advance(
+                note=f"loss {totals[0] / totals[1]:.4f}, {totals[3] / seconds:.0f} clips/s a rank, "
+                f"{clock.seconds / seconds:.0%} waiting for data"
+            )
     distributed.sum_over_ranks(totals)
     seconds = time.perf_counter() - start
     loss_sum, weight, right, num_clips = totals.tolist()
@@ -428,6 +448,7 @@ def train_epoch(run: Run, epoch: int) -> dict[str, Any]:
         "lr": lr,
         "seconds": round(seconds, 3),
         "clips_per_second": round(num_clips / seconds, 2),
+        "mb_per_second": round(num_clips * run.data.train.clip_shape.num_bytes / 1e6 / seconds, 2),
         "data_wait": round(clock.seconds / seconds, 4),  # share of the time spent waiting for clips
     }
 
@@ -475,12 +496,13 @@ def validate(run: Run) -> dict[str, Any]:
     loss_sum = 0.0
     for batch in run.validation_loader:
         logits, _ = run.model(transform(batch.clips.to(run.device)))
-        loss_sum += float(functional.cross_entropy(logits, batch.labels.to(run.device), reduction="sum"))
+        on_device = batch.labels.to(run.device)
+        loss_sum += float(functional.cross_entropy(logits, on_device, ignore_index=-1, reduction="sum"))
         labels += batch.labels.tolist()
         probabilities += logits.double().softmax(1)[:, 1].tolist()
     scores = metrics.score(labels, probabilities)
     return {
-        "val_loss": loss_sum / len(labels),
+        "val_loss": loss_sum / max(1, scores.num_clips),
         "val_accuracy": scores.accuracy,
         "val_auc": scores.auc,
         "val_confusion": [list(row) for row in scores.confusion],

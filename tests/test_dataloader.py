@@ -10,8 +10,9 @@ import torch
 import webdataset as wds
 
 from fake_shards import random_clips, write_shards
-from stage1 import dataloader
-from stage1.dataloader import Batch, ClipLoader, ClipReader, epoch_order
+from stage1 import reader as reader_module
+from stage1.dataloader import Batch, ClipLoader, ClipReader
+from stage1.sample_plan import epoch_order
 from vidshard.errors import FormatError, UserError
 
 NUM_CLIPS = 37
@@ -121,7 +122,7 @@ def test_it_is_a_webdataset_pipeline(folder: Path) -> None:
 def test_a_changed_pixel_names_shard_key_and_offset(
     folder: Path, monkeypatch: pytest.MonkeyPatch, at_offset: bool
 ) -> None:
-    monkeypatch.setattr(dataloader, "_READS_AT_OFFSET", at_offset and dataloader._READS_AT_OFFSET)
+    monkeypatch.setattr(reader_module, "_READS_AT_OFFSET", at_offset and reader_module._READS_AT_OFFSET)
     reader = ClipReader(folder)
     row = 10
     offset = int(reader.index.clips["offset"][row])
@@ -148,8 +149,8 @@ def test_a_changed_header_is_found_and_a_cut_shard_too(folder: Path) -> None:
 
 
 def test_without_positional_reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataloader, "_READS_AT_OFFSET", False)
-    monkeypatch.setattr(dataloader, "MAX_OPEN_SHARDS", 2)
+    monkeypatch.setattr(reader_module, "_READS_AT_OFFSET", False)
+    monkeypatch.setattr(reader_module, "MAX_OPEN_SHARDS", 2)
     batches = list(ClipLoader(ClipReader(folder), batch_size=5, shuffle=True, num_threads=3))
     for batch in batches:
         assert np.array_equal(batch.clips.numpy(), CLIPS[batch.indices.numpy()])

@@ -1,0 +1,250 @@
+"""Random access to the clips of a shard folder: one copy from the page cache into a buffer of the caller."""
+
+from __future__ import annotations
+
+import os
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from stage1.sample_plan import Rows
+from vidshard import manifest, shard_format
+from vidshard.errors import FormatError, UserError
+from vidshard.shard_format import Clip, ClipShape, SampleRecord
+
+CHECKSUMS = ("first", "always", "never")
+MAX_OPEN_SHARDS = 64  # a thread; below any limit on open files
+_READS_AT_OFFSET = hasattr(os, "preadv")  # Linux, macOS; elsewhere seek and readinto
+_ADVISES = hasattr(os, "posix_fadvise")  # Linux
+
+
+class ClipSource(Protocol):
+    """What a loader needs of a reader: columns of the index, and clips by their row."""
+
+    clip_shape: ClipShape
+    labels: npt.NDArray[np.int64]
+    videos: Rows  # of each row; numbers that tell videos apart
+    shards: Rows  # of each row; numbers that tell shards apart
+
+    @property
+    def digest(self) -> str: ...
+    def __len__(self) -> int: ...
+    def read_clips(self, rows: Sequence[int] | Rows, out: npt.NDArray[np.uint8]) -> None: ...
+    def will_read(self, rows: Rows) -> None: ...
+
+
+class ClipReader:
+    """Random access to the clips of a shard folder; opens only the shards that its manifest names.
+
+    `checksums`: verify those of pixels the ``first`` time a clip is read, ``always``, or ``never``. Usable from several
+    threads at once. Raises UserError or FormatError when the folder is no sound shard set.
+    """
+
+    def __init__(self, folder: Path, *, checksums: str = "first") -> None:
+        if checksums not in CHECKSUMS:
+            raise UserError(f"checksums is {checksums!r}, expected one of {', '.join(CHECKSUMS)}")
+        self.shard_set = manifest.open_shards(Path(folder))
+        self.manifest, self.index = self.shard_set.manifest, self.shard_set.index
+        self.clip_shape = self.manifest.clip_shape
+        self._header = shard_format.npy_header(self.clip_shape)
+        self._header_crc32 = zlib.crc32(self._header)
+        clips = self.index.clips
+        self._check_index()
+        # Columns of their own: reading a field of one row of a structured array is slow.
+        self.shards: Rows = clips["shard"].astype(np.int64)  # [N]
+        self._offsets = clips["offset"].astype(np.int64)
+        self.labels = clips["label"].astype(np.int64)  # [N]
+        self.videos: Rows = clips["video"].astype(np.int64)  # [N], rows of index.videos
+        self._checks_again = checksums == "always"
+        self._trusted = np.full(len(clips), checksums == "never")
+        self._thread = threading.local()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 that names the data set: every shard and the index."""
+        return self.manifest.digest
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, row: int) -> Clip:
+        """The clip of index row `row` (negative counts from the end): uint8 (T, H, W, 3)."""
+        clip: Clip = np.empty(self.clip_shape.thwc, np.uint8)
+        self.read_clips([range(len(self))[row]], clip[None])
+        return clip
+
+    def read_clips(self, rows: Sequence[int] | Rows, out: npt.NDArray[np.uint8]) -> None:
+        """Read the clips of index rows `rows` into `out`, uint8 (len(rows), T, H, W, 3), contiguous.
+
+        One copy, from the page cache to `out`. Raises FormatError, naming shard, key and offset, on a damaged clip.
+        """
+        if out.shape != (len(rows), *self.clip_shape.thwc) or out.dtype != np.uint8 or not out.flags.c_contiguous:
+            raise ValueError(f"buffer is {out.dtype} {out.shape}, expected uint8 {(len(rows), *self.clip_shape.thwc)}")
+        picked = np.asarray(rows, np.int64)
+        places = zip(
+            picked.tolist(),
+            self.shards[picked].tolist(),
+            self._offsets[picked].tolist(),
+            self._trusted[picked].tolist(),
+            strict=True,
+        )
+        for clip, (row, shard, offset, trusted) in zip(out, places, strict=True):
+            try:
+                complete = _read_at(self._open(shard), offset + len(self._header), clip.data)
+            except OSError as error:
+                raise FormatError(f"{self._where(row)} cannot be read: {error.strerror}") from error
+            if not complete or not (trusted or self._is_sound(row, clip)):
+                raise FormatError(
+                    f"{self._where(row)} does not match its checksum: the shard was changed or damaged after it was "
+                    "written; restore it, or build again"
+                )
+
+    def will_read(self, rows: Rows) -> None:
+        """Tell the system which clips come next, so that it reads them from the disk in sequence; a hint, no more."""
+        if not _ADVISES:
+            return
+        for shard in np.unique(self.shards[rows]).tolist():
+            offsets = np.unique(self._offsets[rows[self.shards[rows] == shard]])
+            size = len(self._header) + self.clip_shape.num_bytes
+            gaps = np.flatnonzero(np.diff(offsets) > 2 * size) + 1  # a small gap is read faster than skipped
+            file = self._open(shard)
+            for run in np.split(offsets, gaps):
+                os.posix_fadvise(file.fileno(), int(run[0]), int(run[-1] - run[0]) + size, os.POSIX_FADV_WILLNEED)
+
+    def read_record(self, row: int) -> SampleRecord:
+        """All that the shard says about the clip of index row `row`. Raises FormatError."""
+        clip = self.index.clips[row]
+        with open(self.shard_set.shard_path(int(clip["shard"])), "rb") as file:
+            record = shard_format.read_record(file, int(clip["offset"]), int(clip["size"]))
+        if record.key != self.index.key(row):
+            raise FormatError(f"{self._where(row)} is followed by the record of {record.key!r}; build again")
+        return record
+
+    def frame_gap_seconds(self) -> float:
+        """Median time between neighbouring frames of the clips, in seconds; 0.0 without clips."""
+        return float(np.median(self.index.clips["frame_gap_seconds"])) if len(self) else 0.0
+
+    def _check_index(self) -> None:
+        clips, shards = self.index.clips, self.manifest.shards
+        size = len(self._header) + self.clip_shape.num_bytes
+        shard_bytes = np.array([shard.bytes for shard in shards], np.uint64)
+        sound = (
+            (clips["size"] == size)
+            & (clips["shard"] < len(shards))
+            & (clips["video"] < len(self.index.videos))
+            & (clips["label"] >= shard_format.UNKNOWN_LABEL)
+            & (clips["label"] <= shard_format.CRIME_LABEL)
+            & (clips["flags"] < 1 << len(shard_format.FLAGS))
+        )
+        if sound.all():
+            sound = clips["offset"] + size <= shard_bytes[clips["shard"]] if len(clips) else sound
+        if not sound.all():
+            row = int(np.flatnonzero(~sound)[0])
+            raise FormatError(
+                f"row {row} of {self.shard_set.folder / self.manifest.index_name} is no clip of {self.clip_shape} in a "
+                f"shard of the manifest, or has a label or flag this version does not know: {clips[row]}"
+            )
+
+    def _is_sound(self, row: int, clip: npt.NDArray[np.uint8]) -> bool:
+        """Whether the pixels just read, with the header before them, have the checksum of the index."""
+        header = bytearray(len(self._header))
+        complete = _read_at(self._open(int(self.shards[row])), int(self._offsets[row]), memoryview(header))
+        crc32 = zlib.crc32(clip.data, self._header_crc32)
+        sound = complete and header == self._header and crc32 == int(self.index.clips["crc32"][row])
+        self._trusted[row] = sound and not self._checks_again
+        return sound
+
+    def _open(self, shard: int) -> IO[bytes]:
+        """The open file of a shard: one a thread, as the fallback moves the file's position."""
+        files: OrderedDict[int, IO[bytes]] | None = getattr(self._thread, "files", None)
+        if files is None:
+            files = self._thread.files = OrderedDict()
+        if shard in files:
+            files.move_to_end(shard)
+        else:
+            files[shard] = open(self.shard_set.shard_path(shard), "rb", buffering=0)  # noqa: SIM115
+            if len(files) > MAX_OPEN_SHARDS:
+                files.popitem(last=False)[1].close()
+        return files[shard]
+
+    def _where(self, row: int) -> str:
+        clip = self.index.clips[row]
+        return f"clip {self.index.key(row)!r} at byte {clip['offset']} of {self.shard_set.shard_path(clip['shard'])}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_thread"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._thread = threading.local()
+
+
+class JoinedReader:
+    """Several shard sets as one: their rows one after another. All clips must have one shape."""
+
+    def __init__(self, readers: Sequence[ClipReader]) -> None:
+        if not readers:
+            raise UserError("no shard sets to join, expected at least one")
+        self.readers = tuple(readers)
+        self.clip_shape = readers[0].clip_shape
+        for reader in readers:
+            if reader.clip_shape != self.clip_shape:
+                raise UserError(
+                    f"{reader.shard_set.folder} has clips of {reader.clip_shape}, expected {self.clip_shape} as in "
+                    f"{readers[0].shard_set.folder}; build both with the same --clip-len and --frame-size"
+                )
+        sizes = [len(reader) for reader in readers]
+        self.sets = np.repeat(np.arange(len(readers)), sizes)  # of each row
+        self._first_rows = np.cumsum([0, *sizes[:-1]])
+        self.labels = np.concatenate([reader.labels for reader in readers])
+        self.videos = _stacked([reader.videos for reader in readers], [len(r.index.videos) for r in readers])
+        self.shards = _stacked([reader.shards for reader in readers], [len(r.manifest.shards) for r in readers])
+
+    @property
+    def digest(self) -> str:
+        """The digests of all sets, in order."""
+        return "+".join(reader.digest for reader in self.readers)
+
+    def __len__(self) -> int:
+        return len(self.sets)
+
+    def read_clips(self, rows: Sequence[int] | Rows, out: npt.NDArray[np.uint8]) -> None:
+        """As `ClipReader.read_clips`."""
+        if len(rows) != len(out):
+            raise ValueError(f"buffer is for {len(out)} clips, expected {len(rows)}")
+        for i, row in enumerate(np.asarray(rows).tolist()):
+            number = int(self.sets[row])
+            self.readers[number].read_clips([row - int(self._first_rows[number])], out[i : i + 1])
+
+    def will_read(self, rows: Rows) -> None:
+        """As `ClipReader.will_read`."""
+        for number, reader in enumerate(self.readers):
+            reader.will_read(rows[self.sets[rows] == number] - self._first_rows[number])
+
+
+def _stacked(columns: Sequence[Rows], sizes: Sequence[int]) -> Rows:
+    """Numbers of several sets as numbers of one: each set's begin after those of the sets before it."""
+    firsts = np.cumsum([0, *sizes[:-1]]).tolist()
+    return np.concatenate([column + first for column, first in zip(columns, firsts, strict=True)])
+
+
+def _read_at(file: IO[bytes], offset: int, buffer: memoryview) -> bool:
+    """Fill `buffer` from `offset` of an unbuffered file; False when the file ends before."""
+    view = buffer.cast("B")
+    done = 0
+    while done < len(view):
+        if _READS_AT_OFFSET:
+            count = os.preadv(file.fileno(), [view[done:]], offset + done)
+        else:
+            file.seek(offset + done)
+            count = file.readinto(view[done:])  # type: ignore[attr-defined]
+        if not count:
+            return False
+        done += count
+    return True

@@ -1,0 +1,122 @@
+"""Which clips an epoch takes and in which order: pure functions of (seed, epoch) and columns of the index.
+
+Global batch g of an epoch is a slice of its order; ranks and workers take their parts of it by arithmetic. So nothing
+depends on how clips lie in shards, on ranks or on workers, and a position in the order says where a run stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+PADDING_ROW = -1  # index and label of a clip that only fills a batch; never counted
+
+Rows = npt.NDArray[np.integer]
+
+# What random numbers are drawn for: so that no two uses share a stream.
+_ORDER, _CLIPS_OF_VIDEO, _BALANCE = 0, 1, 2
+
+
+def epoch_order(num_clips: int, *, seed: int, epoch: int) -> Rows:
+    """The order of all clips in an epoch: a permutation that depends on the arguments alone, 4 bytes a clip.
+
+    >>> epoch_order(5, seed=0, epoch=1), epoch_order(5, seed=0, epoch=2)
+    (array([3, 1, 4, 2, 0], dtype=int32), array([3, 0, 2, 4, 1], dtype=int32))
+    """
+    order: Rows = np.arange(num_clips, dtype=np.int32 if num_clips <= np.iinfo(np.int32).max else np.int64)
+    _generator(seed, epoch).shuffle(order)
+    return order
+
+
+def block_order(shards: Rows, *, window_shards: int, seed: int, epoch: int) -> tuple[Rows, Rows]:
+    """An order that stays within a window of a few shards at a time, for disks that want to be read in sequence.
+
+    Shards come in random order, `window_shards` of them make a window, and the clips of a window are shuffled.
+    `shards`: the shard of each clip. Returns the order, and the position at which each window begins.
+
+    >>> order, starts = block_order(np.array([0, 0, 1, 1, 2, 2, 3, 3]), window_shards=2, seed=0, epoch=0)
+    >>> order.tolist(), starts.tolist()
+    ([0, 1, 7, 6, 4, 5, 2, 3], [0, 4])
+    """
+    generator = _generator(seed, epoch)
+    names, shard_of_clip = np.unique(shards, return_inverse=True)
+    window_of_clip = (generator.permutation(len(names)) // window_shards)[shard_of_clip]
+    order = np.lexsort((generator.random(len(shards), np.float32), window_of_clip)).astype(np.int32)
+    return order, np.searchsorted(window_of_clip[order], np.arange(-(-len(names) // window_shards)))
+
+
+def clips_of_epoch(videos: Rows, *, per_video: int, seed: int, epoch: int) -> Rows:
+    """Positions of the clips that an epoch takes: `per_video` of each video, or all where it has no more.
+
+    Each video has an order of its own, drawn once; epoch after epoch takes the next clips of it, around and around. So
+    no clip comes again before all others of its video were used. `videos`: the video of each clip.
+
+    >>> videos = np.array([7, 7, 7, 9])
+    >>> [clips_of_epoch(videos, per_video=1, seed=0, epoch=epoch).tolist() for epoch in range(4)]
+    [[2, 3], [1, 3], [0, 3], [2, 3]]
+    """
+    keys = videos + _generator(seed, _CLIPS_OF_VIDEO).random(len(videos))
+    order = np.argsort(keys, kind="stable")  # video by video, in random order within each
+    _, first, counts = np.unique(videos[order], return_index=True, return_counts=True)
+    place, size = np.arange(len(videos)) - np.repeat(first, counts), np.repeat(counts, counts)
+    return np.sort(order[(place - epoch * per_video) % size < per_video])
+
+
+def balanced_clips(groups: Rows, *, weights: Sequence[float], seed: int, epoch: int) -> Rows:
+    """Positions of as many clips as there are, group g making up its share of `weights` of them (to one clip).
+
+    Within a group every clip comes equally often, give or take one. `groups`: the group of each clip, from 0.
+
+    >>> balanced_clips(np.array([0, 0, 0, 0, 0, 1]), weights=[1, 1], seed=0, epoch=0).tolist()
+    [0, 3, 4, 5, 5, 5]
+    """
+    generator = _generator(seed, epoch, _BALANCE)
+    members = [np.flatnonzero(groups == group) for group in range(len(weights))]
+    shares = np.array([weight if len(rows) else 0.0 for weight, rows in zip(weights, members, strict=True)])
+    ends = np.rint(np.cumsum(shares / shares.sum()) * len(groups)).astype(np.int64)
+    parts = []
+    for rows, draws in zip(members, np.diff(ends, prepend=0).tolist(), strict=True):
+        if draws:
+            parts += [np.tile(rows, draws // len(rows)), generator.permutation(rows)[: draws % len(rows)]]
+    return np.sort(np.concatenate(parts)) if parts else np.zeros(0, np.int64)
+
+
+def num_steps(num_clips: int, *, global_batch: int, drop_last: bool = False) -> int:
+    """Steps that `num_clips` clips take; the same on every rank.
+
+    >>> num_steps(10, global_batch=4), num_steps(10, global_batch=4, drop_last=True)
+    (3, 2)
+    """
+    return num_clips // global_batch if drop_last else -(-num_clips // global_batch)
+
+
+def rank_batch(
+    order: Rows, step: int, *, batch_size: int, rank: int = 0, world_size: int = 1, pad: bool = False
+) -> Rows:
+    """The rows that `rank` reads at `step`: its part of the global batch, a slice of the order.
+
+    The last global batch may be smaller: it is split as evenly as possible, and a rank that gets nothing reads one
+    clip of padding (row -1), so that all ranks take the same number of steps. With `pad` every batch of every rank
+    has `batch_size` rows, the last ones padding.
+
+    >>> order = np.arange(9)
+    >>> [rank_batch(order, step, batch_size=2, rank=0, world_size=2).tolist() for step in range(3)]
+    [[0, 1], [4, 5], [-1]]
+    >>> [rank_batch(order, step, batch_size=2, rank=1, world_size=2).tolist() for step in range(3)]
+    [[2, 3], [6, 7], [8]]
+    >>> [rank_batch(order, 2, batch_size=2, rank=rank, world_size=2, pad=True).tolist() for rank in range(2)]
+    [[8, -1], [-1, -1]]
+    """
+    global_batch = batch_size * world_size
+    rows = order[step * global_batch : (step + 1) * global_batch]
+    if pad:
+        part = rows[batch_size * rank : batch_size * (rank + 1)]
+        return np.concatenate([part, np.full(batch_size - len(part), PADDING_ROW, order.dtype)])
+    part = rows[len(rows) * rank // world_size : len(rows) * (rank + 1) // world_size]
+    return part if len(part) else np.array([PADDING_ROW])
+
+
+def _generator(*words: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))
