@@ -137,6 +137,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "rotated_180": {"options": _X264},
     "rotated_270": {"options": _X264},
     "odd_size": {"options": _X264, "size": (321, 241), "pixel_format": "yuv444p"},
+    "narrow": {"options": _X264, "size": (16, 1024), "pixel_format": "yuv444p"},
     "smaller_than_the_clip": {"options": _X264, "size": (64, 48)},
     "ten_bit": {"options": _X264, "pixel_format": "yuv420p10le"},
     "interlaced": {"options": {**_X264, "flags": "+ilme+ildct", "x264-params": "interlaced=1:tff=1"}},
