@@ -169,8 +169,8 @@ def test_extend_refuses_what_is_no_addition(whole: Path, tmp_path: Path) -> None
 def test_other_packages_are_refused(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make_tiny_videos(tmp_path / "source", {**VIDEOS, "Abuse/c.mp4": 9})
     out = Path(shutil.copytree(whole, tmp_path / "out"))
-    versions = builder.build_config.package_versions()
-    monkeypatch.setattr(builder.build_config, "package_versions", lambda: {**versions, "decord": "9"})
+    versions = builder.build_config.package_versions("raw")
+    monkeypatch.setattr(builder.build_config, "package_versions", lambda codec: {**versions, "decord": "9"})
     with pytest.raises(UserError, match=r"built with other packages \(decord .*, now 9\)"):
         build(BuildConfig(source=source, out=out, extend=True, **SMALL))
     assert digests(out) == digests(whole)

@@ -17,6 +17,7 @@ ALLOWED: dict[str, set[str]] = {
     "vidshard": {"vidshard.builder", "vidshard.clips"},
     "vidshard.atomic": set(),
     "vidshard.build_config": {
+        "vidshard.clip_codecs",
         "vidshard.clips",
         "vidshard.decoders",
         "vidshard.errors",
@@ -55,6 +56,7 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.summary",
         "vidshard.verify",
     },
+    "vidshard.clip_codecs": {"vidshard.errors"},
     "vidshard.clips": {"vidshard.errors"},
     "vidshard.console": {"vidshard.errors"},
     "vidshard.damage": {"vidshard.packets"},
@@ -112,7 +114,7 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.manifest",
         "vidshard.shard_format",
     },
-    "vidshard.shard_format": {"vidshard.errors"},
+    "vidshard.shard_format": {"vidshard.clip_codecs", "vidshard.errors"},
     "vidshard.shard_joiner": {
         "vidshard.decode_task",
         "vidshard.kept_set",
@@ -217,7 +219,7 @@ ALLOWED: dict[str, set[str]] = {
 ONLY_IN = {
     "decord": {"vidshard.decoders.decord_decoder"},
     "av": {"vidshard.damage", "vidshard.packets", "vidshard.decoders.pyav_decoder"},
-    "cv2": {"vidshard.decoders.opencv_decoder", "vidshard.clips"},
+    "cv2": {"vidshard.decoders.opencv_decoder", "vidshard.clips", "vidshard.clip_codecs"},
     "matplotlib": {"stage1.plots", "stage1.film_strip"},
     "webdataset": {"stage1.dataloader"},
     "sklearn": {"stage1.metrics"},

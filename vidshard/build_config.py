@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vidshard import __version__, clips, decoders, manifest, shard_format
+from vidshard import __version__, clip_codecs, clips, decoders, manifest, shard_format
 from vidshard.clips import SamplingConfig
 from vidshard.errors import UserError
 from vidshard.manifest import ShardSet
@@ -33,6 +33,7 @@ class BuildConfig:
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     frame_size: int = 112  # height and width of a stored frame, pixels
     resize: str = "squash"  # how a frame becomes square: squash, crop or letterbox
+    codec: str = "raw"  # how the pixels are stored: raw, zstd or jpeg
     normal: str | None = None  # the class that is normal, if its name does not say so
     yes: bool = False  # labels that look odd are right
     decoder: str = decoders.AUTO
@@ -61,6 +62,15 @@ class BuildConfig:
             raise UserError("extend excludes retry_failed and limit; do one after the other")
         if self.resize not in clips.RESIZES:
             raise UserError(f"resize is {self.resize!r}, expected one of {', '.join(clips.RESIZES)}")
+        if self.codec not in shard_format.CODEC_SUFFIX:
+            raise UserError(f"codec is {self.codec!r}, expected one of {', '.join(shard_format.CODEC_SUFFIX)}")
+        clip_codecs.check_codec(self.codec)
+        width = self.shape.num_frames * self.shape.width
+        if self.codec == "jpeg" and width > clip_codecs.JPEG_MAX_SIDE:
+            raise UserError(
+                f"the frames of a clip side by side are {width:,} pixels wide, and a JPEG at most "
+                f"{clip_codecs.JPEG_MAX_SIDE:,}; choose --codec zstd, a smaller --frame-size or a smaller --clip-len"
+            )
         if self.annotations is not None and self.sampling.mode != "annotated":
             raise UserError(f"annotations are of no use to {self.sampling.mode} sampling; choose --sampling annotated")
         decoders.decoders_for(self.decoder)
@@ -76,6 +86,7 @@ def build_settings(config: BuildConfig) -> dict[str, Any]:
         **config.sampling.to_settings(),
         "frame_size": config.frame_size,
         "resize": config.resize,
+        "codec": config.codec,
         "decoder": config.decoder,
         "full_check": config.full_check or config.allow_damaged,
         "allow_damaged": config.allow_damaged,
@@ -105,8 +116,9 @@ def _facts(source: Source, video: Video) -> list[Any]:
     return [file_size(source.root / video.path), video.label, video.source_group, *video.events]
 
 
-def package_versions() -> dict[str, str]:
-    return {"vidshard": __version__, "numpy": np.__version__, **decoders.decoder_versions()}
+def package_versions(codec: str) -> dict[str, str]:
+    versions = {"vidshard": __version__, "numpy": np.__version__, **decoders.decoder_versions()}
+    return {**versions, **clip_codecs.codec_packages(codec)}
 
 
 def fingerprint(source: Source, settings: dict[str, Any], *, change: str | None = None) -> dict[str, Any]:
@@ -119,7 +131,7 @@ def fingerprint(source: Source, settings: dict[str, Any], *, change: str | None 
         videos.append([video.path, *_facts(source, video), modified])
     return {
         "settings": settings,
-        "packages": package_versions(),
+        "packages": package_versions(settings["codec"]),
         "num_videos": len(videos),
         "change": change,
         "videos": videos,
@@ -155,9 +167,9 @@ def find_finished(out: Path, source: Source, settings: dict[str, Any], config: B
     return shards
 
 
-def check_packages(shards: ShardSet) -> None:
+def check_packages(shards: ShardSet, codec: str) -> None:
     """Raises UserError when what is added to a finished set would be decoded by other versions."""
-    before, now = shards.manifest.packages, package_versions()
+    before, now = shards.manifest.packages, package_versions(codec)
     if before != now:
         difference = describe_difference({"packages": before}, {"packages": now}).removeprefix("settings ")
         raise UserError(

@@ -183,7 +183,7 @@ def _build_locked(
 ) -> SetReport:
     change = None
     if finished is not None:
-        build_config.check_packages(finished)
+        build_config.check_packages(finished, config.codec)
         change = _change(finished, source, config)
         work = dataclasses.replace(work, staged=True)
     elif config.extend:
@@ -206,7 +206,8 @@ def _build_locked(
             source,
             clip_shape=config.shape,
             settings=settings,
-            packages=build_config.package_versions(),
+            codec=config.codec,
+            packages=build_config.package_versions(config.codec),
             plan=plan,
             facts=facts,
             records=records,
@@ -379,6 +380,7 @@ class _Run:
                 shape=self.config.shape,
                 decoder=self.config.decoder,
                 resize=self.config.resize,
+                codec=self.config.codec,
                 damaged=_is_damaged(facts[number]),
             )
             yield Task(argument=job, timeout_seconds=timeout_seconds)
@@ -422,7 +424,7 @@ class _Run:
         )
 
     def _check_free_disk(self, units: Sequence[Unit]) -> None:
-        needed = planner.needed_bytes(units, self.config.shape, shard_clips=self._shard_clips)
+        needed = planner.needed_bytes(units, self.config.shape, shard_clips=self._shard_clips, codec=self.config.codec)
         free = shutil.disk_usage(self.work.path).free
         if needed > free:
             num_clips = sum(unit.num_clips for unit in units)

@@ -18,6 +18,7 @@ MORE_OPTIONS = (
     "fps",
     "annotations",
     "resize",
+    "codec",
     "normal",
     "decoder",
     "full_check",
@@ -78,6 +79,13 @@ def main() -> None:
     default="squash",
     show_default=True,
     help="How a frame becomes square.",
+)
+@click.option(
+    "--codec",
+    type=click.Choice(["raw", "zstd", "jpeg"]),
+    default="raw",
+    show_default=True,
+    help="How pixels are stored: as they are, at half the size (slower to read), at a fifth (with loss).",
 )
 @click.option("--normal", metavar="CLASS", help="This class is normal, every other one a crime.")
 @click.option(

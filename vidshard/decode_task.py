@@ -69,6 +69,7 @@ class DecodeJob:
     shape: ClipShape
     decoder: str  # `auto` or one by name
     resize: str = "squash"
+    codec: str = "raw"
     damaged: bool = False  # known to be, and allowed: its clips are flagged, and what the decoder says is no news
 
 
@@ -142,7 +143,7 @@ def _decode_with(decoder: Decoder, table: PacketTable, job: DecodeJob, messages:
     stream = clips_of(_frames(decoder, table, job, needed), needed, wanted)
     rows = []
     for unit, part_path in zip(job.units, job.part_paths, strict=True):
-        with PartWriter(part_path) as part:
+        with PartWriter(part_path, codec=job.codec) as part:
             for clip_index in range(unit.clip_start, unit.clip_stop):
                 clip = next(stream)
                 if clip.shape != job.shape.thwc:

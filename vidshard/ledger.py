@@ -28,6 +28,7 @@ def close_ledger(
     *,
     clip_shape: ClipShape,
     settings: dict[str, Any],
+    codec: str,
     packages: dict[str, str],
     plan: Plan,
     facts: Sequence[VideoFacts | Rejected],
@@ -44,7 +45,7 @@ def close_ledger(
     about = Manifest(
         split=source.split,
         clip_shape=clip_shape,
-        codec="raw",
+        codec=codec,
         settings={**settings, build_config.SOURCES: build_config.source_digests(source, failed)},
         packages=packages,
         classes=_class_counts(source, index),

@@ -13,6 +13,7 @@ from vidshard.shard_format import TAR_BLOCK, ClipShape, npy_header
 
 # An estimate of the record of a clip, for the check of free disk: names and paths; and per frame its index and time.
 _RECORD_BYTES = 600
+_CODEC_SHARE = {"raw": 1.0, "zstd": 0.5, "jpeg": 0.2}  # of the pixels, on surveillance videos
 _RECORD_BYTES_PER_FRAME = 20
 
 
@@ -141,18 +142,18 @@ def group_units(units: Mapping[int, Unit], *, max_clips: int) -> list[tuple[int,
     return [tuple(group) for group in groups]
 
 
-def sample_bytes(shape: ClipShape) -> int:
-    """About how many bytes a sample takes in its shard: exact for the clip, an estimate for its record."""
-    clip = TAR_BLOCK + _padded(len(npy_header(shape)) + shape.num_bytes)
+def sample_bytes(shape: ClipShape, *, codec: str = "raw") -> int:
+    """About how many bytes a sample takes in its shard: exact for a raw clip, an estimate for others and its record."""
+    clip = TAR_BLOCK + _padded(len(npy_header(shape)) + int(shape.num_bytes * _CODEC_SHARE[codec]))
     return clip + TAR_BLOCK + _padded(_RECORD_BYTES + _RECORD_BYTES_PER_FRAME * shape.num_frames)
 
 
-def needed_bytes(units: Sequence[Unit], shape: ClipShape, *, shard_clips: int) -> int:
+def needed_bytes(units: Sequence[Unit], shape: ClipShape, *, shard_clips: int, codec: str = "raw") -> int:
     """Disk space that decoding these units takes at its peak.
 
     Decoded parts lie beside the shards until they are joined, and one shard at a time lies there twice.
     """
-    return (sum(unit.num_clips for unit in units) + shard_clips) * sample_bytes(shape) if units else 0
+    return (sum(unit.num_clips for unit in units) + shard_clips) * sample_bytes(shape, codec=codec) if units else 0
 
 
 def _padded(size: int) -> int:

@@ -146,7 +146,9 @@ def _thumbnail(shards: ShardSet, row: int) -> Thumbnail:
         with open(shards.shard_path(int(clip_row["shard"])), "rb") as file:
             offset, size = int(clip_row["offset"]), int(clip_row["size"])
             file.seek(offset)
-            clip = shard_format.decode_clip(file.read(size), shards.manifest.clip_shape, where=f"clip {key!r}")
+            clip = shard_format.decode_clip(
+                file.read(size), shards.manifest.clip_shape, codec=shards.manifest.codec, where=f"clip {key!r}"
+            )
             record = shard_format.read_record(file, offset, size)
     except (FormatError, OSError) as error:
         return Thumbnail(key=key, caption=path, title=key, image=None, error=str(error))

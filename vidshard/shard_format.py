@@ -1,8 +1,8 @@
 """The written format that `vidshard` writes and `stage1` reads; the normative text is docs/SHARD_FORMAT.md.
 
-The leaf of both packages: it imports the standard library, numpy and the error classes only.
+The leaf of both packages: it imports the standard library and numpy; what codecs need is loaded when they are used.
 
-A sample is two members of a plain ustar file, ``<key>.npy`` (the clip, uint8, T H W C, RGB) and
+A sample is two members of a plain ustar file, ``<key>.npy`` (the clip, uint8, T H W C, RGB; or compressed) and
 ``<key>.json`` (its `SampleRecord`), so that ``tar`` and stock ``webdataset`` read a shard without us.
 """
 
@@ -22,6 +22,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from vidshard import clip_codecs
 from vidshard.errors import FormatError
 
 FORMAT_NAME = "vidshard"
@@ -36,8 +37,8 @@ SOURCE_NAME = "source.json"  # in the log folder: where SOURCE was
 SHARD_PATTERN = re.compile(r"shard-(\d{6,})\.tar")
 INDEX_PATTERN = re.compile(r"index(-\d{6,})?\.npz")
 
-CODEC_SUFFIX = {"raw": ".npy", "zstd": ".npy.zst", "jpeg": ".jpg"}  # the last two are reserved
-READABLE_CODECS = ("raw",)
+CODEC_SUFFIX = {"raw": ".npy", "zstd": ".npy.zst", "jpeg": ".jpg"}
+READABLE_CODECS = tuple(CODEC_SUFFIX)
 RECORD_SUFFIX = ".json"
 
 NORMAL_LABEL = 0
@@ -212,25 +213,47 @@ def npy_header(shape: ClipShape) -> bytes:
     return buffer.getvalue()
 
 
-def encode_sample(record: SampleRecord, clip: Clip) -> tuple[bytes, Member]:
+def encode_sample(record: SampleRecord, clip: Clip, *, codec: str = "raw") -> tuple[bytes, Member]:
     """A sample as the bytes of its two tar members (headers and padding included), and where its clip lies in them.
 
     `clip`: uint8 (T, H, W, 3). The bytes depend on the arguments alone.
     """
     if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[3] != 3:
         raise ValueError(f"clip {record.key!r} is {clip.dtype} {clip.shape}, expected uint8 (T, H, W, 3)")
-    shape = ClipShape(num_frames=clip.shape[0], height=clip.shape[1], width=clip.shape[2])
-    payload = npy_header(shape) + np.ascontiguousarray(clip).tobytes()
+    payload = encode_clip(clip, codec=codec)
     member = Member(offset=TAR_BLOCK, size=len(payload), crc32=zlib.crc32(payload))
     return (
-        _tar_member(record.key + CODEC_SUFFIX["raw"], payload)
+        _tar_member(record.key + CODEC_SUFFIX[codec], payload)
         + _tar_member(record.key + RECORD_SUFFIX, record.to_json()),
         member,
     )
 
 
-def decode_clip(payload: bytes | memoryview, shape: ClipShape, *, where: str) -> Clip:
-    """The clip in the bytes of a `.npy` member. Raises FormatError, naming `where`, when it has another shape."""
+def encode_clip(clip: Clip, *, codec: str) -> bytes:
+    """The bytes of the clip's tar member: a `.npy`, the same compressed, or its frames side by side as one JPEG."""
+    if codec == "jpeg":
+        return clip_codecs.jpeg_encode(np.concatenate(clip, axis=1))
+    shape = ClipShape(num_frames=clip.shape[0], height=clip.shape[1], width=clip.shape[2])
+    payload = npy_header(shape) + np.ascontiguousarray(clip).tobytes()
+    return clip_codecs.zstd_compress(payload) if codec == "zstd" else payload
+
+
+def decode_clip(payload: bytes | memoryview, shape: ClipShape, *, codec: str = "raw", where: str) -> Clip:
+    """The clip in the bytes of its tar member, uint8 (T, H, W, 3).
+
+    Raises FormatError, naming `where`, when there is no clip of this shape in them, UserError when the library of the
+    codec is not installed.
+    """
+    if codec == "jpeg":
+        strip = clip_codecs.jpeg_decode(payload, where=where)
+        if strip.shape != (shape.height, shape.num_frames * shape.width, 3):
+            raise FormatError(
+                f"{where} is a picture of shape {strip.shape}, expected the frames of {shape.thwc} in a row"
+            )
+        frames = strip.reshape(shape.height, shape.num_frames, shape.width, 3)
+        return np.ascontiguousarray(frames.transpose(1, 0, 2, 3))
+    if codec == "zstd":
+        payload = clip_codecs.zstd_decompress(payload, len(npy_header(shape)) + shape.num_bytes, where=where)
     header = npy_header(shape)
     if bytes(payload[: len(header)]) != header or len(payload) != len(header) + shape.num_bytes:
         raise FormatError(f"{where} is no uint8 clip of shape {shape.thwc} ({len(payload):,} bytes)")
@@ -257,7 +280,8 @@ def read_shard(file: IO[bytes]) -> Iterator[tuple[str, bytes, SampleRecord, int]
         record_name, text = _read_member(file, offset)
         offset += TAR_BLOCK + _padded(len(text))
         record = SampleRecord.from_json(text)
-        if (clip_name, record_name) != (record.key + CODEC_SUFFIX["raw"], record.key + RECORD_SUFFIX):
+        clip_names = {record.key + suffix for suffix in CODEC_SUFFIX.values()}
+        if clip_name not in clip_names or record_name != record.key + RECORD_SUFFIX:
             raise FormatError(f"members {clip_name!r}, {record_name!r} do not belong to sample {record.key!r}")
         yield record.key, payload, record, clip_offset
 

@@ -29,7 +29,8 @@ class PartWriter:
     `rows` are the index rows of the samples; `offset` counts from the start of the part, `shard` and `video` are 0.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, codec: str = "raw") -> None:
+        self._codec = codec
         self._file = open(path, "wb")  # noqa: SIM115
         self._size = 0
         self._rows: list[tuple[int, ...]] = []
@@ -45,7 +46,7 @@ class PartWriter:
 
     def append(self, record: SampleRecord, clip: Clip) -> None:
         """Write one sample. `clip`: uint8 (T, H, W, 3). Raises OSError (disk full)."""
-        data, member = shard_format.encode_sample(record, clip)
+        data, member = shard_format.encode_sample(record, clip, codec=self._codec)
         self._file.write(data)
         flags = shard_format.flags_to_bits(record.flags)
         self._rows.append(

@@ -403,7 +403,8 @@ def _signatures(shards: ShardSet) -> tuple[Floats, dict[int, str]]:
         try:
             with open(shards.shard_path(int(clip_row["shard"])), "rb") as file:
                 file.seek(int(clip_row["offset"]))
-                clip = shard_format.decode_clip(file.read(int(clip_row["size"])), shape, where=f"clip {key!r}")
+                payload, codec = file.read(int(clip_row["size"])), shards.manifest.codec
+                clip = shard_format.decode_clip(payload, shape, codec=codec, where=f"clip {key!r}")
             signatures[number] = signature(clip)
         except (FormatError, OSError) as error:
             unreadable[number] = str(error)
