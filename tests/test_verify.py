@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fake_shards import random_clips, write_shards
+from tiny_videos import make_tiny_videos
 from vidshard import ledger, manifest, shard_format
 from vidshard.cli import main
 from vidshard.manifest import Failure
@@ -78,6 +79,21 @@ def test_a_folder_that_holds_no_set_is_one_clear_line(tmp_path: Path) -> None:
     result = run(tmp_path)
     assert result.exit_code == 1
     assert "has no manifest.json" in result.stderr
+
+
+def test_a_set_that_was_built_and_extended_has_no_fault(tmp_path: Path) -> None:
+    source = make_tiny_videos(tmp_path / "Train", {"Fighting/f.mp4": 20, "NormalVideos/n.mp4": 20})
+    (source / "Fighting" / "notes, mine.txt").write_text("a name that CSV must quote")
+    build = [
+        *("build", str(source), "--out", str(tmp_path / "set"), "--workers", "1"),
+        *("--clips-per-video", "2", "--frame-size", "16"),
+    ]
+    assert CliRunner().invoke(main, build).exit_code == 0
+    assert verify(tmp_path / "set", deep=True).faults == ()
+    make_tiny_videos(source, {"Abuse/a.mp4": 20})
+    assert CliRunner().invoke(main, [*build, "--extend"]).exit_code == 0
+    report = verify(tmp_path / "set", deep=True)
+    assert (report.num_clips, report.faults) == (6, ())
 
 
 # ----- bit flips ------------------------------------------------------------------------------------------------------

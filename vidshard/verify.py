@@ -6,6 +6,7 @@ The samples of a shard that fails it are then read one by one, to say which are 
 
 from __future__ import annotations
 
+import bisect
 import csv
 import dataclasses
 import hashlib
@@ -157,7 +158,7 @@ def _row(row: Sequence[str] | None) -> str:
 
 def _check_index_file(folder: Path, manifest: Manifest) -> tuple[Index | None, list[Fault]]:
     """The index, None if it is not the one that the manifest names."""
-    name = shard_format.INDEX_NAME
+    name = manifest.index_name
     try:
         data = (folder / name).read_bytes()
     except OSError as error:
@@ -174,7 +175,7 @@ def _check_index_file(folder: Path, manifest: Manifest) -> tuple[Index | None, l
 
 def _check_index(manifest: Manifest, index: Index) -> list[Fault]:
     """Counts, row numbers, uniqueness and order of an index whose checksum is right."""
-    name = shard_format.INDEX_NAME
+    name = manifest.index_name
     rows, videos = index.clips, index.videos
     faults: list[Fault] = []
 
@@ -217,22 +218,20 @@ def _check_index(manifest: Manifest, index: Index) -> list[Fault]:
 
 
 def _order_faults(manifest: Manifest, index: Index) -> Iterator[Fault]:
-    """Videos by the bytes of their path, clips by their index, shards and offsets rising.
+    """Shards and offsets rise; of the videos that came together, so do the bytes of their path, then the clip index.
 
-    Videos that were added later have shards of their own behind the others: then only the clips of a video must rise.
+    Videos that were added later have shards of their own behind the others.
     """
-    name, rows = shard_format.INDEX_NAME, index.clips
+    name, rows = manifest.index_name, index.clips
     paths = [path.encode("utf-8", "surrogateescape") for path in index.paths]
     columns = [rows[column].tolist() for column in ("shard", "offset", "video", "clip")]
-    last: dict[int, int] = {}
+    first_shards = [extension.first_shard for extension in manifest.extended]
     before: tuple[Any, ...] | None = None
     for row, (shard, offset, video, clip) in enumerate(zip(*columns, strict=True)):
-        place = ((shard, offset), (paths[video], clip) if manifest.generation == 1 else ())
-        if before is not None and (place[0] <= before[0] or (place[1] < before[1])):
+        place = ((shard, offset), (bisect.bisect_right(first_shards, shard), paths[video], clip))
+        if before is not None and (place[0] <= before[0] or place[1] <= before[1]):
             yield _fault("stands out of order", file=name, key=index.key(row))
-        elif clip <= last.get(video, -1):
-            yield _fault("stands behind a later clip of its video", file=name, key=index.key(row))
-        before, last[video] = place, clip
+        before = place
 
 
 def _repeated(names: Sequence[str]) -> str:
@@ -242,7 +241,7 @@ def _repeated(names: Sequence[str]) -> str:
 def _check_other_files(folder: Path, manifest: Manifest) -> Iterator[Fault]:
     """Whatever lies in the folder and is not of the set; a shard among them is looked at."""
     digests = {shard.sha256: shard.name for shard in manifest.shards}
-    ours = {shard_format.MANIFEST_NAME, shard_format.INDEX_NAME, shard_format.FAILURES_NAME}
+    ours = {shard_format.MANIFEST_NAME, manifest.index_name, shard_format.FAILURES_NAME}
     ours |= {shard.name for shard in manifest.shards}
     for path in sorted(folder.iterdir()):
         if path.name in ours:
@@ -371,7 +370,7 @@ class _ShardCheck:
 
     def _clip_faults(self, payload: bytes, record: SampleRecord, data: bytes | None) -> Iterator[str]:
         """The clip decodes to its shape, and its sample (None: not known) is written as the format says, to the bit."""
-        clip = shard_format.decode_clip(payload, self.manifest.clip_shape, where="its clip")
+        clip = shard_format.decode_clip(payload, self.manifest.clip_shape, codec=self.manifest.codec, where="its clip")
         if data is not None and self.manifest.codec == "raw":
             expected, _ = shard_format.encode_sample(record, clip)
             if data != expected:

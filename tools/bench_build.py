@@ -1,0 +1,536 @@
+#!/usr/bin/env python3
+"""How fast `vidshard build` decodes, against the least that decoding takes and against what others do.
+
+    python tools/bench_build.py [--videos FOLDER] [--quick] [--alternations 5] [--video2dataset PYTHON]
+
+All is measured side by side in one run, in turns, and medians are taken. Videos: short ones of two seconds and long
+ones of four minutes at about 0.2 and 1.4 Mb/s, all 320×240 at 30 frames/s, generated; with FOLDER (class folders of
+MP4s) the short ones are real, and the long ones are made of them. The small measurements count seconds of CPU, of all
+threads of all processes; whole builds count the wall, so let nothing else run.
+
+  floor      decoding alone: `ffmpeg -threads 1 -i X -f null -`, less what ffmpeg takes to start; PyAV without ffmpeg
+  notebook   what people write: OpenCV, read all frames, keep all, resize 16
+  dense      every frame, resized to 112×112, by each of our decoders: as a fraction of the floor
+  sparse     16 frames of a video, its packets read first: how many times as fast as the notebook's loop
+  build      the whole command on long videos, every frame: against decoding alone (the same frames by the same
+             decoder in a loop); with two workers against one; on a video of 30 minutes; the memory of its processes
+  others     video2dataset on the short videos, if PYTHON (default: this one) can import it. As published its resizing
+             fails for every video and the run exits 0: it gives ffmpeg `reset_timestamps`, an option that MP4 output
+             does not have. It is left out here.
+
+The last line is JSON. `dense_fraction_of_floor` is that of the long video at 1.4 Mb/s, `sparse_ratio_to_notebook` the
+lower of the two long videos; the table above it has them all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+NUM_FRAMES, FRAME_SIZE = 16, 112
+SIZE, FPS, KEYFRAME_DISTANCE = (320, 240), 30, 250
+RATES = {"long 0.2 Mb/s": 200_000, "long 1.4 Mb/s": 1_400_000}
+HARD = "long 1.4 Mb/s"
+DECODERS = ("decord", "opencv", "pyav")
+
+
+def main() -> None:
+    options = parse_options()
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        sets = make_videos(root / "videos", options)
+        floor = Floor(options.ffmpeg)
+        warm_up(sets["short"][0], options.decoders)
+        dense = measure_dense(sets, floor, options)
+        sparse = measure_sparse(sets, options)
+        best = max(options.decoders, key=lambda name: dense[HARD][name])
+        builds = measure_builds(root / "builds", sets[HARD][0], best, options)
+        measure_others(root / "others", sets["short"], best, options)
+    print(
+        json.dumps(
+            {
+                "dense_fraction_of_floor": {name: round(dense[HARD][name], 3) for name in options.decoders},
+                "sparse_ratio_to_notebook": {
+                    name: round(min(sparse[label][name] for label in RATES), 2) for name in options.decoders
+                },
+                **builds,
+            }
+        )
+    )
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--videos", type=Path, help="folder of class folders with MP4s; default: generated")
+    parser.add_argument("--quick", action="store_true", help="small and few: to see that it runs, not for figures")
+    parser.add_argument("--alternations", type=int, help="of the small measurements (default: 5)")
+    parser.add_argument("--build-alternations", type=int, help="of the whole builds (default: 3)")
+    parser.add_argument("--decoders", nargs="+", default=DECODERS, choices=DECODERS)
+    parser.add_argument("--ffmpeg", default=shutil.which("ffmpeg"), help="binary for the floor (default: on PATH)")
+    parser.add_argument("--video2dataset", default=sys.executable, metavar="PYTHON")
+    options = parser.parse_args()
+    options.alternations = options.alternations or (1 if options.quick else 5)
+    options.build_alternations = options.build_alternations or (1 if options.quick else 3)
+    options.num_short = 4 if options.quick else 24
+    options.long_seconds = 20 if options.quick else 240
+    options.num_build_videos = 2 if options.quick else 8
+    options.very_long_seconds = 120 if options.quick else 1800
+    return options
+
+
+# ---- dense and sparse
+
+
+def measure_dense(
+    sets: dict[str, list[Path]], floor: Floor, options: argparse.Namespace
+) -> dict[str, dict[str, float]]:
+    """Set → decoder → frames per CPU second as a fraction of the floor's."""
+    print(
+        f"\ndense: every frame to {FRAME_SIZE}×{FRAME_SIZE}, frames per CPU second; floor by {floor.name}", flush=True
+    )
+    fractions: dict[str, dict[str, float]] = {}
+    for label, videos in sets.items():
+        tables = read_tables(videos)
+        num_frames = sum(table.num_frames for table in tables)
+        ways: dict[str, Callable[[], float]] = {"floor": lambda videos=videos: floor.seconds(videos)}
+        ways["floor by PyAV"] = lambda videos=videos: cpu_seconds(lambda: decode_with_pyav(videos))
+        for name in options.decoders:
+            ways[name] = lambda videos=videos, tables=tables, name=name: cpu_seconds(
+                lambda: decode_dense(videos, tables, name)
+            )
+        seconds = alternate(ways, options.alternations)
+        fractions[label] = {name: ratio(seconds["floor"], seconds[name]) for name in ways}
+        for name in ways:
+            rate = num_frames / statistics.median(seconds[name])
+            print(f"  {label:<14} {name:<14} {rate:>9,.0f}  {fractions[label][name]:>6.1%} of the floor", flush=True)
+    return fractions
+
+
+def measure_sparse(sets: dict[str, list[Path]], options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Set → decoder → how many times as fast as the notebook's loop."""
+    print(f"\nsparse: one clip of {NUM_FRAMES} frames, CPU milliseconds a video", flush=True)
+    ratios: dict[str, dict[str, float]] = {}
+    for label, videos in sets.items():
+        ways = {"notebook": lambda videos=videos: cpu_seconds(lambda: [read_as_the_notebook(v) for v in videos])}
+        for name in options.decoders:
+            ways[name] = lambda videos=videos, name=name: cpu_seconds(lambda: [decode_sparse(v, name) for v in videos])
+        seconds = alternate(ways, options.alternations)
+        ratios[label] = {name: ratio(seconds["notebook"], seconds[name]) for name in ways}
+        for name in ways:
+            milliseconds = 1000 * statistics.median(seconds[name]) / len(videos)
+            print(f"  {label:<14} {name:<14} {milliseconds:>9,.1f}  {ratios[label][name]:>6.2f} ×", flush=True)
+    return ratios
+
+
+def warm_up(video: Path, decoders: Sequence[str]) -> None:
+    """Load every library once, before anything is timed."""
+    decode_with_pyav([video])
+    read_as_the_notebook(video)
+    for name in decoders:
+        decode_sparse(video, name)
+
+
+class Floor:
+    """Decoding and nothing else, by the ffmpeg binary if there is one."""
+
+    def __init__(self, ffmpeg: str | None) -> None:
+        self.ffmpeg = ffmpeg
+        self.name = "ffmpeg" if ffmpeg else "PyAV (no ffmpeg on PATH)"
+
+    def seconds(self, videos: Sequence[Path]) -> float:
+        if self.ffmpeg is None:
+            return cpu_seconds(lambda: decode_with_pyav(videos))
+        start = statistics.median(self._run("-version") for _ in range(3))
+        runs = [self._run("-threads", "1", "-i", str(video), "-map", "0:v:0", "-f", "null", "-") for video in videos]
+        return sum(runs) - len(runs) * start
+
+    def _run(self, *arguments: str) -> float:
+        line = [str(self.ffmpeg), "-nostdin", "-hide_banner", "-loglevel", "error", *arguments]
+        return cpu_seconds(lambda: subprocess.run(line, check=True, stdout=subprocess.DEVNULL))
+
+
+def decode_with_pyav(videos: Sequence[Path]) -> None:
+    import av
+
+    for video in videos:
+        with av.open(str(video)) as container:
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1
+            for _ in container.decode(stream):
+                pass
+
+
+def read_tables(videos: Sequence[Path]) -> list[Any]:
+    from vidshard.packets import read_packet_table
+
+    return [read_packet_table(video) for video in videos]
+
+
+def decode_dense(videos: Sequence[Path], tables: Sequence[Any], decoder_name: str) -> None:
+    from vidshard.decoders import decoders_for
+
+    (decoder,) = decoders_for(decoder_name)
+    for video, table in zip(videos, tables, strict=True):
+        frames = decoder.frames(video, table, range(table.num_frames), height=FRAME_SIZE, width=FRAME_SIZE)
+        count = sum(1 for _ in frames)
+        assert count == table.num_frames, f"{decoder_name} gave {count} of {table.num_frames} frames of {video}"
+
+
+def decode_sparse(video: Path, decoder_name: str) -> Any:
+    """What a build does for a video with the default sampling: packets, then the frames of one clip."""
+    from vidshard.clips import frame_indices
+    from vidshard.decoders import decoders_for
+
+    (table,) = read_tables([video])
+    wanted = frame_indices(table.num_frames, num_frames=NUM_FRAMES)
+    (decoder,) = decoders_for(decoder_name)
+    frames = decoder.frames(video, table, sorted(set(wanted)), height=FRAME_SIZE, width=FRAME_SIZE)
+    return np.stack(list(frames))
+
+
+def read_as_the_notebook(video: Path) -> Any:
+    import cv2
+
+    capture = cv2.VideoCapture(str(video))
+    frames = []
+    while True:
+        there, frame = capture.read()
+        if not there:
+            break
+        frames.append(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+    capture.release()
+    chosen = np.linspace(0, len(frames) - 1, NUM_FRAMES).astype(int)
+    return np.stack([cv2.resize(frames[i], (FRAME_SIZE, FRAME_SIZE)) for i in chosen])
+
+
+# ---- whole builds
+
+
+def measure_builds(root: Path, video: Path, decoder: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Whole builds of every frame, against a loop that decodes the same; two workers against one; memory."""
+    source = root / "source"
+    copies = [source / "Abuse" / f"Abuse{n:03d}_x264.mp4" for n in range(options.num_build_videos)]
+    for copy in copies:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(video, copy)
+    print(f"\nbuild: {len(copies)} videos at 1.4 Mb/s, every frame, by {decoder}; seconds of wall", flush=True)
+    peaks: dict[str, float] = {"parent": 0, "worker": 0}
+
+    def build(workers: int) -> float:
+        line = build_command(source, root / "out", decoder, workers)
+        seconds = run_and_watch(line, peaks)
+        shutil.rmtree(root / "out")
+        shutil.rmtree(root / "out.log")
+        return seconds
+
+    ways: dict[str, Callable[[], float]] = {
+        "decoding alone": lambda: decode_in_a_process(copies, decoder),
+        "build, 1 worker": lambda: build(1),
+        "build, 2 workers": lambda: build(2),
+    }
+    seconds = alternate(ways, options.build_alternations)
+    for name in ways:
+        print(f"  {name:<17} {statistics.median(seconds[name]):>7.1f}", flush=True)
+    result = {
+        "build_over_decode": round(ratio(seconds["decoding alone"], seconds["build, 1 worker"]), 3),
+        "workers_2_over_1": round(ratio(seconds["build, 1 worker"], seconds["build, 2 workers"]), 3),
+    }
+    print(f"  memory: {peaks['parent']:.0f} MB the parent, {peaks['worker']:.0f} MB a worker", flush=True)
+
+    very_long = root / "very long" / "Abuse" / "Abuse001_x264.mp4"
+    repeat_packets(video, very_long, options.very_long_seconds / options.long_seconds)
+    of_long: dict[str, float] = {"parent": 0, "worker": 0}
+    duration = run_and_watch(build_command(very_long.parent.parent, root / "out", decoder, 1), of_long)
+    print(
+        f"  one video of {options.very_long_seconds / 60:.0f} minutes: {duration:.1f} s, "
+        f"{of_long['parent']:.0f} MB the parent, {of_long['worker']:.0f} MB the worker",
+        flush=True,
+    )
+    return {**result, "rss_mb": {name: round(max(peaks[name], of_long[name])) for name in peaks}}
+
+
+def build_command(source: Path, out: Path, decoder: str, workers: int, *more: str) -> list[str]:
+    run = [sys.executable, "-c", "from vidshard.cli import main; main()", "build", str(source), "--out", str(out)]
+    sampling = more or ("--sampling", "dense")
+    return [*run, "--decoder", decoder, "--workers", str(workers), "--yes", *sampling]
+
+
+def decode_in_a_process(videos: Sequence[Path], decoder: str) -> float:
+    """Wall seconds of a loop over all frames, with the same start of a Python and the same reading of packets."""
+    code = (
+        "import sys; from pathlib import Path; from bench_build import decode_dense, read_tables; "
+        "videos = [Path(name) for name in sys.argv[2:]]; decode_dense(videos, read_tables(videos), sys.argv[1])"
+    )
+    start = time.perf_counter()
+    run([sys.executable, "-c", code, decoder, *map(str, videos)], cwd=Path(__file__).parent)
+    return time.perf_counter() - start
+
+
+def run_and_watch(line: Sequence[str], peaks: dict[str, float]) -> float:
+    """Wall seconds of a command; raises `peaks` to the memory of its process and of the largest below it, in MB."""
+    with tempfile.TemporaryFile() as output:
+        start = time.perf_counter()
+        process = subprocess.Popen(line, stdout=output, stderr=subprocess.STDOUT)
+        while process.poll() is None:
+            peaks["parent"] = max(peaks["parent"], peak_memory_mb(process.pid))
+            peaks["worker"] = max([peaks["worker"], *(peak_memory_mb(pid) for pid in descendants(process.pid))])
+            time.sleep(0.05)
+        seconds = time.perf_counter() - start
+        if process.returncode != 0:
+            output.seek(0)
+            raise SystemExit(f"{' '.join(line)} ended with {process.returncode}:\n{output.read().decode()}")
+    return seconds
+
+
+def descendants(root: int) -> set[int]:
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    family = {root}
+    while more := {pid for pid, parent in parents.items() if parent in family} - family:
+        family |= more
+    return family - {root}
+
+
+def peak_memory_mb(pid: int) -> float:
+    """The most that a process ever had in memory (0 where /proc is missing)."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return 0.0
+
+
+# ---- others
+
+
+def measure_others(root: Path, videos: Sequence[Path], decoder: str, options: argparse.Namespace) -> None:
+    """The short videos, from files to files: notebook, ours, video2dataset; seconds of wall."""
+    source = root / "source"
+    for number, video in enumerate(videos):
+        copy = source / "Abuse" / f"Abuse{number:03d}_x264.mp4"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(video, copy)
+    peaks: dict[str, float] = {"parent": 0, "worker": 0}
+
+    def build(name: str) -> float:
+        seconds = run_and_watch(build_command(source, root / "out", name, 1), peaks)
+        shutil.rmtree(root / "out")
+        shutil.rmtree(root / "out.log")
+        return seconds
+
+    print(f"\nothers: {len(videos)} short videos, every frame, 1 worker; seconds of wall, start included", flush=True)
+    ways = {f"ours by {name}": lambda name=name: build(name) for name in dict.fromkeys((decoder, "decord"))}
+    check = subprocess.run([options.video2dataset, "-c", "import video2dataset"], capture_output=True, text=True)
+    if check.returncode == 0:
+        ways["video2dataset"] = lambda: run_video2dataset(root / "v2d", source, options.video2dataset)
+    else:
+        print(f"  video2dataset is left out: {options.video2dataset} cannot import it ({last_line(check.stderr)})")
+    try:
+        seconds = alternate(ways, options.build_alternations)
+    except subprocess.CalledProcessError as error:
+        print(f"  video2dataset failed: {last_line(error.stderr)}")
+        return
+    for name in ways:
+        rate = len(videos) / statistics.median(seconds[name])
+        print(f"  {name:<17} {statistics.median(seconds[name]):>7.1f}  {rate:>6.2f} videos/s", flush=True)
+
+
+_VIDEO2DATASET = """
+import sys
+import ffmpeg
+from ffmpeg._ffmpeg import output
+from video2dataset import video2dataset
+
+def without_reset_timestamps(stream, *names, **options):
+    options.pop("reset_timestamps", None)  # MP4 output has no such option: as published, every video fails of it
+    return output(stream, *names, **options)
+
+if __name__ == "__main__":
+    from ffmpeg.nodes import FilterableStream
+    FilterableStream.output = without_reset_timestamps
+    resize = {"ResolutionSubsampler": {"args": {"height": 112, "width": 112, "resize_mode": "scale"}}}
+    video2dataset(
+        url_list=sys.argv[1], output_folder=sys.argv[2], output_format="webdataset", input_format="csv", url_col="url",
+        encode_formats={"video": "mp4"},
+        config={
+            "subsampling": resize,
+            "reading": {"yt_args": None, "timeout": 60, "sampler": None},
+            "storage": {"number_sample_per_shard": 1000, "oom_shard_count": 5, "captions_are_subtitles": False},
+            "distribution": {
+                "processes_count": 1, "thread_count": 1, "subjob_size": 1000, "distributor": "multiprocessing"
+            },
+        },
+    )
+"""
+
+
+def run_video2dataset(out: Path, source: Path, python: str) -> float:
+    """Wall seconds of resizing all videos; raises CalledProcessError when not every video became a sample."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    videos = sorted(source.rglob("*.mp4"))
+    with open(out / "videos.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["url"], *([str(video)] for video in videos)])
+    (out / "run.py").write_text(_VIDEO2DATASET, encoding="utf-8")
+    start = time.perf_counter()
+    run([python, str(out / "run.py"), str(out / "videos.csv"), str(out / "dataset")], cwd=out)
+    seconds = time.perf_counter() - start
+    import tarfile
+
+    count = 0
+    for shard in sorted((out / "dataset").glob("*.tar")):
+        with tarfile.open(shard) as tar:
+            count += sum(name.endswith(".mp4") for name in tar.getnames())
+    if count != len(videos):
+        message = f"it wrote {count} of {len(videos)} samples and exited 0"
+        raise subprocess.CalledProcessError(0, "video2dataset", stderr=message)
+    return seconds
+
+
+# ---- measuring
+
+
+def alternate(ways: dict[str, Callable[[], float]], times: int) -> dict[str, list[float]]:
+    """Run all ways in turns, so that a busy moment of the machine meets all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(times):
+        for name, way in ways.items():
+            seconds[name].append(way())
+    return seconds
+
+
+def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
+    """The median of the ratios of each turn."""
+    return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
+
+
+def cpu_seconds(call: Callable[[], object]) -> float:
+    """CPU time of a call, in all its threads and in the processes it started and waited for."""
+    before = _cpu_seconds_so_far()
+    call()
+    return _cpu_seconds_so_far() - before
+
+
+def _cpu_seconds_so_far() -> float:
+    try:
+        import resource
+    except ImportError:  # Windows: hundredths of a second, and nothing of children
+        return sum(os.times()[:4])
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def run(line: Sequence[str], cwd: Path) -> None:
+    done = subprocess.run(line, cwd=cwd, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise subprocess.CalledProcessError(done.returncode, line[0], stderr=done.stderr)
+
+
+def last_line(text: str | None) -> str:
+    return ([*(text or "").strip().splitlines()] or ["no message"])[-1]
+
+
+# ---- the videos
+
+
+def make_videos(out: Path, options: argparse.Namespace) -> dict[str, list[Path]]:
+    """Set → its videos: several short ones, one long one of each rate."""
+    short = short_videos(out / "short", options.videos, options.num_short)
+    sets = {"short": short}
+    for label, rate in RATES.items():
+        minute, path = out / f"{rate}-minute.mp4", out / f"{rate}.mp4"
+        seconds = min(60, options.long_seconds)
+        encode(minute, looped_frames(short, seconds * FPS), rate)
+        repeat_packets(minute, path, options.long_seconds / seconds)
+        sets[label] = [path]
+        real_rate = path.stat().st_size * 8 / options.long_seconds
+        print(f"{label}: {options.long_seconds} s, {SIZE[0]}×{SIZE[1]}, {real_rate / 1e6:.2f} Mb/s", flush=True)
+    print(f"short: {len(short)} videos, {'generated' if options.videos is None else options.videos}", flush=True)
+    return sets
+
+
+def short_videos(out: Path, source: Path | None, count: int) -> list[Path]:
+    if source is None:
+        from synthetic_videos import VideoConfig, make_dataset
+
+        length = 2 * FPS
+        config = VideoConfig(width=SIZE[0], height=SIZE[1], fps=FPS, num_frames=(length, length))
+        make_dataset(out, num_videos={"Train": count}, config=config)
+        return sorted(out.rglob("*.mp4"))
+    found = sorted(path for path in source.rglob("*") if path.suffix.lower() in {".mp4", ".m4v", ".mov"})
+    if not found:
+        raise SystemExit(f"no MP4 below {source}")
+    count = min(count, len(found))
+    return [found[i * len(found) // count] for i in range(count)]
+
+
+def looped_frames(clips: Sequence[Path], count: int) -> Iterator[Any]:
+    import av
+
+    while True:
+        for clip in clips:
+            with av.open(str(clip)) as container:
+                for frame in container.decode(video=0):
+                    yield frame.reformat(*SIZE, format="yuv420p")
+                    count -= 1
+                    if count == 0:
+                        return
+
+
+def encode(path: Path, frames: Iterator[Any], bits_per_second: int) -> None:
+    """H.264 as surveillance recorders write it: a keyframe every 250 frames, B-frames between."""
+    import av
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    limits = {"maxrate": str(2 * bits_per_second), "bufsize": str(4 * bits_per_second)}
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS)
+        stream.options = {"preset": "veryfast", "g": str(KEYFRAME_DISTANCE), "sc_threshold": "0", **limits}
+        stream.bit_rate = bits_per_second
+        stream.width, stream.height = SIZE
+        stream.pix_fmt = "yuv420p"
+        for number, frame in enumerate(frames):
+            frame.pts, frame.time_base = number, Fraction(1, FPS)
+            frame.pict_type = 0
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def repeat_packets(source: Path, path: Path, times: float) -> None:
+    """A longer video from the packets of a short one, again and again, without encoding them anew."""
+    import av
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(source)) as container, av.open(str(path), "w") as longer:
+        stream = container.streams.video[0]
+        copy = longer.add_stream_from_template(stream)
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        content = [(bytes(p), p.pts, p.dts, p.is_keyframe, p.duration) for p in packets]
+        length = max(pts + (duration or 0) for _, pts, _, _, duration in content)
+        for number in range(round(times * len(content))):
+            turn, place = divmod(number, len(content))
+            data, pts, dts, is_keyframe, duration = content[place]
+            packet = av.Packet(data)
+            packet.pts, packet.dts, packet.duration = pts + turn * length, dts + turn * length, duration
+            packet.is_keyframe, packet.time_base, packet.stream = is_keyframe, stream.time_base, copy
+            longer.mux(packet)
+
+
+if __name__ == "__main__":
+    main()
