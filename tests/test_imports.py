@@ -137,6 +137,7 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.errors",
         "vidshard.manifest",
         "vidshard.shard_format",
+        "vidshard.source_lists",
         "vidshard.sources",
     },
     "vidshard.summary": {"vidshard.builder", "vidshard.shard_format"},

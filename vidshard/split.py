@@ -7,18 +7,13 @@ and seed give the same lists. Exact copies count as one recording. What may stil
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import itertools
-import json
 import random
-import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +22,8 @@ from vidshard import atomic, manifest, shard_format
 from vidshard.clips import frame_indices, resize_frame
 from vidshard.errors import FormatError, UserError
 from vidshard.manifest import ShardSet
-from vidshard.sources import VIDEO_SUFFIXES, find_sources
+from vidshard.source_lists import apply_source_groups, listed_name, read_lines
+from vidshard.sources import Source, Video, find_sources, path_bytes
 
 SPLITS = ("Train", "Validation", "Test")
 _HASH_BLOCK = 1 << 20
@@ -88,8 +84,7 @@ def split(config: SplitConfig) -> SplitReport:
     Raises UserError when there is no video, two have one name, or the source groups are not clear.
     """
     shards = manifest.open_shards(config.source) if (config.source / shard_format.MANIFEST_NAME).exists() else None
-    videos, warnings = _videos_of_shards(shards) if shards is not None else _videos_of_folder(config.source)
-    videos = _with_groups(videos, config.source_groups)
+    videos, warnings = _find_videos(config, shards)
     groups = make_groups(videos)
     classes = [Counter(videos[member].class_name or "" for member in members) for members in groups]
     split_of_group = assign_groups(classes, config.fractions, seed=config.seed)
@@ -146,40 +141,58 @@ def to_text(report: SplitReport) -> str:
 # ---- the videos
 
 
-def _videos_of_shards(shards: ShardSet) -> tuple[list[SplitVideo], list[str]]:
-    """Videos whose clips have equal checksums, all of them, are the same: no pixel is read for that."""
-    index = shards.index
-    crcs: dict[int, list[int]] = defaultdict(list)
-    for video, crc in zip(index.clips["video"].tolist(), index.clips["crc32"].tolist(), strict=True):
-        crcs[video].append(crc)
-    videos = [
-        SplitVideo(
-            path=path,
-            class_name=index.class_name(number),
-            source_group=index.source_group(number),
-            content=repr(crcs[number]),
-        )
-        for number, path in enumerate(index.paths)
-    ]
-    return videos, []
+def _find_videos(config: SplitConfig, shards: ShardSet | None) -> tuple[list[SplitVideo], list[str]]:
+    """All videos, and what to warn of; those of a shard folder in the order of its index.
 
-
-def _videos_of_folder(folder: Path) -> tuple[list[SplitVideo], list[str]]:
-    """All videos below a folder; of a folder of splits, those of all splits, which are dealt out anew."""
-    found = [(source.root / video.path, video) for source in find_sources(folder) for video in source.videos]
-    found.sort(key=lambda pair: pair[1].path.encode("utf-8", "surrogateescape"))
+    Of a folder of splits: the videos of all splits, which are dealt out anew.
+    """
+    sources = [_source_of_shards(shards)] if shards is not None else find_sources(config.source)
+    warnings = []
+    if config.source_groups is not None:
+        matched = apply_source_groups(sources, config.source_groups)
+        sources, told = matched.sources, matched.told.split("WARNING: ")[1:]
+        warnings += told
+    found = [(source.root / video.path, video) for source in sources for video in source.videos]
+    if shards is not None:
+        contents: Sequence[str | None] = _clip_checksums(shards)
+    else:
+        found.sort(key=lambda pair: path_bytes(pair[1].path))
+        contents = content_hashes([path for path, _ in found])
+        warnings.append("re-encoded copies were not looked for: only a shard folder shows them; exact copies were")
     repeated = [path for path, count in Counter(video.path for _, video in found).items() if count > 1]
     if repeated:
         raise UserError(
-            f"{folder} holds {repeated[0]} in two splits: a list cannot tell them apart; rename one of them"
+            f"{config.source} holds {repeated[0]} in two splits: a list cannot tell them apart; rename one of them"
         )
-    contents = content_hashes([path for path, _ in found])
     videos = [
         SplitVideo(path=v.path, class_name=v.class_name, source_group=v.source_group, content=content)
         for (_, v), content in zip(found, contents, strict=True)
     ]
-    note = "re-encoded copies were not looked for: only a shard folder shows them (exact copies were, by content)"
-    return videos, [note]
+    return videos, warnings
+
+
+def _source_of_shards(shards: ShardSet) -> Source:
+    index = shards.index
+    label_of = {row.name: row.label for row in shards.manifest.classes}
+    videos = tuple(
+        Video(
+            path=path,
+            class_name=index.class_name(number),
+            label=label_of[index.class_name(number)],
+            source_group=index.source_group(number),
+        )
+        for number, path in enumerate(index.paths)
+    )
+    return Source(root=shards.folder.absolute(), split=shards.manifest.split, videos=videos, skipped=())
+
+
+def _clip_checksums(shards: ShardSet) -> list[str]:
+    """Equal for videos whose clips are all equal; no pixel is read for that."""
+    crcs: dict[int, list[int]] = defaultdict(list)
+    clips = shards.index.clips
+    for video, crc in zip(clips["video"].tolist(), clips["crc32"].tolist(), strict=True):
+        crcs[video].append(crc)
+    return [repr(crcs[number]) for number in range(len(shards.index.videos))]
 
 
 def content_hashes(paths: Sequence[Path]) -> list[str | None]:
@@ -197,76 +210,7 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-# ---- source groups
-
-
-def _with_groups(videos: Sequence[SplitVideo], path: Path | None) -> list[SplitVideo]:
-    if path is None:
-        return list(videos)
-    groups = match_source_groups([video.path for video in videos], read_source_groups(path), where=str(path))
-    return [
-        SplitVideo(
-            path=video.path,
-            class_name=video.class_name,
-            source_group=group or video.source_group,
-            content=video.content,
-        )
-        for video, group in zip(videos, groups, strict=True)
-    ]
-
-
-def read_source_groups(path: Path) -> list[tuple[str, str]]:
-    """(file, source) of each row of a JSON list of objects, or of a CSV, with these two names. Raises UserError."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        rows: Iterable[Any] = csv.DictReader(io.StringIO(text)) if path.suffix.lower() == ".csv" else json.loads(text)
-        pairs = [(row["file"], row["source"]) for row in rows]
-        if not all(isinstance(value, str) and value for pair in pairs for value in pair):
-            raise ValueError("a file or source is empty or no text")
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise UserError(
-            f"{path} holds no source groups ({error!r}); expected a CSV with the columns file,source or JSON, "
-            '[{"file": "Abuse/a.mp4", "source": "tape 7"}, …]'
-        ) from error
-    return pairs
-
-
-def match_source_groups(
-    paths: Sequence[str], groups: Sequence[tuple[str, str]], *, where: str = "the source groups"
-) -> list[str | None]:
-    """The source of each path: that of the row whose file shares the most trailing parts with it, the name at least.
-
-    Raises UserError where two rows with different sources match a path equally well.
-
-    >>> groups = [("Train/Abuse/a.mp4", "tape 1"), ("Train/Arson/a.mp4", "tape 2")]
-    >>> match_source_groups(["Abuse/a.mp4", "b.mp4"], groups)
-    ['tape 1', None]
-    """
-    rows_of_name: dict[str, list[tuple[tuple[str, ...], str]]] = defaultdict(list)
-    for file, source in groups:
-        parts = PurePosixPath(file.replace("\\", "/")).parts
-        rows_of_name[parts[-1]].append((parts, source))
-    found: list[str | None] = []
-    for path in paths:
-        parts = PurePosixPath(path).parts
-        matches = [(_shared_parts(parts, other), source) for other, source in rows_of_name.get(parts[-1], ())]
-        best = max((count for count, _ in matches), default=0)
-        sources = sorted({source for count, source in matches if count == best})
-        if len(sources) > 1:
-            raise UserError(
-                f"{where} give {path} more than one source: {', '.join(sources)}; name its folders there too"
-            )
-        found.append(sources[0] if sources else None)
-    return found
-
-
-def _shared_parts(a: Sequence[str], b: Sequence[str]) -> int:
-    """How many of their last parts two paths share.
-
-    >>> _shared_parts(("Train", "Abuse", "a.mp4"), ("Abuse", "a.mp4"))
-    2
-    """
-    return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(reversed(a), reversed(b), strict=False))))
+# ---- groups
 
 
 def make_groups(videos: Sequence[SplitVideo]) -> list[list[int]]:
@@ -475,7 +419,8 @@ def check_lists(paths: Sequence[Path], *, written: Sequence[Path] = ()) -> list[
     Lists of `written` are compared with those of `paths`, not with each other.
     Raises UserError on a file that is no list.
     """
-    lists = {path: read_list(path) for path in [*paths, *written]}
+    lists = {path: read_list(path) for path in paths}
+    lists |= {path: read_list(path) if path.stat().st_size else {} for path in written}  # a share of 0 gives none
     overlaps = []
     for first, second in itertools.combinations(lists, 2):
         shared = tuple(name for stem, name in lists[first].items() if stem in lists[second])
@@ -485,28 +430,12 @@ def check_lists(paths: Sequence[Path], *, written: Sequence[Path] = ()) -> list[
     return overlaps
 
 
-_NAME_IN_LIST = re.compile(
-    rf"(.+?({'|'.join(re.escape(suffix) for suffix in VIDEO_SUFFIXES)}|\.avi))(?=\s|$)", re.IGNORECASE
-)
-
-
 def read_list(path: Path) -> dict[str, str]:
-    """File stem → name of each video that a list names, one a line; what stands behind the name is passed over.
+    """File stem → name (without suffix) of each video that a list names, one a line; what stands behind is passed over.
 
-    Raises UserError when the file cannot be read or a line names no video.
+    Raises UserError when the file cannot be read or names no video.
     """
-    try:
-        lines = path.read_bytes().decode("utf-8", "surrogateescape").splitlines()
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read: {error.strerror}; expected a list, one Class/Name.mp4 a line"
-        ) from error
-    names = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        match = _NAME_IN_LIST.match(line.strip())
-        if match is None:
-            raise UserError(f"{path}, line {number}: {line.strip()[:80]!r} names no video; expected Class/Name.mp4")
-        names[PurePosixPath(match[1].replace("\\", "/")).stem] = match[1]
-    return names
+    found = [name for line in read_lines(path) if (name := listed_name(line))]
+    if not found:
+        raise UserError(f"{path} names no video; expected a list, one Class/Name.mp4 a line")
+    return {PurePosixPath(name).name: name for name in found}
