@@ -418,3 +418,17 @@ def test_crop_is_the_middle_of_every_decoder(decoder: str, tmp_path: Path) -> No
     )
     middle = np.frombuffer(big[-2 * 96 * 96 * 3 :], np.uint8).reshape(2, 48, 2, 96, 3).mean(2)[:, :, 24:72]
     assert np.abs(np.frombuffer(crop[-2 * 48 * 48 * 3 :], np.uint8).reshape(2, 48, 48, 3) - middle).mean() < 8
+
+
+def test_a_dry_run_tells_what_a_build_makes_and_writes_nothing(
+    source: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builder, "_SAMPLE_SECONDS", 0.5)
+    (one,) = builder.dry_run(BuildConfig(source=source, out=tmp_path / "out", **SMALL))
+    built = manifest.read_manifest(finished)
+    assert (one.videos, one.unreadable, one.clips, one.shards) == (6, 1, built.num_clips, len(built.shards))
+    assert one.hours == pytest.approx(sum(VIDEOS.values()) / 10 / 3600)
+    assert one.bytes == pytest.approx(sum(shard.bytes for shard in built.shards), rel=0.02)
+    assert one.seconds is not None
+    assert one.seconds > 0
+    assert not list(tmp_path.iterdir())

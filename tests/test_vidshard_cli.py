@@ -93,6 +93,19 @@ def test_help_shows_eight_options_first() -> None:
     )
 
 
+def test_dry_run(source: Path, tmp_path: Path) -> None:
+    result = run("build", source, "--out", tmp_path / "out", "--workers", 1, "--dry-run")
+    assert result.exit_code == 0, result.output
+    for text in (
+        "nothing was written",
+        "videos: 3, 0.00 hours",
+        "clips:  3 in 1 shards, about 1.8 MB",
+        "with 1 worker",
+    ):
+        assert text in result.stdout
+    assert not (tmp_path / "out").exists()
+
+
 def test_version() -> None:
     assert run("--version").stdout.strip().endswith(vidshard.__version__)
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import random
 import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
@@ -35,12 +37,14 @@ from vidshard.sources import Source, Video, check_labels, find_sources, label_ta
 from vidshard.supervisor import Supervisor, SupervisorConfig, Task, TaskResult
 from vidshard.work_folder import ShardRecord, WorkFolder, check_output
 
-__all__ = ["BuildConfig", "BuildReport", "SetReport", "build", "build_set"]
+__all__ = ["BuildConfig", "BuildReport", "Estimate", "SetReport", "build", "build_set", "dry_run"]
 
 DEFAULT_OUT = Path("shards")
 _FRAMES_PER_TIMEOUT = 1800  # `timeout_seconds` is granted once, and again for each minute of video at 30 frames/s
 _BYTES_PER_TIMEOUT = 100 << 20  # reading packets: once, and again for each 100 MiB
 _BYTES_PER_TIMEOUT_CHECKED = 2 << 20  # decoding all of it at once: about a minute of surveillance video
+_SAMPLE_SECONDS = 8.0  # how long a dry run decodes
+_SAMPLE_CLIPS = 16  # of one unit
 _TASKS_PER_WORKER = 2  # a long video is cut into tasks no larger than this share of the work
 
 Facts = Sequence[VideoFacts | Rejected]  # one for each video
@@ -108,6 +112,68 @@ def build(config: BuildConfig, *, tell: Callable[[str], None] = _silent) -> Buil
         tell(f"{source.root} → {folder}\n{label_table(source)}")
         reports.append(build_set(source, folder, config, tell=tell))
     return BuildReport(sets=tuple(reports))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a build of one set would make, and how long that would take."""
+
+    folder: Path
+    videos: int
+    unreadable: int  # videos whose packets cannot be read
+    hours: float  # of video
+    clips: int
+    shards: int
+    bytes: int
+    seconds: float | None  # None where no clip of the sample could be decoded
+    workers: int
+    sampled_clips: int  # that were decoded to know
+
+
+def dry_run(config: BuildConfig, *, tell: Callable[[str], None] = _silent) -> tuple[Estimate, ...]:
+    """What `build` would do: packets are read, and clips drawn by the seed decoded for some seconds. Writes nothing.
+
+    Raises what `build` does.
+    """
+    sources = _apply_lists(find_sources(config.source, normal=config.normal), config, tell)
+    for source in sources:
+        check_labels(source, normal=config.normal, yes=config.yes)
+    estimates = []
+    for source, folder in zip(sources, output_folders(config, sources), strict=True):
+        tell(f"{source.root} → {folder}\n{label_table(source)}")
+        estimates.append(_estimate(_limited(source, config), folder, config, tell))
+    return tuple(estimates)
+
+
+def _estimate(source: Source, folder: Path, config: BuildConfig, tell: Callable[[str], None]) -> Estimate:
+    with tempfile.TemporaryDirectory(prefix="vidshard-", ignore_cleanup_errors=True) as scratch:
+        work = WorkFolder(out=Path(scratch) / "out")
+        work.path.mkdir(parents=True)
+        work.start(build_config.fingerprint(source, build_config.build_settings(config)))
+        log_folder = manifest.log_folder(work.out)
+        with (
+            BuildLog(log_folder, root=source.root, about=str(config)) as log,
+            _sigterm_as_ctrl_c(),
+            Supervisor(_supervisor_config(source, log_folder, config)) as crew,
+        ):
+            run = _Run(source, config, work, None, crew, log, tell)
+            facts = run.probe_videos()
+            plan = run.plan(facts)
+            seconds_per_clip, bytes_per_clip, sampled_clips = run.sample(plan, facts)
+    good = [fact for fact in facts if isinstance(fact, VideoFacts)]
+    seconds = seconds_per_clip * plan.num_clips / crew.config.workers if sampled_clips else None
+    return Estimate(
+        folder=folder,
+        videos=len(facts),
+        unreadable=len(facts) - len(good),
+        hours=sum(fact.num_frames / fact.fps for fact in good if fact.fps) / 3600,
+        clips=plan.num_clips,
+        shards=plan.num_shards,
+        bytes=round(plan.num_clips * bytes_per_clip),
+        seconds=seconds,
+        workers=crew.config.workers,
+        sampled_clips=sampled_clips,
+    )
 
 
 def _apply_lists(sources: list[Source], config: BuildConfig, tell: Callable[[str], None]) -> list[Source]:
@@ -354,21 +420,44 @@ class _Run:
                 self._check_max_failures(joiner.failures)
             return joiner.wait()
 
+    def sample(self, plan: Plan, facts: Facts) -> tuple[float, float, int]:
+        """Decode some clips: seconds a clip on one core, bytes a clip, and how many clips that were."""
+        units = [dataclasses.replace(u, clip_stop=min(u.clip_stop, u.clip_start + _SAMPLE_CLIPS)) for u in plan.units]
+        random.Random(self.config.seed).shuffle(units)
+        deadline = time.monotonic() + _SAMPLE_SECONDS
+        tasks = itertools.takewhile(
+            lambda _: time.monotonic() < deadline,
+            (self._decode_task((number,), {number: unit}, facts) for number, unit in enumerate(units)),
+        )
+        seconds, size, count = 0.0, 0, 0
+        for result in self.crew.run(kept_set.run_job, tasks):
+            job: DecodeJob = result.task.argument
+            if isinstance(self._value(result, job.video), Decoded):
+                seconds += result.seconds
+                size += sum(path.stat().st_size for path in job.part_paths)
+                count += sum(unit.num_clips for unit in job.units)
+            for path in job.part_paths:
+                path.unlink(missing_ok=True)
+        estimate = planner.sample_bytes(self.config.shape, codec=self.config.codec)
+        return (seconds / count, size / count, count) if count else (0.0, float(estimate), 0)
+
     def _decode_tasks(self, todo: Mapping[int, Unit], facts: Facts, joiner: ShardJoiner) -> Iterator[Task]:
         share = sum(unit.num_clips for unit in todo.values()) // (_TASKS_PER_WORKER * self.crew.config.workers)
         for numbers in planner.group_units(todo, max_clips=share):
-            units = tuple(todo[n] for n in numbers)
-            number = units[0].video
-            if number in joiner.failures:
-                continue
-            video = self.source.videos[number]
-            part_paths = tuple(self.work.part_path(n) for n in numbers)
-            extra = _num_frames(facts[number]) / _FRAMES_PER_TIMEOUT
-            timeout_seconds = self.config.timeout_seconds * (1 + extra)
-            copy_job = self.kept.copy_job(number, units, part_paths) if self.kept is not None else None
-            if copy_job is not None:
-                yield Task(argument=copy_job, timeout_seconds=timeout_seconds)
-                continue
+            if todo[numbers[0]].video not in joiner.failures:
+                yield self._decode_task(numbers, todo, facts)
+
+    def _decode_task(self, numbers: Sequence[int], todo: Mapping[int, Unit], facts: Facts) -> Task:
+        """The task that makes the parts of these units, all of one video."""
+        units = tuple(todo[n] for n in numbers)
+        number = units[0].video
+        video = self.source.videos[number]
+        part_paths = tuple(self.work.part_path(n) for n in numbers)
+        extra = _num_frames(facts[number]) / _FRAMES_PER_TIMEOUT
+        job: DecodeJob | CopyJob | None = None
+        if self.kept is not None:
+            job = self.kept.copy_job(number, units, part_paths)
+        if job is None:
             job = DecodeJob(
                 video=video,
                 split=self.source.split,
@@ -383,7 +472,7 @@ class _Run:
                 codec=self.config.codec,
                 damaged=_is_damaged(facts[number]),
             )
-            yield Task(argument=job, timeout_seconds=timeout_seconds)
+        return Task(argument=job, timeout_seconds=self.config.timeout_seconds * (1 + extra))
 
     def _value(self, result: TaskResult, video: Video) -> Any:
         """The value of a task; of one that crashed, or met an error that nobody foresaw, the video's rejection."""

@@ -23,6 +23,7 @@ MORE_OPTIONS = (
     "decoder",
     "full_check",
     "allow_damaged",
+    "dry_run",
     "split_list",
     "source_groups",
     "retry_failed",
@@ -97,6 +98,7 @@ def main() -> None:
 )
 @click.option("--full-check", is_flag=True, help="Decode every frame of a video before, not only those of its clips.")
 @click.option("--allow-damaged", is_flag=True, help="--full-check, but keep what is damaged and flag its clips.")
+@click.option("--dry-run", is_flag=True, help="Tell videos, hours, clips, bytes and time; write nothing.")
 @click.option("--split-list", type=FILE, metavar="FILE", help="Build only the videos in it, such as Anomaly_Train.txt.")
 @click.option(
     "--source-groups",
@@ -126,6 +128,7 @@ def build(
     stride: int | None,
     frame_step: int,
     fps: float | None,
+    dry_run: bool,
     **options: Any,
 ) -> int:
     """Decode the videos of SOURCE into shards.
@@ -136,14 +139,19 @@ def build(
 
     Exit codes: 0 all well, 2 done but some videos failed (see failures.csv), 1 anything else.
     """
-    from vidshard.builder import BuildConfig, build
+    from vidshard import builder
+    from vidshard.builder import BuildConfig
     from vidshard.clips import SamplingConfig
-    from vidshard.summary import build_summary
+    from vidshard.summary import build_summary, dry_run_summary
 
     cut = SamplingConfig(
         mode=sampling, clip_len=clip_len, clips_per_video=clips_per_video, stride=stride, frame_step=frame_step, fps=fps
     )
-    report = build(BuildConfig(source=source, sampling=cut, **options), tell=click.echo)
+    config = BuildConfig(source=source, sampling=cut, **options)
+    if dry_run:
+        click.echo(dry_run_summary(builder.dry_run(config, tell=click.echo)))
+        return EXIT_OK
+    report = builder.build(config, tell=click.echo)
     click.echo(build_summary(report))
     return EXIT_PARTLY_FAILED if report.videos["failed"] else EXIT_OK
 

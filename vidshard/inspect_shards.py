@@ -29,6 +29,8 @@ def inspect_shards(folder: Path) -> dict[str, Any]:
         "digest": built.digest,
         "split": built.split,
         "clip_shape": list(built.clip_shape.thwc),
+        "codec": built.codec,
+        "generation": built.generation,
         "videos": built.videos,
         "clips": built.num_clips,
         "shards": len(built.shards),
@@ -54,7 +56,8 @@ def to_text(about: Mapping[str, Any]) -> str:
     """The same for people."""
     videos, seconds = about["videos"], about["seconds"]
     lines = [
-        f"{about['folder']}: split {about['split'] or 'none'}, clips uint8 {tuple(about['clip_shape'])}",
+        f"{about['folder']}: split {about['split'] or 'none'}, clips uint8 {tuple(about['clip_shape'])}, "
+        f"{about['codec']}",
         f"  videos       {', '.join(f'{count:,} {name}' for name, count in videos.items())}",
         f"  clips        {about['clips']:,} in {about['shards']:,} shards, {about['bytes'] / 1e6:,.1f} MB",
         f"  sampling     {_sampling(about['settings'])}",
@@ -96,7 +99,7 @@ def _class_table(classes: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _sampling(settings: Mapping[str, Any]) -> str:
-    names = ("mode", "clip_len", "clips_per_video", "stride", "frame_step", "frame_size")
+    names = ("mode", "clip_len", "clips_per_video", "stride", "frame_step", "fps", "frame_size", "resize")
     return ", ".join(f"{name} {settings[name]}" for name in names if name in settings)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from vidshard.builder import BuildReport, SetReport
+from collections.abc import Sequence
+
+from vidshard.builder import BuildReport, Estimate, SetReport
 from vidshard.shard_format import FAILURES_NAME
 
 _NUM_SHOWN = 5  # failures that are named
@@ -32,3 +34,34 @@ def _lines(one: SetReport) -> list[str]:
         more = f"{len(failed) - _NUM_SHOWN:,} more; " if len(failed) > _NUM_SHOWN else ""
         lines.append(f"          {more}all in {one.folder / FAILURES_NAME}")
     return lines
+
+
+def dry_run_summary(estimates: Sequence[Estimate]) -> str:
+    """The end of `vidshard build --dry-run`, a few lines for each folder that would be built."""
+    return "\n".join(line for one in estimates for line in _estimate_lines(one))
+
+
+def _estimate_lines(one: Estimate) -> list[str]:
+    unreadable = f", {one.unreadable:,} of them cannot be read" if one.unreadable else ""
+    lines = [f"{one.folder}: would be built so; nothing was written"]
+    lines.append(f"  videos: {one.videos:,}{unreadable}, {one.hours:,.2f} hours")
+    lines.append(f"  clips:  {one.clips:,} in {one.shards:,} shards, about {one.bytes / 1e6:,.1f} MB")
+    if one.seconds is not None:
+        workers = "1 worker" if one.workers == 1 else f"{one.workers:,} workers"
+        lines.append(
+            f"  time:   about {_duration(one.seconds)} with {workers} (measured on {one.sampled_clips:,} clips)"
+        )
+    elif one.clips:
+        lines.append("  time:   not known: no clip that was tried could be decoded")
+    return lines
+
+
+def _duration(seconds: float) -> str:
+    """A time for people.
+
+    >>> _duration(4.2), _duration(200), _duration(9000)
+    ('4 s', '3 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
