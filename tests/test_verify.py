@@ -157,6 +157,35 @@ def test_json_tells_every_fault(shards: Path) -> None:
     assert json.loads(result.stdout)["faults"] == [fault]
 
 
+@pytest.mark.parametrize("text", ["", "[]", "3", "{", "[" * 100_000])
+def test_a_manifest_that_is_none_is_a_fault(shards: Path, text: str) -> None:
+    (shards / "manifest.json").write_text(text)
+    (fault,) = verify(shards).faults
+    assert fault.file == "manifest.json"
+
+
+@pytest.mark.parametrize("codec", ["zstd", "jpeg"])
+def test_flips_in_compressed_clips(tmp_path: Path, codec: str) -> None:
+    source = make_tiny_videos(tmp_path / "Train", {"Fighting/f.mp4": 20, "NormalVideos/n.mp4": 20})
+    folder = tmp_path / "set"
+    build = ["build", str(source), "--out", str(folder), "--workers", "1", "--frame-size", "16", "--codec", codec]
+    assert CliRunner().invoke(main, build).exit_code == 0
+    assert verify(folder, deep=True).faults == ()
+    path = folder / "shard-000000.tar"
+    original = path.read_bytes()
+    samples = whole_samples(folder, path.name)
+    generator = random.Random(0)
+    for _ in range(50):
+        data = bytearray(original)
+        bit = generator.randrange(8 * len(data))
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        key = next((key for stop, key in samples if bit // 8 < stop), None)
+        faults = verify(folder).faults
+        assert {fault.file for fault in faults} == {path.name}
+        assert {key} <= {None, *(fault.key for fault in faults)}
+
+
 # ----- files that are missing, cut, swapped, foreign ------------------------------------------------------------------
 
 

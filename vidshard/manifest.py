@@ -170,7 +170,7 @@ class Manifest:
         try:
             fields = json.loads(data)
             digest = fields.pop("digest", None)
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, TypeError, RecursionError) as error:
             raise FormatError(f"{where} is not JSON: {error}; is it a manifest written by vidshard build?") from error
         if fields.get("format") != shard_format.FORMAT_NAME:
             raise FormatError(f"{where} has format {fields.get('format')!r}, expected {shard_format.FORMAT_NAME!r}")

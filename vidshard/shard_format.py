@@ -222,11 +222,13 @@ def encode_sample(record: SampleRecord, clip: Clip, *, codec: str = "raw") -> tu
         raise ValueError(f"clip {record.key!r} is {clip.dtype} {clip.shape}, expected uint8 (T, H, W, 3)")
     payload = encode_clip(clip, codec=codec)
     member = Member(offset=TAR_BLOCK, size=len(payload), crc32=zlib.crc32(payload))
-    return (
-        _tar_member(record.key + CODEC_SUFFIX[codec], payload)
-        + _tar_member(record.key + RECORD_SUFFIX, record.to_json()),
-        member,
-    )
+    return join_members(record, payload, codec=codec), member
+
+
+def join_members(record: SampleRecord, payload: bytes | memoryview, *, codec: str) -> bytes:
+    """The two tar members of a sample whose clip is encoded already."""
+    clip = _tar_member(record.key + CODEC_SUFFIX[codec], payload)
+    return clip + _tar_member(record.key + RECORD_SUFFIX, record.to_json())
 
 
 def encode_clip(clip: Clip, *, codec: str) -> bytes:
@@ -313,7 +315,7 @@ def _padded(size: int) -> int:
     return -(-size // TAR_BLOCK) * TAR_BLOCK
 
 
-def _tar_member(name: str, data: bytes) -> bytes:
+def _tar_member(name: str, data: bytes | memoryview) -> bytes:
     info = tarfile.TarInfo(name)  # mtime, uid, gid are 0, mode 0644: nothing varies from run to run
     info.size = len(data)
     return b"".join((info.tobuf(tarfile.USTAR_FORMAT), data, bytes(_padded(len(data)) - len(data))))

@@ -348,11 +348,11 @@ class _ShardCheck:
         if crc32 != clip_row["crc32"]:
             yield f"its clip has crc32 {crc32:08x}, the index {int(clip_row['crc32']):08x}"
         try:
-            yield from self._read_sample_faults(data, row, index)
+            yield from self._read_sample_faults(data, row, index, intact=crc32 == clip_row["crc32"])
         except _MALFORMED as error:
             yield f"it cannot be read: {error}"
 
-    def _read_sample_faults(self, data: bytes, row: int, index: Index) -> Iterator[str]:
+    def _read_sample_faults(self, data: bytes, row: int, index: Index, *, intact: bool) -> Iterator[str]:
         size = int(index.clips["size"][row])
         samples = list(shard_format.read_shard(io.BytesIO(data + shard_format.end_of_shard())))
         if len(samples) != 1:
@@ -366,18 +366,18 @@ class _ShardCheck:
             yield f"its clip has {len(payload):,} bytes, the index {size:,}"
         yield from record_faults(record, self.manifest.clip_shape, self.manifest.split)
         yield from _index_faults(record, row, index)
-        yield from self._clip_faults(payload, record, data)
+        if intact:  # of one that is not, enough was said
+            self._decode(payload)
+        expected = shard_format.join_members(record, payload, codec=self.manifest.codec)
+        if data != expected:
+            size = min(len(data), len(expected))
+            same = np.frombuffer(data, np.uint8, size) == np.frombuffer(expected, np.uint8, size)
+            byte = size if same.all() else int(np.argmin(same))
+            yield f"its headers, record or padding are not as they were written (byte {byte:,} of the sample)"
 
-    def _clip_faults(self, payload: bytes, record: SampleRecord, data: bytes | None) -> Iterator[str]:
-        """The clip decodes to its shape, and its sample (None: not known) is written as the format says, to the bit."""
-        clip = shard_format.decode_clip(payload, self.manifest.clip_shape, codec=self.manifest.codec, where="its clip")
-        if data is not None and self.manifest.codec == "raw":
-            expected, _ = shard_format.encode_sample(record, clip)
-            if data != expected:
-                size = min(len(data), len(expected))
-                same = np.frombuffer(data, np.uint8, size) == np.frombuffer(expected, np.uint8, size)
-                byte = size if same.all() else int(np.argmin(same))
-                yield f"its headers, record or padding are not as they were written (byte {byte:,} of the sample)"
+    def _decode(self, payload: bytes) -> None:
+        """Raises FormatError when the payload is no clip of the shape of the set."""
+        shard_format.decode_clip(payload, self.manifest.clip_shape, codec=self.manifest.codec, where="its clip")
 
     def _samples_in_turn(self, path: Path, shard: Shard, keys: list[str]) -> Iterator[Fault]:
         """Read front to back, without an index: up to the first damage."""
@@ -389,10 +389,8 @@ class _ShardCheck:
                         yield _fault("is there twice", file=path.name, key=key)
                     known.add(key)
                     keys.append(key)
-                    for message in (
-                        *record_faults(record, self.manifest.clip_shape, self.manifest.split),
-                        *self._clip_faults(payload, record, None),
-                    ):
+                    self._decode(payload)
+                    for message in record_faults(record, self.manifest.clip_shape, self.manifest.split):
                         yield _fault(message, file=path.name, key=key)
             except _MALFORMED as error:
                 place = f"behind sample {keys[-1]}" if keys else "at its first sample"
