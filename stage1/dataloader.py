@@ -57,7 +57,8 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
     drop_last, pad: leave out the last, smaller batch, or fill it with padding (row and label -1, black).
     max_bad_clips: so many damaged clips are reported on standard error and replaced by another clip of the same label
         (without `shuffle`: by padding); one more is an error. Each rank and each process counts its own.
-    num_threads: threads that read ahead. num_processes: DataLoader processes in their place; slower, as nothing is
+    num_threads: threads that read ahead; 0 reads when asked, which is faster where there is no core to spare.
+    num_processes: DataLoader processes in their place; slower, as nothing is
         decoded, unless further stages cost much.
     device: batches come on this device; for CUDA through pinned buffers, copied while the step before computes.
     """
@@ -83,10 +84,13 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
         num_processes: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        if batch_size < 1 or num_threads < 1 or not 0 <= rank < world_size:
-            raise ValueError(f"{batch_size=}, {num_threads=} must be positive and 0 <= {rank=} < {world_size=}")
-        if min(block_shards, clips_per_video, max_bad_clips, num_processes) < 0:
-            raise ValueError(f"{block_shards=}, {clips_per_video=}, {max_bad_clips=}, {num_processes=} must not be < 0")
+        if batch_size < 1 or not 0 <= rank < world_size:
+            raise ValueError(f"{batch_size=} must be positive and 0 <= {rank=} < {world_size=}")
+        if min(block_shards, clips_per_video, max_bad_clips, num_threads, num_processes) < 0:
+            raise ValueError(
+                f"{block_shards=}, {clips_per_video=}, {max_bad_clips=}, {num_threads=}, {num_processes=}: none may be "
+                "below 0"
+            )
         self.reader = reader
         self.rows = _row_numbers(np.arange(len(reader)) if rows is None else np.asarray(rows), len(reader))
         self.labels = reader.labels if labels is None else np.asarray(labels, np.int64)
@@ -237,7 +241,7 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
 
     def _read_ahead(self, plan: Iterable[Rows]) -> Iterator[Batch]:
         pending: deque[Future[Batch]] = deque()
-        threads = ThreadPoolExecutor(self.num_threads, thread_name_prefix="clip-reader")
+        threads = ThreadPoolExecutor(max(1, self.num_threads), thread_name_prefix="clip-reader")
         adviser = ThreadPoolExecutor(1, thread_name_prefix="clip-reader")
         windows = self._windows()
         position, begins = self._start, -1
@@ -248,6 +252,9 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
                     if window is not None:
                         adviser.submit(self.reader.will_read, window)
                 position += self._global_batch
+                if not self.num_threads:
+                    yield self._read_batch(rows)
+                    continue
                 pending.append(threads.submit(self._read_batch, rows))
                 if len(pending) > self.num_threads:
                     yield pending.popleft().result()

@@ -54,11 +54,12 @@ class ClipReader:
         self.clip_shape = self.manifest.clip_shape
         self._header = shard_format.npy_header(self.clip_shape)
         self._header_crc32 = zlib.crc32(self._header)
+        self._is_raw = self.manifest.codec == "raw"
         clips = self.index.clips
         self._check_index()
         # Columns of their own: reading a field of one row of a structured array is slow.
         self.shards: Rows = clips["shard"].astype(np.int64)  # [N]
-        self._offsets = clips["offset"].astype(np.int64)
+        self._offsets, self._sizes = clips["offset"].astype(np.int64), clips["size"].astype(np.int64)
         self.labels = clips["label"].astype(np.int64)  # [N]
         self.videos: Rows = clips["video"].astype(np.int64)  # [N], rows of index.videos
         self._checks_again = checksums == "always"
@@ -82,7 +83,8 @@ class ClipReader:
     def read_clips(self, rows: Sequence[int] | Rows, out: npt.NDArray[np.uint8]) -> None:
         """Read the clips of index rows `rows` into `out`, uint8 (len(rows), T, H, W, 3), contiguous.
 
-        One copy, from the page cache to `out`. Raises FormatError, naming shard, key and offset, on a damaged clip.
+        Raw clips take one copy, from the page cache to `out`; others are decoded. Raises FormatError, naming shard, key
+        and offset, on a damaged clip.
         """
         if out.shape != (len(rows), *self.clip_shape.thwc) or out.dtype != np.uint8 or not out.flags.c_contiguous:
             raise ValueError(f"buffer is {out.dtype} {out.shape}, expected uint8 {(len(rows), *self.clip_shape.thwc)}")
@@ -96,26 +98,42 @@ class ClipReader:
         )
         for clip, (row, shard, offset, trusted) in zip(out, places, strict=True):
             try:
-                complete = _read_at(self._open(shard), offset + len(self._header), clip.data)
+                sound = self._read_clip(row, shard, offset, clip, trusted=trusted)
             except OSError as error:
                 raise FormatError(f"{self._where(row)} cannot be read: {error.strerror}") from error
-            if not complete or not (trusted or self._is_sound(row, clip)):
+            if not sound:
                 raise FormatError(
                     f"{self._where(row)} does not match its checksum: the shard was changed or damaged after it was "
                     "written; restore it, or build again"
                 )
+
+    def _read_clip(self, row: int, shard: int, offset: int, clip: npt.NDArray[np.uint8], *, trusted: bool) -> bool:
+        """Read one clip into `clip`; False when it is not what was written."""
+        if self._is_raw:
+            complete = _read_at(self._open(shard), offset + len(self._header), clip.data)
+            return complete and (trusted or self._is_sound(row, clip))
+        payload = bytearray(int(self._sizes[row]))
+        if not _read_at(self._open(shard), offset, memoryview(payload)):
+            return False
+        if not trusted and not self._note(row, zlib.crc32(payload)):
+            return False
+        clip[:] = shard_format.decode_clip(
+            memoryview(payload), self.clip_shape, codec=self.manifest.codec, where=self._where(row)
+        )
+        return True
 
     def will_read(self, rows: Rows) -> None:
         """Tell the system which clips come next, so that it reads them from the disk in sequence; a hint, no more."""
         if not _ADVISES:
             return
         for shard in np.unique(self.shards[rows]).tolist():
-            offsets = np.unique(self._offsets[rows[self.shards[rows] == shard]])
-            size = len(self._header) + self.clip_shape.num_bytes
-            gaps = np.flatnonzero(np.diff(offsets) > 2 * size) + 1  # a small gap is read faster than skipped
+            here = np.unique(rows[self.shards[rows] == shard])  # rows lie in the shard in their order
+            begins, ends = self._offsets[here], self._offsets[here] + self._sizes[here]
+            gaps = np.flatnonzero(begins[1:] - ends[:-1] > self.clip_shape.num_bytes) + 1  # small ones are read faster
             file = self._open(shard)
-            for run in np.split(offsets, gaps):
-                os.posix_fadvise(file.fileno(), int(run[0]), int(run[-1] - run[0]) + size, os.POSIX_FADV_WILLNEED)
+            for run in np.split(np.arange(len(here)), gaps):
+                first, end = int(begins[run[0]]), int(ends[run[-1]])
+                os.posix_fadvise(file.fileno(), first, end - first, os.POSIX_FADV_WILLNEED)
 
     def read_record(self, row: int) -> SampleRecord:
         """All that the shard says about the clip of index row `row`. Raises FormatError."""
@@ -135,7 +153,7 @@ class ClipReader:
         size = len(self._header) + self.clip_shape.num_bytes
         shard_bytes = np.array([shard.bytes for shard in shards], np.uint64)
         sound = (
-            (clips["size"] == size)
+            ((clips["size"] == size) if self._is_raw else (clips["size"] > 0))
             & (clips["shard"] < len(shards))
             & (clips["video"] < len(self.index.videos))
             & (clips["label"] >= shard_format.UNKNOWN_LABEL)
@@ -143,7 +161,7 @@ class ClipReader:
             & (clips["flags"] < 1 << len(shard_format.FLAGS))
         )
         if sound.all():
-            sound = clips["offset"] + size <= shard_bytes[clips["shard"]] if len(clips) else sound
+            sound = clips["offset"] + clips["size"] <= shard_bytes[clips["shard"]] if len(clips) else sound
         if not sound.all():
             row = int(np.flatnonzero(~sound)[0])
             raise FormatError(
@@ -156,7 +174,11 @@ class ClipReader:
         header = bytearray(len(self._header))
         complete = _read_at(self._open(int(self.shards[row])), int(self._offsets[row]), memoryview(header))
         crc32 = zlib.crc32(clip.data, self._header_crc32)
-        sound = complete and header == self._header and crc32 == int(self.index.clips["crc32"][row])
+        return complete and header == self._header and self._note(row, crc32)
+
+    def _note(self, row: int, crc32: int) -> bool:
+        """Whether `crc32` is the one of the index; the next time it is taken on trust."""
+        sound = crc32 == int(self.index.clips["crc32"][row])
         self._trusted[row] = sound and not self._checks_again
         return sound
 

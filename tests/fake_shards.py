@@ -29,6 +29,7 @@ def write_shards(
     frame_gap_seconds: float = 0.1,
     source_groups: Sequence[str | None] | None = None,
     prefix: str = "",
+    codec: str = "raw",
 ) -> Path:
     """Write `clips` (N, T, H, W, 3) as the shard folder `folder` and return it.
 
@@ -68,7 +69,7 @@ def write_shards(
         data = b""
         for row in range(first, min(first + clips_per_shard, len(clips))):
             record = records[row]
-            sample, member = shard_format.encode_sample(record, clips[row])
+            sample, member = shard_format.encode_sample(record, clips[row], codec=codec)
             clip_rows[row] = (
                 len(shards),
                 len(data) + member.offset,
@@ -113,7 +114,7 @@ def write_shards(
         manifest.Manifest(
             split=split,
             clip_shape=shape,
-            codec="raw",
+            codec=codec,
             settings=settings or {"mode": "uniform", "clip_len": num_frames, "clips_per_video": clips_per_video},
             packages={"numpy": np.__version__},
             classes=tuple(

@@ -187,6 +187,20 @@ def test_stopping_early_leaves_no_thread_behind(folder: Path) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("clip-reader")]
 
 
+@pytest.mark.parametrize("codec", ["zstd", "jpeg"])
+def test_encoded_clips_come_through_the_same_interface(tmp_path: Path, codec: str) -> None:
+    clips = np.repeat(np.repeat(CLIPS[:9, :, :4, :4], 8, axis=2), 8, axis=3)  # blocks that JPEG keeps
+    folder = write_shards(tmp_path / "shards", clips, LABELS[:9], clips_per_shard=4, codec=codec)
+    for _ in range(2):
+        for batch in ClipLoader(ClipReader(folder), batch_size=4, shuffle=True, block_shards=1, num_threads=2):
+            error = batch.clips.numpy().astype(int) - clips[batch.indices.numpy()]
+            assert np.abs(error).mean() < (12 if codec == "jpeg" else 1e-9)  # noise in colour: 85 from one another
+    reader = ClipReader(folder)
+    _flip_byte(folder / "shard-000000.tar", int(reader.index.clips["offset"][1]) + 60)
+    with pytest.raises(FormatError, match="checksum"):
+        reader[1]
+
+
 def _global_batches(reader: ClipReader, world_size: int, *, steps: int | None = None, **options: Any) -> Any:
     """What all ranks read, step by step, and the states of the ranks after `steps` steps."""
     state = options.pop("state", None)

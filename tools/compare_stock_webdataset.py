@@ -24,7 +24,6 @@ import webdataset as wds
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from fake_shards import random_clips, write_shards
-
 from stage1.dataloader import ClipLoader, ClipReader
 
 NUM_CLIPS, BATCH_SIZE = 37, 4
