@@ -4,11 +4,12 @@
     python tools/bench_loader.py [--quick] [--videos FOLDER_OF_CLASSES] [--num-clips 2000] [--alternations 5]
 
 The same clips (16×112×112, by default noise; `--videos` builds real ones) for all, one process tied to one core, page
-cache warm, checksums already verified (our first epoch, which verifies them, is stated too), no GPU. Clips per second of
-processor time (all threads) at batch 4 and 32, the median of the alternations. The limit is the faster of plain `pread` and mmap + copy of the same bytes into
-a reused batch. The notebook's way decodes in the loader (OpenCV, whole video, 16 frames resized), on videos of two
-seconds and of four minutes, generated here. Loaders that are not installed are named and left out. All read in the
-calling thread; "ours_read_ahead" has the thread that is on by default and pays off where there is a core for it.
+cache warm, checksums already verified (our first epoch, which verifies them, is stated too), no GPU. Clips per second
+of processor time (all threads) at batch 4 and 32, the median of the alternations. The limit is the faster of plain
+`pread` and mmap + copy of the same bytes into a reused batch. The notebook's way decodes in the loader (OpenCV, whole
+video, 16 frames resized), on videos of two seconds and of four minutes, generated here. Loaders that are not installed
+are named and left out. All read in the calling thread; "ours_read_ahead" has the thread that is on by default and pays
+off where there is a core for it.
 
 Last line: JSON {"ratio_to": {...}, "fraction_of_limit": x}, at batch 32.
 """
