@@ -15,8 +15,7 @@ threads of all processes; whole builds count the wall, so let nothing else run.
   build      the whole command on long videos, every frame: against decoding alone (the same frames by the same
              decoder in a loop); with two workers against one; on a video of 30 minutes; the memory of its processes
   others     video2dataset on the short videos, if PYTHON (default: this one) can import it. As published its resizing
-             fails for every video and the run exits 0: it gives ffmpeg `reset_timestamps`, an option that MP4 output
-             does not have. It is left out here.
+             fails for every shard and the run exits 0: the attribute `encode_formats` is not there. It is added here.
 
 The last line is JSON. `dense_fraction_of_floor` is that of the long video at 1.4 Mb/s, `sparse_ratio_to_notebook` the
 lower of the two long videos; the table above it has them all.
@@ -354,24 +353,21 @@ def measure_others(root: Path, videos: Sequence[Path], decoder: str, options: ar
 
 _VIDEO2DATASET = """
 import sys
-import ffmpeg
-from ffmpeg._ffmpeg import output
 from video2dataset import video2dataset
+from video2dataset.subsamplers import ResolutionSubsampler
 
-def without_reset_timestamps(stream, *names, **options):
-    options.pop("reset_timestamps", None)  # MP4 output has no such option: as published, every video fails of it
-    return output(stream, *names, **options)
+ResolutionSubsampler.encode_formats = {"video": "mp4"}  # here: its workers import this file anew
 
 if __name__ == "__main__":
-    from ffmpeg.nodes import FilterableStream
-    FilterableStream.output = without_reset_timestamps
     resize = {"ResolutionSubsampler": {"args": {"height": 112, "width": 112, "resize_mode": "scale"}}}
     video2dataset(
         url_list=sys.argv[1], output_folder=sys.argv[2], output_format="webdataset", input_format="csv", url_col="url",
         encode_formats={"video": "mp4"},
         config={
             "subsampling": resize,
-            "reading": {"yt_args": None, "timeout": 60, "sampler": None},
+            "reading": {
+                "yt_args": {"download_size": 360, "download_audio_rate": 44100}, "timeout": 60, "sampler": None
+            },
             "storage": {"number_sample_per_shard": 1000, "oom_shard_count": 5, "captions_are_subtitles": False},
             "distribution": {
                 "processes_count": 1, "thread_count": 1, "subjob_size": 1000, "distributor": "multiprocessing"
