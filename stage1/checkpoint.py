@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from stage1.files import BEST_NAME
 from stage1.model import ModelConfig, Stage1Model
 from stage1.transforms import ClipTransform, TransformConfig
 from vidshard import atomic
@@ -19,12 +20,6 @@ from vidshard.shard_format import ClipShape
 
 FORMAT_NAME = "stage1 checkpoint"
 FORMAT_VERSION = 1
-
-# All file names of a run folder.
-BEST_NAME = "binary_stage1_with_attention.pt"
-LAST_NAME = "last.pt"
-METRICS_NAME = "metrics.jsonl"
-CURVES_NAME = "curves.png"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

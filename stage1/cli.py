@@ -8,6 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from stage1 import files
 from vidshard import __version__
 from vidshard.console import ExitCodeGroup
 
@@ -21,7 +22,7 @@ def main() -> None:
 @main.command()
 @click.option("--shards", type=click.Path(path_type=Path), default="shards/Train", show_default=True)
 @click.option("--val-shards", type=click.Path(path_type=Path), help="Shards to validate on; the best epoch is kept.")
-@click.option("--out", type=click.Path(path_type=Path), default="checkpoints", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=files.DEFAULT_RUN, show_default=True)
 @click.option("--epochs", type=int, default=5, show_default=True)
 @click.option("--batch-size", type=int, default=8, show_default=True)
 @click.option("--lr", type=float, default=1e-3, show_default=True, help="Highest learning rate of the schedule.")
@@ -92,7 +93,7 @@ def train(preset: str, **options: Any) -> None:
 @click.option(
     "--checkpoint",
     type=click.Path(path_type=Path),
-    default="checkpoints/binary_stage1_with_attention.pt",
+    default=files.DEFAULT_CHECKPOINT,
     show_default=True,
     help="The trained model.",
 )
@@ -113,6 +114,10 @@ def infer(more_videos: tuple[str, ...], videos: tuple[str, ...], **options: Any)
         raise click.UsageError(f"unexpected argument {more_videos[0]!r}; name MP4s with --videos PATH…")
     if videos and click.get_current_context().get_parameter_source("shards") is ParameterSource.COMMANDLINE:
         raise click.UsageError("--shards and --videos exclude each other: give one of them")
+    if videos and options["video_root"] is not None:
+        raise click.UsageError("--video-root and --videos exclude each other: --videos says where the videos are")
+    if not videos and options["workers"] is not None:
+        raise click.UsageError("--workers is an option of --videos: there is nothing to decode in shards")
     report = infer(InferConfig(videos=videos + more_videos, **options))
     if report.problems:
         click.echo(report.problems, err=True)

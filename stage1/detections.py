@@ -274,9 +274,27 @@ def load_attention_data(path: Path) -> AttentionData:
             f"{path} has schema version {version!r}, this stage1 reads {SCHEMA_VERSION}; run `stage1 infer` again"
         )
     try:
-        return AttentionData(**fields)
+        data = AttentionData(**fields)
     except TypeError as error:
         raise FormatError(f"{path} lacks or has an unknown field: {error}") from error
+    fault = _wrong_length(data)
+    if fault:
+        raise FormatError(f"{path} is damaged: {fault}; run `stage1 infer` again")
+    return data
+
+
+def _wrong_length(data: AttentionData) -> str | None:
+    """Which field has not one entry for each of the N detections, or of their T frames; None if all have."""
+    if data.clips.ndim != 5:
+        return f"clips has the shape {tuple(data.clips.shape)}, expected (N, T, H, W, 3)"
+    shape_NT = (len(data), data.clips.shape[1])
+    for name in ("video_paths", "classes", "splits", "labels", "confidences", "clips"):
+        if len(getattr(data, name)) != len(data):
+            return f"{name} has {len(getattr(data, name))} entries, expected {len(data)} as keys has"
+    for name in ("attention_weights", "frame_indices", "seconds"):
+        if tuple(getattr(data, name).shape) != shape_NT:
+            return f"{name} has the shape {tuple(getattr(data, name).shape)}, expected {shape_NT}"
+    return None
 
 
 def check_clip_bytes(num_detections: int, clip_shape: shard_format.ClipShape, *, threshold: float) -> None:

@@ -43,7 +43,9 @@ def cuda_memory_errors(batch_size: int) -> Iterator[None]:
     """Turn CUDA running out of memory into a UserError that names the batch size to try."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "CUDA error: out of memory" not in str(error):
+            raise  # the second is what CUDA itself says, where torch's allocator was not asked
         hint = (
             f"try --batch-size {batch_size // 2}" if batch_size > 1 else "the smallest batch does not fit: --device cpu"
         )

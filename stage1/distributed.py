@@ -32,6 +32,21 @@ def world_size() -> int:
     return dist.get_world_size() if _is_active() else 1
 
 
+def device_of_rank(device: torch.device) -> torch.device:
+    """The device of this process: that of LOCAL_RANK, of CUDA devices without a number. Raises UserError."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or device.type != "cuda" or device.index is not None:
+        return device
+    index = int(os.environ.get("LOCAL_RANK", "0"))
+    if index >= torch.cuda.device_count():
+        raise UserError(
+            f"process {index} of this machine has no GPU, there are {torch.cuda.device_count()}; start no more "
+            "processes (--nproc-per-node), or give --device cpu"
+        )
+    own = torch.device("cuda", index)
+    torch.cuda.set_device(own)  # what collective operations and unnumbered tensors use
+    return own
+
+
 @contextlib.contextmanager
 def joined_ranks(device: torch.device) -> Iterator[None]:
     """Join the processes that `torchrun` started, if it did (WORLD_SIZE > 1), and leave them at the end.

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from stage1 import detections as output
-from stage1 import metrics, videos
+from stage1 import files, metrics, videos
 from stage1.checkpoint import Checkpoint, load_checkpoint
 from stage1.dataloader import ClipReader
 from stage1.detections import Detection, OutputFiles, Prediction
@@ -28,7 +28,6 @@ from vidshard import __version__, atomic, console, manifest, shard_format
 from vidshard.errors import FormatError, UserError
 from vidshard.manifest import Failure
 
-DEFAULT_CHECKPOINT = Path("checkpoints/binary_stage1_with_attention.pt")
 DEFAULT_SHARDS = Path("shards/Test")
 DEFAULT_OUT = Path("stage1_output")
 MAX_GAP_RATIO = 2.0 * (1 + 1e-6)  # the index keeps gaps as 32-bit floats
@@ -42,7 +41,7 @@ class InferConfig:
 
     shards: Path = DEFAULT_SHARDS
     videos: tuple[str, ...] = ()  # files, folders, globs; instead of shards
-    checkpoint: Path = DEFAULT_CHECKPOINT
+    checkpoint: Path = files.DEFAULT_CHECKPOINT
     out: Path = DEFAULT_OUT
     threshold: float | None = None  # of P(crime); None: the checkpoint's
     batch_size: int = 8
@@ -126,6 +125,7 @@ def infer(config: InferConfig) -> InferReport:
 
     Raises UserError (FormatError included) before anything is written when shards and checkpoint do not fit.
     """
+    files.check_out(config.out)
     checkpoint = load_checkpoint(config.checkpoint)
     if not config.videos:
         return _infer_shards(config, checkpoint, config.shards, _video_root(config), failures=())
@@ -178,7 +178,6 @@ def score_clips(reader: ClipReader, checkpoint: Checkpoint, *, device: torch.dev
 
     Every batch has the same shape, so that the score of a clip does not depend on what else can be read.
     """
-    model = checkpoint.build_model().to(device)
     transform = checkpoint.build_transform()
     num_clips, num_frames = len(reader), reader.clip_shape.num_frames
     probabilities = np.full(num_clips, np.nan, np.float32)
@@ -190,6 +189,7 @@ def score_clips(reader: ClipReader, checkpoint: Checkpoint, *, device: torch.dev
         cuda_memory_errors(batch_size),
         torch.inference_mode(),
     ):
+        model = checkpoint.build_model().to(device)
         for batch in _read_ahead(reader, min(batch_size, max(1, num_clips))):
             logits_BK, attention_BT = model(transform(torch.from_numpy(batch.clips).to(device)))
             count, rows = len(batch.rows), slice(batch.rows.start, batch.rows.stop)
@@ -252,32 +252,45 @@ def _check_shape(reader: ClipReader, checkpoint: Checkpoint, config: InferConfig
 
 
 def _check_sampling(reader: ClipReader, checkpoint: Checkpoint, config: InferConfig) -> list[str]:
-    """Refuse clips whose frames lie much closer or farther apart than those the checkpoint was trained on.
+    """Refuse clips whose frames became square another way, or lie much closer or farther apart, than in training.
 
     MP4s brought by the user are sampled as the training clips were, and can be sampled no better: a warning for them.
     """
-    got, expected = reader.frame_gap_seconds(), checkpoint.frame_gap_seconds
-    if min(got, expected) <= 0 or max(got, expected) / min(got, expected) <= MAX_GAP_RATIO:
-        return []
     subject = "the videos" if config.videos else f"clips in {reader.shard_set.folder}"
-    mismatch = (
-        f"frames of {subject} lie {got:.3g} s apart (median), {config.checkpoint} was trained on {expected:.3g} s, "
-        "where motion means something else"
+    mismatches = []
+    resize, expected_resize = (
+        settings.get("resize", "squash") for settings in (reader.manifest.settings, checkpoint.sampling)
     )
-    if config.videos or config.allow_sampling_mismatch:
-        return [f"{mismatch}: the scores may be meaningless"]
+    if resize != expected_resize:
+        mismatches.append(
+            f"frames of {subject} were made square by --resize {resize}, {config.checkpoint} was trained on "
+            f"{expected_resize}, where shapes look different"
+        )
+    got, expected = reader.frame_gap_seconds(), checkpoint.frame_gap_seconds
+    if min(got, expected) > 0 and max(got, expected) / min(got, expected) > MAX_GAP_RATIO:
+        mismatches.append(
+            f"frames of {subject} lie {got:.3g} s apart (median), {config.checkpoint} was trained on {expected:.3g} s, "
+            "where motion means something else"
+        )
+    if not mismatches or config.videos or config.allow_sampling_mismatch:
+        return [f"{mismatch}: the scores may be meaningless" for mismatch in mismatches]
     raise UserError(
-        f"{mismatch}; build the shards as those for training were, `vidshard build SOURCE "
+        f"{'; '.join(mismatches)}; build the shards as those for training were, `vidshard build SOURCE "
         f"{_build_options(checkpoint)}`, or go on with --allow-sampling-mismatch"
     )
 
 
 def _build_options(checkpoint: Checkpoint) -> str:
-    """The options of `vidshard build` that cut clips as the checkpoint knows them."""
+    """The options of `vidshard build` that cut clips as the checkpoint knows them.
+
+    Dense in place of annotated: the events of videos to be scored are not known.
+    """
     sampling, shape = checkpoint.sampling, checkpoint.shape
-    options = {"sampling": sampling.get("mode")}
-    options |= {name: sampling.get(name) for name in ("clips_per_video", "stride", "frame_step")}
+    mode = sampling.get("mode")
+    options = {"sampling": "dense" if mode == "annotated" else mode}
+    options |= {name: sampling.get(name) for name in ("clips_per_video", "stride", "frame_step", "fps")}
     options |= {"clip_len": shape.num_frames, "frame_size": shape.height}
+    options |= {name: sampling.get(name) for name in ("resize", "codec")}
     return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items() if value is not None)
 
 
@@ -380,21 +393,21 @@ def _write(
     checkpoint: Checkpoint,
 ) -> None:
     """Write the outputs; run.json last, so that a folder with one holds the files of one run."""
-    files = report.files
+    written = report.files
     checkpoint_sha256 = _sha256(config.checkpoint)
-    files.remove_old()
-    output.write_predictions(files.predictions, predictions, threshold=report.threshold)
-    output.write_anomalies(files.anomalies, detections)
+    written.remove_old()
+    output.write_predictions(written.predictions, predictions, threshold=report.threshold)
+    output.write_anomalies(written.anomalies, detections)
     output.check_clip_bytes(len(detections), reader.clip_shape, threshold=report.threshold)
     output.write_attention_data(
-        files.attention_data,
+        written.attention_data,
         detections,
         _read_clips(reader, detected),
         checkpoint_sha256=checkpoint_sha256,
         shards_digest=reader.manifest.digest,
     )
     atomic.write_json(
-        files.run,
+        written.run,
         {
             "schema_version": output.SCHEMA_VERSION,
             "stage1_version": __version__,

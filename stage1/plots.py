@@ -8,7 +8,7 @@ from typing import Any
 
 from vidshard import atomic
 
-TRAIN_COLOR, VALIDATION_COLOR, AUC_COLOR, GREY = "#4c78a8", "#e4572e", "#2a9d8f", "#8a8f98"
+TRAIN_COLOUR, VALIDATION_COLOUR, AUC_COLOUR, GREY = "#4c78a8", "#e4572e", "#2a9d8f", "#8a8f98"
 
 
 def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
@@ -19,12 +19,12 @@ def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(10, 4), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     loss, accuracy = figure.subplots(1, 2)
-    _draw(loss, history, "loss", "Train", TRAIN_COLOR)
-    _draw(loss, history, "val_loss", "Validation", VALIDATION_COLOR)
+    _draw(loss, history, "loss", "Train", TRAIN_COLOUR)
+    _draw(loss, history, "val_loss", "Validation", VALIDATION_COLOUR)
     loss.set_title("Loss", loc="left", fontweight="bold")
-    _draw(accuracy, history, "accuracy", "Train accuracy", TRAIN_COLOR)
-    _draw(accuracy, history, "val_accuracy", "Validation accuracy", VALIDATION_COLOR)
-    _draw(accuracy, history, "val_auc", "Validation AUC", AUC_COLOR)
+    _draw(accuracy, history, "accuracy", "Train accuracy", TRAIN_COLOUR)
+    _draw(accuracy, history, "val_accuracy", "Validation accuracy", VALIDATION_COLOUR)
+    _draw(accuracy, history, "val_auc", "Validation AUC", AUC_COLOUR)
     accuracy.axhline(0.5, color=GREY, linewidth=1, linestyle=":")
     accuracy.set_ylim(0, 1.02)
     accuracy.set_title("Accuracy and AUC", loc="left", fontweight="bold")
@@ -51,4 +51,4 @@ def _mark_best(axes: Any, history: Sequence[dict[str, Any]]) -> None:
     if best:
         row = best[-1]
         label = f"kept: epoch {row['epoch']}, AUC {row['val_auc']:.3f}"
-        axes.plot(row["epoch"], row["val_auc"], "o", markersize=11, fillstyle="none", color=AUC_COLOR, label=label)
+        axes.plot(row["epoch"], row["val_auc"], "o", markersize=11, fillstyle="none", color=AUC_COLOUR, label=label)

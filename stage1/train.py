@@ -6,12 +6,14 @@ that was never stopped, and the same seed gives the same weights (on the CPU; CU
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import platform
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from stage1 import checkpoint as files
-from stage1 import distributed, metrics, optim, plots
+from stage1 import distributed, files, metrics, optim, plots
 from stage1.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from stage1.dataloader import Batch, ClipLoader, ClipReader
 from stage1.device import choose_device, cuda_memory_errors, device_name
@@ -47,7 +48,7 @@ class TrainConfig:
 
     shards: Path
     val_shards: Path | None = None
-    out: Path = Path("checkpoints")
+    out: Path = files.DEFAULT_RUN
     epochs: int = 5
     batch_size: int = 8  # of each rank
     lr: float = 1e-3  # the highest of the schedule
@@ -149,9 +150,9 @@ def train(config: TrainConfig, *, transform: Transform | None = None) -> Path:
     `transform`, when given, takes the place of the augmentation of training; validation and inference keep that of
     ``config.transform``. Raises UserError on unusable input.
     """
-    device = choose_device(config.device)
+    device = distributed.device_of_rank(choose_device(config.device))
     check_out(config)
-    with distributed.joined_ranks(device), cuda_memory_errors(config.batch_size):
+    with distributed.joined_ranks(device), hint_to_resume(config), cuda_memory_errors(config.batch_size):
         data = open_data(config)
         run = start_run(config, data, device, transform)
         if config.resume:
@@ -168,10 +169,9 @@ def train(config: TrainConfig, *, transform: Transform | None = None) -> Path:
 
 
 def check_out(config: TrainConfig) -> None:
-    """Raise UserError when the output folder holds another run, or none to resume."""
+    """Raise UserError when the output folder cannot be written to, holds another run, or none to resume."""
     last = config.out / files.LAST_NAME
-    if config.out.exists() and not config.out.is_dir():
-        raise UserError(f"--out {config.out} is a file, expected a folder; name another --out")
+    files.check_out(config.out)
     if config.resume and not last.is_file():
         raise UserError(f"nothing to resume: no {last}; start the run without --resume")
     names = (files.BEST_NAME, files.LAST_NAME, files.METRICS_NAME)
@@ -181,6 +181,17 @@ def check_out(config: TrainConfig) -> None:
             f"{config.out} holds another run ({', '.join(held)}); go on with it by --resume, name another --out, "
             "or remove the folder"
         )
+
+
+@contextlib.contextmanager
+def hint_to_resume(config: TrainConfig) -> Iterator[None]:
+    """Tell the user of a run that is interrupted, or finds the disk full, how to go on: that takes a finished epoch."""
+    try:
+        yield
+    except (KeyboardInterrupt, OSError) as error:
+        if (config.out / files.LAST_NAME).is_file():
+            error.add_note("run the same command with --resume to go on")
+        raise
 
 
 # --- data ---------------------------------------------------------------------------------------------------------
@@ -225,7 +236,8 @@ def open_data(config: TrainConfig) -> TrainData:
 def hold_out(reader: ClipReader, *, fraction: float, seed: int) -> tuple[Rows, Rows]:
     """Rows to train on and rows held out: `fraction` of the videos of each class, whole source groups at a time.
 
-    A video without a source group is a group of its own. A class that has one group only keeps it for training.
+    A video without a source group is a group of its own. The last group of a class stays in training, whatever other
+    classes it holds.
     """
     index = reader.index
     groups: dict[str, list[int]] = {}  # source group → its videos
@@ -235,21 +247,29 @@ def hold_out(reader: ClipReader, *, fraction: float, seed: int) -> tuple[Rows, R
     names = sorted(groups)
     order = [names[i] for i in np.random.default_rng((seed, 1)).permutation(len(names))]
 
-    held: set[int] = set()
-    for class_name in sorted({_class_of(reader, video) for videos in groups.values() for video in videos}):
-        sizes = {g: sum(_class_of(reader, video) == class_name for video in groups[g]) for g in order}
-        sizes = {group: size for group, size in sizes.items() if size}
+    videos_of_class = {group: Counter(_class_of(reader, video) for video in groups[group]) for group in order}
+    groups_left = Counter(name for counts in videos_of_class.values() for name in counts)  # class → groups in training
+    held: set[str] = set()
+    for class_name in sorted(groups_left):
+        sizes = {group: counts[class_name] for group, counts in videos_of_class.items() if class_name in counts}
         wanted = max(1, round(fraction * sum(sizes.values()))) if fraction else 0
-        wanted -= sum(size for group, size in sizes.items() if groups[group][0] in held)
-        free = {group: size for group, size in sizes.items() if groups[group][0] not in held}
-        while wanted > 0 and len(free) > 1:
+        wanted -= sum(size for group, size in sizes.items() if group in held)
+        while wanted > 0:
+            free = {
+                group: size
+                for group, size in sizes.items()
+                if group not in held and all(groups_left[name] > 1 for name in videos_of_class[group])
+            }
+            if not free:
+                break
             fitting = [group for group, size in free.items() if size <= wanted]
             group = fitting[0] if fitting else min(free, key=lambda name: free[name])
-            if not fitting and free[group] > 2 * wanted and len(free) < len(sizes):
+            if not fitting and free[group] > 2 * wanted and groups_left[class_name] < len(sizes):
                 break  # nearer to what is wanted without it
-            held.update(groups[group])
-            wanted -= free.pop(group)
-    is_held = np.isin(index.clips["video"], sorted(held))
+            held.add(group)
+            groups_left.subtract(videos_of_class[group].keys())
+            wanted -= free[group]
+    is_held = np.isin(index.clips["video"], sorted(video for group in held for video in groups[group]))
     return np.flatnonzero(~is_held), np.flatnonzero(is_held)
 
 
@@ -276,6 +296,12 @@ def validation_warnings(train: ClipReader, validation: ClipReader) -> list[str]:
         warnings.append(
             f"{len(groups)} source groups of {folder} are also trained on (such as {min(groups)!r}): videos cut from "
             "one recording look alike, so validation accuracy will look better than it is"
+        )
+    resizes = [reader.manifest.settings.get("resize", "squash") for reader in (train, validation)]
+    if resizes[0] != resizes[1]:
+        warnings.append(
+            f"frames were made square by --resize {resizes[1]} in {folder}, but by {resizes[0]} in training: build "
+            "both with the same --resize"
         )
     gaps = train.frame_gap_seconds(), validation.frame_gap_seconds()
     if max(gaps) > 2 * min(gaps) and min(gaps) > 0:
@@ -510,18 +536,23 @@ def validate(run: Run) -> dict[str, Any]:
 
 
 def finish_epoch(run: Run, entry: dict[str, Any]) -> None:
-    """Note the epoch, say so, and write the checkpoints (the best one first: a kill in between costs one epoch)."""
+    """Note the epoch, say so, and write the files of the run: last.pt first, from which `resume` writes the others."""
     entry["best"] = is_best(entry, run.history)
     run.history.append(entry)
     _print(epoch_line(entry))
     if distributed.rank() == 0:
         saved = make_checkpoint(run)
-        if entry["best"]:
-            save_checkpoint(run.config.out / files.BEST_NAME, saved)
         save_checkpoint(run.config.out / files.LAST_NAME, saved)
-        lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in run.history)
-        atomic.write_text(run.config.out / files.METRICS_NAME, lines)
-        plots.plot_curves(run.history, run.config.out / files.CURVES_NAME)
+        write_the_rest(run, saved)
+
+
+def write_the_rest(run: Run, last: Checkpoint) -> None:
+    """Write what follows from last.pt: the best checkpoint, where that is it, metrics and curves."""
+    if run.history[-1]["best"]:
+        save_checkpoint(run.config.out / files.BEST_NAME, last)
+    lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in run.history)
+    atomic.write_text(run.config.out / files.METRICS_NAME, lines)
+    plots.plot_curves(run.history, run.config.out / files.CURVES_NAME)
 
 
 def is_best(entry: dict[str, Any], history: Sequence[dict[str, Any]]) -> bool:
@@ -579,7 +610,7 @@ def make_checkpoint(run: Run) -> Checkpoint:
             "numpy": np.__version__,
             "python": platform.python_version(),
         },
-        run_state={"history": run.history},
+        run_state={"history": run.history, "world_size": distributed.world_size()},
     )
 
 
@@ -598,10 +629,18 @@ def resume(run: Run) -> None:
             f"{path} was trained with {_option(name)} {saved.train_config.get(name)}, got {now[name]}; resume with the "
             "same options (only --epochs, --device and --workers may differ), or name another --out"
         )
+    before = saved.run_state.get("world_size", 1)
+    if before != distributed.world_size():
+        raise UserError(
+            f"{path} was trained by {before} processes, each with --batch-size {run.config.batch_size}, got "
+            f"{distributed.world_size()}: another global batch; resume with as many processes, or name another --out"
+        )
     run.model.load_state_dict(saved.model_state_dict)
     run.optimizer.load_state_dict(saved.optimizer_state_dict)
     run.scheduler.load_state_dict(saved.scheduler_state_dict)
     run.history = saved.run_state["history"]
+    if distributed.rank() == 0:  # the run may have been killed before these were written
+        write_the_rest(run, saved)
 
 
 # --- small things -------------------------------------------------------------------------------------------------
@@ -637,6 +676,12 @@ def _print_start(run: Run) -> None:
     counts = np.bincount(data.train_labels, minlength=2)
     _print(f"Device: {device_name(run.device)}")
     _print(f"Train: {counts[0]} normal and {counts[1]} crime clips of {data.train.clip_shape} from {config.shards}")
+    num_taken = len(run.loader.order())
+    if num_taken < len(data.train_rows):
+        _print(
+            f"An epoch takes {num_taken} of {len(data.train_rows)} clips (--clips-per-video-per-epoch "
+            f"{config.clips_per_video_per_epoch}; 0 takes all)"
+        )
     if config.val_shards is not None and data.validation is not None:
         counts = np.bincount(data.validation.labels, minlength=2)
         _print(f"Validation: {counts[0]} normal and {counts[1]} crime clips from {config.val_shards}")

@@ -49,6 +49,8 @@ def temporary_shards(
         source=source.root,
         sampling=sampling_config(sampling, shape=shape),
         frame_size=shape.height,
+        resize=sampling.get("resize", "squash"),
+        codec=sampling.get("codec", "raw"),
         workers=workers,
         decoder=sampling.get("decoder", "auto"),
     )

@@ -50,6 +50,22 @@ def test_exit_codes_and_texts(arguments: list[str], code: int, text: str, capsys
     assert text in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("what", ["interrupt", "disk"])
+def test_a_command_may_say_how_to_go_on(
+    what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(_: object) -> None:
+        error = KeyboardInterrupt() if what == "interrupt" else OSError(errno.ENOSPC, "No space left on device")
+        error.add_note("add --resume")
+        raise error
+
+    monkeypatch.setattr(cli.commands["run"], "callback", lambda **_: stop(None))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", what])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.strip().endswith("add --resume")
+
+
 def test_an_error_that_is_ours_keeps_its_traceback() -> None:
     with pytest.raises(OSError, match="a bug"):
         cli.main(["run", "bug"])

@@ -124,6 +124,25 @@ def test_reading_refuses_what_is_missing_damaged_or_of_another_version(tmp_path:
         output.load_attention_data(tmp_path / "b.pt")
 
 
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        *((name, f"{name} has 1 entries, expected 2 as keys has") for name in ("video_paths", "classes", "splits")),
+        *((name, f"{name} has 1 entries, expected 2 as keys has") for name in ("labels", "confidences", "clips")),
+        *((name, f"{name} has the shape (1, 6), expected (2, 6)") for name in ("attention_weights", "frame_indices")),
+        ("seconds", "seconds has the shape (1, 6), expected (2, 6)"),
+    ],
+)
+def test_a_field_of_another_length_is_refused(tmp_path: Path, field: str, text: str) -> None:
+    path = tmp_path / "data.pt"
+    write_pt(path, [detection(), detection()], torch.zeros((2, 6, 4, 4, 3), dtype=torch.uint8))
+    fields = torch.load(path, weights_only=True)
+    torch.save({**fields, field: fields[field][:1]}, path)
+    with pytest.raises(FormatError) as error:
+        output.load_attention_data(path)
+    assert text in str(error.value)
+
+
 def test_old_outputs_are_removed_and_nothing_else(tmp_path: Path) -> None:
     files = OutputFiles(folder=tmp_path)
     for path in (files.run, files.anomalies, files.attention_data, tmp_path / "notes.txt"):

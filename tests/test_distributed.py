@@ -10,8 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from fake_shards import random_clips, write_shards
+from stage1.distributed import device_of_rank
+from vidshard.errors import UserError
 
 NUM_CLIPS = 37
 ON_A_RANK = """
@@ -107,3 +110,21 @@ def test_a_rank_that_fails_ends_all_with_its_reason(tmp_path: Path, shards: Path
     for code, output in results:
         assert code != 0
         assert text in output, output
+
+
+def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert device_of_rank(torch.device("cuda")) == torch.device("cuda")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert device_of_rank(torch.device("cpu")) == torch.device("cpu")
+    assert device_of_rank(torch.device("cuda", 0)) == torch.device("cuda", 0)
+    assert used == []
+    assert device_of_rank(torch.device("cuda")) == torch.device("cuda", 1)
+    assert used == [torch.device("cuda", 1)]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match="process 2 of this machine has no GPU, there are 2; start no more"):
+        device_of_rank(torch.device("cuda"))

@@ -255,6 +255,19 @@ def test_clips_sampled_unlike_the_training_clips_are_refused(place: Path) -> Non
     assert "warning: frames of clips in" in result.stderr
 
 
+def test_clips_made_square_another_way_are_refused(place: Path) -> None:
+    sampling = {"mode": "annotated", "clip_len": 4, "stride": 8, "fps": 5.0, "resize": "letterbox", "codec": "jpeg"}
+    write_checkpoint(place / "checkpoints" / "binary_stage1_with_attention.pt", sampling=sampling)
+    result = stage1("infer")
+    assert result.exit_code == 1
+    build = "--sampling dense --stride 8 --fps 5.0 --clip-len 4 --frame-size 16 --resize letterbox --codec jpeg"
+    for part in ("by --resize squash", "trained on letterbox", build, "--allow-sampling-mismatch"):
+        assert part in result.stderr
+    assert not (place / "stage1_output").exists()
+    result = stage1("infer", "--allow-sampling-mismatch")
+    assert (result.exit_code, "warning: frames of clips in" in result.stderr) == (0, True)
+
+
 @pytest.mark.parametrize("gap", [0.05, 0.2, 0.0])
 def test_clips_sampled_nearly_alike_or_of_unknown_gap_are_not_refused(place: Path, gap: float) -> None:
     write_checkpoint(place / "checkpoints" / "binary_stage1_with_attention.pt", frame_gap_seconds=gap)
@@ -274,6 +287,10 @@ def test_bad_use_is_one_clear_line_and_exit_code_1(place: Path) -> None:
         ("--device", "tpu"): "device is 'tpu', expected auto, cpu, cuda or cuda:N",
         ("a.mp4",): "name MP4s with --videos",
         ("--videos", "a.mp4", "--shards", "shards/Test"): "exclude each other",
+        ("--videos", "a.mp4", "--video-root", "."): "--video-root and --videos exclude each other",
+        ("--workers", "2"): "--workers is an option of --videos",
+        ("--out", "text.pt"): "--out text.pt is a file, expected a folder",
+        ("--out", "text.pt/a/b"): "--out text.pt/a/b lies below the file",
     }
     for args, text in cases.items():
         result = stage1("infer", *args)
@@ -286,6 +303,42 @@ def test_cuda_asked_for_and_absent(place: Path) -> None:
     result = stage1("infer", "--device", "cuda")
     assert result.exit_code == 1
     assert "finds no CUDA device; use --device cpu" in result.stderr
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(28, "No space left on device")])
+def test_an_output_folder_that_cannot_be_written_to_is_found_first(
+    place: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    def refuse(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("stage1.infer.load_checkpoint", lambda *_: pytest.fail("went on"))
+    result = stage1("infer")
+    assert result.exit_code == 1
+    assert f"error: --out stage1_output cannot be written to ({error.strerror}: " in result.stderr
+
+
+def test_a_full_disk_is_one_line(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "anomalies.json")
+
+    monkeypatch.setattr("stage1.detections.write_anomalies", full)
+    result = stage1("infer")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == (
+        "error: No space left on device: anomalies.json; free some space and run the same command again"
+    )
+    assert not (place / "stage1_output" / "run.json").exists()
+
+
+def test_cuda_that_has_no_memory_for_the_model_is_told_alike(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def to(*_: object) -> None:
+        raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported")
+
+    monkeypatch.setattr(Stage1Model, "to", to)
+    with pytest.raises(UserError, match="out of memory with --batch-size 6; try --batch-size 3"):
+        infer(InferConfig(batch_size=6))
 
 
 def test_cuda_out_of_memory_names_the_batch_size_to_try(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

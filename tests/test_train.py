@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,14 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from fake_shards import moving_clips, random_clips, write_shards
 from stage1 import train as train_module
-from stage1.checkpoint import BEST_NAME, CURVES_NAME, LAST_NAME, METRICS_NAME, load_checkpoint
+from stage1.checkpoint import load_checkpoint
 from stage1.cli import main
 from stage1.dataloader import ClipReader
 from stage1.device import cuda_memory_errors
+from stage1.files import BEST_NAME, CURVES_NAME, LAST_NAME, METRICS_NAME
 from stage1.model import ModelConfig
 from stage1.train import TrainConfig, hold_out, is_best, train
 from vidshard.errors import UserError
@@ -124,6 +126,70 @@ def test_a_resumed_run_ends_as_if_never_stopped(tmp_path: Path, shards: Path, mo
     assert [row["loss"] for row in one.run_state["history"]] == [row["loss"] for row in two.run_state["history"]]
 
 
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_run_killed_between_its_two_checkpoints_goes_on(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
+) -> None:
+    whole = train(config(shards, tmp_path / "whole", epochs=2, val_fraction=0))
+    save_checkpoint = train_module.save_checkpoint
+    saved: list[Path] = []
+
+    def kill_in_between(path: Path, checkpoint: Any) -> None:
+        if len(saved) == 2 * epoch - 1:
+            raise KeyboardInterrupt
+        saved.append(path)
+        save_checkpoint(path, checkpoint)
+
+    monkeypatch.setattr(train_module, "save_checkpoint", kill_in_between)
+    with pytest.raises(KeyboardInterrupt):
+        train(config(shards, tmp_path / "cut", epochs=2, val_fraction=0))
+    monkeypatch.undo()
+    resumed = train(config(shards, tmp_path / "cut", epochs=2, val_fraction=0, resume=True))
+    assert_same(weights(whole), weights(resumed))
+    assert len((tmp_path / "cut" / METRICS_NAME).read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("num_saved", "error", "text"),
+    [
+        (0, KeyboardInterrupt(), "interrupted; run the same command again to go on"),
+        (1, KeyboardInterrupt(), "interrupted; run the same command with --resume to go on"),
+        (
+            0,
+            OSError(28, "No space left on device"),
+            "error: No space left on device; free some space and run the same command again",
+        ),
+        (
+            1,
+            OSError(28, "No space left on device"),
+            "error: No space left on device; free some space and run the same command with --resume to go on",
+        ),
+    ],
+)
+def test_a_run_that_stops_says_how_to_go_on(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, num_saved: int, error: BaseException, text: str
+) -> None:
+    def stop(run: Any, entry: dict[str, Any]) -> None:
+        run.config.out.mkdir()
+        for name in (LAST_NAME, BEST_NAME)[:num_saved]:
+            (run.config.out / name).touch()
+        raise error
+
+    monkeypatch.setattr(train_module, "finish_epoch", stop)
+    monkeypatch.setattr(train_module, "train_epoch", lambda *_: {})
+    result = run_command("--shards", str(shards), "--out", str(tmp_path / "out"), "--val-fraction", "0")
+    assert (result.exit_code, result.stderr.strip().splitlines()[-1]) == (1, text)
+
+
+def test_resume_with_another_number_of_processes_is_refused(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(config(shards, tmp_path / "out", epochs=1, val_fraction=0))
+    monkeypatch.setattr("stage1.distributed.world_size", lambda: 2)
+    with pytest.raises(UserError, match=r"trained by 1 processes, each with --batch-size 8, got 2: another global"):
+        train(config(shards, tmp_path / "out", val_fraction=0, resume=True))
+
+
 def test_resume_refuses_other_options_and_other_data(tmp_path: Path, shards: Path, val_shards: Path) -> None:
     train(config(shards, tmp_path / "out", epochs=1, val_fraction=0))
     with pytest.raises(UserError, match=r"trained with --lr 0\.003, got 0\.01; resume with the same options"):
@@ -144,6 +210,7 @@ def test_training_reads_only_the_shards_that_were_named(
     tmp_path: Path, shards: Path, val_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_shards(tmp_path / "Test", random_clips(4), [0, 1, 0, 1], split="Test")
+    (tmp_path / "out").mkdir()
     opened: set[Path] = set()
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -185,6 +252,14 @@ def test_a_class_of_one_recording_stays_in_training(tmp_path: Path) -> None:
     assert set(range(6)) <= set(train_rows.tolist())
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_a_recording_of_two_classes_takes_no_class_out_of_training(tmp_path: Path, seed: int) -> None:
+    folder = write_shards(tmp_path / "s", random_clips(4), [0, 0, 1, 1], source_groups=["a", "b", "b", "c"])
+    train_rows, held_rows = hold_out(ClipReader(folder), fraction=0.1, seed=seed)
+    assert {0, 1} == {[0, 0, 1, 1][row] for row in train_rows}
+    assert len(held_rows) > 0
+
+
 def test_it_says_what_is_held_out(tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(config(shards, tmp_path / "a", epochs=1))
     assert "2 of 24 videos (2 clips)" in capsys.readouterr().out
@@ -222,6 +297,24 @@ def test_one_recording_on_both_sides_is_warned_of(tmp_path: Path) -> None:
     (warning,) = train_module.validation_warnings(ClipReader(first), ClipReader(second))
     assert "1 source groups" in warning
     assert "'r2'" in warning
+
+
+def test_frames_made_square_another_way_are_warned_of(tmp_path: Path) -> None:
+    first = write_shards(tmp_path / "a", random_clips(2), [0, 1])
+    settings = {"mode": "uniform", "clip_len": 4, "clips_per_video": 1, "resize": "crop"}
+    second = write_shards(tmp_path / "b", random_clips(2, seed=1), [0, 1], prefix="b-", settings=settings)
+    (warning,) = train_module.validation_warnings(ClipReader(first), ClipReader(second))
+    assert "by --resize crop in" in warning
+    assert "by squash in training" in warning
+
+
+def test_it_says_how_many_clips_an_epoch_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clips, labels = moving_clips(8, shape=(4, 16, 16))
+    folder = write_shards(tmp_path / "s", clips, sorted(labels), clips_per_video=4)
+    train(config(folder, tmp_path / "one", epochs=1, val_fraction=0))
+    assert "An epoch takes 2 of 8 clips (--clips-per-video-per-epoch 1; 0 takes all)" in capsys.readouterr().out
+    train(config(folder, tmp_path / "all", epochs=1, val_fraction=0, clips_per_video_per_epoch=0))
+    assert "An epoch takes" not in capsys.readouterr().out
 
 
 def test_frames_far_apart_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -270,6 +363,93 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, shards: Path) -
     with pytest.raises(UserError, match=r"the loss is nan .* at epoch 1, step 1, .*lower --lr"):
         train(config(shards, tmp_path / "out"), transform=broken)
     assert not (tmp_path / "out" / BEST_NAME).exists()
+
+
+def lay_out_bad_use(folder: Path) -> None:
+    """What the cases of bad use name, below `folder`."""
+    write_shards(folder / "good", random_clips(4), [0, 1, 0, 1])
+    write_shards(folder / "crimes", random_clips(4), [1, 1, 1, 1])
+    write_shards(folder / "unknown", random_clips(4), [0, 1, -1, 1])
+    write_shards(folder / "longer", random_clips(4, shape=(8, 16, 16)), [0, 1, 0, 1])
+    write_shards(folder / "newer", random_clips(4), [0, 1, 0, 1])
+    manifest = folder / "newer" / "manifest.json"
+    fields = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**fields, "format_version": 99}))
+    for name, data in (("run/last.pt", b"no checkpoint"), ("file", b"")):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+    (folder / "newer-run").mkdir()
+    torch.save({"format": "stage1 checkpoint", "format_version": 99}, folder / "newer-run" / LAST_NAME)
+
+
+def run_command(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["train", "--device", "cpu", *arguments])
+
+
+BAD_USE = {
+    "--shards none": "error: no shard folder none: build it first",
+    "--shards good --val-shards none": "error: no shard folder none: build it first",
+    "--shards good --out run": "error: run holds another run (last.pt); go on with it by --resume, name another --out",
+    "--shards good --out file": "error: --out file is a file, expected a folder; name another --out",
+    "--shards good --out file/a": "error: --out file/a lies below the file",
+    "--shards good --resume": "error: nothing to resume: no checkpoints/last.pt; start the run without --resume",
+    "--shards good --out run --resume": "error: run/last.pt is no stage1 checkpoint, or is damaged",
+    "--shards good --out newer-run --resume": "of format version 99, this stage1 reads version 1",
+    "--shards crimes": "error: crimes has 3 crime clips to train on and no normal one, expected both",
+    "--shards unknown": "error: 1 of 4 clips of unknown have no label, expected normal or crime",
+    "--shards good --val-shards longer": "error: longer has clips of 8×16×16, expected 4×16×16 as in good",
+    "--shards newer": "version 99",
+    "--shards good --device cuda": "error: --device cuda was asked for, but this torch",
+    "--shards good --device tpu": "error: device is 'tpu', expected auto, cpu, cuda or cuda:N",
+    "--shards good --lr -1": "error: --lr is -1.0, expected above 0",
+    "--shards good --no-such": "No such option",
+}
+
+
+@pytest.mark.parametrize("arguments", BAD_USE)
+def test_bad_use_is_one_clear_line_and_exit_code_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str
+) -> None:
+    lay_out_bad_use(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = run_command(*arguments.split())
+    assert result.exit_code == 1
+    *usage, last = result.stderr.replace(os.sep, "/").strip().splitlines()
+    assert BAD_USE[arguments] in last
+    assert not usage or usage[0].startswith("Usage")
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory"),
+            "error: CUDA is out of memory with --batch-size 6; try --batch-size 3",
+        ),
+        (
+            RuntimeError("CUDA error: out of memory\n"),
+            "error: CUDA is out of memory with --batch-size 6; try --batch-size 3",
+        ),
+    ],
+)
+def test_cuda_out_of_memory_is_one_clear_line(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, text: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    for name in ("forward", "to"):
+        monkeypatch.setattr(train_module.Stage1Model, name, refuse)
+        result = run_command("--shards", str(shards), "--out", str(tmp_path / "out"), "--batch-size", "6")
+        assert (result.exit_code, result.stderr.strip().splitlines()[-1]) == (1, text)
+        monkeypatch.undo()
+
+
+def test_an_error_that_is_not_of_memory_stays_what_it_is() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), cuda_memory_errors(8):
+        raise RuntimeError("shapes do not fit")
 
 
 @pytest.mark.parametrize("option", ["--epochs", "--batch-size", "--workers"])

@@ -8,12 +8,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 from stage1.cli import main
 from stage1.detections import load_attention_data
-from stage1.videos import find_videos, sampling_config
+from stage1.reader import ClipReader
+from stage1.videos import find_videos, sampling_config, temporary_shards
 from synthetic_videos import VideoConfig, make_dataset
 from test_infer import write_checkpoint
 from vidshard.clips import SamplingConfig
@@ -102,6 +105,49 @@ def test_mp4s_are_scored_with_the_sampling_of_the_checkpoint(dataset: Path, plac
     assert data.clips.shape == (4, 4, 32, 32, 3)
     assert "Accuracy" not in result.stdout
     assert list((place / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop", "letterbox"])
+def test_mp4s_become_square_as_the_training_clips_did(place: Path, resize: str) -> None:
+    # A bright bar at the left edge of a wide frame: squashed it stays there, cropped it goes, with borders it moves in.
+    frame = np.full((32, 96, 3), 40, np.uint8)
+    frame[:, :24] = 220
+    with av.open(str(place / "wide.mp4"), "w", format="mp4") as output:
+        stream = output.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 96, 32, "yuv420p"
+        for _ in range(8):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        output.mux(stream.encode(None))
+    sampling = {"mode": "uniform", "clip_len": 4, "clips_per_video": 1, "resize": resize, "codec": "jpeg"}
+    with temporary_shards(
+        ["wide.mp4"], shape=ClipShape(num_frames=4, height=32, width=32), sampling=sampling, workers=1
+    ) as brought:
+        reader = ClipReader(brought.folder)
+        clips = np.empty((1, 4, 32, 32, 3), np.uint8)
+        reader.read_clips([0], clips)
+        assert reader.manifest.codec == "jpeg"
+    corner, left_edge = clips[0, 0, 2, 2].mean(), clips[0, 0, 16, 2].mean()
+    expected = {"squash": (220, 220), "crop": (40, 40), "letterbox": (0, 220)}[resize]
+    assert (corner, left_edge) == pytest.approx(expected, abs=25)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"mode": "dense", "clip_len": 4, "stride": 4, "fps": 5.0},
+        {"mode": "annotated", "clip_len": 4, "stride": 8, "frame_step": 2},
+    ],
+)
+def test_mp4s_are_cut_as_dense_clips_by_time_or_by_frames(dataset: Path, place: Path, sampling: dict[str, Any]) -> None:
+    video = next((dataset / "Test").rglob("*.mp4"))
+    with temporary_shards(
+        [str(video)], shape=ClipShape(num_frames=4, height=32, width=32), sampling=sampling, workers=1
+    ) as brought:
+        reader = ClipReader(brought.folder)
+        assert {name: reader.manifest.settings[name] for name in sampling} == sampling
+        gap = 1 / 5 if "fps" in sampling else 2 / VideoConfig().fps
+        assert reader.frame_gap_seconds() == pytest.approx(gap, abs=0.05)
+        assert len(reader) > 1
 
 
 def test_a_video_that_cannot_be_decoded_is_named_and_the_others_are_scored(dataset: Path, place: Path) -> None:

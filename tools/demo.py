@@ -1,6 +1,7 @@
 """What `make demo` runs: the whole way, from videos to explained detections, in the folder `demo`.
 
-The videos are generated (see synthetic_videos.py); the rest are the two commands, as a user would type them.
+The videos are generated (see synthetic_videos.py); the rest are the two commands, as a user would type them. Ends with
+exit code 1 when a command fails, or the result is below LEAST_ACCURACY or LEAST_ATTENTION.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ FOLDER = Path("demo")
 COMMANDS = (
     "vidshard build videos",
     "vidshard inspect shards/Train",
-    "stage1 train --shards shards/Train --val-shards shards/Validation --epochs 10 --batch-size 4 --lr 1e-3",
+    "stage1 train --shards shards/Train --val-shards shards/Validation --epochs 15",
     "stage1 infer",
     "stage1 visualize",
 )
 MADE = ("videos", "shards", "shards.log", "checkpoints", "stage1_output")
 MOST_EVENT = 0.4  # of the frames of a clip: where the event fills more, finding it is no feat
+
+LEAST_ACCURACY = 0.9
+LEAST_ATTENTION = 0.6  # mean share of attention on the frames of the event
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,8 +58,11 @@ def main() -> int:
         if code != 0:
             print(f"\nThe demo stops: `{command}` ended with exit code {code}.", file=sys.stderr)
             return 1
-    print(report(judge(FOLDER), seconds))
-    return 0
+    result = judge(FOLDER)
+    print(report(result, seconds))
+    for fault in faults(result):
+        print(f"The demo fails: {fault}.", file=sys.stderr)
+    return 1 if faults(result) else 0
 
 
 def remove_last_run(folder: Path) -> None:
@@ -94,6 +101,16 @@ def judge(folder: Path) -> Result:
         attention=float(np.mean(attention)) if attention else float("nan"),
         event_frames=float(np.mean(event_frames)) if attention else float("nan"),
     )
+
+
+def faults(result: Result) -> list[str]:
+    """What of the result is below what this demo has to reach."""
+    found = []
+    if result.accuracy < LEAST_ACCURACY:
+        found.append(f"the accuracy is {result.accuracy:.1%}, expected at least {LEAST_ACCURACY:.0%}")
+    if not result.attention >= LEAST_ATTENTION:  # nan without a detection
+        found.append(f"the attention on the event is {result.attention:.1%}, expected at least {LEAST_ATTENTION:.0%}")
+    return found
 
 
 def report(result: Result, seconds: dict[str, float]) -> str:

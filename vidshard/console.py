@@ -35,8 +35,9 @@ class ExitCodeGroup(click.Group):
             code = super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.ClickException as error:  # wrong calls: click's own 2 becomes 1
             error.show()
-        except (click.Abort, KeyboardInterrupt):
-            print("interrupted; run the same command again to go on", file=sys.stderr)
+        except (click.Abort, KeyboardInterrupt) as error:
+            how = _note_of(error.__cause__ or error) or "run the same command again to go on"
+            print(f"interrupted; {how}", file=sys.stderr)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
         except BrokenPipeError:  # the reader of a pipe, such as head, went away
@@ -45,11 +46,17 @@ class ExitCodeGroup(click.Group):
             if error.errno not in _ERRORS_OF_THE_SYSTEM:
                 raise
             where = f": {error.filename}" if error.filename else ""
-            hint = "; free some space and run the same command again" if error.errno == errno.ENOSPC else ""
+            how = _note_of(error) or "run the same command again"
+            hint = f"; free some space and {how}" if error.errno == errno.ENOSPC else ""
             print(f"error: {error.strerror}{where}{hint}", file=sys.stderr)
         else:
             sys.exit(code if isinstance(code, int) else EXIT_OK)
         sys.exit(EXIT_ERROR)
+
+
+def _note_of(error: BaseException) -> str:
+    """How to go on after this error, where a command knows better (it calls `error.add_note`)."""
+    return "; ".join(getattr(error, "__notes__", ()))
 
 
 # Errors of the disk or of permissions, not of this program: they get one line instead of a traceback.

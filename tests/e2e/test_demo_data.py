@@ -55,6 +55,31 @@ def test_the_baselines_find_a_shortcut_where_there_is_one(tmp_path: Path) -> Non
     assert accuracies["frame of the event, CNN"] >= 0.8
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "attention", "texts"),
+    [
+        (0.9, 0.6, []),
+        (0.89, 0.6, ["the accuracy is 89.0%, expected at least 90%"]),
+        (1.0, 0.59, ["the attention on the event is 59.0%, expected at least 60%"]),
+        (1.0, float("nan"), ["the attention on the event is nan%, expected at least 60%"]),
+    ],
+)
+def test_the_demo_fails_below_its_figures(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    accuracy: float,
+    attention: float,
+    texts: list[str],
+) -> None:
+    result = demo.Result(num_videos=100, accuracy=accuracy, num_events=9, attention=attention, event_frames=0.2)
+    monkeypatch.setattr(demo, "remove_last_run", lambda _: None)
+    monkeypatch.setattr(demo, "run", lambda *_: (0, 1.0))
+    monkeypatch.setattr(demo, "judge", lambda _: result)
+    monkeypatch.setattr(synthetic_videos, "make_dataset", lambda _: None)
+    assert demo.main() == bool(texts)
+    assert capsys.readouterr().err == "".join(f"The demo fails: {text}.\n" for text in texts)
+
+
 def test_the_figures_of_the_demo(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "temporal_annotations.txt").write_text(

@@ -33,7 +33,8 @@ for name in ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGALRM", "setitimer", "alarm"):
 
 
 @pytest.mark.slow
-def test_build_inspect_train_infer_and_visualize_need_no_posix(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shape", [(), ("--clip-len", "8", "--frame-size", "64")], ids=["default", "small"])
+def test_build_inspect_train_infer_and_visualize_need_no_posix(tmp_path: Path, shape: tuple[str, ...]) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(TAKE_POSIX_AWAY)
     make_dataset(tmp_path / "videos", num_videos={"Train": 8, "Test": 4})
@@ -47,9 +48,9 @@ def test_build_inspect_train_infer_and_visualize_need_no_posix(tmp_path: Path) -
         assert shown.returncode == 0, shown.stdout + shown.stderr
         return shown.stdout
 
-    run("vidshard", "build", "videos/Train", "--workers", "2", "--yes")
-    run("vidshard", "build", "videos/Test", "--yes")
-    assert "8" in run("vidshard", "inspect", "shards/Train")
+    run("vidshard", "build", "videos/Train", "--workers", "2", "--yes", *shape)
+    run("vidshard", "build", "videos/Test", "--yes", *shape)
+    assert ("(8, 64, 64, 3)" if shape else "(16, 112, 112, 3)") in run("vidshard", "inspect", "shards/Train")
     run("stage1", "train", "--shards", "shards/Train", "--epochs", "1", "--val-fraction", "0")
     assert "Stage 1 Complete" in run("stage1", "infer", "--threshold", "0")
     run("stage1", "visualize")
