@@ -127,6 +127,9 @@ class TrainData:
         return self.train.labels[self.train_rows]
 
 
+SECONDS_BETWEEN_DRAWINGS = 30.0  # of the curves
+
+
 @dataclasses.dataclass(kw_only=True)
 class Run:
     """What changes while training."""
@@ -142,6 +145,7 @@ class Run:
     train_transform: Transform
     class_weights: torch.Tensor
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # an entry an epoch, as in metrics.jsonl
+    draw_after: float = dataclasses.field(default_factory=lambda: time.monotonic() + SECONDS_BETWEEN_DRAWINGS)
 
 
 def train(config: TrainConfig, *, transform: Transform | None = None) -> Path:
@@ -552,7 +556,10 @@ def write_the_rest(run: Run, last: Checkpoint) -> None:
         save_checkpoint(run.config.out / files.BEST_NAME, last)
     lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in run.history)
     atomic.write_text(run.config.out / files.METRICS_NAME, lines)
-    plots.plot_curves(run.history, run.config.out / files.CURVES_NAME)
+    # Drawing takes half a second: of short epochs not every one is drawn, but the last always is.
+    if len(run.history) == run.config.epochs or time.monotonic() >= run.draw_after:
+        plots.plot_curves(run.history, run.config.out / files.CURVES_NAME)
+        run.draw_after = time.monotonic() + SECONDS_BETWEEN_DRAWINGS
 
 
 def is_best(entry: dict[str, Any], history: Sequence[dict[str, Any]]) -> bool:
