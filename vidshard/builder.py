@@ -33,7 +33,7 @@ from vidshard.kept_set import CopyJob, KeptSet
 from vidshard.manifest import Failure, Manifest, ShardSet
 from vidshard.planner import Plan, Unit
 from vidshard.shard_joiner import ShardJoiner
-from vidshard.sources import Source, Video, check_labels, find_sources, label_table, path_bytes
+from vidshard.sources import MAY_HIDE_VIDEOS, Source, Video, check_labels, find_sources, label_table, path_bytes
 from vidshard.supervisor import Supervisor, SupervisorConfig, Task, TaskResult
 from vidshard.work_folder import ShardRecord, WorkFolder, check_output
 
@@ -90,6 +90,12 @@ class BuildReport:
     @property
     def num_clips(self) -> int:
         return sum(one.manifest.num_clips for one in self.sets)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no video failed, and nothing was skipped behind which there may be one."""
+        failures = (failure for one in self.sets for failure in one.manifest.failures)
+        return not any(f.outcome == "failed" or f.reason in MAY_HIDE_VIDEOS for f in failures)
 
 
 def _silent(line: str) -> None:

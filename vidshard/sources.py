@@ -40,6 +40,12 @@ _SPLIT_NAMES = {
     "val": "Validation", "valid": "Validation", "validation": "Validation",
 }  # fmt: skip
 
+# Why something is skipped behind which there may be videos; of the other reasons, none hides one. (A folder with the
+# name of a video is `not_a_regular_file`, but is read.)
+MAY_HIDE_VIDEOS = (
+    "broken_link", "link_outside_source", "link_to_folder", "unreadable", "unreadable_folder", "unusable_name",
+)  # fmt: skip
+
 # Optional, in SOURCE or beside its split folders: [{"file": "Train/Abuse/a.mp4", "source": "recording 7"}, …].
 GROUPS_NAME = "sources.json"
 
@@ -234,10 +240,16 @@ class _Walk:
                 for entry in entries:
                     path = f"{folder}/{entry.name}" if folder else entry.name
                     if folder or entry.name not in self.leave_out:
-                        folders += self._sort(entry, path)
+                        folders += self._sort_or_skip(entry, path)
         except OSError as error:
             self._skip(folder or ".", "unreadable_folder", f"it cannot be listed: {error.strerror}")
         return folders
+
+    def _sort_or_skip(self, entry: os.DirEntry[str], path: str) -> list[str]:
+        try:
+            return self._sort(entry, path)
+        except OSError as error:  # of this entry alone: what lies beside it is read
+            return self._skip(path, "unreadable", f"it cannot be looked at: {error.strerror}")
 
     def _sort(self, entry: os.DirEntry[str], path: str) -> list[str]:
         if entry.name.startswith("."):
