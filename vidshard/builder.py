@@ -34,7 +34,7 @@ from vidshard.manifest import Failure, Manifest, ShardSet
 from vidshard.planner import Plan, Unit
 from vidshard.shard_joiner import ShardJoiner
 from vidshard.sources import MAY_HIDE_VIDEOS, Source, Video, check_labels, find_sources, label_table, path_bytes
-from vidshard.supervisor import Supervisor, SupervisorConfig, Task, TaskResult
+from vidshard.supervisor import Supervisor, SupervisorConfig, Task, TaskResult, too_little_memory
 from vidshard.work_folder import ShardRecord, WorkFolder, check_output
 
 __all__ = ["BuildConfig", "BuildReport", "Estimate", "SetReport", "build", "build_set", "dry_run"]
@@ -490,8 +490,10 @@ class _Run:
         value = result.value
         if result.crash is not None:
             value = Rejected(reason=result.crash.reason, message=result.crash.message)
+            if result.crash.measured:
+                self.log.line(f"{video.path}: {result.crash.measured}")
         elif isinstance(result.error, MemoryError):
-            value = Rejected(reason="out_of_memory", message=f"needs more than {self.config.memory_mb:,} MiB of memory")
+            value = Rejected(reason="out_of_memory", message=too_little_memory(self.config.memory_mb << 20))
         elif result.error is not None:
             self.log.line(result.error_trace)
             name = type(result.error).__name__
