@@ -436,3 +436,29 @@ def test_a_dry_run_tells_what_a_build_makes_and_writes_nothing(
     assert one.seconds is not None
     assert one.seconds > 0
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("out", [None, Path("sets"), Path("Abuse/sets")])
+def test_an_output_inside_the_source_is_not_a_part_of_it(
+    out: Path | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_tiny_videos(tmp_path / "Train", {"Abuse/a.mp4": 9, "NormalVideos/n.mp4": 9})
+    monkeypatch.chdir(source)
+    first = build(BuildConfig(source=Path("."), out=out, **SMALL))
+    assert first.folders == [out or Path("shards/Train")]
+    assert first.videos == {"found": 2, "ok": 2, "failed": 0, "skipped": 0}
+    again = build(BuildConfig(source=Path("."), out=out, **SMALL))
+    assert again.sets[0].already_finished
+
+
+@pytest.mark.parametrize("out", [None, Path("sets"), Path("Train/sets")])
+def test_an_output_inside_a_root_of_splits(out: Path | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    videos = {f"{split}/{name}": 9 for split in ("Train", "Test") for name in ("Abuse/a.mp4", "NormalVideos/n.mp4")}
+    root = make_tiny_videos(tmp_path / "data", videos)
+    monkeypatch.chdir(root)
+    first = build(BuildConfig(source=Path("."), out=out, **SMALL))
+    assert first.videos == {"found": 4, "ok": 4, "failed": 0, "skipped": 0}
+    again = build(BuildConfig(source=Path("."), out=out, **SMALL))
+    assert all(one.already_finished for one in again.sets)
+    with pytest.raises(UserError, match=r"the output Test holds other files \(Abuse, NormalVideos\)"):
+        build(BuildConfig(source=Path("."), out=Path("."), **SMALL))

@@ -33,7 +33,16 @@ from vidshard.kept_set import CopyJob, KeptSet
 from vidshard.manifest import Failure, Manifest, ShardSet
 from vidshard.planner import Plan, Unit
 from vidshard.shard_joiner import ShardJoiner
-from vidshard.sources import MAY_HIDE_VIDEOS, Source, Video, check_labels, find_sources, label_table, path_bytes
+from vidshard.sources import (
+    MAY_HIDE_VIDEOS,
+    SPLITS,
+    Source,
+    Video,
+    check_labels,
+    find_sources,
+    label_table,
+    path_bytes,
+)
 from vidshard.supervisor import Supervisor, SupervisorConfig, Task, TaskResult, too_little_memory
 from vidshard.work_folder import ShardRecord, WorkFolder, check_output
 
@@ -108,8 +117,7 @@ def build(config: BuildConfig, *, tell: Callable[[str], None] = _silent) -> Buil
     `tell` takes what people should read while it runs, such as the table class → label. Raises UserError on wrong use,
     OSError when the disk is full, KeyboardInterrupt on Ctrl-C and SIGTERM; the same call goes on afterwards.
     """
-    sources = find_sources(config.source, normal=config.normal)
-    sources = _apply_lists(sources, config, tell)
+    sources = _apply_lists(_find_sources(config), config, tell)
     folders = output_folders(config, sources)
     for source in sources:
         check_labels(source, normal=config.normal, yes=config.yes)
@@ -141,7 +149,7 @@ def dry_run(config: BuildConfig, *, tell: Callable[[str], None] = _silent) -> tu
 
     Raises what `build` does.
     """
-    sources = _apply_lists(find_sources(config.source, normal=config.normal), config, tell)
+    sources = _apply_lists(_find_sources(config), config, tell)
     for source in sources:
         check_labels(source, normal=config.normal, yes=config.yes)
     estimates = []
@@ -182,6 +190,20 @@ def _estimate(source: Source, folder: Path, config: BuildConfig, tell: Callable[
     )
 
 
+def _find_sources(config: BuildConfig) -> list[Source]:
+    """The sources, without the output, which may lie inside: what is found must be the same in every run."""
+    outputs = [config.out or DEFAULT_OUT / _source_name(config)]
+    if config.out is None and os.path.realpath(DEFAULT_OUT) != os.path.realpath(config.source):
+        outputs += [DEFAULT_OUT / split for split in SPLITS]
+    both = [folder for out in outputs for folder in (out, manifest.log_folder(out))]
+    return find_sources(config.source, normal=config.normal, leave_out=both)
+
+
+def _source_name(config: BuildConfig) -> str:
+    given = Path(os.path.abspath(config.source))  # `.` and a trailing slash have no name of their own
+    return (given.name if given.is_dir() else given.stem) or "root"
+
+
 def _apply_lists(sources: list[Source], config: BuildConfig, tell: Callable[[str], None]) -> list[Source]:
     """What the lists that the user brought make of the sources."""
     if config.sampling.mode == "annotated" and config.annotations is None:
@@ -200,10 +222,10 @@ def _apply_lists(sources: list[Source], config: BuildConfig, tell: Callable[[str
 
 def output_folders(config: BuildConfig, sources: Sequence[Source]) -> list[Path]:
     """Where the shards of each source go."""
-    given = Path(os.path.abspath(config.source))  # `.` and a trailing slash have no name of their own
+    given = Path(os.path.abspath(config.source))
     if any(source.root != given and given.is_dir() for source in sources):  # the splits in it
         return [(config.out or DEFAULT_OUT) / (source.split or source.root.name) for source in sources]
-    return [config.out or DEFAULT_OUT / ((given.name if given.is_dir() else given.stem) or "root")]
+    return [config.out or DEFAULT_OUT / _source_name(config)]
 
 
 def build_set(source: Source, out: Path, config: BuildConfig, *, tell: Callable[[str], None] = _silent) -> SetReport:

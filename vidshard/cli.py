@@ -137,7 +137,7 @@ def build(
     It may be a single MP4.
     The same command again finishes a build that was interrupted.
 
-    Exit codes: 0 all well, 2 done but videos failed or may hide in what was skipped (see failures.csv), 1 anything else.
+    Exit codes: 0 all well, 2 done but videos failed or may hide in what was skipped (failures.csv), 1 anything else.
     """
     from vidshard import builder
     from vidshard.builder import BuildConfig

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -283,7 +284,10 @@ class ShardSet:
 
 def log_folder(folder: Path) -> Path:
     """Where the log of the build of `folder` lies: beside it, so that the folder itself never varies."""
-    return folder.with_name(folder.name + shard_format.LOG_SUFFIX)
+    named = folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))
+    if not named.name:
+        raise UserError(f"the folder {folder} has no name that a log folder could be named after; give another one")
+    return named.with_name(named.name + shard_format.LOG_SUFFIX)
 
 
 def open_shards(folder: Path) -> ShardSet:

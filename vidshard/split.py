@@ -23,9 +23,9 @@ from vidshard.clips import frame_indices, resize_frame
 from vidshard.errors import FormatError, UserError
 from vidshard.manifest import ShardSet
 from vidshard.source_lists import apply_source_groups, listed_name, read_lines
+from vidshard.sources import SPLITS as SPLITS
 from vidshard.sources import Source, Video, find_sources, path_bytes
 
-SPLITS = ("Train", "Validation", "Test")
 _HASH_BLOCK = 1 << 20
 _SHOWN = 20  # warnings of one kind before the rest is counted
 
