@@ -22,7 +22,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vidshard import build_config, decode_task, kept_set, ledger, manifest, planner, shard_format, source_lists
+from vidshard import (
+    build_config,
+    decode_task,
+    decoders,
+    kept_set,
+    ledger,
+    manifest,
+    planner,
+    shard_format,
+    source_lists,
+)
 from vidshard.build_config import BuildConfig
 from vidshard.build_log import BuildLog
 from vidshard.console import Progress
@@ -118,6 +128,7 @@ def build(config: BuildConfig, *, tell: Callable[[str], None] = _silent) -> Buil
     OSError when the disk is full, KeyboardInterrupt on Ctrl-C and SIGTERM; the same call goes on afterwards.
     """
     sources = _apply_lists(_find_sources(config), config, tell)
+    _tell_missing(config, tell)
     folders = output_folders(config, sources)
     for source in sources:
         check_labels(source, normal=config.normal, yes=config.yes)
@@ -126,6 +137,11 @@ def build(config: BuildConfig, *, tell: Callable[[str], None] = _silent) -> Buil
         tell(f"{source.root} → {folder}\n{label_table(source)}")
         reports.append(build_set(source, folder, config, tell=tell))
     return BuildReport(sets=tuple(reports))
+
+
+def _tell_missing(config: BuildConfig, tell: Callable[[str], None]) -> None:
+    if note := decoders.missing_note(config.decoder):
+        tell(note)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +166,7 @@ def dry_run(config: BuildConfig, *, tell: Callable[[str], None] = _silent) -> tu
     Raises what `build` does.
     """
     sources = _apply_lists(_find_sources(config), config, tell)
+    _tell_missing(config, tell)
     for source in sources:
         check_labels(source, normal=config.normal, yes=config.yes)
     estimates = []
