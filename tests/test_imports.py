@@ -57,7 +57,7 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.summary",
         "vidshard.verify",
     },
-    "vidshard.clip_codecs": {"vidshard.errors"},
+    "vidshard.clip_codecs": {"vidshard.clips", "vidshard.errors"},
     "vidshard.clips": {"vidshard.errors"},
     "vidshard.console": {"vidshard.errors"},
     "vidshard.damage": {"vidshard.packets"},
@@ -226,7 +226,7 @@ ALLOWED: dict[str, set[str]] = {
 ONLY_IN = {
     "decord": {"vidshard.decoders.decord_decoder"},
     "av": {"vidshard.damage", "vidshard.packets", "vidshard.decoders.pyav_decoder"},
-    "cv2": {"vidshard.decoders.opencv_decoder", "vidshard.clips", "vidshard.clip_codecs"},
+    "cv2": {"vidshard.decoders.opencv_decoder", "vidshard.clips"},
     "matplotlib": {"stage1.plots", "stage1.film_strip"},
     "webdataset": {"stage1.dataloader"},
     "sklearn": {"stage1.metrics"},
