@@ -147,7 +147,7 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.sources",
     },
     "vidshard.summary": {"vidshard.builder", "vidshard.shard_format"},
-    "vidshard.supervisor": set(),
+    "vidshard.supervisor": {"vidshard.errors"},
     "vidshard.verify": {
         "vidshard.atomic",
         "vidshard.console",

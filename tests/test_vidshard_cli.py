@@ -207,6 +207,19 @@ def test_options_that_make_no_sense(arguments: list[str], expected: str, source:
     check_error(run("build", source, *arguments), expected)
 
 
+def test_outputs_that_cannot_be(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file.txt").touch()
+    check_error(run("build", source, "--out", tmp_path / "file.txt" / "sub" / "set"), "file.txt, which is a file")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert run("build", source, "--out", ".", "--workers", 1).exit_code == 0
+    assert (tmp_path / "empty.log" / "build.log").is_file()
+    assert run("preview", ".").exit_code == 0
+    assert (tmp_path / "empty.log" / "preview.html").is_file()
+    check_error(run("preview", ".", "--out", tmp_path), "is a folder, expected the name of a page")
+    check_error(run("preview", ".", "--out", tmp_path / "file.txt" / "page.html"), "file.txt")
+
+
 def test_an_unknown_option_is_exit_code_1() -> None:
     result = run("build", ".", "--no-such-option")
     assert result.exit_code == 1

@@ -171,6 +171,7 @@ class Manifest:
         try:
             fields = json.loads(data)
             digest = fields.pop("digest", None)
+            _canonical(fields)  # refuses what JSON does not have: NaN and infinity
         except (ValueError, AttributeError, TypeError, RecursionError) as error:
             raise FormatError(f"{where} is not JSON: {error}; is it a manifest written by vidshard build?") from error
         if fields.get("format") != shard_format.FORMAT_NAME:
@@ -206,8 +207,8 @@ class Manifest:
                     Extension(first_shard=row["first_shard"], failed=tuple(row["failed"])) for row in fields["extended"]
                 ),
             )
-        except (KeyError, TypeError) as error:
-            raise FormatError(f"{where} lacks or has an unknown field: {error!r}") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FormatError(f"{where} lacks a field, or has one that is unknown or wrong: {error!r}") from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -188,7 +188,7 @@ class SampleRecord:
             for name in ("frame_indices", "timestamps_seconds", "flags"):
                 fields[name] = tuple(fields[name])
             return cls(**fields)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise FormatError(f"sample record is not one of format version {FORMAT_VERSION}: {error!r}") from error
 
 

@@ -25,6 +25,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from vidshard.errors import UserError
+
 _POLL_SECONDS = 0.2  # how often the memory of the children is looked at
 _START_SECONDS = 120.0  # a child that is not up by then never will be
 _MAX_FAILED_STARTS = 3
@@ -86,7 +88,7 @@ class RemoteError(Exception):
     """Stands for an exception of a child that could not be sent to the parent."""
 
 
-class WorkerStartError(RuntimeError):
+class WorkerStartError(UserError):
     """Child after child died before it took a task."""
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -193,6 +194,9 @@ class WorkFolder:
 
 def check_output(out: Path) -> None:
     """Raises UserError when `out` cannot be the output of a build: it is a file, or holds what no build wrote."""
+    above = next((folder for folder in Path(os.path.abspath(out)).parents if folder.exists()), None)
+    if above is not None and not above.is_dir():
+        raise UserError(f"the output {out} lies in {above}, which is a file, not a folder; give another --out")
     if not out.exists():
         return
     if not out.is_dir():
