@@ -117,6 +117,13 @@ def test_numbers_that_cannot_be_are_refused(folder: Path, change: tuple[bytes, b
         Manifest.from_bytes(data, where="manifest.json")
 
 
+def test_an_index_with_an_unknown_flag_is_refused() -> None:
+    index = small_index()
+    index.clips["flags"] = [0, 1, 1 << len(shard_format.FLAGS)]
+    with pytest.raises(FormatError, match=r"index\.npz: clip flags 0x5 hold a bit .* expected only repeated, damaged"):
+        Index.from_bytes(index.to_bytes(), where="index.npz")
+
+
 def test_the_log_of_a_folder_without_a_name_has_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "set").mkdir()
     monkeypatch.chdir(tmp_path / "set")

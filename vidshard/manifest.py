@@ -261,6 +261,10 @@ class Index:
             raise FormatError(
                 f"{where} has columns {clips.dtype}, expected {CLIP_ROW}; was it built by another version?"
             )
+        try:
+            shard_format.bits_to_flags(int(np.bitwise_or.reduce(clips["flags"])))
+        except FormatError as error:
+            raise FormatError(f"{where}: {error}; install the vidshard that wrote it, or build again") from error
         return cls(clips=clips, videos=videos, **tables)
 
 
