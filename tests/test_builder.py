@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,11 @@ import vidshard
 from tiny_videos import damage_pictures, make_broken_video, make_tiny_video, make_tiny_videos
 from vidshard import SamplingConfig, builder, clips, manifest, shard_format, shard_joiner, shard_writer
 from vidshard.builder import BuildConfig, build
+from vidshard.decode_task import Rejected
 from vidshard.errors import FormatError, UserError
 from vidshard.folder_lock import hold_lock
+from vidshard.sources import Source, Video
+from vidshard.supervisor import Task, TaskResult
 
 VIDEOS = {
     "Abuse/Abuse001.mp4": 70,
@@ -462,3 +466,25 @@ def test_an_output_inside_a_root_of_splits(out: Path | None, tmp_path: Path, mon
     assert all(one.already_finished for one in again.sets)
     with pytest.raises(UserError, match=r"the output Test holds other files \(Abuse, NormalVideos\)"):
         build(BuildConfig(source=Path("."), out=Path("."), **SMALL))
+
+
+def test_one_long_video_may_use_all_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make_tiny_videos(tmp_path / "source", {"a.mp4": 60})
+    monkeypatch.setattr(builder, "available_cpus", lambda: 7)
+    config = BuildConfig(source=source, out=tmp_path / "out", **{**SMALL, "workers": None})
+    (estimate,) = builder.dry_run(config)
+    assert estimate.workers == 7
+
+
+def test_a_video_that_fails_in_several_tasks_is_one_failure(tmp_path: Path) -> None:
+    config = BuildConfig(source=tmp_path, out=tmp_path / "out", max_failures=1, **SMALL)
+    log: Any = SimpleNamespace(line=lambda text: None, folder=tmp_path)
+    source = Source(root=tmp_path, split=None, videos=(), skipped=())
+    nothing: Any = None
+    run = builder._Run(source, config, nothing, None, nothing, log, print)
+    rejected = TaskResult(task=Task(argument=None, timeout_seconds=1), value=Rejected(reason="damaged", message="x"))
+    for path in ("a.mp4", "a.mp4", "b.mp4"):
+        run._check_max_failures()
+        run._value(rejected, Video(path=path, class_name=None, label=-1))
+    with pytest.raises(UserError, match=r"2 videos of .* failed"):
+        run._check_max_failures()

@@ -185,7 +185,7 @@ def _estimate(source: Source, folder: Path, config: BuildConfig, tell: Callable[
         with (
             BuildLog(log_folder, root=source.root, about=str(config)) as log,
             _sigterm_as_ctrl_c(),
-            Supervisor(_supervisor_config(source, log_folder, config)) as crew,
+            Supervisor(_supervisor_config(log_folder, config)) as crew,
         ):
             run = _Run(source, config, work, None, crew, log, tell)
             facts = run.probe_videos()
@@ -306,7 +306,7 @@ def _build_locked(
     with (
         BuildLog(log_folder, root=source.root, about=str(config)) as log,
         _sigterm_as_ctrl_c(),
-        Supervisor(_supervisor_config(source, log_folder, config)) as crew,
+        Supervisor(_supervisor_config(log_folder, config)) as crew,
     ):
         run = _Run(source, config, work, KeptSet(finished, source) if finished else None, crew, log, tell)
         facts = run.probe_videos()
@@ -346,7 +346,7 @@ class _Run:
         self.source, self.config, self.work, self.crew, self.log, self.tell = source, config, work, crew, log, tell
         self.kept = kept
         self.decoded_clips = 0
-        self.new_failures: list[Failure] = []  # in this run
+        self.new_failures: dict[str, Failure] = {}  # in this run, by path: a video may fail in several tasks
 
     def probe_videos(self) -> list[VideoFacts | Rejected]:
         """What the packets of each video tell. Kept: the plan follows from it and must not change."""
@@ -539,20 +539,19 @@ class _Run:
             value = Rejected(reason="unexpected_error", message=f"{name} in vidshard; build.log has the details")
         if isinstance(value, Rejected):
             self.log.line(f"failed: {video.path}: {value.reason}: {value.message}")
-            self.new_failures.append(
-                Failure(path=video.path, outcome="failed", reason=value.reason, message=value.message)
-            )
+            failure = Failure(path=video.path, outcome="failed", reason=value.reason, message=value.message)
+            self.new_failures.setdefault(video.path, failure)
         return value
 
     def _check_max_failures(self, failures: Mapping[int, tuple[str, str]] | None = None) -> None:
         """Raises UserError when too many videos failed in this run. The next run goes on behind them: they are kept."""
-        if self.config.max_failures is None or len({f.path for f in self.new_failures}) <= self.config.max_failures:
+        if self.config.max_failures is None or len(self.new_failures) <= self.config.max_failures:
             return
         if failures is not None:
             self.work.write_failures(failures)
         path = self.log.folder / shard_format.FAILURES_NAME
-        ledger.write_failures(path, self.new_failures)
-        reason, count = Counter(failure.reason for failure in self.new_failures).most_common(1)[0]
+        ledger.write_failures(path, list(self.new_failures.values()))
+        reason, count = Counter(failure.reason for failure in self.new_failures.values()).most_common(1)[0]
         raise UserError(
             f"{len(self.new_failures):,} videos of {self.source.root} failed, more than --max-failures "
             f"{self.config.max_failures} allows, most often ({count:,} times) because of {reason}; all are in {path}; "
@@ -624,8 +623,9 @@ def _already_finished(shards: ShardSet, source: Source, config: BuildConfig, sta
     return SetReport(folder=shards.folder, manifest=shards.manifest, seconds=seconds, already_finished=True)
 
 
-def _supervisor_config(source: Source, log_folder: Path, config: BuildConfig) -> SupervisorConfig:
-    workers = config.workers if config.workers is not None else min(available_cpus(), len(source.videos))
+def _supervisor_config(log_folder: Path, config: BuildConfig) -> SupervisorConfig:
+    # Not fewer for few videos: a long one is cut into several tasks, and a worker starts when a task needs it.
+    workers = config.workers if config.workers is not None else available_cpus()
     return SupervisorConfig(
         workers=workers, memory_bytes=config.memory_mb << 20, stderr_path=log_folder / "workers.log"
     )
