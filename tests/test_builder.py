@@ -488,3 +488,9 @@ def test_a_video_that_fails_in_several_tasks_is_one_failure(tmp_path: Path) -> N
         run._value(rejected, Video(path=path, class_name=None, label=-1))
     with pytest.raises(UserError, match=r"2 videos of .* failed"):
         run._check_max_failures()
+
+
+def test_paths_may_be_given_as_text(tmp_path: Path) -> None:
+    source: Any = str(make_tiny_videos(tmp_path / "source", {"a.mp4": 9}))
+    out: Any = str(tmp_path / "out")
+    assert build(BuildConfig(source=source, out=out, **SMALL)).folders == [tmp_path / "out"]

@@ -161,9 +161,10 @@ class Estimate:
 
 
 def dry_run(config: BuildConfig, *, tell: Callable[[str], None] = _silent) -> tuple[Estimate, ...]:
-    """What `build` would do: packets are read, and clips drawn by the seed decoded for some seconds. Writes nothing.
+    """What `build` would do from the start: packets are read, and clips drawn by the seed decoded for some seconds.
 
-    Raises what `build` does.
+    The output folders are not looked at and nothing is written to them; what is decoded goes into the system's folder
+    for temporary files, and from there at the end. Raises UserError on wrong use of the sources and options, OSError.
     """
     sources = _apply_lists(_find_sources(config), config, tell)
     _tell_missing(config, tell)
