@@ -295,6 +295,12 @@ def log_folder(folder: Path) -> Path:
     return named.with_name(named.name + shard_format.LOG_SUFFIX)
 
 
+def file_sha256(path: Path) -> str:
+    """SHA-256 of the content of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def open_shards(folder: Path) -> ShardSet:
     """Open a finished shard folder: the manifest and the index are checked, the shards' names and sizes too.
 
