@@ -494,3 +494,30 @@ def test_paths_may_be_given_as_text(tmp_path: Path) -> None:
     source: Any = str(make_tiny_videos(tmp_path / "source", {"a.mp4": 9}))
     out: Any = str(tmp_path / "out")
     assert build(BuildConfig(source=source, out=out, **SMALL)).folders == [tmp_path / "out"]
+
+
+def test_a_run_that_is_stopped_while_it_reads_packets_goes_on_there(
+    source: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = BuildConfig(source=source, out=tmp_path / "Train", **SMALL)
+    monkeypatch.setattr(builder, "_SAVE_SECONDS", 0.0)
+    asked: list[int] = []
+    give_task, stop_after = builder._Run._probe_tasks, 3
+
+    def probe_tasks(run: Any, numbers: Any) -> Iterator[Task]:
+        for task in give_task(run, numbers):
+            if len(asked) == stop_after:
+                raise KeyboardInterrupt
+            asked.append(int(task.argument.table_path.stem))
+            yield task
+
+    monkeypatch.setattr(builder._Run, "_probe_tasks", probe_tasks)
+    with pytest.raises(KeyboardInterrupt):
+        build(config)
+    kept = json.loads((config.out / ".work" / "some-probes.json").read_text())  # type: ignore[operator]
+    first, asked, stop_after = asked, [], 99
+    build(config)
+    assert kept
+    assert set(asked).isdisjoint(int(number) for number in kept)
+    assert set(asked) | set(first) == set(range(6))
+    assert digests(config.out) == digests(finished)  # type: ignore[arg-type]

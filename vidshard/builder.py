@@ -64,6 +64,7 @@ _BYTES_PER_TIMEOUT = 100 << 20  # reading packets: once, and again for each 100 
 _BYTES_PER_TIMEOUT_CHECKED = 2 << 20  # decoding all of it at once: about a minute of surveillance video
 _SAMPLE_SECONDS = 8.0  # how long a dry run decodes
 _SAMPLE_CLIPS = 16  # of one unit
+_SAVE_SECONDS = 30.0  # how often it is kept what was read of the packets
 _TASKS_PER_WORKER = 2  # a long video is cut into tasks no larger than this share of the work
 
 Facts = Sequence[VideoFacts | Rejected]  # one for each video
@@ -356,16 +357,25 @@ class _Run:
         if probes is None and self.kept is not None:
             facts |= self.kept.facts
             facts |= self.kept.failed if self.config.extend else {}
+        if probes is None:
+            some = self.work.read_some_probes()
+            some_facts = dict(zip(some, _facts(list(some.values())), strict=True))
+            good = {number: fact for number, fact in some_facts.items() if isinstance(fact, VideoFacts)}
+            facts |= good if self.config.retry_failed else some_facts
         before = [facts[number] for number in sorted(facts)] if probes is not None else None
         if probes is not None and self.config.retry_failed:
             facts = {number: fact for number, fact in facts.items() if isinstance(fact, VideoFacts)}
         missing = [number for number in range(len(self.source.videos)) if number not in facts]
         if missing:
+            save_at = time.monotonic() + _SAVE_SECONDS
             with Progress("Reading packets", total=len(missing), unit="video") as progress:
                 for result in self.crew.run(decode_task.probe_video, self._probe_tasks(missing)):
                     number = int(result.task.argument.table_path.stem)
                     facts[number] = self._value(result, self.source.videos[number])
                     progress.advance()
+                    if time.monotonic() >= save_at:  # with --full-check this takes hours
+                        self.work.write_some_probes({n: dataclasses.asdict(fact) for n, fact in facts.items()})
+                        save_at = time.monotonic() + _SAVE_SECONDS
         ordered = [facts[number] for number in range(len(self.source.videos))]
         if before is not None and self.config.retry_failed:
             self._forget_failures(before, ordered)
