@@ -13,6 +13,7 @@ import pytest
 import bad_inputs
 
 DATA = os.environ.get("VIDSHARD_TEST_DATA")
+# The generator of bad inputs is not part of this repository.
 MAKER = Path(DATA or "", "tools", "make_bad_inputs.py")
 SOURCE = Path(DATA or "", "data", "surv-fight", "Train", "Fighting")
 
@@ -25,7 +26,7 @@ REFUSED_THOUGH_SOUND = {
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        not MAKER.is_file() or not SOURCE.is_dir(), reason="VIDSHARD_TEST_DATA has no make_bad_inputs.py"
+        not MAKER.is_file() or not SOURCE.is_dir(), reason="VIDSHARD_TEST_DATA has no generator of bad inputs"
     ),
     pytest.mark.skipif(
         not shutil.which("ffmpeg") or not shutil.which("ffprobe"), reason="making bad inputs needs ffmpeg and ffprobe"

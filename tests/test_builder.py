@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,11 @@ import vidshard
 from tiny_videos import damage_pictures, make_broken_video, make_tiny_video, make_tiny_videos
 from vidshard import SamplingConfig, builder, clips, manifest, shard_format, shard_joiner, shard_writer
 from vidshard.builder import BuildConfig, build
+from vidshard.decode_task import Rejected
 from vidshard.errors import FormatError, UserError
 from vidshard.folder_lock import hold_lock
+from vidshard.sources import Source, Video
+from vidshard.supervisor import Task, TaskResult
 
 VIDEOS = {
     "Abuse/Abuse001.mp4": 70,
@@ -436,3 +440,84 @@ def test_a_dry_run_tells_what_a_build_makes_and_writes_nothing(
     assert one.seconds is not None
     assert one.seconds > 0
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("out", [None, Path("sets"), Path("Abuse/sets")])
+def test_an_output_inside_the_source_is_not_a_part_of_it(
+    out: Path | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_tiny_videos(tmp_path / "Train", {"Abuse/a.mp4": 9, "NormalVideos/n.mp4": 9})
+    monkeypatch.chdir(source)
+    first = build(BuildConfig(source=Path("."), out=out, **SMALL))
+    assert first.folders == [out or Path("shards/Train")]
+    assert first.videos == {"found": 2, "ok": 2, "failed": 0, "skipped": 0}
+    again = build(BuildConfig(source=Path("."), out=out, **SMALL))
+    assert again.sets[0].already_finished
+
+
+@pytest.mark.parametrize("out", [None, Path("sets"), Path("Train/sets")])
+def test_an_output_inside_a_root_of_splits(out: Path | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    videos = {f"{split}/{name}": 9 for split in ("Train", "Test") for name in ("Abuse/a.mp4", "NormalVideos/n.mp4")}
+    root = make_tiny_videos(tmp_path / "data", videos)
+    monkeypatch.chdir(root)
+    first = build(BuildConfig(source=Path("."), out=out, **SMALL))
+    assert first.videos == {"found": 4, "ok": 4, "failed": 0, "skipped": 0}
+    again = build(BuildConfig(source=Path("."), out=out, **SMALL))
+    assert all(one.already_finished for one in again.sets)
+    with pytest.raises(UserError, match=r"the output Test holds other files \(Abuse, NormalVideos\)"):
+        build(BuildConfig(source=Path("."), out=Path("."), **SMALL))
+
+
+def test_one_long_video_may_use_all_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make_tiny_videos(tmp_path / "source", {"a.mp4": 60})
+    monkeypatch.setattr(builder, "available_cpus", lambda: 7)
+    config = BuildConfig(source=source, out=tmp_path / "out", **{**SMALL, "workers": None})
+    (estimate,) = builder.dry_run(config)
+    assert estimate.workers == 7
+
+
+def test_a_video_that_fails_in_several_tasks_is_one_failure(tmp_path: Path) -> None:
+    config = BuildConfig(source=tmp_path, out=tmp_path / "out", max_failures=1, **SMALL)
+    log: Any = SimpleNamespace(line=lambda text: None, folder=tmp_path)
+    source = Source(root=tmp_path, split=None, videos=(), skipped=())
+    nothing: Any = None
+    run = builder._Run(source, config, nothing, None, nothing, log, print)
+    rejected = TaskResult(task=Task(argument=None, timeout_seconds=1), value=Rejected(reason="damaged", message="x"))
+    for path in ("a.mp4", "a.mp4", "b.mp4"):
+        run._check_max_failures()
+        run._value(rejected, Video(path=path, class_name=None, label=-1))
+    with pytest.raises(UserError, match=r"2 videos of .* failed"):
+        run._check_max_failures()
+
+
+def test_paths_may_be_given_as_text(tmp_path: Path) -> None:
+    source: Any = str(make_tiny_videos(tmp_path / "source", {"a.mp4": 9}))
+    out: Any = str(tmp_path / "out")
+    assert build(BuildConfig(source=source, out=out, **SMALL)).folders == [tmp_path / "out"]
+
+
+def test_a_run_that_is_stopped_while_it_reads_packets_goes_on_there(
+    source: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = BuildConfig(source=source, out=tmp_path / "Train", **SMALL)
+    monkeypatch.setattr(builder, "_SAVE_SECONDS", 0.0)
+    asked: list[int] = []
+    give_task, stop_after = builder._Run._probe_tasks, 3
+
+    def probe_tasks(run: Any, numbers: Any) -> Iterator[Task]:
+        for task in give_task(run, numbers):
+            if len(asked) == stop_after:
+                raise KeyboardInterrupt
+            asked.append(int(task.argument.table_path.stem))
+            yield task
+
+    monkeypatch.setattr(builder._Run, "_probe_tasks", probe_tasks)
+    with pytest.raises(KeyboardInterrupt):
+        build(config)
+    kept = json.loads((config.out / ".work" / "some-probes.json").read_text())  # type: ignore[operator]
+    first, asked, stop_after = asked, [], 99
+    build(config)
+    assert kept
+    assert set(asked).isdisjoint(int(number) for number in kept)
+    assert set(asked) | set(first) == set(range(6))
+    assert digests(config.out) == digests(finished)  # type: ignore[arg-type]

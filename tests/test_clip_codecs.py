@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tiny_videos import make_tiny_videos
-from vidshard import SamplingConfig, manifest, shard_format
+from vidshard import SamplingConfig, clip_codecs, manifest, shard_format
 from vidshard.builder import BuildConfig, build
 from vidshard.errors import FormatError, UserError
 from vidshard.shard_format import Clip, ClipShape
@@ -107,3 +107,9 @@ def test_shards_of_every_codec_hold_the_same_clips(tmp_path: Path) -> None:
     assert 0 < np.abs(np.subtract(clips["raw"], clips["jpeg"], dtype=float)).mean() < 4
     with pytest.raises(UserError, match="codec raw, now jpeg"):
         build(BuildConfig(source=source, out=tmp_path / "raw", codec="jpeg", frame_size=32, workers=1))
+
+
+def test_a_jpeg_without_opencv_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(UserError, match="pip install opencv-python-headless"):
+        clip_codecs.check_codec("jpeg")

@@ -182,6 +182,11 @@ def test_events_past_the_end_are_cut_and_overlapping_ones_are_one() -> None:
     assert in_events(100, (12, 15), (8, 13)) == [(8, 9, 10, 11), (12, 13, 14, 15)]
 
 
+def test_events_with_the_same_window_give_one_clip() -> None:
+    assert in_events(100, (0, 0), (1, 1)) == [(0, 1, 2, 3)]
+    assert in_events(3, (0, 0), (2, 2)) == [(0, 1, 2, 2)]
+
+
 def test_no_events_are_the_whole_video() -> None:
     assert in_events(8) == [(0, 1, 2, 3), (4, 5, 6, 7)]
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,38 @@ def test_what_this_version_does_not_know_is_refused_by_name(
     path.write_bytes(path.read_bytes().replace(*change, 1))
     with pytest.raises(FormatError, match=text):
         manifest.open_shards(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [(b'"clips": 3', b'"clips": NaN'), (b'"clips": 3', b'"clips": 1e999'), (b'"num_frames": 16', b'"num_frames": 0')],
+)
+def test_numbers_that_cannot_be_are_refused(folder: Path, change: tuple[bytes, bytes]) -> None:
+    data = (folder / shard_format.MANIFEST_NAME).read_bytes()
+    assert change[0] in data
+    fields = json.loads(data.replace(*change, 1))
+    fields.pop("digest")
+    changed = json.dumps(fields, indent=1, sort_keys=True) + "\n"
+    fields["digest"] = hashlib.sha256(changed.encode()).hexdigest()  # by somebody who knows the format
+    data = (json.dumps(fields, indent=1, sort_keys=True) + "\n").encode()
+    with pytest.raises(FormatError, match=r"manifest\.json"):
+        Manifest.from_bytes(data, where="manifest.json")
+
+
+def test_an_index_with_an_unknown_flag_is_refused() -> None:
+    index = small_index()
+    index.clips["flags"] = [0, 1, 1 << len(shard_format.FLAGS)]
+    with pytest.raises(FormatError, match=r"index\.npz: clip flags 0x5 hold a bit .* expected only repeated, damaged"):
+        Index.from_bytes(index.to_bytes(), where="index.npz")
+
+
+def test_the_log_of_a_folder_without_a_name_has_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "set").mkdir()
+    monkeypatch.chdir(tmp_path / "set")
+    assert manifest.log_folder(Path(".")) == tmp_path / "set.log"
+    assert manifest.log_folder(Path("..") / "set" / "..") == tmp_path.with_name(tmp_path.name + ".log")
+    with pytest.raises(UserError, match="has no name"):
+        manifest.log_folder(Path(tmp_path.anchor))
 
 
 def test_missing_and_unfinished_folders_say_what_to_do(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 from pathlib import Path
 
@@ -89,6 +90,16 @@ def test_clocks_that_cannot_be_true_are_damage(video: Path, tmp_path: Path) -> N
     place = data.index(b"ctts") + 12 + 5 * 8 + 4  # the offset of its sixth entry
     path.write_bytes(data[:place] + (9000).to_bytes(4, "big") + data[place + 4 :])
     assert "steady pace" in refusal(path).message
+
+
+def test_a_disk_that_fails_fails_this_video_alone(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, size: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(packets, "_check_boxes", fail)
+    error = refusal(video)
+    assert error.reason == "damaged"
+    assert str(video) not in error.message
 
 
 def test_sound_alone_is_no_video(tmp_path: Path) -> None:

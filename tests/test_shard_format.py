@@ -121,3 +121,9 @@ def test_flags_come_back_and_unknown_bits_are_refused() -> None:
     assert shard_format.bits_to_flags(shard_format.flags_to_bits(shard_format.FLAGS)) == shard_format.FLAGS
     with pytest.raises(FormatError, match="does not know"):
         shard_format.bits_to_flags(1 << len(shard_format.FLAGS))
+
+
+@pytest.mark.parametrize("text", [b"[]", b'"text"', b"3", b"null", b"{}"])
+def test_json_that_is_no_record_is_refused(text: bytes) -> None:
+    with pytest.raises(FormatError, match="format version 1"):
+        SampleRecord.from_json(text)

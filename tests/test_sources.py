@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
+import stat
 from pathlib import Path
 
 import pytest
@@ -212,3 +214,22 @@ def test_a_source_without_videos_says_what_was_looked_for(paths: list[str], text
 def test_a_missing_source_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no folder or file .*Trian; expected SOURCE/<Class>"):
         find_sources(tmp_path / "Trian")
+
+
+def test_an_entry_that_cannot_be_looked_at_takes_no_other_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "Abuse/a.mp4", "Abuse/b.mp4", "Abuse/c.mp4")
+    is_regular = stat.S_ISREG
+    calls = []
+
+    def fail_once(mode: int) -> bool:
+        calls.append(mode)
+        if len(calls) == 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return is_regular(mode)
+
+    monkeypatch.setattr("vidshard.sources.stat.S_ISREG", fail_once)
+    source = found(tmp_path)
+    assert len(source.videos) == 2
+    assert list(skipped(source).values()) == ["unreadable"]

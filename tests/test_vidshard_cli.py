@@ -81,6 +81,18 @@ def test_a_skipped_file_is_no_failure(source: Path, tmp_path: Path) -> None:
     assert "4 found, 3 ok, 1 skipped" in result.stdout
 
 
+def test_what_is_skipped_is_counted_and_what_may_hide_videos_gives_exit_code_2(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    try:
+        (source / "Arson").symlink_to(tmp_path / "outside", target_is_directory=True)
+    except OSError as error:
+        pytest.skip(f"no links here: {error.strerror}")
+    (source / "Abuse" / "readme.txt").touch()
+    result = run("build", source, "--out", tmp_path / "out", "--workers", 1)
+    assert result.exit_code == 2, result.output
+    assert "skipped: 1 link_outside_source, 1 not_a_video_name" in result.stdout
+
+
 def test_help_shows_eight_options_first() -> None:
     shown = run("build", "--help")
     first, _, more = shown.stdout.partition("More options:")
@@ -193,6 +205,19 @@ def test_every_video_bad(tmp_path: Path) -> None:
 )
 def test_options_that_make_no_sense(arguments: list[str], expected: str, source: Path) -> None:
     check_error(run("build", source, *arguments), expected)
+
+
+def test_outputs_that_cannot_be(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file.txt").touch()
+    check_error(run("build", source, "--out", tmp_path / "file.txt" / "sub" / "set"), "file.txt, which is a file")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert run("build", source, "--out", ".", "--workers", 1).exit_code == 0
+    assert (tmp_path / "empty.log" / "build.log").is_file()
+    assert run("preview", ".").exit_code == 0
+    assert (tmp_path / "empty.log" / "preview.html").is_file()
+    check_error(run("preview", ".", "--out", tmp_path), "is a folder, expected the name of a page")
+    check_error(run("preview", ".", "--out", tmp_path / "file.txt" / "page.html"), "file.txt")
 
 
 def test_an_unknown_option_is_exit_code_1() -> None:

@@ -2,8 +2,9 @@
 
     python tools/bad_inputs.py TREE [--decoder auto] [--workers 2]
 
-TREE is made by `make_bad_inputs.py SRC TREE SEED`, which writes down in TREE/manifest.jsonl what each input is:
-`decode` (sound, however odd), `refuse`, or `either` (damaged: refused, right, or flagged, but never wrong and silent).
+TREE is made by a generator of bad inputs that is not part of this repository. It writes down in TREE/manifest.jsonl
+what each input is: `decode` (sound, however odd), `refuse`, or `either` (damaged: refused, right, or flagged, but never
+wrong and silent).
 Needs ffmpeg on the PATH for the truth about real videos.
 """
 
@@ -147,7 +148,7 @@ def true_thumbs(path: str) -> npt.NDArray[np.float32]:
 
 
 def thumb(frame: Pictures) -> npt.NDArray[np.float32]:
-    """Points of a picture (H, W, 3) on the grid on which make_bad_inputs.py compares."""
+    """Points of a picture (H, W, 3) on the grid on which the generator of bad inputs compares."""
     height, width = frame.shape[:2]
     ys = ((np.arange(GRID[0]) + 0.5) * height / GRID[0]).astype(int)
     xs = ((np.arange(GRID[1]) + 0.5) * width / GRID[1]).astype(int)
@@ -155,7 +156,7 @@ def thumb(frame: Pictures) -> npt.NDArray[np.float32]:
 
 
 def read_code(frame: Pictures) -> int:
-    """The number that a coded frame of make_bad_inputs.py carries in 4 × 4 blocks; -1 if it cannot be read."""
+    """The number that a coded frame of the generator carries in 4 × 4 blocks; -1 if it cannot be read."""
     height, width = frame.shape[:2]
     number = 0
     for bit in range(16):

@@ -52,6 +52,9 @@ class BuildConfig:
     memory_mb: int = 4096  # MiB of memory of one worker
 
     def __post_init__(self) -> None:
+        for name in ("source", "out", "split_list", "source_groups", "annotations"):  # a script may give text
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else Path(value))
         for name in ("workers", "frame_size", "limit", "shard_mb", "timeout_seconds", "memory_mb"):
             value = getattr(self, name)
             if value is not None and value <= 0:

@@ -22,7 +22,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vidshard import build_config, decode_task, kept_set, ledger, manifest, planner, shard_format, source_lists
+from vidshard import (
+    build_config,
+    decode_task,
+    decoders,
+    kept_set,
+    ledger,
+    manifest,
+    planner,
+    shard_format,
+    source_lists,
+)
 from vidshard.build_config import BuildConfig
 from vidshard.build_log import BuildLog
 from vidshard.console import Progress
@@ -33,8 +43,17 @@ from vidshard.kept_set import CopyJob, KeptSet
 from vidshard.manifest import Failure, Manifest, ShardSet
 from vidshard.planner import Plan, Unit
 from vidshard.shard_joiner import ShardJoiner
-from vidshard.sources import Source, Video, check_labels, find_sources, label_table, path_bytes
-from vidshard.supervisor import Supervisor, SupervisorConfig, Task, TaskResult
+from vidshard.sources import (
+    MAY_HIDE_VIDEOS,
+    SPLITS,
+    Source,
+    Video,
+    check_labels,
+    find_sources,
+    label_table,
+    path_bytes,
+)
+from vidshard.supervisor import Supervisor, SupervisorConfig, Task, TaskResult, too_little_memory
 from vidshard.work_folder import ShardRecord, WorkFolder, check_output
 
 __all__ = ["BuildConfig", "BuildReport", "Estimate", "SetReport", "build", "build_set", "dry_run"]
@@ -45,6 +64,7 @@ _BYTES_PER_TIMEOUT = 100 << 20  # reading packets: once, and again for each 100 
 _BYTES_PER_TIMEOUT_CHECKED = 2 << 20  # decoding all of it at once: about a minute of surveillance video
 _SAMPLE_SECONDS = 8.0  # how long a dry run decodes
 _SAMPLE_CLIPS = 16  # of one unit
+_SAVE_SECONDS = 30.0  # how often it is kept what was read of the packets
 _TASKS_PER_WORKER = 2  # a long video is cut into tasks no larger than this share of the work
 
 Facts = Sequence[VideoFacts | Rejected]  # one for each video
@@ -91,6 +111,12 @@ class BuildReport:
     def num_clips(self) -> int:
         return sum(one.manifest.num_clips for one in self.sets)
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether no video failed, and nothing was skipped behind which there may be one."""
+        failures = (failure for one in self.sets for failure in one.manifest.failures)
+        return not any(f.outcome == "failed" or f.reason in MAY_HIDE_VIDEOS for f in failures)
+
 
 def _silent(line: str) -> None:
     """Tells nobody."""
@@ -102,8 +128,8 @@ def build(config: BuildConfig, *, tell: Callable[[str], None] = _silent) -> Buil
     `tell` takes what people should read while it runs, such as the table class → label. Raises UserError on wrong use,
     OSError when the disk is full, KeyboardInterrupt on Ctrl-C and SIGTERM; the same call goes on afterwards.
     """
-    sources = find_sources(config.source, normal=config.normal)
-    sources = _apply_lists(sources, config, tell)
+    sources = _apply_lists(_find_sources(config), config, tell)
+    _tell_missing(config, tell)
     folders = output_folders(config, sources)
     for source in sources:
         check_labels(source, normal=config.normal, yes=config.yes)
@@ -112,6 +138,11 @@ def build(config: BuildConfig, *, tell: Callable[[str], None] = _silent) -> Buil
         tell(f"{source.root} → {folder}\n{label_table(source)}")
         reports.append(build_set(source, folder, config, tell=tell))
     return BuildReport(sets=tuple(reports))
+
+
+def _tell_missing(config: BuildConfig, tell: Callable[[str], None]) -> None:
+    if note := decoders.missing_note(config.decoder):
+        tell(note)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,11 +162,13 @@ class Estimate:
 
 
 def dry_run(config: BuildConfig, *, tell: Callable[[str], None] = _silent) -> tuple[Estimate, ...]:
-    """What `build` would do: packets are read, and clips drawn by the seed decoded for some seconds. Writes nothing.
+    """What `build` would do from the start: packets are read, and clips drawn by the seed decoded for some seconds.
 
-    Raises what `build` does.
+    The output folders are not looked at and nothing is written to them; what is decoded goes into the system's folder
+    for temporary files, and from there at the end. Raises UserError on wrong use of the sources and options, OSError.
     """
-    sources = _apply_lists(find_sources(config.source, normal=config.normal), config, tell)
+    sources = _apply_lists(_find_sources(config), config, tell)
+    _tell_missing(config, tell)
     for source in sources:
         check_labels(source, normal=config.normal, yes=config.yes)
     estimates = []
@@ -154,7 +187,7 @@ def _estimate(source: Source, folder: Path, config: BuildConfig, tell: Callable[
         with (
             BuildLog(log_folder, root=source.root, about=str(config)) as log,
             _sigterm_as_ctrl_c(),
-            Supervisor(_supervisor_config(source, log_folder, config)) as crew,
+            Supervisor(_supervisor_config(log_folder, config)) as crew,
         ):
             run = _Run(source, config, work, None, crew, log, tell)
             facts = run.probe_videos()
@@ -176,6 +209,20 @@ def _estimate(source: Source, folder: Path, config: BuildConfig, tell: Callable[
     )
 
 
+def _find_sources(config: BuildConfig) -> list[Source]:
+    """The sources, without the output, which may lie inside: what is found must be the same in every run."""
+    outputs = [config.out or DEFAULT_OUT / _source_name(config)]
+    if config.out is None and os.path.realpath(DEFAULT_OUT) != os.path.realpath(config.source):
+        outputs += [DEFAULT_OUT / split for split in SPLITS]
+    both = [folder for out in outputs for folder in (out, manifest.log_folder(out))]
+    return find_sources(config.source, normal=config.normal, leave_out=both)
+
+
+def _source_name(config: BuildConfig) -> str:
+    given = Path(os.path.abspath(config.source))  # `.` and a trailing slash have no name of their own
+    return (given.name if given.is_dir() else given.stem) or "root"
+
+
 def _apply_lists(sources: list[Source], config: BuildConfig, tell: Callable[[str], None]) -> list[Source]:
     """What the lists that the user brought make of the sources."""
     if config.sampling.mode == "annotated" and config.annotations is None:
@@ -194,10 +241,10 @@ def _apply_lists(sources: list[Source], config: BuildConfig, tell: Callable[[str
 
 def output_folders(config: BuildConfig, sources: Sequence[Source]) -> list[Path]:
     """Where the shards of each source go."""
-    given = Path(os.path.abspath(config.source))  # `.` and a trailing slash have no name of their own
+    given = Path(os.path.abspath(config.source))
     if any(source.root != given and given.is_dir() for source in sources):  # the splits in it
         return [(config.out or DEFAULT_OUT) / (source.split or source.root.name) for source in sources]
-    return [config.out or DEFAULT_OUT / ((given.name if given.is_dir() else given.stem) or "root")]
+    return [config.out or DEFAULT_OUT / _source_name(config)]
 
 
 def build_set(source: Source, out: Path, config: BuildConfig, *, tell: Callable[[str], None] = _silent) -> SetReport:
@@ -261,7 +308,7 @@ def _build_locked(
     with (
         BuildLog(log_folder, root=source.root, about=str(config)) as log,
         _sigterm_as_ctrl_c(),
-        Supervisor(_supervisor_config(source, log_folder, config)) as crew,
+        Supervisor(_supervisor_config(log_folder, config)) as crew,
     ):
         run = _Run(source, config, work, KeptSet(finished, source) if finished else None, crew, log, tell)
         facts = run.probe_videos()
@@ -301,7 +348,7 @@ class _Run:
         self.source, self.config, self.work, self.crew, self.log, self.tell = source, config, work, crew, log, tell
         self.kept = kept
         self.decoded_clips = 0
-        self.new_failures: list[Failure] = []  # in this run
+        self.new_failures: dict[str, Failure] = {}  # in this run, by path: a video may fail in several tasks
 
     def probe_videos(self) -> list[VideoFacts | Rejected]:
         """What the packets of each video tell. Kept: the plan follows from it and must not change."""
@@ -310,16 +357,25 @@ class _Run:
         if probes is None and self.kept is not None:
             facts |= self.kept.facts
             facts |= self.kept.failed if self.config.extend else {}
+        if probes is None:
+            some = self.work.read_some_probes()
+            some_facts = dict(zip(some, _facts(list(some.values())), strict=True))
+            good = {number: fact for number, fact in some_facts.items() if isinstance(fact, VideoFacts)}
+            facts |= good if self.config.retry_failed else some_facts
         before = [facts[number] for number in sorted(facts)] if probes is not None else None
         if probes is not None and self.config.retry_failed:
             facts = {number: fact for number, fact in facts.items() if isinstance(fact, VideoFacts)}
         missing = [number for number in range(len(self.source.videos)) if number not in facts]
         if missing:
+            save_at = time.monotonic() + _SAVE_SECONDS
             with Progress("Reading packets", total=len(missing), unit="video") as progress:
                 for result in self.crew.run(decode_task.probe_video, self._probe_tasks(missing)):
                     number = int(result.task.argument.table_path.stem)
                     facts[number] = self._value(result, self.source.videos[number])
                     progress.advance()
+                    if time.monotonic() >= save_at:  # with --full-check this takes hours
+                        self.work.write_some_probes({n: dataclasses.asdict(fact) for n, fact in facts.items()})
+                        save_at = time.monotonic() + _SAVE_SECONDS
         ordered = [facts[number] for number in range(len(self.source.videos))]
         if before is not None and self.config.retry_failed:
             self._forget_failures(before, ordered)
@@ -484,28 +540,29 @@ class _Run:
         value = result.value
         if result.crash is not None:
             value = Rejected(reason=result.crash.reason, message=result.crash.message)
+            if result.crash.measured:
+                self.log.line(f"{video.path}: {result.crash.measured}")
         elif isinstance(result.error, MemoryError):
-            value = Rejected(reason="out_of_memory", message=f"needs more than {self.config.memory_mb:,} MiB of memory")
+            value = Rejected(reason="out_of_memory", message=too_little_memory(self.config.memory_mb << 20))
         elif result.error is not None:
             self.log.line(result.error_trace)
             name = type(result.error).__name__
             value = Rejected(reason="unexpected_error", message=f"{name} in vidshard; build.log has the details")
         if isinstance(value, Rejected):
             self.log.line(f"failed: {video.path}: {value.reason}: {value.message}")
-            self.new_failures.append(
-                Failure(path=video.path, outcome="failed", reason=value.reason, message=value.message)
-            )
+            failure = Failure(path=video.path, outcome="failed", reason=value.reason, message=value.message)
+            self.new_failures.setdefault(video.path, failure)
         return value
 
     def _check_max_failures(self, failures: Mapping[int, tuple[str, str]] | None = None) -> None:
         """Raises UserError when too many videos failed in this run. The next run goes on behind them: they are kept."""
-        if self.config.max_failures is None or len({f.path for f in self.new_failures}) <= self.config.max_failures:
+        if self.config.max_failures is None or len(self.new_failures) <= self.config.max_failures:
             return
         if failures is not None:
             self.work.write_failures(failures)
         path = self.log.folder / shard_format.FAILURES_NAME
-        ledger.write_failures(path, self.new_failures)
-        reason, count = Counter(failure.reason for failure in self.new_failures).most_common(1)[0]
+        ledger.write_failures(path, list(self.new_failures.values()))
+        reason, count = Counter(failure.reason for failure in self.new_failures.values()).most_common(1)[0]
         raise UserError(
             f"{len(self.new_failures):,} videos of {self.source.root} failed, more than --max-failures "
             f"{self.config.max_failures} allows, most often ({count:,} times) because of {reason}; all are in {path}; "
@@ -577,8 +634,9 @@ def _already_finished(shards: ShardSet, source: Source, config: BuildConfig, sta
     return SetReport(folder=shards.folder, manifest=shards.manifest, seconds=seconds, already_finished=True)
 
 
-def _supervisor_config(source: Source, log_folder: Path, config: BuildConfig) -> SupervisorConfig:
-    workers = config.workers if config.workers is not None else min(available_cpus(), len(source.videos))
+def _supervisor_config(log_folder: Path, config: BuildConfig) -> SupervisorConfig:
+    # Not fewer for few videos: a long one is cut into several tasks, and a worker starts when a task needs it.
+    workers = config.workers if config.workers is not None else available_cpus()
     return SupervisorConfig(
         workers=workers, memory_bytes=config.memory_mb << 20, stderr_path=log_folder / "workers.log"
     )

@@ -137,7 +137,7 @@ def build(
     It may be a single MP4.
     The same command again finishes a build that was interrupted.
 
-    Exit codes: 0 all well, 2 done but some videos failed (see failures.csv), 1 anything else.
+    Exit codes: 0 all well, 2 done but videos failed or may hide in what was skipped (failures.csv), 1 anything else.
     """
     from vidshard import builder
     from vidshard.builder import BuildConfig
@@ -153,7 +153,7 @@ def build(
         return EXIT_OK
     report = builder.build(config, tell=click.echo)
     click.echo(build_summary(report))
-    return EXIT_PARTLY_FAILED if report.videos["failed"] else EXIT_OK
+    return EXIT_OK if report.is_complete else EXIT_PARTLY_FAILED
 
 
 @main.command()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vidshard.clips import load_cv2
 from vidshard.errors import FormatError, UserError
 
 ZSTD_LEVEL = 1  # higher ones take many times as long for a few percent
@@ -52,7 +53,7 @@ def zstd_decompress(data: bytes | memoryview, size: int, *, where: str) -> bytes
 
 def jpeg_encode(strip_HWC: Strip) -> bytes:
     """A picture (uint8 RGB) as JPEG, quality 95, 4:2:0."""
-    cv2 = _load_cv2()
+    cv2 = load_cv2()
     options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
     options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
     done, encoded = cv2.imencode(".jpg", cv2.cvtColor(strip_HWC, cv2.COLOR_RGB2BGR), options)
@@ -63,7 +64,7 @@ def jpeg_encode(strip_HWC: Strip) -> bytes:
 
 def jpeg_decode(data: bytes | memoryview, *, where: str) -> Strip:
     """The picture in a JPEG, uint8 RGB. Raises FormatError, naming `where`, when there is none."""
-    cv2 = _load_cv2()
+    cv2 = load_cv2()
     if bytes(data[:3]) != b"\xff\xd8\xff":
         raise FormatError(f"{where} is no JPEG")
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
@@ -79,7 +80,7 @@ def check_codec(codec: str) -> None:
     if codec == "zstd":
         _load_zstd()
     elif codec == "jpeg":
-        _load_cv2()
+        load_cv2()
 
 
 def codec_packages(codec: str) -> dict[str, str]:
@@ -98,11 +99,3 @@ def _load_zstd() -> tuple[str, Any]:
         except ImportError:
             continue
     raise UserError("the codec zstd needs a package that is not installed: pip install 'vidshard[zstd]'")
-
-
-def _load_cv2() -> Any:
-    try:
-        import cv2
-    except ImportError as error:
-        raise UserError(f"the codec jpeg needs OpenCV, which cannot be imported ({error})") from error
-    return cv2

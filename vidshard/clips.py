@@ -176,7 +176,8 @@ class VideoClips:
                 spans[-1] = (spans[-1][0], max(stop, spans[-1][1]))
             else:
                 spans.append((first, stop))
-        return [_widened(first, stop, window, length) for first, stop in spans]
+        # At the ends of a video, short events are widened to the same window: it counts once.
+        return list(dict.fromkeys(_widened(first, stop, window, length) for first, stop in spans))
 
 
 def _widened(first: int, stop: int, window: int, length: int) -> tuple[int, int]:

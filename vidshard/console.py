@@ -59,8 +59,11 @@ def _note_of(error: BaseException) -> str:
     return "; ".join(getattr(error, "__notes__", ()))
 
 
-# Errors of the disk or of permissions, not of this program: they get one line instead of a traceback.
-_ERRORS_OF_THE_SYSTEM = {errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, getattr(errno, "EDQUOT", -1)}
+# Errors of the disk, of permissions, or of a path that cannot be, not of this program: one line instead of a traceback.
+_ERRORS_OF_THE_SYSTEM = {
+    errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, getattr(errno, "EDQUOT", -1),
+    errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+}  # fmt: skip
 
 
 class Progress:

@@ -140,7 +140,8 @@ def _decode_with(decoder: Decoder, table: PacketTable, job: DecodeJob, messages:
     clips_of_video = _clips(table, job.sampling, job.video.events)
     wanted = [clips_of_video[number] for number in range(first, stop)]
     needed = sorted(set().union(*wanted))  # each frame once: the decoder is opened once and runs through
-    stream = clips_of(_frames(decoder, table, job, needed), needed, wanted)
+    frames = _frames(decoder, table, job, needed)
+    stream = clips_of(frames, needed, wanted)
     rows = []
     for unit, part_path in zip(job.units, job.part_paths, strict=True):
         with PartWriter(part_path, codec=job.codec) as part:
@@ -153,6 +154,11 @@ def _decode_with(decoder: Decoder, table: PacketTable, job: DecodeJob, messages:
                 if not job.damaged:
                     messages.refuse_damage(table.codec)
         rows.append(part.rows)
+    if not job.damaged:
+        # Decoders look behind the last frame of the video, but only when they are asked for one more.
+        if next(frames, None) is not None:
+            raise VideoError(packets.DAMAGED, f"{decoder.name} gives more frames than it was asked for")
+        messages.refuse_damage(table.codec)
     return tuple(rows)
 
 

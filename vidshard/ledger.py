@@ -192,5 +192,9 @@ def failures_csv(failures: Sequence[Failure]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([field.name for field in dataclasses.fields(Failure)])
-    writer.writerows(dataclasses.astuple(failure) for failure in failures)
+    in_quotes = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for failure in failures:
+        row = dataclasses.astuple(failure)
+        # A carriage return ends a line for every reader, but csv quotes only the end of line it writes itself.
+        (in_quotes if any("\r" in field for field in row) else writer).writerow(row)
     return text.getvalue()

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,7 @@ class Manifest:
         try:
             fields = json.loads(data)
             digest = fields.pop("digest", None)
+            _canonical(fields)  # refuses what JSON does not have: NaN and infinity
         except (ValueError, AttributeError, TypeError, RecursionError) as error:
             raise FormatError(f"{where} is not JSON: {error}; is it a manifest written by vidshard build?") from error
         if fields.get("format") != shard_format.FORMAT_NAME:
@@ -205,8 +207,8 @@ class Manifest:
                     Extension(first_shard=row["first_shard"], failed=tuple(row["failed"])) for row in fields["extended"]
                 ),
             )
-        except (KeyError, TypeError) as error:
-            raise FormatError(f"{where} lacks or has an unknown field: {error!r}") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FormatError(f"{where} lacks a field, or has one that is unknown or wrong: {error!r}") from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -259,6 +261,10 @@ class Index:
             raise FormatError(
                 f"{where} has columns {clips.dtype}, expected {CLIP_ROW}; was it built by another version?"
             )
+        try:
+            shard_format.bits_to_flags(int(np.bitwise_or.reduce(clips["flags"])))
+        except FormatError as error:
+            raise FormatError(f"{where}: {error}; install the vidshard that wrote it, or build again") from error
         return cls(clips=clips, videos=videos, **tables)
 
 
@@ -283,7 +289,16 @@ class ShardSet:
 
 def log_folder(folder: Path) -> Path:
     """Where the log of the build of `folder` lies: beside it, so that the folder itself never varies."""
-    return folder.with_name(folder.name + shard_format.LOG_SUFFIX)
+    named = folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))
+    if not named.name:
+        raise UserError(f"the folder {folder} has no name that a log folder could be named after; give another one")
+    return named.with_name(named.name + shard_format.LOG_SUFFIX)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of the content of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_shards(folder: Path) -> ShardSet:

@@ -105,9 +105,9 @@ def read_packet_table(path: Path) -> PacketTable:
 
     head, size = _read_head(path)
     container_format = _container_format(head)
-    if container_format == "mov":
-        _check_boxes(path, size)
     try:
+        if container_format == "mov":
+            _check_boxes(path, size)
         with openable_name(path) as name, _open(name, container_format) as container:
             table = _read_stream(container, container_format, size)
             rotation, interlaced = _first_frame(name, container_format, table.stream_index)

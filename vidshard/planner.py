@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from vidshard.shard_format import TAR_BLOCK, ClipShape, npy_header
+from vidshard.shard_format import TAR_BLOCK, ClipShape, npy_header, padded
 
 # An estimate of the record of a clip, for the check of free disk: names and paths; and per frame its index and time.
 _RECORD_BYTES = 600
@@ -144,8 +144,8 @@ def group_units(units: Mapping[int, Unit], *, max_clips: int) -> list[tuple[int,
 
 def sample_bytes(shape: ClipShape, *, codec: str = "raw") -> int:
     """About how many bytes a sample takes in its shard: exact for a raw clip, an estimate for others and its record."""
-    clip = TAR_BLOCK + _padded(len(npy_header(shape)) + int(shape.num_bytes * _CODEC_SHARE[codec]))
-    return clip + TAR_BLOCK + _padded(_RECORD_BYTES + _RECORD_BYTES_PER_FRAME * shape.num_frames)
+    clip = TAR_BLOCK + padded(len(npy_header(shape)) + int(shape.num_bytes * _CODEC_SHARE[codec]))
+    return clip + TAR_BLOCK + padded(_RECORD_BYTES + _RECORD_BYTES_PER_FRAME * shape.num_frames)
 
 
 def needed_bytes(units: Sequence[Unit], shape: ClipShape, *, shard_clips: int, codec: str = "raw") -> int:
@@ -154,7 +154,3 @@ def needed_bytes(units: Sequence[Unit], shape: ClipShape, *, shard_clips: int, c
     Decoded parts lie beside the shards until they are joined, and one shard at a time lies there twice.
     """
     return (sum(unit.num_clips for unit in units) + shard_clips) * sample_bytes(shape, codec=codec) if units else 0
-
-
-def _padded(size: int) -> int:
-    return -(-size // TAR_BLOCK) * TAR_BLOCK

@@ -43,6 +43,10 @@ class PreviewConfig:
     def __post_init__(self) -> None:
         if self.clips_per_class < 1:
             raise UserError(f"clips_per_class is {self.clips_per_class}, expected at least 1")
+        if self.out is not None and self.out.is_dir():
+            raise UserError(
+                f"{self.out} is a folder, expected the name of a page; give --out {self.out / PREVIEW_NAME}"
+            )
         if self.out is not None and self.folder.resolve() in self.out.resolve().parents:
             raise UserError(f"{self.out} lies in the shard folder, which must hold nothing else; give another --out")
 

@@ -188,7 +188,7 @@ class SampleRecord:
             for name in ("frame_indices", "timestamps_seconds", "flags"):
                 fields[name] = tuple(fields[name])
             return cls(**fields)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise FormatError(f"sample record is not one of format version {FORMAT_VERSION}: {error!r}") from error
 
 
@@ -278,9 +278,9 @@ def read_shard(file: IO[bytes]) -> Iterator[tuple[str, bytes, SampleRecord, int]
         if not clip_name:
             return
         clip_offset = offset + TAR_BLOCK
-        offset = clip_offset + _padded(len(payload))
+        offset = clip_offset + padded(len(payload))
         record_name, text = _read_member(file, offset)
-        offset += TAR_BLOCK + _padded(len(text))
+        offset += TAR_BLOCK + padded(len(text))
         record = SampleRecord.from_json(text)
         clip_names = {record.key + suffix for suffix in CODEC_SUFFIX.values()}
         if clip_name not in clip_names or record_name != record.key + RECORD_SUFFIX:
@@ -290,7 +290,7 @@ def read_shard(file: IO[bytes]) -> Iterator[tuple[str, bytes, SampleRecord, int]
 
 def read_record(file: IO[bytes], clip_offset: int, clip_size: int) -> SampleRecord:
     """The record of the sample whose clip lies at `clip_offset` of an open shard. Raises FormatError."""
-    offset = clip_offset + _padded(clip_size)
+    offset = clip_offset + padded(clip_size)
     file.seek(offset)
     _, text = _read_member(file, offset)
     return SampleRecord.from_json(text)
@@ -302,23 +302,24 @@ def read_sample(file: IO[bytes], clip_offset: int, clip_size: int, *, crc32: int
     Raises FormatError, naming `where`, when the clip is not the one of this checksum.
     """
     file.seek(clip_offset - TAR_BLOCK)
-    clip = file.read(TAR_BLOCK + _padded(clip_size))
+    clip = file.read(TAR_BLOCK + padded(clip_size))
     if zlib.crc32(clip[TAR_BLOCK : TAR_BLOCK + clip_size]) != crc32:
         raise FormatError(f"{where} is damaged: a clip has another checksum than its index says; build the set again")
     header = file.read(TAR_BLOCK)
-    file.seek(clip_offset + _padded(clip_size))
-    _, text = _read_member(file, clip_offset + _padded(clip_size))
-    return clip + header + text + bytes(_padded(len(text)) - len(text))
+    file.seek(clip_offset + padded(clip_size))
+    _, text = _read_member(file, clip_offset + padded(clip_size))
+    return clip + header + text + bytes(padded(len(text)) - len(text))
 
 
-def _padded(size: int) -> int:
+def padded(size: int) -> int:
+    """Bytes that a tar member of this size takes, without its header."""
     return -(-size // TAR_BLOCK) * TAR_BLOCK
 
 
 def _tar_member(name: str, data: bytes | memoryview) -> bytes:
     info = tarfile.TarInfo(name)  # mtime, uid, gid are 0, mode 0644: nothing varies from run to run
     info.size = len(data)
-    return b"".join((info.tobuf(tarfile.USTAR_FORMAT), data, bytes(_padded(len(data)) - len(data))))
+    return b"".join((info.tobuf(tarfile.USTAR_FORMAT), data, bytes(padded(len(data)) - len(data))))
 
 
 def _read_member(file: IO[bytes], offset: int) -> tuple[str, bytes]:
@@ -333,6 +334,6 @@ def _read_member(file: IO[bytes], offset: int) -> tuple[str, bytes]:
     if not info.isreg():
         raise FormatError(f"member {info.name!r} at byte {offset} is no regular file")
     data = file.read(info.size)
-    if len(data) < info.size or len(file.read(_padded(info.size) - info.size)) < _padded(info.size) - info.size:
+    if len(data) < info.size or len(file.read(padded(info.size) - info.size)) < padded(info.size) - info.size:
         raise FormatError(f"member {info.name!r} at byte {offset} is cut short")
     return info.name, data

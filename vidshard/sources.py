@@ -12,7 +12,7 @@ import json
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from vidshard.errors import UserError
@@ -40,6 +40,14 @@ _SPLIT_NAMES = {
     "val": "Validation", "valid": "Validation", "validation": "Validation",
 }  # fmt: skip
 
+SPLITS = ("Train", "Validation", "Test")
+
+# Why something is skipped behind which there may be videos; of the other reasons, none hides one. (A folder with the
+# name of a video is `not_a_regular_file`, but is read.)
+MAY_HIDE_VIDEOS = (
+    "broken_link", "link_outside_source", "link_to_folder", "unreadable", "unreadable_folder", "unusable_name",
+)  # fmt: skip
+
 # Optional, in SOURCE or beside its split folders: [{"file": "Train/Abuse/a.mp4", "source": "recording 7"}, …].
 GROUPS_NAME = "sources.json"
 
@@ -65,10 +73,11 @@ class Source:
     skipped: tuple[Failure, ...]
 
 
-def find_sources(source: Path, *, normal: str | None = None) -> list[Source]:
+def find_sources(source: Path, *, normal: str | None = None, leave_out: Iterable[Path] = ()) -> list[Source]:
     """The videos in `source`: one `Source`, or one per split when it holds Train/, Test/ or Validation/.
 
     `normal` names the class that is normal, if it is not told by its name; every other class is then a crime.
+    `leave_out`: folders that are not looked into and not mentioned, such as those of the output.
     Raises UserError when there is no such folder or nothing to use in it.
     """
     root = Path(os.path.abspath(source))
@@ -76,13 +85,14 @@ def find_sources(source: Path, *, normal: str | None = None) -> list[Source]:
         raise UserError(f"no folder or file {source}; expected SOURCE/<Class>/*.mp4, a folder of MP4s, or one MP4")
     if not root.is_dir():
         return [_single_file(root, source)]
+    not_ours = {os.path.realpath(folder) for folder in leave_out}
     try:
-        splits = _split_folders(root)
+        splits = _split_folders(root, not_ours)
     except OSError as error:
         raise UserError(f"{source} cannot be read: {error.strerror}; check its permissions") from error
     if splits:
-        return [_find_source(folder, split, normal) for split, folder in sorted(splits.items())]
-    return [_find_source(root, split_name(root.name), normal)]
+        return [_find_source(folder, split, normal, not_ours) for split, folder in sorted(splits.items())]
+    return [_find_source(root, split_name(root.name), normal, not_ours)]
 
 
 def class_label(class_name: str | None, *, normal: str | None = None) -> int:
@@ -156,14 +166,14 @@ def _single_file(path: Path, given: Path) -> Source:
     return Source(root=path.parent, split=None, videos=(video,), skipped=())
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
+def _split_folders(root: Path, leave_out: Collection[str]) -> dict[str, Path]:
     """Split → folder, if `root` holds split folders; {} if not. Raises UserError on videos that no split holds."""
     with os.scandir(root) as entries:
         found = sorted(entries, key=lambda entry: path_bytes(entry.name))
     splits: dict[str, Path] = {}
     for entry in found:
         split = split_name(entry.name)
-        if split is None or not entry.is_dir():
+        if split is None or not entry.is_dir() or os.path.realpath(entry.path) in leave_out:
             continue
         if split in splits:
             raise UserError(
@@ -174,7 +184,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
     if not splits:
         return {}
     used = {folder.name for folder in splits.values()}
-    beside = _Walk(root, leave_out=used)
+    beside = _Walk(root, leave_out={*leave_out, *(os.path.join(os.path.realpath(root), name) for name in used)})
     if beside.videos:
         shown = ", ".join(beside.videos[:3]) + (", …" if len(beside.videos) > 3 else "")
         raise UserError(
@@ -184,8 +194,8 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return splits
 
 
-def _find_source(root: Path, split: str | None, normal: str | None) -> Source:
-    walk = _Walk(root)
+def _find_source(root: Path, split: str | None, normal: str | None, leave_out: Collection[str]) -> Source:
+    walk = _Walk(root, leave_out)
     groups = _read_groups(root, split)
     if not walk.videos:
         raise UserError(_nothing_found(root, walk))
@@ -214,12 +224,15 @@ def _nothing_found(root: Path, walk: _Walk) -> str:
 
 
 class _Walk:
-    """All that lies below `root`: `videos` (relative paths) and `skipped`, in no particular order."""
+    """All that lies below `root`: `videos` (relative paths) and `skipped`, in no particular order.
 
-    def __init__(self, root: Path, leave_out: Iterable[str] = ()) -> None:
+    `leave_out`: folders, absolute and without links on the way.
+    """
+
+    def __init__(self, root: Path, leave_out: Collection[str]) -> None:
         self.root = root
         self.real_root = os.path.realpath(root)
-        self.leave_out = set(leave_out)
+        self.leave_out = leave_out
         self.videos: list[str] = []
         self.skipped: list[Failure] = []
         folders = [""]
@@ -233,11 +246,17 @@ class _Walk:
             with os.scandir(os.path.join(self.root, folder)) as entries:
                 for entry in entries:
                     path = f"{folder}/{entry.name}" if folder else entry.name
-                    if folder or entry.name not in self.leave_out:
-                        folders += self._sort(entry, path)
+                    if os.path.join(self.real_root, folder, entry.name) not in self.leave_out:
+                        folders += self._sort_or_skip(entry, path)
         except OSError as error:
             self._skip(folder or ".", "unreadable_folder", f"it cannot be listed: {error.strerror}")
         return folders
+
+    def _sort_or_skip(self, entry: os.DirEntry[str], path: str) -> list[str]:
+        try:
+            return self._sort(entry, path)
+        except OSError as error:  # of this entry alone: what lies beside it is read
+            return self._skip(path, "unreadable", f"it cannot be looked at: {error.strerror}")
 
     def _sort(self, entry: os.DirEntry[str], path: str) -> list[str]:
         if entry.name.startswith("."):

@@ -7,7 +7,6 @@ and seed give the same lists. Exact copies count as one recording. What may stil
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import random
 from collections import Counter, defaultdict
@@ -23,10 +22,9 @@ from vidshard.clips import frame_indices, resize_frame
 from vidshard.errors import FormatError, UserError
 from vidshard.manifest import ShardSet
 from vidshard.source_lists import apply_source_groups, listed_name, read_lines
+from vidshard.sources import SPLITS as SPLITS
 from vidshard.sources import Source, Video, find_sources, path_bytes
 
-SPLITS = ("Train", "Validation", "Test")
-_HASH_BLOCK = 1 << 20
 _SHOWN = 20  # warnings of one kind before the rest is counted
 
 # The signature of a video: 8 frames of its first clip, 16 × 16, grey. A copy that was scaled to a quarter, brightened,
@@ -199,15 +197,7 @@ def content_hashes(paths: Sequence[Path]) -> list[str | None]:
     """SHA-256 of each file that has the size of another one; None for the rest, which have no copy."""
     sizes = [path.stat().st_size for path in paths]
     shared = {size for size, count in Counter(sizes).items() if count > 1}
-    return [_sha256(path) if size in shared else None for path, size in zip(paths, sizes, strict=True)]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+    return [manifest.file_sha256(path) if size in shared else None for path, size in zip(paths, sizes, strict=True)]
 
 
 # ---- groups

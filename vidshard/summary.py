@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from vidshard.builder import BuildReport, Estimate, SetReport
@@ -27,6 +28,9 @@ def _lines(one: SetReport) -> list[str]:
         lines.append(
             f"  time:   {one.seconds:.1f} s, {rate:,.1f} clips/s, {built.videos_ok / one.seconds:,.1f} videos/s"
         )
+    skipped = Counter(failure.reason for failure in built.failures if failure.outcome == "skipped")
+    if skipped:
+        lines.append(f"  skipped: {', '.join(f'{count:,} {reason}' for reason, count in sorted(skipped.items()))}")
     failed = [failure for failure in built.failures if failure.outcome == "failed"]
     for failure in failed[:_NUM_SHOWN]:
         lines.append(f"  failed: {failure.path}: {failure.reason}: {failure.message}")

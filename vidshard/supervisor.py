@@ -25,6 +25,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from vidshard.errors import UserError
+
 _POLL_SECONDS = 0.2  # how often the memory of the children is looked at
 _START_SECONDS = 120.0  # a child that is not up by then never will be
 _MAX_FAILED_STARTS = 3
@@ -61,7 +63,8 @@ class Crash:
     """Why a task was given up."""
 
     reason: str  # a code: `timeout`, `out_of_memory`, `killed_by_sigsegv`, `exited`
-    message: str
+    message: str  # the same in every run
+    measured: str = ""  # what is not; for a log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +79,16 @@ class TaskResult:
     seconds: float = 0.0
 
 
+def too_little_memory(memory_bytes: int) -> str:
+    """The message about a task that needs more than this, whether the parent saw it or the child was refused some."""
+    return f"needs more than {memory_bytes >> 20:,} MiB of memory"
+
+
 class RemoteError(Exception):
     """Stands for an exception of a child that could not be sent to the parent."""
 
 
-class WorkerStartError(RuntimeError):
+class WorkerStartError(UserError):
     """Child after child died before it took a task."""
 
 
@@ -245,8 +253,11 @@ class _Child:
         """Whether the child went over its time or memory; it is killed then."""
         resident = _resident_bytes(self.process.pid) if self.memory_bytes is not None else 0
         if self.memory_bytes is not None and resident > self.memory_bytes:
-            limit = f"the limit is {self.memory_bytes >> 20:,} MiB"
-            self.crash = Crash(reason="out_of_memory", message=f"used {resident >> 20:,} MiB of memory, {limit}")
+            self.crash = Crash(
+                reason="out_of_memory",
+                message=too_little_memory(self.memory_bytes),
+                measured=f"used {resident >> 20:,} MiB of memory",
+            )
         elif time.monotonic() >= self.deadline:
             limit_seconds = self.deadline - self.given
             self.crash = Crash(reason="timeout", message=f"not done within {limit_seconds:.0f} seconds")

@@ -26,10 +26,9 @@ import numpy as np
 from vidshard import atomic, shard_format
 from vidshard.console import Progress
 from vidshard.errors import FormatError
-from vidshard.manifest import Failure, Index, Manifest, Shard, read_manifest
+from vidshard.manifest import Failure, Index, Manifest, Shard, file_sha256, read_manifest
 from vidshard.shard_format import TAR_BLOCK, ClipShape, SampleRecord
 
-_HASH_BLOCK = 1 << 20
 _MAX_THREADS = 4  # hashing and crc32 let other threads run
 _SHOWN_PER_FILE = 10  # faults of one file that people get to see
 # What a record whose values are of the wrong kind may end in, wherever it is used.
@@ -250,7 +249,7 @@ def _check_other_files(folder: Path, manifest: Manifest) -> Iterator[Fault]:
             message = "is the unfinished file of a write that was interrupted; delete it"
         elif shard_format.SHARD_PATTERN.fullmatch(path.name):
             try:
-                twin = digests.get(_sha256(path))
+                twin = digests.get(file_sha256(path))
             except OSError:
                 twin = None
             message = "is no shard of this set: the manifest does not name it" + (f"; a copy of {twin}" if twin else "")
@@ -302,7 +301,7 @@ class _ShardCheck:
             if not path.is_file():
                 what = "is no regular file" if os.path.lexists(path) else "is missing"
                 return [_fault(f"{what}; {shard.samples:,} samples are lost", file=shard.name)], keys
-            size, digest = path.stat().st_size, _sha256(path)
+            size, digest = path.stat().st_size, file_sha256(path)
             message = _wrong_bytes(size, digest, shard.bytes, shard.sha256)
             faults = [_fault(message, file=shard.name)] if message else []
             twin = self.name_of_digest.get(digest)
@@ -468,11 +467,3 @@ def _wrong_bytes(size: int, sha256: str, expected_size: int, expected_sha256: st
     if sha256 != expected_sha256:
         return f"was changed after it was written: SHA-256 {sha256[:12]}…, the manifest {expected_sha256[:12]}…"
     return ""
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

@@ -3,6 +3,7 @@
     shards/Train/.work/
       lock                 who builds
       fingerprint.json     settings, packages and videos of this build: another one is refused
+      some-probes.json     the same of the videos read so far, for a run that is killed before all are
       probes.json          what the packets told of each video; written once, so that the plan never changes
       packets/000012.npz   packet table of video 12
       failures.json        videos that failed before --max-failures stopped a run: not tried again
@@ -18,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -149,6 +151,14 @@ class WorkFolder:
         probes = _read_json(self.path / "probes.json")
         return probes if isinstance(probes, list) else None
 
+    def read_some_probes(self) -> dict[int, dict[str, Any]]:
+        """Video → probe, of those that a run had read before it was killed."""
+        kept = _read_json(self.path / "some-probes.json") or {}
+        return {int(video): probe for video, probe in kept.items()}
+
+    def write_some_probes(self, probes: Mapping[int, dict[str, Any]]) -> None:
+        atomic.write_json(self.path / "some-probes.json", {str(video): probe for video, probe in probes.items()})
+
     def write_probes(self, probes: list[dict[str, Any]]) -> None:
         atomic.write_json(self.path / "probes.json", probes)
 
@@ -193,6 +203,9 @@ class WorkFolder:
 
 def check_output(out: Path) -> None:
     """Raises UserError when `out` cannot be the output of a build: it is a file, or holds what no build wrote."""
+    above = next((folder for folder in Path(os.path.abspath(out)).parents if folder.exists()), None)
+    if above is not None and not above.is_dir():
+        raise UserError(f"the output {out} lies in {above}, which is a file, not a folder; give another --out")
     if not out.exists():
         return
     if not out.is_dir():

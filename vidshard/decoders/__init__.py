@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 
-from vidshard.decoders.base import Decoder, Frame, VideoError
+from vidshard.decoders import decord_decoder
+from vidshard.decoders.base import Decoder, Frame, VideoError, installed_version
 from vidshard.decoders.decord_decoder import DecordDecoder
 from vidshard.decoders.opencv_decoder import OpenCVDecoder
 from vidshard.decoders.pyav_decoder import PyAVDecoder, check_all_frames
 from vidshard.errors import UserError
 
-__all__ = ["AUTO", "DECODERS", "Decoder", "Frame", "VideoError", "check_all_frames", "decoder_versions", "decoders_for"]
+__all__ = [
+    "AUTO",
+    "DECODERS",
+    "Decoder",
+    "Frame",
+    "VideoError",
+    "check_all_frames",
+    "decoder_versions",
+    "decoders_for",
+    "missing_note",
+]
 
 DECODERS: dict[str, Callable[[], Decoder]] = {
     DecordDecoder.name: DecordDecoder,
@@ -23,7 +33,7 @@ AUTO_ORDER = ("decord", "opencv")
 
 # The distributions that may hold each library; the first installed one counts.
 _DISTRIBUTIONS = {
-    "decord": ("decord", "decord2"),
+    "decord": decord_decoder.DISTRIBUTIONS,
     "opencv": (
         "opencv-python",
         "opencv-python-headless",
@@ -50,13 +60,11 @@ def decoder_versions() -> dict[str, str]:
 
     OpenCV and OpenCV headless are the same decoder: which of the two is installed makes no difference here.
     """
-    return {name: _first_version(distributions) for name, distributions in _DISTRIBUTIONS.items()}
+    return {name: installed_version(distributions) or "absent" for name, distributions in _DISTRIBUTIONS.items()}
 
 
-def _first_version(distributions: tuple[str, ...]) -> str:
-    for distribution in distributions:
-        try:
-            return version(distribution)
-        except PackageNotFoundError:
-            continue
-    return "absent"
+def missing_note(choice: str) -> str:
+    """What to tell about a decoder of `choice` that is not installed; "" if there is nothing to tell."""
+    if choice == AUTO and installed_version(decord_decoder.DISTRIBUTIONS) is None:
+        return "decord is not installed: OpenCV decodes every video, and its pixels are not those of decord"
+    return ""

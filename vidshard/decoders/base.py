@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
 
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from vidshard.packets import PacketTable, VideoError
 
-__all__ = ["Decoder", "Frame", "VideoError", "check_frame_indices"]
+__all__ = ["Decoder", "Frame", "VideoError", "check_frame_indices", "installed_version"]
 
 Frame = npt.NDArray[np.uint8]
 
@@ -41,3 +42,13 @@ def check_frame_indices(table: PacketTable, frame_indices: Sequence[int]) -> Non
             f"frame indices {frame_indices[0]}–{frame_indices[-1]} are outside of the video: it has frames "
             f"0–{table.num_frames - 1}"
         )
+
+
+def installed_version(distributions: Sequence[str]) -> str | None:
+    """The version of the first of these distributions that is installed; None if none is."""
+    for distribution in distributions:
+        try:
+            return version(distribution)
+        except PackageNotFoundError:
+            continue
+    return None

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from vidshard.clips import resize_frame
-from vidshard.decoders.base import Frame, check_frame_indices
+from vidshard.decoders.base import Frame, check_frame_indices, installed_version
+from vidshard.errors import UserError
 from vidshard.packets import DAMAGED, UNSUPPORTED, PacketTable, VideoError, openable_name
 
+DISTRIBUTIONS = ("decord", "decord2")  # that may hold it; the first installed one counts
 _BATCH = 32  # frames in memory at once
 _CONTAINERS = ("mov", "matroska")  # of an MPEG transport stream it drops all before the second keyframe, silently
 _CANNOT_SCALE = "from_size == to_size"  # its text for some small widths (16, 24, 48, 72, …), at the first frame
@@ -103,8 +105,14 @@ def _read_through(reader: Any, frame_indices: Sequence[int]) -> Iterator[Frame]:
 def _load_decord() -> Any:
     try:
         import decord
-    except (ImportError, OSError) as error:
-        raise VideoError(UNSUPPORTED, f"decord cannot be imported: {error}") from error
+    except Exception as error:  # a library that lacks another says so in many ways
+        installed = installed_version(DISTRIBUTIONS)
+        if installed is None:
+            raise VideoError(UNSUPPORTED, "decord is not installed") from error
+        raise UserError(
+            f"decord {installed} is installed but cannot be imported ({_first_line(str(error))}); "
+            "install it anew, or choose --decoder opencv"
+        ) from error
     decord.logging.set_level(decord.logging.INFO)  # it says at this level that it painted over damage
     return decord
 

@@ -1,0 +1,71 @@
+"""Decoding the units of a video: what the decoder says behind the last frame counts too."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tiny_videos import make_tiny_video
+from vidshard import SamplingConfig, decode_task, packets
+from vidshard.decode_task import Decoded, DecodeJob, ProbeJob, Rejected, VideoFacts
+from vidshard.packets import VideoError
+from vidshard.planner import Unit
+from vidshard.shard_format import ClipShape
+from vidshard.sources import Video
+
+
+class Ending:
+    """A decoder that gives all frames, and then does something else."""
+
+    name = "ending"
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def frames(self, path: Path, table: Any, frame_indices: Any, *, height: int, width: int) -> Iterator[Any]:
+        for _ in frame_indices:
+            yield np.zeros((height, width, 3), np.uint8)
+        if self.how == "raise":
+            raise VideoError(packets.DAMAGED, "more frames than its packets promise")
+        if self.how == "another frame":
+            yield np.zeros((height, width, 3), np.uint8)
+        if self.how == "message":
+            os.write(2, b"[h264 @ 0x55d0] error while decoding MB 0 4, bytestream 25865\n")
+
+
+def decode(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch, *, damaged: bool = False) -> Decoded | Rejected:
+    path, sampling = tmp_path / "a.mp4", SamplingConfig(mode="dense", clip_len=4)
+    make_tiny_video(path, 8)
+    facts = decode_task.probe_video(ProbeJob(video_path=path, table_path=tmp_path / "a.npz", sampling=sampling))
+    assert isinstance(facts, VideoFacts)
+    monkeypatch.setattr(decode_task.decoders, "decoders_for", lambda choice: [Ending(how)])
+    job = DecodeJob(
+        video=Video(path="a.mp4", class_name=None, label=-1),
+        split=None,
+        video_path=path,
+        table_path=tmp_path / "a.npz",
+        units=(Unit(video=0, clip_start=0, clip_stop=2, shard=0),),
+        part_paths=(tmp_path / "0.part",),
+        sampling=sampling,
+        shape=ClipShape(num_frames=4, height=16, width=16),
+        decoder="auto",
+        damaged=damaged,
+    )
+    return decode_task.decode_units(job)
+
+
+@pytest.mark.parametrize("how", ["raise", "another frame", "message"])
+def test_damage_behind_the_last_frame_is_damage(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = decode(tmp_path, how, monkeypatch)
+    assert isinstance(outcome, Rejected)
+    assert outcome.reason == packets.DAMAGED
+
+
+def test_where_damage_is_allowed_the_clips_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(decode(tmp_path, "raise", monkeypatch, damaged=True), Decoded)
+    assert isinstance(decode(tmp_path, "nothing", monkeypatch), Decoded)
