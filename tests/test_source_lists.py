@@ -12,7 +12,7 @@ from vidshard.errors import UserError
 from vidshard.source_lists import apply_annotations, apply_source_groups, apply_split_list
 from vidshard.sources import find_sources
 
-OFFICIAL = os.environ.get("VIDSHARD_TEST_DATA")
+OFFICIAL = Path(os.environ.get("VIDSHARD_TEST_DATA", ""), "data", "ucf-crime")
 
 
 def make(root: Path, *paths: str) -> Path:
@@ -72,9 +72,9 @@ def test_of_videos_with_one_stem_the_longer_path_decides_or_none(tmp_path: Path)
         apply_split_list(find_sources(root), write(tmp_path / "list.txt", "a.mp4"))
 
 
-@pytest.mark.skipif(not OFFICIAL, reason="set VIDSHARD_TEST_DATA to the folder that holds ucf-crime/")
+@pytest.mark.skipif(not OFFICIAL.is_dir(), reason="VIDSHARD_TEST_DATA names no folder with data/ucf-crime in it")
 def test_the_official_lists(tmp_path: Path) -> None:
-    lists = Path(OFFICIAL or "") / "ucf-crime"
+    lists = OFFICIAL
     names = [n for kind in ("Train", "Test") for n in (lists / f"Anomaly_{kind}.txt").read_text().splitlines()]
     root = make(tmp_path / "s", *names)
     for name, count in {
