@@ -41,6 +41,8 @@ from typing import Any
 
 import numpy as np
 
+import notebook_way
+
 NUM_FRAMES, FRAME_SIZE = 16, 112
 SIZE, FPS, KEYFRAME_DISTANCE = (320, 240), 30, 250
 RATES = {"long 0.2 Mb/s": 200_000, "long 1.4 Mb/s": 1_400_000}
@@ -203,18 +205,7 @@ def decode_sparse(video: Path, decoder_name: str) -> Any:
 
 
 def read_as_the_notebook(video: Path) -> Any:
-    import cv2
-
-    capture = cv2.VideoCapture(str(video))
-    frames = []
-    while True:
-        there, frame = capture.read()
-        if not there:
-            break
-        frames.append(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
-    capture.release()
-    chosen = np.linspace(0, len(frames) - 1, NUM_FRAMES).astype(int)
-    return np.stack([cv2.resize(frames[i], (FRAME_SIZE, FRAME_SIZE)) for i in chosen])
+    return notebook_way.read_clip(video, num_frames=NUM_FRAMES, frame_size=FRAME_SIZE)
 
 
 # ---- whole builds

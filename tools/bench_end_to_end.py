@@ -147,10 +147,10 @@ def tree_memory_mb(root: int) -> float:
 
 def train_the_notebooks_way(videos: Path, num_workers: int) -> None:
     """What the notebook does: decode in the loader, in every epoch. The same model, optimizer and clipping as ours."""
-    import cv2
     import numpy as np
     import torch
 
+    import notebook_way
     from stage1.model import ModelConfig, Stage1Model
 
     mean, std = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
@@ -164,16 +164,7 @@ def train_the_notebooks_way(videos: Path, num_workers: int) -> None:
 
         def __getitem__(self, item: int) -> tuple[torch.Tensor, int]:
             path = self.paths[item]
-            capture = cv2.VideoCapture(str(path))
-            frames = []
-            while True:
-                there, frame = capture.read()
-                if not there:
-                    break
-                frames.append(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
-            capture.release()
-            chosen = [frames[i] for i in np.linspace(0, len(frames) - 1, NUM_FRAMES).astype(int)]
-            clip = np.stack([cv2.resize(frame, (FRAME_SIZE, FRAME_SIZE)) for frame in chosen])
+            clip = notebook_way.read_clip(path, num_frames=NUM_FRAMES, frame_size=FRAME_SIZE)
             clip = (clip.astype(np.float32) / 255 - mean) / std
             return torch.from_numpy(clip).permute(3, 0, 1, 2), int("normal" not in path.parent.name.lower())
 

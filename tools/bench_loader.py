@@ -256,22 +256,15 @@ def notebook_way(work: Path, name: str) -> float:
     """Clips/s of the loop that reads the whole video in the loader and keeps 16 frames."""
     import cv2
 
+    from notebook_way import read_clip
+
     cv2.setNumThreads(1)
     num_frames, count = (60, 10) if name == "notebook_short" else (240 * 30, 2)
     video = make_video(work / f"{name}.mp4", num_frames)
     start = time.process_time()
     for _ in range(count):
-        capture = cv2.VideoCapture(str(video))
-        frames = []
-        while True:
-            ok, frame = capture.read()
-            if not ok:
-                break
-            frames.append(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
-        picked = np.linspace(0, len(frames) - 1, CLIP_SHAPE[0]).astype(int)
-        clip = np.stack([cv2.resize(frames[i], CLIP_SHAPE[:0:-1]) for i in picked])
+        clip = read_clip(video, num_frames=CLIP_SHAPE[0], frame_size=CLIP_SHAPE[1])
         assert clip.shape == (*CLIP_SHAPE, 3)
-        capture.release()
     speed = count / (time.process_time() - start)
     print(f"{name}: {speed:.2f} clips/s", flush=True)
     return speed

@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from vidshard import atomic
 
-# The one reason for which another decoder may be asked. Damage must stay loud: of 155 damaged files that decord
-# refuses, OpenCV reads 85 without an error, short or empty.
+# The one reason for which another decoder may be asked. Damage must stay loud: of the damaged files that
+# decord refuses, OpenCV reads more than half without an error, short or empty.
 UNSUPPORTED = "unsupported_by_decoder"
 DAMAGED = "damaged"
 
