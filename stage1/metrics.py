@@ -1,32 +1,42 @@
-"""Every metric. Undefined ones are None, never NaN: they go into JSON."""
+"""Every metric, and how sure it is. Undefined ones are None, never NaN: they go into JSON.
+
+scikit-learn does the arithmetic of the metrics. A *statistic* is a function of one weight a row: resampling whole
+source groups with replacement is nothing but other weights, so any metric gets its interval from `bootstrap`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = Sequence[float] | npt.NDArray[np.floating]
 Labels = Sequence[int] | npt.NDArray[np.integer]
+Array = npt.NDArray[np.float64]
+Statistic = Callable[[Array], float | None]  # weights, float [N], 0 or more → the metric; None where it is undefined
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scores:
-    """How well P(crime) tells crime from normal on labelled clips."""
+    """How well P(crime) tells crime from normal on labelled clips, videos or frames."""
 
-    num_clips: int
-    accuracy: float | None  # share of clips on the right side of the threshold; None without clips
+    num_clips: int  # or videos, or frames
+    accuracy: float | None  # share on the right side of the threshold; None without any
     auc: float | None  # area under the ROC curve; None unless both classes are there
     confusion: tuple[tuple[int, int], tuple[int, int]]  # [true label][predicted label]
+    average_precision: float | None = None  # of crime; None unless both classes are there
+    f1: float | None = None  # of crime, at the threshold; None unless both classes are there
 
 
 def score(labels: Labels, crime_probabilities: Floats, *, threshold: float = 0.5) -> Scores:
     """Scores of predictions. Labels other than 0 and 1 (unknown, padding) are left out.
 
-    >>> score([0, 1, 1, -1], [0.2, 0.9, 0.4, 0.9])
-    Scores(num_clips=3, accuracy=0.6666666666666666, auc=1.0, confusion=((1, 0), (1, 1)))
+    >>> scores = score([0, 1, 1, -1], [0.2, 0.9, 0.4, 0.9])
+    >>> scores.num_clips, scores.auc, scores.confusion, round(scores.f1, 3)
+    (3, 1.0, ((1, 0), (1, 1)), 0.667)
     """
     labels_N, probabilities_N = np.asarray(labels), np.asarray(crime_probabilities, np.float64)
     known = labels_N >= 0
@@ -38,17 +48,261 @@ def score(labels: Labels, crime_probabilities: Floats, *, threshold: float = 0.5
         accuracy=float((labels_N == predicted_N).mean()) if len(labels_N) else None,
         auc=roc_auc(labels_N, probabilities_N),
         confusion=((counts[0][0], counts[0][1]), (counts[1][0], counts[1][1])),
+        average_precision=average_precision(labels_N, probabilities_N),
+        f1=f1(labels_N, predicted_N),
     )
 
 
-def roc_auc(labels: Labels, crime_probabilities: Floats) -> float | None:
-    """Area under the ROC curve; None unless both classes are there.
+# --- metrics of labels, scores and weights ------------------------------------------------------------------------
+
+
+def roc_auc(labels: Labels, crime_probabilities: Floats, weights: Floats | None = None) -> float | None:
+    """Area under the ROC curve; None unless both classes are there (with a weight above 0).
 
     >>> roc_auc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]), roc_auc([1, 1], [0.1, 0.2])
     (0.75, None)
     """
-    if len(np.unique(np.asarray(labels))) < 2:
-        return None
     from sklearn.metrics import roc_auc_score  # takes a second to import
 
-    return float(roc_auc_score(labels, crime_probabilities))
+    return _of_both_classes(roc_auc_score, labels, crime_probabilities, weights)
+
+
+def average_precision(labels: Labels, crime_probabilities: Floats, weights: Floats | None = None) -> float | None:
+    """Average precision of crime: the sum over recall steps, no interpolation; None unless both classes are there.
+
+    >>> round(average_precision([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]), 4)
+    0.8333
+    """
+    from sklearn.metrics import average_precision_score
+
+    return _of_both_classes(average_precision_score, labels, crime_probabilities, weights)
+
+
+def f1(labels: Labels, predicted: Labels | npt.NDArray[np.bool_], weights: Floats | None = None) -> float | None:
+    """F1 of crime, from decisions; None unless both classes are there.
+
+    >>> f1([0, 1, 1, 1], [1, 1, 1, 0])
+    0.6666666666666666
+    """
+    from sklearn.metrics import f1_score
+
+    return _of_both_classes(f1_score, labels, np.asarray(predicted, np.int64), weights, zero_division=0.0)
+
+
+def accuracy(labels: Labels, predicted: Labels | npt.NDArray[np.bool_], weights: Floats | None = None) -> float | None:
+    """Weighted share of right decisions; None without any.
+
+    >>> accuracy([0, 1, 1, 1], [1, 1, 1, 0])
+    0.5
+    """
+    right_N = np.asarray(labels) == np.asarray(predicted, np.int64)
+    weights_N = np.ones(len(right_N)) if weights is None else np.asarray(weights, np.float64)
+    total = float(weights_N.sum())
+    return float((right_N * weights_N).sum() / total) if total > 0 else None
+
+
+def within_group_auc(
+    labels: Labels, crime_probabilities: Floats, groups: Sequence[Hashable] | npt.NDArray[Any]
+) -> float | None:
+    """ROC-AUC over pairs of one crime and one normal of the *same* group: knowing the camera cannot win it.
+
+    The share of all such pairs, over all groups, in which the crime has the higher score (equal ones count half), so a
+    group counts by its number of pairs. None where no group has both classes.
+
+    >>> within_group_auc([0, 1, 0, 1], [0.1, 0.2, 0.8, 0.7], ["a", "a", "b", "b"])
+    0.5
+    >>> roc_auc([0, 1, 0, 1], [0.1, 0.2, 0.8, 0.7])
+    0.5
+    """
+    labels_N = np.asarray(labels)
+    return within_group_auc_statistic(labels_N, crime_probabilities, groups)(np.ones(len(labels_N)))
+
+
+def num_within_group_pairs(labels: Labels, groups: Sequence[Hashable] | npt.NDArray[Any]) -> int:
+    """How many pairs `within_group_auc` compares.
+
+    >>> num_within_group_pairs([0, 1, 1, 0, 1], ["a", "a", "a", "b", "c"])
+    2
+    """
+    labels_N, groups_N = np.asarray(labels), units(groups)
+    num_groups = int(groups_N.max(initial=-1)) + 1
+    counts = [np.bincount(groups_N[labels_N == label], minlength=num_groups) for label in (0, 1)]
+    return int((counts[0] * counts[1]).sum())
+
+
+def _of_both_classes(
+    metric: Callable[..., Any], labels: Labels, values: Any, weights: Floats | None, **options: Any
+) -> float | None:
+    labels_N, values_N = np.asarray(labels), np.asarray(values)
+    if weights is not None:
+        weights_N = np.asarray(weights, np.float64)
+        kept = weights_N > 0
+        labels_N, values_N, weights_N = labels_N[kept], values_N[kept], weights_N[kept]
+        options["sample_weight"] = weights_N
+    crimes = np.count_nonzero(labels_N)
+    if crimes in (0, len(labels_N)):
+        return None
+    import sklearn
+
+    with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):  # called thousands of times
+        return float(metric(labels_N, values_N, **options))
+
+
+# --- statistics, for the bootstrap --------------------------------------------------------------------------------
+
+
+def roc_auc_statistic(labels: Labels, crime_probabilities: Floats) -> Statistic:
+    return lambda weights_N: roc_auc(labels, crime_probabilities, weights_N)
+
+
+def average_precision_statistic(labels: Labels, crime_probabilities: Floats) -> Statistic:
+    return lambda weights_N: average_precision(labels, crime_probabilities, weights_N)
+
+
+def f1_statistic(labels: Labels, crime_probabilities: Floats, *, threshold: float = 0.5) -> Statistic:
+    predicted_N = np.asarray(crime_probabilities) >= threshold
+    return lambda weights_N: f1(labels, predicted_N, weights_N)
+
+
+def accuracy_statistic(labels: Labels, crime_probabilities: Floats, *, threshold: float = 0.5) -> Statistic:
+    predicted_N = np.asarray(crime_probabilities) >= threshold
+    return lambda weights_N: accuracy(labels, predicted_N, weights_N)
+
+
+def mean_statistic(values: Floats) -> Statistic:
+    """The weighted mean of `values`; None where all weights are 0."""
+    values_N = np.asarray(values, np.float64)
+
+    def statistic(weights_N: Array) -> float | None:
+        total = float(weights_N.sum())
+        return float((values_N * weights_N).sum() / total) if total > 0 else None
+
+    return statistic
+
+
+def within_group_auc_statistic(
+    labels: Labels, crime_probabilities: Floats, groups: Sequence[Hashable] | npt.NDArray[Any]
+) -> Statistic:
+    """`within_group_auc` as a function of weights, which must be the same for all rows of a group."""
+    labels_N, scores_N, groups_N = np.asarray(labels), np.asarray(crime_probabilities, np.float64), units(groups)
+    first_rows, num_pairs, won = [], [], []
+    for group in range(int(groups_N.max(initial=-1)) + 1):
+        rows = np.flatnonzero(groups_N == group)
+        auc = roc_auc(labels_N[rows], scores_N[rows])
+        if auc is not None:
+            first_rows.append(int(rows[0]))
+            num_pairs.append(num_within_group_pairs(labels_N[rows], groups_N[rows]))
+            won.append(auc * num_pairs[-1])
+    pairs_G, won_G = np.array(num_pairs, np.float64), np.array(won, np.float64)
+
+    def statistic(weights_N: Array) -> float | None:
+        weights_G = weights_N[first_rows]
+        total = float(weights_G @ pairs_G)
+        return float(weights_G @ won_G) / total if total > 0 else None
+
+    return statistic
+
+
+def difference(a: Statistic, b: Statistic) -> Statistic:
+    """a − b on the same resample: what a *paired* bootstrap compares."""
+
+    def statistic(weights_N: Array) -> float | None:
+        of_a, of_b = a(weights_N), b(weights_N)
+        return None if of_a is None or of_b is None else of_a - of_b
+
+    return statistic
+
+
+# --- intervals ----------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A figure and its interval. `low` and `high` are None where there are too few units to resample."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    num_units: int  # source groups (else videos) that were resampled
+    level: float = 0.95
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether a difference is above or below 0 at this level."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+    def text(self, digits: int = 3) -> str:
+        """For people.
+
+        >>> Interval(value=0.8123, low=0.7, high=0.9, num_units=7).text()
+        '0.812 [0.700, 0.900]'
+        """
+        if self.value is None:
+            return "n/a"
+        if self.low is None or self.high is None:
+            return f"{self.value:.{digits}f}"
+        return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+
+
+def bootstrap(
+    statistic: Statistic,
+    groups: Sequence[Hashable] | npt.NDArray[Any],
+    *,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """The value of `statistic` on all rows, and its percentile interval over resamples of whole groups.
+
+    `groups`: of each row the unit that is drawn with replacement, all its rows together: the source group (recording),
+    else the video. Resamples in which the metric is undefined are left out; where they are more than half, or there is
+    only one unit, there is no interval. (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13;
+    Field and Welsh, "Bootstrapping clustered data", JRSS B 2007, for whole groups.)
+
+    >>> bootstrap(mean_statistic([0.0, 1.0, 0.0, 1.0]), ["a", "b", "c", "d"]).text(2)
+    '0.50 [0.00, 1.00]'
+    """
+    groups_N = units(groups)
+    num_units = int(groups_N.max(initial=-1)) + 1
+    value = statistic(np.ones(len(groups_N)))
+    if value is None or num_units < 2:
+        return Interval(value=value, low=None, high=None, num_units=num_units, level=level)
+    generator = np.random.default_rng(seed)
+    drawn = generator.multinomial(num_units, np.full(num_units, 1 / num_units), size=num_resamples)
+    found = [result for counts in drawn if (result := statistic(counts[groups_N].astype(np.float64))) is not None]
+    if len(found) < num_resamples / 2:
+        return Interval(value=value, low=None, high=None, num_units=num_units, level=level)
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value=value, low=float(low), high=float(high), num_units=num_units, level=level)
+
+
+def paired_bootstrap(
+    a: Statistic, b: Statistic, groups: Sequence[Hashable] | npt.NDArray[Any], **options: Any
+) -> Interval:
+    """The interval of a − b, both on the same resamples; options as of `bootstrap`."""
+    return bootstrap(difference(a, b), groups, **options)
+
+
+def units(groups: Sequence[Hashable] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Groups as numbers from 0, in order of appearance.
+
+    >>> units(["b", "a", "b"]).tolist()
+    [0, 1, 0]
+    """
+    number: dict[Hashable, int] = {}
+    values = groups.tolist() if isinstance(groups, np.ndarray) else groups
+    return np.array([number.setdefault(value, len(number)) for value in values], np.int64)
+
+
+def poisson_interval(count: int, exposure: float, *, level: float = 0.95) -> Interval:
+    """The rate of `count` independent events in `exposure` hours, with the exact interval of Garwood (1936).
+
+    >>> poisson_interval(0, 2.0).text(2), poisson_interval(4, 2.0).text(2)
+    ('0.00 [0.00, 1.84]', '2.00 [0.54, 5.12]')
+    """
+    from scipy.stats import chi2
+
+    tail = (1 - level) / 2
+    low = float(chi2.ppf(tail, 2 * count)) / 2 / exposure if count else 0.0
+    high = float(chi2.ppf(1 - tail, 2 * count + 2)) / 2 / exposure
+    return Interval(value=count / exposure, low=low, high=high, num_units=count, level=level)
