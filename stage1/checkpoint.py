@@ -40,6 +40,7 @@ class Checkpoint:
     warnings: list[str] = dataclasses.field(default_factory=list)
     train_config: dict[str, Any] = dataclasses.field(default_factory=dict)
     data_digests: dict[str, str] = dataclasses.field(default_factory=dict)  # shard folder → its digest
+    train_videos: list[str] = dataclasses.field(default_factory=list)  # SPLIT/path of those trained on; []: not known
     packages: dict[str, str] = dataclasses.field(default_factory=dict)
     run_state: dict[str, Any] = dataclasses.field(default_factory=dict)  # random numbers and best so far, to go on
 

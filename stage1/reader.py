@@ -144,6 +144,10 @@ class ClipReader:
             raise FormatError(f"{self._where(row)} is followed by the record of {record.key!r}; build again")
         return record
 
+    def video_id(self, video: int) -> str:
+        """A name of row `video` of the video table that holds beyond this set: its split and its path below SOURCE."""
+        return f"{self.index.split(video) or self.manifest.split or ''}/{self.index.paths[video]}"
+
     def frame_gap_seconds(self) -> float:
         """Median time between neighbouring frames of the clips, in seconds; 0.0 without clips."""
         return float(np.median(self.index.clips["frame_gap_seconds"])) if len(self) else 0.0

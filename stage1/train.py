@@ -123,6 +123,11 @@ class TrainData:
         return digests
 
     @property
+    def train_videos(self) -> list[str]:
+        """The videos trained on: what a model says of these is worthless to whoever learns from it."""
+        return sorted({self.train.video_id(video) for video in np.unique(self.train.videos[self.train_rows]).tolist()})
+
+    @property
     def train_labels(self) -> Rows:
         return self.train.labels[self.train_rows]
 
@@ -611,6 +616,7 @@ def make_checkpoint(run: Run) -> Checkpoint:
         warnings=list(run.data.warnings),
         train_config=run.config.to_dict(),
         data_digests=run.data.digests,
+        train_videos=run.data.train_videos,
         packages={
             "vidshard": __version__,
             "torch": str(torch.__version__),

@@ -85,6 +85,7 @@ def test_a_run_learns_and_leaves_its_files(
     assert best.sampling["mode"] == "uniform"
     assert best.warnings == []
     assert best.data_digests["train"] == ClipReader(shards).manifest.digest
+    assert (len(best.train_videos), best.train_videos[0]) == (24, "Train/Fighting/video-001.mp4")
     assert load_checkpoint(path.parent / LAST_NAME).epoch == 6
 
 
