@@ -136,8 +136,14 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.manifest",
         "vidshard.shard_format",
         "vidshard.sources",
+        "vidshard.video_lists",
     },
-    "vidshard.sources": {"vidshard.errors", "vidshard.manifest", "vidshard.shard_format"},
+    "vidshard.sources": {
+        "vidshard.errors",
+        "vidshard.manifest",
+        "vidshard.shard_format",
+        "vidshard.video_lists",
+    },
     "vidshard.split": {
         "vidshard.atomic",
         "vidshard.clips",
@@ -146,6 +152,7 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.shard_format",
         "vidshard.source_lists",
         "vidshard.sources",
+        "vidshard.video_lists",
     },
     "vidshard.summary": {"vidshard.builder", "vidshard.shard_format"},
     "vidshard.supervisor": {"vidshard.errors"},
@@ -156,6 +163,7 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.manifest",
         "vidshard.shard_format",
     },
+    "vidshard.video_lists": {"vidshard.errors"},
     "vidshard.work_folder": {
         "vidshard.atomic",
         "vidshard.errors",

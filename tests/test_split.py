@@ -18,11 +18,11 @@ from vidshard.split import (
     SplitConfig,
     assign_groups,
     check_lists,
-    read_list,
     signature,
     similar_pairs,
     split,
 )
+from vidshard.video_lists import read_list
 
 CLASSES = ("Abuse", "NormalVideos")
 

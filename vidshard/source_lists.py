@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -16,12 +15,9 @@ from pathlib import Path, PurePosixPath
 from vidshard.errors import UserError
 from vidshard.manifest import Failure
 from vidshard.shard_format import NORMAL_LABEL, UNKNOWN_LABEL
-from vidshard.sources import VIDEO_SUFFIXES, Source, path_bytes, read_source_groups, read_text
+from vidshard.sources import Source, path_bytes, read_source_groups
+from vidshard.video_lists import line_events, listed_name, read_lines
 
-# A name, its suffix, and what official lists put behind it: frame counts, a class, the frames of events.
-_LISTED = re.compile(
-    rf"(?P<name>.+?)({'|'.join(map(re.escape, (*VIDEO_SUFFIXES, '.avi', '.mkv')))})(\s.*)?", re.IGNORECASE
-)
 _SHOWN = 5
 
 
@@ -31,19 +27,6 @@ class Matched:
 
     sources: list[Source]
     told: str
-
-
-def listed_name(line: str) -> str:
-    """The video that a line of a list names, without its suffix; "" where it names none.
-
-    >>> listed_name("Abuse/Abuse001_x264.mp4 "), listed_name("Abuse028_x264.mp4  Abuse  165  240  -1  -1  ")
-    ('Abuse/Abuse001_x264', 'Abuse028_x264')
-    >>> listed_name("Robbery/Robbery003_x264.mp4 984"), listed_name("Abuse001_x264")
-    ('Robbery/Robbery003_x264', 'Abuse001_x264')
-    """
-    line = line.strip().replace("\\", "/")
-    match = _LISTED.fullmatch(line)
-    return match["name"] if match else line.partition(" ")[0].partition("\t")[0]
 
 
 def common_suffix(a: str, b: str) -> int:
@@ -192,27 +175,6 @@ def apply_annotations(sources: Sequence[Source], path: Path) -> Matched:
     return Matched(sources=[source for source in annotated if source.videos], told=told)
 
 
-def line_events(line: str) -> tuple[tuple[int, int], ...]:
-    """The events of a line of an annotation file: first and last frame of each. Raises ValueError.
-
-    >>> line_events("Abuse028_x264.mp4  Abuse  165  240  -1  -1  ")
-    ((165, 240),)
-    >>> line_events("Testing_Normal_Videos_Anomaly/Normal_Videos_872_x264.mp4 530 Normal -1 -1 -1 -1")
-    ()
-    """
-    words = line.replace("\\", "/").strip().removeprefix(listed_name(line)).split()
-    words = words[1:]  # the first is the suffix of the name, or the class where the name has none
-    while words and not all(re.fullmatch(r"-?\d+", word) for word in words):
-        words = words[1:]  # a frame count, then the class
-    frames = [int(word) for word in words]
-    if not frames or len(frames) % 2:
-        raise ValueError("expected pairs of frames")
-    events = [(a, b) for a, b in zip(frames[::2], frames[1::2], strict=True) if a >= 0]
-    if any(b < a for a, b in events):
-        raise ValueError("an event ends before it begins")
-    return tuple(events)
-
-
 def match_names(sources: Sequence[Source], names: Sequence[str], *, what: str) -> dict[str, list[tuple[int, int]]]:
     """For each name (a path or its end, without suffix) the videos it means: (source, row), at most one a source root.
 
@@ -236,11 +198,6 @@ def match_names(sources: Sequence[Source], names: Sequence[str], *, what: str) -
             )
         found[name] = best
     return found
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a list that are not empty."""
-    return [line for line in read_text(path).splitlines() if line.strip()]
 
 
 def shown(names: Sequence[str]) -> str:

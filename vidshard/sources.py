@@ -18,8 +18,9 @@ from pathlib import Path
 from vidshard.errors import UserError
 from vidshard.manifest import Failure
 from vidshard.shard_format import CRIME_LABEL, NORMAL_LABEL, UNKNOWN_LABEL
+from vidshard.video_lists import VIDEO_SUFFIXES as VIDEO_SUFFIXES
+from vidshard.video_lists import read_text
 
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov")
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 # The classes of UCF-Crime: NormalVideos, its official names, and the 13 crimes.
@@ -312,16 +313,6 @@ def read_source_groups(path: Path) -> dict[str, str]:
             f'{path} is not a list of {{"file": …, "source": …}}, or a CSV with these columns, which names the '
             f"recording each video was cut from ({error!r}); correct it, or rename it if it is about something else"
         ) from error
-
-
-def read_text(path: Path) -> str:
-    """The text of a file that a user brings. Raises UserError."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text in UTF-8: {error}") from error
 
 
 def path_bytes(path: str) -> bytes:

@@ -12,7 +12,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,10 @@ from vidshard import atomic, manifest, shard_format
 from vidshard.clips import frame_indices, resize_frame
 from vidshard.errors import FormatError, UserError
 from vidshard.manifest import ShardSet
-from vidshard.source_lists import apply_source_groups, listed_name, read_lines
+from vidshard.source_lists import apply_source_groups
 from vidshard.sources import SPLITS as SPLITS
 from vidshard.sources import Source, Video, find_sources, path_bytes
+from vidshard.video_lists import read_list
 
 _SHOWN = 20  # warnings of one kind before the rest is counted
 
@@ -418,14 +419,3 @@ def check_lists(paths: Sequence[Path], *, written: Sequence[Path] = ()) -> list[
             sizes = {"num_first": len(lists[first]), "num_second": len(lists[second])}
             overlaps.append(Overlap(first=first, second=second, names=shared, **sizes))
     return overlaps
-
-
-def read_list(path: Path) -> dict[str, str]:
-    """File stem → name (without suffix) of each video that a list names, one a line; what stands behind is passed over.
-
-    Raises UserError when the file cannot be read or names no video.
-    """
-    found = [name for line in read_lines(path) if (name := listed_name(line))]
-    if not found:
-        raise UserError(f"{path} names no video; expected a list, one Class/Name.mp4 a line")
-    return {PurePosixPath(name).name: name for name in found}
