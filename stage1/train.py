@@ -1,7 +1,8 @@
 """One training run, from shards to checkpoints.
 
-Every epoch starts from random numbers of (seed, epoch) alone, so that a resumed run ends with the same weights as one
-that was never stopped, and the same seed gives the same weights (on the CPU; CUDA kernels may differ in the last bit).
+What is random belongs to (seed, epoch, clip) and to nothing else, so that a resumed run ends with the same weights as
+one that was never stopped, the same seed gives the same weights (on the CPU; CUDA kernels may differ in the last bit),
+and the number of ranks does not change what is learnt.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from stage1 import distributed, files, metrics, optim, plots
+from stage1 import clip_random, distributed, files, metrics, optim, plots
 from stage1.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from stage1.dataloader import Batch, ClipLoader, ClipReader
 from stage1.device import choose_device, cuda_memory_errors, device_name
@@ -33,7 +34,8 @@ from stage1.transforms import ClipTransform, TransformConfig
 from vidshard import __version__, atomic, console
 from vidshard.errors import UserError
 
-Transform = Callable[[torch.Tensor], torch.Tensor]  # uint8 (B, T, H, W, C) → float (B, C, T, H, W), on the device
+# uint8 clips (B, T, H, W, C), their rows in the index (B,), epoch → float (B, C, T, H, W), on the device
+Transform = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 Rows = npt.NDArray[np.int64]
 
 MAX_MOTION_GAP_SECONDS = 0.5
@@ -450,14 +452,13 @@ def start_run(config: TrainConfig, data: TrainData, device: torch.device, transf
         ),
         loader=loader,
         validation_loader=validation_loader,
-        train_transform=transform or ClipTransform(config.transform),
+        train_transform=transform or ClipTransform(config.transform, seed=config.seed),
         class_weights=torch.tensor(optim.class_weights(data.train.labels[loader.order()]), device=device),
     )
 
 
 def train_epoch(run: Run, epoch: int) -> dict[str, Any]:
     """One pass over the training clips. Returns the metrics of the epoch."""
-    _seed_epoch(run, epoch)
     run.loader.set_epoch(epoch)
     run.model.train()
     totals = torch.zeros(4, dtype=torch.float64)  # loss × weight, weight, right, clips
@@ -467,7 +468,7 @@ def train_epoch(run: Run, epoch: int) -> dict[str, Any]:
     with console.Progress(title, total=len(run.loader), unit="step", stream=_progress_stream()) as progress:
         for step, batch in enumerate(clock):
             lr = run.scheduler.get_last_lr()[0]
-            totals += train_step(run, batch, where=f"epoch {epoch + 1}, step {step + 1}")
+            totals += train_step(run, batch, epoch, where=f"epoch {epoch + 1}, step {step + 1}")
             seconds = time.perf_counter() - start
             progress.advance(
                 note=f"loss {totals[0] / totals[1]:.4f}, {totals[3] / seconds:.0f} clips/s a rank, "
@@ -488,10 +489,11 @@ def train_epoch(run: Run, epoch: int) -> dict[str, Any]:
     }
 
 
-def train_step(run: Run, batch: Batch, *, where: str) -> torch.Tensor:
+def train_step(run: Run, batch: Batch, epoch: int, *, where: str) -> torch.Tensor:
     """One optimizer step. Returns [loss × weight, weight, right, clips] of this rank's part, padding not counted."""
-    labels = batch.labels.to(run.device, non_blocking=True)
-    logits, _ = run.model(run.train_transform(batch.clips.to(run.device, non_blocking=True)))
+    clips, labels, indices = (tensor.to(run.device, non_blocking=True) for tensor in batch)
+    clip_random.seed_dropout(run.model, clip_random.clip_seeds(indices, seed=run.config.seed, epoch=epoch))
+    logits, _ = run.model(run.train_transform(clips, indices, epoch))
     known = labels >= 0
     loss_sum = functional.cross_entropy(
         logits,
@@ -674,14 +676,6 @@ class _WaitClock:
             if batch is None:
                 return
             yield batch
-
-
-def _seed_epoch(run: Run, epoch: int) -> None:
-    """Draw the random numbers of dropout and augmentation from (seed, epoch, rank) alone."""
-    words = np.random.SeedSequence((run.config.seed, epoch, distributed.rank())).generate_state(2, np.uint64)
-    torch.manual_seed(int(words[0] >> np.uint64(1)))
-    if isinstance(run.train_transform, ClipTransform):
-        run.train_transform.seed(int(words[1] >> np.uint64(1)))
 
 
 def _print_start(run: Run) -> None:

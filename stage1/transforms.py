@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from stage1 import clip_random
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -51,37 +53,38 @@ class TransformConfig:
 class ClipTransform:
     """uint8 (B, T, H, W, C) on any device → float32 (B, C, T, H, W) there, normalised.
 
-    With augmentation on, what is random comes from a generator of its own, seeded by `seed`.
+    With augmentation on, what is random belongs to the clip: drawn from `seed`, the epoch and its row in the index.
     """
 
     def __init__(self, config: TransformConfig, *, seed: int = 0) -> None:
-        self.config = config
-        self.generator = torch.Generator().manual_seed(seed)  # on the CPU, so that a run is the same on any device
+        self.config, self.seed = config, seed
 
-    def seed(self, seed: int) -> None:
-        """Start the random numbers anew."""
-        self.generator.manual_seed(seed)
-
-    def __call__(self, clips_BTHWC: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, clips_BTHWC: torch.Tensor, indices_B: torch.Tensor | None = None, epoch: int = 0
+    ) -> torch.Tensor:
+        """`indices_B`: the row of each clip in the index, int64, on the same device; only augmentation needs it."""
         clips_BCTHW = clips_BTHWC.permute(0, 4, 1, 2, 3).float().div_(255.0)
         if self.config.augment:
-            clips_BCTHW = self._augment(clips_BCTHW)
+            if indices_B is None:
+                raise ValueError("augmentation needs the rows of the clips: pass batch indices and the epoch")
+            clips_BCTHW = self._augment(clips_BCTHW, clip_random.clip_seeds(indices_B, seed=self.seed, epoch=epoch))
         mean, std = (clips_BCTHW.new_tensor(value).view(1, 3, 1, 1, 1) for value in (self.config.mean, self.config.std))
         return (clips_BCTHW - mean) / std
 
-    def _augment(self, clips_BCTHW: torch.Tensor) -> torch.Tensor:
+    def _augment(self, clips_BCTHW: torch.Tensor, seeds_B: torch.Tensor) -> torch.Tensor:
         """Augment clips in [0, 1]."""
-        config, B, device = self.config, len(clips_BCTHW), clips_BCTHW.device
+        config, B = self.config, len(clips_BCTHW)
+        draws = iter(clip_random.uniform(seeds_B, 8, stream=clip_random.AUGMENTATION).unbind(1))
 
         def uniform(low: float, high: float) -> torch.Tensor:
-            return torch.empty(B).uniform_(low, high, generator=self.generator)
+            return low + (high - low) * next(draws)
 
         scales = uniform(config.min_scale, 1), uniform(config.min_scale, 1)
         centers = [(1 - scale) * uniform(-1, 1) for scale in scales]
         flips = torch.where(uniform(0, 1) < config.flip_probability, -1.0, 1.0)
-        grey = (uniform(0, 1) < config.grey_probability).to(device)
-        contrast = uniform(1 - config.contrast, 1 + config.contrast).to(device).view(B, 1, 1, 1, 1)
-        brightness = uniform(-config.brightness, config.brightness).to(device).view(B, 1, 1, 1, 1)
+        grey = uniform(0, 1) < config.grey_probability
+        contrast = uniform(1 - config.contrast, 1 + config.contrast).view(B, 1, 1, 1, 1)
+        brightness = uniform(-config.brightness, config.brightness).view(B, 1, 1, 1, 1)
 
         clips_BCTHW = _crop_and_flip(clips_BCTHW, scales, centers, flips)
         clips_BCTHW = torch.where(grey.view(B, 1, 1, 1, 1), clips_BCTHW.mean(1, keepdim=True), clips_BCTHW)
@@ -100,9 +103,9 @@ def _crop_and_flip(
     `scales`, `centers`: (height, width) of each window, [B]; the whole frame has scale 1 and center 0. `flips`: ±1 [B].
     """
     B, C, T, H, W = clips_BCTHW.shape
-    theta_B23 = torch.zeros(B, 2, 3)
+    theta_B23 = torch.zeros(B, 2, 3, device=clips_BCTHW.device)
     theta_B23[:, 0, 0], theta_B23[:, 0, 2] = scales[1] * flips, centers[1]
     theta_B23[:, 1, 1], theta_B23[:, 1, 2] = scales[0], centers[0]
-    grid_BHW2 = functional.affine_grid(theta_B23.to(clips_BCTHW.device), [B, 1, H, W], align_corners=False)
+    grid_BHW2 = functional.affine_grid(theta_B23, [B, 1, H, W], align_corners=False)
     frames = clips_BCTHW.reshape(B, C * T, H, W)  # time as channels: one grid for all frames
     return functional.grid_sample(frames, grid_BHW2, padding_mode="border", align_corners=False).view(B, C, T, H, W)

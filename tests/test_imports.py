@@ -180,6 +180,7 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.errors",
         "vidshard.shard_format",
     },
+    "stage1.clip_random": set(),
     "stage1.cli": {"stage1.files", "stage1.film_strip", "stage1.infer", "stage1.train", "vidshard.console"},
     "stage1.dataloader": {"stage1.reader", "stage1.sample_plan", "stage1.selection", "vidshard.errors"},
     "stage1.detections": {"vidshard.atomic", "vidshard.errors", "vidshard.shard_format"},
@@ -202,7 +203,7 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.shard_format",
     },
     "stage1.metrics": set(),
-    "stage1.model": set(),
+    "stage1.model": {"stage1.clip_random"},
     "stage1.optim": set(),
     "stage1.plots": {"vidshard.atomic"},
     "stage1.reader": {"stage1.sample_plan", "vidshard.errors", "vidshard.manifest", "vidshard.shard_format"},
@@ -210,6 +211,7 @@ ALLOWED: dict[str, set[str]] = {
     "stage1.selection": {"stage1.reader", "stage1.sample_plan", "vidshard.errors", "vidshard.shard_format"},
     "stage1.train": {
         "stage1.checkpoint",
+        "stage1.clip_random",
         "stage1.dataloader",
         "stage1.device",
         "stage1.distributed",
@@ -224,7 +226,7 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.console",
         "vidshard.errors",
     },
-    "stage1.transforms": set(),
+    "stage1.transforms": {"stage1.clip_random"},
     "stage1.videos": {
         "vidshard.builder",
         "vidshard.clips",

@@ -358,7 +358,7 @@ def test_cuda_out_of_memory_names_the_batch_size_to_try() -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, shards: Path) -> None:
-    def broken(clips: torch.Tensor) -> torch.Tensor:
+    def broken(clips: torch.Tensor, _indices: torch.Tensor, _epoch: int) -> torch.Tensor:
         return clips.permute(0, 4, 1, 2, 3).float() * float("nan")
 
     with pytest.raises(UserError, match=r"the loss is nan .* at epoch 1, step 1, .*lower --lr"):
@@ -490,7 +490,7 @@ def test_one_class_in_validation_prints_na_and_writes_null(
 def test_a_transform_of_the_callers_own(tmp_path: Path, shards: Path) -> None:
     seen = []
 
-    def own(clips: torch.Tensor) -> torch.Tensor:
+    def own(clips: torch.Tensor, _indices: torch.Tensor, _epoch: int) -> torch.Tensor:
         seen.append((clips.dtype, tuple(clips.shape[1:])))
         return clips.permute(0, 4, 1, 2, 3).float() / 128 - 1
 

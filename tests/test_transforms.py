@@ -20,7 +20,7 @@ def test_normalises_with_mean_and_std() -> None:
 def test_augmentation_is_the_same_for_all_frames_and_differs_between_clips() -> None:
     frame = torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8)
     clips = frame.expand(8, 4, 16, 16, 3)
-    out = ClipTransform(TransformConfig(augment=True), seed=1)(clips)
+    out = ClipTransform(TransformConfig(augment=True), seed=1)(clips, torch.arange(8))
     assert torch.allclose(out, out[:, :, :1].expand_as(out), atol=1e-5)
     assert not torch.allclose(out[0], out[1], atol=1e-2)
 
@@ -31,21 +31,30 @@ def test_a_flip_alone_mirrors() -> None:
     )
     clips = torch.randint(0, 256, (2, 3, 8, 8, 3), dtype=torch.uint8)
     expected = ClipTransform(config.for_evaluation)(clips).flip(4)
-    assert torch.allclose(ClipTransform(config)(clips), expected, atol=1e-4)
+    assert torch.allclose(ClipTransform(config)(clips, torch.arange(2)), expected, atol=1e-4)
 
 
-def test_a_seed_gives_the_same_clips_again() -> None:
-    clips = torch.randint(0, 256, (2, 3, 8, 8, 3), dtype=torch.uint8)
-    transform = ClipTransform(TransformConfig(augment=True), seed=5)
-    first, second = transform(clips), transform(clips)
-    transform.seed(5)
-    assert torch.equal(transform(clips), first)
-    assert not torch.equal(first, second)
+def test_augmentation_belongs_to_seed_epoch_and_clip() -> None:
+    clips = torch.randint(0, 256, (4, 3, 8, 8, 3), dtype=torch.uint8)
+    transform, rows = ClipTransform(TransformConfig(augment=True), seed=5), torch.tensor([9, 2, 7, -1])
+    out = transform(clips, rows, 3)
+    alone = torch.cat([transform(clips[i : i + 1], rows[i : i + 1], 3) for i in (3, 1, 0, 2)])
+    assert torch.allclose(alone, out[[3, 1, 0, 2]], atol=1e-5)
+    assert torch.equal(transform(clips, rows, 3), out)
+    assert not torch.allclose(transform(clips, rows, 4), out, atol=1e-2)
+    assert not torch.allclose(transform(clips, rows + 1, 3), out, atol=1e-2)
+    other = ClipTransform(TransformConfig(augment=True), seed=6)
+    assert not torch.allclose(other(clips, rows, 3), out, atol=1e-2)
+
+
+def test_augmentation_without_rows_is_refused() -> None:
+    with pytest.raises(ValueError, match="pass batch indices"):
+        ClipTransform(TransformConfig(augment=True))(torch.zeros(1, 2, 8, 8, 3, dtype=torch.uint8))
 
 
 def test_augmented_pixels_stay_in_range() -> None:
     config = TransformConfig(mean=(0, 0, 0), std=(1, 1, 1), augment=True, brightness=1.0, contrast=1.0)
-    out = ClipTransform(config)(torch.randint(0, 256, (8, 2, 8, 8, 3), dtype=torch.uint8))
+    out = ClipTransform(config)(torch.randint(0, 256, (8, 2, 8, 8, 3), dtype=torch.uint8), torch.arange(8))
     assert 0 <= float(out.min()) <= float(out.max()) <= 1
 
 
