@@ -172,7 +172,9 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.shard_writer",
     },
     "stage1": set(),
+    "stage1.calibration": {"stage1.metrics", "vidshard.errors"},
     "stage1.checkpoint": {
+        "stage1.calibration",
         "stage1.files",
         "stage1.model",
         "stage1.transforms",
