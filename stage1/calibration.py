@@ -199,10 +199,11 @@ def check_support(target: Target, *, num_normal: int, num_crime: int, normal_hou
     if target.name == "false-alarms-per-hour":
         assert target.value is not None
         hours = normal_hours or 0.0
+        possible = RULE_OF_THREE / hours if hours else math.inf
         if hours * target.value < RULE_OF_THREE:
             raise UserError(
                 f"--target {target} cannot be supported by {hours:.2f} hours of normal validation footage: even "
-                f"without one false alarm in them there may be {RULE_OF_THREE / hours if hours else math.inf:.3g} an hour; "
+                f"without one false alarm in them there may be {possible:.3g} an hour; "
                 f"expected at least {RULE_OF_THREE / target.value:.3g} hours, or a target of more alarms"
             )
         return
