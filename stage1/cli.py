@@ -11,6 +11,16 @@ from click.core import ParameterSource
 from stage1 import files
 from vidshard import __version__
 from vidshard.console import ExitCodeGroup
+from vidshard.storage import location
+
+CACHE_DIR = click.option(
+    "--cache-dir",
+    type=click.Path(path_type=Path),
+    help="Keeps shards of s3://, gs:// and https://.  [default: in the folder for temporary files]",
+)
+CACHE_GB = click.option(
+    "--cache-gb", type=float, help="How much it may keep, 10⁹ bytes; the oldest goes.  [default: 80 % of the free disk]"
+)
 
 
 @click.group(cls=ExitCodeGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -20,8 +30,8 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--shards", type=click.Path(path_type=Path), default="shards/Train", show_default=True)
-@click.option("--val-shards", type=click.Path(path_type=Path), help="Shards to validate on; the best epoch is kept.")
+@click.option("--shards", type=location, metavar="PLACE", default="shards/Train", show_default=True)
+@click.option("--val-shards", type=location, metavar="PLACE", help="Shards to validate on; the best epoch is kept.")
 @click.option("--out", type=click.Path(path_type=Path), default=files.DEFAULT_RUN, show_default=True)
 @click.option("--epochs", type=int, default=5, show_default=True)
 @click.option("--batch-size", type=int, default=8, show_default=True)
@@ -68,6 +78,8 @@ def main() -> None:
     help="When to verify the clips' checksums.",
 )
 @click.option("--max-bad-clips", type=int, default=0, show_default=True, help="Damaged clips to replace.")
+@CACHE_DIR
+@CACHE_GB
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
 @click.option(
     "--preset",
@@ -77,8 +89,7 @@ def main() -> None:
 )
 def train(preset: str, **options: Any) -> None:
     """Train a model on shards; the best epoch is written to --out."""
-    from stage1.train import train
-    from stage1.train_config import PRESETS, TrainConfig
+    from stage1.train import PRESETS, TrainConfig, train
 
     source = click.get_current_context().get_parameter_source
     given = {name: value for name, value in options.items() if source(name) is not ParameterSource.DEFAULT}
@@ -87,7 +98,12 @@ def train(preset: str, **options: Any) -> None:
 
 @main.command()
 @click.option(
-    "--shards", type=click.Path(path_type=Path), default="shards/Test", show_default=True, help="Folder to score."
+    "--shards",
+    type=location,
+    metavar="PLACE",
+    default="shards/Test",
+    show_default=True,
+    help="Shard folder to score, a path or a URL.",
 )
 @click.option("--videos", multiple=True, metavar="PATH…", help="MP4s instead of shards: files, folders or globs.")
 @click.argument("more_videos", nargs=-1, metavar="")
@@ -105,6 +121,8 @@ def train(preset: str, **options: Any) -> None:
 @click.option("--batch-size", type=int, default=8, show_default=True, help="Clips scored at once.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--workers", type=int, help="Processes that decode, with --videos.")
+@CACHE_DIR
+@CACHE_GB
 @click.option("--video-root", type=click.Path(path_type=Path), help="Where the videos are now, if they were moved.")
 @click.option("--allow-sampling-mismatch", is_flag=True, help="Score clips sampled unlike the training clips.")
 def infer(more_videos: tuple[str, ...], videos: tuple[str, ...], **options: Any) -> int:

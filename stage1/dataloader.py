@@ -230,6 +230,7 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
         """The first stage of the pipeline: the batches of the plan."""
         start, num_clips = self._start, len(self.order())
         plan = list(self.plan()) if self.num_processes else self.plan()
+        self.reader.fetch_ahead(self.order()[start:])
         batches = self._from_processes() if self.num_processes else self._read_ahead(plan)
         if self.device.type == "cuda":
             batches = _on_cuda(batches, self.device)

@@ -27,6 +27,8 @@ from stage1.device import choose_device, cuda_memory_errors, device_name
 from vidshard import __version__, atomic, console, manifest, shard_format
 from vidshard.errors import FormatError, UserError
 from vidshard.manifest import Failure
+from vidshard.shard_cache import CacheConfig
+from vidshard.storage import Location, Url
 
 DEFAULT_SHARDS = Path("shards/Test")
 DEFAULT_OUT = Path("stage1_output")
@@ -39,7 +41,7 @@ READ_CLIPS = 64  # of the detections at a time, when they are read again
 class InferConfig:
     """One run of inference, over the clips of `shards` or over MP4s."""
 
-    shards: Path = DEFAULT_SHARDS
+    shards: Location = DEFAULT_SHARDS
     videos: tuple[str, ...] = ()  # files, folders, globs; instead of shards
     checkpoint: Path = files.DEFAULT_CHECKPOINT
     out: Path = DEFAULT_OUT
@@ -49,6 +51,8 @@ class InferConfig:
     video_root: Path | None = None  # where the videos are, if not where they were at build time
     allow_sampling_mismatch: bool = False
     workers: int | None = None  # processes that decode, with `videos`; None: as many as vidshard takes
+    cache_dir: Path | None = None  # where shards of a URL are kept; None: the default of CacheConfig
+    cache_gb: float | None = None  # how much of them
 
     def __post_init__(self) -> None:
         if self.threshold is not None and not 0 <= self.threshold <= 1:
@@ -136,10 +140,10 @@ def infer(config: InferConfig) -> InferReport:
 
 
 def _infer_shards(
-    config: InferConfig, checkpoint: Checkpoint, shards: Path, root: Path | None, *, failures: tuple[Failure, ...]
+    config: InferConfig, checkpoint: Checkpoint, shards: Location, root: Path | None, *, failures: tuple[Failure, ...]
 ) -> InferReport:
     device = choose_device(config.device)
-    reader = ClipReader(shards)
+    reader = ClipReader(shards, cache=CacheConfig(folder=config.cache_dir, limit_gb=config.cache_gb))
     _check_shape(reader, checkpoint, config)
     warnings = _check_sampling(reader, checkpoint, config)
     threshold = checkpoint.threshold if config.threshold is None else config.threshold
@@ -213,6 +217,7 @@ def _read_ahead(reader: ClipReader, batch_size: int) -> Iterator[_ReadBatch]:
 
     Two buffers are used in turn: a batch is valid until the next but one is asked for.
     """
+    reader.fetch_ahead(np.arange(len(reader)))
     buffers = [np.zeros((batch_size, *reader.clip_shape.thwc), np.uint8) for _ in range(2)]
     batches = [range(first, min(first + batch_size, len(reader))) for first in range(0, len(reader), batch_size)]
     with ThreadPoolExecutor(1, thread_name_prefix="clip-reader") as thread:
@@ -245,7 +250,7 @@ def _check_shape(reader: ClipReader, checkpoint: Checkpoint, config: InferConfig
     expected = checkpoint.shape
     if reader.clip_shape != expected:
         raise UserError(
-            f"clips in {reader.shard_set.folder} are {reader.clip_shape} (frames×height×width), "
+            f"clips in {reader.shard_set.where} are {reader.clip_shape} (frames×height×width), "
             f"{config.checkpoint} was trained on {expected}; build them with `vidshard build SOURCE "
             f"{_build_options(checkpoint)}`, or use another checkpoint"
         )
@@ -256,7 +261,7 @@ def _check_sampling(reader: ClipReader, checkpoint: Checkpoint, config: InferCon
 
     MP4s brought by the user are sampled as the training clips were, and can be sampled no better: a warning for them.
     """
-    subject = "the videos" if config.videos else f"clips in {reader.shard_set.folder}"
+    subject = "the videos" if config.videos else f"clips in {reader.shard_set.where}"
     mismatches = []
     resize, expected_resize = (
         settings.get("resize", "squash") for settings in (reader.manifest.settings, checkpoint.sampling)
@@ -300,6 +305,8 @@ def _video_root(config: InferConfig) -> Path | None:
         if not config.video_root.is_dir():
             raise UserError(f"--video-root {config.video_root} is no folder: expected the one the videos are in")
         return config.video_root.resolve()
+    if isinstance(config.shards, Url):
+        return None
     log = manifest.log_folder(Path(os.path.abspath(config.shards))) / shard_format.SOURCE_NAME
     try:
         return Path(json.loads(log.read_bytes())["root"])

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import IO, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from stage1.sample_plan import Rows
-from vidshard import manifest, shard_format
+from vidshard import shard_format
 from vidshard.errors import FormatError, UserError
+from vidshard.remote_set import Prefetch, RemoteSet, open_location
+from vidshard.shard_cache import CacheConfig
 from vidshard.shard_format import Clip, ClipShape, SampleRecord
+from vidshard.storage import Location, location
 
 CHECKSUMS = ("first", "always", "never")
 MAX_OPEN_SHARDS = 64  # a thread; below any limit on open files
+_NOTHING = contextlib.nullcontext()
 _READS_AT_OFFSET = hasattr(os, "preadv")  # Linux, macOS; elsewhere seek and readinto
 _ADVISES = hasattr(os, "posix_fadvise")  # Linux
 
@@ -37,6 +41,7 @@ class ClipSource(Protocol):
     def __len__(self) -> int: ...
     def read_clips(self, rows: Sequence[int] | Rows, out: npt.NDArray[np.uint8]) -> None: ...
     def will_read(self, rows: Rows) -> None: ...
+    def fetch_ahead(self, rows: Rows) -> None: ...
 
 
 class ClipReader:
@@ -46,11 +51,12 @@ class ClipReader:
     threads at once. Raises UserError or FormatError when the folder is no sound shard set.
     """
 
-    def __init__(self, folder: Path, *, checksums: str = "first") -> None:
+    def __init__(self, folder: Location, *, checksums: str = "first", cache: CacheConfig | None = None) -> None:
         if checksums not in CHECKSUMS:
             raise UserError(f"checksums is {checksums!r}, expected one of {', '.join(CHECKSUMS)}")
-        self.shard_set = manifest.open_shards(Path(folder))
+        self.shard_set = open_location(location(folder), cache=cache)
         self.manifest, self.index = self.shard_set.manifest, self.shard_set.index
+        self._may_vanish = self.shard_set.may_vanish
         self.clip_shape = self.manifest.clip_shape
         self._header = shard_format.npy_header(self.clip_shape)
         self._header_crc32 = zlib.crc32(self._header)
@@ -65,6 +71,7 @@ class ClipReader:
         self._checks_again = checksums == "always"
         self._trusted = np.full(len(clips), checksums == "never")
         self._thread = threading.local()
+        self._ahead: Prefetch | None = None
 
     @property
     def digest(self) -> str:
@@ -98,7 +105,8 @@ class ClipReader:
         )
         for clip, (row, shard, offset, trusted) in zip(out, places, strict=True):
             try:
-                sound = self._read_clip(row, shard, offset, clip, trusted=trusted)
+                with self._in_use(shard) if self._may_vanish else _NOTHING:
+                    sound = self._read_clip(row, shard, offset, clip, trusted=trusted)
             except OSError as error:
                 raise FormatError(f"{self._where(row)} cannot be read: {error.strerror}") from error
             if not sound:
@@ -124,7 +132,7 @@ class ClipReader:
 
     def will_read(self, rows: Rows) -> None:
         """Tell the system which clips come next, so that it reads them from the disk in sequence; a hint, no more."""
-        if not _ADVISES:
+        if not _ADVISES or self._may_vanish:  # of a URL whole shards are fetched
             return
         for shard in np.unique(self.shards[rows]).tolist():
             here = np.unique(rows[self.shards[rows] == shard])  # rows lie in the shard in their order
@@ -135,11 +143,25 @@ class ClipReader:
                 first, end = int(begins[run[0]]), int(ends[run[-1]])
                 os.posix_fadvise(file.fileno(), first, end - first, os.POSIX_FADV_WILLNEED)
 
+    def fetch_ahead(self, rows: Rows) -> None:
+        """Begin to download the shards of these clips, in this order, where they are not on a disk of this machine."""
+        if isinstance(self.shard_set, RemoteSet):
+            shards, first = np.unique(self.shards[rows], return_index=True)
+            self.close_ahead()
+            self._ahead = self.shard_set.prefetch(shards[np.argsort(first)].tolist())
+
+    def close_ahead(self) -> None:
+        """Begin no more downloads ahead."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+
     def read_record(self, row: int) -> SampleRecord:
         """All that the shard says about the clip of index row `row`. Raises FormatError."""
         clip = self.index.clips[row]
-        with open(self.shard_set.shard_path(int(clip["shard"])), "rb") as file:
-            record = shard_format.read_record(file, int(clip["offset"]), int(clip["size"]))
+        shard = int(clip["shard"])
+        with self._in_use(shard):
+            record = shard_format.read_record(self._open(shard), int(clip["offset"]), int(clip["size"]))
         if record.key != self.index.key(row):
             raise FormatError(f"{self._where(row)} is followed by the record of {record.key!r}; build again")
         return record
@@ -194,20 +216,33 @@ class ClipReader:
         if shard in files:
             files.move_to_end(shard)
         else:
-            files[shard] = open(self.shard_set.shard_path(shard), "rb", buffering=0)  # noqa: SIM115
+            files[shard] = self.shard_set.open_shard(shard)
             if len(files) > MAX_OPEN_SHARDS:
                 files.popitem(last=False)[1].close()
         return files[shard]
 
+    @contextlib.contextmanager
+    def _in_use(self, shard: int) -> Iterator[None]:
+        """Keep the file of a shard while the block runs."""
+        while self._may_vanish:
+            if self._ahead is not None:
+                self._ahead.opened(shard)
+            with self.shard_set.in_use(self._open(shard)) as is_there:
+                if is_there:
+                    yield
+                    return
+            self._thread.files.pop(shard).close()  # the cache dropped it: open it again
+        yield
+
     def _where(self, row: int) -> str:
         clip = self.index.clips[row]
-        return f"clip {self.index.key(row)!r} at byte {clip['offset']} of {self.shard_set.shard_path(clip['shard'])}"
+        return f"clip {self.index.key(row)!r} at byte {clip['offset']} of {self.shard_set.shard_where(clip['shard'])}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_thread"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_thread", "_ahead")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        self.__dict__.update(state, _ahead=None)
         self._thread = threading.local()
 
 
@@ -252,6 +287,11 @@ class JoinedReader:
         """As `ClipReader.will_read`."""
         for number, reader in enumerate(self.readers):
             reader.will_read(rows[self.sets[rows] == number] - self._first_rows[number])
+
+    def fetch_ahead(self, rows: Rows) -> None:
+        """As `ClipReader.fetch_ahead`."""
+        for number, reader in enumerate(self.readers):
+            reader.fetch_ahead(rows[self.sets[rows] == number] - self._first_rows[number])
 
 
 def _stacked(columns: Sequence[Rows], sizes: Sequence[int]) -> Rows:

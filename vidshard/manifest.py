@@ -6,14 +6,16 @@ Imports the standard library, numpy and `shard_format` only, so that training no
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
 import json
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -279,8 +281,30 @@ class ShardSet:
     manifest: Manifest
     index: Index
 
+    @property
+    def where(self) -> str:
+        """What messages call it."""
+        return str(self.folder)
+
+    @property
+    def may_vanish(self) -> bool:
+        """Whether shards are copies that may be dropped, and must be read inside of `in_use`."""
+        return False
+
     def shard_path(self, number: int) -> Path:
         return self.folder / self.manifest.shards[number].name
+
+    def shard_where(self, number: int) -> str:
+        """What messages call a shard."""
+        return str(self.shard_path(number))
+
+    def open_shard(self, number: int) -> IO[bytes]:
+        """A shard, open for unbuffered reading."""
+        return open(self.shard_path(number), "rb", buffering=0)
+
+    def in_use(self, file: IO[bytes]) -> AbstractContextManager[bool]:
+        """Keeps an open shard while the block runs; False when it is gone and has to be opened again."""
+        return contextlib.nullcontext(True)
 
     @property
     def log_folder(self) -> Path:
