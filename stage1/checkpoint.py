@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from stage1.calibration import Calibration
 from stage1.files import BEST_NAME
 from stage1.model import ModelConfig, Stage1Model
 from stage1.transforms import ClipTransform, TransformConfig
@@ -35,7 +36,9 @@ class Checkpoint:
     clip_shape: dict[str, int]
     sampling: dict[str, Any]  # the settings of the build of the training shards
     frame_gap_seconds: float  # median of the training clips
-    threshold: float = 0.5  # on P(crime)
+    threshold: float = 0.5  # on P(crime), calibrated
+    threshold_target: str = ""  # what the threshold was chosen for, on validation; "": not chosen
+    calibration: dict[str, Any] = dataclasses.field(default_factory=dict)  # {}: P(crime) is as the model gives it
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)  # of this epoch
     warnings: list[str] = dataclasses.field(default_factory=list)
     train_config: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -53,6 +56,10 @@ class Checkpoint:
     def build_transform(self) -> ClipTransform:
         """The preprocessing the model was trained for, without augmentation."""
         return ClipTransform(TransformConfig.from_dict(self.transform_config).for_evaluation)
+
+    def build_calibration(self) -> Calibration:
+        """What turns the model's P(crime) into the one that `threshold` is about."""
+        return Calibration(**self.calibration)
 
     @property
     def shape(self) -> ClipShape:

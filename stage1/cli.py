@@ -89,7 +89,8 @@ def main() -> None:
 )
 def train(preset: str, **options: Any) -> None:
     """Train a model on shards; the best epoch is written to --out."""
-    from stage1.train import PRESETS, TrainConfig, train
+    from stage1.train import train
+    from stage1.train_config import PRESETS, TrainConfig
 
     source = click.get_current_context().get_parameter_source
     given = {name: value for name, value in options.items() if source(name) is not ParameterSource.DEFAULT}

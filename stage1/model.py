@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from stage1.clip_random import ClipDropout
+
 NUM_CLASSES = 2  # normal, crime
 
 
@@ -68,7 +70,7 @@ class Stage1Model(nn.Module):
         self.attention = nn.Sequential(
             nn.Linear(features, config.attention_units), nn.Tanh(), nn.Linear(config.attention_units, 1)
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = ClipDropout(config.dropout)
         self.classifier = nn.Linear(features, NUM_CLASSES)
         nn.init.zeros_(self.classifier.weight)  # start undecided: random logits cost the first epochs
         nn.init.zeros_(self.classifier.bias)

@@ -1,7 +1,8 @@
 """One training run, from shards to checkpoints.
 
-Every epoch starts from random numbers of (seed, epoch) alone, so that a resumed run ends with the same weights as one
-that was never stopped, and the same seed gives the same weights (on the CPU; CUDA kernels may differ in the last bit).
+What is random belongs to (seed, epoch, clip) and to nothing else, so that a resumed run ends with the same weights as
+one that was never stopped, the same seed gives the same weights (on the CPU; CUDA kernels may differ in the last bit),
+and the number of ranks does not change what is learnt.
 """
 
 from __future__ import annotations
@@ -13,128 +14,30 @@ import math
 import platform
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from stage1 import distributed, files, metrics, optim, plots
+from stage1 import clip_random, distributed, files, metrics, optim, plots
 from stage1.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from stage1.dataloader import Batch, ClipLoader, ClipReader
+from stage1.dataloader import Batch, ClipLoader
 from stage1.device import choose_device, cuda_memory_errors, device_name
-from stage1.model import ModelConfig, Stage1Model
+from stage1.model import Stage1Model
 from stage1.selection import balance_labels
-from stage1.transforms import ClipTransform, TransformConfig
+from stage1.train_config import FREE_ON_RESUME, TrainConfig, option_name
+from stage1.train_data import TrainData, open_data
+from stage1.transforms import ClipTransform
 from vidshard import __version__, atomic, console
 from vidshard.errors import UserError
-from vidshard.shard_cache import CacheConfig
-from vidshard.storage import Location, Url
 
-Transform = Callable[[torch.Tensor], torch.Tensor]  # uint8 (B, T, H, W, C) → float (B, C, T, H, W), on the device
-Rows = npt.NDArray[np.int64]
+__all__ = ["Run", "TrainConfig", "train"]
 
-MAX_MOTION_GAP_SECONDS = 0.5
-# Settings of a build that say which videos and where to, not which pixels a video gives.
-SETTINGS_WITHOUT_PIXELS = ("sources_sha256", "limit", "normal", "seed", "shard_mb")
-CLASS_NAMES = ("normal", "crime")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """All options of a run."""
-
-    shards: Location
-    val_shards: Location | None = None
-    out: Path = files.DEFAULT_RUN
-    epochs: int = 5
-    batch_size: int = 8  # of each rank
-    lr: float = 1e-3  # the highest of the schedule
-    weight_decay: float = 0.05
-    warmup_fraction: float = 0.1  # of all steps
-    grad_clip: float = 1.0  # largest norm of the gradient; 0 is no limit
-    label_smoothing: float = 0.0
-    val_fraction: float = 0.1  # of the videos, held out where there are no val_shards; 0: no validation
-    seed: int = 0
-    device: str = "auto"
-    workers: int = 1  # threads that read shards
-    clips_per_video_per_epoch: int = 1  # others each epoch, so that long videos do not fill every epoch; 0: all
-    balanced: bool = False  # as many crime as normal clips in an epoch, in place of a weighted loss
-    block_shards: int = 0  # shuffle within windows of so many shards, read in sequence; 0: among all clips
-    checksums: str = "first"  # when to verify those of the clips
-    max_bad_clips: int = 0  # damaged clips that are replaced rather than an error
-    cache_dir: Path | None = None  # where shards of a URL are kept; None: the default of CacheConfig
-    cache_gb: float | None = None  # how much of them
-    resume: bool = False
-    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    transform: TransformConfig = dataclasses.field(default_factory=lambda: TransformConfig(augment=True))
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "workers"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{_option(name)} is {getattr(self, name)}, expected at least 1")
-        if not self.lr > 0:
-            raise UserError(f"--lr is {self.lr}, expected above 0")
-        for name in (
-            *("weight_decay", "grad_clip", "seed"),
-            *("clips_per_video_per_epoch", "block_shards", "max_bad_clips"),
-        ):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{_option(name)} is {getattr(self, name)}, expected 0 or more")
-        for name in ("val_fraction", "warmup_fraction", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{_option(name)} is {getattr(self, name)}, expected 0 or more and below 1")
-
-    def to_dict(self) -> dict[str, Any]:
-        """As a checkpoint keeps it: paths as strings."""
-        fields = dataclasses.asdict(self)
-        return {name: str(value) if isinstance(value, Path | Url) else value for name, value in fields.items()}
-
-
-# Named sets of options: what the command fills in where the user gives none.
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "notebook": {"epochs": 5, "batch_size": 4, "lr": 1e-4, "grad_clip": 1.0},
-}
-# A resumed run may differ in these; all others decide the weights.
-FREE_ON_RESUME = (
-    *("shards", "val_shards", "out", "epochs", "device", "workers", "resume"),
-    *("checksums", "max_bad_clips", "cache_dir", "cache_gb"),
-)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainData:
-    """The clips of a run: row numbers of the readers' indexes."""
-
-    train: ClipReader
-    train_rows: Rows
-    validation: ClipReader | None
-    validation_rows: Rows
-    notes: tuple[str, ...]  # for the user to know
-    warnings: tuple[str, ...]  # kept in the checkpoint
-
-    @property
-    def digests(self) -> dict[str, str]:
-        """Digest of each shard set, by its role."""
-        digests = {"train": self.train.manifest.digest}
-        if self.validation is not None:
-            digests["validation"] = self.validation.manifest.digest
-        return digests
-
-    @property
-    def train_videos(self) -> list[str]:
-        """The videos trained on: what a model says of these is worthless to whoever learns from it."""
-        return sorted({self.train.video_id(video) for video in np.unique(self.train.videos[self.train_rows]).tolist()})
-
-    @property
-    def train_labels(self) -> Rows:
-        return self.train.labels[self.train_rows]
-
+# uint8 clips (B, T, H, W, C), their rows in the index (B,), epoch → float (B, C, T, H, W), on the device
+Transform = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 
 SECONDS_BETWEEN_DRAWINGS = 30.0  # of the curves
 
@@ -207,208 +110,6 @@ def hint_to_resume(config: TrainConfig) -> Iterator[None]:
         raise
 
 
-# --- data ---------------------------------------------------------------------------------------------------------
-
-
-def open_data(config: TrainConfig) -> TrainData:
-    """Open the shards named and nothing else, and say what is to be known about them."""
-    cache = CacheConfig(folder=config.cache_dir, limit_gb=config.cache_gb)
-    reader = ClipReader(config.shards, checksums=config.checksums, cache=cache)
-    rows = np.arange(len(reader))
-    _check_labels(reader, rows)
-    notes, warnings = [], []
-    if config.val_shards is not None:
-        validation: ClipReader | None = ClipReader(config.val_shards, checksums=config.checksums, cache=cache)
-        assert validation is not None
-        validation_rows = np.arange(len(validation))
-        _check_validation(reader, validation)
-        warnings += validation_warnings(reader, validation)
-    else:
-        train_rows, validation_rows = hold_out(reader, fraction=config.val_fraction, seed=config.seed)
-        validation = reader if len(validation_rows) else None
-        notes.append(_describe_hold_out(reader, validation_rows, config.val_fraction))
-        rows = train_rows
-    _check_both_classes(reader, rows)
-    if reader.manifest.split == "Test":
-        warnings.append(f"{config.shards} is marked Test: a model trained on it cannot be judged on it")
-    gap = reader.frame_gap_seconds()
-    if gap > MAX_MOTION_GAP_SECONDS:
-        notes.append(
-            f"the frames of a clip lie {gap:.1f} s apart (median): above {MAX_MOTION_GAP_SECONDS} s motion input means "
-            "little; dense sampling (see `vidshard build --help`) keeps frames close"
-        )
-    return TrainData(
-        train=reader,
-        train_rows=rows,
-        validation=validation,
-        validation_rows=validation_rows,
-        notes=tuple(notes),
-        warnings=tuple(warnings),
-    )
-
-
-def hold_out(reader: ClipReader, *, fraction: float, seed: int) -> tuple[Rows, Rows]:
-    """Rows to train on and rows held out: `fraction` of the videos of each class, whole source groups at a time.
-
-    A video without a source group is a group of its own. The last group of a class stays in training, whatever other
-    classes it holds.
-    """
-    index = reader.index
-    groups: dict[str, list[int]] = {}  # source group → its videos
-    for video in np.unique(index.clips["video"]).tolist():
-        group = index.source_group(video)
-        groups.setdefault(f"video {index.paths[video]}" if group is None else f"group {group}", []).append(video)
-    names = sorted(groups)
-    order = [names[i] for i in np.random.default_rng((seed, 1)).permutation(len(names))]
-
-    videos_of_class = {group: Counter(_class_of(reader, video) for video in groups[group]) for group in order}
-    groups_left = Counter(name for counts in videos_of_class.values() for name in counts)  # class → groups in training
-    held: set[str] = set()
-    for class_name in sorted(groups_left):
-        sizes = {group: counts[class_name] for group, counts in videos_of_class.items() if class_name in counts}
-        wanted = max(1, round(fraction * sum(sizes.values()))) if fraction else 0
-        wanted -= sum(size for group, size in sizes.items() if group in held)
-        while wanted > 0:
-            free = {
-                group: size
-                for group, size in sizes.items()
-                if group not in held and all(groups_left[name] > 1 for name in videos_of_class[group])
-            }
-            if not free:
-                break
-            fitting = [group for group, size in free.items() if size <= wanted]
-            group = fitting[0] if fitting else min(free, key=lambda name: free[name])
-            if not fitting and free[group] > 2 * wanted and groups_left[class_name] < len(sizes):
-                break  # nearer to what is wanted without it
-            held.add(group)
-            groups_left.subtract(videos_of_class[group].keys())
-            wanted -= free[group]
-    is_held = np.isin(index.clips["video"], sorted(video for group in held for video in groups[group]))
-    return np.flatnonzero(~is_held), np.flatnonzero(is_held)
-
-
-def validation_warnings(train: ClipReader, validation: ClipReader) -> list[str]:
-    """What makes a validation set unfit to choose a checkpoint by: it is the Test set, or was trained on."""
-    warnings = []
-    folder = validation.shard_set.where
-    splits = {validation.manifest.split} | {
-        validation.index.split(video) for video in range(len(validation.index.videos))
-    }
-    if "Test" in splits:
-        warnings.append(
-            f"{folder} is marked Test: the checkpoint is chosen on it, so its accuracy there says nothing about new "
-            "videos; choose on a Validation split"
-        )
-    shared = shared_videos(train, validation)
-    if shared:
-        warnings.append(
-            f"{len(shared)} of {len(validation.index.videos)} videos of {folder} are also trained on (such as "
-            f"{shared[0]!r}): validation accuracy will look better than it is"
-        )
-    groups = _source_groups(train) & _source_groups(validation)
-    if groups:
-        warnings.append(
-            f"{len(groups)} source groups of {folder} are also trained on (such as {min(groups)!r}): videos cut from "
-            "one recording look alike, so validation accuracy will look better than it is"
-        )
-    resizes = [reader.manifest.settings.get("resize", "squash") for reader in (train, validation)]
-    if resizes[0] != resizes[1]:
-        warnings.append(
-            f"frames were made square by --resize {resizes[1]} in {folder}, but by {resizes[0]} in training: build "
-            "both with the same --resize"
-        )
-    gaps = train.frame_gap_seconds(), validation.frame_gap_seconds()
-    if max(gaps) > 2 * min(gaps) and min(gaps) > 0:
-        warnings.append(
-            f"frames lie {gaps[1]:.2g} s apart in {folder}, but {gaps[0]:.2g} s in training: build both with the "
-            "same sampling"
-        )
-    return warnings
-
-
-def shared_videos(train: ClipReader, validation: ClipReader) -> list[str]:
-    """Paths (in `validation`) of the videos that are in both sets.
-
-    Built with the same sampling, a video gives the same clips under any name. With another, the same name, length
-    and size must do.
-    """
-
-    def sampling(reader: ClipReader) -> dict[str, Any]:
-        settings = reader.manifest.settings.items()
-        return {name: value for name, value in settings if name not in SETTINGS_WITHOUT_PIXELS}
-
-    def pixels(reader: ClipReader, row: int) -> tuple[int, int]:
-        clip = reader.index.clips[row]
-        return int(clip["crc32"]), int(reader.index.videos["num_frames"][clip["video"]])
-
-    def identity(reader: ClipReader, video: int) -> tuple[Any, ...]:
-        row = reader.index.videos[video]
-        return reader.index.paths[video], *(row[name].item() for name in ("num_frames", "width", "height", "fps"))
-
-    if sampling(train) == sampling(validation):
-        known = {pixels(train, row) for row in range(len(train))}
-        rows = [row for row in range(len(validation)) if pixels(validation, row) in known]
-        videos = sorted({int(validation.index.clips["video"][row]) for row in rows})
-    else:
-        names = {identity(train, video) for video in range(len(train.index.videos))}
-        videos = [v for v in range(len(validation.index.videos)) if identity(validation, v) in names]
-    return [validation.index.paths[video] for video in videos]
-
-
-def _check_labels(reader: ClipReader, rows: Rows) -> None:
-    folder = reader.shard_set.where
-    if not len(rows):
-        raise UserError(f"{folder} holds no clips; see what failed with `vidshard inspect {folder}`")
-    unknown = int((reader.labels[rows] < 0).sum())
-    if unknown:
-        raise UserError(
-            f"{unknown} of {len(rows)} clips of {folder} have no label, expected normal or crime; build from "
-            "SOURCE/<Class>/*.mp4, where the folder names the class"
-        )
-
-
-def _check_both_classes(reader: ClipReader, rows: Rows) -> None:
-    counts = np.bincount(reader.labels[rows], minlength=2)
-    if not counts.all():
-        there, lacking = (CLASS_NAMES[i] for i in (int(counts.argmax()), int(counts.argmin())))
-        raise UserError(
-            f"{reader.shard_set.where} has {counts.max()} {there} clips to train on and no {lacking} one, expected "
-            f"both; add {lacking} videos and build again"
-        )
-
-
-def _check_validation(train: ClipReader, validation: ClipReader) -> None:
-    _check_labels(validation, np.arange(len(validation)))
-    if validation.clip_shape != train.clip_shape:
-        raise UserError(
-            f"{validation.shard_set.where} has clips of {validation.clip_shape}, expected {train.clip_shape} as in "
-            f"{train.shard_set.where}; build both with the same --clip-len and --frame-size"
-        )
-
-
-def _describe_hold_out(reader: ClipReader, rows: Rows, fraction: float) -> str:
-    if not len(rows):
-        reason = "--val-fraction 0" if not fraction else "too few videos to hold any out"
-        return f"no validation ({reason}): the last epoch is kept"
-    videos = np.unique(reader.index.clips["video"][rows])
-    note = (
-        f"no --val-shards: {len(videos)} of {len(reader.index.videos)} videos ({len(rows)} clips) of "
-        f"{reader.shard_set.where} are held out for validation, by source group and class"
-    )
-    if not _source_groups(reader):
-        note += "; its source groups are unknown, so videos of one recording may be on both sides"
-    return note
-
-
-def _class_of(reader: ClipReader, video: int) -> str:
-    return reader.index.class_name(video) or ""
-
-
-def _source_groups(reader: ClipReader) -> set[str]:
-    groups = (reader.index.source_group(video) for video in range(len(reader.index.videos)))
-    return {group for group in groups if group is not None}
-
-
 # --- the run ------------------------------------------------------------------------------------------------------
 
 
@@ -455,14 +156,13 @@ def start_run(config: TrainConfig, data: TrainData, device: torch.device, transf
         ),
         loader=loader,
         validation_loader=validation_loader,
-        train_transform=transform or ClipTransform(config.transform),
+        train_transform=transform or ClipTransform(config.transform, seed=config.seed),
         class_weights=torch.tensor(optim.class_weights(data.train.labels[loader.order()]), device=device),
     )
 
 
 def train_epoch(run: Run, epoch: int) -> dict[str, Any]:
     """One pass over the training clips. Returns the metrics of the epoch."""
-    _seed_epoch(run, epoch)
     run.loader.set_epoch(epoch)
     run.model.train()
     totals = torch.zeros(4, dtype=torch.float64)  # loss × weight, weight, right, clips
@@ -472,7 +172,7 @@ def train_epoch(run: Run, epoch: int) -> dict[str, Any]:
     with console.Progress(title, total=len(run.loader), unit="step", stream=_progress_stream()) as progress:
         for step, batch in enumerate(clock):
             lr = run.scheduler.get_last_lr()[0]
-            totals += train_step(run, batch, where=f"epoch {epoch + 1}, step {step + 1}")
+            totals += train_step(run, batch, epoch, where=f"epoch {epoch + 1}, step {step + 1}")
             seconds = time.perf_counter() - start
             progress.advance(
                 note=f"loss {totals[0] / totals[1]:.4f}, {totals[3] / seconds:.0f} clips/s a rank, "
@@ -493,10 +193,11 @@ def train_epoch(run: Run, epoch: int) -> dict[str, Any]:
     }
 
 
-def train_step(run: Run, batch: Batch, *, where: str) -> torch.Tensor:
+def train_step(run: Run, batch: Batch, epoch: int, *, where: str) -> torch.Tensor:
     """One optimizer step. Returns [loss × weight, weight, right, clips] of this rank's part, padding not counted."""
-    labels = batch.labels.to(run.device, non_blocking=True)
-    logits, _ = run.model(run.train_transform(batch.clips.to(run.device, non_blocking=True)))
+    clips, labels, indices = (tensor.to(run.device, non_blocking=True) for tensor in batch)
+    clip_random.seed_dropout(run.model, clip_random.clip_seeds(indices, seed=run.config.seed, epoch=epoch))
+    logits, _ = run.model(run.train_transform(clips, indices, epoch))
     known = labels >= 0
     loss_sum = functional.cross_entropy(
         logits,
@@ -644,8 +345,8 @@ def resume(run: Run) -> None:
     if changed:
         name = changed[0]
         raise UserError(
-            f"{path} was trained with {_option(name)} {saved.train_config.get(name)}, got {now[name]}; resume with the "
-            "same options (only --epochs, --device and --workers may differ), or name another --out"
+            f"{path} was trained with {option_name(name)} {saved.train_config.get(name)}, got {now[name]}; resume with "
+            "the same options (only --epochs, --device and --workers may differ), or name another --out"
         )
     before = saved.run_state.get("world_size", 1)
     if before != distributed.world_size():
@@ -681,14 +382,6 @@ class _WaitClock:
             yield batch
 
 
-def _seed_epoch(run: Run, epoch: int) -> None:
-    """Draw the random numbers of dropout and augmentation from (seed, epoch, rank) alone."""
-    words = np.random.SeedSequence((run.config.seed, epoch, distributed.rank())).generate_state(2, np.uint64)
-    torch.manual_seed(int(words[0] >> np.uint64(1)))
-    if isinstance(run.train_transform, ClipTransform):
-        run.train_transform.seed(int(words[1] >> np.uint64(1)))
-
-
 def _print_start(run: Run) -> None:
     data, config = run.data, run.config
     counts = np.bincount(data.train_labels, minlength=2)
@@ -719,7 +412,3 @@ def _progress_stream() -> Any:
 def _print(line: str, *, stream: Any = None) -> None:
     if distributed.rank() == 0:
         print(line, file=stream or sys.stdout, flush=True)
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -24,7 +24,8 @@ from stage1.dataloader import ClipReader
 from stage1.device import cuda_memory_errors
 from stage1.files import BEST_NAME, CURVES_NAME, LAST_NAME, METRICS_NAME
 from stage1.model import ModelConfig
-from stage1.train import TrainConfig, hold_out, is_best, train
+from stage1.train import TrainConfig, is_best, train
+from stage1.train_data import hold_out, validation_warnings
 from vidshard.errors import UserError
 
 TINY = ModelConfig(channels=(8, 16), temporal_stages=(1,), attention_units=8, dropout=0.2)
@@ -285,17 +286,17 @@ def test_validation_on_training_videos_is_warned_of(tmp_path: Path, shards: Path
     clips, labels = moving_clips(24, shape=(4, 16, 16))
     settings = {**ClipReader(shards).manifest.settings, "sources_sha256": "of another list of videos"}
     renamed = write_shards(tmp_path / "copy", clips[:3], labels[:3], prefix="renamed-", settings=settings)
-    (warning,) = train_module.validation_warnings(ClipReader(shards), ClipReader(renamed))
+    (warning,) = validation_warnings(ClipReader(shards), ClipReader(renamed))
     assert warning.startswith("3 of 3 videos of")
     other = write_shards(tmp_path / "other", random_clips(2), [0, 1], settings={"mode": "dense"})
-    (warning,) = train_module.validation_warnings(ClipReader(shards), ClipReader(other))
+    (warning,) = validation_warnings(ClipReader(shards), ClipReader(other))
     assert "2 of 2 videos" in warning
 
 
 def test_one_recording_on_both_sides_is_warned_of(tmp_path: Path) -> None:
     first = write_shards(tmp_path / "a", random_clips(2), [0, 1], source_groups=["r1", "r2"])
     second = write_shards(tmp_path / "b", random_clips(2, seed=1), [0, 1], source_groups=["r2", "r3"], prefix="b-")
-    (warning,) = train_module.validation_warnings(ClipReader(first), ClipReader(second))
+    (warning,) = validation_warnings(ClipReader(first), ClipReader(second))
     assert "1 source groups" in warning
     assert "'r2'" in warning
 
@@ -304,7 +305,7 @@ def test_frames_made_square_another_way_are_warned_of(tmp_path: Path) -> None:
     first = write_shards(tmp_path / "a", random_clips(2), [0, 1])
     settings = {"mode": "uniform", "clip_len": 4, "clips_per_video": 1, "resize": "crop"}
     second = write_shards(tmp_path / "b", random_clips(2, seed=1), [0, 1], prefix="b-", settings=settings)
-    (warning,) = train_module.validation_warnings(ClipReader(first), ClipReader(second))
+    (warning,) = validation_warnings(ClipReader(first), ClipReader(second))
     assert "by --resize crop in" in warning
     assert "by squash in training" in warning
 
@@ -358,7 +359,7 @@ def test_cuda_out_of_memory_names_the_batch_size_to_try() -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, shards: Path) -> None:
-    def broken(clips: torch.Tensor) -> torch.Tensor:
+    def broken(clips: torch.Tensor, _indices: torch.Tensor, _epoch: int) -> torch.Tensor:
         return clips.permute(0, 4, 1, 2, 3).float() * float("nan")
 
     with pytest.raises(UserError, match=r"the loss is nan .* at epoch 1, step 1, .*lower --lr"):
@@ -490,7 +491,7 @@ def test_one_class_in_validation_prints_na_and_writes_null(
 def test_a_transform_of_the_callers_own(tmp_path: Path, shards: Path) -> None:
     seen = []
 
-    def own(clips: torch.Tensor) -> torch.Tensor:
+    def own(clips: torch.Tensor, _indices: torch.Tensor, _epoch: int) -> torch.Tensor:
         seen.append((clips.dtype, tuple(clips.shape[1:])))
         return clips.permute(0, 4, 1, 2, 3).float() / 128 - 1
 
