@@ -155,3 +155,29 @@ def visualize(folder: Path) -> None:
     if not num_shown:
         click.echo(f"No clip was detected as crime: see {folder / 'predictions.csv'} for all confidences")
     click.echo(f"✓ Attention visualization saved to: {picture}")
+
+
+@main.command()
+@click.option("--annotations", type=click.Path(path_type=Path), help="Where the events are, as UCF-Crime writes it.")
+@click.option(
+    "--frame-counts", type=click.Path(path_type=Path), help="List of `NAME.mp4 FRAMES`, where --annotations has none."
+)
+@click.option(
+    "--scores", type=click.Path(path_type=Path), help="Anybody's scores: a folder of NAME.npy, or a CSV (video, score)."
+)
+@click.option(
+    "--trained-on",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="List of videos that any stage was trained on; refused when it names one that is tested on.",
+)
+@click.option("--snippet-frames", type=int, default=16, show_default=True, help="Frames of one score of --scores.")
+@click.option("--fps", type=float, default=30.0, show_default=True, help="Of the videos, where --scores has seconds.")
+@click.option("--out", type=click.Path(path_type=Path), default="evaluation", show_default=True, help="Output folder.")
+def evaluate(annotations: Path | None, **options: Any) -> None:
+    """How good a model is, and how sure that is: metrics with intervals, conventions beside them."""
+    from stage1.evaluate_scores import ScoresConfig, evaluate_scores
+
+    if annotations is None:
+        raise click.UsageError("--annotations is missing")
+    click.echo(evaluate_scores(ScoresConfig(annotations=annotations, **options)).text)

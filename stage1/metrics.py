@@ -270,7 +270,7 @@ def bootstrap(
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(num_units, np.full(num_units, 1 / num_units), size=num_resamples)
     found = [result for counts in drawn if (result := statistic(counts[groups_N].astype(np.float64))) is not None]
-    if len(found) < num_resamples / 2:
+    if not found or len(found) < num_resamples / 2:
         return Interval(value=value, low=None, high=None, num_units=num_units, level=level)
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value=value, low=float(low), high=float(high), num_units=num_units, level=level)

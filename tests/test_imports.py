@@ -182,6 +182,7 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.shard_writer",
     },
     "stage1": set(),
+    "stage1.annotations": {"vidshard.errors", "vidshard.video_lists"},
     "stage1.calibration": {"stage1.metrics", "vidshard.errors"},
     "stage1.checkpoint": {
         "stage1.calibration",
@@ -194,6 +195,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "stage1.clip_random": set(),
     "stage1.cli": {
+        "stage1.evaluate_scores",
         "stage1.files",
         "stage1.film_strip",
         "stage1.infer",
@@ -206,8 +208,20 @@ ALLOWED: dict[str, set[str]] = {
     "stage1.detections": {"vidshard.atomic", "vidshard.errors", "vidshard.shard_format"},
     "stage1.device": {"vidshard.errors"},
     "stage1.distributed": {"vidshard.errors"},
+    "stage1.evaluate_scores": {
+        "stage1.annotations",
+        "stage1.evaluation_plots",
+        "stage1.files",
+        "stage1.frame_metrics",
+        "stage1.metrics",
+        "stage1.score_files",
+        "vidshard.atomic",
+        "vidshard.errors",
+    },
+    "stage1.evaluation_plots": {"vidshard.atomic"},
     "stage1.files": {"vidshard.errors"},
     "stage1.film_strip": {"stage1.detections", "vidshard.atomic", "vidshard.errors", "vidshard.shard_format"},
+    "stage1.frame_metrics": {"stage1.annotations", "stage1.metrics"},
     "stage1.infer": {
         "stage1.checkpoint",
         "stage1.dataloader",
@@ -237,6 +251,7 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.storage",
     },
     "stage1.sample_plan": set(),
+    "stage1.score_files": {"stage1.metrics", "vidshard.errors", "vidshard.video_lists"},
     "stage1.selection": {"stage1.reader", "stage1.sample_plan", "vidshard.errors", "vidshard.shard_format"},
     "stage1.train": {
         "stage1.checkpoint",
@@ -287,7 +302,7 @@ ONLY_IN = {
     "decord": {"vidshard.decoders.decord_decoder"},
     "av": {"vidshard.damage", "vidshard.packets", "vidshard.decoders.pyav_decoder"},
     "cv2": {"vidshard.decoders.opencv_decoder", "vidshard.clips"},
-    "matplotlib": {"stage1.plots", "stage1.film_strip"},
+    "matplotlib": {"stage1.evaluation_plots", "stage1.plots", "stage1.film_strip"},
     "webdataset": {"stage1.dataloader"},
     "sklearn": {"stage1.metrics"},
     "tqdm": {"vidshard.console"},
