@@ -183,6 +183,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "stage1": set(),
     "stage1.annotations": {"vidshard.errors", "vidshard.video_lists"},
+    "stage1.backbones": {"vidshard.errors"},
     "stage1.calibration": {"stage1.metrics", "vidshard.errors"},
     "stage1.checkpoint": {
         "stage1.calibration",
@@ -239,7 +240,7 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.storage",
     },
     "stage1.metrics": set(),
-    "stage1.model": {"stage1.clip_random"},
+    "stage1.model": {"stage1.backbones", "stage1.clip_random"},
     "stage1.optim": set(),
     "stage1.plots": {"vidshard.atomic"},
     "stage1.reader": {

@@ -39,7 +39,7 @@ def write_checkpoint(path: Path, *, shape: tuple[int, int, int] = (4, 16, 16), *
     model = Stage1Model(ModelConfig(channels=(8, 8), temporal_stages=(1,)))
     with torch.no_grad():
         model.classifier.weight.normal_(std=2.0)
-        model.attention[2].weight *= 50
+        model.attention.score.weight *= 50
         logits_BK, _ = model.eval()(ClipTransform(TransformConfig())(torch.from_numpy(some_clips())))
         model.classifier.bias[1] -= (logits_BK[:, 1] - logits_BK[:, 0]).median()
     fields: dict[str, Any] = {

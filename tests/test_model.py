@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
-from stage1.model import ModelConfig, Stage1Model
+from stage1.model import POOLINGS, SIZES, ModelConfig, Stage1Model
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def test_attention_features_reach_only_a_few_frames_away() -> None:
     """Otherwise attention could not say when an event was."""
     model = Stage1Model().eval()
     seen = []
-    model.features_norm.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
+    model.backbone.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     still = torch.randn(1, 3, 1, 32, 32).expand(1, 3, 16, 32, 32)
     moved = still.clone()
     moved[:, :, 8] += 3
@@ -60,8 +62,6 @@ def test_motion_is_seen(model: Stage1Model) -> None:
 
 
 def test_configs_survive_a_round_trip_and_wrong_ones_are_refused() -> None:
-    import dataclasses
-
     config = ModelConfig(channels=(8, 16), temporal_stages=(1,))
     fields = dataclasses.asdict(config)
     assert ModelConfig.from_dict({**fields, "channels": list(fields["channels"])}) == config
@@ -69,3 +69,49 @@ def test_configs_survive_a_round_trip_and_wrong_ones_are_refused() -> None:
         ModelConfig(channels=(10,))
     with pytest.raises(ValueError, match="temporal_stages"):
         ModelConfig(temporal_stages=(7,))
+    with pytest.raises(ValueError, match="pooling is 'sum', expected one of attention, gated, mean, max"):
+        ModelConfig(pooling="sum")
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_padding_gets_no_attention_and_does_not_change_the_result(pooling: str) -> None:
+    torch.manual_seed(0)
+    model = Stage1Model(ModelConfig(pooling=pooling)).eval()
+    torch.nn.init.normal_(model.classifier.weight)
+    clips, there = torch.randn(2, 3, 8, 32, 32), torch.ones(2, 8, dtype=torch.bool)
+    there[0, 5:] = there[1, :2] = False
+    logits, attention = model(clips, there)
+    assert (attention[~there] == 0).all()
+    assert torch.allclose(attention.sum(1), torch.ones(2))
+    other = torch.where(there[:, None, :, None, None], clips, torch.full_like(clips, 7.0))
+    assert torch.equal(model(other, there)[0], logits)
+    whole = model(clips, torch.ones_like(there))
+    assert torch.allclose(whole[0], model(clips)[0], atol=1e-6)
+    assert torch.allclose(whole[1], model(clips)[1], atol=1e-6)
+    with pytest.raises(ValueError, match="no frame that is not padding"):
+        model(clips, torch.zeros_like(there))
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_every_pooling_learns_and_its_attention_sums_to_one(pooling: str) -> None:
+    model = Stage1Model(ModelConfig(pooling=pooling))
+    torch.nn.init.normal_(model.classifier.weight)
+    logits, attention = model(torch.randn(2, 3, 4, 16, 16))
+    assert torch.allclose(attention.sum(1), torch.ones(2))
+    if pooling == "mean":
+        assert torch.allclose(attention, torch.full((2, 4), 0.25))
+    logits.logsumexp(1).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_sizes_differ() -> None:
+    counts = [
+        sum(p.numel() for p in Stage1Model(ModelConfig(**SIZES[size])).parameters())
+        for size in ("small", "base", "large")
+    ]
+    assert counts[0] * 1.5 < counts[1]
+    assert counts[1] * 1.5 < counts[2]
+
+
+def test_attention_weights_stand_for_single_frames(model: Stage1Model) -> None:
+    assert model.attention_frame_ranges(3) == [(0, 0), (1, 1), (2, 2)]
