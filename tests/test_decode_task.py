@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,10 +27,16 @@ class Ending:
 
     def __init__(self, how: str) -> None:
         self.how = how
+        self.is_closed = False
 
     def frames(self, path: Path, table: Any, frame_indices: Any, *, height: int, width: int) -> Iterator[Any]:
-        for _ in frame_indices:
-            yield np.zeros((height, width, 3), np.uint8)
+        try:
+            for _ in frame_indices:
+                yield np.zeros((height, width, 3), np.uint8)
+                if self.how == "message between":
+                    os.write(2, b"[h264 @ 0x55d0] error while decoding MB 0 4, bytestream 25865\n")
+        finally:
+            self.is_closed = True
         if self.how == "raise":
             raise VideoError(packets.DAMAGED, "more frames than its packets promise")
         if self.how == "another frame":
@@ -38,12 +45,15 @@ class Ending:
             os.write(2, b"[h264 @ 0x55d0] error while decoding MB 0 4, bytestream 25865\n")
 
 
-def decode(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch, *, damaged: bool = False) -> Decoded | Rejected:
+def decode(
+    tmp_path: Path, how: str | Ending, monkeypatch: pytest.MonkeyPatch, *, damaged: bool = False
+) -> Decoded | Rejected:
+    decoder = how if isinstance(how, Ending) else Ending(how)
     path, sampling = tmp_path / "a.mp4", SamplingConfig(mode="dense", clip_len=4)
     make_tiny_video(path, 8)
     facts = decode_task.probe_video(ProbeJob(video_path=path, table_path=tmp_path / "a.npz", sampling=sampling))
     assert isinstance(facts, VideoFacts)
-    monkeypatch.setattr(decode_task.decoders, "decoders_for", lambda choice: [Ending(how)])
+    monkeypatch.setattr(decode_task.decoders, "decoders_for", lambda choice: [decoder])
     job = DecodeJob(
         video=Video(path="a.mp4", class_name=None, label=-1),
         split=None,
@@ -69,3 +79,15 @@ def test_damage_behind_the_last_frame_is_damage(how: str, tmp_path: Path, monkey
 def test_where_damage_is_allowed_the_clips_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(decode(tmp_path, "raise", monkeypatch, damaged=True), Decoded)
     assert isinstance(decode(tmp_path, "nothing", monkeypatch), Decoded)
+
+
+def test_the_decoder_of_a_refused_video_is_closed_before_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = Ending("message between")  # left alive, decord decodes on and speaks while the next video is listened to
+    gc.disable()
+    try:
+        assert isinstance(decode(tmp_path, decoder, monkeypatch), Rejected)
+        assert decoder.is_closed
+    finally:
+        gc.enable()

@@ -6,8 +6,9 @@ wrong with a video is a value too (`Rejected`), not an exception.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,29 +141,33 @@ def _decode_with(decoder: Decoder, table: PacketTable, job: DecodeJob, messages:
     clips_of_video = _clips(table, job.sampling, job.video.events)
     wanted = [clips_of_video[number] for number in range(first, stop)]
     needed = sorted(set().union(*wanted))  # each frame once: the decoder is opened once and runs through
-    frames = _frames(decoder, table, job, needed)
-    stream = clips_of(frames, needed, wanted)
-    rows = []
-    for unit, part_path in zip(job.units, job.part_paths, strict=True):
-        with PartWriter(part_path, codec=job.codec) as part:
-            for clip_index in range(unit.clip_start, unit.clip_stop):
-                clip = next(stream)
-                if clip.shape != job.shape.thwc:
-                    raise ValueError(f"decoder {decoder.name} gave a clip {clip.shape}, expected {job.shape.thwc}")
-                indices = wanted[clip_index - first]
-                part.append(_record(job, table, decoder.name, clip_index, indices, clips_of_video.is_short), clip)
-                if not job.damaged:
-                    messages.refuse_damage(table.codec)
-        rows.append(part.rows)
-    if not job.damaged:
-        # Decoders look behind the last frame of the video, but only when they are asked for one more.
-        if next(frames, None) is not None:
-            raise VideoError(packets.DAMAGED, f"{decoder.name} gives more frames than it was asked for")
-        messages.refuse_damage(table.codec)
+    # Closed here, not when the garbage is collected: a reader that is left alive decodes on in a thread of its own, and
+    # what it says of this video would be heard while the next one is decoded.
+    with contextlib.closing(_frames(decoder, table, job, needed)) as frames:
+        stream = clips_of(frames, needed, wanted)
+        rows = []
+        for unit, part_path in zip(job.units, job.part_paths, strict=True):
+            with PartWriter(part_path, codec=job.codec) as part:
+                for clip_index in range(unit.clip_start, unit.clip_stop):
+                    clip = next(stream)
+                    if clip.shape != job.shape.thwc:
+                        raise ValueError(f"decoder {decoder.name} gave a clip {clip.shape}, expected {job.shape.thwc}")
+                    indices = wanted[clip_index - first]
+                    part.append(_record(job, table, decoder.name, clip_index, indices, clips_of_video.is_short), clip)
+                    if not job.damaged:
+                        messages.refuse_damage(table.codec)
+            rows.append(part.rows)
+        if not job.damaged:
+            # Decoders look behind the last frame of the video, but only when they are asked for one more.
+            if next(frames, None) is not None:
+                raise VideoError(packets.DAMAGED, f"{decoder.name} gives more frames than it was asked for")
+            messages.refuse_damage(table.codec)
     return tuple(rows)
 
 
-def _frames(decoder: Decoder, table: PacketTable, job: DecodeJob, needed: Sequence[int]) -> Iterator[Frame]:
+def _frames(
+    decoder: Decoder, table: PacketTable, job: DecodeJob, needed: Sequence[int]
+) -> Generator[Frame, None, None]:
     """The frames of a decoder. A video that cannot be read is its own fault; a part that cannot be written is not."""
     try:
         to_height, to_width = job.shape.height, job.shape.width
