@@ -481,7 +481,7 @@ def test_a_video_that_fails_in_several_tasks_is_one_failure(tmp_path: Path) -> N
     log: Any = SimpleNamespace(line=lambda text: None, folder=tmp_path)
     source = Source(root=tmp_path, split=None, videos=(), skipped=())
     nothing: Any = None
-    run = builder._Run(source, config, nothing, None, nothing, log, print)
+    run = builder.Run(source, config, nothing, None, nothing, log, print)
     rejected = TaskResult(task=Task(argument=None, timeout_seconds=1), value=Rejected(reason="damaged", message="x"))
     for path in ("a.mp4", "a.mp4", "b.mp4"):
         run._check_max_failures()
@@ -502,7 +502,7 @@ def test_a_run_that_is_stopped_while_it_reads_packets_goes_on_there(
     config = BuildConfig(source=source, out=tmp_path / "Train", **SMALL)
     monkeypatch.setattr(builder, "_SAVE_SECONDS", 0.0)
     asked: list[int] = []
-    give_task, stop_after = builder._Run._probe_tasks, 3
+    give_task, stop_after = builder.Run._probe_tasks, 3
 
     def probe_tasks(run: Any, numbers: Any) -> Iterator[Task]:
         for task in give_task(run, numbers):
@@ -511,7 +511,7 @@ def test_a_run_that_is_stopped_while_it_reads_packets_goes_on_there(
             asked.append(int(task.argument.table_path.stem))
             yield task
 
-    monkeypatch.setattr(builder._Run, "_probe_tasks", probe_tasks)
+    monkeypatch.setattr(builder.Run, "_probe_tasks", probe_tasks)
     with pytest.raises(KeyboardInterrupt):
         build(config)
     kept = json.loads((config.out / ".work" / "some-probes.json").read_text())  # type: ignore[operator]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,23 +100,29 @@ def build_settings(config: BuildConfig) -> dict[str, Any]:
     }
 
 
-def source_digests(source: Source, failed: Collection[str]) -> dict[str, str]:
-    """Digests of the list of videos: of those that did not fail, and of those that did, which may be repaired later."""
+def source_digests(
+    source: Source, failed: Collection[str], video_bytes: Mapping[str, int] | None = None
+) -> dict[str, str]:
+    """Digests of the list of videos: of those that did not fail, and of those that did, which may be repaired later.
+
+    `video_bytes`: path → size of its file; without it SOURCE is asked.
+    """
     good = [video for video in source.videos if video.path not in failed]
     bad = [video for video in source.videos if video.path in failed]
-    return {"ok": _videos_sha256(source, good), "failed": _videos_sha256(source, bad)}
+    return {"ok": _videos_sha256(source, good, video_bytes), "failed": _videos_sha256(source, bad, video_bytes)}
 
 
-def _videos_sha256(source: Source, videos: Sequence[Video]) -> str:
+def _videos_sha256(source: Source, videos: Sequence[Video], video_bytes: Mapping[str, int] | None) -> str:
     digest = hashlib.sha256()
     for video in videos:
-        digest.update(repr((video.path, *_facts(source, video))).encode("utf-8", "surrogateescape") + b"\n")
+        num_bytes = file_size(source.root / video.path) if video_bytes is None else video_bytes[video.path]
+        digest.update(repr((video.path, *_facts(num_bytes, video))).encode("utf-8", "surrogateescape") + b"\n")
     return digest.hexdigest()
 
 
-def _facts(source: Source, video: Video) -> list[Any]:
-    """What the result depends on and may change: size, label, source group."""
-    return [file_size(source.root / video.path), video.label, video.source_group, *video.events]
+def _facts(num_bytes: int, video: Video) -> list[Any]:
+    """What the result depends on and may change: size, label, source group, events."""
+    return [num_bytes, video.label, video.source_group, *video.events]
 
 
 def package_versions(codec: str) -> dict[str, str]:
@@ -131,7 +137,7 @@ def fingerprint(source: Source, settings: dict[str, Any], *, change: str | None 
         modified = None
         with contextlib.suppress(OSError):  # the probe will say why
             modified = (source.root / video.path).stat().st_mtime_ns
-        videos.append([video.path, *_facts(source, video), modified])
+        videos.append([video.path, *_facts(file_size(source.root / video.path), video), modified])
     return {
         "settings": settings,
         "packages": package_versions(settings["codec"]),

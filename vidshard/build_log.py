@@ -14,14 +14,19 @@ from vidshard import __version__, atomic, shard_format
 
 
 class BuildLog:
-    """`build.log`, lines for people, and `source.json`, where SOURCE was. `root`: of the videos, absolute."""
+    """`build.log`, lines for people, and `source.json`, where SOURCE was. `root`: of the videos, absolute.
 
-    def __init__(self, folder: Path, *, root: Path, about: str) -> None:
+    A task of an array has a log of its own, `build.task-00002.log`, and leaves `source.json` to `finalize`.
+    """
+
+    def __init__(self, folder: Path, *, root: Path, about: str, task: int | None = None) -> None:
         self.folder = folder
         self.folder.mkdir(parents=True, exist_ok=True)
         self._root = root
         self._seconds: dict[str, float] = defaultdict(float)  # video → time of decoding
-        self._file = open(self.folder / "build.log", "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+        self._task = task
+        name = "build.log" if task is None else f"build.task-{task:05d}.log"
+        self._file = open(self.folder / name, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
         self.line(f"vidshard {__version__}: {' '.join(sys.argv)}")
         self.line(about)
         self._write_source({})
@@ -49,5 +54,7 @@ class BuildLog:
 
     def _write_source(self, more: dict[str, Any]) -> None:
         """`root` / `path` of a record is the video again."""
+        if self._task is not None:
+            return
         about = {"root": str(self._root), "host": socket.gethostname(), "command": sys.argv}
         atomic.write_json(self.folder / shard_format.SOURCE_NAME, {**about, **more})

@@ -26,6 +26,7 @@ from vidshard import (
     build_config,
     decode_task,
     decoders,
+    folder_lock,
     kept_set,
     ledger,
     manifest,
@@ -38,7 +39,6 @@ from vidshard.build_log import BuildLog
 from vidshard.console import Progress
 from vidshard.decode_task import Decoded, DecodeJob, ProbeJob, Rejected, VideoFacts
 from vidshard.errors import UserError
-from vidshard.folder_lock import hold_lock
 from vidshard.kept_set import CopyJob, KeptSet
 from vidshard.manifest import Failure, Manifest, ShardSet
 from vidshard.planner import Plan, Unit
@@ -128,21 +128,22 @@ def build(config: BuildConfig, *, tell: Callable[[str], None] = _silent) -> Buil
     `tell` takes what people should read while it runs, such as the table class → label. Raises UserError on wrong use,
     OSError when the disk is full, KeyboardInterrupt on Ctrl-C and SIGTERM; the same call goes on afterwards.
     """
+    return BuildReport(
+        sets=tuple(build_set(source, folder, config, tell=tell) for source, folder in find_sets(config, tell))
+    )
+
+
+def find_sets(config: BuildConfig, tell: Callable[[str], None]) -> Iterator[tuple[Source, Path]]:
+    """The sources and where the shards of each go. Raises UserError on wrong use, before the first is given."""
     sources = _apply_lists(_find_sources(config), config, tell)
-    _tell_missing(config, tell)
+    if note := decoders.missing_note(config.decoder):
+        tell(note)
     folders = output_folders(config, sources)
     for source in sources:
         check_labels(source, normal=config.normal, yes=config.yes)
-    reports = []
     for source, folder in zip(sources, folders, strict=True):
         tell(f"{source.root} → {folder}\n{label_table(source)}")
-        reports.append(build_set(source, folder, config, tell=tell))
-    return BuildReport(sets=tuple(reports))
-
-
-def _tell_missing(config: BuildConfig, tell: Callable[[str], None]) -> None:
-    if note := decoders.missing_note(config.decoder):
-        tell(note)
+        yield source, folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,15 +168,7 @@ def dry_run(config: BuildConfig, *, tell: Callable[[str], None] = _silent) -> tu
     The output folders are not looked at and nothing is written to them; what is decoded goes into the system's folder
     for temporary files, and from there at the end. Raises UserError on wrong use of the sources and options, OSError.
     """
-    sources = _apply_lists(_find_sources(config), config, tell)
-    _tell_missing(config, tell)
-    for source in sources:
-        check_labels(source, normal=config.normal, yes=config.yes)
-    estimates = []
-    for source, folder in zip(sources, output_folders(config, sources), strict=True):
-        tell(f"{source.root} → {folder}\n{label_table(source)}")
-        estimates.append(_estimate(_limited(source, config), folder, config, tell))
-    return tuple(estimates)
+    return tuple(_estimate(limited(source, config), folder, config, tell) for source, folder in find_sets(config, tell))
 
 
 def _estimate(source: Source, folder: Path, config: BuildConfig, tell: Callable[[str], None]) -> Estimate:
@@ -186,10 +179,10 @@ def _estimate(source: Source, folder: Path, config: BuildConfig, tell: Callable[
         log_folder = manifest.log_folder(work.out)
         with (
             BuildLog(log_folder, root=source.root, about=str(config)) as log,
-            _sigterm_as_ctrl_c(),
-            Supervisor(_supervisor_config(log_folder, config)) as crew,
+            sigterm_as_ctrl_c(),
+            Supervisor(supervisor_config(log_folder, config)) as crew,
         ):
-            run = _Run(source, config, work, None, crew, log, tell)
+            run = Run(source, config, work, None, crew, log, tell)
             facts = run.probe_videos()
             plan = run.plan(facts)
             seconds_per_clip, bytes_per_clip, sampled_clips = run.sample(plan, facts)
@@ -253,7 +246,7 @@ def build_set(source: Source, out: Path, config: BuildConfig, *, tell: Callable[
     Raises what `build` does. A folder that holds the same build, finished, is left as it is.
     """
     start = time.monotonic()
-    source = _limited(source, config)
+    source = limited(source, config)
     settings = build_config.build_settings(config)
     check_output(out)
     work = WorkFolder(out=out)
@@ -261,7 +254,7 @@ def build_set(source: Source, out: Path, config: BuildConfig, *, tell: Callable[
     if finished is None or work.path.exists() or _change(finished, source, config):
         work.path.mkdir(parents=True, exist_ok=True)
         try:
-            with hold_lock(work.lock_path, what=str(out)):
+            with folder_lock.hold_whole(work.lock_path, work.tasks_path, what=str(out)):
                 ledger.commit(work)  # of a run that was killed while its changes took effect
                 finished = build_config.find_finished(out, source, settings, config)  # by another builder, a moment ago
                 if finished is None or _change(finished, source, config):
@@ -307,14 +300,14 @@ def _build_locked(
     log_folder = manifest.log_folder(work.out)
     with (
         BuildLog(log_folder, root=source.root, about=str(config)) as log,
-        _sigterm_as_ctrl_c(),
-        Supervisor(_supervisor_config(log_folder, config)) as crew,
+        sigterm_as_ctrl_c(),
+        Supervisor(supervisor_config(log_folder, config)) as crew,
     ):
-        run = _Run(source, config, work, KeptSet(finished, source) if finished else None, crew, log, tell)
+        run = Run(source, config, work, KeptSet(finished, source) if finished else None, crew, log, tell)
         facts = run.probe_videos()
         plan = run.plan(facts)
         records = run.decode(plan, facts)
-        run.refuse_empty(facts, records)
+        ledger.refuse_empty(work, source, facts, records)
         about, index_data = ledger.close_ledger(
             source,
             clip_shape=config.shape,
@@ -332,7 +325,7 @@ def _build_locked(
     return SetReport(folder=work.out, manifest=about, seconds=seconds, decoded_clips=run.decoded_clips)
 
 
-class _Run:
+class Run:
     """One build at work: its steps, and what they share."""
 
     def __init__(
@@ -353,13 +346,13 @@ class _Run:
     def probe_videos(self) -> list[VideoFacts | Rejected]:
         """What the packets of each video tell. Kept: the plan follows from it and must not change."""
         probes = self.work.read_probes()
-        facts = dict(enumerate(_facts(probes or [])))
+        facts = dict(enumerate(facts_of(probes or [])))
         if probes is None and self.kept is not None:
             facts |= self.kept.facts
             facts |= self.kept.failed if self.config.extend else {}
         if probes is None:
             some = self.work.read_some_probes()
-            some_facts = dict(zip(some, _facts(list(some.values())), strict=True))
+            some_facts = dict(zip(some, facts_of(list(some.values())), strict=True))
             good = {number: fact for number, fact in some_facts.items() if isinstance(fact, VideoFacts)}
             facts |= good if self.config.retry_failed else some_facts
         before = [facts[number] for number in sorted(facts)] if probes is not None else None
@@ -369,9 +362,8 @@ class _Run:
         if missing:
             save_at = time.monotonic() + _SAVE_SECONDS
             with Progress("Reading packets", total=len(missing), unit="video") as progress:
-                for result in self.crew.run(decode_task.probe_video, self._probe_tasks(missing)):
-                    number = int(result.task.argument.table_path.stem)
-                    facts[number] = self._value(result, self.source.videos[number])
+                for number, fact in self._probe(missing):
+                    facts[number] = fact
                     progress.advance()
                     if time.monotonic() >= save_at:  # with --full-check this takes hours
                         self.work.write_some_probes({n: dataclasses.asdict(fact) for n, fact in facts.items()})
@@ -382,6 +374,11 @@ class _Run:
         self.work.write_probes([dataclasses.asdict(fact) for fact in ordered])
         self._check_max_failures()
         return ordered
+
+    def _probe(self, numbers: Sequence[int]) -> Iterator[tuple[int, VideoFacts | Rejected]]:
+        for result in self.crew.run(decode_task.probe_video, self._probe_tasks(numbers)):
+            number = int(result.task.argument.table_path.stem)
+            yield number, self._value(result, self.source.videos[number])
 
     def _forget_failures(self, before: Facts, now: Facts) -> None:
         """Of an unfinished build, drop the shards that lack a failed video, or that the plan fills otherwise now."""
@@ -427,35 +424,38 @@ class _Run:
     def _shard_clips(self) -> int:
         return planner.clips_per_shard(self.config.shape, self.config.shard_mb)
 
-    def decode(self, plan: Plan, facts: Facts) -> list[ShardRecord]:
-        """Decode what is not committed yet; return the records of all shards, in order."""
-        committed = self._committed(plan)
+    def decode(self, plan: Plan, facts: Facts, shards: range | None = None) -> list[ShardRecord]:
+        """Decode what is not committed yet; return the records of all shards, or of those in `shards`, in order."""
+        shards = range(plan.num_shards) if shards is None else shards
+        committed = self._committed(plan, shards)
         if committed and self.kept is None:
-            self.tell(f"going on: {len(committed):,} of {plan.num_shards:,} shards were finished before")
+            self.tell(f"going on: {len(committed):,} of {len(shards):,} shards were finished before")
         elif self.kept is not None:
             self.tell(f"{len(self.kept.unchanged(plan)):,} of {plan.num_shards:,} shards stay as they are")
         while True:
-            records = {**committed, **self._decode_missing(plan, facts, committed)}
+            records = {**committed, **self._decode_missing(plan, facts, committed, shards)}
             failed = {video for record in records.values() for video in record.failures}
             half = [shard for shard, record in records.items() if failed & set(record.rows["video"].tolist())]
             if not half:
-                return [records[shard] for shard in range(plan.num_shards)]
+                return [records[shard] for shard in shards]
             # A video that spans shards failed now, after an earlier run had committed some of them. A video is ok or
             # failed, never half: make these shards again, without it.
             for shard in half:
                 self.work.drop_record(shard)
-            committed = self._committed(plan)
+            committed = self._committed(plan, shards)
 
-    def _committed(self, plan: Plan) -> dict[int, ShardRecord]:
+    def _committed(self, plan: Plan, shards: range) -> dict[int, ShardRecord]:
         unchanged = self.kept.unchanged(plan) if self.kept is not None else {}
-        records = {shard: self.work.read_record(shard) for shard in range(plan.num_shards) if shard not in unchanged}
+        records = {shard: self.work.read_record(shard) for shard in shards if shard not in unchanged}
         return {**unchanged, **{shard: record for shard, record in records.items() if record is not None}}
 
-    def _decode_missing(self, plan: Plan, facts: Facts, committed: Mapping[int, ShardRecord]) -> dict[int, ShardRecord]:
+    def _decode_missing(
+        self, plan: Plan, facts: Facts, committed: Mapping[int, ShardRecord], shards: range
+    ) -> dict[int, ShardRecord]:
         known_failures = self.work.read_failures()  # of a run that was stopped: not tried again by the next one
         known_failures |= {video: why for record in committed.values() for video, why in record.failures.items()}
-        todo = {n: unit for n, unit in enumerate(plan.units) if unit.shard not in committed}
-        missing = [shard for shard in range(plan.num_shards) if shard not in committed]
+        todo = {n: unit for n, unit in enumerate(plan.units) if unit.shard in shards and unit.shard not in committed}
+        missing = [shard for shard in shards if shard not in committed]
         if not missing:
             return {}
         self._check_free_disk(list(todo.values()))
@@ -579,26 +579,8 @@ class _Run:
                 f"{_size(free)} are free; free some space, give another --out, or take fewer or smaller clips"
             )
 
-    def refuse_empty(self, facts: Facts, records: Sequence[ShardRecord]) -> None:
-        """Raises UserError if no video became a clip; leaves nothing that looks like a set, but the reasons."""
-        if any(len(record.rows) for record in records):
-            return
-        failures = ledger.all_failures(self.source, facts, records)
-        path = self.log.folder / shard_format.FAILURES_NAME
-        ledger.write_failures(path, failures)
-        for record_number in range(len(records)):
-            self.work.shard_path(record_number).unlink()
-        self.work.remove_all_but_lock()
-        failed = [failure for failure in failures if failure.outcome == "failed"]
-        reason, count = Counter(failure.reason for failure in failed).most_common(1)[0]
-        message = next(failure.message for failure in failed if failure.reason == reason)
-        raise UserError(
-            f"none of the {len(self.source.videos):,} videos of {self.source.root} could be decoded; most often "
-            f"({count:,} times) the reason is {reason}: {message}; all reasons are in {path}"
-        )
 
-
-def _limited(source: Source, config: BuildConfig) -> Source:
+def limited(source: Source, config: BuildConfig) -> Source:
     """`config.limit` videos of a source, drawn by the seed, the classes taken in turn; the others are skipped."""
     if config.limit is None or config.limit >= len(source.videos):
         return source
@@ -634,12 +616,10 @@ def _already_finished(shards: ShardSet, source: Source, config: BuildConfig, sta
     return SetReport(folder=shards.folder, manifest=shards.manifest, seconds=seconds, already_finished=True)
 
 
-def _supervisor_config(log_folder: Path, config: BuildConfig) -> SupervisorConfig:
+def supervisor_config(log_folder: Path, config: BuildConfig, *, name: str = "workers.log") -> SupervisorConfig:
     # Not fewer for few videos: a long one is cut into several tasks, and a worker starts when a task needs it.
     workers = config.workers if config.workers is not None else available_cpus()
-    return SupervisorConfig(
-        workers=workers, memory_bytes=config.memory_mb << 20, stderr_path=log_folder / "workers.log"
-    )
+    return SupervisorConfig(workers=workers, memory_bytes=config.memory_mb << 20, stderr_path=log_folder / name)
 
 
 def available_cpus() -> int:
@@ -652,7 +632,7 @@ def available_cpus() -> int:
 
 
 @contextlib.contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
+def sigterm_as_ctrl_c() -> Iterator[None]:
     """End in good order on SIGTERM too: it raises KeyboardInterrupt. Only the main thread may ask for that."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -668,7 +648,7 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _facts(probes: Sequence[dict[str, Any]]) -> list[VideoFacts | Rejected]:
+def facts_of(probes: Sequence[dict[str, Any]]) -> list[VideoFacts | Rejected]:
     return [Rejected(**probe) if "reason" in probe else VideoFacts(**probe) for probe in probes]
 
 

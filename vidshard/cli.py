@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ MORE_OPTIONS = (
     "shard_mb",
     "timeout_seconds",
     "memory_mb",
+    "task_index",
+    "task_count",
 )
 
 
@@ -119,6 +122,8 @@ def main() -> None:
     show_default=True,
     help="Time limit of a video, granted again for each minute of it.",
 )
+@click.option("--task-index", type=int, metavar="I", help="Build part I of N, from 0.  [default: as the engine says]")
+@click.option("--task-count", type=int, metavar="N", help="Into how many parts the build is cut; 1 builds all here.")
 @click.option("--memory-mb", type=int, default=4096, show_default=True, help="MiB of memory of one worker (Linux).")
 def build(
     source: Path,
@@ -129,6 +134,8 @@ def build(
     frame_step: int,
     fps: float | None,
     dry_run: bool,
+    task_index: int | None,
+    task_count: int | None,
     **options: Any,
 ) -> int:
     """Decode the videos of SOURCE into shards.
@@ -137,12 +144,16 @@ def build(
     It may be a single MP4.
     The same command again finishes a build that was interrupted.
 
+    Many tasks may build one set at once: in a SLURM array, an indexed Job of Kubernetes, under torchrun, or with
+    --task-index and --task-count. Each makes its part of the shards; `vidshard finalize` makes them one set.
+
     Exit codes: 0 all well, 2 done but videos failed or may hide in what was skipped (failures.csv), 1 anything else.
+    A task of an array ends with 0 when videos failed; then `finalize` ends with 2.
     """
-    from vidshard import builder
+    from vidshard import array_build, array_task, builder
     from vidshard.builder import BuildConfig
     from vidshard.clips import SamplingConfig
-    from vidshard.summary import build_summary, dry_run_summary
+    from vidshard.summary import build_summary, dry_run_summary, part_summary
 
     cut = SamplingConfig(
         mode=sampling, clip_len=clip_len, clips_per_video=clips_per_video, stride=stride, frame_step=frame_step, fps=fps
@@ -151,7 +162,28 @@ def build(
     if dry_run:
         click.echo(dry_run_summary(builder.dry_run(config, tell=click.echo)))
         return EXIT_OK
+    task = array_task.find_task(task_index, task_count, os.environ)
+    if task is not None:
+        click.echo(part_summary(array_build.build_part(config, task, tell=click.echo)))
+        return EXIT_OK
     report = builder.build(config, tell=click.echo)
+    click.echo(build_summary(report))
+    return EXIT_OK if report.is_complete else EXIT_PARTLY_FAILED
+
+
+@main.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+def finalize(folder: Path) -> int:
+    """Make one set of the shards that the tasks of an array built in DIR, and check that all is there.
+
+    DIR is the --out of the build, or a folder of several such. Names the tasks to run again where something is missing.
+
+    Exit codes: 0 all well, 2 done but videos failed or may hide in what was skipped (failures.csv), 1 anything else.
+    """
+    from vidshard import array_build
+    from vidshard.summary import build_summary
+
+    report = array_build.finalize(folder, tell=click.echo)
     click.echo(build_summary(report))
     return EXIT_OK if report.is_complete else EXIT_PARTLY_FAILED
 

@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,23 @@ REFRESH_SECONDS = 60.0
 STALE_SECONDS = (
     600.0  # the lock of another host, or one without a readable holder, is dead after so long without refresh
 )
+SILENT_SECONDS = 180.0  # the same, for one that is watched: three times it should have been refreshed
+_WAIT_SECONDS = 1.0  # between two looks at a lock
 _STILL_ACTIVE = 259  # Windows: exit code of a process that runs
 _PROCESS_QUERY_LIMITED_INFORMATION = 0x1000
 
 
+class LockHeldError(UserError):
+    """Another process that is alive, or may be, has the lock."""
+
+
 @contextlib.contextmanager
-def hold_lock(path: Path, *, what: str) -> Iterator[None]:
-    """Hold the lock file `path` while the block runs. Raises UserError that names its holder, if another has it."""
-    _take(path, what)
+def hold_lock(path: Path, *, what: str, silence: Silence | None = None) -> Iterator[None]:
+    """Hold the lock file `path` while the block runs. Raises LockHeldError that names its holder, if another has it.
+
+    `silence`: what the caller has seen of the lock before; a holder that was silent for long is taken for dead.
+    """
+    me = _take(path, what, silence)
     done = threading.Event()
     refresher = threading.Thread(target=_refresh, args=(path, done), daemon=True)
     refresher.start()
@@ -38,33 +47,162 @@ def hold_lock(path: Path, *, what: str) -> Iterator[None]:
         done.set()
         refresher.join()
         with contextlib.suppress(OSError):
-            path.unlink()
+            if path.read_text(encoding="utf-8") == me:  # not of one that took this process for dead
+                path.unlink()
 
 
-def _take(path: Path, what: str) -> None:
-    me = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": process_start(os.getpid())})
+class Silence:
+    """How long locks have shown no sign of life while they were watched, by the clock of this process alone.
+
+    The age of a file on a shared disk is told by two clocks that may differ, and a task that is started again after its
+    machine died should not wait until that age is beyond doubt.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[Path, tuple[tuple[str, float], float]] = {}
+        self._refreshed: set[Path] = set()
+
+    def seconds(self, path: Path, content: str, modified: float) -> float:
+        """For how long the lock has been seen so; 0.0 if it is new or was refreshed."""
+        now = time.monotonic()
+        seen, since = self._seen.get(path, (None, now))
+        if seen != (content, modified):
+            if seen is not None:
+                self._refreshed.add(path)
+            since = now
+            self._seen[path] = ((content, modified), now)
+        return now - since
+
+    def may_end(self, path: Path) -> bool:
+        """Whether the holder of a lock may still turn out to be dead: it is elsewhere, and gave no sign of life."""
+        return path not in self._refreshed and _is_elsewhere(path)
+
+
+@contextlib.contextmanager
+def hold_whole(path: Path, parts: Path, *, what: str, wait: bool = False) -> Iterator[None]:
+    """Hold the lock `path` of all of a folder, while nobody has one of a part of it (a `.lock` in the folder `parts`).
+
+    `wait`: until it is sure that those who have one elsewhere are dead. Raises LockHeldError.
+    """
+    with hold_lock(path, what=what):
+        silence = Silence()
+        while living := _living(parts, silence):
+            if not wait or not all(silence.may_end(lock) for lock in living):
+                told = ", ".join(f"{lock.stem} ({holder})" for lock, holder in list(living.items())[:8])
+                raise LockHeldError(
+                    f"{what} is being built by an array of tasks, of which these run: {told}; wait for them, or build "
+                    f"into another --out (locks: {parts})"
+                )
+            time.sleep(_WAIT_SECONDS)
+        yield
+
+
+@contextlib.contextmanager
+def hold_part(path: Path, whole: Path, *, what: str, tell: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock `path` of a part, while nobody has the lock `whole` of all of it.
+
+    Waits until it is sure that a holder on another machine is dead, which may be this task before it was started again.
+    Raises LockHeldError.
+    """
+    silence = Silence()
+    told = False
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(hold_lock(path, what=what, silence=silence))
+                break
+            except LockHeldError as error:
+                if not silence.may_end(path):
+                    raise
+                if not told:
+                    tell(f"waiting for up to {SILENT_SECONDS:.0f} s whether it is alive: {error}")
+                told = True
+            time.sleep(_WAIT_SECONDS)
+        if (holder := holder_of(whole)) is not None:
+            raise LockHeldError(f"{what} is being built whole by {holder}; wait for it (lock: {whole})")
+        yield
+
+
+@contextlib.contextmanager
+def wait_for_lock(path: Path, *, what: str) -> Iterator[None]:
+    """Hold the lock `path`, which others hold for moments only: wait until they gave it back, or are dead."""
+    silence = Silence()
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(hold_lock(path, what=what, silence=silence))
+                break
+            except LockHeldError:
+                time.sleep(_WAIT_SECONDS / 10)
+        yield
+
+
+def _living(parts: Path, silence: Silence) -> dict[Path, str]:
+    """Lock → holder, of those in a folder whose holder is not known to be dead."""
+    living = {}
+    for path in sorted(parts.glob("*.lock")):
+        holder = holder_of(path)
+        with contextlib.suppress(OSError):
+            quiet = silence.seconds(path, path.read_text(encoding="utf-8"), path.stat().st_mtime)
+            if holder is not None and quiet <= SILENT_SECONDS:
+                living[path] = holder
+    return living
+
+
+def holder_of(path: Path) -> str | None:
+    """Who has the lock, in words; None if nobody has it, or one who is dead."""
+    try:
+        text, age = path.read_text(encoding="utf-8"), time.time() - path.stat().st_mtime
+    except OSError:
+        return None
+    holder = _parse(text)
+    return None if _is_dead(holder, age) else _named(holder)
+
+
+def _is_elsewhere(path: Path) -> bool:
+    """Whether the lock is that of another machine, of which nothing but silence can tell that it is dead."""
+    try:
+        holder = _parse(path.read_text(encoding="utf-8"))
+    except OSError:
+        return False
+    return holder is None or holder["host"] != socket.gethostname()
+
+
+def _take(path: Path, what: str, silence: Silence | None) -> str:
+    """Make the lock file; return its content."""
+    me = json.dumps(
+        {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started": process_start(os.getpid()),
+            "job": os.environ.get("SLURM_JOB_ID", ""),
+            "restart": _num_restarts(),
+        }
+    )
     for _ in range(3):
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
-            _remove_if_dead(path, what)
+            _remove_if_dead(path, what, silence)
             continue
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(me)
-        return
-    raise UserError(f"{what} is being built by others who come and go; run the same command again")
+        return me
+    raise LockHeldError(f"{what} is being built by others who come and go; run the same command again")
 
 
-def _remove_if_dead(path: Path, what: str) -> None:
-    """Remove the lock if its holder is dead; raise UserError if not."""
+def _remove_if_dead(path: Path, what: str, silence: Silence | None) -> None:
+    """Remove the lock if its holder is dead; raise LockHeldError if not."""
     try:
-        text, age = path.read_text(encoding="utf-8"), time.time() - path.stat().st_mtime
+        text, modified = path.read_text(encoding="utf-8"), path.stat().st_mtime
     except FileNotFoundError:
         return  # just given back
     holder = _parse(text)
-    if not _is_dead(holder, age):
-        who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
-        raise UserError(f"{what} is being built by {who}; wait for it, or build into another --out (lock: {path})")
+    is_silent = silence is not None and silence.seconds(path, text, modified) > SILENT_SECONDS
+    if not is_silent and not _is_dead(holder, time.time() - modified):
+        raise LockHeldError(
+            f"{what} is being built by {_named(holder)}; wait for it, or build into another --out (lock: {path})"
+        )
     # Renamed first, and looked at again: of two who find it dead only one may take it, and nobody a new holder's.
     grave = path.with_name(f"{path.name}.{os.getpid()}")
     with contextlib.suppress(FileNotFoundError):
@@ -75,7 +213,21 @@ def _remove_if_dead(path: Path, what: str) -> None:
             grave.unlink()
 
 
+def _num_restarts() -> int:
+    """How often SLURM has queued this job again."""
+    count = os.environ.get("SLURM_RESTART_COUNT", "")
+    return int(count) if count.isdigit() else 0
+
+
+def _named(holder: dict[str, Any] | None) -> str:
+    return f"process {holder['pid']} on {holder['host']}" if holder else "another process"
+
+
 def _is_dead(holder: dict[str, Any] | None, age_seconds: float) -> bool:
+    if holder is not None and holder["job"] and holder["job"] == os.environ.get("SLURM_JOB_ID"):
+        is_older = holder["restart"] < _num_restarts()
+        if is_older:  # this job was queued again: SLURM has ended that holder
+            return True
     if holder is None or holder["host"] != socket.gethostname():
         return age_seconds > STALE_SECONDS
     started = process_start(holder["pid"])
@@ -85,7 +237,13 @@ def _is_dead(holder: dict[str, Any] | None, age_seconds: float) -> bool:
 def _parse(text: str) -> dict[str, Any] | None:
     try:
         holder = json.loads(text)
-        return {"pid": int(holder["pid"]), "host": str(holder["host"]), "started": holder["started"]}
+        return {
+            "pid": int(holder["pid"]),
+            "host": str(holder["host"]),
+            "started": holder["started"],
+            "job": holder.get("job", ""),
+            "restart": int(holder.get("restart", 0)),
+        }
     except (ValueError, KeyError, TypeError):
         return None
 

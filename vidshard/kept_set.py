@@ -38,23 +38,30 @@ def run_job(job: DecodeJob | CopyJob) -> Decoded | Rejected:
 
 
 def _copy_units(job: CopyJob) -> Decoded:
-    copied = []
-    for part_path, old_rows in zip(job.part_paths, job.rows, strict=True):
-        rows = old_rows.copy()
-        size = 0
-        with open(part_path, "wb") as part:
-            for row in rows:
-                path = job.folder / shard_format.shard_name(int(row["shard"]))
-                with open(path, "rb") as shard:
-                    sample = shard_format.read_sample(
-                        shard, int(row["offset"]), int(row["size"]), crc32=int(row["crc32"]), where=str(path)
-                    )
-                part.write(sample)
-                row["offset"] = size + shard_format.TAR_BLOCK
-                size += len(sample)
-        rows["shard"] = rows["video"] = 0
-        copied.append(rows)
-    return Decoded(decoder=job.decoder, rows=tuple(copied))
+    pairs = zip(job.part_paths, job.rows, strict=True)
+    copied = tuple(copy_samples(job.folder, rows, part_path) for part_path, rows in pairs)
+    return Decoded(decoder=job.decoder, rows=copied)
+
+
+def copy_samples(folder: Path, rows: Rows, part_path: Path) -> Rows:
+    """Copy samples out of the shards in `folder` into a part file; return their rows, as of a part just decoded.
+
+    Raises OSError when the part cannot be written, FormatError on a damaged shard.
+    """
+    rows = rows.copy()
+    size = 0
+    with open(part_path, "wb") as part:
+        for row in rows:
+            path = folder / shard_format.shard_name(int(row["shard"]))
+            with open(path, "rb") as shard:
+                sample = shard_format.read_sample(
+                    shard, int(row["offset"]), int(row["size"]), crc32=int(row["crc32"]), where=str(path)
+                )
+            part.write(sample)
+            row["offset"] = size + shard_format.TAR_BLOCK
+            size += len(sample)
+    rows["shard"] = rows["video"] = 0
+    return rows
 
 
 class KeptSet:

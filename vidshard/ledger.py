@@ -8,7 +8,7 @@ import hashlib
 import io
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from vidshard import atomic, build_config, manifest, shard_format
 from vidshard.decode_task import Rejected, VideoFacts
+from vidshard.errors import UserError
 from vidshard.manifest import Failure, Manifest
 from vidshard.planner import Plan
 from vidshard.shard_format import ClipShape
@@ -33,10 +34,12 @@ def close_ledger(
     plan: Plan,
     facts: Sequence[VideoFacts | Rejected],
     records: Sequence[ShardRecord],
+    video_bytes: Mapping[str, int] | None = None,
 ) -> tuple[Manifest, bytes]:
     """The manifest and the bytes of the index of a set whose shards are all there; some video must have become clips.
 
-    `facts`: one for each video of `source`; `records`: one for each shard.
+    `facts`: one for each video of `source`; `records`: one for each shard; `video_bytes`: path → size of its file,
+    where SOURCE itself shall not be asked.
     """
     failures = all_failures(source, facts, records)
     failed = {failure.path for failure in failures if failure.outcome == "failed"}
@@ -46,7 +49,7 @@ def close_ledger(
         split=source.split,
         clip_shape=clip_shape,
         codec=codec,
-        settings={**settings, build_config.SOURCES: build_config.source_digests(source, failed)},
+        settings={**settings, build_config.SOURCES: build_config.source_digests(source, failed, video_bytes)},
         packages=packages,
         classes=_class_counts(source, index),
         videos_found=len(source.videos) + len(source.skipped),
@@ -68,6 +71,27 @@ def close_ledger(
     found, *ended = about.videos.values()
     assert found == sum(ended), f"the ledger does not close: {about.videos}"
     return about, index_data
+
+
+def refuse_empty(
+    work: WorkFolder, source: Source, facts: Sequence[VideoFacts | Rejected], records: Sequence[ShardRecord]
+) -> None:
+    """Raises UserError if no video became a clip; leaves nothing that looks like a set, but the reasons."""
+    if any(len(record.rows) for record in records):
+        return
+    failures = all_failures(source, facts, records)
+    path = manifest.log_folder(work.out) / shard_format.FAILURES_NAME
+    write_failures(path, failures)
+    for shard in range(len(records)):
+        work.shard_path(shard).unlink()
+    work.remove_all_but_lock()
+    failed = [failure for failure in failures if failure.outcome == "failed"]
+    reason, count = Counter(failure.reason for failure in failed).most_common(1)[0]
+    message = next(failure.message for failure in failed if failure.reason == reason)
+    raise UserError(
+        f"none of the {len(source.videos):,} videos of {source.root} could be decoded; most often "
+        f"({count:,} times) the reason is {reason}: {message}; all reasons are in {path}"
+    )
 
 
 def finish(work: WorkFolder, about: Manifest, index_data: bytes) -> None:

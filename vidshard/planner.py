@@ -154,3 +154,54 @@ def needed_bytes(units: Sequence[Unit], shape: ClipShape, *, shard_clips: int, c
     Decoded parts lie beside the shards until they are joined, and one shard at a time lies there twice.
     """
     return (sum(unit.num_clips for unit in units) + shard_clips) * sample_bytes(shape, codec=codec) if units else 0
+
+
+def share_shards(costs: Sequence[int], num_tasks: int) -> list[range]:
+    """Share out shards among tasks, each a run of consecutive ones, so that the largest sum of `costs` is smallest.
+
+    Consecutive, because a video may span shards: so it is read by one task, or by two at the border. `costs`: a whole
+    number for each shard, such as milliseconds of video. Tasks beyond the number of shards get none.
+
+    >>> share_shards([3, 1, 1, 1, 3, 3], 3)
+    [range(0, 3), range(3, 5), range(5, 6)]
+    >>> share_shards([5, 5], 3)
+    [range(0, 1), range(1, 2), range(2, 2)]
+    """
+    low, high = max(costs, default=0), sum(costs)
+    while low < high:  # the smallest limit that so many runs can keep
+        middle = (low + high) // 2
+        if len(_runs_below(costs, middle, num_tasks)) <= num_tasks:
+            high = middle
+        else:
+            low = middle + 1
+    runs = _runs_below(costs, high, num_tasks)
+    return runs + [range(len(costs), len(costs))] * (num_tasks - len(runs))
+
+
+def _runs_below(costs: Sequence[int], limit: int, num_tasks: int) -> list[range]:
+    """Cut into runs whose sum is at most `limit`; earlier where a task would get nothing otherwise."""
+    starts: list[int] = []
+    filled = 0
+    for shard, cost in enumerate(costs):
+        if not starts or filled + cost > limit or len(costs) - shard <= num_tasks - len(starts):
+            starts.append(shard)
+            filled = 0
+        filled += cost
+    return [range(start, stop) for start, stop in zip(starts, [*starts[1:], len(costs)], strict=True)]
+
+
+def shard_costs(plan: Plan, video_seconds: Sequence[float]) -> list[int]:
+    """About how long each shard takes to make: the milliseconds of video that its clips are taken from.
+
+    `video_seconds`: for each video. A video with clips in several shards counts in each by its share of them.
+
+    >>> shard_costs(plan_units([3, 1], shard_clips=2), [6.0, 1.0])
+    [4000, 3000]
+    """
+    clips_of_video: dict[int, int] = {}
+    for unit in plan.units:
+        clips_of_video[unit.video] = clips_of_video.get(unit.video, 0) + unit.num_clips
+    costs = [0.0] * plan.num_shards
+    for unit in plan.units:
+        costs[unit.shard] += 1000 * video_seconds[unit.video] * unit.num_clips / clips_of_video[unit.video]
+    return [round(cost) for cost in costs]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from vidshard.array_build import PartReport
 from vidshard.builder import BuildReport, Estimate, SetReport
+from vidshard.manifest import Failure
 from vidshard.shard_format import FAILURES_NAME
 
 _NUM_SHOWN = 5  # failures that are named
@@ -24,19 +26,39 @@ def _lines(one: SetReport) -> list[str]:
     size = f"{one.num_bytes / 1e6:,.1f} MB"
     lines.append(f"  clips:  {built.num_clips:,} of {built.clip_shape} in {len(built.shards):,} shards, {size}")
     if not one.already_finished:
-        rate = one.decoded_clips / one.seconds
-        lines.append(
-            f"  time:   {one.seconds:.1f} s, {rate:,.1f} clips/s, {built.videos_ok / one.seconds:,.1f} videos/s"
-        )
+        rates = f", {one.decoded_clips / one.seconds:,.1f} clips/s, {built.videos_ok / one.seconds:,.1f} videos/s"
+        lines.append(f"  time:   {one.seconds:.1f} s{rates if one.decoded_clips else ''}")
     skipped = Counter(failure.reason for failure in built.failures if failure.outcome == "skipped")
     if skipped:
         lines.append(f"  skipped: {', '.join(f'{count:,} {reason}' for reason, count in sorted(skipped.items()))}")
     failed = [failure for failure in built.failures if failure.outcome == "failed"]
-    for failure in failed[:_NUM_SHOWN]:
-        lines.append(f"  failed: {failure.path}: {failure.reason}: {failure.message}")
+    return lines + _failed_lines(failed, f"all in {one.folder / FAILURES_NAME}")
+
+
+def _failed_lines(failed: Sequence[Failure], where: str) -> list[str]:
+    lines = [f"  failed: {failure.path}: {failure.reason}: {failure.message}" for failure in failed[:_NUM_SHOWN]]
     if failed:
         more = f"{len(failed) - _NUM_SHOWN:,} more; " if len(failed) > _NUM_SHOWN else ""
-        lines.append(f"          {more}all in {one.folder / FAILURES_NAME}")
+        lines.append(f"          {more}{where}")
+    return lines
+
+
+def part_summary(reports: Sequence[PartReport]) -> str:
+    """The end of `vidshard build` as one task of an array, a few lines for each folder."""
+    return "\n".join(line for one in reports for line in _part_lines(one))
+
+
+def _part_lines(one: PartReport) -> list[str]:
+    if one.already_finished:
+        return [f"✓ {one.folder}: finished before, nothing to do"]
+    what = f"{len(one.shards):,} of {one.num_shards:,} shards" if one.shards else "no shard, there are more tasks"
+    lines = [f"✓ part {one.task} (of 0 to {one.num_tasks - 1}) of {one.folder}: {what}"]
+    rate = one.decoded_clips / one.seconds
+    lines.append(
+        f"  clips:  {one.num_clips:,}, {one.decoded_clips:,} of them now, {one.seconds:.1f} s, {rate:,.1f} clips/s"
+    )
+    lines += _failed_lines(one.failed, "all in failures.csv once the set is finished")
+    lines.append(f"  when all parts are done: vidshard finalize {one.folder}")
     return lines
 
 

@@ -1,13 +1,18 @@
 """The hidden folder of a build that is not finished: what makes the same command go on instead of beginning again.
 
     shards/Train/.work/
-      lock                 who builds
+      lock                 who builds all of it
+      tasks/               task-00002.lock: who builds part 2, where an array of tasks does
+      start.lock           which of the tasks writes the files below that all share
+      tasks/array.json     how the array counts its tasks
       fingerprint.json     settings, packages and videos of this build: another one is refused
       some-probes.json     the same of the videos read so far, for a run that is killed before all are
       probes.json          what the packets told of each video; written once, so that the plan never changes
+      probes/00003.json    the same of some videos, read by one of the tasks; .lock: who reads them now
+      source.json          the videos with their labels, for `finalize`, which needs no SOURCE
       packets/000012.npz   packet table of video 12
       failures.json        videos that failed before --max-failures stopped a run: not tried again
-      parts/000345.part    decoded samples of unit 345; of no use to another run
+      parts/000345.part    decoded samples of unit 345; of no use to another run (parts-00002/: of task 2)
       shard-000007.json    shard 7 is committed: its digest, index rows and failures
       commit/              shards, index and manifest that will replace or extend those of a finished set
 
@@ -18,6 +23,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import json
 import os
 import shutil
@@ -67,6 +74,7 @@ class WorkFolder:
 
     out: Path
     staged: bool = False  # shards are kept aside until all are there: the set in `out` stays valid
+    task: int | None = None  # this process makes one part of it, and others the others at the same time
 
     @property
     def path(self) -> Path:
@@ -76,11 +84,37 @@ class WorkFolder:
     def lock_path(self) -> Path:
         return self.path / "lock"
 
+    @property
+    def tasks_path(self) -> Path:
+        return self.path / "tasks"
+
+    @property
+    def start_lock_path(self) -> Path:
+        return self.path / "start.lock"
+
+    def task_lock_path(self, task: int) -> Path:
+        return self.tasks_path / f"task-{task:05d}.lock"
+
+    @property
+    def array_path(self) -> Path:
+        return self.tasks_path / "array.json"
+
+    def some_probes_path(self, number: int) -> Path:
+        return self.path / "probes" / f"{number:06d}.json"
+
+    @property
+    def source_path(self) -> Path:
+        return self.path / "source.json"
+
     def table_path(self, video: int) -> Path:
         return self.path / "packets" / f"{video:06d}.npz"
 
+    @property
+    def parts_path(self) -> Path:
+        return self.path / ("parts" if self.task is None else f"parts-{self.task:05d}")
+
     def part_path(self, unit: int) -> Path:
-        return self.path / "parts" / f"{unit:06d}.part"
+        return self.parts_path / f"{unit:06d}.part"
 
     def shard_path(self, shard: int) -> Path:
         return (self.commit_path if self.staged else self.out) / shard_format.shard_name(shard)
@@ -91,6 +125,11 @@ class WorkFolder:
 
     def _record_path(self, shard: int) -> Path:
         return self.path / Path(shard_format.shard_name(shard)).with_suffix(".json").name
+
+    @functools.cached_property
+    def fingerprint_sha256(self) -> str:
+        """Of the build that began here: what tells its shards from those of another one."""
+        return hashlib.sha256((self.path / "fingerprint.json").read_bytes()).hexdigest()
 
     def start(self, fingerprint: dict[str, Any], *, retry_failed: bool = False) -> None:
         """Begin, or go on with, the build that `fingerprint` describes. Raises UserError when another one lies here.
@@ -111,10 +150,10 @@ class WorkFolder:
                     f"give another --out, or delete {self.out} to begin anew"
                 )
         self.drop_parts()
-        for folder in ("packets", "parts", *(["commit"] if self.staged else [])):
-            (self.path / folder).mkdir(exist_ok=True)
-        for leftover in self.out.glob("*" + atomic.PARTIAL_SUFFIX):
-            leftover.unlink(missing_ok=True)
+        for folder in (self.path / "packets", self.parts_path, *([self.commit_path] if self.staged else [])):
+            folder.mkdir(exist_ok=True)
+        if self.task is None:
+            self.drop_partial()
         if kept != fingerprint:
             atomic.write_json(path, fingerprint)
 
@@ -138,14 +177,22 @@ class WorkFolder:
 
     def forget_failures(self) -> None:
         """Drop the records of all shards that lack a video because it failed."""
-        (self.path / "failures.json").unlink(missing_ok=True)
+        for path in self.path.glob("failures*.json"):
+            path.unlink()
         for path in self.path.glob("shard-*.json"):
             if (_read_json(path) or {"failures": {}})["failures"]:
                 path.unlink()
         atomic.sync_folder(self.path)
 
     def drop_parts(self) -> None:
-        shutil.rmtree(self.path / "parts", ignore_errors=True)
+        """Remove the parts of this process: of the tasks too, where no task runs."""
+        for folder in [self.parts_path] if self.task is not None else self.path.glob("parts*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def drop_partial(self) -> None:
+        """Remove what killed runs were writing. Only where no other process writes."""
+        for leftover in self.out.glob("*" + atomic.PARTIAL_SUFFIX):
+            leftover.unlink(missing_ok=True)
 
     def read_probes(self) -> list[dict[str, Any]] | None:
         probes = _read_json(self.path / "probes.json")
@@ -164,16 +211,22 @@ class WorkFolder:
 
     def read_failures(self) -> dict[int, tuple[str, str]]:
         """Video → reason, message, of the runs that `write_failures` ended."""
-        kept = _read_json(self.path / "failures.json") or {}
+        kept: dict[str, Any] = {}
+        for path in sorted(self.path.glob("failures*.json")):
+            kept |= _read_json(path) or {}
         return {int(video): (reason, message) for video, (reason, message) in kept.items()}
 
     def write_failures(self, failures: Mapping[int, tuple[str, str]]) -> None:
-        atomic.write_json(self.path / "failures.json", {str(video): why for video, why in failures.items()})
+        name = "failures.json" if self.task is None else f"failures-{self.task:05d}.json"
+        atomic.write_json(self.path / name, {str(video): why for video, why in failures.items()})
 
     def read_record(self, shard: int) -> ShardRecord | None:
-        """The record of a committed shard; None when it is not committed, or its file is not as it was left."""
+        """The record of a committed shard; None when it is not committed, or its file is not as it was left.
+
+        Where tasks built it, those count only that were made for the same settings, packages and videos.
+        """
         fields = _read_json(self._record_path(shard))
-        if fields is None:
+        if fields is None or (self.task is not None and fields.get("made_for") != self.fingerprint_sha256):
             return None
         record = ShardRecord.from_json(fields)
         path = self.shard_path(shard)
@@ -181,7 +234,7 @@ class WorkFolder:
 
     def write_record(self, shard: int, record: ShardRecord) -> None:
         """Commit a shard: the last write about it."""
-        atomic.write_json(self._record_path(shard), record.to_json())
+        atomic.write_json(self._record_path(shard), {**record.to_json(), "made_for": self.fingerprint_sha256})
 
     def drop_record(self, shard: int) -> None:
         self._record_path(shard).unlink(missing_ok=True)
@@ -214,7 +267,7 @@ def check_output(out: Path) -> None:
     if foreign:
         shown = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
         raise UserError(f"the output {out} holds other files ({shown}); give another --out")
-    started = any((out / WORK_NAME / name).exists() for name in ("fingerprint.json", "lock", "commit"))
+    started = any((out / WORK_NAME / name).exists() for name in ("fingerprint.json", "lock", "commit", "tasks"))
     finished = (out / shard_format.MANIFEST_NAME).exists()
     if not started and not finished and any(entry.name != WORK_NAME for entry in out.iterdir()):
         raise UserError(f"the output {out} holds shards without a manifest; delete it, or give another --out")
