@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import sys
+import threading
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -45,7 +46,14 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
 
     Every clip comes exactly once an epoch, in `len(loader)` steps, the same on every rank. Each iteration is the next
     epoch; `set_epoch` names another. What goes wrong while reading ahead is raised here. More stages:
-    ``loader.compose(wds.map(…))``.
+    ``loader.compose(wds.map(…))``. A batch that was let go (``del batch``) before the next is asked for lends it its
+    buffer, which then still is in the cache of the processor.
+
+    For evaluation and inference, on any number of ranks: ``ClipLoader(reader, batch_size=8, shuffle=False, pad=True,
+    rank=distributed.rank(), world_size=distributed.world_size(), max_bad_clips=None)``. Clips come in the order of the
+    index; all batches have one shape, so that on the CPU, with a fixed number of threads, a clip gets the same result
+    on any rank, byte for byte; `indices` say whose it is, -1 (padding, a damaged clip) that it is nobody's.
+    `distributed.merge_rows` makes one table of what all ranks got; `bad_clips` names what this rank could not read.
 
     shuffle: a new order each epoch; without it, that of `rows`.
     block_shards: shuffle within windows of so many shards and read these in sequence (network disks, data larger than
@@ -55,8 +63,9 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
     clips_per_video: how many clips of each video an epoch takes, others each epoch; 0: all.
     balance: shares of an epoch by group; clips then come as often as that takes.
     drop_last, pad: leave out the last, smaller batch, or fill it with padding (row and label -1, black).
-    max_bad_clips: so many damaged clips are reported on standard error and replaced by another clip of the same label
-        (without `shuffle`: by padding); one more is an error. Each rank and each process counts its own.
+    max_bad_clips: so many damaged clips are reported on standard error and replaced by another clip of the same label;
+        without `shuffle` they become padding, never another clip. One more is an error; None: there may be any number,
+        and it is left to the caller to report `bad_clips`. Each rank counts its own.
     num_threads: threads that read ahead; 0 reads when asked, which is faster where there is no core to spare.
     num_processes: DataLoader processes in their place; slower, as nothing is
         decoded, unless further stages cost much.
@@ -79,14 +88,14 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
         labels: npt.ArrayLike | None = None,
         clips_per_video: int = 0,
         balance: Balance | None = None,
-        max_bad_clips: int = 0,
+        max_bad_clips: int | None = 0,
         num_threads: int = 1,
         num_processes: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size:
             raise ValueError(f"{batch_size=} must be positive and 0 <= {rank=} < {world_size=}")
-        if min(block_shards, clips_per_video, max_bad_clips, num_threads, num_processes) < 0:
+        if min(block_shards, clips_per_video, max_bad_clips or 0, num_threads, num_processes) < 0:
             raise ValueError(
                 f"{block_shards=}, {clips_per_video=}, {max_bad_clips=}, {num_threads=}, {num_processes=}: none may be "
                 "below 0"
@@ -112,6 +121,16 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
             pinned=self.device.type == "cuda" and not num_processes,
         )
         super().__init__(self._iterate)
+
+    def __iter__(self) -> Iterator[Batch]:
+        # webdataset's own would hold each batch, and so its buffer, until the next one is there.
+        return self.iterator1() if self.repetitions == 1 else super().__iter__()  # type: ignore[no-any-return]
+
+    def compose(self, *stages: Any) -> ClipLoader:
+        """A loader of the same clips with more stages behind; it counts its epochs and steps by itself."""
+        composed: ClipLoader = super().compose(*stages)
+        composed.pipeline[0] = composed._iterate  # not that of this loader
+        return composed
 
     # --- where it stands
 
@@ -228,17 +247,19 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
 
     def _iterate(self) -> Iterator[Batch]:
         """The first stage of the pipeline: the batches of the plan."""
-        start, num_clips = self._start, len(self.order())
         plan = list(self.plan()) if self.num_processes else self.plan()
-        self.reader.fetch_ahead(self.order()[start:])
+        self.reader.fetch_ahead(self.order()[self._start :])
         batches = self._from_processes() if self.num_processes else self._read_ahead(plan)
         if self.device.type == "cuda":
             batches = _on_cuda(batches, self.device)
-        for step, batch in enumerate(batches):
-            self._start = 0  # another iteration, after this one was left, begins the epoch anew
-            self._position = min(start + (step + 1) * self._global_batch, num_clips)
-            yield batch
+        yield from map(self._count_step, batches, itertools.count(self._start + self._global_batch, self._global_batch))
         self.epoch, self._start, self._position = self.epoch + 1, 0, 0
+
+    def _count_step(self, batch: Batch, end: int) -> Batch:
+        """Note that the batch that ends at position `end` of the order is handed out."""
+        self._start = 0  # another iteration, after this one was left, begins the epoch anew
+        self._position = min(end, len(self.order()))
+        return batch
 
     def _read_ahead(self, plan: Iterable[Rows]) -> Iterator[Batch]:
         pending: deque[Future[Batch]] = deque()
@@ -282,17 +303,18 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
     def _read_batch(self, rows: Rows) -> Batch:
         clips = self._buffers.take(len(rows))
         rows = rows.astype(np.int64)
-        real = rows != PADDING_ROW  # padding comes last
-        count = int(real.sum())
-        clips[count:] = 0
+        count = int(np.count_nonzero(rows != PADDING_ROW))  # padding comes last
+        if count < len(rows):
+            clips[count:] = 0
         try:
             self.reader.read_clips(rows[:count], clips[:count])
         except FormatError:
-            if not self.max_bad_clips:
+            if self.max_bad_clips == 0:
                 raise
             for i in range(count):
                 rows[i] = self._read_or_replace(int(rows[i]), clips[i : i + 1])
-        labels = np.where(rows == PADDING_ROW, PADDING_ROW, self.labels[rows])
+        labels = self.labels[rows]
+        labels[rows == PADDING_ROW] = PADDING_ROW
         return Batch(torch.from_numpy(clips), torch.from_numpy(labels), torch.from_numpy(rows))
 
     def _read_or_replace(self, row: int, out: npt.NDArray[np.uint8]) -> int:
@@ -315,11 +337,13 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
 
     def _note_bad_clip(self, row: int, error: FormatError) -> None:
         self.bad_clips[row] = str(error)
+        if self.max_bad_clips is None:
+            return
         if len(self.bad_clips) > self.max_bad_clips:
             raise FormatError(f"{len(self.bad_clips)} bad clips, allowed are {self.max_bad_clips}: {error}") from error
+        fate = "replaced" if self.shuffle else "left out"
         print(
-            f"WARNING: bad clip {len(self.bad_clips)} of {self.max_bad_clips} allowed, replaced: {error}",
-            file=sys.stderr,
+            f"WARNING: bad clip {len(self.bad_clips)} of {self.max_bad_clips} allowed, {fate}: {error}", file=sys.stderr
         )
 
 
@@ -368,17 +392,28 @@ class _BufferPool:
 
     def __init__(self, shape: tuple[int, ...], *, max_free: int, pinned: bool = False) -> None:
         self.shape, self.max_free, self.pinned = shape, max_free, pinned
-        self._free: deque[npt.NDArray[np.uint8]] = deque(maxlen=max_free)
+        self._lock = threading.Lock()
+        # Each with a weak reference to the array that was handed out over it; the one used last comes first.
+        self._buffers: deque[tuple[weakref.ref[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]] = deque(maxlen=max_free)
 
     def take(self, num_clips: int) -> npt.NDArray[np.uint8]:
         """An array of `num_clips` clips, its contents undefined."""
-        try:
-            buffer = self._free.pop()
-        except IndexError:
-            buffer = torch.empty(self.shape, dtype=torch.uint8, pin_memory=self.pinned).numpy()
-        handed_out = buffer[:num_clips]  # a new array object over the same memory: its life is what we watch
-        weakref.finalize(handed_out, self._free.append, buffer).atexit = False
-        return handed_out
+        with self._lock:
+            for i, (handed_out, free) in enumerate(self._buffers):
+                if handed_out() is None:  # nobody holds it; the one used last is warmest
+                    buffer = free
+                    del self._buffers[i]
+                    break
+            else:
+                buffer = self._new_buffer()
+            taken = buffer[:num_clips]  # a new array object over the same memory: its life is what we watch
+            self._buffers.appendleft((weakref.ref(taken), buffer))
+        return taken
+
+    def _new_buffer(self) -> npt.NDArray[np.uint8]:
+        if self.pinned:
+            return torch.empty(self.shape, dtype=torch.uint8, pin_memory=True).numpy()
+        return np.empty(self.shape, np.uint8)  # numpy asks for huge pages, torch does not
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _make_pool, (self.shape, self.max_free)  # in another process: empty

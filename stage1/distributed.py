@@ -82,8 +82,7 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
     """Raise UserError on every rank unless `facts` (name → value) are the same on all of them."""
     if not _is_active():
         return
-    facts_of_rank: list[Any] = [None] * world_size()
-    dist.all_gather_object(facts_of_rank, dict(facts))
+    facts_of_rank = gather(dict(facts))
     for name in facts:
         values = [other.get(name) for other in facts_of_rank]
         if any(value != values[0] for value in values):
@@ -105,6 +104,37 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
         flat = sum_over_ranks(torch.cat([gradient.flatten() for gradient in gradients]))
         for gradient, part in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
+
+
+def gather(value: Any) -> list[Any]:
+    """`value` of every rank, in order of rank, on every rank: for small things, such as names and counts."""
+    if not _is_active():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def merge_rows(values: torch.Tensor, rows: torch.Tensor, *, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """One table of the results that the ranks have of their rows, the same on every rank, bit for bit as they were.
+
+    `values` (N, …): what this rank got; `rows` (N,): of which rows of the table, -1 for values that count for nobody
+    (padding). Returns the table (`num_rows`, …), and which rows of it some rank has; the others are 0. Raises ValueError
+    when a row was given more than once: it would count twice.
+
+    >>> merge_rows(torch.tensor([0.5, 9.0, 0.25]), torch.tensor([2, -1, 0]), num_rows=3)
+    (tensor([0.2500, 0.0000, 0.5000]), tensor([ True, False,  True]))
+    """
+    rows = rows.to(values.device)
+    real = rows >= 0
+    counts = sum_over_ranks(torch.bincount(rows[real], minlength=num_rows))
+    if (counts > 1).any():
+        raise ValueError(f"row {int(counts.argmax())} has {int(counts.max())} results, expected one")
+    table = torch.zeros((num_rows, *values.shape[1:]), dtype=values.dtype, device=values.device)
+    table[rows[real]] = values[real]
+    # Added up as bytes: all but one rank add 0, and no bit changes, not even that of -0.0 or a NaN.
+    sum_over_ranks(table.view(-1).view(torch.uint8))
+    return table, counts > 0
 
 
 class _FailureWatch:
