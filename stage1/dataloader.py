@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import multiprocessing
+import os
 import sys
 import threading
 import weakref
@@ -381,7 +383,20 @@ class _StepsOfWorker(torch.utils.data.IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         worker = torch.utils.data.get_worker_info()
         first, every = (worker.id, worker.num_workers) if worker else (0, 1)
+        if worker:
+            threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
         yield from self.loader._read_ahead(itertools.islice(self.loader.plan(), first, None, every))
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone, however that ended.
+
+    A DataLoader worker asks for its parent's number now and then, which tells nothing when a fork server started it.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 class _BufferPool:

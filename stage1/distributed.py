@@ -9,6 +9,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -19,7 +20,8 @@ from vidshard.errors import UserError
 
 POLL_SECONDS = 0.5  # how often a rank asks whether another has stopped
 GRACE_SECONDS = 5.0  # that a rank has to stop by itself, and the one that failed waits for the others to know
-_FAILURE, _KNOWN = "stage1/failure", "stage1/known"  # keys of the store that all ranks share
+LEAVE_SECONDS = 60.0  # that rank 0 waits at most for the others to end
+_FAILURE, _KNOWN, _LEFT = "stage1/failure", "stage1/known", "stage1/left"  # keys of the store that all ranks share
 
 
 def rank() -> int:
@@ -119,8 +121,8 @@ def merge_rows(values: torch.Tensor, rows: torch.Tensor, *, num_rows: int) -> tu
     """One table of the results that the ranks have of their rows, the same on every rank, bit for bit as they were.
 
     `values` (N, …): what this rank got; `rows` (N,): of which rows of the table, -1 for values that count for nobody
-    (padding). Returns the table (`num_rows`, …), and which rows of it some rank has; the others are 0. Raises ValueError
-    when a row was given more than once: it would count twice.
+    (padding). Returns the table (`num_rows`, …), and which rows of it some rank has; the others are 0. Raises
+    ValueError when a row was given more than once: it would count twice.
 
     >>> merge_rows(torch.tensor([0.5, 9.0, 0.25]), torch.tensor([2, -1, 0]), num_rows=3)
     (tensor([0.2500, 0.0000, 0.5000]), tensor([ True, False,  True]))
@@ -140,11 +142,14 @@ def merge_rows(values: torch.Tensor, rows: torch.Tensor, *, num_rows: int) -> tu
 class _FailureWatch:
     """Tells the other ranks when this one fails, and ends this one when another did.
 
-    A rank that waits for a dead one in a collective operation cannot be woken: a thread ends its process.
+    A rank that waits for a dead one in a collective operation cannot be woken: a thread ends its process. Rank 0 holds
+    the store through which ranks learn of each other, so it leaves last.
     """
 
     def __init__(self, store: Any, rank: int, num_ranks: int) -> None:
         self._store, self._rank, self._num_ranks = store, rank, num_ranks
+        self._told: str | None = None  # what another rank failed of, once this one knows
+        self._failed = False
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="failure-watch", daemon=True)
@@ -152,50 +157,62 @@ class _FailureWatch:
 
     def failure_after(self, error: BaseException) -> str | None:
         """To be called when `error` stops this rank. Returns what another failed of; None if this was first."""
-        known = self._failure()
-        if known is None and isinstance(error, RuntimeError):  # perhaps the echo of another's end: its word may come
-            self._closed.wait(2 * POLL_SECONDS)
-            known = self._failure()
-        if known is not None:
-            self._acknowledge()
-            return known
-        self._report(f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error))
-        return None
+        if self._look() is None and isinstance(error, RuntimeError):
+            self._closed.wait(2 * POLL_SECONDS)  # perhaps the echo of another's end, whose word is still to come
+        if self._look() is None:
+            self._failed = True
+            text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            with contextlib.suppress(RuntimeError), self._lock:  # the store is gone: nobody to tell
+                self._store.set(_FAILURE, f"rank {self._rank} stopped: {text}")
+            self._wait_for(_KNOWN, self._num_ranks - 1, seconds=GRACE_SECONDS)
+        return self._told
 
     def close(self) -> None:
+        """Stop watching. Rank 0 waits for the others: until they have left too, or know what went wrong."""
         self._closed.set()
         self._thread.join()
+        if self._failed:
+            return
+        if self._told is not None:
+            self._leave_after_failure()
+            return
+        with contextlib.suppress(RuntimeError):
+            self._store.add(_LEFT, 1)
+        if self._rank == 0:
+            self._wait_for(_LEFT, self._num_ranks, seconds=LEAVE_SECONDS)
 
-    def _report(self, message: str) -> None:
-        with contextlib.suppress(RuntimeError):  # the store is gone: nobody to tell
-            with self._lock:
-                self._store.set(_FAILURE, f"rank {self._rank} stopped: {message}")
-            for _ in range(int(GRACE_SECONDS / POLL_SECONDS)):
+    def _look(self) -> str | None:
+        """What another rank failed of; None while nothing is known."""
+        with self._lock:
+            if self._told is None:
+                try:
+                    text = str(self._store.get(_FAILURE).decode()) if self._store.check([_FAILURE]) else ""
+                    if text and not text.startswith(f"rank {self._rank} "):
+                        self._told = text
+                        self._store.add(_KNOWN, 1)
+                except RuntimeError:
+                    self._told = self._told or "rank 0, which holds the run together, is gone: see its output"
+            return self._told
+
+    def _leave_after_failure(self) -> None:
+        if self._rank == 0:
+            self._wait_for(_KNOWN, self._num_ranks - 1, seconds=GRACE_SECONDS)
+
+    def _wait_for(self, counter: str, number: int, *, seconds: float) -> None:
+        """Wait until `number` ranks have counted themselves, but no longer than `seconds`."""
+        until = time.monotonic() + seconds
+        with contextlib.suppress(RuntimeError):
+            while time.monotonic() < until:
                 with self._lock:
-                    if self._store.add(_KNOWN, 0) >= self._num_ranks - 1:
+                    if self._store.add(counter, 0) >= number:
                         return
-                self._closed.wait(POLL_SECONDS)
-
-    def _acknowledge(self) -> None:
-        with contextlib.suppress(RuntimeError), self._lock:
-            self._store.add(_KNOWN, 1)
-
-    def _failure(self) -> str | None:
-        try:
-            with self._lock:
-                if not self._store.check([_FAILURE]):
-                    return None
-                text = str(self._store.get(_FAILURE).decode())
-        except RuntimeError:
-            return "the process that holds the run together is gone: see the output of rank 0"
-        return None if text.startswith(f"rank {self._rank} ") else text
+                time.sleep(POLL_SECONDS / 10)
 
     def _watch(self) -> None:
         while not self._closed.wait(POLL_SECONDS):
-            failure = self._failure()
-            if failure is not None and not self._closed.wait(GRACE_SECONDS):
-                self._acknowledge()
-                print(f"error: {failure}", file=sys.stderr, flush=True)
+            if self._look() is not None and not self._closed.wait(GRACE_SECONDS):
+                print(f"error: {self._told}", file=sys.stderr, flush=True)
+                self._leave_after_failure()
                 os._exit(1)
 
 
