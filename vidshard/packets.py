@@ -281,21 +281,29 @@ def _read_packets(container: Any, stream: Any, file_size: int) -> tuple[npt.NDAr
 
     They are where the container has them for every packet; else they are the times of decoding, or mere numbers.
     """
-    rows: list[tuple[int | None, int | None, bool, bool]] = []
+    shown: list[int | None] = []  # flat lists: of a long video, rows would cost as much as reading it
+    decoded: list[int | None] = []
+    discard: list[bool] = []
+    key: list[bool] = []
     num_bytes = 0
     for packet in container.demux(stream):
-        if packet.size == 0:  # the flush packet at the end, or a frame that an AVI dropped
+        size = packet.size
+        if size == 0:  # the flush packet at the end, or a frame that an AVI dropped
             continue
-        num_bytes += packet.size
+        num_bytes += size
         if packet.is_corrupt:
-            raise VideoError(DAMAGED, f"packet {len(rows)} of its video stream is cut or damaged")
-        rows.append((packet.pts, packet.dts, packet.is_discard, packet.is_keyframe))
-    _check_complete(stream, len(rows), num_bytes, file_size)
-    _check_clocks([row[:2] for row in rows])
-    column = next((c for c in (0, 1) if all(row[c] is not None for row in rows)), None)
-    times = range(len(rows)) if column is None else [row[column] for row in rows]
-    packets = np.array([(time, *row[2:]) for time, row in zip(times, rows, strict=True)], dtype=_PACKET)
-    return packets, column == 0
+            raise VideoError(DAMAGED, f"packet {len(key)} of its video stream is cut or damaged")
+        shown.append(packet.pts)
+        decoded.append(packet.dts)
+        discard.append(packet.is_discard)
+        key.append(packet.is_keyframe)
+    _check_complete(stream, len(key), num_bytes, file_size)
+    clocks = [None if None in times else np.array(times, dtype=np.int64) for times in (shown, decoded)]
+    _check_clocks(*clocks)
+    packets = np.zeros(len(key), dtype=_PACKET)
+    packets["time"] = next((clock for clock in clocks if clock is not None), np.arange(len(key)))
+    packets["discard"], packets["key"] = discard, key
+    return packets, clocks[0] is not None
 
 
 def _check_edit_list(in_order: npt.NDArray[np.void], duration: int | None) -> None:
@@ -310,15 +318,14 @@ def _check_edit_list(in_order: npt.NDArray[np.void], duration: int | None) -> No
         raise VideoError(DAMAGED, f"its edit list hides frames at the end, where {missing / gap:,.0f} are missing")
 
 
-def _check_clocks(times: list[tuple[int | None, int | None]]) -> None:
+def _check_clocks(shown: npt.NDArray[np.int64] | None, decoded: npt.NDArray[np.int64] | None) -> None:
     """Raises VideoError when frames are decoded at a steady pace (pts, dts) but shown with holes or two at once.
 
     So it is after a damaged table of offsets from the one clock to the other; the decoders then give right pictures in
-    an order that the times contradict.
+    an order that the times contradict. None: the container does not tell that time for every packet.
     """
-    if len(times) < 3 or any(time is None for row in times for time in row):
+    if shown is None or decoded is None or len(shown) < 3:
         return
-    shown, decoded = np.array(times, dtype=np.int64).T
     steps = np.diff(decoded)
     if steps[0] < 1 or np.any(steps != steps[0]):
         return

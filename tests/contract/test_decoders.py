@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import os
 from pathlib import Path
@@ -135,6 +136,20 @@ def test_missing_frames_are_damage_and_never_silence(name: str, library: Library
         list(DECODERS[name]().frames(path, table, range(table.num_frames), height=SIZE, width=SIZE))
     assert caught.value.reason == "damaged"
     assert str(tmp_path) not in caught.value.message
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("read", ["all", "last"])
+def test_a_frame_more_than_promised_is_damage(read: str, name: str, library: Library) -> None:
+    """The packet table of a video that has grown since, read through or sought."""
+    video, table = library["constant_rate"]
+    n = table.num_frames - 1
+    assert table.pts is not None
+    short = dataclasses.replace(table, timestamps_seconds=table.timestamps_seconds[:n], pts=table.pts[:n])
+    frames = DECODERS[name]().frames(video.path, short, range(n) if read == "all" else [n - 1], height=32, width=32)
+    with pytest.raises(VideoError) as caught:
+        list(frames)
+    assert caught.value.reason == "damaged"
 
 
 @pytest.mark.parametrize("name", DECODERS)
