@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 from stage1 import files
 from vidshard import __version__
-from vidshard.console import ExitCodeGroup
+from vidshard.console import EXIT_STOPPED, ExitCodeGroup
 from vidshard.storage import location
 
 CACHE_DIR = click.option(
@@ -34,12 +34,26 @@ def main() -> None:
 @click.option("--val-shards", type=location, metavar="PLACE", help="Shards to validate on; the best epoch is kept.")
 @click.option("--out", type=click.Path(path_type=Path), default=files.DEFAULT_RUN, show_default=True)
 @click.option("--epochs", type=int, default=5, show_default=True)
-@click.option("--batch-size", type=int, default=8, show_default=True)
+@click.option("--batch-size", type=int, default=8, show_default=True, help="Of each process.")
+@click.option("--accumulate", type=int, default=1, show_default=True, help="Batches of each process that make a step.")
 @click.option("--lr", type=float, default=1e-3, show_default=True, help="Highest learning rate of the schedule.")
 @click.option("--weight-decay", type=float, default=0.05, show_default=True)
 @click.option("--warmup-fraction", type=float, default=0.1, show_default=True, help="Share of all steps.")
 @click.option("--grad-clip", type=float, default=1.0, show_default=True, help="Largest gradient norm; 0 is no limit.")
 @click.option("--label-smoothing", type=float, default=0.0, show_default=True)
+@click.option(
+    "--mixup",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Mix pairs of clips by shares from Beta(α, α), e.g. 0.2; 0: no. The accuracy costs one more forward pass.",
+)
+@click.option(
+    "--ema", type=float, default=0.0, show_default=True, help="Keep averaged weights: decay a step, e.g. 0.99; 0: no."
+)
+@click.option(
+    "--patience", type=int, default=0, show_default=True, help="Stop after so many epochs without a better one; 0: no."
+)
 @click.option(
     "--val-fraction",
     type=float,
@@ -49,6 +63,15 @@ def main() -> None:
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Of convolutions and matrix products while training; weights and validation stay fp32.",
+)
+@click.option("--compile", is_flag=True, default=False, help="Train through torch.compile.")
+@click.option("--channels-last", is_flag=True, default=False, help="Keep weights and clips in channels-last memory.")
 @click.option("--workers", type=int, default=1, show_default=True, help="Threads that read shards.")
 @click.option(
     "--clips-per-video-per-epoch",
@@ -80,21 +103,60 @@ def main() -> None:
 @click.option("--max-bad-clips", type=int, default=0, show_default=True, help="Damaged clips to replace.")
 @CACHE_DIR
 @CACHE_GB
-@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@click.option(
+    "--checkpoint-minutes",
+    type=float,
+    default=10.0,
+    show_default=True,
+    help="Between checkpoints within an epoch; 0: only at the end of each.",
+)
+@click.option("--tensorboard", is_flag=True, default=False, help="Write event files too, to OUT/tensorboard.")
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="always",
+    type=click.Choice(["always", "auto"]),
+    metavar="[auto]",
+    callback=lambda _context, _option, value: {None: False, "always": True}.get(value, value),
+    help="Go on with the run in --out, in mid-epoch too; auto: start one where there is none.",
+)
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    help="TOML file of options, such as the run.toml of a run; options given beside it win.",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Any option of the TOML file, such as model.dropout=0.3; may be repeated.",
+)
 @click.option(
     "--preset",
     type=click.Choice(["default", "notebook"]),
     default="default",
     help="notebook: 5 epochs, batch 4, learning rate 1e-4, clipping at 1.0.",
 )
-def train(preset: str, **options: Any) -> None:
-    """Train a model on shards; the best epoch is written to --out."""
-    from stage1.train import train
-    from stage1.train_config import PRESETS, TrainConfig
+def train(preset: str, config_path: Path | None, settings: tuple[str, ...], **options: Any) -> int | None:
+    """Train a model on shards; the best epoch is written to --out.
+
+    Exit codes: 0 done; 75 stopped by SIGTERM or SIGUSR1, with a checkpoint: run it again with --resume; 1 all else.
+    """
+    from stage1.train import RunStopped, train
+    from stage1.train_config import PRESETS, make_config, merge, parse_setting, read_toml
 
     source = click.get_current_context().get_parameter_source
     given = {name: value for name, value in options.items() if source(name) is not ParameterSource.DEFAULT}
-    train(TrainConfig(**{**options, **PRESETS[preset], **given}))
+    from_file = read_toml(config_path) if config_path else {}
+    config = make_config(merge(options, PRESETS[preset], from_file, *map(parse_setting, settings), given))
+    try:
+        train(config)
+    except RunStopped as stopped:
+        click.echo(str(stopped), err=True)
+        return EXIT_STOPPED
+    return None
 
 
 @main.command()

@@ -1,4 +1,4 @@
-"""Where the model runs: the CPU or a CUDA device, chosen by itself or by name."""
+"""Where and how the model runs: the CPU or a CUDA device, chosen by itself or by name; precision and memory order."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import platform
 from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 from vidshard.errors import UserError
 
@@ -36,6 +37,22 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Where the block runs what gains from it (convolutions, matrix products) in bf16 or fp16; fp32 changes nothing."""
+    return torch.autocast(device.type, dtype=DTYPES.get(precision), enabled=precision in DTYPES)
+
+
+def channels_last(module: nn.Module) -> None:
+    """Put the weights of 2D and 3D convolutions into channels-last memory, in place."""
+    for parameter in module.parameters():
+        if parameter.ndim in (4, 5):
+            order = torch.channels_last if parameter.ndim == 4 else torch.channels_last_3d
+            parameter.data = parameter.data.contiguous(memory_format=order)
 
 
 @contextlib.contextmanager

@@ -99,6 +99,21 @@ def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
+def gather_over_ranks(value: torch.Tensor) -> torch.Tensor:
+    """Those of all processes, equal in shape, one behind the other along the first dimension."""
+    if not _is_active():
+        return value
+    parts = [torch.empty_like(value) for _ in range(world_size())]
+    dist.all_gather(parts, value.contiguous())
+    return torch.cat(parts)
+
+
+def wait_for_all() -> None:
+    """Return when every process has come here."""
+    if _is_active():
+        dist.barrier()
+
+
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Add up the gradients over all processes, so that a sum loss gives the gradient of the whole global batch."""
     if _is_active():

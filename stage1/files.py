@@ -9,9 +9,12 @@ from pathlib import Path
 from vidshard.errors import UserError
 
 BEST_NAME = "binary_stage1_with_attention.pt"
-LAST_NAME = "last.pt"
+LAST_NAME = "last.pt"  # where a run goes on
+PREVIOUS_NAME = "previous.pt"  # the one before, should that be damaged
+CONFIG_NAME = "run.toml"
 METRICS_NAME = "metrics.jsonl"
 CURVES_NAME = "curves.png"
+TENSORBOARD_NAME = "tensorboard"
 
 # Where `stage1 train` writes, and `stage1 infer` reads, unless told otherwise.
 DEFAULT_RUN = Path("checkpoints")

@@ -1,14 +1,16 @@
-"""Optimizer, schedule and class weights."""
+"""Optimizer, schedule, averaged weights and class weights."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 
 def make_optimizer(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.AdamW:
@@ -42,11 +44,27 @@ def make_scheduler(
     )
 
 
-def class_weights(labels: Sequence[int] | npt.NDArray[np.int64]) -> list[float]:
+def averaged_model(model: nn.Module, *, decay: float) -> AveragedModel:
+    """A copy of `model` whose weights follow it as an exponential moving average; buffers are those of `model`.
+
+    Call `update_parameters(model)` after each step. The decay rises to `decay` in the first steps, (1 + n) / (10 + n)
+    as in TensorFlow's ExponentialMovingAverage, so that a short run does not stay at its first weights.
+    """
+
+    def average(averaged: Any, current: Any, num_averaged: Any) -> None:
+        steps = int(num_averaged)
+        now = min(decay, (1 + steps) / (10 + steps))
+        for old, new in zip(averaged, current, strict=True):
+            old.lerp_(new.to(old.dtype), 1 - now)
+
+    return AveragedModel(model, multi_avg_fn=average)
+
+
+def class_weights(labels: Sequence[int] | npt.NDArray[np.int64]) -> tuple[float, float]:
     """Weights of normal and crime in the loss, so that both count the same in sum; 1 each where they are balanced.
 
     >>> class_weights([0, 0, 0, 1])
-    [0.6666666666666666, 2.0]
+    (0.6666666666666666, 2.0)
     """
-    counts = np.bincount(labels, minlength=2)
-    return [float(len(labels) / (2 * count)) for count in counts]
+    normal, crime = np.bincount(labels, minlength=2).tolist()
+    return len(labels) / (2 * normal), len(labels) / (2 * crime)

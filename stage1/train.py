@@ -9,37 +9,51 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
+import itertools
 import math
-import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
 
-from stage1 import clip_random, distributed, files, metrics, optim, plots
-from stage1.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from stage1 import distributed, files, metrics, optim, versions
+from stage1.checkpoint import Checkpoint, load_last, save_checkpoint, save_last
+from stage1.clip_task import ClipTask, Task, Transform
 from stage1.dataloader import Batch, ClipLoader
-from stage1.device import choose_device, cuda_memory_errors, device_name
-from stage1.model import Stage1Model
-from stage1.selection import balance_labels
-from stage1.train_config import FREE_ON_RESUME, TrainConfig, option_name
+from stage1.device import autocast, channels_last, choose_device, cuda_memory_errors, device_name
+from stage1.stop_signal import StopSignal
+from stage1.train_config import FREE_ON_RESUME, TrainConfig, option_name, to_toml
 from stage1.train_data import TrainData, open_data
-from stage1.transforms import ClipTransform
-from vidshard import __version__, atomic, console
+from stage1.train_log import RunLog, say, warn
+from vidshard import atomic, console
 from vidshard.errors import UserError
 
-__all__ = ["Run", "TrainConfig", "train"]
+__all__ = ["Run", "RunStopped", "TrainConfig", "train"]
 
-# uint8 clips (B, T, H, W, C), their rows in the index (B,), epoch → float (B, C, T, H, W), on the device
-Transform = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 
-SECONDS_BETWEEN_DRAWINGS = 30.0  # of the curves
+class RunStopped(Exception):  # noqa: N818 (it is no error)
+    """A signal asked the run to stop: it did so, with a checkpoint of all it had done. The text is for the user."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class EpochSoFar:
+    """What an epoch that is not finished has come to, over all ranks."""
+
+    loss_sum: float = 0.0  # of weight × loss
+    weight: float = 0.0
+    num_right: float = 0.0
+    num_known: float = 0.0
+    lr: float = 0.0  # of the step that came last
+    seconds: float = 0.0
+    waited: float = 0.0  # of these, for clips
+    loader_state: dict[str, Any] | None = None  # where the loader stands; None: at the start of the epoch
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -49,59 +63,100 @@ class Run:
     config: TrainConfig
     data: TrainData
     device: torch.device
-    model: Stage1Model
+    task: Task
+    model: nn.Module
+    averaged: AveragedModel | None
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LambdaLR
+    scaler: torch.amp.GradScaler
     loader: ClipLoader
     validation_loader: ClipLoader | None
-    train_transform: Transform
-    class_weights: torch.Tensor
+    log: RunLog
+    stop: StopSignal = dataclasses.field(default_factory=StopSignal)
+    compiled: Callable[..., Any] | None = None  # the model, called through torch.compile
+    step: int = 0  # optimizer steps done
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # an entry an epoch, as in metrics.jsonl
-    draw_after: float = dataclasses.field(default_factory=lambda: time.monotonic() + SECONDS_BETWEEN_DRAWINGS)
+    so_far: EpochSoFar = dataclasses.field(default_factory=EpochSoFar)
+    saved_at: float = dataclasses.field(default_factory=time.monotonic)
+
+    @property
+    def global_batch(self) -> int:
+        """Clips of one step, over all ranks."""
+        return self.config.batch_size * self.config.accumulate * distributed.world_size()
+
+    @property
+    def best_weights(self) -> nn.Module:
+        """The model to validate and to keep: the averaged one, where there is one."""
+        return self.model if self.averaged is None else self.averaged.module
+
+    def forward(self, clips_BCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The model that is trained, in the precision and memory order of the config. Returns float32."""
+        if self.config.channels_last:
+            clips_BCTHW = clips_BCTHW.contiguous(memory_format=torch.channels_last_3d)
+        with autocast(self.device, self.config.precision):
+            logits_BK, attention_BT = (self.compiled or self.model)(clips_BCTHW)
+        return logits_BK.float(), attention_BT.float()
 
 
-def train(config: TrainConfig, *, transform: Transform | None = None) -> Path:
+def train(
+    config: TrainConfig, *, transform: Transform | None = None, data: TrainData | None = None, task: Task | None = None
+) -> Path:
     """Train a model on `config.shards` and return the path of its checkpoint, the best by validation AUC.
 
     `transform`, when given, takes the place of the augmentation of training; validation and inference keep that of
-    ``config.transform``. Raises UserError on unusable input.
+    ``config.transform``. `data` takes the place of all clips of the config's shards, `task` that of classifying clips.
+    Raises UserError on unusable input, and RunStopped when SIGTERM or SIGUSR1 came: then all is kept.
     """
     device = distributed.device_of_rank(choose_device(config.device))
-    check_out(config)
-    with distributed.joined_ranks(device), hint_to_resume(config), cuda_memory_errors(config.batch_size):
-        data = open_data(config)
-        run = start_run(config, data, device, transform)
-        if config.resume:
+    resuming = check_out(config)
+    stopped: RunStopped | None = None
+    with (
+        StopSignal() as stop,
+        distributed.joined_ranks(device),
+        hint_to_resume(config),
+        cuda_memory_errors(config.batch_size),
+    ):
+        run = start_run(config, data or open_data(config), device, task or ClipTask(config=config, transform=transform))
+        run.stop = stop
+        if resuming:
             resume(run)
-        distributed.check_agreement({**run.loader.agreement(), "epochs done": len(run.history)})
-        _print_start(run)
-        for epoch in range(len(run.history), config.epochs):
-            trained = train_epoch(run, epoch)
-            validated = validate(run)
-            finish_epoch(run, {**trained, **validated})
+        distributed.check_agreement({**run.loader.agreement(), "steps done": run.step})
+        begin(run)
+        try:
+            run_epochs(run)
+        except RunStopped as error:  # on all ranks at the same step: none has failed
+            stopped = error
+        run.log.close()
+    if stopped is not None:
+        raise stopped
     path = config.out / files.BEST_NAME
-    _print(f"✓ Model checkpoint saved to: {path}")
+    say(f"✓ Model checkpoint saved to: {path}")
     return path
 
 
-def check_out(config: TrainConfig) -> None:
-    """Raise UserError when the output folder cannot be written to, holds another run, or none to resume."""
-    last = config.out / files.LAST_NAME
+def check_out(config: TrainConfig) -> bool:
+    """Whether the run in the output folder is to be resumed.
+
+    Raises UserError when the folder cannot be written to, holds another run, or none to resume.
+    """
     files.check_out(config.out)
-    if config.resume and not last.is_file():
-        raise UserError(f"nothing to resume: no {last}; start the run without --resume")
-    names = (files.BEST_NAME, files.LAST_NAME, files.METRICS_NAME)
-    held = [name for name in names if (config.out / name).exists()]
-    if held and not config.resume:
-        raise UserError(
-            f"{config.out} holds another run ({', '.join(held)}); go on with it by --resume, name another --out, "
-            "or remove the folder"
-        )
+    held = [
+        name
+        for name in (files.BEST_NAME, files.LAST_NAME, files.PREVIOUS_NAME, files.METRICS_NAME)
+        if (config.out / name).exists()
+    ]
+    can_resume = files.LAST_NAME in held or files.PREVIOUS_NAME in held
+    if config.resume is True and not can_resume:
+        raise UserError(f"nothing to resume: no {config.out / files.LAST_NAME}; start the run without --resume")
+    if held and not (config.resume and can_resume):
+        go_on = "go on with it by --resume, " if can_resume else ""
+        raise UserError(f"{config.out} holds another run ({', '.join(held)}); {go_on}name another --out, or remove it")
+    return bool(held)
 
 
 @contextlib.contextmanager
 def hint_to_resume(config: TrainConfig) -> Iterator[None]:
-    """Tell the user of a run that is interrupted, or finds the disk full, how to go on: that takes a finished epoch."""
+    """Tell the user of a run that is interrupted, or finds the disk full, how to go on: that takes a checkpoint."""
     try:
         yield
     except (KeyboardInterrupt, OSError) as error:
@@ -113,135 +168,174 @@ def hint_to_resume(config: TrainConfig) -> Iterator[None]:
 # --- the run ------------------------------------------------------------------------------------------------------
 
 
-def start_run(config: TrainConfig, data: TrainData, device: torch.device, transform: Transform | None = None) -> Run:
-    """A run before its first epoch."""
+def start_run(config: TrainConfig, data: TrainData, device: torch.device, task: Task) -> Run:
+    """A run before its first step."""
     torch.manual_seed(config.seed)
-    model = Stage1Model(config.model).to(device)
+    model = task.make_model().to(device)
+    if config.channels_last:
+        channels_last(model)
     optimizer = optim.make_optimizer(model, lr=config.lr, weight_decay=config.weight_decay)
-    loader = ClipLoader(
-        data.train,
-        rows=data.train_rows,
-        batch_size=config.batch_size,
-        shuffle=True,
-        seed=config.seed,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        clips_per_video=config.clips_per_video_per_epoch,
-        balance=balance_labels(data.train) if config.balanced else None,
-        block_shards=config.block_shards,
-        max_bad_clips=config.max_bad_clips,
-        num_threads=config.workers,
-        device=device,
-    )
-    validation_loader = None
-    if data.validation is not None:
-        # Every rank scores the whole set, so that all of them see the same figures.
-        validation_loader = ClipLoader(
-            data.validation,
-            rows=data.validation_rows,
-            batch_size=config.batch_size,
-            shuffle=False,
-            max_bad_clips=config.max_bad_clips,
-            num_threads=config.workers,
-            device=device,
-        )
+    loader, validation_loader = task.make_loaders(data, device)
+    steps_of_epoch = -(-len(loader) // config.accumulate)
     return Run(
         config=config,
         data=data,
         device=device,
+        task=task,
         model=model,
+        averaged=optim.averaged_model(model, decay=config.ema) if config.ema else None,
         optimizer=optimizer,
         scheduler=optim.make_scheduler(
-            optimizer, num_steps=config.epochs * len(loader), warmup_fraction=config.warmup_fraction
+            optimizer, num_steps=config.epochs * steps_of_epoch, warmup_fraction=config.warmup_fraction
         ),
+        scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
         loader=loader,
         validation_loader=validation_loader,
-        train_transform=transform or ClipTransform(config.transform, seed=config.seed),
-        class_weights=torch.tensor(optim.class_weights(data.train.labels[loader.order()]), device=device),
+        log=RunLog(config.out, tensorboard=config.tensorboard),
+        compiled=torch.compile(model) if config.compile else None,
     )
+
+
+def begin(run: Run) -> None:
+    """Say what is about to be done, and write it down."""
+    data, config = run.data, run.config
+    counts = np.bincount(data.train_labels, minlength=2)
+    say(f"Device: {device_name(run.device)}")
+    say(f"Train: {counts[0]} normal and {counts[1]} crime clips of {data.train.clip_shape} from {config.shards}")
+    num_taken = len(run.loader.order())
+    if num_taken < len(data.train_rows):
+        say(
+            f"An epoch takes {num_taken} of {len(data.train_rows)} clips (--clips-per-video-per-epoch "
+            f"{config.clips_per_video_per_epoch}; 0 takes all)"
+        )
+    if config.val_shards is not None and data.validation is not None:
+        counts = np.bincount(data.validation.labels, minlength=2)
+        say(f"Validation: {counts[0]} normal and {counts[1]} crime clips from {config.val_shards}")
+    for note in data.notes:
+        say(f"Note: {note}")
+    for warning in data.warnings:
+        warn(warning)
+    if run.step:
+        where = f"in epoch {len(run.history) + 1}" if run.so_far.loader_state else f"after epoch {len(run.history)}"
+        say(f"Resumed {where} of {config.epochs}, after {run.step} steps")
+    if distributed.rank() == 0:
+        atomic.write_text(config.out / files.CONFIG_NAME, to_toml(config))
+    run.log.start(run.step)
+    run.saved_at = time.monotonic()
+
+
+def run_epochs(run: Run) -> None:
+    """Train to the last epoch, or to where there is nothing more to gain. Raises RunStopped."""
+    while not is_finished(run):
+        trained = train_epoch(run, len(run.history))
+        validated = validate(run)
+        finish_epoch(run, {**trained, **validated})
+
+
+def is_finished(run: Run) -> bool:
+    """Whether all epochs are done, or there were `patience` without a better one."""
+    since_best = next((i for i, row in enumerate(reversed(run.history)) if row["best"]), 0)
+    return len(run.history) >= run.config.epochs or 0 < run.config.patience <= since_best
 
 
 def train_epoch(run: Run, epoch: int) -> dict[str, Any]:
-    """One pass over the training clips. Returns the metrics of the epoch."""
+    """What is left of one pass over the training clips. Returns the metrics of the whole epoch. Raises RunStopped."""
     run.loader.set_epoch(epoch)
+    if run.so_far.loader_state is not None:
+        run.loader.load_state_dict(run.so_far.loader_state)
     run.model.train()
-    totals = torch.zeros(4, dtype=torch.float64)  # loss × weight, weight, right, clips
-    start = time.perf_counter()
     clock = _WaitClock(run.loader)
+    batches = iter(clock)
+    so_far, seconds_before = run.so_far, run.so_far.seconds
+    num_steps = -(-len(run.loader) // run.config.accumulate)
+    start = time.perf_counter()
     title = f"Epoch {epoch + 1}/{run.config.epochs}"
-    with console.Progress(title, total=len(run.loader), unit="step", stream=_progress_stream()) as progress:
-        for step, batch in enumerate(clock):
-            lr = run.scheduler.get_last_lr()[0]
-            totals += train_step(run, batch, epoch, where=f"epoch {epoch + 1}, step {step + 1}")
-            seconds = time.perf_counter() - start
+    with console.Progress(title, total=num_steps, unit="step", stream=sys.stderr) as progress:
+        for step in range(1, num_steps + 1):
+            asked_to_stop = train_step(run, itertools.islice(batches, run.config.accumulate), epoch)
+            so_far.seconds = seconds_before + time.perf_counter() - start
+            so_far.waited += clock.take_seconds()
             progress.advance(
-                note=f"loss {totals[0] / totals[1]:.4f}, {totals[3] / seconds:.0f} clips/s a rank, "
-                f"{clock.seconds / seconds:.0%} waiting for data"
+                note=f"loss {so_far.loss_sum / so_far.weight:.4f}, {so_far.num_known / so_far.seconds:.0f} clips/s, "
+                f"{so_far.waited / so_far.seconds:.0%} waiting for data"
             )
-    distributed.sum_over_ranks(totals)
-    seconds = time.perf_counter() - start
-    loss_sum, weight, right, num_clips = totals.tolist()
+            is_last, is_due = step == num_steps, _is_time_to_save(run)
+            if asked_to_stop or is_last or is_due:
+                so_far.loader_state = run.loader.state_dict()
+            if asked_to_stop:
+                stop_run(run)
+            elif is_due and not is_last:
+                save(run)
+    next(batches, None)  # lets the loader end its epoch
+    for buffer in run.model.buffers():  # statistics that each rank took of its own clips
+        if buffer.is_floating_point():
+            distributed.sum_over_ranks(buffer).div_(distributed.world_size())
     return {
         "epoch": epoch + 1,
-        "loss": loss_sum / weight,
-        "accuracy": right / num_clips,
-        "lr": lr,
-        "seconds": round(seconds, 3),
-        "clips_per_second": round(num_clips / seconds, 2),
-        "mb_per_second": round(num_clips * run.data.train.clip_shape.num_bytes / 1e6 / seconds, 2),
-        "data_wait": round(clock.seconds / seconds, 4),  # share of the time spent waiting for clips
+        "loss": so_far.loss_sum / so_far.weight,
+        "accuracy": so_far.num_right / so_far.num_known,
+        "lr": so_far.lr,
+        "seconds": round(so_far.seconds, 3),
+        "clips_per_second": round(so_far.num_known / so_far.seconds, 2),
+        "mb_per_second": round(so_far.num_known * run.data.train.clip_shape.num_bytes / 1e6 / so_far.seconds, 2),
+        "data_wait": round(so_far.waited / so_far.seconds, 4),  # share of the time spent waiting for clips
     }
 
 
-def train_step(run: Run, batch: Batch, epoch: int, *, where: str) -> torch.Tensor:
-    """One optimizer step. Returns [loss × weight, weight, right, clips] of this rank's part, padding not counted."""
-    clips, labels, indices = (tensor.to(run.device, non_blocking=True) for tensor in batch)
-    clip_random.seed_dropout(run.model, clip_random.clip_seeds(indices, seed=run.config.seed, epoch=epoch))
-    logits, _ = run.model(run.train_transform(clips, indices, epoch))
-    known = labels >= 0
-    loss_sum = functional.cross_entropy(
-        logits,
-        labels,
-        weight=run.class_weights,
-        ignore_index=-1,
-        reduction="sum",
-        label_smoothing=run.config.label_smoothing,
-    )
-    weight = run.class_weights[labels[known]].sum()
-    global_weight = distributed.sum_over_ranks(weight.detach().clone())
+def train_step(run: Run, batches: Iterable[Batch], epoch: int) -> bool:
+    """One optimizer step on a global batch. Returns whether a rank was asked to stop."""
     run.optimizer.zero_grad()
-    (loss_sum / global_weight).backward()  # type: ignore[no-untyped-call]
-    distributed.sum_gradients(run.model.parameters())
-    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.config.grad_clip or math.inf)
-    if not torch.isfinite(norm) or not torch.isfinite(loss_sum):
-        loss = float(loss_sum.detach() / global_weight)
-        raise UserError(
-            f"the loss is {loss:g} and its gradient {float(norm):g} at {where}, expected finite numbers; "
-            f"lower --lr (now {run.config.lr:g})"
-        )
-    run.optimizer.step()
+    sums = torch.zeros(5, dtype=torch.float64, device=run.device)
+    for batch in batches:
+        on_device = Batch(*(tensor.to(run.device, non_blocking=True) for tensor in batch))
+        loss = run.task.loss(run.model, run.forward, on_device, epoch)
+        run.scaler.scale(loss.loss_sum / run.global_batch).backward()  # type: ignore[no-untyped-call]
+        sums[:4] += torch.stack([part.detach().double() for part in loss])
+    sums[4] = run.stop.received is not None
+    loss_sum, weight, num_right, num_known, asked_to_stop = distributed.sum_over_ranks(sums).tolist()
+
+    parameters = [parameter for parameter in run.model.parameters() if parameter.grad is not None]
+    distributed.sum_gradients(parameters)
+    run.scaler.unscale_(run.optimizer)
+    for parameter in parameters:  # the loss of the step is the weighted mean over all clips of the global batch
+        parameter.grad *= run.global_batch / weight
+    norm = torch.nn.utils.clip_grad_norm_(parameters, run.config.grad_clip or math.inf)
+    _check_finite(run, loss_sum / weight, norm, where=f"epoch {epoch + 1}, step {run.step + 1} of the run")
+    run.so_far.lr = float(run.scheduler.get_last_lr()[0])
+    run.scaler.step(run.optimizer)  # not when a gradient in fp16 overflowed
+    run.scaler.update()
     run.scheduler.step()
-    right = (logits.argmax(1) == labels)[known].sum()
-    return torch.stack([loss_sum.detach(), weight, right, known.sum()]).double().cpu()
+    if run.averaged is not None:
+        run.averaged.update_parameters(run.model)
+    run.step += 1
+
+    run.so_far.loss_sum += loss_sum
+    run.so_far.weight += weight
+    run.so_far.num_right += num_right
+    run.so_far.num_known += num_known
+    run.log.add_step(run.step, loss=loss_sum / weight, lr=run.so_far.lr)
+    return bool(asked_to_stop)
 
 
 @torch.no_grad()
 def validate(run: Run) -> dict[str, Any]:
-    """Metrics on the validation clips; nothing without them."""
+    """Metrics on the validation clips, as inference would score them; nothing without them. Raises RunStopped."""
     if run.validation_loader is None:
         return {}
-    run.model.eval()
-    transform = ClipTransform(run.config.transform.for_evaluation)
-    labels: list[int] = []
-    probabilities: list[float] = []
-    loss_sum = 0.0
+    model = run.best_weights.eval()
+    parts = []
     for batch in run.validation_loader:
-        logits, _ = run.model(transform(batch.clips.to(run.device)))
-        on_device = batch.labels.to(run.device)
-        loss_sum += float(functional.cross_entropy(logits, on_device, ignore_index=-1, reduction="sum"))
-        labels += batch.labels.tolist()
-        probabilities += logits.double().softmax(1)[:, 1].tolist()
-    scores = metrics.score(labels, probabilities)
+        if _is_asked_to_stop(run):
+            stop_run(run)
+        on_device = Batch(*(tensor.to(run.device) for tensor in batch))
+        logits_BK = run.task.score(model, on_device).double()
+        parts.append(torch.cat([logits_BK, on_device.labels[:, None], on_device.indices[:, None]], dim=1))
+    rows = distributed.gather_over_ranks(torch.cat(parts)).cpu()
+    rows = rows[rows[:, -1] >= 0]  # without padding
+    rows = rows[rows[:, -1].argsort()]  # the same order on any number of ranks: sums round alike
+    logits_NK, labels_N = rows[:, :-2], rows[:, -2].long()
+    scores = metrics.score(labels_N.numpy(), logits_NK.softmax(1)[:, 1].numpy())
+    loss_sum = float(functional.cross_entropy(logits_NK, labels_N, ignore_index=-1, reduction="sum"))
     return {
         "val_loss": loss_sum / max(1, scores.num_clips),
         "val_accuracy": scores.accuracy,
@@ -254,10 +348,10 @@ def finish_epoch(run: Run, entry: dict[str, Any]) -> None:
     """Note the epoch, say so, and write the files of the run: last.pt first, from which `resume` writes the others."""
     entry["best"] = is_best(entry, run.history)
     run.history.append(entry)
-    _print(epoch_line(entry))
+    run.so_far = EpochSoFar()
+    run.log.add_epoch(entry, run.step)
+    saved = save(run)
     if distributed.rank() == 0:
-        saved = make_checkpoint(run)
-        save_checkpoint(run.config.out / files.LAST_NAME, saved)
         write_the_rest(run, saved)
 
 
@@ -265,12 +359,7 @@ def write_the_rest(run: Run, last: Checkpoint) -> None:
     """Write what follows from last.pt: the best checkpoint, where that is it, metrics and curves."""
     if run.history[-1]["best"]:
         save_checkpoint(run.config.out / files.BEST_NAME, last)
-    lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in run.history)
-    atomic.write_text(run.config.out / files.METRICS_NAME, lines)
-    # Drawing takes half a second: of short epochs not every one is drawn, but the last always is.
-    if len(run.history) == run.config.epochs or time.monotonic() >= run.draw_after:
-        plots.plot_curves(run.history, run.config.out / files.CURVES_NAME)
-        run.draw_after = time.monotonic() + SECONDS_BETWEEN_DRAWINGS
+    run.log.write(run.history, last=is_finished(run))
 
 
 def is_best(entry: dict[str, Any], history: Sequence[dict[str, Any]]) -> bool:
@@ -288,78 +377,102 @@ def is_best(entry: dict[str, Any], history: Sequence[dict[str, Any]]) -> bool:
     return "val_loss" not in entry or all(rank(entry) > rank(row) for row in history)
 
 
-def epoch_line(entry: dict[str, Any]) -> str:
-    """What is printed after an epoch.
-
-    >>> epoch_line({"epoch": 1, "loss": 0.69314, "accuracy": 0.5125, "lr": 1e-4})
-    'Epoch 1 | Loss: 0.6931 | Accuracy: 51.25% | LR: 0.000100'
-    """
-    line = f"Epoch {entry['epoch']} | Loss: {entry['loss']:.4f} | Accuracy: {entry['accuracy']:.2%}"
-    line += f" | LR: {entry['lr']:.6f}"
-    if "val_loss" in entry:
-        auc = "n/a" if entry["val_auc"] is None else f"{entry['val_auc']:.3f}"
-        line += f" | Val Accuracy: {entry['val_accuracy']:.2%} | Val AUC: {auc}"
-    return line
-
-
 # --- checkpoints --------------------------------------------------------------------------------------------------
 
 
+def save(run: Run) -> Checkpoint:
+    """Write last.pt, on rank 0."""
+    checkpoint = make_checkpoint(run)
+    if distributed.rank() == 0:
+        save_last(run.config.out, checkpoint)
+    run.saved_at = time.monotonic()
+    return checkpoint
+
+
+def stop_run(run: Run) -> NoReturn:
+    """Save, and raise RunStopped, on all ranks at once."""
+    save(run)
+    distributed.wait_for_all()  # a rank that ends early might have the others killed
+    raise RunStopped(
+        f"stopped by {run.stop.received or 'a signal to another process'} after {run.step} steps; run the same command "
+        "with --resume to go on"
+    )
+
+
 def make_checkpoint(run: Run) -> Checkpoint:
-    """The run as it stands after an epoch."""
-    last = run.history[-1]
+    """The run as it stands."""
+    data = run.data
     return Checkpoint(
-        epoch=last["epoch"],
-        model_state_dict=run.model.state_dict(),
+        epoch=len(run.history),
+        step=run.step,
+        model_state_dict=run.best_weights.state_dict(),
         optimizer_state_dict=run.optimizer.state_dict(),
         scheduler_state_dict=run.scheduler.state_dict(),
         model_config=dataclasses.asdict(run.config.model),
         transform_config=dataclasses.asdict(run.config.transform.for_evaluation),
-        clip_shape=dataclasses.asdict(run.data.train.clip_shape),
-        sampling=run.data.train.manifest.settings,
-        frame_gap_seconds=run.data.train.frame_gap_seconds(),
-        metrics=last,
-        warnings=list(run.data.warnings),
+        clip_shape=dataclasses.asdict(data.train.clip_shape),
+        sampling=data.train.manifest.settings,
+        frame_gap_seconds=data.train.frame_gap_seconds(),
+        metrics=run.history[-1] if run.history else {},
+        warnings=list(data.warnings),
         train_config=run.config.to_dict(),
-        data_digests=run.data.digests,
-        train_videos=run.data.train_videos,
-        packages={
-            "vidshard": __version__,
-            "torch": str(torch.__version__),
-            "numpy": np.__version__,
-            "python": platform.python_version(),
+        data_digests=data.digests,
+        train_videos=data.train_videos,
+        packages=versions.package_versions(),
+        git_commit=versions.git_commit(),
+        run_state={
+            "history": run.history,
+            "epoch_so_far": dataclasses.asdict(run.so_far),
+            "global_batch": run.global_batch,
+            "scaler": run.scaler.state_dict(),
+            # Of an averaged model the weights that training goes on with.
+            "trained_weights": run.model.state_dict() if run.averaged is not None else None,
         },
-        run_state={"history": run.history, "world_size": distributed.world_size()},
     )
 
 
 def resume(run: Run) -> None:
-    """Go on where last.pt ended. Raises UserError when data or options are others."""
-    path = run.config.out / files.LAST_NAME
-    saved = load_checkpoint(path, map_location="cpu")
+    """Go on where the last checkpoint ended. Raises UserError when data or options are others."""
+    out = run.config.out
+    saved, warning = load_last(out)
+    path = out / files.LAST_NAME
     for role, digest in run.data.digests.items():
         if saved.data_digests.get(role) != digest:
             raise UserError(f"the {role} shards are not those {path} was trained with; name those, or another --out")
-    now = run.config.to_dict()
-    changed = [name for name in now if name not in FREE_ON_RESUME and now[name] != saved.train_config.get(name)]
+    now, before = run.config.to_dict(), saved.train_config
+    changed = [name for name in now if name not in FREE_ON_RESUME and now[name] != before.get(name)]
     if changed:
         name = changed[0]
         raise UserError(
-            f"{path} was trained with {option_name(name)} {saved.train_config.get(name)}, got {now[name]}; resume with "
-            "the same options (only --epochs, --device and --workers may differ), or name another --out"
+            f"{path} was trained with {option_name(name)} {before.get(name)}, got {now[name]}; resume with the same "
+            "options (only those that do not decide the weights may differ), or name another --out"
         )
-    before = saved.run_state.get("world_size", 1)
-    if before != distributed.world_size():
+    if saved.run_state["global_batch"] != run.global_batch:
         raise UserError(
-            f"{path} was trained by {before} processes, each with --batch-size {run.config.batch_size}, got "
-            f"{distributed.world_size()}: another global batch; resume with as many processes, or name another --out"
+            f"{path} was trained with {saved.run_state['global_batch']} clips a step, got {run.global_batch} "
+            f"(--batch-size {run.config.batch_size} × --accumulate {run.config.accumulate} × "
+            f"{distributed.world_size()} processes); keep the product, or name another --out"
         )
-    run.model.load_state_dict(saved.model_state_dict)
+    if run.averaged is None:
+        run.model.load_state_dict(saved.model_state_dict)
+    else:
+        run.model.load_state_dict(saved.run_state["trained_weights"])
+        run.averaged.module.load_state_dict(saved.model_state_dict)
+        run.averaged.n_averaged.fill_(saved.step)
     run.optimizer.load_state_dict(saved.optimizer_state_dict)
     run.scheduler.load_state_dict(saved.scheduler_state_dict)
-    run.history = saved.run_state["history"]
-    if distributed.rank() == 0:  # the run may have been killed before these were written
-        write_the_rest(run, saved)
+    run.scaler.load_state_dict(saved.run_state["scaler"])
+    run.step, run.history = saved.step, saved.run_state["history"]
+    run.so_far = EpochSoFar(**saved.run_state["epoch_so_far"])
+    if run.so_far.loader_state is not None:
+        run.loader.load_state_dict(run.so_far.loader_state)
+    if warning is not None:
+        warn(warning)
+    if distributed.rank() == 0:
+        if warning is not None:
+            path.unlink(missing_ok=True)  # so that it does not become the previous one
+        if run.history and run.so_far.loader_state is None:  # killed, perhaps, before these were written
+            write_the_rest(run, saved)
 
 
 # --- small things -------------------------------------------------------------------------------------------------
@@ -369,46 +482,37 @@ class _WaitClock:
     """Iterates over `batches` and adds up the seconds spent waiting for them."""
 
     def __init__(self, batches: ClipLoader) -> None:
-        self.batches, self.seconds = batches, 0.0
+        self.batches, self._seconds = batches, 0.0
 
     def __iter__(self) -> Iterator[Batch]:
         iterator = iter(self.batches)
         while True:
             start = time.perf_counter()
             batch = next(iterator, None)
-            self.seconds += time.perf_counter() - start
+            self._seconds += time.perf_counter() - start
             if batch is None:
                 return
             yield batch
 
+    def take_seconds(self) -> float:
+        """Seconds waited since this was called last."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
 
-def _print_start(run: Run) -> None:
-    data, config = run.data, run.config
-    counts = np.bincount(data.train_labels, minlength=2)
-    _print(f"Device: {device_name(run.device)}")
-    _print(f"Train: {counts[0]} normal and {counts[1]} crime clips of {data.train.clip_shape} from {config.shards}")
-    num_taken = len(run.loader.order())
-    if num_taken < len(data.train_rows):
-        _print(
-            f"An epoch takes {num_taken} of {len(data.train_rows)} clips (--clips-per-video-per-epoch "
-            f"{config.clips_per_video_per_epoch}; 0 takes all)"
+
+def _is_asked_to_stop(run: Run) -> bool:
+    """Whether any rank was; to be called by all of them."""
+    return bool(distributed.sum_over_ranks(torch.tensor(float(run.stop.received is not None), device=run.device)))
+
+
+def _is_time_to_save(run: Run) -> bool:
+    return 0 < run.config.checkpoint_minutes * 60 <= time.monotonic() - run.saved_at
+
+
+def _check_finite(run: Run, loss: float, norm: torch.Tensor, *, where: str) -> None:
+    # An overflow of gradients in fp16 is met by a smaller scale, and the step is left out.
+    if not math.isfinite(loss) or (not torch.isfinite(norm) and not run.scaler.is_enabled()):
+        raise UserError(
+            f"the loss is {loss:g} and its gradient {float(norm):g} at {where}, expected finite numbers; "
+            f"lower --lr (now {run.config.lr:g})"
         )
-    if config.val_shards is not None and data.validation is not None:
-        counts = np.bincount(data.validation.labels, minlength=2)
-        _print(f"Validation: {counts[0]} normal and {counts[1]} crime clips from {config.val_shards}")
-    for note in data.notes:
-        _print(f"Note: {note}")
-    for warning in data.warnings:
-        _print(f"WARNING: {warning}", stream=sys.stderr)
-    if run.history:
-        _print(f"Resumed after epoch {len(run.history)} of {config.epochs}")
-
-
-def _progress_stream() -> Any:
-    """Where progress goes: standard error of rank 0."""
-    return sys.stderr
-
-
-def _print(line: str, *, stream: Any = None) -> None:
-    if distributed.rank() == 0:
-        print(line, file=stream or sys.stdout, flush=True)

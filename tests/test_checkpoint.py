@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from stage1.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from stage1.checkpoint import Checkpoint, load_checkpoint, load_last, save_checkpoint, save_last
+from stage1.files import LAST_NAME, PREVIOUS_NAME
 from stage1.model import ModelConfig, Stage1Model
 from stage1.transforms import TransformConfig
 from vidshard.errors import UserError
@@ -83,13 +88,20 @@ def test_code_in_a_file_does_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "trapped").exists()
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Later(Checkpoint):
+    """Of a version to come."""
+
+    later: int = 1
+
+
 def test_unknown_versions_and_fields_are_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "a.pt", make())
     fields = torch.load(tmp_path / "a.pt", weights_only=True)
     torch.save({**fields, "format_version": 99}, tmp_path / "new.pt")
-    with pytest.raises(UserError, match="format version 99, this stage1 reads version 1"):
+    with pytest.raises(UserError, match="format version 99, this stage1 reads version 2"):
         load_checkpoint(tmp_path / "new.pt")
-    torch.save({**fields, "later": 1}, tmp_path / "more.pt")
+    save_checkpoint(tmp_path / "more.pt", Later(**dataclasses.asdict(make())))
     with pytest.raises(UserError, match="unknown field"):
         load_checkpoint(tmp_path / "more.pt")
 
@@ -108,3 +120,89 @@ def test_a_failed_save_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.Mo
         save_checkpoint(path, make())
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.pt"]
+
+
+# --- damage -------------------------------------------------------------------------------------------------------
+
+
+def test_no_flipped_bit_goes_unseen(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, make())
+    data = path.read_bytes()
+    generator = random.Random(0)
+    places = [generator.randrange(8 * len(data)) for _ in range(250)] + list(
+        range(8 * len(data) - 8 * 50, 8 * len(data), 8)
+    )
+    assert len(places) == 300
+    for place in places:
+        damaged = bytearray(data)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"a\.pt is (damaged|no stage1 checkpoint, or is damaged)"):
+            load_checkpoint(path)
+    path.write_bytes(data)
+    assert load_checkpoint(path).epoch == 3
+
+
+@pytest.mark.parametrize("cut", [1, 60, 200, 10_000])
+def test_a_cut_file_is_refused(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, make())
+    path.write_bytes(path.read_bytes()[:-cut])
+    with pytest.raises(UserError, match="is damaged"):
+        load_checkpoint(path)
+
+
+def test_the_last_two_are_kept_and_the_previous_one_steps_in(tmp_path: Path) -> None:
+    for epoch in (1, 2, 3):
+        save_last(tmp_path, dataclasses.replace(make(), epoch=epoch))
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [LAST_NAME, PREVIOUS_NAME]
+    saved, warning = load_last(tmp_path)
+    assert (saved.epoch, warning) == (3, None)
+    (tmp_path / LAST_NAME).write_bytes(b"")
+    saved, warning = load_last(tmp_path)
+    assert saved.epoch == 2
+    assert warning is not None
+    assert "is no stage1 checkpoint, or is damaged" in warning
+    (tmp_path / LAST_NAME).unlink()
+    saved, warning = load_last(tmp_path)
+    assert saved.epoch == 2
+    assert warning is not None
+    assert "there is no" in warning
+    (tmp_path / PREVIOUS_NAME).write_bytes(b"")
+    with pytest.raises(UserError, match=r"no checkpoint .*last\.pt"):
+        load_last(tmp_path)
+
+
+SAVE_FOR_EVER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_checkpoint import make
+from stage1.checkpoint import load_last, save_last
+import dataclasses, itertools
+folder = Path(sys.argv[1])
+start = load_last(folder)[0].epoch + 1 if any(folder.iterdir()) else 0
+for epoch in itertools.count(start):
+    save_last(folder, dataclasses.replace(make(), epoch=epoch))
+    print(epoch, flush=True)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+def test_a_kill_while_saving_leaves_a_checkpoint(tmp_path: Path) -> None:
+    """Twice; tools/crash_test_checkpoint.py does it a hundred times."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    generator = random.Random(0)
+    for _ in range(2):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SAVE_FOR_EVER, str(folder), str(Path(__file__).parent)], stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        last = int(process.stdout.readline())
+        time.sleep(generator.uniform(0, 0.2))
+        process.kill()
+        rest, _ = process.communicate()
+        printed = [last, *map(int, rest.split())]
+        assert load_last(folder)[0].epoch >= printed[-1]  # nothing that was said to be saved is lost

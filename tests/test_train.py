@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,9 @@ from stage1.checkpoint import load_checkpoint
 from stage1.cli import main
 from stage1.dataloader import ClipReader
 from stage1.device import cuda_memory_errors
-from stage1.files import BEST_NAME, CURVES_NAME, LAST_NAME, METRICS_NAME
-from stage1.model import ModelConfig
-from stage1.train import TrainConfig, is_best, train
+from stage1.files import BEST_NAME, CONFIG_NAME, CURVES_NAME, LAST_NAME, METRICS_NAME, PREVIOUS_NAME
+from stage1.model import ModelConfig, Stage1Model
+from stage1.train import RunStopped, TrainConfig, is_best, train
 from stage1.train_data import hold_out, validation_warnings
 from vidshard.errors import UserError
 
@@ -73,7 +75,7 @@ def test_a_run_learns_and_leaves_its_files(
     assert lines[-1] == f"✓ Model checkpoint saved to: {path}"
     assert [line for line in lines if line.startswith("Device: CPU")]
     assert sorted(entry.name for entry in path.parent.iterdir()) == sorted(
-        [BEST_NAME, LAST_NAME, METRICS_NAME, CURVES_NAME]
+        [BEST_NAME, LAST_NAME, PREVIOUS_NAME, METRICS_NAME, CURVES_NAME, CONFIG_NAME]
     )
     rows = [json.loads(line) for line in (path.parent / METRICS_NAME).read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6]
@@ -133,16 +135,12 @@ def test_a_run_killed_between_its_two_checkpoints_goes_on(
     tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
 ) -> None:
     whole = train(config(shards, tmp_path / "whole", epochs=2, val_fraction=0))
-    save_checkpoint = train_module.save_checkpoint
-    saved: list[Path] = []
 
-    def kill_in_between(path: Path, checkpoint: Any) -> None:
-        if len(saved) == 2 * epoch - 1:
+    def kill_in_between(run: Any, last: Any) -> None:
+        if last.epoch == epoch:
             raise KeyboardInterrupt
-        saved.append(path)
-        save_checkpoint(path, checkpoint)
 
-    monkeypatch.setattr(train_module, "save_checkpoint", kill_in_between)
+    monkeypatch.setattr(train_module, "write_the_rest", kill_in_between)
     with pytest.raises(KeyboardInterrupt):
         train(config(shards, tmp_path / "cut", epochs=2, val_fraction=0))
     monkeypatch.undo()
@@ -172,7 +170,6 @@ def test_a_run_that_stops_says_how_to_go_on(
     tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, num_saved: int, error: BaseException, text: str
 ) -> None:
     def stop(run: Any, entry: dict[str, Any]) -> None:
-        run.config.out.mkdir()
         for name in (LAST_NAME, BEST_NAME)[:num_saved]:
             (run.config.out / name).touch()
         raise error
@@ -183,13 +180,10 @@ def test_a_run_that_stops_says_how_to_go_on(
     assert (result.exit_code, result.stderr.strip().splitlines()[-1]) == (1, text)
 
 
-def test_resume_with_another_number_of_processes_is_refused(
-    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resume_with_another_global_batch_is_refused(tmp_path: Path, shards: Path) -> None:
     train(config(shards, tmp_path / "out", epochs=1, val_fraction=0))
-    monkeypatch.setattr("stage1.distributed.world_size", lambda: 2)
-    with pytest.raises(UserError, match=r"trained by 1 processes, each with --batch-size 8, got 2: another global"):
-        train(config(shards, tmp_path / "out", val_fraction=0, resume=True))
+    with pytest.raises(UserError, match=r"with 8 clips a step, got 16 \(--batch-size 8 × --accumulate 2 × 1 processes"):
+        train(config(shards, tmp_path / "out", val_fraction=0, resume=True, accumulate=2))
 
 
 def test_resume_refuses_other_options_and_other_data(tmp_path: Path, shards: Path, val_shards: Path) -> None:
@@ -204,7 +198,7 @@ def test_resume_refuses_other_options_and_other_data(tmp_path: Path, shards: Pat
 
 def test_a_folder_with_another_run_is_refused(tmp_path: Path, shards: Path) -> None:
     train(config(shards, tmp_path / "out", epochs=1))
-    with pytest.raises(UserError, match=r"holds another run .*--resume, name another --out"):
+    with pytest.raises(UserError, match=r"holds another run .*--resume, name another --out, or remove it"):
         train(config(shards, tmp_path / "out"))
 
 
@@ -225,6 +219,151 @@ def test_training_reads_only_the_shards_that_were_named(
     watching = False
     assert {path.relative_to(tmp_path).parts[0] for path in opened} <= {"Train", "Validation", "out"}
     assert any(path.suffix == ".tar" for path in opened)
+
+
+# --- stopped and resumed in mid-epoch -----------------------------------------------------------------------------
+
+
+class StopAfter:
+    """In place of a run's stop signal: heard when the run has done so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.run = steps, None
+
+    @property
+    def received(self) -> str | None:
+        return "SIGTERM" if self.run is not None and self.run.step >= self.steps - 1 else None
+
+
+def stopped_train(run_config: TrainConfig, steps: int, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Train until the signal comes in step `steps`. Returns what is said."""
+    begin, stop = train_module.begin, StopAfter(steps)
+
+    def begin_with_stop(run: Any) -> None:
+        run.stop = stop
+        stop.run = run
+        begin(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "begin", begin_with_stop)
+        with pytest.raises(RunStopped) as stopped:
+            train(run_config)
+    return str(stopped.value)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_run_stopped_at_any_step_ends_as_if_never_stopped(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, ema: float
+) -> None:
+    options = {"epochs": 2, "batch_size": 5, "ema": ema, "mixup": 0.4, "val_fraction": 0.2}
+    whole = train(config(shards, tmp_path / "whole", **options))
+    expected = load_checkpoint(whole.with_name(LAST_NAME))
+    assert expected.step == 8
+    for step in (1, 3, 4, 6, 8):  # within an epoch, and its last one: then validation is what is left
+        out = tmp_path / f"cut{step}"
+        told = stopped_train(config(shards, out, **options), step, monkeypatch)
+        assert told.startswith(f"stopped by SIGTERM after {step} steps; run the same command with --resume")
+        assert load_checkpoint(out / LAST_NAME).step == step
+        train(config(shards, out, **options, resume="auto"))
+        last = load_checkpoint(out / LAST_NAME)
+        assert_same(expected.model_state_dict, last.model_state_dict)
+        assert str(expected.optimizer_state_dict) == str(last.optimizer_state_dict)
+        assert_same(weights(whole), weights(out / BEST_NAME))
+        timed = ("seconds", "clips_per_second", "mb_per_second", "data_wait")
+        one, two = (
+            [{k: v for k, v in row.items() if k not in timed} for row in x.run_state["history"]]
+            for x in (expected, last)
+        )
+        assert one == two
+
+
+def test_a_run_goes_on_with_another_split_of_the_global_batch(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"epochs": 1, "val_fraction": 0}
+    whole = load_checkpoint(train(config(shards, tmp_path / "whole", batch_size=8, **options)))
+    stopped_train(config(shards, tmp_path / "cut", batch_size=8, **options), 2, monkeypatch)
+    resumed = train(config(shards, tmp_path / "cut", batch_size=2, accumulate=4, resume=True, **options))
+    for name, value in load_checkpoint(resumed).model_state_dict.items():
+        assert torch.allclose(value, whole.model_state_dict[name], atol=1e-6), name
+
+
+def test_resume_auto_starts_where_there_is_nothing_and_leaves_a_finished_run(
+    tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = train(config(shards, tmp_path / "out", epochs=1, resume="auto"))
+    before = weights(first)
+    assert "Resumed" not in capsys.readouterr().out
+    train(config(shards, tmp_path / "out", epochs=1, resume="auto"))
+    assert_same(before, weights(first))
+    assert "Resumed after epoch 1 of 1" in capsys.readouterr().out
+
+
+def test_a_damaged_last_checkpoint_gives_way_to_the_previous_one(
+    tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = train(config(shards, tmp_path / "whole"))
+    train(config(shards, tmp_path / "out"))
+    last = tmp_path / "out" / LAST_NAME
+    data = bytearray(last.read_bytes())
+    data[len(data) // 2] ^= 1
+    last.write_bytes(data)
+    train(config(shards, tmp_path / "out", resume=True))
+    assert "WARNING" in (told := capsys.readouterr().err)
+    assert "last.pt is damaged: its SHA-256 is not the one that it was written with; going on from previous.pt" in told
+    assert_same(weights(whole.with_name(LAST_NAME)), weights(last))
+    assert load_checkpoint(last.with_name(PREVIOUS_NAME)).epoch == 2
+
+
+def test_checkpoints_within_an_epoch(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+    save_last = train_module.save_last
+
+    def note(folder: Path, checkpoint: Any) -> None:
+        steps.append(checkpoint.step)
+        save_last(folder, checkpoint)
+
+    monkeypatch.setattr(train_module, "save_last", note)
+    options = {"epochs": 2, "batch_size": 8, "val_fraction": 0}
+    train(config(shards, tmp_path / "each", checkpoint_minutes=1e-9, **options))
+    assert steps == [1, 2, 3, 4, 5, 6]
+    steps.clear()
+    train(config(shards, tmp_path / "ends", checkpoint_minutes=0, **options))
+    assert steps == [3, 6]
+
+
+SLOW_RUN = """
+import sys, time
+from pathlib import Path
+from stage1 import cli, train
+step = train.train_step
+def slow_step(run, batches, epoch):
+    asked = step(run, batches, epoch)
+    print("STEP", run.step, flush=True)
+    time.sleep(0.05)
+    return asked
+train.train_step = slow_step
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signals of this kind")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_stops_the_command_with_a_checkpoint_and_exit_code_75(tmp_path: Path, shards: Path, name: str) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", SLOW_RUN, "train", "--shards", str(shards), "--out", str(out), "--epochs", "500"]
+    command += ["--set", "model.channels=[8]", "--set", "model.temporal_stages=[]", "--resume", "auto"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("STEP 4"):
+        assert process.poll() is None
+    sent = time.monotonic()
+    process.send_signal(getattr(signal, name))
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - sent < 30
+    assert process.returncode == 75
+    assert f"stopped by {name} after" in errors.splitlines()[-1]
+    assert load_checkpoint(out / LAST_NAME).step >= 4
 
 
 # --- held-out videos ----------------------------------------------------------------------------------------------
@@ -362,7 +501,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, shards: Path) -
     def broken(clips: torch.Tensor, _indices: torch.Tensor, _epoch: int) -> torch.Tensor:
         return clips.permute(0, 4, 1, 2, 3).float() * float("nan")
 
-    with pytest.raises(UserError, match=r"the loss is nan .* at epoch 1, step 1, .*lower --lr"):
+    with pytest.raises(UserError, match=r"the loss is nan .* at epoch 1, step 1 of the run, .*lower --lr"):
         train(config(shards, tmp_path / "out"), transform=broken)
     assert not (tmp_path / "out" / BEST_NAME).exists()
 
@@ -391,12 +530,12 @@ def run_command(*arguments: str) -> Result:
 BAD_USE = {
     "--shards none": "error: no shard folder none: build it first",
     "--shards good --val-shards none": "error: no shard folder none: build it first",
-    "--shards good --out run": "error: run holds another run (last.pt); go on with it by --resume, name another --out",
+    "--shards good --out run": "error: run holds another run (last.pt); go on with it by --resume, name another",
     "--shards good --out file": "error: --out file is a file, expected a folder; name another --out",
     "--shards good --out file/a": "error: --out file/a lies below the file",
     "--shards good --resume": "error: nothing to resume: no checkpoints/last.pt; start the run without --resume",
     "--shards good --out run --resume": "error: run/last.pt is no stage1 checkpoint, or is damaged",
-    "--shards good --out newer-run --resume": "of format version 99, this stage1 reads version 1",
+    "--shards good --out newer-run --resume": "of format version 99, this stage1 reads version 2",
     "--shards crimes": "error: crimes has 3 crime clips to train on and no normal one, expected both",
     "--shards unknown": "error: 1 of 4 clips of unknown have no label, expected normal or crime",
     "--shards good --val-shards longer": "error: longer has clips of 8×16×16, expected 4×16×16 as in good",
@@ -443,7 +582,7 @@ def test_cuda_out_of_memory_is_one_clear_line(
         raise error
 
     for name in ("forward", "to"):
-        monkeypatch.setattr(train_module.Stage1Model, name, refuse)
+        monkeypatch.setattr(Stage1Model, name, refuse)
         result = run_command("--shards", str(shards), "--out", str(tmp_path / "out"), "--batch-size", "6")
         assert (result.exit_code, result.stderr.strip().splitlines()[-1]) == (1, text)
         monkeypatch.undo()
@@ -512,7 +651,7 @@ def test_the_command_trains_and_the_preset_gives_way_to_options(
 
 def test_the_help_shows_the_defaults_of_the_config() -> None:
     parameters = {parameter.name: parameter.default for parameter in main.commands["train"].params}
-    shown = {name for name in parameters if name not in ("preset", "val_shards", "resume")}
+    shown = {name for name in parameters if name not in ("preset", "val_shards", "resume", "config_path", "settings")}
     defaults = TrainConfig(shards=Path("shards/Train"))
     assert {name: str(parameters[name]) for name in shown} == {name: str(getattr(defaults, name)) for name in shown}
 

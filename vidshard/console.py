@@ -1,6 +1,7 @@
 """What both commands share at the terminal: exit codes, one-line errors, progress.
 
-Exit codes: 0 all well; 2 done, but some videos or clips failed; 1 everything else, wrong calls included.
+Exit codes: 0 all well; 2 done, but some videos or clips failed; 75 (EX_TEMPFAIL of sysexits.h) stopped by SIGTERM or
+SIGUSR1 with all that was done kept, run it again; 1 everything else, wrong calls included.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from vidshard.errors import UserError
 EXIT_OK = 0
 EXIT_ERROR = 1
 EXIT_PARTLY_FAILED = 2
+EXIT_STOPPED = 75  # not 0: what depends on a finished run must not start
 PLAIN_LINE_SECONDS = 10.0  # without a terminal: one line of progress this often
 
 

@@ -1,0 +1,170 @@
+"""What a training run learns: from a labelled clip, normal or crime. The loop in `train` knows batches and losses only.
+
+Another task, such as learning from bags of clips, has the same methods.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from stage1 import clip_random, distributed, optim
+from stage1.dataloader import Batch, ClipLoader
+from stage1.model import Stage1Model
+from stage1.selection import balance_labels
+from stage1.train_config import TrainConfig
+from stage1.train_data import TrainData
+from stage1.transforms import ClipTransform
+
+# float clips (B, C, T, H, W) → logits (B, 2) and attention (B, T), float32
+Forward = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+# uint8 clips (B, T, H, W, C), their rows in the index (B,), epoch → float (B, C, T, H, W), on the device
+Transform = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
+
+
+class BatchLoss(NamedTuple):
+    """The loss of a batch in parts that can be added up over batches and ranks. Scalars on the device."""
+
+    loss_sum: torch.Tensor  # of weight × loss
+    weight: torch.Tensor  # sum of the weights; padding has none
+    num_right: torch.Tensor  # of clips that are not mixed with others
+    num_known: torch.Tensor  # clips with a label
+
+
+class Task(Protocol):
+    """What the loop needs to know of what is learnt."""
+
+    def make_model(self) -> nn.Module:
+        """The model before training, on the CPU."""
+        ...
+
+    def make_loaders(self, data: TrainData, device: torch.device) -> tuple[ClipLoader, ClipLoader | None]:
+        """The batches of this rank: to train on, and to validate on where there is something; those of equal shape."""
+        ...
+
+    def loss(self, model: nn.Module, forward: Forward, batch: Batch, epoch: int) -> BatchLoss:
+        """What a training step learns from; `batch` is on the device. `forward` calls `model`, which is in training."""
+        ...
+
+    def score(self, forward: Forward, batch: Batch) -> torch.Tensor:
+        """Logits (B, 2) of the clips of `batch`, with gradients off and the model in evaluation."""
+        ...
+
+
+@dataclasses.dataclass(kw_only=True)
+class ClipTask:
+    """Classify single clips by weighted cross-entropy."""
+
+    config: TrainConfig
+    transform: Transform | None = None  # in place of the augmentation of the config; training only
+    class_weights: tuple[float, float] = (1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        self._train_transform = self.transform or ClipTransform(self.config.transform, seed=self.config.seed)
+        self._evaluation_transform = ClipTransform(self.config.transform.for_evaluation)
+
+    def make_model(self) -> Stage1Model:
+        return Stage1Model(self.config.model)
+
+    def make_loaders(self, data: TrainData, device: torch.device) -> tuple[ClipLoader, ClipLoader | None]:
+        config = self.config
+        common: dict[str, Any] = {
+            "batch_size": config.batch_size,
+            "rank": distributed.rank(),
+            "world_size": distributed.world_size(),
+            "max_bad_clips": config.max_bad_clips,
+            "num_threads": config.workers,
+            "device": device,
+        }
+        loader = ClipLoader(
+            data.train,
+            rows=data.train_rows,
+            shuffle=True,
+            seed=config.seed,
+            clips_per_video=config.clips_per_video_per_epoch,
+            balance=balance_labels(data.train) if config.balanced else None,
+            block_shards=config.block_shards,
+            **common,
+        )
+        self.class_weights = optim.class_weights(data.train.labels[loader.order()])
+        if data.validation is None:
+            return loader, None
+        return loader, ClipLoader(data.validation, rows=data.validation_rows, shuffle=False, pad=True, **common)
+
+    def loss(self, model: nn.Module, forward: Forward, batch: Batch, epoch: int) -> BatchLoss:
+        seeds_B = clip_random.clip_seeds(batch.indices, seed=self.config.seed, epoch=epoch)
+        clip_random.seed_dropout(model, seeds_B)
+        clips_BCTHW = self._train_transform(batch.clips, batch.indices, epoch)
+        known_B = batch.labels >= 0
+        if not self.config.mixup:
+            logits_BK, _ = forward(clips_BCTHW)
+            loss_B, weight_B = self._cross_entropy(logits_BK, batch.labels)
+        else:
+            share_B = shares_of_pairs(seeds_B, known_B, alpha=self.config.mixup)
+            mixed_BK, _ = forward(mix_pairs(clips_BCTHW, share_B))
+            loss_B, weight_B = torch.zeros_like(share_B), torch.zeros_like(share_B)
+            for labels_B, part_B in ((batch.labels, share_B), (swap_pairs(batch.labels), 1 - share_B)):
+                for total, own in zip((loss_B, weight_B), self._cross_entropy(mixed_BK, labels_B), strict=True):
+                    total += part_B * own
+            with torch.no_grad():
+                logits_BK, _ = forward(clips_BCTHW)
+        right_B = (logits_BK.argmax(1) == batch.labels) & known_B
+        return BatchLoss(loss_B.sum(), weight_B.sum(), right_B.sum(), known_B.sum())
+
+    def score(self, forward: Forward, batch: Batch) -> torch.Tensor:
+        return forward(self._evaluation_transform(batch.clips))[0]
+
+    def _cross_entropy(self, logits_BK: torch.Tensor, labels_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weighted loss and weight of each clip; 0 and 0 where it has no label."""
+        weights_K = logits_BK.new_tensor(self.class_weights)
+        loss_B = functional.cross_entropy(
+            logits_BK,
+            labels_B,
+            weight=weights_K,
+            ignore_index=-1,
+            reduction="none",
+            label_smoothing=self.config.label_smoothing,
+        )
+        return loss_B, torch.where(labels_B >= 0, weights_K[labels_B.clamp(min=0)], 0.0)
+
+
+# --- mixup (Zhang et al., ICLR 2018) ------------------------------------------------------------------------------
+
+
+def shares_of_pairs(seeds_B: torch.Tensor, known_B: torch.Tensor, *, alpha: float) -> torch.Tensor:
+    """The share that each clip keeps of itself when neighbours (0 and 1, 2 and 3, …) are mixed, float32 (B,).
+
+    Drawn from Beta(alpha, alpha), for each pair from the seed of its first clip: the same on any number of ranks whose
+    batches are even. 1 for the last clip of an odd batch, and beside padding.
+    """
+    pairs = len(seeds_B) // 2
+    draws = [
+        np.random.default_rng((seed % (1 << 64), clip_random.MIXUP)).beta(alpha, alpha)
+        for seed in seeds_B[: 2 * pairs : 2].tolist()
+    ]
+    share_B = torch.ones(len(seeds_B))
+    share_B[: 2 * pairs] = torch.tensor(draws, dtype=torch.float32).repeat_interleave(2)
+    return torch.where(known_B & swap_pairs(known_B), share_B.to(seeds_B.device), 1.0)
+
+
+def mix_pairs(clips: torch.Tensor, share_B: torch.Tensor) -> torch.Tensor:
+    """Each clip mixed with its neighbour, of which it keeps `share_B`."""
+    shares = share_B.view(-1, *[1] * (clips.ndim - 1))
+    return clips * shares + swap_pairs(clips) * (1 - shares)
+
+
+def swap_pairs(rows: torch.Tensor) -> torch.Tensor:
+    """Every row in the place of its neighbour; the last one of an odd number stays.
+
+    >>> swap_pairs(torch.tensor([1, 2, 3, 4, 5])).tolist()
+    [2, 1, 4, 3, 5]
+    """
+    order = torch.arange(len(rows), device=rows.device)
+    partner = order ^ 1
+    return rows[torch.where(partner < len(rows), partner, order)]
