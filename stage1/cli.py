@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 from stage1 import files
 from vidshard import __version__
-from vidshard.console import EXIT_STOPPED, ExitCodeGroup
+from vidshard.console import EXIT_OK, EXIT_STOPPED, ExitCodeGroup
 from vidshard.storage import location
 
 CACHE_DIR = click.option(
@@ -183,6 +183,32 @@ def train(preset: str, config_path: Path | None, settings: tuple[str, ...], **op
 @click.option("--threshold", type=float, help="Detect clips with at least this P(crime).  [default: the checkpoint's]")
 @click.option("--batch-size", type=int, default=8, show_default=True, help="Clips scored at once.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="bf16: autocast."
+)
+@click.option("--threads", type=int, help="Batches at once, on the CPU; scores do not depend on it.  [default: cores]")
+@click.option("--resume", is_flag=True, help="Go on with a run into --out that was stopped.")
+@click.option(
+    "--attention-format",
+    type=click.Choice(["pt", "shards"]),
+    default="pt",
+    show_default=True,
+    help="For stage 2: one file of tensors (8 GiB of clips at most), or WebDataset shards of any size.",
+)
+@click.option(
+    "--annotations",
+    type=click.Path(path_type=Path),
+    help="True events, in UCF-Crime's form, to be shown beside the predicted ones.",
+)
+@click.option(
+    "--event-low-ratio",
+    type=float,
+    default=0.8,
+    show_default=True,
+    help="An event goes on while its score is this share of the threshold.",
+)
+@click.option("--event-smooth-seconds", type=float, default=5.0, show_default=True, help="Moving mean of the scores.")
+@click.option("--event-min-seconds", type=float, default=4.0, show_default=True, help="Shorter events are dropped.")
 @click.option("--workers", type=int, help="Processes that decode, with --videos.")
 @CACHE_DIR
 @CACHE_GB
@@ -190,6 +216,7 @@ def train(preset: str, config_path: Path | None, settings: tuple[str, ...], **op
 @click.option("--allow-sampling-mismatch", is_flag=True, help="Score clips sampled unlike the training clips.")
 def infer(more_videos: tuple[str, ...], videos: tuple[str, ...], **options: Any) -> int:
     """Score every clip; write the detections and where the model looked."""
+    from stage1.events import EventConfig
     from stage1.infer import InferConfig, infer
 
     if more_videos and not videos:
@@ -200,7 +227,12 @@ def infer(more_videos: tuple[str, ...], videos: tuple[str, ...], **options: Any)
         raise click.UsageError("--video-root and --videos exclude each other: --videos says where the videos are")
     if not videos and options["workers"] is not None:
         raise click.UsageError("--workers is an option of --videos: there is nothing to decode in shards")
-    report = infer(InferConfig(videos=videos + more_videos, **options))
+    events = EventConfig(
+        **{name: options.pop(f"event_{name}") for name in ("low_ratio", "smooth_seconds", "min_seconds")}
+    )
+    report = infer(InferConfig(videos=videos + more_videos, events=events, **options))
+    if report is None:  # rank 0 tells it
+        return EXIT_OK
     if report.problems:
         click.echo(report.problems, err=True)
     click.echo(report.summary)

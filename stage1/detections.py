@@ -11,20 +11,20 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
+from stage1.events import Event
 from vidshard import atomic, shard_format
 from vidshard.errors import FormatError, UserError
 
 SCHEMA_VERSION = 1
 NUM_TOP_FRAMES = 5
-MAX_CLIP_BYTES = 8 * 2**30  # of clips in one attention file: it is built, and later read, in memory
 PREDICTION_COLUMNS = (
     "key",
     "source",
@@ -37,6 +37,12 @@ PREDICTION_COLUMNS = (
     "start_seconds",
     "end_seconds",
 )
+VIDEO_COLUMNS = (
+    *("source", "video_path", "class", "label", "split"),
+    *("num_frames", "fps", "duration_seconds", "num_clips", "num_unscored"),
+    *("confidence", "mean_confidence", "predicted", "num_events", "event_seconds"),
+)
+NORMAL_CLASS = "Normal"  # to stage 2, the class of normals detected by mistake
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,8 +60,26 @@ class OutputFiles:
         return self.folder / "predictions.csv"
 
     @property
+    def videos(self) -> Path:
+        return self.folder / "videos.csv"
+
+    @property
+    def events(self) -> Path:
+        return self.folder / "events.json"
+
+    @property
     def attention_data(self) -> Path:
         return self.folder / "attention_data" / "stage1_attention_data.pt"
+
+    @property
+    def attention_shards(self) -> Path:
+        """The same as shards, whichever was asked for."""
+        return self.folder / "attention_data" / "shards"
+
+    @property
+    def journal(self) -> Path:
+        """What an unfinished run has scored so far."""
+        return self.folder / ".unfinished"
 
     @property
     def picture(self) -> Path:
@@ -68,9 +92,15 @@ class OutputFiles:
 
     def remove_old(self) -> None:
         """Remove what an earlier run left, and nothing else, so that no two runs mix."""
-        for path in (self.run, self.picture, self.attention_data, self.anomalies, self.predictions):
+        texts = (self.anomalies, self.predictions, self.videos, self.events)
+        for path in (self.run, self.picture, self.attention_data, *texts):
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
+        for pattern in ("manifest.json", "shard-*.tar"):
+            for path in self.attention_shards.glob(pattern):
+                path.unlink()
+        with contextlib.suppress(OSError):  # it is not there, or holds what is not ours
+            self.attention_shards.rmdir()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,6 +136,12 @@ class Detection:
     attention_weights: tuple[float, ...]  # one a frame, sum 1: relative within the clip, not an anomaly score
     frame_indices: tuple[int, ...]  # in the video, presentation order
     seconds: tuple[float, ...]  # of these frames, from the start of the video
+    fps: float  # mean frames per second of the video
+
+    @property
+    def stage2_class(self) -> str | None:
+        """What stage 2 should call it: a normal detected by mistake is Normal, whatever its folder was called."""
+        return NORMAL_CLASS if self.label == shard_format.NORMAL_LABEL else self.class_name
 
     @property
     def top_attention_indices(self) -> list[int]:
@@ -133,6 +169,7 @@ class Detection:
             "split": self.split,
             "frame_indices": list(self.frame_indices),
             "seconds": list(self.seconds),
+            "fps": self.fps,
         }
 
     @classmethod
@@ -145,24 +182,60 @@ class Detection:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AttentionData:
-    """The detections as tensors, for stage 2. N detections of T frames; N may be 0."""
+class VideoScore:
+    """A video over time: a row of videos.csv, and an entry of events.json."""
 
-    video_paths: list[str]
-    keys: list[str]
-    classes: list[str | None]
-    splits: list[str | None]
-    labels: torch.Tensor  # int64 [N]
-    confidences: torch.Tensor  # float32 [N]
-    attention_weights: torch.Tensor  # float32 [N, T]
-    frame_indices: torch.Tensor  # int64 [N, T]
-    seconds: torch.Tensor  # float64 [N, T]
-    clips: torch.Tensor  # uint8 [N, T, H, W, 3]
-    checkpoint_sha256: str
-    shards_digest: str
+    source: str
+    video_path: str
+    class_name: str | None
+    label: int
+    split: str | None
+    num_frames: int
+    fps: float
+    duration_seconds: float
+    num_clips: int
+    num_unscored: int
+    scores: tuple[float | None, ...]  # of each second, smoothed; None where no clip lies
+    events: tuple[Event, ...]
+    truth: tuple[tuple[int, int], ...] | None  # first and last frame of each true event; None where not known
 
-    def __len__(self) -> int:
-        return len(self.keys)
+    @property
+    def confidence(self) -> float | None:
+        """The highest score of a second; None without one."""
+        return max((score for score in self.scores if score is not None), default=None)
+
+    @property
+    def mean_confidence(self) -> float | None:
+        known = [score for score in self.scores if score is not None]
+        return round(math.fsum(known) / len(known), 6) if known else None
+
+    @property
+    def event_seconds(self) -> float:
+        return round(math.fsum(event.end_seconds - event.start_seconds for event in self.events), 6)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "source": self.source,
+            "video_path": self.video_path,
+            "class": self.class_name,
+            "label": self.label,
+            "split": self.split,
+            "num_frames": self.num_frames,
+            "fps": self.fps,
+            "duration_seconds": self.duration_seconds,
+            "events": [dataclasses.asdict(event) for event in self.events],
+            "truth": None if self.truth is None else [self._true_event(*frames) for frames in self.truth],
+            "scores": list(self.scores),
+        }
+
+    def _true_event(self, first: int, last: int) -> dict[str, Any]:
+        seconds_a_frame = self.duration_seconds / self.num_frames
+        return {
+            "start_frame": first,
+            "end_frame": last,
+            "start_seconds": round(first * seconds_a_frame, 6),
+            "end_seconds": round((last + 1) * seconds_a_frame, 6),
+        }
 
 
 def top_indices(weights: Sequence[float], count: int = NUM_TOP_FRAMES) -> list[int]:
@@ -180,34 +253,54 @@ def shortest_floats(values: npt.NDArray[np.float32]) -> list[float]:
     >>> shortest_floats(np.array([0.1, 0.7], np.float32))
     [0.1, 0.7]
     """
-    return [float(str(value)) for value in values.astype(np.float32)]
+    return [shortest_float(value) for value in values.astype(np.float32)]
+
+
+def shortest_float(value: np.float32) -> float:
+    """The shortest decimal that gives back this float32 value.
+
+    >>> shortest_float(np.float32(0.7))
+    0.7
+    """
+    return float(str(value))
+
+
+def decided(confidences: npt.NDArray[np.float32], threshold: float) -> npt.NDArray[np.bool_]:
+    """Which confidences, as the files give them, are at or above the threshold; those that are NaN are not.
+
+    >>> decided(np.array([0.7, np.nan], np.float32), 0.7)
+    array([ True, False])
+    """
+    return np.array([value >= threshold for value in shortest_floats(confidences)], np.bool_)
 
 
 def write_predictions(path: Path, predictions: Iterable[Prediction], *, threshold: float) -> None:
     """Every clip as a CSV row; an unreadable one has no confidence and no prediction."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, PREDICTION_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for row in predictions:
-        writer.writerow(
-            {
-                "key": row.key,
-                "source": row.source,
-                "clip_index": row.clip_index,
-                "class": row.class_name,
-                "label": row.label,
-                "split": row.split,
-                "confidence": row.confidence,
-                "predicted": None if row.confidence is None else int(row.is_crime(threshold)),
-                "start_seconds": row.start_seconds,
-                "end_seconds": row.end_seconds,
-            }
-        )
-    atomic.write_text(path, text.getvalue())
+    with _text_file(path) as text:
+        writer = csv.DictWriter(text, PREDICTION_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for row in predictions:
+            writer.writerow(
+                {
+                    "key": row.key,
+                    "source": row.source,
+                    "clip_index": row.clip_index,
+                    "class": row.class_name,
+                    "label": row.label,
+                    "split": row.split,
+                    "confidence": row.confidence,
+                    "predicted": None if row.confidence is None else int(row.is_crime(threshold)),
+                    "start_seconds": row.start_seconds,
+                    "end_seconds": row.end_seconds,
+                }
+            )
 
 
-def write_anomalies(path: Path, detections: Sequence[Detection]) -> None:
-    atomic.write_json(path, [detection.to_json() for detection in detections])
+def write_anomalies(path: Path, detections: Iterable[Detection]) -> None:
+    """A JSON list, one detection a line."""
+    with _text_file(path) as text:
+        _write_list(text, (detection.to_json() for detection in detections))
+        text.write("\n")
 
 
 def read_anomalies(path: Path) -> list[Detection]:
@@ -221,88 +314,60 @@ def read_anomalies(path: Path) -> list[Detection]:
         raise FormatError(f"{path} is no list of detections written by stage1 infer: {error!r}") from error
 
 
-def write_attention_data(
-    path: Path,
-    detections: Sequence[Detection],
-    clips: torch.Tensor,
-    *,
-    checkpoint_sha256: str,
-    shards_digest: str,
+def write_videos(
+    csv_path: Path, events_path: Path, videos: Iterable[VideoScore], *, threshold: float, settings: Mapping[str, Any]
 ) -> None:
-    """Write the detections and their `clips`, uint8 [N, T, H, W, 3], for `torch.load(weights_only=True)`."""
-    shape = (len(detections), clips.shape[1])
-    fields = {
-        "schema_version": SCHEMA_VERSION,
-        "video_paths": [detection.video_path for detection in detections],
-        "keys": [detection.key for detection in detections],
-        "classes": [detection.class_name for detection in detections],
-        "splits": [detection.split for detection in detections],
-        "labels": torch.tensor([detection.label for detection in detections], dtype=torch.int64),
-        "confidences": torch.tensor([detection.confidence for detection in detections], dtype=torch.float32),
-        "attention_weights": torch.tensor(
-            [detection.attention_weights for detection in detections], dtype=torch.float32
-        ).reshape(shape),
-        "frame_indices": torch.tensor([detection.frame_indices for detection in detections], dtype=torch.int64).reshape(
-            shape
-        ),
-        "seconds": torch.tensor([detection.seconds for detection in detections], dtype=torch.float64).reshape(shape),
-        "clips": clips,
-        "checkpoint_sha256": checkpoint_sha256,
-        "shards_digest": shards_digest,
-    }
+    """Both files of the video level. `settings`: how events were found, for the head of events.json."""
+    with _text_file(csv_path) as table, _text_file(events_path) as text:
+        writer = csv.DictWriter(table, VIDEO_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        head = {"schema_version": SCHEMA_VERSION, "threshold": threshold, **settings}
+        text.write("{\n" + "".join(f"{json.dumps(name)}: {json.dumps(head[name])},\n" for name in head))
+        text.write('"videos": ')
+        _write_list(text, (_noted(video, writer, threshold) for video in videos))
+        text.write("\n}\n")
+
+
+def _noted(video: VideoScore, writer: csv.DictWriter[str], threshold: float) -> dict[str, Any]:
+    """The entry of events.json, once the row of videos.csv is written."""
+    confidence = video.confidence
+    writer.writerow(
+        {
+            "source": video.source,
+            "video_path": video.video_path,
+            "class": video.class_name,
+            "label": video.label,
+            "split": video.split,
+            "num_frames": video.num_frames,
+            "fps": video.fps,
+            "duration_seconds": video.duration_seconds,
+            "num_clips": video.num_clips,
+            "num_unscored": video.num_unscored,
+            "confidence": confidence,
+            "mean_confidence": video.mean_confidence,
+            "predicted": None if confidence is None else int(confidence >= threshold),
+            "num_events": len(video.events),
+            "event_seconds": video.event_seconds,
+        }
+    )
+    return video.to_json()
+
+
+def _write_list(text: TextIO, entries: Iterable[Mapping[str, Any]]) -> None:
+    """A JSON list, an entry a line, so that it never lies in memory as a whole."""
+    separator = "[\n"
+    for entry in entries:
+        text.write(separator + json.dumps(entry, allow_nan=False))
+        separator = ",\n"
+    text.write("[]" if separator == "[\n" else "\n]")
+
+
+@contextlib.contextmanager
+def _text_file(path: Path) -> Iterator[TextIO]:
+    """A text file that appears when it is whole. Names that are not UTF-8 are written with their raw bytes."""
     with atomic.atomic_open(path) as file:
-        torch.save(fields, file)
-
-
-def load_attention_data(path: Path) -> AttentionData:
-    """Read what `stage1 infer` wrote for stage 2; the clips stay on disk until they are touched.
-
-    Raises UserError where there is no such file, FormatError where it is another one.
-    """
-    try:
-        fields = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError:
-        raise UserError(f"no {path}: run `stage1 infer --out {path.parent.parent}` first") from None
-    except OSError:
-        raise
-    except Exception as error:  # torch raises half a dozen kinds on files that are not its own
-        reason = str(error).partition("\n")[0]
-        raise FormatError(f"{path} is no attention data written by stage1 infer: {reason}") from error
-    version = fields.pop("schema_version", None) if isinstance(fields, dict) else None
-    if version != SCHEMA_VERSION:
-        raise FormatError(
-            f"{path} has schema version {version!r}, this stage1 reads {SCHEMA_VERSION}; run `stage1 infer` again"
-        )
-    try:
-        data = AttentionData(**fields)
-    except TypeError as error:
-        raise FormatError(f"{path} lacks or has an unknown field: {error}") from error
-    fault = _wrong_length(data)
-    if fault:
-        raise FormatError(f"{path} is damaged: {fault}; run `stage1 infer` again")
-    return data
-
-
-def _wrong_length(data: AttentionData) -> str | None:
-    """Which field has not one entry for each of the N detections, or of their T frames; None if all have."""
-    if data.clips.ndim != 5:
-        return f"clips has the shape {tuple(data.clips.shape)}, expected (N, T, H, W, 3)"
-    shape_NT = (len(data), data.clips.shape[1])
-    for name in ("video_paths", "classes", "splits", "labels", "confidences", "clips"):
-        if len(getattr(data, name)) != len(data):
-            return f"{name} has {len(getattr(data, name))} entries, expected {len(data)} as keys has"
-    for name in ("attention_weights", "frame_indices", "seconds"):
-        if tuple(getattr(data, name).shape) != shape_NT:
-            return f"{name} has the shape {tuple(getattr(data, name).shape)}, expected {shape_NT}"
-    return None
-
-
-def check_clip_bytes(num_detections: int, clip_shape: shard_format.ClipShape, *, threshold: float) -> None:
-    """Refuse attention data that would not fit in memory. Raises UserError."""
-    total = num_detections * clip_shape.num_bytes
-    if total > MAX_CLIP_BYTES:
-        raise UserError(
-            f"the clips of {num_detections:,} detections are {total / 2**30:.1f} GiB, the attention data holds at most "
-            f"{MAX_CLIP_BYTES / 2**30:.0f} GiB; predictions.csv and anomalies.json are written: look at them, and "
-            f"choose a --threshold above {threshold:g}"
-        )
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+        try:
+            yield text
+        finally:
+            text.detach()

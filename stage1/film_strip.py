@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from stage1.detections import Detection, OutputFiles, load_attention_data, read_anomalies
+from stage1.attention_data import load_attention_data
+from stage1.detections import Detection, OutputFiles, read_anomalies
 from vidshard import atomic, shard_format
 from vidshard.errors import FormatError, UserError
 
@@ -64,10 +65,10 @@ def visualize(folder: Path) -> tuple[Path, int]:
     if not files.run.is_file():
         raise UserError(f"{folder} holds no finished run of stage1 infer: run `stage1 infer --out {folder}` first")
     detections = read_anomalies(files.anomalies)
-    data = load_attention_data(files.attention_data)
+    data = load_attention_data(folder)
     if [detection.key for detection in detections] != data.keys:
         raise FormatError(
-            f"{files.anomalies} and {files.attention_data} come from different runs; run `stage1 infer` again"
+            f"{files.anomalies} and the attention data of {folder} come from different runs; run `stage1 infer` again"
         )
     strips = []
     for row in strongest(detections):

@@ -14,6 +14,7 @@ from stage1 import detections as output
 from stage1 import film_strip
 from stage1.detections import Detection, OutputFiles
 from stage1.film_strip import Strip
+from test_attention_data import write as write_attention_data
 from vidshard.errors import FormatError, UserError
 
 
@@ -31,6 +32,7 @@ def detection(number: int = 0, *, num_frames: int = 16, top: int = 5, **changes:
         "attention_weights": tuple(weight / sum(weights) for weight in weights),
         "frame_indices": tuple(range(num_frames)),
         "seconds": tuple(float(i) for i in range(num_frames)),
+        "fps": 25.0,
     }
     return Detection(**{**fields, **changes})
 
@@ -39,7 +41,7 @@ def write_run(folder: Path, detections: list[Detection], *, num_frames: int = 16
     files = OutputFiles(folder=folder)
     output.write_anomalies(files.anomalies, detections)
     clips = torch.zeros(len(detections), num_frames, 8, 8, 3, dtype=torch.uint8)
-    output.write_attention_data(files.attention_data, detections, clips, checkpoint_sha256="c", shards_digest="s")
+    write_attention_data(files.attention_data, detections, clips)
     files.run.write_text("{}")
     return files
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from stage1.attention_data import load_attention_data
 from stage1.cli import main
-from stage1.detections import load_attention_data
 from stage1.reader import ClipReader
 from stage1.videos import find_videos, sampling_config, temporary_shards
 from synthetic_videos import VideoConfig, make_dataset

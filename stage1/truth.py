@@ -1,0 +1,32 @@
+"""Which events truly are in the videos of a shard set: annotations matched to its videos."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+from stage1.annotations import VideoTruth, make_annotations, read_annotations
+from stage1.reader import ClipReader
+from vidshard.errors import UserError
+
+
+def read_truth(path: Path, reader: ClipReader) -> dict[str, VideoTruth]:
+    """Path of the video below SOURCE → what is true of it, for the videos that the file speaks of.
+
+    `path`: temporal annotations in UCF-Crime's form, matched by file stem. Raises UserError when the file cannot be
+    read, tells of none of the videos, or a name means two of them.
+    """
+    paths = reader.index.paths
+    video_of_stem: dict[str, int] = {}
+    for video, source in enumerate(paths):
+        other = video_of_stem.setdefault(PurePosixPath(source).stem, video)
+        if other != video:
+            raise UserError(
+                f"--annotations {path}: {PurePosixPath(source).stem} may be {paths[other]} or {source}; build the two "
+                "into shard sets of their own"
+            )
+    listed = [video for video in read_annotations(path) if video.stem in video_of_stem]
+    if not listed:
+        raise UserError(f"--annotations {path} names none of the {len(paths):,} videos; is it the file for these?")
+    lengths = {stem: int(reader.index.videos["num_frames"][video]) for stem, video in video_of_stem.items()}
+    found = make_annotations(listed, num_frames=lengths)
+    return {paths[video_of_stem[truth.stem]]: truth for truth in found.videos}
