@@ -222,7 +222,7 @@ class _PartRun(builder.Run):
                 if self.work.read_probes() is None:
                     probes = [_read_chunk(self.work, n) for n in range(len(chunks))]
                     self.work.write_probes([probe for chunk in probes for probe in chunk or []])
-        return self.probe_videos()
+        return builder.facts_of(self.work.read_probes() or [])
 
     def _read_chunks(self, order: Sequence[int], chunks: Sequence[range]) -> None:
         self.work.some_probes_path(0).parent.mkdir(exist_ok=True)
@@ -291,7 +291,46 @@ def finalize(out: Path, *, tell: Callable[[str], None] = lambda line: None) -> b
     folders = [out] if _is_set(out) else sorted(folder for folder in out.iterdir() if _is_set(folder))
     if not folders:
         raise UserError(f"{out} holds no build, finished or not; name the --out of the build")
+    # The gaps of all sets, before any is made: so the tasks are submitted again once. And before any lock: a task that
+    # was killed may still seem to hold one.
+    gaps = []
+    for folder in folders:
+        try:
+            work = _work_of(folder)
+            if work.source_path.exists():
+                _check_complete(work)
+        except _GapError as gap:
+            gaps.append(gap)
+    if gaps:
+        raise _joined(gaps)
     return builder.BuildReport(sets=tuple(_finalize_set(folder, tell) for folder in folders))
+
+
+class _GapError(UserError):
+    """Shards of a set are missing, which these tasks would make."""
+
+    def __init__(self, what: str, tasks: Sequence[int], numbering: Numbering, running: Sequence[int]) -> None:
+        self.what, self.tasks, self.numbering, self.running = what, tasks, numbering, running
+        super().__init__(self.what)
+
+
+def _joined(gaps: Sequence[_GapError]) -> UserError:
+    told = []
+    for numbering in dict.fromkeys(gap.numbering for gap in gaps):  # one, unless the sets were built by several arrays
+        alike = [gap for gap in gaps if gap.numbering == numbering]
+        tasks = sorted({task for gap in alike for task in gap.tasks})
+        running = sorted({task for gap in alike for task in gap.running})
+        own = ", ".join(f"--task-index {task}" for task in tasks[:8]) + (", …" if len(tasks) > 8 else "")
+        told.append(
+            f"{'; '.join(gap.what for gap in alike)}; submit these tasks again: --array={numbering.numbers(tasks)} "
+            f"(elsewhere {own} --task-count {numbering.count})"
+            + (f"; of these, {numbering.numbers(running)} seem to run still: wait for them" if running else "")
+        )
+    return UserError("; ".join(told))
+
+
+def _work_of(out: Path) -> WorkFolder:
+    return WorkFolder(out=out, task=0)  # task: only what was made for one fingerprint counts
 
 
 def _is_set(folder: Path) -> bool:
@@ -300,11 +339,10 @@ def _is_set(folder: Path) -> bool:
 
 def _finalize_set(out: Path, tell: Callable[[str], None]) -> SetReport:
     start = time.monotonic()
-    work = WorkFolder(out=out, task=0)  # task: only what was made for one fingerprint counts
+    work = _work_of(out)
     if not work.source_path.exists():
         about = manifest.open_shards(out).manifest  # raises UserError when it is not finished either
         return SetReport(folder=out, manifest=about, seconds=time.monotonic() - start, already_finished=True)
-    _check_complete(work)  # before the lock: a task that was killed may still seem to hold one
     with folder_lock.hold_whole(work.lock_path, work.tasks_path, what=str(out), wait=True):
         parts = _check_complete(work)
         _check_unchanged(work, parts.source, parts.fingerprint, tell)
@@ -348,7 +386,7 @@ def _shape(settings: dict[str, Any]) -> ClipShape:
 
 
 def _check_complete(work: WorkFolder) -> _Parts:
-    """What the tasks left. Raises UserError with the tasks to run again, if they left too little."""
+    """What the tasks left. Raises _GapError if that is too little."""
     numbering = _read_numbering(work) or Numbering(count=1)
     fingerprint = json.loads((work.path / "fingerprint.json").read_bytes())
     source = _source_from_json(json.loads(work.source_path.read_bytes()))
@@ -374,16 +412,9 @@ def _check_complete(work: WorkFolder) -> _Parts:
     )
 
 
-def _gap(work: WorkFolder, numbering: Numbering, tasks: Sequence[int], what: str) -> UserError:
+def _gap(work: WorkFolder, numbering: Numbering, tasks: Sequence[int], what: str) -> _GapError:
     running = [task for task in tasks if folder_lock.holder_of(work.task_lock_path(task))]
-    note = ""
-    if running:
-        note = f"; of these, {numbering.numbers(running)} seem to run still: wait for them"
-    own = ", ".join(f"--task-index {task}" for task in tasks[:8]) + (", …" if len(tasks) > 8 else "")
-    return UserError(
-        f"{work.out} is not complete: {what}; submit these tasks again: --array={numbering.numbers(tasks)} "
-        f"(elsewhere {own} --task-count {numbering.count}){note}"
-    )
+    return _GapError(f"{work.out} is not complete: {what}", tasks, numbering, running)
 
 
 def _check_unchanged(

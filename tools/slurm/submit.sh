@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Submit build array → finalize → train → infer, each when the one before has ended well:
+#
+#   submit.sh SETTINGS                 all four
+#   submit.sh SETTINGS --array=2,5     the same with only these tasks of the build, as `vidshard finalize` names them
+#   submit.sh SETTINGS --from=train    begin at finalize, train or infer
+#
+# What is done is not done again.
+set -euo pipefail
+usage() { sed -n '4,6s/^#  *//p' "$0" >&2; exit 1; }
+[ $# -ge 1 ] && [ -f "$1" ] || usage
+SETTINGS=$(realpath -- "$1"); shift
+HERE=$(dirname "$(realpath -- "$0")")
+source "$SETTINGS"
+array=0-$((BUILD_TASKS - 1)) from=build
+for argument; do
+  case $argument in
+    --array=?*) array=${argument#--array=} ;;
+    --from=build | --from=finalize | --from=train | --from=infer) from=${argument#--from=} ;;
+    *) echo "unknown argument $argument" >&2; usage ;;
+  esac
+done
+mkdir -p "$LOGS"
+
+after="" # the job that the next one waits for
+submit() { # NAME sbatch-option…
+  local name=$1; shift
+  after=$(sbatch --parsable --job-name="$name" --export="ALL,SETTINGS=$SETTINGS,HERE=$HERE" \
+    ${after:+--dependency="$after"} --kill-on-invalid-dep=yes ${SBATCH_OPTIONS[@]+"${SBATCH_OPTIONS[@]}"} "$@" \
+    "$HERE/$name.sbatch")
+  echo "$name $after"
+}
+
+case $from in build)
+  submit build --array="$array" --cpus-per-task="$BUILD_CPUS" --mem="$BUILD_MEMORY" --time="$BUILD_TIME" \
+    --output="$LOGS/build-%A_%a.out"
+  after=afterany:$after # where a task failed for good, finalize names it, and its own failure stops the rest
+esac
+case $from in build | finalize)
+  submit finalize --output="$LOGS/finalize-%j.out"
+  after=afterok:$after
+esac
+case $from in build | finalize | train)
+  submit train --nodes="$TRAIN_NODES" --ntasks-per-node="$TRAIN_PROCESSES" --cpus-per-task="$TRAIN_CPUS" \
+    --mem="$TRAIN_MEMORY" --time="$TRAIN_TIME" ${TRAIN_GPUS[@]+"${TRAIN_GPUS[@]}"} --output="$LOGS/train-%j.out"
+  after=afterok:$after
+esac
+submit infer --nodes="$INFER_NODES" --ntasks-per-node="$INFER_PROCESSES" --cpus-per-task="$INFER_CPUS" \
+  --mem="$INFER_MEMORY" --time="$INFER_TIME" ${INFER_GPUS[@]+"${INFER_GPUS[@]}"} --output="$LOGS/infer-%j.out"
