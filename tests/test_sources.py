@@ -171,6 +171,40 @@ def test_links_stay_inside_and_do_not_loop(tmp_path: Path) -> None:
     assert [v.path for v in found(tmp_path / "shortcut").videos] == ["Abuse/a.mp4", "Abuse/inside.mp4"]
 
 
+def test_links_out_of_the_source_by_option(tmp_path: Path) -> None:
+    outside = make(tmp_path / "outside", "Arson/fire.mp4", "Arson/notes.txt", "single.mp4")
+    root = make(tmp_path / "source", "Abuse/a.mp4")
+    try:
+        (root / "Arson").symlink_to(outside / "Arson", target_is_directory=True)
+    except OSError as error:
+        pytest.skip(f"no links here: {error.strerror}")
+    (root / "Abuse/out.mp4").symlink_to(outside / "single.mp4")
+    (root / "Arson/back").symlink_to(root, target_is_directory=True)
+    (root / "Arson/up").symlink_to(tmp_path, target_is_directory=True)
+    (root / "Arson/self").symlink_to(outside / "Arson", target_is_directory=True)
+    (root / "Again").symlink_to(outside / "Arson", target_is_directory=True)  # the first in order is read
+    (source,) = find_sources(root, follow_links=True)
+    assert [v.path for v in source.videos] == ["Abuse/a.mp4", "Abuse/out.mp4", "Again/fire.mp4"]
+    reasons = {"Again/back": "link_to_folder", "Again/self": "link_to_folder", "Again/up": "link_to_folder"}
+    assert skipped(source) == {**reasons, "Again/notes.txt": "not_a_video_name", "Arson": "link_to_folder"}
+
+
+def test_a_split_that_is_a_link_out_of_the_source(tmp_path: Path) -> None:
+    outside = make(tmp_path / "disk", "Abuse/a.mp4")
+    root = make(tmp_path / "source", "Test/Abuse/b.mp4")
+    try:
+        (root / "Train").symlink_to(outside, target_is_directory=True)
+    except OSError as error:
+        pytest.skip(f"no links here: {error.strerror}")
+    with pytest.raises(UserError, match=r"Train is a link that leads out of .*--follow-links"):
+        find_sources(root)
+    sources = find_sources(root, follow_links=True)
+    assert [(s.split, [v.path for v in s.videos]) for s in sources] == [
+        ("Test", ["Abuse/b.mp4"]),
+        ("Train", ["Abuse/a.mp4"]),
+    ]
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs on this system")
 def test_a_pipe_is_not_a_video(tmp_path: Path) -> None:
     make(tmp_path, "Abuse/a.mp4")

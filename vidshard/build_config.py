@@ -34,6 +34,7 @@ class BuildConfig:
     frame_size: int = 112  # height and width of a stored frame, pixels
     resize: str = "squash"  # how a frame becomes square: squash, crop or letterbox
     codec: str = "raw"  # how the pixels are stored: raw, zstd or jpeg
+    follow_links: bool = False  # read what links inside `source` lead to outside of it
     normal: str | None = None  # the class that is normal, if its name does not say so
     yes: bool = False  # labels that look odd are right
     decoder: str = decoders.AUTO

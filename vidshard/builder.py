@@ -208,7 +208,7 @@ def _find_sources(config: BuildConfig) -> list[Source]:
     if config.out is None and os.path.realpath(DEFAULT_OUT) != os.path.realpath(config.source):
         outputs += [DEFAULT_OUT / split for split in SPLITS]
     both = [folder for out in outputs for folder in (out, manifest.log_folder(out))]
-    return find_sources(config.source, normal=config.normal, leave_out=both)
+    return find_sources(config.source, normal=config.normal, leave_out=both, follow_links=config.follow_links)
 
 
 def _source_name(config: BuildConfig) -> str:

@@ -22,6 +22,7 @@ MORE_OPTIONS = (
     "codec",
     "normal",
     "decoder",
+    "follow_links",
     "full_check",
     "allow_damaged",
     "dry_run",
@@ -99,6 +100,7 @@ def main() -> None:
     show_default=True,
     help="auto: decord, and OpenCV for what decord does not support.",
 )
+@click.option("--follow-links", is_flag=True, help="Read links that lead out of SOURCE too.")
 @click.option("--full-check", is_flag=True, help="Decode every frame of a video before, not only those of its clips.")
 @click.option("--allow-damaged", is_flag=True, help="--full-check, but keep what is damaged and flag its clips.")
 @click.option("--dry-run", is_flag=True, help="Tell videos, hours, clips, bytes and time; write nothing.")

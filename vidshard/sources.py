@@ -74,11 +74,14 @@ class Source:
     skipped: tuple[Failure, ...]
 
 
-def find_sources(source: Path, *, normal: str | None = None, leave_out: Iterable[Path] = ()) -> list[Source]:
+def find_sources(
+    source: Path, *, normal: str | None = None, leave_out: Iterable[Path] = (), follow_links: bool = False
+) -> list[Source]:
     """The videos in `source`: one `Source`, or one per split when it holds Train/, Test/ or Validation/.
 
     `normal` names the class that is normal, if it is not told by its name; every other class is then a crime.
     `leave_out`: folders that are not looked into and not mentioned, such as those of the output.
+    `follow_links`: links that lead out of `source` are read too, each place once.
     Raises UserError when there is no such folder or nothing to use in it.
     """
     root = Path(os.path.abspath(source))
@@ -88,12 +91,12 @@ def find_sources(source: Path, *, normal: str | None = None, leave_out: Iterable
         return [_single_file(root, source)]
     not_ours = {os.path.realpath(folder) for folder in leave_out}
     try:
-        splits = _split_folders(root, not_ours)
+        splits = _split_folders(root, not_ours, follow_links)
     except OSError as error:
         raise UserError(f"{source} cannot be read: {error.strerror}; check its permissions") from error
     if splits:
-        return [_find_source(folder, split, normal, not_ours) for split, folder in sorted(splits.items())]
-    return [_find_source(root, split_name(root.name), normal, not_ours)]
+        return [_find_source(folder, split, normal, not_ours, follow_links) for split, folder in sorted(splits.items())]
+    return [_find_source(root, split_name(root.name), normal, not_ours, follow_links)]
 
 
 def class_label(class_name: str | None, *, normal: str | None = None) -> int:
@@ -167,7 +170,7 @@ def _single_file(path: Path, given: Path) -> Source:
     return Source(root=path.parent, split=None, videos=(video,), skipped=())
 
 
-def _split_folders(root: Path, leave_out: Collection[str]) -> dict[str, Path]:
+def _split_folders(root: Path, leave_out: Collection[str], follow_links: bool) -> dict[str, Path]:
     """Split → folder, if `root` holds split folders; {} if not. Raises UserError on videos that no split holds."""
     with os.scandir(root) as entries:
         found = sorted(entries, key=lambda entry: path_bytes(entry.name))
@@ -176,6 +179,11 @@ def _split_folders(root: Path, leave_out: Collection[str]) -> dict[str, Path]:
         split = split_name(entry.name)
         if split is None or not entry.is_dir() or os.path.realpath(entry.path) in leave_out:
             continue
+        real = os.path.realpath(entry.path)
+        if entry.is_symlink() and not follow_links and not _is_below(real, os.path.realpath(root)):
+            raise UserError(
+                f"{entry.path} is a link that leads out of {root}; read it with --follow-links, or give {real} itself"
+            )
         if split in splits:
             raise UserError(
                 f"{root} holds {splits[split].name}/ and {entry.name}/, which are the same split; "
@@ -195,8 +203,10 @@ def _split_folders(root: Path, leave_out: Collection[str]) -> dict[str, Path]:
     return splits
 
 
-def _find_source(root: Path, split: str | None, normal: str | None, leave_out: Collection[str]) -> Source:
-    walk = _Walk(root, leave_out)
+def _find_source(
+    root: Path, split: str | None, normal: str | None, leave_out: Collection[str], follow_links: bool
+) -> Source:
+    walk = _Walk(root, leave_out, follow_links)
     groups = _read_groups(root, split)
     if not walk.videos:
         raise UserError(_nothing_found(root, walk))
@@ -227,13 +237,15 @@ def _nothing_found(root: Path, walk: _Walk) -> str:
 class _Walk:
     """All that lies below `root`: `videos` (relative paths) and `skipped`, in no particular order.
 
-    `leave_out`: folders, absolute and without links on the way.
+    `leave_out`: folders, absolute and without links on the way. `follow_links`: those out of `root` too.
     """
 
-    def __init__(self, root: Path, leave_out: Collection[str]) -> None:
+    def __init__(self, root: Path, leave_out: Collection[str], follow_links: bool = False) -> None:
         self.root = root
         self.real_root = os.path.realpath(root)
         self.leave_out = leave_out
+        self.follow_links = follow_links
+        self.real_folders = [self.real_root]  # all below these is read
         self.videos: list[str] = []
         self.skipped: list[Failure] = []
         folders = [""]
@@ -244,10 +256,11 @@ class _Walk:
         """Sort the entries of one folder; returns its sub-folders."""
         folders = []
         try:
-            with os.scandir(os.path.join(self.root, folder)) as entries:
-                for entry in entries:
+            real_folder = os.path.realpath(os.path.join(self.root, folder))
+            with os.scandir(real_folder) as entries:
+                for entry in sorted(entries, key=lambda entry: path_bytes(entry.name)):  # always the same of two links
                     path = f"{folder}/{entry.name}" if folder else entry.name
-                    if os.path.join(self.real_root, folder, entry.name) not in self.leave_out:
+                    if os.path.join(real_folder, entry.name) not in self.leave_out:
                         folders += self._sort_or_skip(entry, path)
         except OSError as error:
             self._skip(folder or ".", "unreadable_folder", f"it cannot be listed: {error.strerror}")
@@ -268,10 +281,14 @@ class _Walk:
             real = os.path.realpath(entry.path)
             if not os.path.exists(real):
                 return self._skip(path, "broken_link", "it is a link to nothing")
-            if not _is_below(real, self.real_root):
-                return self._skip(path, "link_outside_source", "it is a link that leads out of SOURCE")
+            if not _is_below(real, self.real_root) and not self.follow_links:
+                message = "it is a link that leads out of SOURCE; --follow-links reads it"
+                return self._skip(path, "link_outside_source", message)
             if os.path.isdir(real):
-                return self._skip(path, "link_to_folder", "it is a link to a folder of SOURCE that is read anyway")
+                if any(_is_below(real, folder) or _is_below(folder, real) for folder in self.real_folders):
+                    return self._skip(path, "link_to_folder", "it is a link to a folder that is read anyway")
+                self.real_folders.append(real)
+                return [path]
         elif entry.is_dir(follow_symlinks=False):
             if os.path.splitext(entry.name)[1].lower() in VIDEO_SUFFIXES:
                 self._skip(path, "not_a_regular_file", "it is a folder, although its name is that of a video")
