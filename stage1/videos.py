@@ -57,7 +57,7 @@ def temporary_shards(
     with tempfile.TemporaryDirectory(prefix="stage1-videos-", ignore_cleanup_errors=True) as folder:
         report = _build(source, Path(folder) / "shards", config)
         failures = tuple(failure for failure in report.manifest.failures if failure.outcome == "failed")
-        yield BroughtVideos(folder=report.folder, root=source.root, failures=failures)
+        yield BroughtVideos(folder=report.folder, root=Path(str(source.root)), failures=failures)
 
 
 def _build(source: Source, out: Path, config: BuildConfig) -> SetReport:
@@ -101,8 +101,8 @@ def find_videos(paths: Sequence[str]) -> Source:
     for path in paths:
         for match in _matches(path):
             for source in find_sources(Path(match)):
-                videos |= {os.path.join(source.root, video.path) for video in source.videos}
-                skipped |= {os.path.join(source.root, failure.path): failure for failure in source.skipped}
+                videos |= {os.path.join(str(source.root), video.path) for video in source.videos}
+                skipped |= {os.path.join(str(source.root), failure.path): failure for failure in source.skipped}
     try:
         root = os.path.commonpath([os.path.dirname(video) for video in videos])
     except ValueError:

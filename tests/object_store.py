@@ -120,6 +120,21 @@ def read_all_clips(url: str, cache: str, barrier: Any) -> None:
         reader[row]
 
 
+def use_store(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    """Point this process at the server, with short pauses between tries and all counts at zero."""
+    import fsspec
+
+    from vidshard import storage
+
+    for name, value in store.environment.items():
+        monkeypatch.setenv(name, value)
+    fsspec.config.set_conf_env(fsspec.config.conf)
+    monkeypatch.setattr(storage, "RETRY_SECONDS", (0.01,) * 5)
+    for kept in (store.gets, store.puts, store.log, store.faults, store.put_faults):
+        kept.clear()
+    return store
+
+
 class _Proxy(BaseHTTPRequestHandler):
     store: ObjectStore
     protocol_version = "HTTP/1.1"

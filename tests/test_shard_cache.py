@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from fake_shards import random_clips, write_shards
-from object_store import CREDENTIALS, ObjectStore, read_all_clips, running_store
+from object_store import CREDENTIALS, ObjectStore, read_all_clips, running_store, use_store
 from stage1.dataloader import ClipLoader, ClipReader
 from vidshard import shard_cache, storage
 from vidshard.errors import FormatError, UserError
@@ -36,18 +36,7 @@ def server() -> Iterator[ObjectStore]:
 
 @pytest.fixture
 def store(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    import fsspec
-
-    fsspec.config.set_conf_env(fsspec.config.conf)
-    monkeypatch.setattr(storage, "RETRY_SECONDS", (0.01,) * 5)
-    server.gets.clear()
-    server.puts.clear()
-    server.log.clear()
-    server.faults.clear()
-    server.put_faults.clear()
-    return server
+    return use_store(server, monkeypatch)
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from vidshard import (
     planner,
     shard_format,
     shard_writer,
+    storage,
 )
 from vidshard.array_task import Numbering, TaskRequest
 from vidshard.build_config import BuildConfig
@@ -42,6 +43,7 @@ from vidshard.manifest import Failure
 from vidshard.planner import Plan
 from vidshard.shard_format import ClipShape
 from vidshard.sources import Source, Video
+from vidshard.storage import Url
 from vidshard.supervisor import Supervisor
 from vidshard.work_folder import ShardRecord, WorkFolder, check_output, describe_changes
 
@@ -81,7 +83,14 @@ def build_part(
                 f"--{name.replace('_', '-')} is no work for an array of tasks: run it after `vidshard finalize`, with "
                 "--task-count 1"
             )
-    return tuple(_part_of_set(source, out, config, request, tell) for source, out in builder.find_sets(config, tell))
+    if isinstance(config.out, Url):
+        raise UserError(
+            f"an array of tasks builds on a folder that all of them see, not on {config.out}; give that folder as "
+            f"--out DIR and, after `vidshard finalize DIR`, send it: vidshard build … --out {config.out} --staging DIR "
+            "--task-count 1"
+        )
+    sets = [(source, Path(str(out))) for source, out in builder.find_sets(config, tell)]
+    return tuple(_part_of_set(source, out, config, request, tell) for source, out in sets)
 
 
 def _part_of_set(
@@ -421,15 +430,19 @@ def _check_unchanged(
     work: WorkFolder, source: Source, fingerprint: dict[str, Any], tell: Callable[[str], None]
 ) -> None:
     """Raises UserError when videos have other sizes or times than the tasks saw."""
-    if not source.root.is_dir():
+    listing = storage.list_files(source.root) if isinstance(source.root, Url) else {}
+    if isinstance(source.root, Path) and not source.root.is_dir():
         tell(f"{source.root} cannot be read here: not checked whether its videos are still those that were built")
         return
     changed = []
     for path, size, *_, modified in fingerprint["videos"]:
-        now: tuple[int, int | None] = (-1, None)
-        with contextlib.suppress(OSError):
-            about = (source.root / path).stat()
-            now = (about.st_size, about.st_mtime_ns)
+        now: tuple[int | None, int | str | None] = (-1, None)
+        if isinstance(source.root, Path):
+            with contextlib.suppress(OSError):
+                about = (source.root / path).stat()
+                now = (about.st_size, about.st_mtime_ns)
+        elif path in listing:
+            now = (listing[path].size, listing[path].version)
         if now != (size, modified):
             changed.append(path)
     if changed:
@@ -493,7 +506,7 @@ def _source_from_json(fields: dict[str, Any]) -> Source:
         return Video(**{**values, "events": tuple((first, last) for first, last in values["events"])})
 
     return Source(
-        root=Path(fields["root"]),
+        root=storage.location(fields["root"]),
         split=fields["split"],
         videos=tuple(video(row) for row in fields["videos"]),
         skipped=tuple(Failure(**row) for row in fields["skipped"]),

@@ -12,14 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from vidshard import __version__, clip_codecs, clips, decoders, manifest, shard_format
+from vidshard import __version__, clip_codecs, clips, decoders, remote_set, shard_format, storage
 from vidshard.clips import SamplingConfig
 from vidshard.errors import UserError
 from vidshard.manifest import ShardSet
 from vidshard.shard_format import ClipShape
 from vidshard.sources import Source, Video
+from vidshard.storage import Location, location
 from vidshard.work_folder import describe_changes, describe_difference
 
+EXECUTORS = ("local", "ray")
 SOURCES = "sources_sha256"  # name of the digests among the settings of a manifest
 
 
@@ -27,8 +29,10 @@ SOURCES = "sources_sha256"  # name of the digests among the settings of a manife
 class BuildConfig:
     """What to build from what. `source`: SOURCE/<Class>/*.mp4, a folder of splits, a folder of MP4s, or one MP4."""
 
-    source: Path
-    out: Path | None = None  # default: shards/<name of the folder>; of several splits, the folder that holds them
+    source: Location
+    out: Location | None = None  # default: shards/<name of the folder>; of several splits, the folder that holds them
+    staging: Path | None = None  # where a set for a URL is built before it is sent; default: shards.staging/<its name>
+    executor: str = "local"  # who runs the workers: this process, or ray
     workers: int | None = None  # processes; default: one a core
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     frame_size: int = 112  # height and width of a stored frame, pixels
@@ -53,9 +57,14 @@ class BuildConfig:
     memory_mb: int = 4096  # MiB of memory of one worker
 
     def __post_init__(self) -> None:
-        for name in ("source", "out", "split_list", "source_groups", "annotations"):  # a script may give text
+        for name in ("source", "out"):  # a script may give text
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else location(value))
+        for name in ("staging", "split_list", "source_groups", "annotations"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else Path(value))
+        if self.executor not in EXECUTORS:
+            raise UserError(f"executor is {self.executor!r}, expected one of {', '.join(EXECUTORS)}")
         for name in ("workers", "frame_size", "limit", "shard_mb", "timeout_seconds", "memory_mb"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -116,7 +125,7 @@ def source_digests(
 def _videos_sha256(source: Source, videos: Sequence[Video], video_bytes: Mapping[str, int] | None) -> str:
     digest = hashlib.sha256()
     for video in videos:
-        num_bytes = file_size(source.root / video.path) if video_bytes is None else video_bytes[video.path]
+        num_bytes = file_bytes(source, video) if video_bytes is None else video_bytes[video.path]
         digest.update(repr((video.path, *_facts(num_bytes, video))).encode("utf-8", "surrogateescape") + b"\n")
     return digest.hexdigest()
 
@@ -135,10 +144,11 @@ def fingerprint(source: Source, settings: dict[str, Any], *, change: str | None 
     """What must not change while a build is unfinished. `change`: what is done to which finished set."""
     videos = []
     for video in source.videos:
-        modified = None
-        with contextlib.suppress(OSError):  # the probe will say why
-            modified = (source.root / video.path).stat().st_mtime_ns
-        videos.append([video.path, *_facts(file_size(source.root / video.path), video), modified])
+        modified: int | str | None = video.version
+        if isinstance(source.root, Path):
+            with contextlib.suppress(OSError):  # the probe will say why
+                modified = (source.root / video.path).stat().st_mtime_ns
+        videos.append([video.path, *_facts(file_bytes(source, video), video), modified])
     return {
         "settings": settings,
         "packages": package_versions(settings["codec"]),
@@ -148,14 +158,17 @@ def fingerprint(source: Source, settings: dict[str, Any], *, change: str | None 
     }
 
 
-def find_finished(out: Path, source: Source, settings: dict[str, Any], config: BuildConfig) -> ShardSet | None:
+def find_finished(out: Location, source: Source, settings: dict[str, Any], config: BuildConfig) -> ShardSet | None:
     """The finished set in `out`, None if there is none.
 
     Raises UserError when it is not the one asked for: other settings, or other videos than `config` allows to change.
     """
-    if not (out / shard_format.MANIFEST_NAME).exists():
+    if isinstance(out, Path):
+        if not (out / shard_format.MANIFEST_NAME).exists():
+            return None
+    elif not storage.exists(out / shard_format.MANIFEST_NAME):
         return None
-    shards = manifest.open_shards(out)
+    shards = remote_set.outline(out)
     old = {name: value for name, value in shards.manifest.settings.items() if name != SOURCES}
     if old != settings:
         raise _another(out, f"other {describe_difference(old, settings)}")
@@ -208,10 +221,20 @@ def _changed(shards: ShardSet, source: Source, failed: Collection[str]) -> str:
     return describe_changes([], [], changed)
 
 
-def _another(out: Path, difference: str, hint: str = "") -> UserError:
+def _another(out: Location, difference: str, hint: str = "") -> UserError:
     return UserError(
         f"{out} holds another build, of {difference}; {hint}give another --out, or delete {out} to build it anew"
     )
+
+
+def file_bytes(source: Source, video: Video) -> int:
+    """Size of the file of a video; -1 where it cannot be told."""
+    if video.num_bytes is not None:
+        return video.num_bytes
+    path = source.root / video.path
+    if isinstance(path, Path):
+        return file_size(path)
+    return storage.info(path).size or -1
 
 
 def file_size(path: Path) -> int:

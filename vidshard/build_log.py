@@ -10,7 +10,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from vidshard import __version__, atomic, shard_format
+from vidshard import __version__, atomic, shard_format, storage
+from vidshard.storage import Location
 
 
 class BuildLog:
@@ -19,7 +20,7 @@ class BuildLog:
     A task of an array has a log of its own, `build.task-00002.log`, and leaves `source.json` to `finalize`.
     """
 
-    def __init__(self, folder: Path, *, root: Path, about: str, task: int | None = None) -> None:
+    def __init__(self, folder: Path, *, root: Location, about: str, task: int | None = None) -> None:
         self.folder = folder
         self.folder.mkdir(parents=True, exist_ok=True)
         self._root = root
@@ -27,7 +28,8 @@ class BuildLog:
         self._task = task
         name = "build.log" if task is None else f"build.task-{task:05d}.log"
         self._file = open(self.folder / name, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
-        self.line(f"vidshard {__version__}: {' '.join(sys.argv)}")
+        self._command = [storage.scrub(word) for word in sys.argv]
+        self.line(f"vidshard {__version__}: {' '.join(self._command)}")
         self.line(about)
         self._write_source({})
 
@@ -56,5 +58,5 @@ class BuildLog:
         """`root` / `path` of a record is the video again."""
         if self._task is not None:
             return
-        about = {"root": str(self._root), "host": socket.gethostname(), "command": sys.argv}
+        about = {"root": str(self._root), "host": socket.gethostname(), "command": self._command}
         atomic.write_json(self.folder / shard_format.SOURCE_NAME, {**about, **more})

@@ -31,6 +31,8 @@ from vidshard import (
     ledger,
     manifest,
     planner,
+    remote_output,
+    remote_sources,
     shard_format,
     source_lists,
 )
@@ -53,6 +55,7 @@ from vidshard.sources import (
     label_table,
     path_bytes,
 )
+from vidshard.storage import Location, Url
 from vidshard.supervisor import Supervisor, SupervisorConfig, Task, TaskResult, too_little_memory
 from vidshard.work_folder import ShardRecord, WorkFolder, check_output
 
@@ -62,6 +65,8 @@ DEFAULT_OUT = Path("shards")
 _FRAMES_PER_TIMEOUT = 1800  # `timeout_seconds` is granted once, and again for each minute of video at 30 frames/s
 _BYTES_PER_TIMEOUT = 100 << 20  # reading packets: once, and again for each 100 MiB
 _BYTES_PER_TIMEOUT_CHECKED = 2 << 20  # decoding all of it at once: about a minute of surveillance video
+_DOWNLOAD_SECONDS = 300.0  # of a video behind a URL, with all pauses between tries; and its bytes at this pace
+_DOWNLOAD_BYTES_PER_SECOND = 500_000
 _SAMPLE_SECONDS = 8.0  # how long a dry run decodes
 _SAMPLE_CLIPS = 16  # of one unit
 _SAVE_SECONDS = 30.0  # how often it is kept what was read of the packets
@@ -74,7 +79,8 @@ Facts = Sequence[VideoFacts | Rejected]  # one for each video
 class SetReport:
     """One shard folder that was built, or found finished."""
 
-    folder: Path
+    folder: Path  # where it was built
+    url: Url | None = None  # where it was sent: the folder may be gone then
     manifest: Manifest
     seconds: float
     decoded_clips: int = 0  # in this run; the rest was there already
@@ -83,6 +89,10 @@ class SetReport:
     @property
     def log_folder(self) -> Path:
         return manifest.log_folder(self.folder)
+
+    @property
+    def where(self) -> Location:
+        return self.url or self.folder
 
     @property
     def num_bytes(self) -> int:
@@ -133,7 +143,7 @@ def build(config: BuildConfig, *, tell: Callable[[str], None] = _silent) -> Buil
     )
 
 
-def find_sets(config: BuildConfig, tell: Callable[[str], None]) -> Iterator[tuple[Source, Path]]:
+def find_sets(config: BuildConfig, tell: Callable[[str], None]) -> Iterator[tuple[Source, Location]]:
     """The sources and where the shards of each go. Raises UserError on wrong use, before the first is given."""
     sources = _apply_lists(_find_sources(config), config, tell)
     if note := decoders.missing_note(config.decoder):
@@ -150,7 +160,7 @@ def find_sets(config: BuildConfig, tell: Callable[[str], None]) -> Iterator[tupl
 class Estimate:
     """What a build of one set would make, and how long that would take."""
 
-    folder: Path
+    folder: Location
     videos: int
     unreadable: int  # videos whose packets cannot be read
     hours: float  # of video
@@ -171,7 +181,7 @@ def dry_run(config: BuildConfig, *, tell: Callable[[str], None] = _silent) -> tu
     return tuple(_estimate(limited(source, config), folder, config, tell) for source, folder in find_sets(config, tell))
 
 
-def _estimate(source: Source, folder: Path, config: BuildConfig, tell: Callable[[str], None]) -> Estimate:
+def _estimate(source: Source, folder: Location, config: BuildConfig, tell: Callable[[str], None]) -> Estimate:
     with tempfile.TemporaryDirectory(prefix="vidshard-", ignore_cleanup_errors=True) as scratch:
         work = WorkFolder(out=Path(scratch) / "out")
         work.path.mkdir(parents=True)
@@ -205,13 +215,19 @@ def _estimate(source: Source, folder: Path, config: BuildConfig, tell: Callable[
 def _find_sources(config: BuildConfig) -> list[Source]:
     """The sources, without the output, which may lie inside: what is found must be the same in every run."""
     outputs = [config.out or DEFAULT_OUT / _source_name(config)]
+    if isinstance(config.source, Url):
+        urls = [out for out in outputs if isinstance(out, Url)]
+        return remote_sources.find_sources(config.source, normal=config.normal, leave_out=urls)
     if config.out is None and os.path.realpath(DEFAULT_OUT) != os.path.realpath(config.source):
         outputs += [DEFAULT_OUT / split for split in SPLITS]
-    both = [folder for out in outputs for folder in (out, manifest.log_folder(out))]
+    local = [out for out in outputs if isinstance(out, Path)]
+    both = [folder for out in local for folder in (out, manifest.log_folder(out))]
     return find_sources(config.source, normal=config.normal, leave_out=both, follow_links=config.follow_links)
 
 
 def _source_name(config: BuildConfig) -> str:
+    if isinstance(config.source, Url):
+        return os.path.splitext(config.source.name)[0] or "root"
     given = Path(os.path.abspath(config.source))  # `.` and a trailing slash have no name of their own
     return (given.name if given.is_dir() else given.stem) or "root"
 
@@ -232,19 +248,49 @@ def _apply_lists(sources: list[Source], config: BuildConfig, tell: Callable[[str
     return sources
 
 
-def output_folders(config: BuildConfig, sources: Sequence[Source]) -> list[Path]:
+def output_folders(config: BuildConfig, sources: Sequence[Source]) -> list[Location]:
     """Where the shards of each source go."""
-    given = Path(os.path.abspath(config.source))
-    if any(source.root != given and given.is_dir() for source in sources):  # the splits in it
+    if isinstance(config.source, Url):
+        are_splits = any(source.root.as_posix().startswith(f"{config.source.place}/") for source in sources)
+    else:
+        given = Path(os.path.abspath(config.source))
+        are_splits = any(source.root != given and given.is_dir() for source in sources)
+    if are_splits:
         return [(config.out or DEFAULT_OUT) / (source.split or source.root.name) for source in sources]
     return [config.out or DEFAULT_OUT / _source_name(config)]
 
 
-def build_set(source: Source, out: Path, config: BuildConfig, *, tell: Callable[[str], None] = _silent) -> SetReport:
+def build_set(
+    source: Source, out: Location, config: BuildConfig, *, tell: Callable[[str], None] = _silent
+) -> SetReport:
     """Build the videos of one source into the shard folder `out`; `config.source` and `config.out` are not looked at.
 
     Raises what `build` does. A folder that holds the same build, finished, is left as it is.
     """
+    return _send_set(source, out, config, tell) if isinstance(out, Url) else _build_folder(source, out, config, tell)
+
+
+def _send_set(source: Source, url: Url, config: BuildConfig, tell: Callable[[str], None]) -> SetReport:
+    """Build into a local folder, and send it when all of it is there; of a finished set, what changes."""
+    start = time.monotonic()
+    remote_output.check_output(url)
+    staging = remote_output.staging_folder(url, config.staging, of_several=url != config.out)
+    taken = limited(source, config)
+    finished = build_config.find_finished(url, taken, build_config.build_settings(config), config)
+    if finished is not None and _change(finished, taken, config) is None:
+        seconds = time.monotonic() - start
+        return SetReport(folder=staging, url=url, manifest=finished.manifest, seconds=seconds, already_finished=True)
+    if finished is not None:
+        remote_output.download_set(url, staging)
+    report = _build_folder(source, staging, config, tell)
+    uploaded = remote_output.upload_set(staging, url)
+    tell(f"{url}: {uploaded.sent:,} objects sent, {uploaded.kept:,} were there")
+    if config.staging is None:
+        shutil.rmtree(staging)
+    return dataclasses.replace(report, url=url, seconds=time.monotonic() - start, already_finished=False)
+
+
+def _build_folder(source: Source, out: Path, config: BuildConfig, tell: Callable[[str], None]) -> SetReport:
     start = time.monotonic()
     source = limited(source, config)
     settings = build_config.build_settings(config)
@@ -404,8 +450,15 @@ class Run:
                 allow_damaged=self.config.allow_damaged,
             )
             granted = _BYTES_PER_TIMEOUT_CHECKED if job.full_check or job.allow_damaged else _BYTES_PER_TIMEOUT
-            extra = max(0, build_config.file_size(job.video_path)) / granted
-            yield Task(argument=job, timeout_seconds=self.config.timeout_seconds * (1 + extra))
+            extra = max(0, build_config.file_bytes(self.source, video)) / granted
+            seconds = self.config.timeout_seconds * (1 + extra) + self._download_seconds(video)
+            yield Task(argument=job, timeout_seconds=seconds)
+
+    def _download_seconds(self, video: Video) -> float:
+        """How long the download of a video may take, all tries together."""
+        if isinstance(self.source.root, Path):
+            return 0.0
+        return _DOWNLOAD_SECONDS + max(0, build_config.file_bytes(self.source, video)) / _DOWNLOAD_BYTES_PER_SECOND
 
     def plan(self, facts: Facts) -> Plan:
         """Which clip goes into which shard."""
@@ -528,7 +581,8 @@ class Run:
                 codec=self.config.codec,
                 damaged=_is_damaged(facts[number]),
             )
-        return Task(argument=job, timeout_seconds=self.config.timeout_seconds * (1 + extra))
+        seconds = self.config.timeout_seconds * (1 + extra) + self._download_seconds(video)
+        return Task(argument=job, timeout_seconds=seconds)
 
     def _value(self, result: TaskResult, video: Video) -> Any:
         """The value of a task; of one that crashed, or met an error that nobody foresaw, the video's rejection."""

@@ -11,6 +11,7 @@ import click
 
 from vidshard import __version__
 from vidshard.console import EXIT_ERROR, EXIT_OK, EXIT_PARTLY_FAILED, ExitCodeGroup
+from vidshard.storage import Location, location
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 FILE = click.Path(path_type=Path)
@@ -28,6 +29,7 @@ MORE_OPTIONS = (
     "dry_run",
     "split_list",
     "source_groups",
+    "staging",
     "retry_failed",
     "extend",
     "max_failures",
@@ -60,8 +62,13 @@ def main() -> None:
 
 
 @main.command(cls=TwoPartCommand)
-@click.argument("source", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Output folder.  [default: shards/<name of SOURCE>]")
+@click.argument("source", type=location, metavar="SOURCE")
+@click.option(
+    "--out",
+    type=location,
+    metavar="PLACE",
+    help="Output folder, or s3:// or gs:// URL.  [default: shards/<name of SOURCE>]",
+)
 @click.option("--workers", type=int, help="Worker processes.  [default: one a core]")
 @click.option(
     "--sampling",
@@ -111,6 +118,11 @@ def main() -> None:
     metavar="FILE",
     help="Which recording each video is from: CSV or JSON of file, source.",
 )
+@click.option(
+    "--staging",
+    type=click.Path(path_type=Path),
+    help="With --out URL: the local folder where it is built.  [default: shards.staging/<name of URL>]",
+)
 @click.option("--retry-failed", is_flag=True, help="Try the videos again that failed, and only those.")
 @click.option("--extend", is_flag=True, help="Add the videos that are new in SOURCE to a finished set.")
 @click.option("--max-failures", type=int, metavar="N", help="Stop when more than N videos failed.  [default: go on]")
@@ -128,7 +140,7 @@ def main() -> None:
 @click.option("--task-count", type=int, metavar="N", help="Into how many parts the build is cut; 1 builds all here.")
 @click.option("--memory-mb", type=int, default=4096, show_default=True, help="MiB of memory of one worker (Linux).")
 def build(
-    source: Path,
+    source: Location,
     sampling: Any,
     clip_len: int,
     clips_per_video: int,
@@ -143,7 +155,7 @@ def build(
     """Decode the videos of SOURCE into shards.
 
     SOURCE holds <Class>/*.mp4; or Train/, Validation/, Test/ with that in each; or plain MP4s, which have no label.
-    It may be a single MP4.
+    It may be a single MP4. It may be a URL: s3://, gs://, https://.
     The same command again finishes a build that was interrupted.
 
     Many tasks may build one set at once: in a SLURM array, an indexed Job of Kubernetes, under torchrun, or with
@@ -191,10 +203,10 @@ def finalize(folder: Path) -> int:
 
 
 @main.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=location)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-def inspect(folder: Path, as_json: bool) -> None:
-    """Show what is in the shard folder DIR: classes, videos, clips, failures."""
+def inspect(folder: Location, as_json: bool) -> None:
+    """Show what is in the shard folder DIR, a path or a URL: classes, videos, clips, failures."""
     from vidshard.inspect_shards import inspect_shards, to_text
 
     about = inspect_shards(folder)
@@ -202,11 +214,11 @@ def inspect(folder: Path, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=location)
 @click.option("--deep", is_flag=True, help="Read and decode every sample, and compare it with the index.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-def verify(folder: Path, deep: bool, as_json: bool) -> int:
-    """Check the shard folder DIR: sizes, counts, checksums. Names every fault.
+def verify(folder: Location, deep: bool, as_json: bool) -> int:
+    """Check the shard folder DIR, a path or a URL: sizes, counts, checksums. Names every fault.
 
     Exit codes: 0 no fault, 1 anything else.
     """

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vidshard import clips, damage, decoders, packets
+from vidshard import clips, damage, decoders, fetched_video, packets
 from vidshard.clips import Frame, SamplingConfig, VideoClips
 from vidshard.decoders import Decoder
 from vidshard.packets import PacketTable, VideoError
@@ -22,6 +22,7 @@ from vidshard.planner import Unit
 from vidshard.shard_format import Clip, ClipShape, SampleRecord
 from vidshard.shard_writer import PartWriter, Rows
 from vidshard.sources import Video
+from vidshard.storage import Location
 
 _DECIMALS = 6  # of seconds and frames per second in a record: microseconds
 
@@ -36,7 +37,7 @@ class Rejected:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeJob:
-    video_path: Path
+    video_path: Location
     table_path: Path  # where the packet table is kept for those who decode
     sampling: SamplingConfig
     events: tuple[tuple[int, int], ...] = ()
@@ -62,7 +63,7 @@ class DecodeJob:
 
     video: Video
     split: str | None
-    video_path: Path
+    video_path: Location
     table_path: Path
     units: tuple[Unit, ...]
     part_paths: tuple[Path, ...]
@@ -83,7 +84,8 @@ class Decoded:
 def probe_video(job: ProbeJob) -> VideoFacts | Rejected:
     """Read the packet table of a video and keep it at `table_path`."""
     try:
-        table, damage_found = _read_and_check(job)
+        with fetched_video.local_file(job.video_path) as path:
+            table, damage_found = _read_and_check(job, path)
     except VideoError as error:
         return Rejected(reason=error.reason, message=error.message)
     clips_of_video = _clips(table, job.sampling, job.events)
@@ -101,14 +103,14 @@ def probe_video(job: ProbeJob) -> VideoFacts | Rejected:
     )
 
 
-def _read_and_check(job: ProbeJob) -> tuple[PacketTable, str | None]:
+def _read_and_check(job: ProbeJob, path: Path) -> tuple[PacketTable, str | None]:
     """The packet table, and what damage there is if that is allowed. Raises VideoError."""
     with damage.listening() as messages:
-        table = packets.read_packet_table(job.video_path)
+        table = packets.read_packet_table(path)
         try:
             messages.refuse_damage(table.codec)
             if job.full_check or job.allow_damaged:
-                decoders.check_all_frames(job.video_path, table)
+                decoders.check_all_frames(path, table)
                 messages.refuse_damage(table.codec)
         except VideoError as error:
             if error.reason != packets.DAMAGED or not job.allow_damaged:
@@ -119,6 +121,14 @@ def _read_and_check(job: ProbeJob) -> tuple[PacketTable, str | None]:
 
 def decode_units(job: DecodeJob) -> Decoded | Rejected:
     """Decode the clips of a job into its part files. Raises OSError when a part cannot be written."""
+    try:
+        with fetched_video.local_file(job.video_path) as path:
+            return _decode_units(job, path)
+    except VideoError as error:
+        return Rejected(reason=error.reason, message=error.message)
+
+
+def _decode_units(job: DecodeJob, path: Path) -> Decoded | Rejected:
     table = PacketTable.load(job.table_path)
     # Another decoder is asked for what one does not support; for what is damaged only where that is no secret.
     may_retry = {packets.UNSUPPORTED, packets.DAMAGED} if job.damaged else {packets.UNSUPPORTED}
@@ -126,7 +136,7 @@ def decode_units(job: DecodeJob) -> Decoded | Rejected:
     for decoder in decoders.decoders_for(job.decoder):
         try:
             with damage.listening() as messages:
-                return Decoded(decoder=decoder.name, rows=_decode_with(decoder, table, job, messages))
+                return Decoded(decoder=decoder.name, rows=_decode_with(decoder, table, job, path, messages))
         except VideoError as error:
             refusals.append(error)
             if error.reason not in may_retry:
@@ -136,14 +146,16 @@ def decode_units(job: DecodeJob) -> Decoded | Rejected:
     return Rejected(reason=reason, message="; ".join(error.message for error in refusals))
 
 
-def _decode_with(decoder: Decoder, table: PacketTable, job: DecodeJob, messages: damage.Messages) -> tuple[Rows, ...]:
+def _decode_with(
+    decoder: Decoder, table: PacketTable, job: DecodeJob, path: Path, messages: damage.Messages
+) -> tuple[Rows, ...]:
     first, stop = job.units[0].clip_start, job.units[-1].clip_stop
     clips_of_video = _clips(table, job.sampling, job.video.events)
     wanted = [clips_of_video[number] for number in range(first, stop)]
     needed = sorted(set().union(*wanted))  # each frame once: the decoder is opened once and runs through
     # Closed here, not when the garbage is collected: a reader that is left alive decodes on in a thread of its own, and
     # what it says of this video would be heard while the next one is decoded.
-    with contextlib.closing(_frames(decoder, table, job, needed)) as frames:
+    with contextlib.closing(_frames(decoder, table, job, path, needed)) as frames:
         stream = clips_of(frames, needed, wanted)
         rows = []
         for unit, part_path in zip(job.units, job.part_paths, strict=True):
@@ -166,7 +178,7 @@ def _decode_with(decoder: Decoder, table: PacketTable, job: DecodeJob, messages:
 
 
 def _frames(
-    decoder: Decoder, table: PacketTable, job: DecodeJob, needed: Sequence[int]
+    decoder: Decoder, table: PacketTable, job: DecodeJob, path: Path, needed: Sequence[int]
 ) -> Generator[Frame, None, None]:
     """The frames of a decoder. A video that cannot be read is its own fault; a part that cannot be written is not."""
     try:
@@ -174,7 +186,7 @@ def _frames(
         height, width = clips.scaled_size(
             table.height, table.width, to_height=to_height, to_width=to_width, resize=job.resize
         )
-        for frame in decoder.frames(job.video_path, table, needed, height=height, width=width):
+        for frame in decoder.frames(path, table, needed, height=height, width=width):
             yield clips.place_frame(frame, to_height, to_width)
     except OSError as error:
         raise VideoError("unreadable", f"reading it failed: {error.strerror or type(error).__name__}") from error

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from vidshard import manifest, shard_format
+from vidshard import remote_set, shard_format
+from vidshard.storage import Location
 
 _MAX_ROWS = 8  # lines of a histogram before the rest is summed
 
 
-def inspect_shards(folder: Path) -> dict[str, Any]:
+def inspect_shards(folder: Location) -> dict[str, Any]:
     """All that `vidshard inspect` tells, as JSON types. Raises UserError when `folder` is no finished shard folder."""
-    shards = manifest.open_shards(folder)
+    shards = remote_set.outline(folder)
     built, index = shards.manifest, shards.index
     videos, rows = index.videos, index.clips
     fps = videos["fps"].astype(np.float64)

@@ -58,6 +58,25 @@ def open_index(url: Url, about: Manifest) -> Index:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Outline(ShardSet):
+    """Manifest and index of a set behind a URL, without its shards. `folder` means nothing."""
+
+    url: Url
+
+    @property
+    def where(self) -> str:
+        return str(self.url)
+
+
+def outline(where: Location) -> ShardSet:
+    """Manifest and index of a set, to know what is in it. Raises UserError when there is none, FormatError."""
+    if isinstance(where, Path):
+        return manifest.open_shards(where)
+    about = read_manifest(where)
+    return Outline(folder=Path(), manifest=about, index=open_index(where, about), url=where)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RemoteSet(ShardSet):
     """A shard set behind a URL. `folder` is where its index is kept."""
 

@@ -191,7 +191,7 @@ def match_names(sources: Sequence[Source], names: Sequence[str], *, what: str) -
         scores = [common_suffix(name, _full_path(sources[number], row)) for number, row in candidates]
         best = [place for place, score in zip(candidates, scores, strict=True) if score == max(scores)]
         if len(best) > 1:
-            paths = [os.path.join(sources[number].root, sources[number].videos[row].path) for number, row in best]
+            paths = [str(sources[number].root / sources[number].videos[row].path) for number, row in best]
             raise UserError(
                 f"{what}: {name} may be {' or '.join(paths[:2])}; write more of its path, or build the folders by "
                 "themselves"

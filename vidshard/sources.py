@@ -12,12 +12,13 @@ import json
 import os
 import stat
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from vidshard.errors import UserError
 from vidshard.manifest import Failure
 from vidshard.shard_format import CRIME_LABEL, NORMAL_LABEL, UNKNOWN_LABEL
+from vidshard.storage import Location
 from vidshard.video_lists import VIDEO_SUFFIXES as VIDEO_SUFFIXES
 from vidshard.video_lists import read_text
 
@@ -62,13 +63,15 @@ class Video:
     label: int  # 0 normal, 1 crime, -1 unknown
     source_group: str | None = None  # the recording it was cut from, if known
     events: tuple[tuple[int, int], ...] = ()  # first and last frame of each, if annotations tell
+    num_bytes: int | None = None  # of its file, where a listing told; None: ask the file system
+    version: str | None = None  # what an object store calls this content; another one when it was replaced
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
     """The videos of one split (or of a folder that is none), sorted by the bytes of their paths."""
 
-    root: Path  # absolute
+    root: Location  # absolute
     split: str | None  # Train, Validation, Test or None
     videos: tuple[Video, ...]
     skipped: tuple[Failure, ...]
@@ -208,25 +211,38 @@ def _find_source(
 ) -> Source:
     walk = _Walk(root, leave_out, follow_links)
     groups = _read_groups(root, split)
-    if not walk.videos:
-        raise UserError(_nothing_found(root, walk))
+    return make_source(root, split, walk.videos, walk.skipped, groups=groups, normal=normal)
+
+
+def make_source(
+    root: Location,
+    split: str | None,
+    paths: Iterable[str],
+    skipped: Collection[Failure],
+    *,
+    groups: Mapping[str, str],
+    normal: str | None,
+) -> Source:
+    """The source of the videos at `paths`, in any order. Raises UserError when there is none."""
     videos = []
-    for path in sorted(walk.videos, key=path_bytes):
+    for path in sorted(paths, key=path_bytes):
         class_name = path.rpartition("/")[0].rpartition("/")[2] or None
         label = class_label(class_name, normal=normal)
         videos.append(Video(path=path, class_name=class_name, label=label, source_group=groups.get(path)))
-    skipped = sorted(walk.skipped, key=lambda failure: path_bytes(failure.path))
-    return Source(root=root, split=split, videos=tuple(videos), skipped=tuple(skipped))
+    if not videos:
+        raise UserError(_nothing_found(root, skipped))
+    in_order = sorted(skipped, key=lambda failure: path_bytes(failure.path))
+    return Source(root=root, split=split, videos=tuple(videos), skipped=tuple(in_order))
 
 
-def _nothing_found(root: Path, walk: _Walk) -> str:
-    pictures = [f.path for f in walk.skipped if f.path.lower().endswith(PICTURE_SUFFIXES)]
+def _nothing_found(root: Location, skipped: Collection[Failure]) -> str:
+    pictures = [f.path for f in skipped if f.path.lower().endswith(PICTURE_SUFFIXES)]
     if pictures:
         return (
             f"{root} holds {len(pictures):,} pictures (such as {pictures[0]}) and no video: folders of frames cannot "
             f"be built, because they do not say when a frame was shown; give the videos ({', '.join(VIDEO_SUFFIXES)})"
         )
-    reasons = Counter(failure.reason for failure in walk.skipped)
+    reasons = Counter(failure.reason for failure in skipped)
     found = f"; skipped: {', '.join(f'{n:,} {reason}' for reason, n in sorted(reasons.items()))}" if reasons else ""
     return (
         f"no video in {root}: expected SOURCE/<Class>/*.mp4 or *.mp4 (also {', '.join(VIDEO_SUFFIXES[1:])}, "
@@ -321,13 +337,17 @@ def _read_groups(root: Path, split: str | None) -> dict[str, str]:
 
 def read_source_groups(path: Path) -> dict[str, str]:
     """File → source, of a JSON list of {"file": …, "source": …} or a CSV with the columns file and source."""
-    text = read_text(path)
+    return parse_source_groups(read_text(path), where=str(path))
+
+
+def parse_source_groups(text: str, *, where: str) -> dict[str, str]:
+    """The same of a text that was read from `where`."""
     try:
         rows = json.loads(text) if text.lstrip()[:1] in ("[", "{") else list(csv.DictReader(io.StringIO(text)))
         return {str(row["file"]): str(row["source"]) for row in rows}
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise UserError(
-            f'{path} is not a list of {{"file": …, "source": …}}, or a CSV with these columns, which names the '
+            f'{where} is not a list of {{"file": …, "source": …}}, or a CSV with these columns, which names the '
             f"recording each video was cut from ({error!r}); correct it, or rename it if it is about something else"
         ) from error
 

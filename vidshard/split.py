@@ -151,7 +151,7 @@ def _find_videos(config: SplitConfig, shards: ShardSet | None) -> tuple[list[Spl
         matched = apply_source_groups(sources, config.source_groups)
         sources, told = matched.sources, matched.told.split("WARNING: ")[1:]
         warnings += told
-    found = [(source.root / video.path, video) for source in sources for video in source.videos]
+    found = [(Path(str(source.root)) / video.path, video) for source in sources for video in source.videos]
     if shards is not None:
         contents: Sequence[str | None] = _clip_checksums(shards)
     else:

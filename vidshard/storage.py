@@ -73,7 +73,19 @@ class Url:
 
     @property
     def name(self) -> str:
-        return self.place.partition("://")[2].rpartition("/")[2]
+        name = self.place.partition("://")[2].rpartition("/")[2]
+        return unquote(name) if self.scheme in _WEB else name
+
+    @property
+    def parent(self) -> Url:
+        """What holds it; of a whole bucket or host, itself."""
+        base, mark, query = self.full.partition("?") if self.scheme in _WEB else (self.full, "", "")
+        scheme, _, rest = base.rstrip("/").partition("://")
+        return Url(f"{scheme}://{rest.rpartition('/')[0]}{mark}{query}") if "/" in rest else self
+
+    def as_posix(self) -> str:
+        """As paths have it: the place."""
+        return self.place
 
     def __truediv__(self, name: str) -> Url:
         base, mark, query = self.full.partition("?") if self.scheme in _WEB else (self.full, "", "")

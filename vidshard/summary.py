@@ -21,7 +21,7 @@ def build_summary(report: BuildReport) -> str:
 def _lines(one: SetReport) -> list[str]:
     built = one.manifest
     counts = ", ".join(f"{count:,} {name}" for name, count in built.videos.items() if count or name in ("found", "ok"))
-    lines = [f"✓ {one.folder}" + (": finished before, nothing to do" if one.already_finished else "")]
+    lines = [f"✓ {one.where}" + (": finished before, nothing to do" if one.already_finished else "")]
     lines.append(f"  videos: {counts}")
     size = f"{one.num_bytes / 1e6:,.1f} MB"
     lines.append(f"  clips:  {built.num_clips:,} of {built.clip_shape} in {len(built.shards):,} shards, {size}")
@@ -32,7 +32,7 @@ def _lines(one: SetReport) -> list[str]:
     if skipped:
         lines.append(f"  skipped: {', '.join(f'{count:,} {reason}' for reason, count in sorted(skipped.items()))}")
     failed = [failure for failure in built.failures if failure.outcome == "failed"]
-    return lines + _failed_lines(failed, f"all in {one.folder / FAILURES_NAME}")
+    return lines + _failed_lines(failed, f"all in {one.where / FAILURES_NAME}")
 
 
 def _failed_lines(failed: Sequence[Failure], where: str) -> list[str]:

@@ -7,12 +7,14 @@ The samples of a shard that fails it are then read one by one, to say which are 
 from __future__ import annotations
 
 import bisect
+import contextlib
 import csv
 import dataclasses
 import hashlib
 import io
 import itertools
 import os
+import tempfile
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -23,11 +25,12 @@ from typing import Any
 
 import numpy as np
 
-from vidshard import atomic, shard_format
+from vidshard import atomic, remote_set, shard_format, storage
 from vidshard.console import Progress
 from vidshard.errors import FormatError
 from vidshard.manifest import Failure, Index, Manifest, Shard, file_sha256, read_manifest
 from vidshard.shard_format import TAR_BLOCK, ClipShape, SampleRecord
+from vidshard.storage import Location, Url
 
 _MAX_THREADS = 4  # hashing and crc32 let other threads run
 _SHOWN_PER_FILE = 10  # faults of one file that people get to see
@@ -48,7 +51,7 @@ class Fault:
 class VerifyReport:
     """What a check found. `faults` is empty when all is well."""
 
-    folder: Path
+    folder: Location
     deep: bool
     num_shards: int
     num_clips: int
@@ -67,25 +70,27 @@ class VerifyReport:
         }
 
 
-def verify(folder: Path, *, deep: bool = False) -> VerifyReport:
+def verify(folder: Location, *, deep: bool = False) -> VerifyReport:
     """Check a finished shard folder against its manifest; with `deep`, every sample against the index too.
 
-    Raises UserError when there is no finished shard folder; whatever is wrong with one that is there is a fault.
+    Raises UserError when there is no finished shard folder, or a URL cannot be read; whatever is wrong with one that is
+    there is a fault. The shards of a URL are downloaded one after another and let go.
     """
+    files = SetFiles(folder) if isinstance(folder, Path) else RemoteFiles(folder)
     try:
-        manifest = read_manifest(folder)
+        manifest = files.manifest()
     except FormatError as error:
         message = f"{error}; without it no shard can be checked"
         fault = Fault(file=shard_format.MANIFEST_NAME, key=None, message=message)
         return VerifyReport(folder=folder, deep=deep, num_shards=0, num_clips=0, num_bytes=0, faults=(fault,))
-    index, index_faults = _check_index_file(folder, manifest)
+    index, index_faults = _check_index_file(files, manifest)
     faults = [
         *_check_manifest(manifest),
-        *_check_failures(folder, manifest),
+        *_check_failures(files, manifest),
         *index_faults,
         *(_check_index(manifest, index) if index is not None else ()),
-        *_check_shards(folder, manifest, index, deep=deep),
-        *_check_other_files(folder, manifest),
+        *_check_shards(files, manifest, index, deep=deep),
+        *_check_other_files(files, manifest),
     ]
     return VerifyReport(
         folder=folder,
@@ -119,6 +124,58 @@ def to_text(report: VerifyReport) -> str:
     return "\n".join(lines)
 
 
+# ---- the files
+
+
+class SetFiles:
+    """The files of a shard folder, by name."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def manifest(self) -> Manifest:
+        return read_manifest(self._folder)
+
+    def names(self) -> list[str]:
+        return sorted(entry.name for entry in self._folder.iterdir())
+
+    def read(self, name: str) -> bytes:
+        """The content of a file. Raises OSError."""
+        return (self._folder / name).read_bytes()
+
+    @contextlib.contextmanager
+    def local(self, name: str) -> Iterator[Path]:
+        """Where a file can be read while the block runs; nothing is there if it is missing."""
+        yield self._folder / name
+
+
+class RemoteFiles(SetFiles):
+    """The same behind a URL."""
+
+    def __init__(self, url: Url) -> None:
+        self._url = url
+
+    def manifest(self) -> Manifest:
+        return remote_set.read_manifest(self._url)
+
+    def names(self) -> list[str]:
+        return sorted(storage.list_files(self._url))
+
+    def read(self, name: str) -> bytes:
+        try:
+            return storage.read_bytes(self._url / name)
+        except storage.NotThereError as error:
+            raise FileNotFoundError(str(error)) from error
+
+    @contextlib.contextmanager
+    def local(self, name: str) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(prefix="vidshard-verify-") as folder:
+            path = Path(folder) / name
+            with contextlib.suppress(storage.NotThereError):
+                storage.download(self._url / name, path)
+            yield path
+
+
 # ---- manifest, index, failures.csv, and what does not belong there
 
 
@@ -132,11 +189,11 @@ def _check_manifest(manifest: Manifest) -> Iterator[Fault]:
         yield _fault(f"its counts do not close: {manifest.videos}, expected found = ok + failed + skipped")
 
 
-def _check_failures(folder: Path, manifest: Manifest) -> Iterator[Fault]:
+def _check_failures(files: SetFiles, manifest: Manifest) -> Iterator[Fault]:
     """failures.csv says the same as the manifest."""
     name = shard_format.FAILURES_NAME
     try:
-        text = (folder / name).read_bytes().decode("utf-8", "surrogateescape")
+        text = files.read(name).decode("utf-8", "surrogateescape")
         rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     except FileNotFoundError:
         yield _fault("is missing", file=name)
@@ -155,11 +212,11 @@ def _row(row: Sequence[str] | None) -> str:
     return "missing" if row is None else repr(",".join(row))
 
 
-def _check_index_file(folder: Path, manifest: Manifest) -> tuple[Index | None, list[Fault]]:
+def _check_index_file(files: SetFiles, manifest: Manifest) -> tuple[Index | None, list[Fault]]:
     """The index, None if it is not the one that the manifest names."""
     name = manifest.index_name
     try:
-        data = (folder / name).read_bytes()
+        data = files.read(name)
     except OSError as error:
         what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
         return None, [_fault(f"{what}; without it no sample is checked against it", file=name)]
@@ -237,33 +294,34 @@ def _repeated(names: Sequence[str]) -> str:
     return ", ".join(name for name, count in Counter(names).items() if count > 1)
 
 
-def _check_other_files(folder: Path, manifest: Manifest) -> Iterator[Fault]:
+def _check_other_files(files: SetFiles, manifest: Manifest) -> Iterator[Fault]:
     """Whatever lies in the folder and is not of the set; a shard among them is looked at."""
     digests = {shard.sha256: shard.name for shard in manifest.shards}
     ours = {shard_format.MANIFEST_NAME, manifest.index_name, shard_format.FAILURES_NAME}
     ours |= {shard.name for shard in manifest.shards}
-    for path in sorted(folder.iterdir()):
-        if path.name in ours:
+    for name in files.names():
+        if name in ours:
             continue
-        if path.name.endswith(atomic.PARTIAL_SUFFIX):
+        if name.endswith(atomic.PARTIAL_SUFFIX):
             message = "is the unfinished file of a write that was interrupted; delete it"
-        elif shard_format.SHARD_PATTERN.fullmatch(path.name):
+        elif shard_format.SHARD_PATTERN.fullmatch(name):
             try:
-                twin = digests.get(file_sha256(path))
+                with files.local(name) as path:
+                    twin = digests.get(file_sha256(path))
             except OSError:
                 twin = None
             message = "is no shard of this set: the manifest does not name it" + (f"; a copy of {twin}" if twin else "")
         else:
             message = "is no file of this set: the manifest does not name it"
-        yield _fault(message, file=path.name)
+        yield _fault(message, file=name)
 
 
 # ---- shards
 
 
-def _check_shards(folder: Path, manifest: Manifest, index: Index | None, *, deep: bool) -> list[Fault]:
+def _check_shards(files: SetFiles, manifest: Manifest, index: Index | None, *, deep: bool) -> list[Fault]:
     """The faults of all shards, in order; several shards are read at a time."""
-    check = _ShardCheck(folder, manifest, index, deep)
+    check = _ShardCheck(files, manifest, index, deep)
     threads = min(_MAX_THREADS, os.cpu_count() or 1)
     faults: list[Fault] = []
     keys: dict[str, str] = {}  # key → shard, where there is no index to promise that they differ
@@ -285,8 +343,8 @@ def _check_shards(folder: Path, manifest: Manifest, index: Index | None, *, deep
 class _ShardCheck:
     """Checks one shard by its number; shared by the threads, which only read."""
 
-    def __init__(self, folder: Path, manifest: Manifest, index: Index | None, deep: bool) -> None:
-        self.folder, self.manifest, self.index, self.deep = folder, manifest, index, deep
+    def __init__(self, files: SetFiles, manifest: Manifest, index: Index | None, deep: bool) -> None:
+        self.files, self.manifest, self.index, self.deep = files, manifest, index, deep
         self.name_of_digest = {shard.sha256: shard.name for shard in manifest.shards}
         shard_of = index.clips["shard"] if index is not None else np.zeros(0, np.uint32)
         self.rows = np.argsort(shard_of, kind="stable")  # of the index, shard by shard, and where each shard begins
@@ -294,8 +352,11 @@ class _ShardCheck:
 
     def faults_of(self, number: int) -> tuple[list[Fault], list[str]]:
         """The faults of a shard, and the keys found in it if there is no index."""
+        with self.files.local(self.manifest.shards[number].name) as path:
+            return self._faults_of(number, path)
+
+    def _faults_of(self, number: int, path: Path) -> tuple[list[Fault], list[str]]:
         shard = self.manifest.shards[number]
-        path = self.folder / shard.name
         keys: list[str] = []
         try:
             if not path.is_file():

@@ -1,0 +1,116 @@
+"""The videos behind a URL: what a store lists → the same sorted list of `Video` as for a folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Collection, Iterable, Mapping
+
+from vidshard import sources, storage
+from vidshard.errors import UserError
+from vidshard.manifest import Failure
+from vidshard.shard_format import UNKNOWN_LABEL
+from vidshard.sources import GROUPS_NAME, VIDEO_SUFFIXES, Source, Video, split_name
+from vidshard.storage import ObjectInfo, Url
+
+Listing = Mapping[str, ObjectInfo]  # name relative to a URL → what the store says of it
+
+
+def find_sources(url: Url, *, normal: str | None = None, leave_out: Iterable[Url] = ()) -> list[Source]:
+    """As `sources.find_sources`, of the objects below a URL, or of the one video that it names."""
+    listing = storage.list_files(url)
+    if not listing:
+        return [_single_video(url)]
+    outputs = [out.place.removeprefix(url.place + "/") for out in leave_out if out.place.startswith(url.place + "/")]
+    listing = {name: about for name, about in listing.items() if not _is_below(name, outputs)}
+    splits = _split_folders(url, listing)
+    if not splits:
+        return [_find_source(url, split_name(url.name), listing, normal, _outer_groups(url, listing))]
+    found = []
+    for split, folder in sorted(splits.items()):
+        below = {name[len(folder) + 1 :]: about for name, about in listing.items() if name.startswith(f"{folder}/")}
+        groups = _groups(url, f"{folder}/") if GROUPS_NAME in listing else {}
+        found.append(_find_source(url / folder, split, below, normal, groups))
+    return found
+
+
+def _single_video(url: Url) -> Source:
+    try:
+        about = storage.info(url)
+    except storage.NotThereError as error:
+        raise UserError(f"nothing at {url}; expected SOURCE/<Class>/*.mp4, MP4s, or one MP4") from error
+    if os.path.splitext(url.name)[1].lower() not in VIDEO_SUFFIXES:
+        raise UserError(f"{url} is no video name; expected one that ends in {', '.join(VIDEO_SUFFIXES)}")
+    video = Video(path=url.name, class_name=None, label=UNKNOWN_LABEL, num_bytes=about.size, version=about.version)
+    return Source(root=url.parent, split=None, videos=(video,), skipped=())
+
+
+def _split_folders(url: Url, listing: Listing) -> dict[str, str]:
+    """Split → name of its folder; {} where there is none. Raises UserError on videos that no split holds."""
+    splits: dict[str, str] = {}
+    for folder in sorted({name.partition("/")[0] for name in listing if "/" in name}, key=sources.path_bytes):
+        split = split_name(folder)
+        if split is not None:
+            if split in splits:
+                raise UserError(
+                    f"{url} holds {splits[split]}/ and {folder}/, which are the same split; build them one by one"
+                )
+            splits[split] = folder
+    beside = [name for name in sorted(listing) if splits and not _is_below(name, splits.values()) and _is_video(name)]
+    if beside:
+        raise UserError(
+            f"{url} holds {', '.join(sorted(splits.values()))} and {len(beside):,} videos beside them ({beside[0]}); "
+            "move those into a split, or build each by itself"
+        )
+    return splits
+
+
+def _find_source(
+    url: Url, split: str | None, listing: Listing, normal: str | None, groups: Mapping[str, str]
+) -> Source:
+    videos: list[str] = []
+    skipped: dict[str, Failure] = {}
+    groups = {**groups, **(_groups(url, "") if GROUPS_NAME in listing else {})}
+
+    def skip(path: str, reason: str, message: str) -> None:
+        skipped.setdefault(path, Failure(path=path, outcome="skipped", reason=reason, message=message))
+
+    for name in listing:
+        parts = name.split("/")
+        hidden = next((number for number, part in enumerate(parts) if part.startswith(".")), None)
+        if hidden is not None:
+            skip("/".join(parts[: hidden + 1]), "hidden_file", "its name begins with a dot")
+        elif _is_video(name):
+            videos.append(name)
+        elif name != GROUPS_NAME:
+            skip(name, "not_a_video_name", f"its name ends in none of {', '.join(VIDEO_SUFFIXES)}")
+    source = sources.make_source(url, split, videos, list(skipped.values()), groups=groups, normal=normal)
+    told = [
+        dataclasses.replace(video, num_bytes=listing[video.path].size, version=listing[video.path].version)
+        for video in source.videos
+    ]
+    return dataclasses.replace(source, videos=tuple(told))
+
+
+def _outer_groups(url: Url, listing: Listing) -> dict[str, str]:
+    """Path → source group, of the list beside a split folder."""
+    beside = url.parent
+    if GROUPS_NAME in listing or split_name(url.name) is None or not storage.exists(beside / GROUPS_NAME):
+        return {}
+    return _groups(beside, f"{url.name}/")
+
+
+def _groups(url: Url, prefix: str) -> dict[str, str]:
+    path = url / GROUPS_NAME
+    text = storage.read_bytes(path).decode("utf-8-sig", "replace")
+    groups = sources.parse_source_groups(text, where=str(path))
+    return {name.removeprefix(prefix): group for name, group in groups.items() if name.startswith(prefix)}
+
+
+def _is_video(name: str) -> bool:
+    hidden = any(part.startswith(".") for part in name.split("/"))
+    return not hidden and os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
+
+
+def _is_below(name: str, folders: Collection[str]) -> bool:
+    return any(name == folder or name.startswith(f"{folder}/") for folder in folders)
