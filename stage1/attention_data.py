@@ -126,31 +126,56 @@ def check_clip_bytes(num_detections: int, clip_shape: ClipShape, *, threshold: f
 
 def write_file(
     path: Path,
-    detections: Sequence[Detection],
+    detections: Iterable[Detection],
+    num_detections: int,
     trained_on: Sequence[int],
     read_clips: ReadClips,
     source: AttentionSource,
 ) -> None:
     """One file for `torch.load(weights_only=True)`. The clips go through a file beside it, not through memory."""
-    shape = (len(detections), source.clip_shape.num_frames)
-    with atomic.atomic_open(path) as file, _spooled_clips(path, len(detections), read_clips, source) as clips:
+    columns = _Columns(num_detections, source.clip_shape.num_frames)
+    for detection in detections:
+        columns.append(detection)
+    with atomic.atomic_open(path) as file, _spooled_clips(path, num_detections, read_clips, source) as clips:
         fields = {
             "schema_version": SCHEMA_VERSION,
-            "video_paths": [detection.video_path for detection in detections],
-            "keys": [detection.key for detection in detections],
-            "classes": [detection.stage2_class for detection in detections],
-            "splits": [detection.split for detection in detections],
-            "labels": torch.tensor([detection.label for detection in detections], dtype=torch.int64),
-            "confidences": torch.tensor([detection.confidence for detection in detections], dtype=torch.float32),
-            "attention_weights": _rows([d.attention_weights for d in detections], torch.float32, shape),
-            "frame_indices": _rows([d.frame_indices for d in detections], torch.int64, shape),
-            "seconds": _rows([d.seconds for d in detections], torch.float64, shape),
-            "fps": torch.tensor([detection.fps for detection in detections], dtype=torch.float32),
+            **columns.strings,
+            **columns.tensors,
             "trained_on": torch.tensor(trained_on, dtype=torch.int8),
             "clips": clips,
             **_of_all(source),
         }
         torch.save(fields, file)
+
+
+class _Columns:
+    """The fields of detections as columns, filled as they come: a list of them would take ten times the memory."""
+
+    def __init__(self, count: int, num_frames: int) -> None:
+        self.strings: dict[str, list[str | None]] = {name: [] for name in ("video_paths", "keys", "classes", "splits")}
+        self.tensors = {
+            "labels": torch.empty(count, dtype=torch.int64),
+            "confidences": torch.empty(count, dtype=torch.float32),
+            "attention_weights": torch.empty((count, num_frames), dtype=torch.float32),
+            "frame_indices": torch.empty((count, num_frames), dtype=torch.int64),
+            "seconds": torch.empty((count, num_frames), dtype=torch.float64),
+            "fps": torch.empty(count, dtype=torch.float32),
+        }
+
+    def append(self, detection: Detection) -> None:
+        row, columns = len(self.strings["keys"]), self.tensors
+        for name, value in (
+            ("video_paths", detection.video_path),
+            ("keys", detection.key),
+            ("classes", detection.stage2_class),
+            ("splits", detection.split),
+        ):
+            self.strings[name].append(value)
+        columns["labels"][row], columns["confidences"][row] = detection.label, detection.confidence
+        columns["attention_weights"][row] = torch.tensor(detection.attention_weights)
+        columns["frame_indices"][row] = torch.tensor(detection.frame_indices)
+        columns["seconds"][row] = torch.tensor(detection.seconds, dtype=torch.float64)
+        columns["fps"][row] = detection.fps
 
 
 def _of_all(source: AttentionSource) -> dict[str, Any]:

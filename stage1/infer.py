@@ -448,7 +448,7 @@ class _Run:
             )
             return written.attention_shards
         attention_data.check_clip_bytes(len(detected), reader.clip_shape, threshold=self.threshold)
-        attention_data.write_file(written.attention_data, list(detections), trained_on, read_clips, source)
+        attention_data.write_file(written.attention_data, detections, len(detected), trained_on, read_clips, source)
         return written.attention_data
 
     def _run_json(self, report: InferReport, counts: dict[str, int], trained_on: int) -> dict[str, Any]:

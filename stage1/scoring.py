@@ -128,7 +128,7 @@ def _loader(reader: ClipReader, rows: Rows, config: ScoringConfig) -> ClipLoader
         pad=True,
         rank=config.rank,
         world_size=config.world_size,
-        max_bad_clips=len(rows),
+        max_bad_clips=None,
         num_threads=1,
         device=config.device,
     )
@@ -155,6 +155,7 @@ def _score_part(
                     if not len(rows):
                         continue  # padding alone: another rank has the last batch
                     scored = _score_batch(model, transform, calibration, reader, loader, rows, batch, config)
+                    del batch  # its buffer is lent to the next one
                     with writing:
                         journal.append(int(plan.batch_of_row[rows[0]]), scored)
                         progress.advance(len(rows))
@@ -195,9 +196,9 @@ def _score_batch(
         logits_BK, attention_BT = model(clips)
     count = len(rows)
     probabilities_BK = torch.softmax(logits_BK[:count].double(), dim=1)
-    scores = np.zeros(count, score_row(attention_BT.shape[1]))
+    scores = np.zeros(count, score_row(reader.clip_shape.num_frames))
     scores["confidence"] = calibration.apply(probabilities_BK[:, shard_format.CRIME_LABEL].cpu().numpy())
-    scores["attention"] = attention_BT[:count].float().cpu().numpy()
+    scores["attention"] = attention_of_frames(model, attention_BT[:count].float().cpu(), reader.clip_shape.num_frames)
     reasons: dict[int, str] = {}
     for position, row in enumerate(rows.tolist()):
         reason = loader.bad_clips.get(row) or _fill_times(reader, row, scores, position)
@@ -209,6 +210,18 @@ def _score_batch(
     if not (np.isfinite(scores["confidence"][sound]).all() and np.isfinite(scores["attention"][sound]).all()):
         raise UserError("the model gives values that are not numbers: the checkpoint is unusable; train it again")
     return ScoredBatch(rows=scores, reasons=reasons)
+
+
+def attention_of_frames(model: Stage1Model, attention_BT: torch.Tensor, num_frames: int) -> npt.NDArray[np.float32]:
+    """Attention with one weight a frame, (B, num_frames), sum 1.
+
+    Where a backbone shrinks time, the frames that a step stands for share its weight evenly.
+    """
+    ranges = model.attention_frame_ranges(num_frames)
+    weights = np.zeros((len(attention_BT), num_frames), np.float32)
+    for step, (first, last) in enumerate(ranges):
+        weights[:, first : last + 1] = attention_BT[:, step : step + 1].numpy() / (last + 1 - first)
+    return weights
 
 
 def _fill_times(reader: ClipReader, row: int, scores: npt.NDArray[np.void], position: int) -> str | None:

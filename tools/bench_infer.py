@@ -1,0 +1,223 @@
+"""Does `stage1 infer` cost more than its model, and does its memory grow with the clips?
+
+    python tools/bench_infer.py [--clips 600] [--many 100000] [--alternations 3]
+
+Speed: the model alone on batches in memory (the faster of: one batch at a time on all threads, a batch a thread)
+÷ inference over clips of 16×112×112 with the default model, from opening the shards to the last output, in turns, in
+one process.
+Memory: the resident memory of a process that scores an index which repeats 500 clips of 4×16×16, with a tiny model,
+after 1,000 clips and at its highest afterwards. The last line is JSON: {"fraction_of_model": x, "rss_growth_mb": x}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from fake_shards import random_clips, write_shards
+from stage1 import checkpoint as checkpoints
+from stage1.checkpoint import Checkpoint
+from stage1.infer import InferConfig, infer
+from stage1.model import ModelConfig, Stage1Model
+from stage1.transforms import TransformConfig
+from vidshard import manifest
+
+BATCH = 8
+SHAPE = (16, 112, 112)
+NUM_DISTINCT = 500
+WARM = 1000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=600, help="of the speed measurement")
+    parser.add_argument("--many", type=int, default=100_000, help="of the memory measurement")
+    parser.add_argument("--alternations", type=int, default=3)
+    parser.add_argument("--skip", choices=["speed", "memory"])
+    parser.add_argument("--memory-child", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory_child:
+        measure_own_memory(options.memory_child)
+        return
+    result: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="bench-infer-") as name:
+        folder = Path(name)
+        if options.skip != "speed":
+            result["fraction_of_model"] = speed(folder, options.clips, options.alternations)
+        if options.skip != "memory":
+            result["rss_growth_mb"] = memory(folder, options.many)
+    print(json.dumps(result))
+
+
+def save_model(path: Path, config: ModelConfig, shape: tuple[int, int, int]) -> None:
+    """An untrained model as a checkpoint."""
+    torch.manual_seed(0)
+    model = Stage1Model(config)
+    with torch.no_grad():
+        model.classifier.weight.normal_(std=0.5)
+    checkpoints.save_checkpoint(
+        path,
+        Checkpoint(
+            epoch=0,
+            model_state_dict=model.state_dict(),
+            optimizer_state_dict={},
+            scheduler_state_dict={},
+            model_config=dataclasses.asdict(config),
+            transform_config=dataclasses.asdict(TransformConfig()),
+            clip_shape=dict(zip(("num_frames", "height", "width"), shape, strict=True)),
+            sampling={"mode": "uniform", "clip_len": shape[0], "clips_per_video": 1},
+            frame_gap_seconds=0.1,
+        ),
+    )
+
+
+def repeat_index(folder: Path, num_clips: int) -> None:
+    """Make the index of a shard folder name its clips again and again, each time as clips of other videos."""
+    shards = manifest.open_shards(folder)
+    index = shards.index
+    times = -(-num_clips // len(index))
+    clips = np.tile(index.clips, times)[:num_clips]
+    data = dataclasses.replace(index, clips=clips).to_bytes()
+    changed = dataclasses.replace(shards.manifest, index_bytes=len(data), index_sha256=hashlib.sha256(data).hexdigest())
+    manifest.write_index_and_manifest(folder, changed, data)
+
+
+# --- speed --------------------------------------------------------------------------------------------------------
+
+
+def speed(folder: Path, num_clips: int, alternations: int) -> float:
+    """Seconds of the model alone ÷ seconds of inference, median of the turns."""
+    shards = write_shards(folder / "shards", random_clips(min(num_clips, NUM_DISTINCT), shape=SHAPE), [0, 1] * 250)
+    repeat_index(shards, num_clips)
+    save_model(folder / "model.pt", ModelConfig(), SHAPE)
+    config = InferConfig(shards=shards, checkpoint=folder / "model.pt", out=folder / "out", threshold=1.0)
+    checkpoint = checkpoints.load_checkpoint(folder / "model.pt")
+    model, transform = checkpoint.build_model(), checkpoint.build_transform()
+    batches = [torch.from_numpy(random_clips(BATCH, shape=SHAPE, seed=seed)) for seed in range(4)]
+    num_batches = -(-num_clips // BATCH)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    def forward(i: int) -> None:
+        with torch.inference_mode():
+            model(transform(batches[i % 4]))
+
+    def one_at_a_time() -> float:
+        torch.set_num_threads(cores)
+        start = time.perf_counter()
+        for i in range(num_batches):
+            forward(i)
+        return time.perf_counter() - start
+
+    def a_batch_a_thread() -> float:
+        torch.set_num_threads(1)
+        start = time.perf_counter()
+        with ThreadPoolExecutor(cores) as threads:
+            list(threads.map(forward, range(num_batches)))
+        return time.perf_counter() - start
+
+    def inference() -> float:
+        start = time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            infer(config)
+        return time.perf_counter() - start
+
+    for i in range(4):
+        forward(i)
+    fractions = []
+    for turn in range(alternations):
+        alone = {"all threads on a batch": one_at_a_time(), "a batch a thread": a_batch_a_thread()}
+        ours = inference()
+        fractions.append(min(alone.values()) / ours)
+        told = ", ".join(f"{name} {num_clips / seconds:.1f}" for name, seconds in alone.items())
+        print(
+            f"turn {turn + 1}: clips/s of the model alone: {told}; of stage1 infer {num_clips / ours:.1f}", flush=True
+        )
+    return round(statistics.median(fractions), 4)
+
+
+# --- memory -------------------------------------------------------------------------------------------------------
+
+
+def memory(folder: Path, num_clips: int) -> float:
+    """How much the resident memory of a process grows after its first 1,000 clips, in MB (10⁶ bytes)."""
+    place = folder / "many"
+    write_shards(place / "shards", random_clips(NUM_DISTINCT), [0, 1] * (NUM_DISTINCT // 2))
+    repeat_index(place / "shards", num_clips)
+    save_model(place / "model.pt", ModelConfig(channels=(8,), temporal_stages=()), (4, 16, 16))
+    command = [sys.executable, __file__, "--memory-child", str(place)]
+    print(f"memory over {num_clips:,} clips:", flush=True)
+    shown = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    print(shown.rsplit("\n", 2)[0])
+    return float(shown.splitlines()[-1])
+
+
+def measure_own_memory(place: Path) -> None:
+    """Score, and print how much memory was added after the first clips, reading, scoring and writing included."""
+    config = InferConfig(
+        shards=place / "shards",
+        checkpoint=place / "model.pt",
+        out=place / "out",
+        threshold=0.5,
+        attention_format="shards",  # the one for any size; the file of tensors is mapped into memory as a whole
+    )
+    sizes: list[tuple[int, int]] = []  # clips scored, bytes resident
+    done = threading.Event()
+    scored = place / "out" / ".unfinished"
+
+    def clips_scored() -> int:
+        record = 4 + 12 + 4 + 8 * (4 + 4 * 4 + 32)
+        with contextlib.suppress(OSError):
+            return sum(path.stat().st_size for path in scored.glob("*.scores")) // record * 8
+        return 0
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            sizes.append((max(clips_scored(), sizes[-1][0] if sizes else 0), resident_bytes()))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with contextlib.redirect_stdout(io.StringIO()):
+        infer(config)
+    done.set()
+    watcher.join()
+    first = next(i for i, (clips, _) in enumerate(sizes) if clips >= WARM)
+    warm = max(size for _, size in sizes[: first + 1])
+    highest = max(size for _, size in sizes[first:])
+    total = json.loads((place / "out" / "run.json").read_bytes())["clips"]
+    scoring = max(size for clips, size in sizes[first:] if clips < sizes[-1][0])
+    print(
+        f"after {sizes[first][0]:,} clips {warm / 1e6:.0f} MB, highest while scoring {scoring / 1e6:.0f} MB, while "
+        f"writing {highest / 1e6:.0f} MB"
+    )
+    print(f"{total['scored']:,} clips scored, {total['detected']:,} detected, written as attention shards")
+    print(round((highest - warm) / 1e6, 1))
+
+
+def resident_bytes() -> int:
+    """Linux: /proc. Elsewhere this measurement is not possible."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise SystemExit("no /proc/self/status with VmRSS: the memory is measured on Linux only")
+
+
+if __name__ == "__main__":
+    main()
