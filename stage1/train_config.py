@@ -222,4 +222,6 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     expected = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", Path: "a path"}
-    raise UserError(f"{name} is {value!r}, expected {expected.get(hint, 'a list')}")
+    raise UserError(
+        f"{name} is {value!r}, expected {expected.get(hint, 'a table' if dataclasses.is_dataclass(hint) else 'a list')}"
+    )
