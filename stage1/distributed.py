@@ -99,15 +99,6 @@ def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
-def gather_over_ranks(value: torch.Tensor) -> torch.Tensor:
-    """Those of all processes, equal in shape, one behind the other along the first dimension."""
-    if not _is_active():
-        return value
-    parts = [torch.empty_like(value) for _ in range(world_size())]
-    dist.all_gather(parts, value.contiguous())
-    return torch.cat(parts)
-
-
 def wait_for_all() -> None:
     """Return when every process has come here."""
     if _is_active():

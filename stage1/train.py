@@ -323,17 +323,17 @@ def validate(run: Run) -> dict[str, Any]:
     if run.validation_loader is None:
         return {}
     model = run.best_weights.eval()
-    parts = []
+    results, indices = [], []
     for batch in run.validation_loader:
         if _is_asked_to_stop(run):
             stop_run(run)
         on_device = Batch(*(tensor.to(run.device) for tensor in batch))
         logits_BK = run.task.score(model, on_device).double()
-        parts.append(torch.cat([logits_BK, on_device.labels[:, None], on_device.indices[:, None]], dim=1))
-    rows = distributed.gather_over_ranks(torch.cat(parts)).cpu()
-    rows = rows[rows[:, -1] >= 0]  # without padding
-    rows = rows[rows[:, -1].argsort()]  # the same order on any number of ranks: sums round alike
-    logits_NK, labels_N = rows[:, :-2], rows[:, -2].long()
+        results.append(torch.cat([logits_BK, on_device.labels[:, None]], dim=1))
+        indices.append(on_device.indices)
+    num_rows = len(run.validation_loader.labels)
+    table, is_scored = distributed.merge_rows(torch.cat(results), torch.cat(indices), num_rows=num_rows)
+    logits_NK, labels_N = table[is_scored, :-1].cpu(), table[is_scored, -1].long().cpu()
     scores = metrics.score(labels_N.numpy(), logits_NK.softmax(1)[:, 1].numpy())
     loss_sum = float(functional.cross_entropy(logits_NK, labels_N, ignore_index=-1, reduction="sum"))
     return {

@@ -179,8 +179,8 @@ def _build(kind: type[Any], defaults: Any, options: Mapping[str, Any], *, where:
     for name, value in options.items():
         full_name = f"{where}{name}"
         if name not in hints:
-            near = difflib.get_close_matches(name, hints, n=1) or difflib.get_close_matches(name, _all_names(), n=1)
-            hint = f"; did you mean {_all_names().get(near[0], near[0])}?" if near else ""
+            near = difflib.get_close_matches(name, _all_names(), n=1)
+            hint = f"; did you mean {_all_names()[near[0]]}?" if near else ""
             raise UserError(f"there is no option {full_name!r} of a training run{hint}")
         if dataclasses.is_dataclass(hints[name]) and isinstance(value, Mapping):
             given[name] = _build(hints[name], getattr(defaults, name), value, where=f"{full_name}.")

@@ -17,7 +17,7 @@ def test_averaged_weights_follow_with_a_decay_that_rises() -> None:
         averaged.update_parameters(model)
         decay = min(0.5, (1 + step) / (10 + step))
         expected = float(step) if expected is None else decay * expected + (1 - decay) * step
-        assert float(averaged.module.weight) == pytest.approx(expected)
+        assert averaged.module.weight.item() == pytest.approx(expected)
 
 
 def test_buffers_are_those_of_the_model() -> None:

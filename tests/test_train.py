@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -20,11 +21,11 @@ from click.testing import CliRunner, Result
 
 from fake_shards import moving_clips, random_clips, write_shards
 from stage1 import train as train_module
-from stage1.checkpoint import load_checkpoint
+from stage1.checkpoint import load_checkpoint, load_last
 from stage1.cli import main
 from stage1.dataloader import ClipReader
 from stage1.device import cuda_memory_errors
-from stage1.files import BEST_NAME, CONFIG_NAME, CURVES_NAME, LAST_NAME, METRICS_NAME, PREVIOUS_NAME
+from stage1.files import BEST_NAME, CONFIG_NAME, CURVES_NAME, LAST_NAME, METRICS_NAME, PREVIOUS_NAME, TENSORBOARD_NAME
 from stage1.model import ModelConfig, Stage1Model
 from stage1.train import RunStopped, TrainConfig, is_best, train
 from stage1.train_data import hold_out, validation_warnings
@@ -366,6 +367,36 @@ def test_a_signal_stops_the_command_with_a_checkpoint_and_exit_code_75(tmp_path:
     assert load_checkpoint(out / LAST_NAME).step >= 4
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+def test_a_run_killed_twice_at_random_steps_ends_with_the_same_weights(tmp_path: Path, shards: Path) -> None:
+    """In mid-epoch, by SIGKILL, in processes of their own; a checkpoint is written after every step."""
+    out = tmp_path / "out"
+    options = ["--shards", str(shards), "--epochs", "6", "--batch-size", "5", "--val-fraction", "0.2", "--mixup", "0.4"]
+    options += ["--set", "model.channels=[8]", "--set", "model.temporal_stages=[]", "--checkpoint-minutes", "1e-9"]
+    assert run_command(*options, "--out", str(tmp_path / "whole")).exit_code == 0
+    command = [sys.executable, "-c", SLOW_RUN, "train", *options, "--device", "cpu", "--out", str(out)]
+    generator = random.Random()
+    before = 0
+    for kill_at in (generator.randint(2, 10), generator.randint(12, 22)):  # of 24 steps
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen([*command, "--resume", "auto"], stdout=subprocess.PIPE, text=True, env=environment)
+        assert process.stdout is not None
+        steps = [int(line.split()[1]) for line in iter(process.stdout.readline, f"STEP {kill_at}\n") if "STEP" in line]
+        assert process.poll() is None
+        process.kill()
+        process.communicate()
+        assert steps[:1] in (
+            [before + 1],
+            [before],
+            [],
+        )  # it went on where the last one was, give or take the last save
+        before = load_last(out)[0].step
+        assert kill_at - 1 <= before <= kill_at + 1
+    assert run_command(*options, "--out", str(out), "--resume").exit_code == 0
+    for name in (BEST_NAME, LAST_NAME):
+        assert_same(weights(tmp_path / "whole" / name), weights(out / name))
+
+
 # --- held-out videos ----------------------------------------------------------------------------------------------
 
 
@@ -604,6 +635,88 @@ def test_a_missing_folder_is_one_line(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert result.output.startswith(f"error: no shard folder {tmp_path / 'none'}: build it first")
     assert result.output.count("\n") == 1
+
+
+# --- ways to train ------------------------------------------------------------------------------------------------
+
+
+def losses(path: Path) -> list[float]:
+    return [row["loss"] for row in load_checkpoint(path.with_name(LAST_NAME)).run_state["history"]]
+
+
+def test_accumulated_batches_train_as_one_large_batch(tmp_path: Path, shards: Path) -> None:
+    whole = train(config(shards, tmp_path / "whole", batch_size=6, val_fraction=0))
+    parts = train(config(shards, tmp_path / "parts", batch_size=2, accumulate=3, val_fraction=0))
+    assert losses(parts) == pytest.approx(losses(whole), rel=1e-5)
+    assert load_checkpoint(parts).step == load_checkpoint(whole).step == 12
+
+
+@pytest.mark.parametrize("options", [{"precision": "bf16"}, {"precision": "fp16"}, {"channels_last": True}])
+def test_other_precisions_and_memory_orders_train_alike(tmp_path: Path, shards: Path, options: dict[str, Any]) -> None:
+    plain = train(config(shards, tmp_path / "plain", val_fraction=0))
+    other = train(config(shards, tmp_path / "other", val_fraction=0, **options))
+    assert losses(other) == pytest.approx(losses(plain), rel=0.02)
+    assert {value.dtype for value in weights(other).values()} == {torch.float32}
+    resumed = train(config(shards, tmp_path / "other", val_fraction=0, epochs=4, resume=True, **options))
+    assert len(losses(resumed)) == 4
+
+
+def test_a_gradient_that_overflows_in_fp16_leaves_the_step_out(tmp_path: Path, shards: Path) -> None:
+    """The scale begins at 65,536 and is halved until gradients fit; the limit of the norm is that of true gradients."""
+    norms = []
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def note(parameters: Any, limit: float) -> torch.Tensor:
+        norm = clip(parameters, limit)
+        norms.append(float(norm))
+        return norm
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.utils, "clip_grad_norm_", note)
+        train(config(shards, tmp_path / "half", val_fraction=0, epochs=1, precision="fp16"))
+        half = [norm for norm in norms if np.isfinite(norm)]
+        norms.clear()
+        train(config(shards, tmp_path / "full", val_fraction=0, epochs=1))
+    assert half[0] == pytest.approx(norms[0], rel=0.05)  # unscaled before it is clipped
+
+
+def test_it_stops_early_when_nothing_gets_better(
+    tmp_path: Path, shards: Path, val_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aucs = iter([0.5, 0.9, 0.8, 0.9, 0.7, 0.95])
+    monkeypatch.setattr(
+        train_module, "validate", lambda _run: {"val_loss": 1.0, "val_auc": next(aucs), "val_accuracy": 0.5}
+    )
+    path = train(config(shards, tmp_path / "out", val_shards=val_shards, epochs=6, patience=3))
+    assert len(losses(path)) == 5
+    assert load_checkpoint(path).epoch == 2
+    train(config(shards, tmp_path / "out", val_shards=val_shards, epochs=6, patience=3, resume="auto"))
+    assert len(losses(path)) == 5
+
+
+def test_averaged_weights_are_the_model(tmp_path: Path, shards: Path) -> None:
+    plain = load_checkpoint(train(config(shards, tmp_path / "plain", val_fraction=0)))
+    averaged = load_checkpoint(train(config(shards, tmp_path / "ema", val_fraction=0, ema=0.9)))
+    assert_same(averaged.run_state["trained_weights"], plain.model_state_dict)
+    assert not torch.equal(averaged.model_state_dict["classifier.weight"], plain.model_state_dict["classifier.weight"])
+
+
+def test_tensorboard_holds_steps_and_epochs(tmp_path: Path, shards: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    path = train(config(shards, tmp_path / "out", val_fraction=0.2, tensorboard=True, epochs=2))
+    events = accumulator.EventAccumulator(str(path.parent / TENSORBOARD_NAME)).Reload()
+    assert {"step/loss", "step/lr", "epoch/loss", "epoch/val_auc"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("step/loss")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_checkpoint_says_what_made_it(tmp_path: Path, shards: Path) -> None:
+    saved = load_checkpoint(train(config(shards, tmp_path / "out", epochs=1)))
+    assert {"vidshard", "python", "torch", "numpy", "webdataset"} <= saved.packages.keys()
+    assert saved.train_config["lr"] == 3e-3
+    root = Path(train_module.__file__).parent.parent
+    if (root / ".git").exists():
+        head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        assert saved.git_commit.removesuffix("-dirty") == head.stdout.strip()
 
 
 # --- small things -------------------------------------------------------------------------------------------------
