@@ -49,7 +49,6 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.shard_writer",
         "vidshard.sources",
         "vidshard.storage",
-        "vidshard.supervisor",
         "vidshard.work_folder",
     },
     "vidshard.builder": {
@@ -65,6 +64,7 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.ledger",
         "vidshard.manifest",
         "vidshard.planner",
+        "vidshard.ray_executor",
         "vidshard.remote_output",
         "vidshard.remote_sources",
         "vidshard.shard_format",
@@ -160,6 +160,7 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.manifest",
         "vidshard.shard_format",
     },
+    "vidshard.ray_executor": {"vidshard.errors", "vidshard.supervisor"},
     "vidshard.remote_output": {
         "vidshard.atomic",
         "vidshard.console",
@@ -415,6 +416,7 @@ ONLY_IN = {
     "tqdm": {"vidshard.console"},
     "jinja2": {"vidshard.preview"},
     "fsspec": {"vidshard.storage"},
+    "ray": {"vidshard.ray_executor"},
 }
 
 

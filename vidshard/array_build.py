@@ -44,7 +44,6 @@ from vidshard.planner import Plan
 from vidshard.shard_format import ClipShape
 from vidshard.sources import Source, Video
 from vidshard.storage import Url
-from vidshard.supervisor import Supervisor
 from vidshard.work_folder import ShardRecord, WorkFolder, check_output, describe_changes
 
 _MAX_CHUNKS = 64  # of videos whose packets are read by one task at a time, in a small set
@@ -125,7 +124,7 @@ def _part_of_set(
             with (
                 BuildLog(log_folder, root=source.root, about=str(config), task=task) as log,
                 builder.sigterm_as_ctrl_c(),
-                Supervisor(builder.supervisor_config(log_folder, config, name=f"workers.task-{task:05d}.log")) as crew,
+                builder.hire(log_folder, config, name=f"workers.task-{task:05d}.log") as crew,
             ):
                 run = _PartRun(source, config, work, None, crew, log, tell)
                 facts = run.probe_share(task, numbering.count)

@@ -56,7 +56,7 @@ from vidshard.sources import (
     path_bytes,
 )
 from vidshard.storage import Location, Url
-from vidshard.supervisor import Supervisor, SupervisorConfig, Task, TaskResult, too_little_memory
+from vidshard.supervisor import Crew, Supervisor, SupervisorConfig, Task, TaskResult, too_little_memory
 from vidshard.work_folder import ShardRecord, WorkFolder, check_output
 
 __all__ = ["BuildConfig", "BuildReport", "Estimate", "SetReport", "build", "build_set", "dry_run"]
@@ -190,7 +190,7 @@ def _estimate(source: Source, folder: Location, config: BuildConfig, tell: Calla
         with (
             BuildLog(log_folder, root=source.root, about=str(config)) as log,
             sigterm_as_ctrl_c(),
-            Supervisor(supervisor_config(log_folder, config)) as crew,
+            hire(log_folder, config) as crew,
         ):
             run = Run(source, config, work, None, crew, log, tell)
             facts = run.probe_videos()
@@ -347,7 +347,7 @@ def _build_locked(
     with (
         BuildLog(log_folder, root=source.root, about=str(config)) as log,
         sigterm_as_ctrl_c(),
-        Supervisor(supervisor_config(log_folder, config)) as crew,
+        hire(log_folder, config) as crew,
     ):
         run = Run(source, config, work, KeptSet(finished, source) if finished else None, crew, log, tell)
         facts = run.probe_videos()
@@ -380,7 +380,7 @@ class Run:
         config: BuildConfig,
         work: WorkFolder,
         kept: KeptSet | None,  # the finished set that is changed, if it is one
-        crew: Supervisor,
+        crew: Crew,
         log: BuildLog,
         tell: Callable[[str], None],
     ) -> None:
@@ -670,7 +670,17 @@ def _already_finished(shards: ShardSet, source: Source, config: BuildConfig, sta
     return SetReport(folder=shards.folder, manifest=shards.manifest, seconds=seconds, already_finished=True)
 
 
-def supervisor_config(log_folder: Path, config: BuildConfig, *, name: str = "workers.log") -> SupervisorConfig:
+def hire(log_folder: Path, config: BuildConfig, *, name: str = "workers.log") -> Crew:
+    """Who runs the tasks of a build; `name`: of the file for what the workers print."""
+    limits = _supervisor_config(log_folder, config, name)
+    if config.executor == "ray":
+        from vidshard.ray_executor import RayExecutor
+
+        return RayExecutor(limits, all_cpus=config.workers is None)
+    return Supervisor(limits)
+
+
+def _supervisor_config(log_folder: Path, config: BuildConfig, name: str) -> SupervisorConfig:
     # Not fewer for few videos: a long one is cut into several tasks, and a worker starts when a task needs it.
     workers = config.workers if config.workers is not None else available_cpus()
     return SupervisorConfig(workers=workers, memory_bytes=config.memory_mb << 20, stderr_path=log_folder / name)

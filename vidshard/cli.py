@@ -30,6 +30,7 @@ MORE_OPTIONS = (
     "split_list",
     "source_groups",
     "staging",
+    "executor",
     "retry_failed",
     "extend",
     "max_failures",
@@ -70,6 +71,13 @@ def main() -> None:
     help="Output folder, or s3:// or gs:// URL.  [default: shards/<name of SOURCE>]",
 )
 @click.option("--workers", type=int, help="Worker processes.  [default: one a core]")
+@click.option(
+    "--executor",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="ray: workers on the cluster of RAY_ADDRESS, else on one that is started here.",
+)
 @click.option(
     "--sampling",
     type=click.Choice(["uniform", "dense", "annotated"]),

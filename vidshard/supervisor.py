@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from vidshard.errors import UserError
 
@@ -82,6 +82,16 @@ class TaskResult:
 def too_little_memory(memory_bytes: int) -> str:
     """The message about a task that needs more than this, whether the parent saw it or the child was refused some."""
     return f"needs more than {memory_bytes >> 20:,} MiB of memory"
+
+
+class Crew(Protocol):
+    """Whoever runs tasks: a `Supervisor`, or what takes its place."""
+
+    config: SupervisorConfig
+
+    def __enter__(self) -> Crew: ...
+    def __exit__(self, *exc: object) -> None: ...
+    def run(self, function: Callable[[Any], Any], tasks: Iterable[Task]) -> Iterator[TaskResult]: ...
 
 
 class RemoteError(Exception):
