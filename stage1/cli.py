@@ -275,3 +275,44 @@ def evaluate(annotations: Path | None, **options: Any) -> None:
     if annotations is None:
         raise click.UsageError("--annotations is missing")
     click.echo(evaluate_scores(ScoresConfig(annotations=annotations, **options)).text)
+
+
+@main.command()
+@click.option("--shards", type=click.Path(path_type=Path), required=True, help="Folder of clips.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Output folder.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Features: what its classifier sees.")
+@click.option("--backbone", metavar="NAME|FILE", help="r3d_18, mc3_18, r2plus1d_18, or a file of torch.export.")
+@click.option("--weights", default="KINETICS400_V1", show_default=True, help="Of a backbone by name: name or file.")
+@click.option("--annotations", type=click.Path(path_type=Path), help="True events: adds the truth of each frame.")
+@click.option("--batch-size", type=int, default=8, show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+def features(**options: Any) -> int:
+    """Write the features of every clip, one array a video, with its frames and the truth where it is known."""
+    from stage1.features import FeaturesConfig, features
+
+    report = features(FeaturesConfig(**options), confirm=click.confirm)
+    for line in [*report.notes, *(f"not scored: {reason}" for reason in report.unscored.values())]:
+        click.echo(line, err=True)
+    click.echo(report.summary)
+    return report.exit_code
+
+
+@main.command()
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    default=files.DEFAULT_CHECKPOINT,
+    show_default=True,
+    help="The trained model.",
+)
+@click.option("--format", "format_", type=click.Choice(["onnx"]), default="onnx", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default="stage1.onnx", show_default=True)
+@click.option(
+    "--shards", type=click.Path(path_type=Path), help="Check the file on clips of these, instead of on noise."
+)
+@click.option("--num-checked", type=int, default=32, show_default=True, help="Clips to check the file on.")
+def export(format_: str, checkpoint: Path, out: Path, shards: Path | None, num_checked: int) -> None:
+    """Write the model as a file for onnxruntime: uint8 clips in, P(crime) and attention out."""
+    from stage1.export import export
+
+    click.echo(export(checkpoint, out, shards=shards, num_checked=num_checked).summary)
