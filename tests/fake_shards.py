@@ -66,7 +66,7 @@ def write_shards(
     video_rows = np.zeros(len(paths), manifest.VIDEO_ROW)
     shards: list[manifest.Shard] = []
     for first in range(0, len(clips), clips_per_shard):
-        data = b""
+        data = bytearray()
         for row in range(first, min(first + clips_per_shard, len(clips))):
             record = records[row]
             sample, member = shard_format.encode_sample(record, clips[row], codec=codec)
@@ -94,7 +94,7 @@ def write_shards(
             data += sample
         data += shard_format.end_of_shard()
         name = shard_format.shard_name(len(shards))
-        atomic.write_bytes(folder / name, data)
+        atomic.write_bytes(folder / name, bytes(data))
         digest = hashlib.sha256(data).hexdigest()
         num_samples = min(clips_per_shard, len(clips) - first)
         shards.append(manifest.Shard(name=name, bytes=len(data), samples=num_samples, sha256=digest))

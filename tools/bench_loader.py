@@ -1,15 +1,25 @@
 #!/usr/bin/env python3
 """How fast clips get into batches: our loader, others, and the limit, in turns in one run on one core.
 
-    python tools/bench_loader.py [--quick] [--videos FOLDER_OF_CLASSES] [--num-clips 2000] [--alternations 5]
+    python tools/bench_loader.py [--quick] [--videos FOLDER_OF_CLASSES] [--num-clips 2000] [--alternations 7]
 
 The same clips (16×112×112, by default noise; `--videos` builds real ones) for all, one process tied to one core, page
 cache warm, checksums already verified (our first epoch, which verifies them, is stated too), no GPU. Clips per second
 of processor time (all threads) at batch 4 and 32, the median of the alternations. The limit is the faster of plain
-`pread` and mmap + copy of the same bytes into a reused batch. The notebook's way decodes in the loader (OpenCV, whole
-video, 16 frames resized), on videos of two seconds and of four minutes, generated here. Loaders that are not installed
-are named and left out. All read in the calling thread; "ours_read_ahead" has the thread that is on by default and pays
-off where there is a core for it.
+`pread` and mmap + copy of the same bytes into a reused batch.
+
+Every loop lets go of a batch before it asks for the next one, so that whoever can use its memory again may do so, as
+the limit does; "ours_held" is our loader in a plain ``for`` loop, which holds the last batch meanwhile. All read in the
+calling thread, but "ours_read_ahead", which has the thread that is on by default and pays off where there is a core
+for it.
+
+The notebook's way decodes in the loader (OpenCV, whole video, 16 frames resized): videos of two seconds (those of
+`--videos`, else generated ones of 640×360 and 1280×720, as the clips of the Surveillance Camera Fight Dataset mostly
+are) and of four minutes (320×240 as those of UCF-Crime, generated).
+
+Loaders that are not installed are named and left out. They live best in an environment of their own:
+
+    python -m venv bench && bench/bin/pip install -e '.[bench]' && bench/bin/python tools/bench_loader.py
 
 Last line: JSON {"ratio_to": {...}, "fraction_of_limit": x}, at batch 32.
 """
@@ -19,7 +29,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
-import itertools
 import json
 import mmap
 import os
@@ -28,7 +37,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +64,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.work) as temporary:
         work = Path(temporary)
         folder = make_shards(work, options)
+        print(f"first epoch, page cache warm, checksums verified: {first_epoch(folder):,.0f} clips/s", flush=True)
+        print(f"memory after each of 5 epochs, MB: {memory_over_epochs(folder)}", flush=True)
         contenders = make_contenders(folder, work)
-        print(f"first epoch, checksums verified: {first_epoch(folder):,.0f} clips/s", flush=True)
         results = {size: compare(contenders, size, options) for size in BATCH_SIZES}
-        notebook = {name: notebook_way(work, name) for name in ("notebook_short", "notebook_long")}
-        print(f"RSS over 5 epochs, MB: {rss_over_epochs(folder)}", flush=True)
+        notebook = {
+            "notebook_short": notebook_way("notebook_short", short_videos(work, options), 10),
+            "notebook_long": notebook_way("notebook_long", [make_video(work / "long.mp4", 240 * 30, (320, 240))], 2),
+        }
     report(results[32], notebook)
 
 
@@ -67,8 +79,8 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=Path, help="folder of class folders with MP4s; default: noise")
     parser.add_argument("--num-clips", type=int, default=2000)
-    parser.add_argument("--alternations", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="300 clips, 5 alternations")
+    parser.add_argument("--alternations", type=int, default=7)
+    parser.add_argument("--quick", action="store_true", help="300 clips")
     parser.add_argument("--work", type=Path, help="where temporary files go")
     options = parser.parse_args()
     if options.quick:
@@ -87,13 +99,13 @@ def make_shards(work: Path, options: argparse.Namespace) -> Path:
         return work / "shards"
     # Noise of a few hundred different clips: none of the loaders looks at the pixels.
     different = np.random.default_rng(0).integers(0, 256, (min(options.num_clips, 250), *CLIP_SHAPE, 3), np.uint8)
-    clips = _Repeated(different, options.num_clips)
+    clips = Repeated(different, options.num_clips)
     labels = [i % 2 for i in range(options.num_clips)]
     return write_shards(work / "shards", clips, labels, clips_per_shard=CLIPS_PER_SHARD)  # type: ignore[arg-type]
 
 
-class _Repeated:
-    """Looks like an array of many clips, and holds few."""
+class Repeated:
+    """Looks like an array of many clips, and holds few: the same ones again and again."""
 
     def __init__(self, clips: np.ndarray, count: int) -> None:
         self.clips, self.shape = clips, (count, *clips.shape[1:])
@@ -111,30 +123,41 @@ class _Repeated:
 def make_contenders(folder: Path, work: Path) -> dict[str, Pass]:
     contenders = {
         "ours": ours(folder, num_threads=0),
+        "ours_held": ours(folder, num_threads=0, held=True),
         "ours_read_ahead": ours(folder, num_threads=1),
         "limit_pread": limit_pread(folder),
         "limit_mmap": limit_mmap(folder),
         "webdataset": webdataset_usual(folder),
         "webdataset_raw": webdataset_raw(folder),
     }
-    for name, module, make in (("litdata", "litdata", litdata), ("streaming", "streaming", streaming)):
-        if importlib.util.find_spec(module) is None:
+    for name, make in (("litdata", litdata), ("streaming", streaming), ("ffcv", ffcv)):
+        if importlib.util.find_spec(name) is None:
             print(f"{name} is not installed: left out")
             continue
         try:
             contenders[name] = make(folder, work / name)
         except Exception as error:  # other people's packages break in many ways; the rest is still worth knowing
             print(f"{name} does not run here: {error!r}")
-    if importlib.util.find_spec("ffcv") is None:
-        print("ffcv is not installed: left out")
     return contenders
 
 
-def ours(folder: Path, *, num_threads: int) -> Pass:
+def sizes(batches: Iterable[Any], size_of: Callable[[Any], int]) -> Iterator[int]:
+    """The sizes of `batches`; none is held while the next one is made."""
+    iterator = iter(batches)
+    while (batch := next(iterator, None)) is not None:
+        size = size_of(batch)
+        del batch
+        yield size
+
+
+def ours(folder: Path, *, num_threads: int, held: bool = False) -> Pass:
     reader = ClipReader(folder)
     loaders = {size: ClipLoader(reader, batch_size=size, shuffle=True, num_threads=num_threads) for size in BATCH_SIZES}
 
     def run(batch_size: int) -> Iterator[int]:
+        if not held:
+            yield from sizes(loaders[batch_size], lambda batch: len(batch.labels))
+            return
         for batch in loaders[batch_size]:
             yield len(batch.labels)
 
@@ -190,8 +213,7 @@ def webdataset_usual(folder: Path) -> Pass:
 
     def run(batch_size: int) -> Iterator[int]:
         dataset = wds.WebDataset(urls, shardshuffle=False).decode().to_tuple("npy", "json").batched(batch_size)
-        for clips, _ in dataset:
-            yield len(clips)
+        yield from sizes(dataset, lambda batch: len(batch[0]))
 
     return run
 
@@ -206,8 +228,7 @@ def webdataset_raw(folder: Path) -> Pass:
 
     def run(batch_size: int) -> Iterator[int]:
         dataset = wds.WebDataset(urls, shardshuffle=False).to_tuple("npy").map_tuple(clip).batched(batch_size)
-        for (clips,) in dataset:
-            yield len(clips)
+        yield from sizes(dataset, lambda batch: len(batch[0]))
 
     return run
 
@@ -226,8 +247,8 @@ def litdata(folder: Path, work: Path) -> Pass:
 
     def run(batch_size: int) -> Iterator[int]:
         dataset = StreamingDataset(str(work), shuffle=True)
-        for batch in StreamingDataLoader(dataset, batch_size=batch_size, num_workers=0):
-            yield len(batch["label"])
+        loader = StreamingDataLoader(dataset, batch_size=batch_size, num_workers=0)
+        yield from sizes(loader, lambda batch: len(batch["label"]))
 
     return run
 
@@ -243,8 +264,30 @@ def streaming(folder: Path, work: Path) -> Pass:
 
     def run(batch_size: int) -> Iterator[int]:
         dataset = StreamingDataset(local=str(work), shuffle=True, batch_size=batch_size)
-        for batch in torch.utils.data.DataLoader(dataset, batch_size=batch_size, num_workers=0):
-            yield len(batch["label"])
+        loader = torch.utils.data.DataLoader(dataset, batch_size=batch_size, num_workers=0)
+        yield from sizes(loader, lambda batch: len(batch["label"]))
+
+    return run
+
+
+def ffcv(folder: Path, work: Path) -> Pass:
+    """Written after ffcv's documentation; where this was developed it did not install, so it never ran."""
+    from ffcv.fields import IntField, NDArrayField
+    from ffcv.fields.decoders import IntDecoder, NDArrayDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import ToTensor
+    from ffcv.writer import DatasetWriter
+
+    reader = ClipReader(folder)
+    rows = [(reader[row], int(reader.labels[row])) for row in range(len(reader))]
+    path = str(work.with_suffix(".beton"))
+    fields = {"clip": NDArrayField(np.dtype("uint8"), (*CLIP_SHAPE, 3)), "label": IntField()}
+    DatasetWriter(path, fields, num_workers=1).from_indexed_dataset(rows)
+    pipelines = {"clip": [NDArrayDecoder(), ToTensor()], "label": [IntDecoder(), ToTensor()]}
+
+    def run(batch_size: int) -> Iterator[int]:
+        loader = Loader(path, batch_size=batch_size, num_workers=1, order=OrderOption.RANDOM, pipelines=pipelines)
+        yield from sizes(loader, lambda batch: len(batch[1]))
 
     return run
 
@@ -252,35 +295,42 @@ def streaming(folder: Path, work: Path) -> Pass:
 # ---- the notebook's way
 
 
-def notebook_way(work: Path, name: str) -> float:
+def notebook_way(name: str, videos: list[Path], count: int) -> float:
     """Clips/s of the loop that reads the whole video in the loader and keeps 16 frames."""
     import cv2
 
     from notebook_way import read_clip
 
     cv2.setNumThreads(1)
-    num_frames, count = (60, 10) if name == "notebook_short" else (240 * 30, 2)
-    video = make_video(work / f"{name}.mp4", num_frames)
     start = time.process_time()
-    for _ in range(count):
-        clip = read_clip(video, num_frames=CLIP_SHAPE[0], frame_size=CLIP_SHAPE[1])
+    for i in range(count):
+        clip = read_clip(videos[i % len(videos)], num_frames=CLIP_SHAPE[0], frame_size=CLIP_SHAPE[1])
         assert clip.shape == (*CLIP_SHAPE, 3)
     speed = count / (time.process_time() - start)
     print(f"{name}: {speed:.2f} clips/s", flush=True)
     return speed
 
 
-def make_video(path: Path, num_frames: int) -> Path:
-    """A 320×240 H.264 video at 30 frames/s of a moving pattern."""
+def short_videos(work: Path, options: argparse.Namespace) -> list[Path]:
+    """Ten of the videos of the user, else generated ones of two seconds in two sizes."""
+    if options.videos:
+        found = sorted(options.videos.rglob("*.mp4"))
+        return found[:: max(1, len(found) // 10)][:10]
+    return [make_video(work / f"short-{size[0]}.mp4", 60, size) for size in ((640, 360), (1280, 720))]
+
+
+def make_video(path: Path, num_frames: int, size: tuple[int, int]) -> Path:
+    """An H.264 video at 30 frames/s of a moving pattern, width × height as in `size`."""
     import av
 
-    pattern = np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8).repeat(20, 0).repeat(20, 1)
+    width, height = size
+    pattern = np.random.default_rng(0).integers(0, 256, (-(-height // 20), -(-width // 20) + 4, 3), np.uint8)
+    pattern = pattern.repeat(20, 0).repeat(20, 1)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=30, options={"preset": "veryfast", "g": "250"})
-        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for i in range(num_frames):
-            x = i % 80
-            image = np.ascontiguousarray(pattern[:, x : x + 320])
+            image = np.ascontiguousarray(pattern[:height, i % 80 : i % 80 + width])
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
     return path
@@ -312,26 +362,27 @@ def first_epoch(folder: Path) -> float:
     return num_clips / (time.perf_counter() - start)
 
 
-def rss_over_epochs(folder: Path) -> list[int]:
-    """Resident memory after each of five epochs, in MB; empty where the system does not tell."""
+def memory_over_epochs(folder: Path) -> dict[str, list[int]]:
+    """Resident memory in MB after each of five epochs: what is the process's own, and pages of files, which the system
+    may drop and which are in the page cache anyway. Empty where the system does not tell (Linux does)."""
     loader = ClipLoader(ClipReader(folder), batch_size=32, shuffle=True)
-    sizes = []
+    found: dict[str, list[int]] = {"own": [], "of files": []}
     for _ in range(5):
         for _batch in loader:
             pass
-        with contextlib.suppress(OSError, AttributeError):
-            pages = int(Path("/proc/self/statm").read_text().split()[1])
-            sizes.append(round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6))
-    return sizes
+        with contextlib.suppress(OSError):
+            status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+            for name, field in (("own", "RssAnon"), ("of files", "RssFile")):
+                found[name].append(round(int(status[field].split()[0]) / 1e3))
+    return found
 
 
 def report(medians: dict[str, float], notebook: dict[str, float]) -> None:
     ours_speed = medians["ours"]
     limit = max(medians["limit_pread"], medians["limit_mmap"])
-    others: dict[str, Any] = {name: speed for name, speed in medians.items() if name not in ("ours",)}
     ratios = {
         name: round(ours_speed / speed, 2)
-        for name, speed in itertools.chain(others.items(), notebook.items())
+        for name, speed in {**medians, **notebook}.items()
         if not name.startswith(("limit", "ours"))
     }
     print(json.dumps({"ratio_to": ratios, "fraction_of_limit": round(ours_speed / limit, 3)}))
