@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import json
 import mmap
 import os
@@ -120,13 +121,17 @@ def drop_from_page_cache(folder: Path) -> None:
 
 
 def is_cached(path: Path) -> bool:
-    """Whether some part of a file is in the page cache, looked at every 256 KiB."""
-    with open(path, "rb", buffering=0) as file:
-        for offset in range(0, path.stat().st_size, 1 << 18):
-            with contextlib.suppress(BlockingIOError):  # it would have to be read
-                os.preadv(file.fileno(), [bytearray(1)], offset, os.RWF_NOWAIT)
-                return True
-    return False
+    """Whether some page of a file is in the page cache. (A read that may not wait would start to fetch it.)"""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        content = np.frombuffer(mapped, np.uint8)
+        pages = np.zeros(-(-len(content) // mmap.PAGESIZE), np.uint8)
+        call = ctypes.CDLL(None, use_errno=True).mincore
+        if call(
+            ctypes.c_void_p(content.ctypes.data), ctypes.c_size_t(len(content)), ctypes.c_void_p(pages.ctypes.data)
+        ):
+            raise OSError(ctypes.get_errno(), "mincore")
+        del content  # or the mapping could not be closed
+    return bool((pages & 1).any())
 
 
 def start_pass(way: str, folder: Path, group: Path | None) -> dict[str, float]:
