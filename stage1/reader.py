@@ -82,7 +82,9 @@ class ClipReader:
         self._checks_again = checksums == "always"
         self._trusted = np.full(len(clips), checksums == "never")
         self._maps_shards = (
-            self._is_raw and not self._may_vanish and _fits_into_memory([shard.bytes for shard in self.manifest.shards])
+            self._is_raw
+            and self.shard_set.may_pin
+            and _fits_into_memory([shard.bytes for shard in self.manifest.shards])
         )
         self._maps: dict[int, tuple[mmap.mmap, Pixels] | None] = {}
         self._thread = threading.local()
@@ -256,6 +258,8 @@ class ClipReader:
     def _map(self, shard: int) -> tuple[mmap.mmap, Pixels] | None:
         try:
             with self.shard_set.open_shard(shard) as file:
+                if not self.shard_set.pin(file):
+                    return None
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError):  # too many open files, or an empty one: reading takes its place
             return None

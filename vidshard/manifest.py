@@ -294,6 +294,15 @@ class ShardSet:
     def shard_path(self, number: int) -> Path:
         return self.folder / self.manifest.shards[number].name
 
+    @property
+    def may_pin(self) -> bool:
+        """Whether all shards may be kept from being dropped at once."""
+        return True
+
+    def pin(self, file: IO[bytes]) -> bool:
+        """Keep an open shard as long as the file, a duplicate or a mapping of it is there; False when it is gone."""
+        return True
+
     def shard_where(self, number: int) -> str:
         """What messages call a shard."""
         return str(self.shard_path(number))

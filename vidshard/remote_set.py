@@ -17,6 +17,7 @@ from vidshard.shard_cache import CacheConfig, ShardCache
 from vidshard.storage import Location, Url
 
 _THREADS = 4  # that download ahead
+_PINNED_SHARE = 0.4  # of the cache: how large a set may be to be kept in it as a whole; two fit
 _AHEAD_SHARE = 0.5  # of the cache: how far they may be ahead of the reader
 
 
@@ -90,6 +91,13 @@ class RemoteSet(ShardSet):
     @property
     def may_vanish(self) -> bool:
         return True
+
+    @property
+    def may_pin(self) -> bool:
+        return sum(shard.bytes for shard in self.manifest.shards) <= _PINNED_SHARE * self.cache.limit_bytes
+
+    def pin(self, file: IO[bytes]) -> bool:
+        return self.cache.pin(file)
 
     def shard_path(self, number: int) -> Path:
         return self.cache.path(self._shard_url(number), self.manifest.shards[number].sha256)

@@ -155,6 +155,11 @@ class ShardCache:
         finally:
             fcntl.flock(file, fcntl.LOCK_UN)
 
+    def pin(self, file: IO[bytes]) -> bool:
+        """Keep an open copy from being dropped until it, every duplicate and every mapping of it are closed."""
+        fcntl.flock(file, fcntl.LOCK_SH)
+        return os.fstat(file.fileno()).st_nlink > 0
+
     # ---- room
 
     def _make_room(self, own: Path, size: int) -> bool:
