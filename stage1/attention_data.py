@@ -53,8 +53,10 @@ class AttentionData:
 
     video_paths: list[str]
     keys: list[str]
+    sources: list[str]  # paths of the videos below SOURCE
     classes: list[str | None]  # the folder of the video; Normal for normals detected by mistake
     splits: list[str | None]
+    clip_indices: torch.Tensor  # int64 [N]: number of the clip within its video
     labels: torch.Tensor  # int64 [N]: 0 normal (a false alarm), 1 crime, -1 unknown
     confidences: torch.Tensor  # float32 [N]
     attention_weights: torch.Tensor  # float32 [N, T]
@@ -152,8 +154,11 @@ class _Columns:
     """The fields of detections as columns, filled as they come: a list of them would take ten times the memory."""
 
     def __init__(self, count: int, num_frames: int) -> None:
-        self.strings: dict[str, list[str | None]] = {name: [] for name in ("video_paths", "keys", "classes", "splits")}
+        self.strings: dict[str, list[str | None]] = {
+            name: [] for name in ("video_paths", "keys", "sources", "classes", "splits")
+        }
         self.tensors = {
+            "clip_indices": torch.empty(count, dtype=torch.int64),
             "labels": torch.empty(count, dtype=torch.int64),
             "confidences": torch.empty(count, dtype=torch.float32),
             "attention_weights": torch.empty((count, num_frames), dtype=torch.float32),
@@ -167,11 +172,13 @@ class _Columns:
         for name, value in (
             ("video_paths", detection.video_path),
             ("keys", detection.key),
+            ("sources", detection.source),
             ("classes", detection.stage2_class),
             ("splits", detection.split),
         ):
             self.strings[name].append(value)
-        columns["labels"][row], columns["confidences"][row] = detection.label, detection.confidence
+        columns["clip_indices"][row], columns["labels"][row] = detection.clip_index, detection.label
+        columns["confidences"][row] = detection.confidence
         columns["attention_weights"][row] = torch.tensor(detection.attention_weights)
         columns["frame_indices"][row] = torch.tensor(detection.frame_indices)
         columns["seconds"][row] = torch.tensor(detection.seconds, dtype=torch.float64)
@@ -380,8 +387,10 @@ def _load_shards(folder: Path) -> AttentionData:
     fields = {
         "video_paths": [entry["video_path"] for entry in entries],
         "keys": [entry["key"] for entry in entries],
+        "sources": [entry["source"] for entry in entries],
         "classes": [entry["stage2_class"] for entry in entries],
         "splits": [entry["split"] for entry in entries],
+        "clip_indices": torch.tensor([entry["clip_index"] for entry in entries], dtype=torch.int64),
         "labels": torch.tensor([entry["label"] for entry in entries], dtype=torch.int64),
         "confidences": torch.tensor([entry["confidence"] for entry in entries], dtype=torch.float32),
         "attention_weights": _rows([entry["attention_weights"] for entry in entries], torch.float32, rows),
@@ -433,7 +442,18 @@ def _wrong_length(data: AttentionData) -> str | None:
     if data.clips.ndim != 5:
         return f"clips has the shape {tuple(data.clips.shape)}, expected (N, T, H, W, 3)"
     shape_NT = (len(data), data.clips.shape[1])
-    for name in ("video_paths", "classes", "splits", "labels", "confidences", "fps", "trained_on", "clips"):
+    names = (
+        "video_paths",
+        "sources",
+        "classes",
+        "splits",
+        "clip_indices",
+        "labels",
+        "confidences",
+        "fps",
+        "trained_on",
+    )
+    for name in (*names, "clips"):
         if len(getattr(data, name)) != len(data):
             return f"{name} has {len(getattr(data, name))} entries, expected {len(data)} as keys has"
     for name in ("attention_weights", "frame_indices", "seconds"):

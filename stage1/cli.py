@@ -316,3 +316,31 @@ def export(format_: str, checkpoint: Path, out: Path, shards: Path | None, num_c
     from stage1.export import export
 
     click.echo(export(checkpoint, out, shards=shards, num_checked=num_checked).summary)
+
+
+@main.command()
+@click.argument("folder", metavar="[DIR]", type=click.Path(path_type=Path), default="stage1_output")
+@click.option("--out", type=click.Path(path_type=Path), default="stage2_frames", show_default=True)
+@click.option("--top-k", type=int, default=5, show_default=True, help="Frames of each detection, by attention.")
+@click.option(
+    "--frames-from",
+    type=click.Choice(["clip", "video"]),
+    default="clip",
+    show_default=True,
+    help="video: at the resolution of the source, which must lie where it was.",
+)
+@click.option("--frame-size", type=int, help="Of the frames in the shards.  [default: that of the clips]")
+@click.option(
+    "--stage2-list", "stage2_lists", type=click.Path(path_type=Path), multiple=True, help="Official fold of stage 2."
+)
+@click.option("--test-list", type=click.Path(path_type=Path), help="Videos that stage 1 is tested on.")
+@click.option("--for-looking", is_flag=True, help="Also of data that nobody should train on; writes no shards.")
+def extract(**options: Any) -> int:
+    """Write the most attended frames of each detection in DIR (stage1_output): pictures, and shards for stage 2."""
+    from stage1.extract import ExtractConfig, extract
+
+    report = extract(ExtractConfig(**options))
+    for line in report.problems:
+        click.echo(line, err=True)
+    click.echo(report.summary)
+    return report.exit_code

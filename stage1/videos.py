@@ -15,6 +15,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from vidshard.errors import UserError
 from vidshard.manifest import Failure, log_folder
 from vidshard.shard_format import FAILURES_NAME, UNKNOWN_LABEL, ClipShape
@@ -137,3 +140,36 @@ def _matches(path: str) -> list[str]:
     if not matches:
         raise UserError(f"--videos {path}: no such file or folder, and as a pattern it matches no video")
     return matches
+
+
+def read_frames(path: Path, frame_indices: Sequence[int], *, decoder: str = "auto") -> list[npt.NDArray[np.uint8]]:
+    """These frames (rising, presentation order) of a video as they are stored, uint8 (H, W, 3) RGB.
+
+    Raises UserError when the video, or one of the frames, cannot be decoded.
+    """
+    from vidshard.decoders import VideoError, decoders_for
+    from vidshard.packets import read_packet_table
+
+    reason = ""
+    try:
+        table = read_packet_table(path)
+        for one in decoders_for(decoder):
+            try:
+                with contextlib.closing(
+                    one.frames(path, table, frame_indices, height=table.height, width=table.width)
+                ) as frames:  # type: ignore[type-var]
+                    return [np.ascontiguousarray(frame) for frame in frames]
+            except VideoError as error:
+                reason = error.message
+                if error.reason != "unsupported_by_decoder":
+                    break
+    except (VideoError, ValueError, OSError) as error:
+        reason = str(error)
+    raise UserError(f"frames of {path} cannot be decoded: {reason}")
+
+
+def resized(frame: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
+    """A frame made smaller or larger as `vidshard build` does it."""
+    from vidshard.clips import resize_frame
+
+    return resize_frame(frame, height, width)

@@ -1,0 +1,334 @@
+"""The most attended frames of each detection: pictures in class folders, and shards to train stage 2 on."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from stage1 import files, videos
+from stage1.attention_data import TRAINED_ON, AttentionData, load_attention_data
+from stage1.detections import OutputFiles, top_indices
+from vidshard import __version__, atomic, clip_codecs, console, manifest, shard_format, video_lists
+from vidshard.errors import UserError
+from vidshard.manifest import CLIP_ROW, VIDEO_ROW, ClassCount, Index, Manifest, Shard
+from vidshard.shard_format import ClipShape, SampleRecord
+
+COLUMNS = (
+    *("file", "class", "label", "split", "key", "source", "video_path", "clip_index", "position", "frame_index"),
+    *("seconds", "attention", "rank", "confidence", "trained_on"),
+)
+SOURCES = ("clip", "video")
+SHARD_BYTES = 256 * 2**20
+UCF_CRIMES = frozenset(
+    {
+        *("Abuse", "Arrest", "Arson", "Assault", "Burglary", "Explosion", "Fighting"),
+        *("RoadAccidents", "Robbery", "Shooting", "Shoplifting", "Stealing", "Vandalism"),
+    }
+)
+NO_CLASS = "unknown"
+_NO_FAILURES = "path,outcome,reason,message\n"  # failures.csv of a set without any
+
+Frames = npt.NDArray[np.uint8]  # (k, H, W, 3)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """One run: frames of the detections below `folder`, the output of `stage1 infer`."""
+
+    folder: Path
+    out: Path
+    top_k: int = 5
+    frames_from: str = "clip"  # or video: at the resolution of the source
+    frame_size: int | None = None  # height and width in the shards; None: those of the clips
+    stage2_lists: tuple[Path, ...] = ()  # official folds of stage 2, to be compared with `test_list`
+    test_list: Path | None = None  # the videos that stage 1 is tested on
+    for_looking: bool = False  # also of data that nobody should train on; writes no shards
+
+    def __post_init__(self) -> None:
+        if self.top_k < 1:
+            raise UserError(f"--top-k is {self.top_k}, expected at least 1")
+        if self.frames_from not in SOURCES:
+            raise UserError(f"--frames-from is {self.frames_from!r}, expected one of {', '.join(SOURCES)}")
+        if self.frame_size is not None and self.frame_size < 1:
+            raise UserError(f"--frame-size is {self.frame_size}, expected at least 1")
+        if self.stage2_lists and self.test_list is None:
+            raise UserError("--stage2-list needs --test-list: the videos that must not be in it")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExtractReport:
+    """What was written."""
+
+    folder: Path
+    num_frames: int
+    classes: dict[str, int]  # class → detections
+    missed_crimes: int
+    failures: dict[str, str]  # key of the detection → why its frames could not be read
+    warnings: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        return console.EXIT_PARTLY_FAILED if self.failures else console.EXIT_OK
+
+    @property
+    def problems(self) -> list[str]:
+        return [f"warning: {warning}" for warning in self.warnings] + list(self.failures.values())
+
+    @property
+    def summary(self) -> str:
+        counts = ", ".join(f"{name} {count:,}" for name, count in self.classes.items()) or "none"
+        return (
+            f"✓ {self.num_frames:,} frames of {sum(self.classes.values()):,} detections in {self.folder} ({counts}); "
+            f"{self.missed_crimes:,} clips of crimes were missed by stage 1 and are not here"
+        )
+
+
+def extract(config: ExtractConfig) -> ExtractReport:
+    """Write `frames/<Class>/<key>-<position>.jpg`, `frames.csv` and `shards/` below ``config.out``.
+
+    Raises UserError where ``config.out`` holds something, or the data is not fit for training.
+    """
+    files.check_out(config.out)
+    if config.out.is_dir() and any(config.out.iterdir()):
+        raise UserError(f"--out {config.out} is not empty: name another folder, or remove this one")
+    data = load_attention_data(config.folder, for_training=not config.for_looking)
+    warnings = leak_warnings(config, {name for name in data.classes if name})
+    num_frames_of = _lengths(config.folder)
+    k = min(config.top_k, data.clips.shape[1])
+    size = (data.clips.shape[2], data.clips.shape[3]) if config.frame_size is None else (config.frame_size,) * 2
+    shards = _ShardWriter(config.out / "shards", ClipShape(num_frames=k, height=size[0], width=size[1]), config)
+    failures: dict[str, str] = {}
+    rows: list[dict[str, object]] = []
+    with console.Progress("Extracting", total=len(data), unit="detection") as progress:
+        for i in range(len(data)):
+            weights = data.attention_weights[i].tolist()
+            ranked = top_indices(weights, k)
+            positions = sorted(ranked)
+            try:
+                frames = _frames(config, data, i, positions)
+            except UserError as error:
+                failures[data.keys[i]] = str(error)
+                progress.advance()
+                continue
+            for position, frame in zip(positions, frames, strict=True):
+                row = _row(data, i, position, rank=ranked.index(position) + 1)
+                atomic.write_bytes(config.out / str(row["file"]), clip_codecs.jpeg_encode(frame))
+                rows.append(row)
+            if not config.for_looking:
+                small = np.stack(
+                    [videos.resized(frame, *size) if frame.shape[:2] != size else frame for frame in frames]
+                )
+                shards.append(_record(data, i, positions, num_frames_of), small)
+            progress.advance()
+    _write_csv(config.out / "frames.csv", rows)
+    if not config.for_looking:
+        shards.finish()
+    done = [i for i in range(len(data)) if data.keys[i] not in failures]
+    names = [data.classes[i] or NO_CLASS for i in done]
+    return ExtractReport(
+        folder=config.out,
+        num_frames=len(rows),
+        classes={name: names.count(name) for name in sorted(set(names))},
+        missed_crimes=data.missed_crimes,
+        failures=failures,
+        warnings=tuple(warnings),
+    )
+
+
+def leak_warnings(config: ExtractConfig, classes: set[str]) -> list[str]:
+    """What would let stage 2 train on videos that the two stages are tested on."""
+    warnings = []
+    if config.test_list is not None:
+        tested = video_lists.read_list(config.test_list)
+        for path in config.stage2_lists:
+            listed = video_lists.read_list(path)
+            shared = sorted(set(listed) & set(tested))
+            if shared:
+                warnings.append(
+                    f"{path} would leak: {len(shared):,} of its {len(listed):,} videos are test videos of stage 1 "
+                    f"({config.test_list}), such as {shared[0]}: a stage 2 trained on them cannot be judged there"
+                )
+    elif classes & UCF_CRIMES:
+        warnings.append(
+            "these are classes of UCF-Crime: its official folds for stage 2 (action recognition) hold 121 to 145 of "
+            "the 290 videos that stage 1 is tested on; compare yours by --stage2-list FILE --test-list Anomaly_Test.txt"
+        )
+    return warnings
+
+
+def _frames(config: ExtractConfig, data: AttentionData, i: int, positions: list[int]) -> list[Frames]:
+    """The frames of a detection at these positions (rising), from its clip or from its video."""
+    if config.frames_from == "clip":
+        return [frame.numpy() for frame in data.clips[i][positions]]
+    wanted = [int(data.frame_indices[i][position]) for position in positions]
+    unique = sorted(set(wanted))  # a short video repeats its last frame
+    decoded = dict(zip(unique, videos.read_frames(Path(data.video_paths[i]), unique), strict=True))
+    return [decoded[frame] for frame in wanted]
+
+
+def _row(data: AttentionData, i: int, position: int, *, rank: int) -> dict[str, object]:
+    name = data.classes[i] or NO_CLASS
+    words = {number: word for word, number in TRAINED_ON.items()}
+    return {
+        "file": f"frames/{folder_name(name)}/{data.keys[i]}-{position:03d}.jpg",
+        "class": data.classes[i],
+        "label": int(data.labels[i]),
+        "split": data.splits[i],
+        "key": data.keys[i],
+        "source": data.sources[i],
+        "video_path": data.video_paths[i],
+        "clip_index": int(data.clip_indices[i]),
+        "position": position,
+        "frame_index": int(data.frame_indices[i][position]),
+        "seconds": round(float(data.seconds[i][position]), 6),
+        "attention": round(float(data.attention_weights[i][position]), 8),
+        "rank": rank,
+        "confidence": round(float(data.confidences[i]), 8),
+        "trained_on": words[int(data.trained_on[i])],
+    }
+
+
+def folder_name(class_name: str) -> str:
+    """A class as the name of a folder: what a path cannot hold becomes an underscore.
+
+    >>> folder_name("Road Accidents"), folder_name("../a:b")
+    ('Road Accidents', '.._a_b')
+    """
+    name = re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", class_name).rstrip(". ")
+    return name if name.strip(".") else "_"
+
+
+def _record(data: AttentionData, i: int, positions: list[int], num_frames_of: dict[str, int]) -> SampleRecord:
+    """The sample of a detection in the shards for stage 2: its key stays, its frames are the chosen ones."""
+    seconds = tuple(float(data.seconds[i][position]) for position in positions)
+    frames = tuple(int(data.frame_indices[i][position]) for position in positions)
+    gaps = np.diff(seconds)
+    return SampleRecord(
+        path=data.sources[i],
+        class_name=data.classes[i],
+        label=int(data.labels[i]),
+        split=data.splits[i],
+        clip_index=int(data.clip_indices[i]),
+        frame_indices=frames,
+        timestamps_seconds=seconds,
+        frame_gap_seconds=float(np.median(gaps[gaps > 0])) if (gaps > 0).any() else 0.0,
+        fps=float(data.fps[i]),
+        num_frames=num_frames_of.get(data.sources[i], max(frames) + 1),
+        decoder="stage1",
+        repeated_frames=int((np.diff(frames) == 0).sum()),
+    )
+
+
+def _lengths(folder: Path) -> dict[str, int]:
+    """Number of frames of each video, from the videos.csv of the run; nothing where there is none."""
+    path = OutputFiles(folder=folder).videos
+    if not path.is_file():
+        return {}
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return {row["source"]: int(row["num_frames"]) for row in csv.DictReader(file)}
+
+
+def _write_csv(path: Path, rows: list[dict[str, object]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    atomic.write_text(path, text.getvalue())
+
+
+class _ShardWriter:
+    """A shard set of samples that come one by one; its manifest is written last."""
+
+    def __init__(self, folder: Path, shape: ClipShape, config: ExtractConfig) -> None:
+        self.folder, self.shape = folder, shape
+        self.settings = {
+            "mode": "attention",
+            "clip_len": shape.num_frames,
+            "top_k": config.top_k,
+            "frames_from": config.frames_from,
+        }
+        self.shards: list[Shard] = []
+        self.rows: list[tuple[int, int, int, int, int, int, int, int, float]] = []
+        self.records: list[SampleRecord] = []  # the first of each video
+        self.video_of: dict[str, int] = {}
+        self._pending: list[bytes] = []
+        self._size = 0
+
+    def append(self, record: SampleRecord, clip: Frames) -> None:
+        if clip.shape != self.shape.thwc:
+            raise ValueError(f"sample {record.key!r} has shape {clip.shape}, expected {self.shape.thwc}")
+        data, member = shard_format.encode_sample(record, clip)
+        if record.path not in self.video_of:
+            self.video_of[record.path] = len(self.records)
+            self.records.append(record)
+        place = (len(self.shards), self._size + member.offset, member.size, member.crc32)
+        facts = (self.video_of[record.path], record.clip_index, record.label, 0, record.frame_gap_seconds)
+        self.rows.append((*place, *facts))
+        self._pending.append(data)
+        self._size += len(data)
+        if self._size >= SHARD_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        data = b"".join([*self._pending, shard_format.end_of_shard()])
+        name = shard_format.shard_name(len(self.shards))
+        atomic.write_bytes(self.folder / name, data)
+        sha256 = hashlib.sha256(data).hexdigest()
+        self.shards.append(Shard(name=name, bytes=len(data), samples=len(self._pending), sha256=sha256))
+        self._pending, self._size = [], 0
+
+    def finish(self) -> None:
+        if self._pending or not self.shards:
+            self._flush()
+        classes = sorted({record.class_name for record in self.records if record.class_name is not None})
+        splits = sorted({record.split for record in self.records if record.split is not None})
+        videos_table = np.zeros(len(self.records), VIDEO_ROW)
+        for i, record in enumerate(self.records):
+            class_row = classes.index(record.class_name) if record.class_name is not None else -1
+            split_row = splits.index(record.split) if record.split is not None else -1
+            size = (self.shape.width, self.shape.height)
+            videos_table[i] = (class_row, split_row, -1, 0, record.num_frames, *size, record.fps)
+        clips = np.array(self.rows, CLIP_ROW)
+        index = Index(
+            clips=clips,
+            videos=videos_table,
+            paths=[record.path for record in self.records],
+            classes=classes,
+            splits=splits,
+            source_groups=[],
+            decoders=["stage1"],
+        ).to_bytes()
+        kinds = sorted({(record.class_name or "", record.label) for record in self.records})
+        of_video = [(record.class_name or "", record.label) for record in self.records]
+        of_clip = [of_video[video] for video in clips["video"].tolist()]
+        atomic.write_text(self.folder / shard_format.FAILURES_NAME, _NO_FAILURES)
+        manifest.write_index_and_manifest(
+            self.folder,
+            Manifest(
+                split=splits[0] if len(splits) == 1 else None,
+                clip_shape=self.shape,
+                codec="raw",
+                settings=self.settings,
+                packages={"vidshard": __version__},
+                classes=tuple(
+                    ClassCount(
+                        name=kind[0] or None, label=kind[1], videos=of_video.count(kind), clips=of_clip.count(kind)
+                    )
+                    for kind in kinds
+                ),
+                videos_found=len(self.records),
+                videos_ok=len(self.records),
+                failures=(),
+                shards=tuple(self.shards),
+                index_bytes=len(index),
+                index_sha256=hashlib.sha256(index).hexdigest(),
+            ),
+            index,
+        )
