@@ -21,6 +21,8 @@ from vidshard.errors import UserError
 POLL_SECONDS = 0.5  # how often a rank asks whether another has stopped
 GRACE_SECONDS = 5.0  # that a rank has to stop by itself, and the one that failed waits for the others to know
 LEAVE_SECONDS = 60.0  # that rank 0 waits at most for the others to end
+SIGN_SECONDS = 5.0  # how often a rank gives a sign of life
+SILENT_SECONDS = 40.0  # without one: its host is cut off, or the process stands still
 _FAILURE, _KNOWN, _LEFT = "stage1/failure", "stage1/known", "stage1/left"  # keys of the store that all ranks share
 
 
@@ -53,8 +55,8 @@ def device_of_rank(device: torch.device) -> torch.device:
 def joined_ranks(device: torch.device) -> Iterator[None]:
     """Join the processes that `torchrun` started, if it did (WORLD_SIZE > 1), and leave them at the end.
 
-    When one rank fails in between, all fail, with its message: those that wait for it too, within 20 seconds. Raises
-    UserError without torch.distributed.
+    When one rank fails in between, all fail, with its message: those that wait for it too, within 20 seconds. When a
+    host is cut off from the others, all fail within a minute. Raises UserError without torch.distributed.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _is_active():
         yield
@@ -150,6 +152,9 @@ class _FailureWatch:
 
     A rank that waits for a dead one in a collective operation cannot be woken: a thread ends its process. Rank 0 holds
     the store through which ranks learn of each other, so it leaves last.
+
+    Where the network is cut nothing fails, everything waits. So each rank counts up a sign of life in the store, which
+    rank 0 looks at; and a second thread ends a rank whose own questions to the store are not answered.
     """
 
     def __init__(self, store: Any, rank: int, num_ranks: int) -> None:
@@ -158,8 +163,11 @@ class _FailureWatch:
         self._failed = False
         self._lock = threading.Lock()
         self._closed = threading.Event()
+        self._answered = self._signed = time.monotonic()  # the store did, this rank did
+        self._signs = dict.fromkeys(range(1, num_ranks), (0, self._answered)) if rank == 0 else {}
         self._thread = threading.Thread(target=self._watch, name="failure-watch", daemon=True)
         self._thread.start()
+        threading.Thread(target=self._watch_the_store, name="store-watch", daemon=True).start()
 
     def failure_after(self, error: BaseException) -> str | None:
         """To be called when `error` stops this rank. Returns what another failed of; None if this was first."""
@@ -193,12 +201,38 @@ class _FailureWatch:
             if self._told is None:
                 try:
                     text = str(self._store.get(_FAILURE).decode()) if self._store.check([_FAILURE]) else ""
+                    self._answered = time.monotonic()
                     if text and not text.startswith(f"rank {self._rank} "):
                         self._told = text
                         self._store.add(_KNOWN, 1)
                 except RuntimeError:
                     self._told = self._told or "rank 0, which holds the run together, is gone: see its output"
             return self._told
+
+    def _sign(self) -> None:
+        """Give a sign of life; on rank 0, look for those of the others."""
+        with contextlib.suppress(RuntimeError), self._lock:  # `_look` tells that the store is gone
+            self._store.add(f"stage1/sign/{self._rank}", 1)
+            self._signed = now = time.monotonic()
+            for other, (before, since) in self._signs.items():
+                count = self._store.add(f"stage1/sign/{other}", 0)
+                if count != before:
+                    self._signs[other] = (count, now)
+                elif now - since > SILENT_SECONDS and not self._store.check([_FAILURE]):
+                    text = f"it gave no sign of life for {SILENT_SECONDS:.0f} s; is its host cut off from this one?"
+                    self._store.set(_FAILURE, f"rank {other} stopped: {text}")
+
+    def _watch_the_store(self) -> None:
+        """End the process when the store does not answer: then the other thread waits, and perhaps the main one."""
+        while not self._closed.wait(POLL_SECONDS):
+            if time.monotonic() - self._answered > SILENT_SECONDS:
+                print(
+                    f"error: rank {self._rank} hears nothing of rank 0, which holds the run together, for "
+                    f"{SILENT_SECONDS:.0f} s; is this host cut off from that one?",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(1)
 
     def _leave_after_failure(self) -> None:
         if self._rank == 0:
@@ -216,6 +250,8 @@ class _FailureWatch:
 
     def _watch(self) -> None:
         while not self._closed.wait(POLL_SECONDS):
+            if time.monotonic() - self._signed >= SIGN_SECONDS:
+                self._sign()
             if self._look() is not None and not self._closed.wait(GRACE_SECONDS):
                 print(f"error: {self._told}", file=sys.stderr, flush=True)
                 self._leave_after_failure()

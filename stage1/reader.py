@@ -74,9 +74,9 @@ class ClipReader:
         self._is_raw = self.manifest.codec == "raw"
         clips = self.index.clips
         self._check_index()
-        # Columns of their own: reading a field of one row of a structured array is slow.
+        self._offsets, self._sizes = clips["offset"], clips["size"]  # views: a million clips shall take below 100 MB
+        # Columns of their own, for those who compute with them.
         self.shards: Rows = clips["shard"].astype(np.int64)  # [N]
-        self._offsets, self._sizes = clips["offset"].astype(np.int64), clips["size"].astype(np.int64)
         self.labels = clips["label"].astype(np.int64)  # [N]
         self.videos: Rows = clips["video"].astype(np.int64)  # [N], rows of index.videos
         self._checks_again = checksums == "always"
@@ -169,7 +169,8 @@ class ClipReader:
             return
         for shard in np.unique(self.shards[rows]).tolist():
             here = np.unique(rows[self.shards[rows] == shard])  # rows lie in the shard in their order
-            begins, ends = self._offsets[here], self._offsets[here] + self._sizes[here]
+            begins = self._offsets[here].astype(np.int64)
+            ends = begins + self._sizes[here]
             gaps = np.flatnonzero(begins[1:] - ends[:-1] > self.clip_shape.num_bytes) + 1  # small ones are read faster
             file = self._open(shard)
             for run in np.split(np.arange(len(here)), gaps):

@@ -9,7 +9,9 @@ run_or_requeue() {
   local code=0 again=""
   "$@" &
   local child=$!
-  trap 'again=yes; kill -TERM "$child" 2>/dev/null || true' USR1
+  # Not to srun itself: it would kill the processes at once.
+  case $1 in srun) signal_it() { scancel --signal=TERM "$SLURM_JOB_ID"; } ;; *) signal_it() { kill -TERM "$child"; } ;; esac
+  trap 'again=yes; signal_it || true' USR1
   wait "$child" || code=$?
   while kill -0 "$child" 2>/dev/null; do # the trap ended the waiting, not the command
     code=0
@@ -29,7 +31,7 @@ launch() {
   local first
   first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
   MASTER_ADDR=$(scontrol show node "$first" | grep -o 'NodeAddr=[^ ]*' | cut -d= -f2)
-  MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+  MASTER_PORT=$((20000 + (SLURM_JOB_ID * 7 + ${SLURM_RESTART_COUNT:-0}) % 20000)) # another one each time
   export MASTER_ADDR MASTER_PORT
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}
   local per_node=$((SLURM_NTASKS / SLURM_JOB_NUM_NODES))
