@@ -240,6 +240,67 @@ def infer(more_videos: tuple[str, ...], videos: tuple[str, ...], **options: Any)
 
 
 @main.command()
+@click.option(
+    "--shards",
+    type=location,
+    metavar="PLACE",
+    multiple=True,
+    default=("shards/Train", "shards/Validation"),
+    show_default=True,
+    help="Trained on and held out by turns; may be repeated.",
+)
+@click.option("--test-shards", type=location, metavar="PLACE", help="Also score these, trained on all of --shards.")
+@click.option("--out", type=click.Path(path_type=Path), default="crossval", show_default=True)
+@click.option("--folds", type=int, default=5, show_default=True)
+@click.option("--seeds", type=int, default=3, show_default=True, help="Repetitions, each with other folds.")
+@click.option("--epochs", type=int, default=20, show_default=True, help="All are done: no epoch is chosen.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The first seed.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--random-split/--no-random-split",
+    default=True,
+    show_default=True,
+    help="Show beside it how a split that leaks would flatter.",
+)
+@click.option("--save-attention", is_flag=True, help="Write out-of-fold predictions and attention, for stage 2.")
+@CACHE_DIR
+@CACHE_GB
+@click.option("--config", "config_path", type=click.Path(path_type=Path), help="TOML file of training options.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A training option, such as lr=0.0005.")
+def crossval(shards: tuple[Any, ...], config_path: Path | None, settings: tuple[str, ...], **options: Any) -> None:
+    """What accuracy to expect on new recordings: cross-validation by source group, with intervals.
+
+    Run the same command again to go on where it was stopped.
+    """
+    from stage1.crossval import CrossvalConfig, crossval
+    from stage1.train_config import make_config, merge, parse_setting, read_toml
+
+    source = click.get_current_context().get_parameter_source
+    names = ("epochs", "seed", "device", "cache_dir", "cache_gb")
+    training = {name: options.pop(name) for name in names}
+    given = {name: value for name, value in training.items() if source(name) is not ParameterSource.DEFAULT}
+    from_file = read_toml(config_path) if config_path else {}
+    config = make_config(merge(training, from_file, *map(parse_setting, settings), given))
+    click.echo(crossval(CrossvalConfig(shards=shards, training=config, **options)))
+
+
+@main.command()
+@click.option("--shards", type=location, metavar="PLACE", default="shards/Train", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default="augmentation.png", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--config", "config_path", type=click.Path(path_type=Path), help="TOML file of training options.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Such as transform.erase_probability=0.5.")
+def preview_augment(shards: Any, out: Path, seed: int, config_path: Path | None, settings: tuple[str, ...]) -> None:
+    """Write a sheet that shows clips as training would see them."""
+    from stage1.preview_augment import preview_augment
+    from stage1.train_config import make_config, merge, parse_setting, read_toml
+
+    from_file = read_toml(config_path) if config_path else {}
+    config = make_config(merge(from_file, *map(parse_setting, settings)))
+    click.echo(f"✓ Augmented clips saved to: {preview_augment(shards, config.transform, out, seed=seed)}")
+
+
+@main.command()
 @click.argument("folder", metavar="[DIR]", type=click.Path(path_type=Path), default="stage1_output")
 def visualize(folder: Path) -> None:
     """Draw the strongest detections in DIR (stage1_output): frames, and the attention under them."""

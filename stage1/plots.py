@@ -52,3 +52,31 @@ def _mark_best(axes: Any, history: Sequence[dict[str, Any]]) -> None:
         row = best[-1]
         label = f"kept: epoch {row['epoch']}, AUC {row['val_auc']:.3f}"
         axes.plot(row["epoch"], row["val_auc"], "o", markersize=11, fillstyle="none", color=AUC_COLOUR, label=label)
+
+
+def plot_sheet(
+    rows: Sequence[Sequence[Any]], *, row_names: Sequence[str], column_names: Sequence[str], path: Path
+) -> None:
+    """Draw pictures, uint8 (H, W, 3), in rows and columns into the PNG `path`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    num_columns = max(map(len, rows))
+    figure = Figure(figsize=(1.5 * num_columns, 1.62 * len(rows) + 0.3), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    for i, (grid_row, pictures) in enumerate(
+        zip(figure.subplots(len(rows), num_columns, squeeze=False), rows, strict=True)
+    ):
+        for j, axes in enumerate(grid_row):
+            axes.set_axis_off()
+            if j < len(pictures):
+                axes.imshow(pictures[j], interpolation="nearest")
+            if i == 0 and j < len(column_names):
+                axes.set_title(column_names[j], fontsize=9)
+        # Names of videos may hold $ and _, which matplotlib would set as formulas.
+        label = grid_row[0].text(
+            0, -0.02, row_names[i], fontsize=7, va="top", transform=grid_row[0].transAxes, parse_math=False
+        )
+        label.set_in_layout(False)  # a long name would push the columns apart
+    with atomic.atomic_open(path) as file:
+        figure.savefig(file, format="png")

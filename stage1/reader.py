@@ -200,6 +200,11 @@ class ClipReader:
             raise FormatError(f"{self._where(row)} is followed by the record of {record.key!r}; build again")
         return record
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options of the build."""
+        return self.manifest.settings
+
     def video_id(self, video: int) -> str:
         """A name of row `video` of the video table that holds beyond this set: its split and its path below SOURCE."""
         return f"{self.index.split(video) or self.manifest.split or ''}/{self.index.paths[video]}"
@@ -329,6 +334,24 @@ class JoinedReader:
     def digest(self) -> str:
         """The digests of all sets, in order."""
         return "+".join(reader.digest for reader in self.readers)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options of the first set's build."""
+        return self.readers[0].settings
+
+    def video_id(self, video: int) -> str:
+        """As `ClipReader.video_id`; `video` as in `videos`."""
+        for reader in self.readers:
+            if video < len(reader.index.videos):
+                return reader.video_id(video)
+            video -= len(reader.index.videos)
+        raise IndexError(f"there is no video {video} after the last")
+
+    def frame_gap_seconds(self) -> float:
+        """As `ClipReader.frame_gap_seconds`."""
+        gaps = [reader.index.clips["frame_gap_seconds"] for reader in self.readers]
+        return float(np.median(np.concatenate(gaps))) if len(self) else 0.0
 
     def __len__(self) -> int:
         return len(self.sets)

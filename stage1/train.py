@@ -411,7 +411,7 @@ def make_checkpoint(run: Run) -> Checkpoint:
         model_config=dataclasses.asdict(run.config.model),
         transform_config=dataclasses.asdict(run.config.transform.for_evaluation),
         clip_shape=dataclasses.asdict(data.train.clip_shape),
-        sampling=data.train.manifest.settings,
+        sampling=data.train.settings,
         frame_gap_seconds=data.train.frame_gap_seconds(),
         metrics=run.history[-1] if run.history else {},
         warnings=list(data.warnings),

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from stage1.reader import ClipReader
+from stage1.reader import ClipReader, JoinedReader
 from stage1.sample_plan import Rows
 from stage1.train_config import TrainConfig
 from vidshard.errors import UserError
@@ -27,7 +27,7 @@ CLASS_NAMES = ("normal", "crime")
 class TrainData:
     """The clips of a run: row numbers of the readers' indexes."""
 
-    train: ClipReader
+    train: ClipReader | JoinedReader
     train_rows: Rows
     validation: ClipReader | None
     validation_rows: Rows
@@ -37,7 +37,7 @@ class TrainData:
     @property
     def digests(self) -> dict[str, str]:
         """Digest of each shard set, by its role."""
-        digests = {"train": self.train.manifest.digest}
+        digests = {"train": self.train.digest}
         if self.validation is not None:
             digests["validation"] = self.validation.manifest.digest
         return digests

@@ -1,0 +1,119 @@
+"""Cross-validation keeps recordings together, goes on where it stopped, and shows what a leaking split would say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fake_shards import write_shards
+from stage1 import crossval as module
+from stage1.crossval import CrossvalConfig, crossval, stratified_folds
+from stage1.train_config import TrainConfig
+from vidshard.errors import UserError
+
+LABELS = [0, 1] * 6
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "NUM_RESAMPLES", 20)
+
+
+def _shards(folder: Path, *, seed: int = 0, groups: list[str | None] | None = None, split: str = "Train") -> Path:
+    """Twelve clips of six recordings: crimes are brighter."""
+    clips = np.random.default_rng(seed).integers(0, 128, (12, 4, 16, 16, 3), np.uint8)
+    clips[1::2] += 100
+    names = groups if groups is not None else [f"{split}-{i // 2}" for i in range(12)]
+    return write_shards(folder, clips, LABELS, source_groups=names, split=split)
+
+
+def _config(tmp_path: Path, *shards: Path, **options: object) -> CrossvalConfig:
+    fields = {"folds": 2, "seeds": 2, "out": tmp_path / "out", **options}
+    training = TrainConfig(shards=shards[0], epochs=1, device="cpu")
+    return CrossvalConfig(shards=shards, training=training, **fields)  # type: ignore[arg-type]
+
+
+def test_folds_hold_whole_groups_and_every_row_once() -> None:
+    labels, groups = np.tile([0, 1], 30), np.repeat(np.arange(12), 5)
+    folds = stratified_folds(labels, groups, folds=4, seed=3)
+    assert sorted(np.concatenate(folds).tolist()) == list(range(60))
+    for fold in folds:
+        assert not set(groups[fold]) & set(np.delete(groups, fold))
+        assert 0.3 < labels[fold].mean() < 0.7
+    assert [f.tolist() for f in folds] == [f.tolist() for f in stratified_folds(labels, groups, folds=4, seed=3)]
+    with pytest.raises(UserError, match=r"there are 12 source groups, expected at least as many as --folds \(20\)"):
+        stratified_folds(labels, groups, folds=20, seed=0)
+
+
+def test_a_whole_run_goes_on_where_it_stopped_and_writes_out_of_fold_outputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, validation = _shards(tmp_path / "Train"), _shards(tmp_path / "Val", seed=1, split="Validation")
+    test = _shards(tmp_path / "Test", seed=2, split="Test")
+    config = _config(tmp_path, train, validation, test_shards=test, save_attention=True)
+    trained: list[tuple[int, set[int]]] = []
+    really_train = module.train
+
+    def spy(training: TrainConfig, *, data: module.TrainData) -> Path:
+        trained.append((training.seed, set(data.train_rows.tolist())))
+        if len(trained) == 4:
+            raise KeyboardInterrupt
+        return really_train(training, data=data)
+
+    monkeypatch.setattr(module, "train", spy)
+    with pytest.raises(KeyboardInterrupt):
+        crossval(config)
+    table = crossval(config)
+    # Two seeds of two folds, two seeds on the test set, two folds that leak; the fourth was begun twice.
+    assert len(trained) == 9
+    groups = np.repeat(np.arange(12), 2)
+    for _, rows in trained[:5]:
+        assert not set(groups[sorted(rows)]) & set(groups[sorted(set(range(24)) - rows)])
+    assert trained[5][1] == set(range(24))
+
+    result = json.loads((config.out / module.RESULT_NAME).read_text())
+    assert [(row["split"], row["seed"]) for row in result["rows"]] == [
+        ("grouped", 0),
+        ("grouped", 1),
+        ("grouped", None),
+        ("test", 0),
+        ("test", 1),
+        ("test", None),
+        ("random", 0),
+    ]
+    mean = result["rows"][2]["auc"]
+    assert mean["num_units"] == 12
+    assert mean["value"] == pytest.approx(np.mean([row["auc"]["value"] for row in result["rows"][:2]]))
+    assert "RANDOM SPLIT" in table
+    assert "It leaks" in table
+    for number, name in enumerate(("Train", "Val")):
+        folder = config.out / module.OUT_OF_FOLD / f"{number}-{name}"
+        assert len((folder / "predictions.csv").read_text().splitlines()) == 13
+        assert (folder / "run.json").is_file()
+    left = {path.name for path in config.out.rglob("*.pt")} - {"stage1_attention_data.pt"}
+    assert left == {"binary_stage1_with_attention.pt"}  # of the first seed, for --save-attention
+    assert crossval(config) == table
+    assert len(trained) == 9
+
+
+def test_another_configuration_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    shards = _shards(tmp_path / "Train")
+    config = _config(tmp_path, shards, seeds=1, random_split=False)
+    crossval(config)
+    other = _config(tmp_path, shards, seeds=1, random_split=False, folds=3)
+    with pytest.raises(UserError, match=r"other options or data \(folds\); name another --out"):
+        crossval(other)
+
+
+def test_what_would_leak_or_cannot_be_measured_is_said(tmp_path: Path) -> None:
+    shards = _shards(tmp_path / "Train")
+    with pytest.raises(UserError, match=r"6 source groups of .*Again are also trained on .*'Train-0'"):
+        crossval(_config(tmp_path, shards, test_shards=_shards(tmp_path / "Again", seed=5)))
+    unknown = _shards(tmp_path / "NoGroups", groups=[None] * 12)
+    table = crossval(_config(tmp_path, unknown, seeds=1, random_split=False))
+    assert "WARNING: 12 of 12 clips have no source group" in table
+    with pytest.raises(UserError, match="--folds is 1, expected at least 2"):
+        _config(tmp_path, shards, folds=1)
