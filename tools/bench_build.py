@@ -1,24 +1,27 @@
 #!/usr/bin/env python3
 """How fast `vidshard build` decodes, against the least that decoding takes and against what others do.
 
-    python tools/bench_build.py [--videos FOLDER] [--quick] [--alternations 5] [--video2dataset PYTHON]
+    python tools/bench_build.py [--videos FOLDER] [--only dense sparse …] [--quick] [--video2dataset PYTHON]
 
-All is measured side by side in one run, in turns, and medians are taken. Videos: short ones of two seconds and long
-ones of four minutes at about 0.2 and 1.4 Mb/s, all 320×240 at 30 frames/s, generated; with FOLDER (class folders of
-MP4s) the short ones are real, and the long ones are made of them. The small measurements count seconds of CPU, of all
-threads of all processes; whole builds count the wall, so let nothing else run.
+All is measured side by side in one run, in turns, and medians of five are taken; it takes about six minutes. Videos:
+short ones of two seconds and long ones of four minutes at about 0.2 and 1.4 Mb/s, all 320×240 at 30 frames/s with
+keyframes 250 frames apart, generated; with FOLDER (class folders of MP4s) the short ones are real, and the long ones
+are made of them. The small measurements count seconds of CPU, of all threads of all processes; whole builds count the
+wall, so let nothing else run.
 
   floor      decoding alone: `ffmpeg -threads 1 -i X -f null -`, less what ffmpeg takes to start; PyAV without ffmpeg
   notebook   what people write: OpenCV, read all frames, keep all, resize 16
-  dense      every frame, resized to 112×112, by each of our decoders: as a fraction of the floor
+  dense      every frame, resized to 112×112, by each of our decoders: as a fraction of the floor. Of long videos one
+             minute, which they repeat: what opening costs then weighs more than it does in four
   sparse     16 frames of a video, its packets read first: how many times as fast as the notebook's loop
-  build      the whole command on long videos, every frame: against decoding alone (the same frames by the same
-             decoder in a loop); with two workers against one; on a video of 30 minutes; the memory of its processes
+  build      the whole command, every frame of videos of a minute at 1.4 Mb/s: against decoding alone (the same frames
+             by the same decoder in a loop); with two workers against one; the memory of its processes
+  memory     the whole command, every frame of one video of 30 minutes: the memory of its processes
   others     video2dataset on the short videos, if PYTHON (default: this one) can import it. As published its resizing
              fails for every shard and the run exits 0: the attribute `encode_formats` is not there. It is added here.
 
-The last line is JSON. `dense_fraction_of_floor` is that of the long video at 1.4 Mb/s, `sparse_ratio_to_notebook` the
-lower of the two long videos; the table above it has them all.
+The last line is JSON, without what --only left out. `dense_fraction_of_floor` is that of the long video at 1.4 Mb/s,
+`sparse_ratio_to_notebook` the lower of the two long videos; the table above it has them all.
 """
 
 from __future__ import annotations
@@ -46,51 +49,53 @@ import notebook_way
 NUM_FRAMES, FRAME_SIZE = 16, 112
 SIZE, FPS, KEYFRAME_DISTANCE = (320, 240), 30, 250
 RATES = {"long 0.2 Mb/s": 200_000, "long 1.4 Mb/s": 1_400_000}
-HARD = "long 1.4 Mb/s"
+EASY, HARD = RATES
 DECODERS = ("decord", "opencv", "pyav")
+BEST = "pyav"
+SECTIONS = ("dense", "sparse", "build", "memory", "others")
 
 
 def main() -> None:
     options = parse_options()
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        sets = make_videos(root / "videos", options)
-        floor = Floor(options.ffmpeg)
+        sets, minutes = make_videos(root / "videos", options)
         warm_up(sets["short"][0], options.decoders)
-        dense = measure_dense(sets, floor, options)
-        sparse = measure_sparse(sets, options)
-        best = max(options.decoders, key=lambda name: dense[HARD][name])
-        builds = measure_builds(root / "builds", sets[HARD][0], best, options)
-        measure_others(root / "others", sets["short"], best, options)
-    print(
-        json.dumps(
-            {
-                "dense_fraction_of_floor": {name: round(dense[HARD][name], 3) for name in options.decoders},
-                "sparse_ratio_to_notebook": {
-                    name: round(min(sparse[label][name] for label in RATES), 2) for name in options.decoders
-                },
-                **builds,
-            }
-        )
-    )
+        figures: dict[str, Any] = {}
+        peaks: dict[str, float] = {"parent": 0, "worker": 0}
+        if "dense" in options.only:
+            dense = measure_dense({"short": sets["short"], **minutes}, Floor(options.ffmpeg), options)
+            figures["dense_fraction_of_floor"] = {name: round(dense[HARD][name], 3) for name in options.decoders}
+        if "sparse" in options.only:
+            sparse = measure_sparse(sets, options)
+            lower = {name: min(sparse[label][name] for label in RATES) for name in options.decoders}
+            figures["sparse_ratio_to_notebook"] = {name: round(lower[name], 2) for name in options.decoders}
+        if "build" in options.only:
+            figures |= measure_builds(root / "builds", minutes[HARD][0], peaks, options)
+        if "memory" in options.only:
+            measure_memory(root / "memory", minutes[EASY][0], peaks, options)
+        if "others" in options.only:
+            measure_others(root / "others", sets["short"], options)
+        if peaks["parent"]:
+            figures["rss_mb"] = {name: round(peak) for name, peak in peaks.items()}
+    print(json.dumps(figures))
 
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=Path, help="folder of class folders with MP4s; default: generated")
+    parser.add_argument("--only", nargs="+", default=SECTIONS, choices=SECTIONS, help="measure these (default: all)")
     parser.add_argument("--quick", action="store_true", help="small and few: to see that it runs, not for figures")
-    parser.add_argument("--alternations", type=int, help="of the small measurements (default: 5)")
-    parser.add_argument("--build-alternations", type=int, help="of the whole builds (default: 3)")
+    parser.add_argument("--alternations", type=int, help="turns of every measurement (default: 5)")
     parser.add_argument("--decoders", nargs="+", default=DECODERS, choices=DECODERS)
     parser.add_argument("--ffmpeg", default=shutil.which("ffmpeg"), help="binary for the floor (default: on PATH)")
     parser.add_argument("--video2dataset", default=sys.executable, metavar="PYTHON")
     options = parser.parse_args()
     options.alternations = options.alternations or (1 if options.quick else 5)
-    options.build_alternations = options.build_alternations or (1 if options.quick else 3)
     options.num_short = 4 if options.quick else 24
     options.long_seconds = 20 if options.quick else 240
     options.num_build_videos = 2 if options.quick else 8
-    options.very_long_seconds = 120 if options.quick else 1800
+    options.very_long_minutes = 2 if options.quick else 30
     return options
 
 
@@ -109,7 +114,6 @@ def measure_dense(
         tables = read_tables(videos)
         num_frames = sum(table.num_frames for table in tables)
         ways: dict[str, Callable[[], float]] = {"floor": lambda videos=videos: floor.seconds(videos)}
-        ways["floor by PyAV"] = lambda videos=videos: cpu_seconds(lambda: decode_with_pyav(videos))
         for name in options.decoders:
             ways[name] = lambda videos=videos, tables=tables, name=name: cpu_seconds(
                 lambda: decode_dense(videos, tables, name)
@@ -211,53 +215,58 @@ def read_as_the_notebook(video: Path) -> Any:
 # ---- whole builds
 
 
-def measure_builds(root: Path, video: Path, decoder: str, options: argparse.Namespace) -> dict[str, Any]:
+def measure_builds(root: Path, video: Path, peaks: dict[str, float], options: argparse.Namespace) -> dict[str, float]:
     """Whole builds of every frame, against a loop that decodes the same; two workers against one; memory."""
     source = root / "source"
-    copies = [source / "Abuse" / f"Abuse{n:03d}_x264.mp4" for n in range(options.num_build_videos)]
-    for copy in copies:
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(video, copy)
-    print(f"\nbuild: {len(copies)} videos at 1.4 Mb/s, every frame, by {decoder}; seconds of wall", flush=True)
-    peaks: dict[str, float] = {"parent": 0, "worker": 0}
-
-    def build(workers: int) -> float:
-        line = build_command(source, root / "out", decoder, workers)
-        seconds = run_and_watch(line, peaks)
-        shutil.rmtree(root / "out")
-        shutil.rmtree(root / "out.log")
-        return seconds
-
+    copies = copy_videos(source, [video] * options.num_build_videos)
+    print(f"\nbuild: {len(copies)} videos at 1.4 Mb/s, every frame, by {BEST}; seconds of wall", flush=True)
     ways: dict[str, Callable[[], float]] = {
-        "decoding alone": lambda: decode_in_a_process(copies, decoder),
-        "build, 1 worker": lambda: build(1),
-        "build, 2 workers": lambda: build(2),
+        "decoding alone": lambda: decode_in_a_process(copies, BEST),
+        "build, 1 worker": lambda: build(source, root / "out", BEST, 1, peaks),
+        "build, 2 workers": lambda: build(source, root / "out", BEST, 2, peaks),
     }
-    seconds = alternate(ways, options.build_alternations)
+    seconds = alternate(ways, options.alternations)
     for name in ways:
         print(f"  {name:<17} {statistics.median(seconds[name]):>7.1f}", flush=True)
-    result = {
+    return {
         "build_over_decode": round(ratio(seconds["decoding alone"], seconds["build, 1 worker"]), 3),
         "workers_2_over_1": round(ratio(seconds["build, 1 worker"], seconds["build, 2 workers"]), 3),
     }
-    print(f"  memory: {peaks['parent']:.0f} MB the parent, {peaks['worker']:.0f} MB a worker", flush=True)
 
-    very_long = root / "very long" / "Abuse" / "Abuse001_x264.mp4"
-    repeat_packets(video, very_long, options.very_long_seconds / options.long_seconds)
+
+def measure_memory(root: Path, minute: Path, peaks: dict[str, float], options: argparse.Namespace) -> None:
+    """A build of one very long video; raises `peaks`."""
+    path = root / "source" / "Abuse" / "Abuse001_x264.mp4"
+    repeat_packets(minute, path, options.very_long_minutes * 60 / min(60, options.long_seconds))
     of_long: dict[str, float] = {"parent": 0, "worker": 0}
-    duration = run_and_watch(build_command(very_long.parent.parent, root / "out", decoder, 1), of_long)
+    seconds = build(root / "source", root / "out", BEST, 1, of_long)
+    shown = ", ".join(f"{peak:.0f} MB the {name}" for name, peak in of_long.items())
     print(
-        f"  one video of {options.very_long_seconds / 60:.0f} minutes: {duration:.1f} s, "
-        f"{of_long['parent']:.0f} MB the parent, {of_long['worker']:.0f} MB the worker",
-        flush=True,
+        f"\nmemory: one video of {options.very_long_minutes} minutes, every frame: {seconds:.1f} s, {shown}", flush=True
     )
-    return {**result, "rss_mb": {name: round(max(peaks[name], of_long[name])) for name in peaks}}
+    for name, peak in of_long.items():
+        peaks[name] = max(peaks[name], peak)
 
 
-def build_command(source: Path, out: Path, decoder: str, workers: int, *more: str) -> list[str]:
+def copy_videos(source: Path, videos: Sequence[Path]) -> list[Path]:
+    copies = [source / "Abuse" / f"Abuse{number:03d}_x264.mp4" for number in range(len(videos))]
+    for video, copy in zip(videos, copies, strict=True):
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(video, copy)
+    return copies
+
+
+def build(source: Path, out: Path, decoder: str, workers: int, peaks: dict[str, float]) -> float:
+    """Wall seconds of the whole command; what it wrote is deleted."""
+    seconds = run_and_watch(build_command(source, out, decoder, workers), peaks)
+    shutil.rmtree(out)
+    shutil.rmtree(f"{out}.log")
+    return seconds
+
+
+def build_command(source: Path, out: Path, decoder: str, workers: int) -> list[str]:
     run = [sys.executable, "-c", "from vidshard.cli import main; main()", "build", str(source), "--out", str(out)]
-    sampling = more or ("--sampling", "dense")
-    return [*run, "--decoder", decoder, "--workers", str(workers), "--yes", *sampling]
+    return [*run, "--decoder", decoder, "--workers", str(workers), "--yes", "--sampling", "dense"]
 
 
 def decode_in_a_process(videos: Sequence[Path], decoder: str) -> float:
@@ -310,36 +319,29 @@ def peak_memory_mb(pid: int) -> float:
 # ---- others
 
 
-def measure_others(root: Path, videos: Sequence[Path], decoder: str, options: argparse.Namespace) -> None:
-    """The short videos, from files to files: notebook, ours, video2dataset; seconds of wall."""
+def measure_others(root: Path, videos: Sequence[Path], options: argparse.Namespace) -> None:
+    """The short videos, from files to files: ours and video2dataset; seconds of wall."""
     source = root / "source"
-    for number, video in enumerate(videos):
-        copy = source / "Abuse" / f"Abuse{number:03d}_x264.mp4"
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(video, copy)
+    copy_videos(source, videos)
     peaks: dict[str, float] = {"parent": 0, "worker": 0}
-
-    def build(name: str) -> float:
-        seconds = run_and_watch(build_command(source, root / "out", name, 1), peaks)
-        shutil.rmtree(root / "out")
-        shutil.rmtree(root / "out.log")
-        return seconds
-
     print(f"\nothers: {len(videos)} short videos, every frame, 1 worker; seconds of wall, start included", flush=True)
-    ways = {f"ours by {name}": lambda name=name: build(name) for name in dict.fromkeys((decoder, "decord"))}
+    ways: dict[str, Callable[[], float]] = {
+        f"ours by {name}": lambda name=name: build(source, root / "out", name, 1, peaks) for name in (BEST, "decord")
+    }
     check = subprocess.run([options.video2dataset, "-c", "import video2dataset"], capture_output=True, text=True)
     if check.returncode == 0:
         ways["video2dataset"] = lambda: run_video2dataset(root / "v2d", source, options.video2dataset)
     else:
         print(f"  video2dataset is left out: {options.video2dataset} cannot import it ({last_line(check.stderr)})")
     try:
-        seconds = alternate(ways, options.build_alternations)
+        seconds = alternate(ways, options.alternations)
     except subprocess.CalledProcessError as error:
         print(f"  video2dataset failed: {last_line(error.stderr)}")
         return
     for name in ways:
         rate = len(videos) / statistics.median(seconds[name])
-        print(f"  {name:<17} {statistics.median(seconds[name]):>7.1f}  {rate:>6.2f} videos/s", flush=True)
+        against = f"  {ratio(seconds['video2dataset'], seconds[name]):>5.2f} ×" if "video2dataset" in seconds else ""
+        print(f"  {name:<17} {statistics.median(seconds[name]):>7.1f}  {rate:>6.2f} videos/s{against}", flush=True)
 
 
 _VIDEO2DATASET = """
@@ -436,20 +438,20 @@ def last_line(text: str | None) -> str:
 # ---- the videos
 
 
-def make_videos(out: Path, options: argparse.Namespace) -> dict[str, list[Path]]:
-    """Set → its videos: several short ones, one long one of each rate."""
+def make_videos(out: Path, options: argparse.Namespace) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+    """Set → its videos: several short ones, one long one of each rate. And of each long one the minute it repeats."""
     short = short_videos(out / "short", options.videos, options.num_short)
-    sets = {"short": short}
+    sets, minutes = {"short": short}, {}
     for label, rate in RATES.items():
         minute, path = out / f"{rate}-minute.mp4", out / f"{rate}.mp4"
         seconds = min(60, options.long_seconds)
         encode(minute, looped_frames(short, seconds * FPS), rate)
         repeat_packets(minute, path, options.long_seconds / seconds)
-        sets[label] = [path]
+        sets[label], minutes[label] = [path], [minute]
         real_rate = path.stat().st_size * 8 / options.long_seconds
         print(f"{label}: {options.long_seconds} s, {SIZE[0]}×{SIZE[1]}, {real_rate / 1e6:.2f} Mb/s", flush=True)
     print(f"short: {len(short)} videos, {'generated' if options.videos is None else options.videos}", flush=True)
-    return sets
+    return sets, minutes
 
 
 def short_videos(out: Path, source: Path | None, count: int) -> list[Path]:

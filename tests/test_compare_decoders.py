@@ -1,0 +1,32 @@
+"""The comparison of decoders: every frame counted once, and the figure right."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import compare_decoders
+from tiny_videos import make_broken_video, make_tiny_videos
+
+
+def test_every_frame_is_compared_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = make_tiny_videos(tmp_path, {"Abuse/a.mp4": 21, "Abuse/short.mp4": 5}, size=(320, 240))
+    make_broken_video(source / "Abuse" / "broken.mp4")  # by all alike
+    monkeypatch.setattr(sys, "argv", ["compare", str(source), "--decoders", "decord", "pyav", "--workers", "1"])
+    assert compare_decoders.main() == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (figures["videos"], figures["frames"], figures["differently_built"]) == (2, 26, [])
+    assert 35 <= figures["pairs"]["decord/pyav"]["lowest_db"] <= figures["pairs"]["decord/pyav"]["mean_db"] < 99
+
+
+def test_psnr_of_each_frame() -> None:
+    one = np.full((2, 4, 4, 3), 100, np.uint8)
+    other = one.copy()
+    other[1] += 1
+    assert compare_decoders.psnr(one, other).tolist() == pytest.approx([99.0, 48.13], abs=0.01)
