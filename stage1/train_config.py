@@ -89,7 +89,10 @@ class TrainConfig:
 # Named sets of options, model and transform included: what the command fills in where the user gives none.
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "notebook": {"epochs": 5, "batch_size": 4, "lr": 1e-4, "grad_clip": 1.0},
+    "notebook": {
+        **{"epochs": 5, "batch_size": 4, "lr": 1e-4, "grad_clip": 1.0},
+        **{"label_smoothing": 0.0, "mixup": 0.0, "ema": 0.0},
+    },
 }
 # A resumed run may differ in these; all others decide the weights. Of batch_size and accumulate, times the number of
 # ranks, the product must stay: the global batch.

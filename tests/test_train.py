@@ -823,3 +823,29 @@ def test_one_two_and_four_ranks_have_the_same_loss_trace(tmp_path: Path) -> None
         assert trace == pytest.approx(traces[0], rel=1e-4)
         for name in ("loss", "accuracy", "val_loss", "val_accuracy", "val_auc"):
             assert [row[name] for row in history] == pytest.approx([row[name] for row in histories[0]], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signals of this kind")
+def test_two_ranks_stop_at_one_step_and_one_goes_on(tmp_path: Path, shards: Path) -> None:
+    """SIGTERM to torchrun, in mid-epoch; then one process with twice the batch ends as if it had done all."""
+    options = ["--shards", str(shards), "--epochs", "8", "--val-fraction", "0.2"]
+    options += ["--set", "model.channels=[8]", "--set", "model.temporal_stages=[]"]
+    script = tmp_path / "run.py"
+    script.write_text(SLOW_RUN)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    command = [*launch, "train", *options, "--out", str(tmp_path / "cut"), "--batch-size", "3"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("STEP 6"):
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert errors.count("stopped by SIGTERM after") == 2
+    stopped = load_checkpoint(tmp_path / "cut" / LAST_NAME)
+    assert 6 <= stopped.step < 8 * 4
+    assert run_command(*options, "--out", str(tmp_path / "cut"), "--batch-size", "6", "--resume").exit_code == 0
+    assert run_command(*options, "--out", str(tmp_path / "whole"), "--batch-size", "6").exit_code == 0
+    assert losses(tmp_path / "cut" / LAST_NAME) == pytest.approx(losses(tmp_path / "whole" / LAST_NAME), rel=1e-4)

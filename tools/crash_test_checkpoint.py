@@ -12,15 +12,16 @@ The last line is JSON.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import json
+import multiprocessing
 import random
-import signal
-import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -37,10 +38,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--flips", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save-into", type=Path, help=argparse.SUPPRESS)  # what the child process does
     arguments = parser.parse_args()
-    if arguments.save_into:
-        save_for_ever(arguments.save_into)
+    torch.set_num_threads(1)  # children are forked, which threads do not survive
     generator = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
         loadable, in_mid_write = kill_while_saving(Path(folder), arguments.kills, generator)
@@ -79,28 +78,31 @@ def make_checkpoint(epoch: int) -> Checkpoint:
     )
 
 
-def save_for_ever(folder: Path) -> None:
+def save_for_ever(folder: Path, saved: Connection) -> None:
     """Save checkpoints until killed, and say the number of each that is saved."""
     first = load_last(folder)[0].epoch + 1 if any(folder.iterdir()) else 0
     checkpoint = make_checkpoint(first)
     for epoch in itertools.count(first):
         save_last(folder, dataclasses.replace(checkpoint, epoch=epoch))
-        print(epoch, flush=True)
+        saved.send(epoch)
 
 
 def kill_while_saving(folder: Path, kills: int, generator: random.Random) -> tuple[int, int]:
     """Returns how often the run was loadable and lost nothing, and how often a half-written file was left."""
     loadable = in_mid_write = 0
+    forked = multiprocessing.get_context("fork")  # importing torch a hundred times takes minutes
     for number in range(1, kills + 1):
-        child = subprocess.Popen(
-            [sys.executable, __file__, "--save-into", str(folder)], stdout=subprocess.PIPE, text=True
-        )
-        assert child.stdout is not None
-        said = int(child.stdout.readline())
+        heard, says = forked.Pipe(duplex=False)
+        child = forked.Process(target=save_for_ever, args=(folder, says))
+        child.start()
+        says.close()
+        said = heard.recv()
         time.sleep(generator.uniform(0, 0.15))
-        child.send_signal(signal.SIGKILL)
-        rest, _ = child.communicate()
-        said = max([said, *map(int, rest.split())])
+        child.kill()
+        child.join()
+        with contextlib.suppress(EOFError):
+            while True:
+                said = heard.recv()
         in_mid_write += (folder / f"{LAST_NAME}.partial").exists()
         try:
             saved, _ = load_last(folder)
