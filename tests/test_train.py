@@ -203,23 +203,26 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path, shards: Path) -> N
         train(config(shards, tmp_path / "out"))
 
 
-def test_training_reads_only_the_shards_that_were_named(
-    tmp_path: Path, shards: Path, val_shards: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_opens_only_the_shards_that_were_named(tmp_path: Path, shards: Path, val_shards: Path) -> None:
+    """Nothing beside them is opened or even listed, on a run from its start and on one that is resumed."""
     write_shards(tmp_path / "Test", random_clips(4), [0, 1, 0, 1], split="Test")
     (tmp_path / "out").mkdir()
-    opened: set[Path] = set()
+    touched: set[Path] = set()
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
-        if watching and event == "open" and isinstance(arguments[0], str) and arguments[0].startswith(str(tmp_path)):
-            opened.add(Path(arguments[0]))
+        if watching and event in ("open", "os.listdir", "os.scandir") and isinstance(arguments[0], str | bytes):
+            touched.add(Path(os.fsdecode(arguments[0])).absolute())
 
     watching = True
     sys.addaudithook(watch)
     train(config(shards, tmp_path / "out", val_shards=val_shards, epochs=1))
+    train(config(shards, tmp_path / "out", val_shards=val_shards, epochs=2, resume=True))
     watching = False
-    assert {path.relative_to(tmp_path).parts[0] for path in opened} <= {"Train", "Validation", "out"}
-    assert any(path.suffix == ".tar" for path in opened)
+    inside = {path.relative_to(tmp_path) for path in touched if path.is_relative_to(tmp_path)}
+    assert {path.parts[0] for path in inside if path.parts} == {"Train", "Validation", "out"}
+    assert Path() not in inside  # the folder above was not listed
+    assert {path.parts[0] for path in inside if path.suffix == ".tar"} == {"Train", "Validation"}
+    assert not [path for path in touched if path.suffix == ".tar" and not path.is_relative_to(tmp_path)]
 
 
 # --- stopped and resumed in mid-epoch -----------------------------------------------------------------------------
