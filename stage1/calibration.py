@@ -49,6 +49,13 @@ class Calibration:
             return probabilities
         return _sigmoid(logits(probabilities) / self.temperature + self.shift)
 
+    def invert(self, crime_probabilities: Floats) -> Array:
+        """P(crime) as the model gave it, from the calibrated one."""
+        calibrated = np.asarray(crime_probabilities, np.float64)
+        if self.temperature == 1 and self.shift == 0:
+            return calibrated
+        return _sigmoid((logits(calibrated) - self.shift) * self.temperature)
+
     def for_prior(self, prior: float) -> Calibration:
         """The same for clips of which the share `prior` is crime (Saerens et al., Neural Computation 2002).
 

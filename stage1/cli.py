@@ -313,29 +313,70 @@ def visualize(folder: Path) -> None:
 
 
 @main.command()
-@click.option("--annotations", type=click.Path(path_type=Path), help="Where the events are, as UCF-Crime writes it.")
 @click.option(
-    "--frame-counts", type=click.Path(path_type=Path), help="List of `NAME.mp4 FRAMES`, where --annotations has none."
+    "--shards", type=click.Path(path_type=Path), default="shards/Test", show_default=True, help="Shards to judge on."
 )
 @click.option(
-    "--scores", type=click.Path(path_type=Path), help="Anybody's scores: a folder of NAME.npy, or a CSV (video, score)."
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    default=files.DEFAULT_CHECKPOINT,
+    show_default=True,
+    help="The trained model.",
+)
+@click.option(
+    "--val-shards", type=click.Path(path_type=Path), help="Shards to calibrate and to choose the threshold on."
+)
+@click.option("--train-shards", type=click.Path(path_type=Path), help="Shards to fit the shortcut baselines on.")
+@click.option(
+    "--target",
+    help="Choose the threshold on --val-shards and store it in the checkpoint: f1, accuracy, recall=R, fpr=R or "
+    "false-alarms-per-hour=R.",
+)
+@click.option("--prior", type=float, help="Share of crime where the model will be used.  [default: of --val-shards]")
+@click.option("--annotations", type=click.Path(path_type=Path), help="Where the events are, as UCF-Crime writes it.")
+@click.option(
+    "--scores",
+    type=click.Path(path_type=Path),
+    help="Instead of a checkpoint, anybody's scores: a folder of NAME.npy, or a CSV (video, score).",
+)
+@click.option(
+    "--frame-counts", type=click.Path(path_type=Path), help="List of `NAME.mp4 FRAMES`, where --annotations has none."
 )
 @click.option(
     "--trained-on",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="List of videos that any stage was trained on; refused when it names one that is tested on.",
+    help="List of videos that any stage was trained on; refused when it names one of --annotations.",
 )
 @click.option("--snippet-frames", type=int, default=16, show_default=True, help="Frames of one score of --scores.")
 @click.option("--fps", type=float, default=30.0, show_default=True, help="Of the videos, where --scores has seconds.")
 @click.option("--out", type=click.Path(path_type=Path), default="evaluation", show_default=True, help="Output folder.")
-def evaluate(annotations: Path | None, **options: Any) -> None:
-    """How good a model is, and how sure that is: metrics with intervals, conventions beside them."""
+@click.option("--batch-size", type=int, default=8, show_default=True, help="Clips scored at once.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+def evaluate(**options: Any) -> None:
+    """How good a model is, and how sure that is: metrics with intervals, conventions beside them.
+
+    On --shards with --checkpoint. Or of anybody's --scores against --annotations; of --annotations alone, what scorers
+    reach that know the truth.
+    """
+    from stage1.evaluate import EvaluateConfig, evaluate
     from stage1.evaluate_scores import ScoresConfig, evaluate_scores
 
-    if annotations is None:
-        raise click.UsageError("--annotations is missing")
-    click.echo(evaluate_scores(ScoresConfig(annotations=annotations, **options)).text)
+    source = click.get_current_context().get_parameter_source
+    of_lists = {"annotations", "scores", "frame_counts", "snippet_frames", "fps", "trained_on", "out"}
+    of_shards = options.keys() - {"scores", "frame_counts", "snippet_frames", "fps"}
+    given = {name for name in options if source(name) is ParameterSource.COMMANDLINE}
+    if options["scores"] is not None or (given and given <= of_lists and "annotations" in given):
+        if wrong := sorted(given - of_lists):
+            raise click.UsageError(f"--{wrong[0].replace('_', '-')} and --scores exclude each other")
+        if options["annotations"] is None:
+            raise click.UsageError("--scores needs --annotations: the truth to judge them by")
+        report: Any = evaluate_scores(ScoresConfig(**{name: options[name] for name in of_lists}))
+    else:
+        if wrong := sorted(given - of_shards):
+            raise click.UsageError(f"--{wrong[0].replace('_', '-')} is an option of --scores and --annotations alone")
+        report = evaluate(EvaluateConfig(**{name: options[name] for name in of_shards}))
+    click.echo(report.text)
 
 
 @main.command()
@@ -405,3 +446,27 @@ def extract(**options: Any) -> int:
         click.echo(line, err=True)
     click.echo(report.summary)
     return report.exit_code
+
+
+@main.command()
+@click.option(
+    "--shards", type=click.Path(path_type=Path), default="shards/Test", show_default=True, help="Clips to explain."
+)
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    default=files.DEFAULT_CHECKPOINT,
+    show_default=True,
+    help="The trained model.",
+)
+@click.option("--annotations", type=click.Path(path_type=Path), help="Where the events are, as UCF-Crime writes it.")
+@click.option("--max-clips", type=int, default=40, show_default=True, help="Detected crimes to explain.")
+@click.option("--random-sets", type=int, default=4, show_default=True, help="Matched random frames, for each set.")
+@click.option("--out", type=click.Path(path_type=Path), default="explanation", show_default=True, help="Output folder.")
+@click.option("--batch-size", type=int, default=32, show_default=True, help="Clips scored at once.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+def explain(**options: Any) -> None:
+    """Does attention tell which frames matter? Deletion and insertion against matched random frames."""
+    from stage1.explain import ExplainConfig, explain
+
+    click.echo(explain(ExplainConfig(**options)).text)

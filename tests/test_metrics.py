@@ -46,7 +46,21 @@ def test_weights_are_repetitions() -> None:
     assert metrics.accuracy_statistic(labels, scores)(weights) == pytest.approx(3 / 6)
     expected = score(labels_repeated, scores_repeated)
     assert metrics.f1_statistic(labels, scores)(weights) == expected.f1
-    assert metrics.average_precision_statistic(labels, scores)(weights) == expected.average_precision
+    assert metrics.average_precision_statistic(labels, scores)(weights) == pytest.approx(expected.average_precision)
+
+
+def test_statistics_of_weights_are_those_of_scikit_learn() -> None:
+    generator = np.random.default_rng(0)
+    labels, scores = generator.integers(0, 2, 200), generator.integers(0, 40, 200) / 40  # many ties
+    for _ in range(20):
+        weights = generator.integers(0, 4, 200).astype(float)
+        for statistic, metric in (
+            (metrics.roc_auc_statistic, metrics.roc_auc),
+            (metrics.average_precision_statistic, metrics.average_precision),
+        ):
+            assert statistic(labels, scores)(weights) == pytest.approx(metric(labels, scores, weights), abs=1e-12)
+        expected = metrics.f1(labels, scores >= 0.5, weights)
+        assert metrics.f1_statistic(labels, scores)(weights) == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_resample_without_a_class_has_no_auc() -> None:

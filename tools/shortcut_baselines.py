@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 import synthetic_videos
+from stage1.shortcut_baselines import frame_features
 
 FRAMES_PER_VIDEO = 4  # drawn for the classifiers of single frames
 FLOAT_MIN = 1e-6
@@ -92,21 +93,6 @@ def look_at_video(path: Path, windows: Sequence[tuple[int, int]]) -> VideoFacts:
         frames=frames[picks],
         motion=np.log([changes.max(), changes.max() / np.median(changes)]),
     )
-
-
-def frame_features(frame: Array) -> Array:
-    """Looks of one frame (H, W, 3): a small grey picture, its gradients by direction (HOG), a histogram of colours."""
-    grey = cv2.cvtColor(cv2.resize(frame, (32, 32), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY) / 255.0
-    dy, dx = np.gradient(grey)
-    angles, strengths = np.arctan2(dy, dx) % np.pi, np.hypot(dy, dx)
-    bins = np.minimum((angles / np.pi * 8).astype(int), 7)
-    hog = np.stack([np.where(bins == i, strengths, 0).reshape(4, 8, 4, 8).sum((1, 3)).ravel() for i in range(8)], 1)
-    colours = [
-        np.histogram(frame[..., channel], bins=12, range=(0, 255), density=True)[0] * 255 for channel in range(3)
-    ]
-    fine = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    texture = [np.abs(np.diff(fine, axis=axis)).mean() / 8 for axis in (0, 1)]  # noise and traces of compression
-    return np.concatenate([grey.ravel(), hog.ravel(), *colours, texture])
 
 
 _FEATURES = {

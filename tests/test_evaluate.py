@@ -1,0 +1,241 @@
+"""Evaluation of a checkpoint on shards: levels, choices made on validation alone, baselines, what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import fake_shards
+from stage1 import evaluate as evaluation
+from stage1 import metrics, shortcut_baselines
+from stage1.checkpoint import load_checkpoint
+from stage1.cli import main
+from stage1.evaluate import EvaluateConfig, evaluate
+from stage1.model import ModelConfig
+from stage1.reader import ClipReader
+from stage1.train import train
+from stage1.train_config import TrainConfig
+from vidshard.errors import UserError
+
+SHAPE = (8, 16, 16)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Shards of all splits and a model that learnt what tells them apart."""
+    folder = tmp_path_factory.mktemp("run")
+    paths = {}
+    for seed, (name, split, count) in enumerate(
+        (("train", "Train", 32), ("val", "Validation", 24), ("test", "Test", 24))
+    ):
+        clips, labels = fake_shards.moving_clips(count, shape=SHAPE, seed=seed)
+        groups = [f"{name}{i // 4}" for i in range(count)]
+        paths[name] = fake_shards.write_shards(
+            folder / name, clips, labels, split=split, source_groups=groups, prefix=name
+        )
+    model = ModelConfig(channels=(8, 8), temporal_stages=(0,), groups=2, dropout=0.0)
+    paths["checkpoint"] = train(
+        TrainConfig(shards=paths["train"], val_shards=paths["val"], out=folder / "run", epochs=4, lr=1e-2, model=model)
+    )
+    return paths
+
+
+def config(run: dict[str, Path], out: Path, **options: Any) -> EvaluateConfig:
+    return EvaluateConfig(
+        **{"checkpoint": run["checkpoint"], "shards": run["test"], "out": out, "num_resamples": 50, **options}
+    )
+
+
+def copy_checkpoint(run: dict[str, Path], folder: Path) -> Path:
+    path = folder / "copy.pt"
+    path.write_bytes(run["checkpoint"].read_bytes())
+    return path
+
+
+def test_every_level_with_intervals_and_a_picture(run: dict[str, Path], tmp_path: Path) -> None:
+    report = evaluate(config(run, tmp_path, val_shards=run["val"]))
+    fields = json.loads((tmp_path / "evaluation.json").read_text())
+    for level in ("clips", "videos"):
+        row = fields["levels"][level]
+        assert (row["num"], row["num_crime"]) == (24, 12)
+        assert row["auc"]["num_units"] == 6
+        assert row["auc"]["value"] >= 0.9
+        assert row["pairs_within_recording"] == 6 * 2 * 2
+        assert row["auc_within_recording"]["value"] >= 0.9
+    assert fields["false_alarms"]["per_hour"] is None  # a clip lasts 0.8 s
+    assert (tmp_path / "evaluation.png").stat().st_size > 20_000
+    for text in ("AUC within recording", "no normal video of 10 s", "ECE", "Conventions:"):
+        assert text in report.text
+
+
+def test_the_threshold_for_a_target_is_stored_and_infer_uses_it(run: dict[str, Path], tmp_path: Path) -> None:
+    checkpoint = copy_checkpoint(run, tmp_path)
+    before = load_checkpoint(checkpoint)
+    report = evaluate(config(run, tmp_path / "e", checkpoint=checkpoint, val_shards=run["val"], target="recall=.7"))
+    stored = load_checkpoint(checkpoint)
+    assert stored.threshold == report.fields["threshold"]["value"] != before.threshold
+    assert stored.threshold_target == "recall=0.7"
+    assert stored.build_calibration().temperature == report.fields["calibration"]["temperature"] != 1.0
+    assert "stored in the checkpoint" in report.text
+
+
+def test_without_a_target_nothing_is_stored(run: dict[str, Path], tmp_path: Path) -> None:
+    checkpoint = copy_checkpoint(run, tmp_path)
+    before = checkpoint.read_bytes()
+    evaluate(config(run, tmp_path / "e", checkpoint=checkpoint, val_shards=run["val"]))
+    assert checkpoint.read_bytes() == before
+
+
+def test_calibrating_moves_no_clip_over_the_threshold(run: dict[str, Path], tmp_path: Path) -> None:
+    plain = evaluate(config(run, tmp_path / "a")).fields
+    calibrated = evaluate(config(run, tmp_path / "b", val_shards=run["val"], prior=0.1)).fields
+    assert plain["levels"]["clips"]["confusion"] == calibrated["levels"]["clips"]["confusion"]
+    assert plain["threshold"] != calibrated["threshold"]
+    assert calibrated["calibration"]["prior"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": "f1"}, "--target needs --val-shards"),
+        ({"prior": 0.2}, "--prior needs --val-shards"),
+        ({"val_shards": "test", "shards": "val"}, "is marked Test: calibration and threshold must not be chosen on it"),
+        ({"val_shards": "val", "shards": "val"}, "are the same set"),
+        ({"val_shards": "val", "target": "fpr=.01"}, "expected at least 300"),
+        ({"val_shards": "val", "target": "false-alarms-per-hour=1"}, r"0\.00 hours of normal validation footage"),
+    ],
+)
+def test_choosing_on_what_is_judged_is_refused(
+    options: dict[str, Any], message: str, run: dict[str, Path], tmp_path: Path
+) -> None:
+    checkpoint = copy_checkpoint(run, tmp_path)
+    before = checkpoint.read_bytes()
+    named = {name: run.get(value, value) if isinstance(value, str) else value for name, value in options.items()}
+    with pytest.raises(UserError, match=message):
+        evaluate(config(run, tmp_path / "e", **{"checkpoint": checkpoint, **named}))
+    assert checkpoint.read_bytes() == before
+    assert not (tmp_path / "e" / "evaluation.json").exists()
+
+
+def test_judging_on_training_clips_is_said_to_mean_nothing(run: dict[str, Path], tmp_path: Path) -> None:
+    fields = evaluate(config(run, tmp_path, shards=run["train"])).fields
+    assert any("what the checkpoint was trained on" in warning for warning in fields["warnings"])
+
+
+def test_a_model_that_is_not_above_a_shortcut_is_flagged(run: dict[str, Path], tmp_path: Path) -> None:
+    """The class is written in the corner of the frame, too: one frame is enough."""
+    paths = {}
+    for seed, name in enumerate(("train", "test")):
+        clips, labels = fake_shards.moving_clips(40, shape=SHAPE, seed=10 + seed)
+        clips[np.array(labels) == 1, :, :2, :2] = 255
+        clips[np.array(labels) == 0, :, :2, :2] = 0
+        paths[name] = fake_shards.write_shards(tmp_path / name, clips, labels)
+    fields = evaluate(config(run, tmp_path / "e", shards=paths["test"], train_shards=paths["train"])).fields
+    of = {row["name"]: row for row in fields["baselines"]}
+    assert of["frame border"]["auc"]["value"] >= 0.95
+    assert any("'frame border'" in flag for flag in fields["flags"])
+    assert not any("'file metadata'" in flag for flag in fields["flags"])
+    assert of["majority"]["auc"]["value"] == 0.5
+    assert set(of) == set(shortcut_baselines.SHORTCUTS)
+
+
+def untrimmed(tmp_path: Path) -> tuple[Path, Path]:
+    """Six videos of 5 clips of 8 frames, one frame a second; an event in the third clip of every other one."""
+    clips, labels = [], []
+    for video in range(6):
+        flicker, kinds = fake_shards.moving_clips(10, shape=SHAPE, seed=50 + video)
+        quiet, loud = flicker[np.array(kinds) == 0], flicker[np.array(kinds) == 1]
+        clips += [loud[0] if video % 2 and i == 2 else quiet[i] for i in range(5)]
+        labels += [video % 2] * 5
+    folder = fake_shards.write_shards(
+        tmp_path / "untrimmed", np.stack(clips), labels, clips_per_video=5, frame_gap_seconds=1.0
+    )
+    return folder, tmp_path / "annotations.txt"
+
+
+def test_frames_and_false_alarms_of_untrimmed_videos(
+    run: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, annotations = untrimmed(tmp_path)
+    lines = [f"video-{v:03d}.mp4 {'Fighting 16 23' if v % 2 else 'Normal -1 -1'} -1 -1" for v in range(6)]
+    annotations.write_text("\n".join(lines), encoding="utf-8")
+    monkeypatch.setattr(evaluation, "_times", one_after_another)
+    fields = evaluate(config(run, tmp_path / "e", shards=folder, annotations=annotations)).fields
+    assert fields["frames"]["num_frames"] == 6 * 40
+    assert fields["frames"]["num_event_frames"] == 3 * 8
+    assert fields["frames"]["auc_anomalous"]["value"] >= 0.9
+    assert fields["frames"]["auc"]["value"] >= 0.9
+    assert fields["events"]["events"] == 3
+    alarms = fields["false_alarms"]
+    assert alarms["hours"] == pytest.approx(3 * 40 / 3600)
+    assert alarms["per_hour"]["low"] <= alarms["per_hour"]["value"] <= alarms["per_hour"]["high"]
+    assert alarms["per_hour"]["high"] > 0
+
+
+def one_after_another(reader: ClipReader, row: int) -> tuple[int, int, float, float]:
+    """Every clip of the fake shards has the frames 0 to 7; in a real dense build they follow one another."""
+    first = 8 * int(reader.index.clips["clip"][row])
+    return first, first + 7, float(first), float(first + 7)
+
+
+def test_false_alarms_are_the_events_that_infer_would_tell(
+    run: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = untrimmed(tmp_path)
+    monkeypatch.setattr(evaluation, "_times", one_after_another)
+    clips = evaluation.score_clips(ClipReader(folder), load_checkpoint(run["checkpoint"]), config(run, tmp_path / "e"))
+    video = int(clips.videos[clips.labels == 0][0])
+    scores = np.zeros(len(clips.labels))
+    scores[np.flatnonzero(clips.videos == video)[[0, 1, 4]]] = 0.9  # two stretches
+    alarms = evaluation.false_alarms(clips.with_scores(scores), 0.5, config(run, tmp_path / "e"))
+    assert alarms["alarms"] == 2
+    assert alarms["per_hour"]["value"] == pytest.approx(2 / alarms["hours"])
+
+
+def test_majority_and_metadata_need_no_pixels_and_features_see_what_they_say() -> None:
+    still = np.full((8, 24, 24, 3), 90, np.uint8)
+    moving = still.copy()
+    moving[4:] = 200
+    assert shortcut_baselines.num_cuts(moving).tolist() == [1.0]
+    assert shortcut_baselines.share_of_repeated_frames(still).tolist() == [1.0]
+    assert shortcut_baselines.share_of_repeated_frames(moving).tolist() == [pytest.approx(6 / 7)]
+    inside = still.copy()
+    inside[:, 8:16, 8:16] = 0
+    np.testing.assert_array_equal(shortcut_baselines.border_only(still), shortcut_baselines.border_only(inside))
+    assert not np.array_equal(shortcut_baselines.first_frame(still), shortcut_baselines.first_frame(inside))
+    assert len(shortcut_baselines.motion_numbers(moving)) == 4
+
+
+def test_the_commands_tell_options_apart(run: dict[str, Path], tmp_path: Path) -> None:
+    for arguments, message in (
+        (["--scores", "x", "--val-shards", "y", "--annotations", "z"], "--val-shards and --scores exclude each other"),
+        (["--scores", "x"], "--scores needs --annotations"),
+        (["--shards", str(run["test"]), "--frame-counts", "x"], "--frame-counts is an option of --scores"),
+    ):
+        result = CliRunner().invoke(main, ["evaluate", *arguments])
+        assert result.exit_code != 0
+        assert message in result.output
+    result = CliRunner().invoke(
+        main,
+        ["evaluate", f"--checkpoint={run['checkpoint']}", f"--shards={run['test']}", f"--out={tmp_path / 'e'}"],
+    )
+    assert result.exit_code == 0, result.output
+
+
+def test_intervals_come_from_the_named_seed(run: dict[str, Path], tmp_path: Path) -> None:
+    first = evaluate(config(run, tmp_path / "a")).fields["levels"]
+    assert first == evaluate(config(run, tmp_path / "b")).fields["levels"]
+    other = evaluate(dataclasses.replace(config(run, tmp_path / "c"), num_resamples=20)).fields["levels"]
+    assert other["clips"]["auc"]["value"] == first["clips"]["auc"]["value"]
+
+
+def test_top_mean_takes_at_least_one_clip() -> None:
+    assert evaluation.top_mean(np.array([0.3])) == 0.3
+    assert evaluation.top_mean(np.arange(32.0)) == 30.5
+    assert metrics.roc_auc([0, 1], [0.1, 0.2]) == 1.0
