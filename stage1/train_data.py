@@ -15,6 +15,7 @@ from stage1.reader import ClipReader, JoinedReader
 from stage1.sample_plan import Rows
 from stage1.train_config import TrainConfig
 from vidshard.errors import UserError
+from vidshard.remote_set import check_room
 from vidshard.shard_cache import CacheConfig
 
 MAX_MOTION_GAP_SECONDS = 0.5
@@ -56,6 +57,7 @@ def open_data(config: TrainConfig) -> TrainData:
     """Open the shards named and nothing else, and say what is to be known about them."""
     cache = CacheConfig(folder=config.cache_dir, limit_gb=config.cache_gb)
     reader = ClipReader(config.shards, checksums=config.checksums, cache=cache)
+    check_room(reader.shard_set, block_shards=config.block_shards)
     rows: Rows = np.arange(len(reader))
     _check_labels(reader, rows)
     notes, warnings = [], []

@@ -489,6 +489,7 @@ ALLOWED: dict[str, set[str]] = {
         "stage1.sample_plan",
         "stage1.train_config",
         "vidshard.errors",
+        "vidshard.remote_set",
         "vidshard.shard_cache",
     },
     "stage1.train_log": {"stage1.distributed", "stage1.files", "stage1.plots", "vidshard.atomic", "vidshard.errors"},

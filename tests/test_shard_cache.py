@@ -19,7 +19,7 @@ from object_store import CREDENTIALS, ObjectStore, read_all_clips, running_store
 from stage1.dataloader import ClipLoader, ClipReader
 from vidshard import shard_cache, storage
 from vidshard.errors import FormatError, UserError
-from vidshard.remote_set import RemoteSet
+from vidshard.remote_set import RemoteSet, check_room
 from vidshard.shard_cache import CacheConfig, ShardCache
 from vidshard.storage import Url
 
@@ -227,6 +227,27 @@ def test_what_a_killed_process_left_is_removed(url: Url, tmp_path: Path) -> None
     left.write_bytes(b"half")
     assert reader(url, tmp_path, limit_gb=2.2 * size / 1e9)[0] is not None
     assert not left.exists()
+
+
+def test_an_order_that_the_cache_cannot_serve_is_refused(url: Url, tmp_path: Path) -> None:
+    size = shard_bytes(reader(url, tmp_path))
+    small = reader(url, tmp_path, limit_gb=4.5 * size / 1e9)
+    for block_shards in (0, 3):
+        with pytest.raises(UserError, match=r"downloaded over and over; give --block-shards 2, a larger --cache-gb"):
+            check_room(small.shard_set, block_shards=block_shards)
+    check_room(small.shard_set, block_shards=2)
+    check_room(reader(url, tmp_path).shard_set, block_shards=0)
+    check_room(ClipReader(tmp_path / "local").shard_set, block_shards=0)
+
+
+def test_windows_of_shards_pass_through_a_small_cache(url: Url, store: ObjectStore, tmp_path: Path) -> None:
+    size = shard_bytes(reader(url, tmp_path))
+    one = reader(url, tmp_path, limit_gb=3.5 * size / 1e9)
+    loader = ClipLoader(one, batch_size=4, shuffle=True, block_shards=1)
+    for _ in range(2):
+        assert sorted(row for batch in loader for row in batch.indices.tolist()) == list(range(40))
+        assert cache_bytes(tmp_path / "cache") <= 3.5 * size + one.manifest.index_bytes
+    assert max(store.shard_gets().values()) <= 2  # once an epoch
 
 
 def test_a_shard_larger_than_the_cache_is_refused(url: Url, tmp_path: Path) -> None:

@@ -125,6 +125,25 @@ class RemoteSet(ShardSet):
         return Prefetch(self, shards)
 
 
+def check_room(shards: ShardSet, *, block_shards: int) -> None:
+    """Raises UserError when reading in a random order would download shards over and over.
+
+    `block_shards`: how many are read at a time before the next ones; 0: all.
+    """
+    if not isinstance(shards, RemoteSet):
+        return
+    sizes, limit = [shard.bytes for shard in shards.manifest.shards], shards.cache.limit_bytes
+    largest = max(sizes, default=1)
+    if sum(sizes) > limit and not 0 < 2 * block_shards * largest <= limit:
+        fitting = limit // (2 * largest)
+        block = f"--block-shards {fitting}, " if fitting else ""
+        raise UserError(
+            f"{shards.where} has {sum(sizes) / 1e9:.3g} GB and the cache {shards.cache.folder} holds {limit / 1e9:.3g}: "
+            f"in this order shards would be downloaded over and over; give {block}a larger --cache-gb, or another "
+            "--cache-dir"
+        )
+
+
 class Prefetch:
     """Downloads the shards that a reader will open, in that order, some ahead of it, in threads of its own.
 
