@@ -97,6 +97,15 @@ def test_an_upload_that_was_cut_short_goes_on(store: ObjectStore, tmp_path: Path
     assert store.puts["cut/shard-000000.tar"] == before["cut/shard-000000.tar"] == 1
 
 
+def test_a_set_that_was_built_before_is_sent(store: ObjectStore, tmp_path: Path) -> None:
+    local = make_tiny_videos(tmp_path / "Train", VIDEOS)
+    assert build(local, "built").exit_code == 0
+    result = build(local, "s3://bucket/sent", "--staging", "built")
+    assert result.exit_code == 0, result.output
+    assert "4 objects sent, 0 were there" in result.output
+    assert remote_digests(store, "sent") == digests(Path("built"))  # which stays: the user named it
+
+
 def test_a_finished_set_is_extended_and_repaired(store: ObjectStore, tmp_path: Path) -> None:
     local = make_tiny_videos(tmp_path / "Train", VIDEOS)
     make_broken_video(local / "Abuse" / "broken.mp4")

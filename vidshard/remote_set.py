@@ -138,7 +138,7 @@ def check_room(shards: ShardSet, *, block_shards: int) -> None:
         fitting = limit // (2 * largest)
         block = f"--block-shards {fitting}, " if fitting else ""
         raise UserError(
-            f"{shards.where} has {sum(sizes) / 1e9:.3g} GB and the cache {shards.cache.folder} holds {limit / 1e9:.3g}: "
+            f"{shards.where} has {sum(sizes) / 1e9:.3g} GB, the cache {shards.cache.folder} holds {limit / 1e9:.3g}: "
             f"in this order shards would be downloaded over and over; give {block}a larger --cache-gb, or another "
             "--cache-dir"
         )
