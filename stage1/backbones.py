@@ -100,18 +100,35 @@ class WeightsReport:
         return "\n".join(lines)
 
 
-def load_weights(backbone: TorchvisionBackbone, source: str, *, confirm: Confirm) -> WeightsReport:
-    """Load pre-trained weights into `backbone`.
+def training_options(name: str, weights: str | None, *, confirm: Confirm) -> dict[str, Any]:
+    """What `--backbone` and `--weights` of `stage1 train` stand for, as nested options of a TrainConfig.
 
-    `source`: a file (a state dict, or a checkpoint that holds one), or torchvision's name of weights, such as
-    ``KINETICS400_V1``, taken from torch's cache, else downloaded when `confirm` says yes to a question that names the
-    address. Raises UserError when there are none, or none of them fit.
+    The network's own normalisation, its full resolution, and the SHA-256 of the weights, found as by `load_weights`.
     """
-    path = Path(source)
-    if not path.is_file():
-        path = _weights_by_name(backbone.name, source, confirm)
-    with open(path, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if name not in NAMES:
+        raise UserError(f"--weights go with --backbone {', '.join(NAMES)}; our own network starts from scratch")
+    options: dict[str, Any] = {
+        "model": {"backbone": name, "norm": "frozen" if weights else "group"},
+        "transform": {"mean": MEAN, "std": STD, "train_scale": 1.0},
+    }
+    if weights:
+        path = find_weights(name, weights, confirm=confirm)
+        options |= {"weights": str(path), "weights_sha256": _sha256(path)}
+    return options
+
+
+def never(question: str) -> bool:
+    """For `confirm`: nobody is there to be asked."""
+    return False
+
+
+def load_weights(backbone: TorchvisionBackbone, source: str, *, confirm: Confirm) -> WeightsReport:
+    """Load pre-trained weights into `backbone`, as found by `find_weights`.
+
+    Raises UserError when there are none, or none of them fit.
+    """
+    path = find_weights(backbone.name, source, confirm=confirm)
+    sha256 = _sha256(path)
     given = _read_state_dict(path)
     own = backbone.network.state_dict()
     loaded = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
@@ -134,8 +151,14 @@ def load_weights(backbone: TorchvisionBackbone, source: str, *, confirm: Confirm
     return report
 
 
-def _weights_by_name(network: str, name: str, confirm: Confirm) -> Path:
-    """The file of torchvision's weights `name`: in torch's cache, after a download that was agreed to."""
+def find_weights(network: str, name: str, *, confirm: Confirm) -> Path:
+    """The file of weights `name`: a file (a state dict, or a checkpoint that holds one), or torchvision's name.
+
+    Such a name, ``KINETICS400_V1``, is looked up in torch's cache, else downloaded when `confirm` says yes to a
+    question that names the address. Raises UserError when there is neither.
+    """
+    if Path(name).is_file():
+        return Path(name)
     from torchvision.models import get_model_weights
 
     known = get_model_weights(network)
@@ -161,6 +184,11 @@ def _weights_by_name(network: str, name: str, confirm: Confirm) -> Path:
     except (OSError, RuntimeError) as error:
         raise UserError(f"cannot download {url}: {error}; download it elsewhere and name the file") from error
     return path
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:

@@ -121,6 +121,21 @@ def main() -> None:
     help="Go on with the run in --out, in mid-epoch too; auto: start one where there is none.",
 )
 @click.option(
+    "--model-size", type=click.Choice(["small", "base", "large"]), default="base", show_default=True, help="Width."
+)
+@click.option(
+    "--backbone",
+    type=click.Choice(["stage1", "r3d_18", "mc3_18", "r2plus1d_18"]),
+    default="stage1",
+    show_default=True,
+    help="Our network, or one of torchvision's.",
+)
+@click.option(
+    "--weights",
+    metavar="NAME|FILE",
+    help="What --backbone starts from: KINETICS400_V1 (asks before it downloads), or a file.",
+)
+@click.option(
     "--config",
     "config_path",
     type=click.Path(path_type=Path),
@@ -139,18 +154,31 @@ def main() -> None:
     default="default",
     help="notebook: 5 epochs, batch 4, learning rate 1e-4, clipping at 1.0.",
 )
-def train(preset: str, config_path: Path | None, settings: tuple[str, ...], **options: Any) -> int | None:
+def train(
+    preset: str,
+    config_path: Path | None,
+    settings: tuple[str, ...],
+    model_size: str,
+    backbone: str,
+    weights: str | None,
+    **options: Any,
+) -> int | None:
     """Train a model on shards; the best epoch is written to --out.
 
     Exit codes: 0 done; 75 stopped by SIGTERM or SIGUSR1, with a checkpoint: run it again with --resume; 1 all else.
     """
+    from stage1 import backbones
+    from stage1.model import SIZES
     from stage1.train import RunStopped, train
     from stage1.train_config import PRESETS, make_config, merge, parse_setting, read_toml
 
     source = click.get_current_context().get_parameter_source
     given = {name: value for name, value in options.items() if source(name) is not ParameterSource.DEFAULT}
     from_file = read_toml(config_path) if config_path else {}
-    config = make_config(merge(options, PRESETS[preset], from_file, *map(parse_setting, settings), given))
+    network: dict[str, Any] = {"model": SIZES[model_size]}
+    if weights or backbone != "stage1":
+        network = merge(network, backbones.training_options(backbone, weights, confirm=click.confirm))
+    config = make_config(merge(options, PRESETS[preset], from_file, network, *map(parse_setting, settings), given))
     try:
         train(config)
     except RunStopped as stopped:

@@ -14,13 +14,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from stage1 import clip_random, distributed, optim
+from stage1 import backbones, clip_random, distributed, optim
 from stage1.dataloader import Batch, ClipLoader
 from stage1.model import Stage1Model
 from stage1.selection import balance_labels
 from stage1.train_config import TrainConfig
 from stage1.train_data import TrainData
 from stage1.transforms import ClipTransform
+from vidshard.errors import UserError
 
 # float clips (B, C, T, H, W) → logits (B, 2) and attention (B, T), float32
 Forward = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -70,7 +71,22 @@ class ClipTask:
         self._evaluation_transform = ClipTransform(self.config.transform.for_evaluation)
 
     def make_model(self) -> Stage1Model:
-        return Stage1Model(self.config.model)
+        model = Stage1Model(self.config.model)
+        if self.config.weights:
+            self._load_weights(model)
+        return model
+
+    def _load_weights(self, model: Stage1Model) -> None:
+        if not isinstance(model.backbone, backbones.TorchvisionBackbone):
+            raise UserError(f"weights {self.config.weights} go with a backbone of torchvision, see --backbone")
+        report = backbones.load_weights(model.backbone, self.config.weights, confirm=backbones.never)
+        if self.config.weights_sha256 not in ("", report.sha256):
+            raise UserError(
+                f"{report.source} has the SHA-256 {report.sha256}, expected {self.config.weights_sha256}: it is not "
+                "the file that this run began with"
+            )
+        if distributed.rank() == 0:
+            print(report.text, flush=True)
 
     def make_loaders(self, data: TrainData, device: torch.device) -> tuple[ClipLoader, ClipLoader | None]:
         config = self.config

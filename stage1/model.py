@@ -32,10 +32,10 @@ class ModelConfig:
     """What the model is made of; any clip length, height and width go through it."""
 
     backbone: str = "stage1"  # the network of this module, or one of torchvision's
-    channels: tuple[int, ...] = (24, 48, 96, 160)  # of each stage; every stage halves height and width
+    channels: tuple[int, ...] = (24, 48, 96, 160)  # of each stage; every stage but the first halves height and width
     temporal_stages: tuple[int, ...] = (1, 3)  # stages that also look one frame back and one ahead
     stem_kernel: int = 5
-    stem_stride: int = 2
+    stem_stride: int = 2  # of the first stage
     groups: int = 8  # of the group normalisation
     inputs: str = "rgb+motion"  # motion: frame differences as three more input channels
     motion_gain: float = 2.0  # differences are small beside the pixels

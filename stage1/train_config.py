@@ -57,6 +57,8 @@ class TrainConfig:
     checkpoint_minutes: float = 10.0  # between checkpoints within an epoch; 0: only at the end of each
     tensorboard: bool = False  # write event files too
     resume: bool | Literal["auto"] = False  # auto: where there is something to resume
+    weights: str = ""  # file that a backbone of torchvision starts from
+    weights_sha256: str = ""  # of that file; another one is refused
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     transform: TransformConfig = dataclasses.field(default_factory=lambda: TransformConfig(augment=True))
 

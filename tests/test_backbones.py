@@ -5,11 +5,16 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
+from fake_shards import write_shards
 from stage1 import backbones
 from stage1.backbones import TorchvisionBackbone, load_weights
+from stage1.checkpoint import load_checkpoint
+from stage1.cli import main
 from stage1.model import ModelConfig, Stage1Model
 from vidshard.errors import UserError
 
@@ -108,3 +113,23 @@ def test_the_network_is_used_only_after_a_yes(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     assert load_weights(network, "KINETICS400_V1", confirm=lambda _question: True).missing == ()
     assert load_weights(network, "KINETICS400_V1", confirm=never).missing == ()  # from the cache
+
+
+def test_training_from_weights_applies_and_records_their_normalisation(tmp_path: Path) -> None:
+    clips = np.random.default_rng(0).integers(0, 255, (4, 4, 32, 32, 3), np.uint8)
+    shards = write_shards(tmp_path / "shards", clips, [0, 1, 0, 1])
+    path = tmp_path / "weights.pth"
+    torch.save(TorchvisionBackbone("mc3_18", norm="frozen").network.state_dict(), path)
+    out = tmp_path / "run"
+    command = ["train", "--shards", str(shards), "--out", str(out), "--epochs", "1", "--val-fraction", "0"]
+    done = CliRunner().invoke(main, [*command, "--backbone", "mc3_18", "--weights", str(path)])
+    assert done.exit_code == 0, done.output
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert sha256 in done.output
+    checkpoint = load_checkpoint(out / "binary_stage1_with_attention.pt")
+    assert checkpoint.transform_config["mean"] == backbones.MEAN
+    assert (checkpoint.model_config["norm"], checkpoint.train_config["weights_sha256"]) == ("frozen", sha256)
+    assert checkpoint.build_model()(torch.zeros(1, 3, 4, 32, 32))[1].shape == (1, 4)
+    refused = CliRunner().invoke(main, [*command, "--weights", str(path)])
+    assert isinstance(refused.exception, UserError | SystemExit)
+    assert refused.exit_code == 1

@@ -260,6 +260,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "stage1.clip_random": set(),
     "stage1.clip_task": {
+        "stage1.backbones",
+        "vidshard.errors",
         "stage1.clip_random",
         "stage1.dataloader",
         "stage1.distributed",
@@ -287,6 +289,8 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.storage",
     },
     "stage1.cli": {
+        "stage1.backbones",
+        "stage1.model",
         "stage1.crossval",
         "stage1.preview_augment",
         "stage1.evaluate",

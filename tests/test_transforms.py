@@ -30,7 +30,13 @@ def test_augmentation_is_the_same_for_all_frames_and_differs_between_clips() -> 
 
 def test_a_flip_alone_mirrors() -> None:
     config = TransformConfig(
-        augment=True, flip_probability=1.0, min_scale=1.0, brightness=0.0, contrast=0.0, grey_probability=0.0
+        augment=True,
+        train_scale=1.0,
+        flip_probability=1.0,
+        min_scale=1.0,
+        brightness=0.0,
+        contrast=0.0,
+        grey_probability=0.0,
     )
     clips = torch.randint(0, 256, (2, 3, 8, 8, 3), dtype=torch.uint8)
     expected = ClipTransform(config.for_evaluation)(clips).flip(4)
@@ -71,6 +77,7 @@ OFF = TransformConfig(
     mean=(0, 0, 0),
     std=(1, 1, 1),
     augment=True,
+    train_scale=1,
     flip_probability=0,
     min_scale=1,
     brightness=0,
