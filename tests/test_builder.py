@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
@@ -21,7 +22,7 @@ import pytest
 
 import vidshard
 from tiny_videos import damage_pictures, make_broken_video, make_tiny_video, make_tiny_videos
-from vidshard import SamplingConfig, builder, clips, manifest, shard_format, shard_joiner, shard_writer
+from vidshard import SamplingConfig, builder, cli, clips, manifest, shard_format, shard_joiner, shard_writer
 from vidshard.builder import BuildConfig, build
 from vidshard.decode_task import Rejected
 from vidshard.errors import FormatError, UserError
@@ -187,9 +188,13 @@ def test_limit_takes_the_classes_in_turn_and_tells_the_rest(source: Path, tmp_pa
     assert report.videos == {"found": 7, "ok": 3, "failed": 0, "skipped": 4}
 
 
-def test_the_api_is_exported_by_the_package() -> None:
+def test_the_api_is_exported_by_the_package_and_equal_to_the_command() -> None:
     assert vidshard.build is build
+    assert vidshard.dry_run is builder.dry_run
     assert vidshard.BuildConfig is BuildConfig
+    options = {parameter.name for parameter in cli.build.params}
+    settings = {field.name for config in (BuildConfig, SamplingConfig) for field in dataclasses.fields(config)}
+    assert options - {"dry_run", "task_index", "task_count"} == settings - {"mode"}  # calls of their own
 
 
 # ----- going on -------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vidshard.builder import BuildConfig, BuildReport, build
+    from vidshard.builder import BuildConfig, BuildReport, build, dry_run
     from vidshard.clips import SamplingConfig
 
 try:
@@ -12,12 +12,12 @@ try:
 except PackageNotFoundError:  # used from a source tree that was never installed
     __version__ = "0+unknown"
 
-__all__ = ["BuildConfig", "BuildReport", "SamplingConfig", "__version__", "build"]
+__all__ = ["BuildConfig", "BuildReport", "SamplingConfig", "__version__", "build", "dry_run"]
 
 
 def __getattr__(name: str) -> Any:
     """The public API, loaded on first use: training nodes import this package for the shard format alone."""
-    if name in ("BuildConfig", "BuildReport", "build"):
+    if name in ("BuildConfig", "BuildReport", "build", "dry_run"):
         from vidshard import builder
 
         return getattr(builder, name)
