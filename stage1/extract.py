@@ -119,7 +119,7 @@ def extract(config: ExtractConfig) -> ExtractReport:
                 continue
             for position, frame in zip(positions, frames, strict=True):
                 row = _row(data, i, position, rank=ranked.index(position) + 1)
-                atomic.write_bytes(config.out / str(row["file"]), clip_codecs.jpeg_encode(frame))
+                _write_picture(config.out / str(row["file"]), frame)
                 rows.append(row)
             if not config.for_looking:
                 small = np.stack(
@@ -127,9 +127,9 @@ def extract(config: ExtractConfig) -> ExtractReport:
                 )
                 shards.append(_record(data, i, positions, num_frames_of), small)
             progress.advance()
-    _write_csv(config.out / "frames.csv", rows)
     if not config.for_looking:
         shards.finish()
+    _write_csv(config.out / "frames.csv", rows)
     done = [i for i in range(len(data)) if data.keys[i] not in failures]
     names = [data.classes[i] or NO_CLASS for i in done]
     return ExtractReport(
@@ -140,6 +140,14 @@ def extract(config: ExtractConfig) -> ExtractReport:
         failures=failures,
         warnings=tuple(warnings),
     )
+
+
+def _write_picture(path: Path, frame: npt.NDArray[np.uint8]) -> None:
+    """A JPEG that appears whole; not synced one by one: frames.csv, written last, says that all are there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = atomic.partial_path(path)
+    temporary.write_bytes(clip_codecs.jpeg_encode(frame))
+    temporary.replace(path)
 
 
 def leak_warnings(config: ExtractConfig, classes: set[str]) -> list[str]:
