@@ -61,6 +61,16 @@ def main() -> None:
     show_default=True,
     help="Share of the videos held out where there is no --val-shards; 0 turns it off.",
 )
+@click.option(
+    "--marks", type=click.Path(path_type=Path), help="CSV exported from a report: what a reviewer said of clips."
+)
+@click.option(
+    "--marks-as",
+    type=click.Choice(["labels", "exclusions"]),
+    default="labels",
+    show_default=True,
+    help="Take marks as labels, or leave out the clips whose mark contradicts their label.",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
@@ -498,3 +508,17 @@ def explain(**options: Any) -> None:
     from stage1.explain import ExplainConfig, explain
 
     click.echo(explain(ExplainConfig(**options)).text)
+
+
+@main.command()
+@click.argument("folder", metavar="[DIR]", type=click.Path(path_type=Path), default="stage1_output")
+@click.option("--out", type=click.Path(path_type=Path), help="The page to write.  [default: DIR/report.html]")
+@click.option("--max-items", type=int, default=1000, show_default=True, help="Detections and misses, strongest first.")
+def report(folder: Path, out: Path | None, max_items: int) -> None:
+    """Show the run in DIR (stage1_output) as one HTML page that needs nothing else."""
+    from stage1.report import ReportConfig, write_report
+
+    result = write_report(ReportConfig(folder=folder, out=out, max_items=max_items))
+    if result.num_left_out:
+        click.echo(f"{result.num_left_out:,} of lower confidence are left out; --max-items shows more")
+    click.echo(f"✓ Report with {result.num_shown:,} clips saved to: {result.path}")

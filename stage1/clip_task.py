@@ -17,7 +17,7 @@ from torch.nn import functional
 from stage1 import backbones, clip_random, distributed, optim
 from stage1.dataloader import Batch, ClipLoader
 from stage1.model import Stage1Model
-from stage1.selection import balance_labels
+from stage1.selection import Balance
 from stage1.train_config import TrainConfig
 from stage1.train_data import TrainData
 from stage1.transforms import ClipTransform
@@ -101,17 +101,20 @@ class ClipTask:
         loader = ClipLoader(
             data.train,
             rows=data.train_rows,
+            labels=data.labels,
             shuffle=True,
             seed=config.seed,
             clips_per_video=config.clips_per_video_per_epoch,
-            balance=balance_labels(data.train) if config.balanced else None,
+            balance=Balance(groups=data.labels, weights=(1.0, 1.0)) if config.balanced else None,
             block_shards=config.block_shards,
             **common,
         )
-        self.class_weights = optim.class_weights(data.train.labels[loader.order()])
+        self.class_weights = optim.class_weights(data.labels[loader.order()].astype(np.int64))
         if data.validation is None:
             return loader, None
-        return loader, ClipLoader(data.validation, rows=data.validation_rows, shuffle=False, pad=True, **common)
+        return loader, ClipLoader(
+            data.validation, rows=data.validation_rows, labels=data.validation_labels, shuffle=False, pad=True, **common
+        )
 
     def loss(self, model: nn.Module, forward: Forward, batch: Batch, epoch: int) -> BatchLoss:
         seeds_B = clip_random.clip_seeds(batch.indices, seed=self.config.seed, epoch=epoch)

@@ -86,6 +86,11 @@ class OutputFiles:
         return self.folder / "attention_visualization.png"
 
     @property
+    def report(self) -> Path:
+        """The page that `stage1 report` writes."""
+        return self.folder / "report.html"
+
+    @property
     def run(self) -> Path:
         """Written last, removed first: where it is, the others belong together."""
         return self.folder / "run.json"
@@ -93,7 +98,7 @@ class OutputFiles:
     def remove_old(self) -> None:
         """Remove what an earlier run left, and nothing else, so that no two runs mix."""
         texts = (self.anomalies, self.predictions, self.videos, self.events)
-        for path in (self.run, self.picture, self.attention_data, *texts):
+        for path in (self.run, self.picture, self.report, self.attention_data, *texts):
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
         for pattern in ("manifest.json", "shard-*.tar"):

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import tomli_w
 
 from stage1 import files
+from stage1.marks import MarkUse
 from stage1.model import ModelConfig
 from stage1.transforms import TransformConfig
 from vidshard.errors import UserError
@@ -52,6 +53,8 @@ class TrainConfig:
     block_shards: int = 0  # shuffle within windows of so many shards, read in sequence; 0: among all clips
     checksums: str = "first"  # when to verify those of the clips
     max_bad_clips: int = 0  # damaged clips that are replaced rather than an error
+    marks: Path | None = None  # what a reviewer said of clips in a report
+    marks_as: MarkUse = "labels"  # or exclusions: leave out the clips whose mark contradicts their label
     cache_dir: Path | None = None  # where shards of a URL are kept; None: the default of CacheConfig
     cache_gb: float | None = None  # how much of them
     checkpoint_minutes: float = 10.0  # between checkpoints within an epoch; 0: only at the end of each
@@ -77,6 +80,8 @@ class TrainConfig:
         for name in ("val_fraction", "warmup_fraction", "label_smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{option_name(name)} is {getattr(self, name)}, expected 0 or more and below 1")
+        if self.marks_as not in typing.get_args(MarkUse):
+            raise UserError(f"--marks-as is {self.marks_as!r}, expected {' or '.join(typing.get_args(MarkUse))}")
         if self.precision not in PRECISIONS:
             raise UserError(f"--precision is {self.precision!r}, expected {', '.join(PRECISIONS)}")
         if self.resume not in (False, True, "auto"):
@@ -215,7 +220,7 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
         if Url in hints and isinstance(value, str | Path | Url):
             return location(value)
         hint = hints[0] if len(hints) == 1 else Any  # others are checked by the dataclass itself
-    if hint is Any:
+    if hint is Any or typing.get_origin(hint) is Literal:  # checked by the dataclass itself
         return value
     if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
         (item_hint, *_) = typing.get_args(hint)

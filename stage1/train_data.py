@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from stage1.marks import apply_marks, read_marks
 from stage1.reader import ClipReader, JoinedReader
 from stage1.sample_plan import Rows
 from stage1.train_config import TrainConfig
@@ -34,6 +35,12 @@ class TrainData:
     validation_rows: Rows
     notes: tuple[str, ...]  # for the user to know
     warnings: tuple[str, ...]  # kept in the checkpoint
+    marked_labels: Rows | None = None  # of every row of `train`, where a reviewer marked some
+
+    @property
+    def labels(self) -> Rows:
+        """Of every row of `train`: those of the shards, or as marked."""
+        return self.train.labels if self.marked_labels is None else self.marked_labels
 
     @property
     def digests(self) -> dict[str, str]:
@@ -50,7 +57,14 @@ class TrainData:
 
     @property
     def train_labels(self) -> Rows:
-        return self.train.labels[self.train_rows]
+        return self.labels[self.train_rows]
+
+    @property
+    def validation_labels(self) -> Rows | None:
+        """Of every row of `validation`."""
+        if self.validation is None:
+            return None
+        return self.labels if self.validation is self.train else self.validation.labels
 
 
 def open_data(config: TrainConfig) -> TrainData:
@@ -59,8 +73,14 @@ def open_data(config: TrainConfig) -> TrainData:
     reader = ClipReader(config.shards, checksums=config.checksums, cache=cache)
     check_room(reader.shard_set, block_shards=config.block_shards)
     rows: Rows = np.arange(len(reader))
-    _check_labels(reader, rows)
+    labels: Rows = reader.labels
+    kept = np.ones(len(reader), np.bool_)
     notes, warnings = [], []
+    if config.marks is not None:
+        marked = apply_marks(reader, read_marks(config.marks), use=config.marks_as, path=config.marks)
+        labels, kept = marked.labels, marked.kept
+        notes.append(marked.note(config.marks, config.marks_as))
+    _check_labels(reader, labels)
     if config.val_shards is not None:
         validation: ClipReader | None = ClipReader(config.val_shards, checksums=config.checksums, cache=cache)
         assert validation is not None
@@ -71,8 +91,9 @@ def open_data(config: TrainConfig) -> TrainData:
         train_rows, validation_rows = hold_out(reader, fraction=config.val_fraction, seed=config.seed)
         validation = reader if len(validation_rows) else None
         notes.append(_describe_hold_out(reader, validation_rows, config.val_fraction))
-        rows = train_rows
-    _check_both_classes(reader, rows)
+        rows, validation_rows = train_rows, validation_rows[kept[validation_rows]]
+    rows = rows[kept[rows]]
+    _check_both_classes(reader, labels[rows])
     if reader.manifest.split == "Test":
         warnings.append(f"{config.shards} is marked Test: a model trained on it cannot be judged on it")
     gap = reader.frame_gap_seconds()
@@ -88,6 +109,7 @@ def open_data(config: TrainConfig) -> TrainData:
         validation_rows=validation_rows,
         notes=tuple(notes),
         warnings=tuple(warnings),
+        marked_labels=labels,
     )
 
 
@@ -199,20 +221,20 @@ def shared_videos(train: ClipReader, validation: ClipReader) -> list[str]:
     return [validation.index.paths[video] for video in videos]
 
 
-def _check_labels(reader: ClipReader, rows: Rows) -> None:
+def _check_labels(reader: ClipReader, labels: Rows) -> None:
     folder = reader.shard_set.where
-    if not len(rows):
+    if not len(labels):
         raise UserError(f"{folder} holds no clips; see what failed with `vidshard inspect {folder}`")
-    unknown = int((reader.labels[rows] < 0).sum())
+    unknown = int((labels < 0).sum())
     if unknown:
         raise UserError(
-            f"{unknown} of {len(rows)} clips of {folder} have no label, expected normal or crime; build from "
+            f"{unknown} of {len(labels)} clips of {folder} have no label, expected normal or crime; build from "
             "SOURCE/<Class>/*.mp4, where the folder names the class"
         )
 
 
-def _check_both_classes(reader: ClipReader, rows: Rows) -> None:
-    counts = np.bincount(reader.labels[rows], minlength=2)
+def _check_both_classes(reader: ClipReader, labels: Rows) -> None:
+    counts = np.bincount(labels, minlength=2)
     if not counts.all():
         there, lacking = (CLASS_NAMES[i] for i in (int(counts.argmax()), int(counts.argmin())))
         raise UserError(
@@ -222,7 +244,7 @@ def _check_both_classes(reader: ClipReader, rows: Rows) -> None:
 
 
 def _check_validation(train: ClipReader, validation: ClipReader) -> None:
-    _check_labels(validation, np.arange(len(validation)))
+    _check_labels(validation, validation.labels)
     if validation.clip_shape != train.clip_shape:
         raise UserError(
             f"{validation.shard_set.where} has clips of {validation.clip_shape}, expected {train.clip_shape} as in "

@@ -1,0 +1,155 @@
+"""The report in headless Chromium, from file://: what a reviewer does with it, and that nothing else is asked for."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fake_shards import write_shards
+from stage1.infer import InferConfig, infer
+from stage1.marks import apply_marks, read_marks
+from stage1.reader import ClipReader
+from stage1.report import ReportConfig, write_report
+from test_infer import write_checkpoint
+
+selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium and chromedriver are not installed"),
+]
+
+NUM_CLIPS = 1000
+MAX_SECONDS = 3.0
+MAX_BYTES = 60e6
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a run with a thousand detections, some of them false alarms."""
+    folder = tmp_path_factory.mktemp("report")
+    clips = np.random.default_rng(0).integers(0, 256, (NUM_CLIPS, 4, 16, 16, 3), np.uint8)
+    labels = [int(i % 4 > 0) for i in range(NUM_CLIPS)]
+    names = [("Fighting", "Robbery")[i % 8 > 4] if label else "NormalVideos" for i, label in enumerate(labels)]
+    shards = write_shards(folder / "shards", clips, labels, class_names=names, clips_per_shard=500)
+    checkpoint = write_checkpoint(folder / "model.pt")
+    infer(InferConfig(shards=shards, checkpoint=checkpoint, out=folder / "run", threshold=0.0, batch_size=100))
+    return write_report(ReportConfig(folder=folder / "run")).path
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Any]:
+    options = selenium.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in (
+        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+        *("--disable-background-networking", "--disable-component-update", "--window-size=1300,1400"),
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path / "downloads")})
+    driver = selenium.Chrome(options=options, service=selenium.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+def requests(browser: Any) -> list[str]:
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    sent = [message["params"] for message in messages if message["method"] == "Network.requestWillBeSent"]
+    return [params["request"]["url"] for params in sent]
+
+
+def keys_shown(browser: Any) -> list[str]:
+    found: list[str] = browser.execute_script("return [...document.querySelectorAll('.item')].map(i => i.dataset.key)")
+    return found
+
+
+def press(browser: Any, keys: str) -> None:
+    selenium.ActionChains(browser).send_keys(keys).perform()
+
+
+def choose(browser: Any, element: str, value: str) -> None:
+    browser.execute_script(
+        "const e = document.getElementById(arguments[0]); e.value = arguments[1];"
+        "e.dispatchEvent(new Event('input')); e.dispatchEvent(new Event('change'));",
+        element,
+        value,
+    )
+
+
+def test_a_reviewer_finds_marks_and_exports(report: Path, browser: Any, tmp_path: Path) -> None:
+    assert report.stat().st_size < MAX_BYTES
+    start = time.perf_counter()
+    browser.get(report.as_uri())
+    assert (
+        browser.execute_script("return document.getElementById('count').textContent")
+        == "1,000 of 1,000 shown, 0 marked"
+    )
+    assert time.perf_counter() - start < MAX_SECONDS
+
+    # Sorting and filtering.
+    of_key = {item["key"]: item for item in browser.execute_script("return data.items.map(i => ({...i, image: ''}))")}
+    confidences = [of_key[key]["confidence"] for key in keys_shown(browser)]
+    assert confidences == sorted(confidences, reverse=True)
+    choose(browser, "sort", "weakest")
+    assert of_key[keys_shown(browser)[0]]["confidence"] == min(item["confidence"] for item in of_key.values())
+    choose(browser, "class", "=Robbery")
+    assert {of_key[key]["class"] for key in keys_shown(browser)} == {"Robbery"}
+    choose(browser, "class", "")
+    browser.execute_script("document.getElementById('outcome-hit').click()")
+    assert {of_key[key]["outcome"] for key in keys_shown(browser)} == {"alarm"}
+    browser.execute_script("document.getElementById('outcome-hit').click()")
+    choose(browser, "query", "video-007")
+    assert {of_key[key]["source"] for key in keys_shown(browser)} == {"Robbery/video-007.mp4"}
+    choose(browser, "query", "")
+
+    # Marking with the keyboard alone: the first true, the second false, the third true and then not; over a page's end.
+    choose(browser, "sort", "strongest")
+    marked = keys_shown(browser)[:3]
+    press(browser, "jtjfjtu")
+    press(browser, "j" * 40)
+    assert browser.execute_script("return document.getElementById('page').textContent") == "page 2 of 25"
+    assert browser.execute_script("return document.activeElement.dataset.key") == keys_shown(browser)[2]
+    choose(browser, "marked", "true")
+    assert keys_shown(browser) == marked[:1]
+    choose(browser, "marked", "")
+    press(browser, "e")
+    download = tmp_path / "downloads" / "marks.csv"
+    for _ in range(50):
+        if download.is_file():
+            break
+        time.sleep(0.1)
+    with open(download, newline="", encoding="utf-8") as file:
+        rows = {row["key"]: row["mark"] for row in csv.DictReader(file)}
+    assert rows == {marked[0]: "true", marked[1]: "false"}
+    reader = ClipReader(report.parent.parent / "shards")
+    assert apply_marks(reader, read_marks(download), use="labels", path=download).num_found == 2
+
+    # Marks outlast the page; nothing was asked for but the page; nothing went wrong.
+    browser.refresh()
+    assert browser.execute_script("return document.getElementById('count').textContent").endswith("2 marked")
+    # chrome: is the browser's own first page, which a page from file:// may not load.
+    asked = {url.split(":")[0] for url in requests(browser)} - {"chrome"}
+    assert asked <= {"file", "data", "blob"}, asked
+    assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+
+
+def test_the_page_has_names_for_those_who_hear_it(report: Path, browser: Any) -> None:
+    browser.get(report.as_uri())
+    nameless = browser.execute_script("""
+        const named = (e) => e.getAttribute("aria-label") || e.textContent.trim() || (e.labels && e.labels.length);
+        return [...document.querySelectorAll("button, select, input, svg[role=img], article")].filter((e) => !named(e))
+          .map((e) => e.outerHTML.slice(0, 80));
+    """)
+    assert nameless == []
+    assert browser.execute_script("return [...document.images].filter((i) => !i.alt).length") == 0
+    assert browser.execute_script("return document.documentElement.lang") == "en"
