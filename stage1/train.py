@@ -257,6 +257,7 @@ def train_epoch(run: Run, epoch: int) -> dict[str, Any]:
             so_far.waited += clock.take_seconds()
             progress.advance(
                 note=f"loss {so_far.loss_sum / so_far.weight:.4f}, {so_far.num_known / so_far.seconds:.0f} clips/s, "
+                f"{_mb_per_second(run, so_far):.1f} MB/s, "
                 f"{so_far.waited / so_far.seconds:.0%} waiting for data"
             )
             is_last, is_due = step == num_steps, _is_time_to_save(run)
@@ -277,7 +278,7 @@ def train_epoch(run: Run, epoch: int) -> dict[str, Any]:
         "lr": so_far.lr,
         "seconds": round(so_far.seconds, 3),
         "clips_per_second": round(so_far.num_known / so_far.seconds, 2),
-        "mb_per_second": round(so_far.num_known * run.data.train.clip_shape.num_bytes / 1e6 / so_far.seconds, 2),
+        "mb_per_second": round(_mb_per_second(run, so_far), 2),
         "data_wait": round(so_far.waited / so_far.seconds, 4),  # share of the time spent waiting for clips
     }
 
@@ -476,6 +477,11 @@ def resume(run: Run) -> None:
 
 
 # --- small things -------------------------------------------------------------------------------------------------
+
+
+def _mb_per_second(run: Run, so_far: EpochSoFar) -> float:
+    """Megabytes of clips that this rank has seen a second."""
+    return so_far.num_known * run.data.train.clip_shape.num_bytes / 1e6 / so_far.seconds
 
 
 class _WaitClock:
