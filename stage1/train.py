@@ -93,8 +93,9 @@ class Run:
         """The model that is trained, in the precision and memory order of the config. Returns float32."""
         if self.config.channels_last:
             clips_BCTHW = clips_BCTHW.contiguous(memory_format=torch.channels_last_3d)
+        model = self.model if self.compiled is None else self.compiled  # which has no truth value
         with autocast(self.device, self.config.precision):
-            logits_BK, attention_BT = (self.compiled or self.model)(clips_BCTHW)
+            logits_BK, attention_BT = model(clips_BCTHW)
         return logits_BK.float(), attention_BT.float()
 
 

@@ -664,6 +664,16 @@ def test_other_precisions_and_memory_orders_train_alike(tmp_path: Path, shards: 
     assert len(losses(resumed)) == 4
 
 
+def test_a_compiled_model_is_what_is_trained(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the compiler that runs the graph as it is: the real one takes a minute."""
+    plain = train(config(shards, tmp_path / "plain", val_fraction=0))
+    compile_model = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: compile_model(model, backend="eager"))
+    compiled = train(config(shards, tmp_path / "compiled", val_fraction=0, compile=True))
+    assert losses(compiled) == pytest.approx(losses(plain), rel=1e-4)
+    assert weights(compiled).keys() == weights(plain).keys()
+
+
 def test_a_gradient_that_overflows_in_fp16_leaves_the_step_out(tmp_path: Path, shards: Path) -> None:
     """The scale begins at 65,536 and is halved until gradients fit; the limit of the norm is that of true gradients."""
     norms = []
