@@ -22,7 +22,7 @@ POLL_SECONDS = 0.5  # how often a rank asks whether another has stopped
 GRACE_SECONDS = 5.0  # that a rank has to stop by itself, and the one that failed waits for the others to know
 LEAVE_SECONDS = 60.0  # that rank 0 waits at most for the others to end
 SIGN_SECONDS = 5.0  # how often a rank gives a sign of life
-SILENT_SECONDS = 40.0  # without one: its host is cut off, or the process stands still
+SILENT_SECONDS = 30.0  # without one: its host is cut off, or the process stands still
 _FAILURE, _KNOWN, _LEFT = "stage1/failure", "stage1/known", "stage1/left"  # keys of the store that all ranks share
 
 

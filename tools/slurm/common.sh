@@ -40,7 +40,7 @@ launch() {
       run_or_requeue srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
         --cpus-per-task=$((per_node * SLURM_CPUS_PER_TASK)) --kill-on-bad-exit=1 \
         torchrun --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$per_node" --max-restarts=0 \
-        --rdzv-backend=c10d --rdzv-endpoint="$MASTER_ADDR:$MASTER_PORT" \
+        --rdzv-backend=c10d --rdzv-endpoint="$MASTER_ADDR:$MASTER_PORT" --rdzv-conf=read_timeout=15 \
         --rdzv-id="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" --no-python "$@" ;;
     srun)
       run_or_requeue srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 bash -c \
