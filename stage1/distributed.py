@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -232,6 +234,7 @@ class _FailureWatch:
                     file=sys.stderr,
                     flush=True,
                 )
+                _end_stuck_agent()
                 os._exit(1)
 
     def _leave_after_failure(self) -> None:
@@ -256,6 +259,19 @@ class _FailureWatch:
                 print(f"error: {self._told}", file=sys.stderr, flush=True)
                 self._leave_after_failure()
                 os._exit(1)
+
+
+def _end_stuck_agent() -> None:
+    """End the `torchrun` that started this process, where it is cut off from its store.
+
+    Between two looks at its processes it asks that store, without a time limit and deaf to SIGTERM: it would not see
+    that they have ended before the system gives up the connection, a quarter of an hour later.
+    """
+    agent = os.getppid()
+    with contextlib.suppress(OSError):
+        command = Path(f"/proc/{agent}/cmdline").read_bytes()
+        if b"torch.distributed.run" in command or b"torchrun" in command:
+            os.kill(agent, signal.SIGKILL)
 
 
 def _is_active() -> bool:
