@@ -514,11 +514,14 @@ def explain(**options: Any) -> None:
 @click.argument("folder", metavar="[DIR]", type=click.Path(path_type=Path), default="stage1_output")
 @click.option("--out", type=click.Path(path_type=Path), help="The page to write.  [default: DIR/report.html]")
 @click.option("--max-items", type=int, default=1000, show_default=True, help="Detections and misses, strongest first.")
-def report(folder: Path, out: Path | None, max_items: int) -> None:
+@click.option(
+    "--evaluation", type=click.Path(path_type=Path), help="Folder that stage1 evaluate wrote about the same shards."
+)
+def report(folder: Path, out: Path | None, max_items: int, evaluation: Path | None) -> None:
     """Show the run in DIR (stage1_output) as one HTML page that needs nothing else."""
     from stage1.report import ReportConfig, write_report
 
-    result = write_report(ReportConfig(folder=folder, out=out, max_items=max_items))
+    result = write_report(ReportConfig(folder=folder, out=out, max_items=max_items, evaluation=evaluation))
     if result.num_left_out:
         click.echo(f"{result.num_left_out:,} of lower confidence are left out; --max-items shows more")
     click.echo(f"✓ Report with {result.num_shown:,} clips saved to: {result.path}")

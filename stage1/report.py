@@ -43,6 +43,7 @@ class ReportConfig:
 
     folder: Path = Path("stage1_output")
     out: Path | None = None  # default: report.html in the folder
+    evaluation: Path | None = None  # what `stage1 evaluate` wrote of the same shards: its folder
     max_items: int = 1000  # detections and misses, strongest first
 
     def __post_init__(self) -> None:
@@ -101,6 +102,7 @@ def write_report(config: ReportConfig) -> ReportResult:
             f"{config.folder} holds no finished run of stage1 infer: run `stage1 infer --out {config.folder}` first"
         )
     run, events = _read_json(files.run), _read_json(files.events)
+    evaluation = _read_evaluation(config.evaluation, run) if config.evaluation is not None else None
     clips = read_predictions(files.predictions)
     detections = read_anomalies(files.anomalies)
     _check_one_run(files, clips, detections)
@@ -118,9 +120,9 @@ def write_report(config: ReportConfig) -> ReportResult:
     page = _template().render(
         name=_name(run),
         about=_about(run),
-        warnings=_warnings(run),
+        warnings=_warnings(run, evaluation),
         tiles=list(_tiles(run, clips, reader)),
-        tables=list(_tables(clips)),
+        tables=[*_tables(clips), *(_evaluation_tables(evaluation) if evaluation else [])],
         charts=_charts(run),
         items_note=_items_note(len(chosen), num_shown, pictures),
         videos_note=_videos_note(events),
@@ -502,7 +504,74 @@ def line_chart(
     }
 
 
-def _warnings(run: Mapping[str, Any]) -> list[str]:
+def _read_evaluation(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+    """What `stage1 evaluate` found. Raises UserError where it judged other shards."""
+    path = folder / "evaluation.json"
+    if not path.is_file():
+        raise UserError(f"no {path}: run `stage1 evaluate --out {folder}` first, or leave out --evaluation")
+    fields = _read_json(path)
+    digest = fields["shards"]["digest"] if "levels" in fields else None
+    if digest != run["shards"]["digest"]:
+        raise UserError(
+            f"{path} judges other shards than this run scored ({run['shards']['path']}); evaluate these, or leave out "
+            "--evaluation"
+        )
+    return fields
+
+
+# Of each level: name in evaluation.json → what it is called here.
+_LEVEL_METRICS = {
+    "accuracy": "accuracy",
+    "auc": "ROC-AUC",
+    "average_precision": "average precision",
+    "f1": "F1",
+    "auc_within_recording": "ROC-AUC within recordings",
+}
+
+
+def _evaluation_tables(evaluation: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Metrics of clips, videos and frames with their intervals, and what shortcuts reach on the same videos."""
+    levels, frames = evaluation["levels"], evaluation["frames"]
+    rows = [
+        (name, *(_interval_text(levels[level].get(key)) for level in ("clips", "videos")), _interval_text(of_frames))
+        for key, name in _LEVEL_METRICS.items()
+        for of_frames in [(frames or {}).get(key)]
+    ]
+    if frames:
+        rows.append(("ROC-AUC on anomalous videos alone", "", "", _interval_text(frames["auc_anomalous"])))
+    chosen = evaluation["threshold"]
+    yield {
+        "title": "Metrics, each with its 95 % interval",
+        "head": ("metric", "clips", "videos", "frames"),
+        "rows": rows,
+        "note": f"At a threshold of {chosen['value']:.3g} ({chosen['chosen_for']}). Intervals: "
+        f"{evaluation['conventions']['intervals']}.",
+    }
+    if evaluation["baselines"]:
+        yield {
+            "title": "What shortcuts reach on the same videos",
+            "head": ("shortcut", "video ROC-AUC", "the model is above it by"),
+            "rows": [
+                (row["name"], _interval_text(row["auc"]), _interval_text(row["model_above"]))
+                for row in evaluation["baselines"]
+            ],
+            "note": "A model that is not clearly above a shortcut may have learnt nothing else.",
+        }
+    alarms = evaluation["false_alarms"]
+    if alarms["per_hour"] is not None:
+        yield {
+            "title": "False alarms",
+            "head": ("", "per hour of normal footage", "hours"),
+            "rows": [("events told of normal videos", _interval_text(alarms["per_hour"], 1), f"{alarms['hours']:.2f}")],
+            "note": evaluation["conventions"]["false alarms"],
+        }
+
+
+def _interval_text(fields: Mapping[str, Any] | None, digits: int = 3) -> str:
+    return "" if fields is None else metrics.Interval(**fields).text(digits)
+
+
+def _warnings(run: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> list[str]:
     warnings = [*run["warnings"], *(f"from the training: {text}" for text in _checkpoint_entries(run, "warnings"))]
     trained_on = run["clips"]["trained_on"]
     if trained_on:
@@ -515,6 +584,8 @@ def _warnings(run: Mapping[str, Any]) -> list[str]:
             f"{run['clips']['unscored']:,} clips could not be read and {len(run['failures']):,} videos not be decoded: "
             "see Not scored"
         )
+    if evaluation is not None:
+        warnings += [*evaluation["flags"], *evaluation["warnings"]]
     return list(dict.fromkeys(warnings))
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 
 from fake_shards import random_clips, write_shards
 from stage1.cli import main
+from stage1.evaluate import EvaluateConfig, evaluate
 from stage1.infer import InferConfig, infer
 from stage1.report import ReportConfig, line_chart, write_report
 from test_infer import LABELS, some_clips, write_checkpoint
@@ -77,6 +79,24 @@ def test_the_strongest_are_kept_and_the_rest_is_told(run_folder: Path) -> None:
     kept = data_of(run_folder / "report.html")["items"]
     strongest = sorted(every, key=lambda item: -item["confidence"])[:2]
     assert {item["key"] for item in kept} == {item["key"] for item in strongest}
+
+
+def test_an_evaluation_is_shown_where_it_is_of_the_same_shards(run_folder: Path, tmp_path: Path) -> None:
+    config = EvaluateConfig(
+        checkpoint=tmp_path / "model.pt", shards=tmp_path / "shards", train_shards=tmp_path / "shards", num_resamples=20
+    )
+    evaluate(dataclasses.replace(config, out=tmp_path / "evaluation"))
+    page = write_report(ReportConfig(folder=run_folder, evaluation=tmp_path / "evaluation")).path.read_text("utf-8")
+    assert "What shortcuts reach on the same videos" in page
+    assert "first frame" in page
+    assert "source groups" in page
+
+    others = write_shards(tmp_path / "others", random_clips(4), [0, 1, 1, 0])
+    evaluate(dataclasses.replace(config, shards=others, out=tmp_path / "evaluation2"))
+    with pytest.raises(UserError, match="judges other shards than this run scored"):
+        write_report(ReportConfig(folder=run_folder, evaluation=tmp_path / "evaluation2"))
+    with pytest.raises(UserError, match="run `stage1 evaluate --out"):
+        write_report(ReportConfig(folder=run_folder, evaluation=tmp_path / "none"))
 
 
 def test_names_cannot_leave_their_place(tmp_path: Path) -> None:
