@@ -91,6 +91,14 @@ def main() -> None:
     help="Clips that an epoch takes of each video, others each epoch; 0: all, however long a video is.",
 )
 @click.option(
+    "--bags",
+    type=click.Choice(["topk", "attention"]),
+    default="",
+    help="For untrimmed videos: learn from a video as a bag of clips, by its highest ones or by attention over them. "
+    "A step is one video a rank, times --accumulate.",
+)
+@click.option("--bag-clips", type=int, default=0, show_default=True, help="Clips of a bag, spread evenly; 0: all.")
+@click.option(
     "--balanced",
     is_flag=True,
     default=False,

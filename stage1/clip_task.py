@@ -57,6 +57,12 @@ class Task(Protocol):
         """Logits (B, 2) of the clips of `batch`, with gradients off and the model in evaluation."""
         ...
 
+    def judge(
+        self, logits_NK: torch.Tensor, labels_N: torch.Tensor, rows_N: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and labels of what validation is about, from those of its clips and their rows in the index."""
+        ...
+
 
 @dataclasses.dataclass(kw_only=True)
 class ClipTask:
@@ -90,14 +96,6 @@ class ClipTask:
 
     def make_loaders(self, data: TrainData, device: torch.device) -> tuple[ClipLoader, ClipLoader | None]:
         config = self.config
-        common: dict[str, Any] = {
-            "batch_size": config.batch_size,
-            "rank": distributed.rank(),
-            "world_size": distributed.world_size(),
-            "max_bad_clips": config.max_bad_clips,
-            "num_threads": config.workers,
-            "device": device,
-        }
         loader = ClipLoader(
             data.train,
             rows=data.train_rows,
@@ -107,14 +105,33 @@ class ClipTask:
             clips_per_video=config.clips_per_video_per_epoch,
             balance=Balance(groups=data.labels, weights=(1.0, 1.0)) if config.balanced else None,
             block_shards=config.block_shards,
-            **common,
+            **self._common(device),
         )
         self.class_weights = optim.class_weights(data.labels[loader.order()].astype(np.int64))
+        return loader, self.make_validation_loader(data, device)
+
+    def make_validation_loader(self, data: TrainData, device: torch.device) -> ClipLoader | None:
+        """Every validation clip once, over all ranks; None where there is none."""
         if data.validation is None:
-            return loader, None
-        return loader, ClipLoader(
-            data.validation, rows=data.validation_rows, labels=data.validation_labels, shuffle=False, pad=True, **common
+            return None
+        return ClipLoader(
+            data.validation,
+            rows=data.validation_rows,
+            labels=data.validation_labels,
+            shuffle=False,
+            pad=True,
+            **self._common(device),
         )
+
+    def _common(self, device: torch.device) -> dict[str, Any]:
+        return {
+            "batch_size": self.config.batch_size,
+            "rank": distributed.rank(),
+            "world_size": distributed.world_size(),
+            "max_bad_clips": self.config.max_bad_clips,
+            "num_threads": self.config.workers,
+            "device": device,
+        }
 
     def loss(self, model: nn.Module, forward: Forward, batch: Batch, epoch: int) -> BatchLoss:
         seeds_B = clip_random.clip_seeds(batch.indices, seed=self.config.seed, epoch=epoch)
@@ -138,6 +155,11 @@ class ClipTask:
 
     def score(self, forward: Forward, batch: Batch) -> torch.Tensor:
         return forward(self._evaluation_transform(batch.clips))[0]
+
+    def judge(
+        self, logits_NK: torch.Tensor, labels_N: torch.Tensor, rows_N: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return logits_NK, labels_N
 
     def _cross_entropy(self, logits_BK: torch.Tensor, labels_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Weighted loss and weight of each clip; 0 and 0 where it has no label."""

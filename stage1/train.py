@@ -24,6 +24,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
 from stage1 import distributed, files, metrics, optim, versions
+from stage1.bag_task import BagTask
 from stage1.checkpoint import Checkpoint, load_last, save_checkpoint, save_last
 from stage1.clip_task import ClipTask, Task, Transform
 from stage1.dataloader import Batch, ClipLoader
@@ -117,7 +118,7 @@ def train(
         hint_to_resume(config),
         cuda_memory_errors(config.batch_size),
     ):
-        run = start_run(config, data or open_data(config), device, task or ClipTask(config=config, transform=transform))
+        run = start_run(config, data or open_data(config), device, task or make_task(config, transform))
         run.stop = stop
         if resuming:
             resume(run)
@@ -133,6 +134,11 @@ def train(
     path = config.out / files.BEST_NAME
     say(f"✓ Model checkpoint saved to: {path}")
     return path
+
+
+def make_task(config: TrainConfig, transform: Transform | None = None) -> Task:
+    """What the config says is to be learnt."""
+    return (BagTask if config.bags else ClipTask)(config=config, transform=transform)
 
 
 def check_out(config: TrainConfig) -> bool:
@@ -204,7 +210,9 @@ def begin(run: Run) -> None:
     say(f"Device: {device_name(run.device)}")
     say(f"Train: {counts[0]} normal and {counts[1]} crime clips of {data.train.clip_shape} from {config.shards}")
     num_taken = len(run.loader.order())
-    if num_taken < len(data.train_rows):
+    if config.bags:
+        say(f"An epoch takes {num_taken} videos, each a bag of clips (--bags {config.bags})")
+    elif num_taken < len(data.train_rows):
         say(
             f"An epoch takes {num_taken} of {len(data.train_rows)} clips (--clips-per-video-per-epoch "
             f"{config.clips_per_video_per_epoch}; 0 takes all)"
@@ -336,6 +344,7 @@ def validate(run: Run) -> dict[str, Any]:
     num_rows = len(run.validation_loader.labels)
     table, is_scored = distributed.merge_rows(torch.cat(results), torch.cat(indices), num_rows=num_rows)
     logits_NK, labels_N = table[is_scored, :-1].cpu(), table[is_scored, -1].long().cpu()
+    logits_NK, labels_N = run.task.judge(logits_NK, labels_N, is_scored.nonzero()[:, 0].cpu())
     scores = metrics.score(labels_N.numpy(), logits_NK.softmax(1)[:, 1].numpy())
     loss_sum = float(functional.cross_entropy(logits_NK, labels_N, ignore_index=-1, reduction="sum"))
     return {

@@ -49,6 +49,8 @@ class TrainConfig:
     channels_last: bool = False  # memory order of weights and clips
     workers: int = 1  # threads that read shards
     clips_per_video_per_epoch: int = 1  # others each epoch, so that long videos do not fill every epoch; 0: all
+    bags: str = ""  # learn from videos as bags of clips: topk or attention; "": from single clips
+    bag_clips: int = 0  # of each bag, spread evenly over the video; 0: all
     balanced: bool = False  # as many crime as normal clips in an epoch, in place of a weighted loss
     block_shards: int = 0  # shuffle within windows of so many shards, read in sequence; 0: among all clips
     checksums: str = "first"  # when to verify those of the clips
@@ -72,7 +74,7 @@ class TrainConfig:
         if not self.lr > 0:
             raise UserError(f"--lr is {self.lr}, expected above 0")
         for name in (
-            *("weight_decay", "grad_clip", "seed", "mixup", "patience", "checkpoint_minutes"),
+            *("weight_decay", "grad_clip", "seed", "mixup", "patience", "checkpoint_minutes", "bag_clips"),
             *("clips_per_video_per_epoch", "block_shards", "max_bad_clips"),
         ):
             if not getattr(self, name) >= 0:
@@ -82,6 +84,8 @@ class TrainConfig:
                 raise UserError(f"{option_name(name)} is {getattr(self, name)}, expected 0 or more and below 1")
         if self.marks_as not in typing.get_args(MarkUse):
             raise UserError(f"--marks-as is {self.marks_as!r}, expected {' or '.join(typing.get_args(MarkUse))}")
+        if self.bags not in ("", "topk", "attention"):
+            raise UserError(f"--bags is {self.bags!r}, expected topk or attention")
         if self.precision not in PRECISIONS:
             raise UserError(f"--precision is {self.precision!r}, expected {', '.join(PRECISIONS)}")
         if self.resume not in (False, True, "auto"):

@@ -248,6 +248,15 @@ ALLOWED: dict[str, set[str]] = {
     "stage1.annotations": {"vidshard.errors", "vidshard.video_lists"},
     "stage1.backbones": {"vidshard.errors"},
     "stage1.attention_data": {"stage1.detections", "vidshard.atomic", "vidshard.errors", "vidshard.shard_format"},
+    "stage1.bag_task": {
+        "stage1.clip_random",
+        "stage1.clip_task",
+        "stage1.dataloader",
+        "stage1.distributed",
+        "stage1.optim",
+        "stage1.train_data",
+        "vidshard.errors",
+    },
     "stage1.calibration": {"stage1.metrics", "vidshard.errors"},
     "stage1.checkpoint": {
         "stage1.calibration",
@@ -478,6 +487,7 @@ ALLOWED: dict[str, set[str]] = {
     "stage1.stop_signal": set(),
     "stage1.shortcut_baselines": {"stage1.metrics", "stage1.reader", "vidshard.shard_format"},
     "stage1.train": {
+        "stage1.bag_task",
         "stage1.checkpoint",
         "stage1.clip_task",
         "stage1.dataloader",
