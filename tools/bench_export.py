@@ -3,7 +3,8 @@
     python tools/bench_export.py [--checkpoint PT --shards DIR] [--clips 200] [--alternations 3]
 
 Without a checkpoint an untrained default model is taken, without shards noise. Both in turns in one process, batches
-of 8, all cores. The last line is JSON: {"probability_difference": x, "attention_difference": x, "onnxruntime_over_torch": x}.
+of 8, all cores. The last line is JSON:
+{"probability_difference": x, "attention_difference": x, "onnxruntime_over_torch": x}.
 """
 
 from __future__ import annotations
