@@ -129,6 +129,7 @@ def use_store(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStor
     for name, value in store.environment.items():
         monkeypatch.setenv(name, value)
     fsspec.config.set_conf_env(fsspec.config.conf)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # they know the server of another test module
     monkeypatch.setattr(storage, "RETRY_SECONDS", (0.01,) * 5)
     for kept in (store.gets, store.puts, store.log, store.faults, store.put_faults):
         kept.clear()

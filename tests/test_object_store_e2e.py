@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fake_shards import moving_clips, write_shards
-from object_store import CREDENTIALS, ObjectStore, running_store
+from object_store import CREDENTIALS, ObjectStore, running_store, use_store
 from vidshard import remote_output
 from vidshard.storage import Url
 
@@ -54,8 +54,7 @@ def run(store: ObjectStore, folder: Path, *words: str, processes: int = 1) -> su
 def test_four_processes_train_and_score_from_a_store(
     server: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
+    use_store(server, monkeypatch)
     urls = {}
     for seed, split in enumerate(("Train", "Validation")):  # equal names of shards, other clips
         clips, labels = moving_clips(48, seed=seed)
