@@ -92,7 +92,7 @@ def main() -> None:
 )
 @click.option(
     "--bags",
-    type=click.Choice(["topk", "attention"]),
+    metavar="[topk|attention]",
     default="",
     help="For untrimmed videos: learn from a video as a bag of clips, by its highest ones or by attention over them. "
     "A step is one video a rank, times --accumulate.",

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 import fake_shards
 from stage1.bag_task import BagTask, bag_score
 from stage1.checkpoint import load_checkpoint
+from stage1.cli import main
 from stage1.clip_task import ClipTask
 from stage1.metrics import roc_auc
 from stage1.model import ModelConfig
@@ -98,3 +100,17 @@ def test_what_makes_no_sense_with_bags_is_refused() -> None:
     with pytest.raises(UserError, match="--bags is 'max', expected topk or attention"):
         TrainConfig(shards=Path(), bags="max")
     assert type(make_task(TrainConfig(shards=Path()))) is ClipTask
+
+
+def test_the_command_trains_with_and_without_bags(tmp_path: Path) -> None:
+    shards, _ = untrimmed(tmp_path / "train", videos=4, seed=0)
+    for name, extra in (("clips", []), ("bags", ["--bags", "topk", "--bag-clips", "2"])):
+        out = tmp_path / name
+        arguments = ["train", f"--shards={shards}", f"--out={out}", "--val-fraction=0", "--epochs=1", *extra]
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 0, result.output
+        assert load_checkpoint(out / "binary_stage1_with_attention.pt").train_config["bags"] == (
+            "topk" if extra else ""
+        )
+    result = CliRunner().invoke(main, ["train", f"--shards={shards}", "--bags=max"])
+    assert "--bags is 'max', expected topk or attention" in result.output
