@@ -440,6 +440,7 @@ def _tables(clips: Sequence[Clip]) -> Iterator[dict[str, Any]]:
         called = sum(clip.predicted for clip in members)
         rows.append((class_name or "no class", f"{len(members):,}", f"{called:,}", f"{called / len(members):.0%}"))
     yield {
+        "wide": False,
         "title": "Clips called a crime, by class",
         "head": ("class", "clips", "called a crime", "share"),
         "rows": rows,
@@ -540,7 +541,9 @@ def _evaluation_tables(evaluation: Mapping[str, Any]) -> Iterator[dict[str, Any]
     if frames:
         rows.append(("ROC-AUC on anomalous videos alone", "", "", _interval_text(frames["auc_anomalous"])))
     chosen = evaluation["threshold"]
+    rows = [row for row in rows if any(row[1:])]
     yield {
+        "wide": True,
         "title": "Metrics, each with its 95 % interval",
         "head": ("metric", "clips", "videos", "frames"),
         "rows": rows,
@@ -549,6 +552,7 @@ def _evaluation_tables(evaluation: Mapping[str, Any]) -> Iterator[dict[str, Any]
     }
     if evaluation["baselines"]:
         yield {
+            "wide": True,
             "title": "What shortcuts reach on the same videos",
             "head": ("shortcut", "video ROC-AUC", "the model is above it by"),
             "rows": [
@@ -560,6 +564,7 @@ def _evaluation_tables(evaluation: Mapping[str, Any]) -> Iterator[dict[str, Any]
     alarms = evaluation["false_alarms"]
     if alarms["per_hour"] is not None:
         yield {
+            "wide": True,
             "title": "False alarms",
             "head": ("", "per hour of normal footage", "hours"),
             "rows": [("events told of normal videos", _interval_text(alarms["per_hour"], 1), f"{alarms['hours']:.2f}")],

@@ -26,8 +26,10 @@ COMMANDS = (
     "stage1 train --shards shards/Train --val-shards shards/Validation --epochs 15",
     "stage1 infer",
     "stage1 visualize",
+    "stage1 evaluate --val-shards shards/Validation --train-shards shards/Train",
+    "stage1 report --evaluation evaluation",
 )
-MADE = ("videos", "shards", "shards.log", "checkpoints", "stage1_output")
+MADE = ("videos", "shards", "shards.log", "checkpoints", "stage1_output", "evaluation")
 MOST_EVENT = 0.4  # of the frames of a clip: where the event fills more, finding it is no feat
 
 LEAST_ACCURACY = 0.9
@@ -126,6 +128,7 @@ def report(result: Result, seconds: dict[str, float]) -> str:
             f"    crime clips whose event fills at most {MOST_EVENT:.0%} of their frames ({result.event_frames:.1%} on",
             "    average, which is what attention spread evenly would reach)",
             f"The picture: {FOLDER / 'stage1_output' / 'attention_visualization.png'}",
+            f"The report, for a browser: {FOLDER / 'stage1_output' / 'report.html'}",
             "Time:",
             *rows,
             "=" * 60,
