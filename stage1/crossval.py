@@ -261,7 +261,13 @@ def run_split(config: CrossvalConfig, split: Split, clips: Clips, held: Clips) -
         with np.load(path) as saved:
             return Scores(rows=saved["rows"], confidences=saved["confidences"])
     training = dataclasses.replace(
-        config.training, seed=split.seed, out=folder, val_shards=None, resume="auto", patience=0
+        config.training,
+        shards=Path(" + ".join(map(str, config.shards))),  # for people: `data` says what is read
+        seed=split.seed,
+        out=folder,
+        val_shards=None,
+        resume="auto",
+        patience=0,
     )
     data = TrainData(
         train=clips.reader,
@@ -370,7 +376,7 @@ def format_table(result: dict[str, Any]) -> str:
         TEST: f"trained on all of these → {result['num_test_clips']} test clips, {result['num_test_groups']} groups",
         RANDOM: "RANDOM SPLIT: the same recordings on both sides. It leaks; never report it",
     }
-    lines = [f"After {result['epochs']} epochs. {result['conventions']}."]
+    lines = [f"{result['epochs']} epochs each. Conventions: {result['conventions']}."]
     lines += [f"WARNING: {warning}" for warning in result["warnings"]]
     kind = None
     for row in result["rows"]:

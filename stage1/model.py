@@ -41,6 +41,7 @@ class ModelConfig:
     motion_gain: float = 2.0  # differences are small beside the pixels
     pooling: str = "attention"  # over the frames; gated is attention too, mean and max are baselines
     attention_units: int = 64
+    motion_prior: float = 0.0  # attention begins on the frames that move: score a deviation of a frame's mean motion
     dropout: float = 0.5
     norm: str = "group"  # of torchvision's backbones: group, batch, or frozen (that of their weights)
 
@@ -49,6 +50,8 @@ class ModelConfig:
             raise ValueError(f"channels {self.channels} must be multiples of groups ({self.groups})")
         if not set(self.temporal_stages) <= set(range(len(self.channels))):
             raise ValueError(f"temporal_stages {self.temporal_stages} must be stages 0 to {len(self.channels) - 1}")
+        if self.motion_prior and (self.backbone != "stage1" or self.pooling not in ("attention", "gated")):
+            raise ValueError("motion_prior goes with our own network and attention pooling")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}, expected 0 or more and below 1")
         for name, known in (
@@ -86,6 +89,8 @@ class Stage1Model(nn.Module):
         self.features_norm = nn.LayerNorm(features)  # without it attention settles on one frame before it has learnt
         if config.pooling in ("attention", "gated"):
             self.attention = FrameAttention(features, config.attention_units, gated=config.pooling == "gated")
+        if config.motion_prior:
+            self.motion_score = nn.Parameter(torch.tensor([config.motion_prior]))
         self.dropout = ClipDropout(config.dropout)
         self.classifier = nn.Linear(features, NUM_CLASSES)
         nn.init.zeros_(self.classifier.weight)  # start undecided: random logits cost the first epochs
@@ -112,6 +117,8 @@ class Stage1Model(nn.Module):
             scores_BT = features_BTD.new_zeros(features_BTD.shape[:2])
             if self.config.pooling != "mean":
                 scores_BT = self.attention(features_BTD)
+                if self.config.motion_prior:
+                    scores_BT = scores_BT + self.motion_score * relative_motion(clips_BCTHW)
             if steps_BT is not None:
                 scores_BT = scores_BT.masked_fill(~steps_BT, -torch.inf)
             attention_BT = scores_BT.softmax(1)
@@ -225,6 +232,18 @@ class Stage(nn.Module):
         if self.temporal is not None and self.temporal_norm is not None:
             pixels = torch.relu_(pixels + self.temporal_norm(self.temporal(pixels)))
         return _as_frames(pixels, shape)
+
+
+def relative_motion(clips_BCTHW: torch.Tensor) -> torch.Tensor:
+    """How much each frame moves beside the others of its clip: (B, T), mean 0 and deviation 1 over the frames.
+
+    >>> clip = torch.tensor([1.0, 1.0, 4.0, 4.0]).view(1, 1, 4, 1, 1)
+    >>> [round(value, 1) for value in relative_motion(clip).flatten().tolist()]
+    [-0.6, -0.6, 1.7, -0.6]
+    """
+    motion_BT = frame_differences(clips_BCTHW).abs().mean((1, 3, 4))
+    deviations_BT = motion_BT - motion_BT.mean(1, keepdim=True)
+    return deviations_BT / (deviations_BT.square().mean(1, keepdim=True).sqrt() + 1e-3)
 
 
 def frame_differences(clips_BCTHW: torch.Tensor) -> torch.Tensor:
