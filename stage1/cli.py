@@ -22,6 +22,27 @@ CACHE_GB = click.option(
     "--cache-gb", type=float, help="How much it may keep, 10⁹ bytes; the oldest goes.  [default: 80 % of the free disk]"
 )
 
+CHECKPOINT = click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    default=files.DEFAULT_CHECKPOINT,
+    show_default=True,
+    help="The trained model.",
+)
+DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+BATCH_SIZE = click.option("--batch-size", type=int, default=8, show_default=True, help="Clips scored at once.")
+ANNOTATIONS = click.option(
+    "--annotations",
+    type=click.Path(path_type=Path),
+    help="Where the true events are: lines of name, class, first and last frame, as UCF-Crime writes them.",
+)
+CONFIG = click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    help="TOML file of training options, such as a run.toml.",
+)
+
 
 @click.group(cls=ExitCodeGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__)
@@ -30,10 +51,19 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--shards", type=location, metavar="PLACE", default="shards/Train", show_default=True)
+@click.option(
+    "--shards",
+    type=location,
+    metavar="PLACE",
+    default="shards/Train",
+    show_default=True,
+    help="Shards to train on: a path or a URL, as every PLACE.",
+)
 @click.option("--val-shards", type=location, metavar="PLACE", help="Shards to validate on; the best epoch is kept.")
-@click.option("--out", type=click.Path(path_type=Path), default=files.DEFAULT_RUN, show_default=True)
-@click.option("--epochs", type=int, default=5, show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=files.DEFAULT_RUN, show_default=True, help="Output folder."
+)
+@click.option("--epochs", type=int, default=5, show_default=True, help="Passes over the training clips.")
 @click.option("--batch-size", type=int, default=8, show_default=True, help="Of each process.")
 @click.option("--accumulate", type=int, default=1, show_default=True, help="Batches of each process that make a step.")
 @click.option("--lr", type=float, default=1e-3, show_default=True, help="Highest learning rate of the schedule.")
@@ -71,8 +101,8 @@ def main() -> None:
     show_default=True,
     help="Take marks as labels, or leave out the clips whose mark contradicts their label.",
 )
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--seed", type=int, default=0, show_default=True, help="What all that is random is drawn by.")
+@DEVICE
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "bf16", "fp16"]),
@@ -95,7 +125,7 @@ def main() -> None:
     metavar="[topk|attention]",
     default="",
     help="For untrimmed videos: learn from a video as a bag of clips, by its highest ones or by attention over them. "
-    "A step is one video a rank, times --accumulate.",
+    "A step is one video a process, times --accumulate.",
 )
 @click.option("--bag-clips", type=int, default=0, show_default=True, help="Clips of a bag, spread evenly; 0: all.")
 @click.option(
@@ -170,6 +200,7 @@ def main() -> None:
     "--preset",
     type=click.Choice(["default", "notebook", "fast"]),
     default="default",
+    show_default=True,
     help="notebook: 5 epochs, batch 4, learning rate 1e-4, clipping at 1.0. fast: a network with larger strides.",
 )
 def train(
@@ -212,23 +243,17 @@ def train(
     metavar="PLACE",
     default="shards/Test",
     show_default=True,
-    help="Shard folder to score, a path or a URL.",
+    help="Shards to score.",
 )
 @click.option("--videos", multiple=True, metavar="PATH…", help="MP4s instead of shards: files, folders or globs.")
 @click.argument("more_videos", nargs=-1, metavar="")
-@click.option(
-    "--checkpoint",
-    type=click.Path(path_type=Path),
-    default=files.DEFAULT_CHECKPOINT,
-    show_default=True,
-    help="The trained model.",
-)
+@CHECKPOINT
 @click.option(
     "--out", type=click.Path(path_type=Path), default="stage1_output", show_default=True, help="Output folder."
 )
 @click.option("--threshold", type=float, help="Detect clips with at least this P(crime).  [default: the checkpoint's]")
-@click.option("--batch-size", type=int, default=8, show_default=True, help="Clips scored at once.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@BATCH_SIZE
+@DEVICE
 @click.option(
     "--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="bf16: autocast."
 )
@@ -241,11 +266,7 @@ def train(
     show_default=True,
     help="For stage 2: one file of tensors (8 GiB of clips at most), or WebDataset shards of any size.",
 )
-@click.option(
-    "--annotations",
-    type=click.Path(path_type=Path),
-    help="True events, in UCF-Crime's form, to be shown beside the predicted ones.",
-)
+@ANNOTATIONS
 @click.option(
     "--event-low-ratio",
     type=float,
@@ -261,7 +282,10 @@ def train(
 @click.option("--video-root", type=click.Path(path_type=Path), help="Where the videos are now, if they were moved.")
 @click.option("--allow-sampling-mismatch", is_flag=True, help="Score clips sampled unlike the training clips.")
 def infer(more_videos: tuple[str, ...], videos: tuple[str, ...], **options: Any) -> int:
-    """Score every clip; write the detections and where the model looked."""
+    """Score every clip; write the detections and where the model looked.
+
+    Exit codes: 0 all well, 2 done but some clips or videos could not be read, 1 anything else.
+    """
     from stage1.events import EventConfig
     from stage1.infer import InferConfig, infer
 
@@ -296,12 +320,14 @@ def infer(more_videos: tuple[str, ...], videos: tuple[str, ...], **options: Any)
     help="Trained on and held out by turns; may be repeated.",
 )
 @click.option("--test-shards", type=location, metavar="PLACE", help="Also score these, trained on all of --shards.")
-@click.option("--out", type=click.Path(path_type=Path), default="crossval", show_default=True)
-@click.option("--folds", type=int, default=5, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default="crossval", show_default=True, help="Output folder.")
+@click.option(
+    "--folds", type=int, default=5, show_default=True, help="Parts, each of whole recordings, held out by turns."
+)
 @click.option("--seeds", type=int, default=3, show_default=True, help="Repetitions, each with other folds.")
 @click.option("--epochs", type=int, default=20, show_default=True, help="All are done: no epoch is chosen.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The first seed.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@DEVICE
 @click.option(
     "--random-split/--no-random-split",
     default=True,
@@ -312,9 +338,13 @@ def infer(more_videos: tuple[str, ...], videos: tuple[str, ...], **options: Any)
 @CACHE_DIR
 @CACHE_GB
 @click.option(
-    "--preset", type=click.Choice(["default", "fast"]), default="default", help="Training options, as of stage1 train."
+    "--preset",
+    type=click.Choice(["default", "fast"]),
+    default="default",
+    show_default=True,
+    help="Training options, as of stage1 train.",
 )
-@click.option("--config", "config_path", type=click.Path(path_type=Path), help="TOML file of training options.")
+@CONFIG
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A training option, such as lr=0.0005.")
 def crossval(
     shards: tuple[Any, ...], preset: str, config_path: Path | None, settings: tuple[str, ...], **options: Any
@@ -336,10 +366,18 @@ def crossval(
 
 
 @main.command()
-@click.option("--shards", type=location, metavar="PLACE", default="shards/Train", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default="augmentation.png", show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--config", "config_path", type=click.Path(path_type=Path), help="TOML file of training options.")
+@click.option(
+    "--shards", type=location, metavar="PLACE", default="shards/Train", show_default=True, help="Clips to show."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="augmentation.png",
+    show_default=True,
+    help="The picture to write.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="What clips and changes are drawn by.")
+@CONFIG
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Such as transform.erase_probability=0.5.")
 def preview_augment(shards: Any, out: Path, seed: int, config_path: Path | None, settings: tuple[str, ...]) -> None:
     """Write a sheet that shows clips as training would see them."""
@@ -365,26 +403,20 @@ def visualize(folder: Path) -> None:
 
 @main.command()
 @click.option(
-    "--shards", type=click.Path(path_type=Path), default="shards/Test", show_default=True, help="Shards to judge on."
+    "--shards", type=location, metavar="PLACE", default="shards/Test", show_default=True, help="Shards to judge on."
 )
+@CHECKPOINT
 @click.option(
-    "--checkpoint",
-    type=click.Path(path_type=Path),
-    default=files.DEFAULT_CHECKPOINT,
-    show_default=True,
-    help="The trained model.",
+    "--val-shards", type=location, metavar="PLACE", help="Shards to calibrate and to choose the threshold on."
 )
-@click.option(
-    "--val-shards", type=click.Path(path_type=Path), help="Shards to calibrate and to choose the threshold on."
-)
-@click.option("--train-shards", type=click.Path(path_type=Path), help="Shards to fit the shortcut baselines on.")
+@click.option("--train-shards", type=location, metavar="PLACE", help="Shards to fit the shortcut baselines on.")
 @click.option(
     "--target",
     help="Choose the threshold on --val-shards and store it in the checkpoint: f1, accuracy, recall=R, fpr=R or "
     "false-alarms-per-hour=R.",
 )
 @click.option("--prior", type=float, help="Share of crime where the model will be used.  [default: of --val-shards]")
-@click.option("--annotations", type=click.Path(path_type=Path), help="Where the events are, as UCF-Crime writes it.")
+@ANNOTATIONS
 @click.option(
     "--scores",
     type=click.Path(path_type=Path),
@@ -402,8 +434,8 @@ def visualize(folder: Path) -> None:
 @click.option("--snippet-frames", type=int, default=16, show_default=True, help="Frames of one score of --scores.")
 @click.option("--fps", type=float, default=30.0, show_default=True, help="Of the videos, where --scores has seconds.")
 @click.option("--out", type=click.Path(path_type=Path), default="evaluation", show_default=True, help="Output folder.")
-@click.option("--batch-size", type=int, default=8, show_default=True, help="Clips scored at once.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@BATCH_SIZE
+@DEVICE
 def evaluate(**options: Any) -> None:
     """How good a model is, and how sure that is: metrics with intervals, conventions beside them.
 
@@ -431,16 +463,19 @@ def evaluate(**options: Any) -> None:
 
 
 @main.command()
-@click.option("--shards", type=click.Path(path_type=Path), required=True, help="Folder of clips.")
+@click.option("--shards", type=location, metavar="PLACE", required=True, help="Clips to describe.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Output folder.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Features: what its classifier sees.")
 @click.option("--backbone", metavar="NAME|FILE", help="r3d_18, mc3_18, r2plus1d_18, or a file of torch.export.")
 @click.option("--weights", default="KINETICS400_V1", show_default=True, help="Of a backbone by name: name or file.")
-@click.option("--annotations", type=click.Path(path_type=Path), help="True events: adds the truth of each frame.")
-@click.option("--batch-size", type=int, default=8, show_default=True)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@ANNOTATIONS
+@BATCH_SIZE
+@DEVICE
 def features(**options: Any) -> int:
-    """Write the features of every clip, one array a video, with its frames and the truth where it is known."""
+    """Write the features of every clip, one array a video, with its frames and the truth where it is known.
+
+    Exit codes: 0 all well, 2 done but some clips could not be read, 1 anything else.
+    """
     from stage1.features import FeaturesConfig, features
 
     report = features(FeaturesConfig(**options), confirm=click.confirm)
@@ -451,18 +486,14 @@ def features(**options: Any) -> int:
 
 
 @main.command()
+@CHECKPOINT
 @click.option(
-    "--checkpoint",
-    type=click.Path(path_type=Path),
-    default=files.DEFAULT_CHECKPOINT,
-    show_default=True,
-    help="The trained model.",
+    "--format", "format_", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="Of the file."
 )
-@click.option("--format", "format_", type=click.Choice(["onnx"]), default="onnx", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default="stage1.onnx", show_default=True)
 @click.option(
-    "--shards", type=click.Path(path_type=Path), help="Check the file on clips of these, instead of on noise."
+    "--out", type=click.Path(path_type=Path), default="stage1.onnx", show_default=True, help="The file to write."
 )
+@click.option("--shards", type=location, metavar="PLACE", help="Check the file on clips of these, instead of on noise.")
 @click.option("--num-checked", type=int, default=32, show_default=True, help="Clips to check the file on.")
 def export(format_: str, checkpoint: Path, out: Path, shards: Path | None, num_checked: int) -> None:
     """Write the model as a file for onnxruntime: uint8 clips in, P(crime) and attention out."""
@@ -473,7 +504,9 @@ def export(format_: str, checkpoint: Path, out: Path, shards: Path | None, num_c
 
 @main.command()
 @click.argument("folder", metavar="[DIR]", type=click.Path(path_type=Path), default="stage1_output")
-@click.option("--out", type=click.Path(path_type=Path), default="stage2_frames", show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default="stage2_frames", show_default=True, help="Output folder."
+)
 @click.option("--top-k", type=int, default=5, show_default=True, help="Frames of each detection, by attention.")
 @click.option(
     "--frames-from",
@@ -489,7 +522,10 @@ def export(format_: str, checkpoint: Path, out: Path, shards: Path | None, num_c
 @click.option("--test-list", type=click.Path(path_type=Path), help="Videos that stage 1 is tested on.")
 @click.option("--for-looking", is_flag=True, help="Also of data that nobody should train on; writes no shards.")
 def extract(**options: Any) -> int:
-    """Write the most attended frames of each detection in DIR (stage1_output): pictures, and shards for stage 2."""
+    """Write the most attended frames of each detection in DIR (stage1_output): pictures, and shards for stage 2.
+
+    Exit codes: 0 all well, 2 done but some detections could not be written, 1 anything else.
+    """
     from stage1.extract import ExtractConfig, extract
 
     report = extract(ExtractConfig(**options))
@@ -501,21 +537,15 @@ def extract(**options: Any) -> int:
 
 @main.command()
 @click.option(
-    "--shards", type=click.Path(path_type=Path), default="shards/Test", show_default=True, help="Clips to explain."
+    "--shards", type=location, metavar="PLACE", default="shards/Test", show_default=True, help="Clips to explain."
 )
-@click.option(
-    "--checkpoint",
-    type=click.Path(path_type=Path),
-    default=files.DEFAULT_CHECKPOINT,
-    show_default=True,
-    help="The trained model.",
-)
-@click.option("--annotations", type=click.Path(path_type=Path), help="Where the events are, as UCF-Crime writes it.")
+@CHECKPOINT
+@ANNOTATIONS
 @click.option("--max-clips", type=int, default=40, show_default=True, help="Detected crimes to explain.")
 @click.option("--random-sets", type=int, default=4, show_default=True, help="Matched random frames, for each set.")
 @click.option("--out", type=click.Path(path_type=Path), default="explanation", show_default=True, help="Output folder.")
-@click.option("--batch-size", type=int, default=32, show_default=True, help="Clips scored at once.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@BATCH_SIZE
+@DEVICE
 def explain(**options: Any) -> None:
     """Does attention tell which frames matter? Deletion and insertion against matched random frames."""
     from stage1.explain import ExplainConfig, explain

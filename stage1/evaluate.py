@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,10 @@ from stage1.device import choose_device, cuda_memory_errors
 from stage1.events import Event, EventConfig, VideoClips, find_events
 from stage1.frame_metrics import FrameMetrics, ScoredVideo
 from stage1.metrics import Array, Interval
+from stage1.truth import read_truth
 from vidshard import atomic, console
 from vidshard.errors import UserError
+from vidshard.storage import Location
 
 MIN_ALARM_SECONDS = 10.0  # of a video, to say anything about false alarms per hour
 BASELINE_CLIPS = 8  # of a training video, that shortcuts are fitted on
@@ -51,9 +53,9 @@ class EvaluateConfig:
     """One evaluation of a checkpoint."""
 
     checkpoint: Path = files.DEFAULT_CHECKPOINT
-    shards: Path = Path("shards/Test")
-    val_shards: Path | None = None  # to calibrate and to choose the threshold on
-    train_shards: Path | None = None  # to fit the shortcut baselines on; None: no baselines
+    shards: Location = Path("shards/Test")
+    val_shards: Location | None = None  # to calibrate and to choose the threshold on
+    train_shards: Location | None = None  # to fit the shortcut baselines on; None: no baselines
     annotations: Path | None = None  # for metrics over frames
     target: str | None = None  # choose the threshold for it, and store it in the checkpoint
     prior: float | None = None  # share of crime where the model will be used
@@ -533,16 +535,12 @@ def _frame_truth(config: EvaluateConfig, clips: ScoredClips) -> dict[int, truths
     """Video number → where its events are; None without annotations. Raises UserError where none fits."""
     if config.annotations is None:
         return None
-    index = clips.reader.index
-    number_of = {PurePosixPath(index.paths[number]).stem: number for number in np.unique(clips.videos).tolist()}
-    listed = truths.read_annotations(config.annotations)
-    truths.refuse_overlap(listed, config.trained_on)
-    here = [dataclasses.replace(video, num_frames=None) for video in listed if video.stem in number_of]
-    if not here:
-        raise UserError(f"{config.annotations} names none of the videos of {config.shards}; is it the file for these?")
-    lengths = {stem: int(index.videos[number]["num_frames"]) for stem, number in number_of.items()}
-    found = truths.make_annotations(here, num_frames=lengths)
-    return {number_of[video.stem]: video for video in found.videos}
+    truths.refuse_overlap(truths.read_annotations(config.annotations), config.trained_on)
+    known, paths = read_truth(config.annotations, clips.reader), clips.reader.index.paths
+    found = {n: known[paths[n]] for n in np.unique(clips.videos).tolist() if paths[n] in known}
+    if not found:
+        raise UserError(f"--annotations {config.annotations} names no video of {config.shards} that has a label")
+    return found
 
 
 def _warnings(

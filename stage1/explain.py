@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,11 @@ from stage1.dataloader import ClipReader
 from stage1.device import choose_device
 from stage1.metrics import Array, Interval
 from stage1.model import Stage1Model
+from stage1.truth import read_truth
 from vidshard import atomic, console
 from vidshard.errors import UserError
 from vidshard.shard_format import CRIME_LABEL
+from vidshard.storage import Location
 
 METHODS = ("attention", "saliency", "mean pooling")
 CONVENTIONS = {
@@ -48,13 +50,13 @@ class ExplainConfig:
     """What to explain."""
 
     checkpoint: Path = files.DEFAULT_CHECKPOINT
-    shards: Path = Path("shards/Test")
+    shards: Location = Path("shards/Test")
     annotations: Path | None = None  # events: how much of the attention lies on them
     out: Path = Path("explanation")
     max_clips: int = 40
     random_sets: int = 4  # of frames, for each clip, order and k
     max_event_share: float = 0.4  # of the frames of a clip, for the attention mass; of 0.1 at least
-    batch_size: int = 32
+    batch_size: int = 8
     device: str = "auto"
     num_resamples: int = 1000
     seed: int = 0
@@ -287,17 +289,11 @@ def _on_frames(values: npt.NDArray[Any], ranges: Sequence[tuple[int, int]], num_
 
 
 def _events(config: ExplainConfig, reader: ClipReader) -> dict[int, truths.VideoTruth]:
+    """Video number → where its events are; empty without annotations."""
     if config.annotations is None:
         return {}
-    index = reader.index
-    number_of = {PurePosixPath(path).stem: number for number, path in enumerate(index.paths)}
-    listed = truths.read_annotations(config.annotations)
-    here = [dataclasses.replace(video, num_frames=None) for video in listed if video.stem in number_of]
-    if not here:
-        raise UserError(f"{config.annotations} names none of the videos of {config.shards}; is it the file for these?")
-    lengths = {stem: int(index.videos[number]["num_frames"]) for stem, number in number_of.items()}
-    found = truths.make_annotations(here, num_frames=lengths)
-    return {number_of[video.stem]: video for video in found.videos}
+    known = read_truth(config.annotations, reader)
+    return {number: known[path] for number, path in enumerate(reader.index.paths) if path in known}
 
 
 def _detected_crimes(

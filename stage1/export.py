@@ -20,6 +20,7 @@ from stage1.checkpoint import Checkpoint, load_checkpoint
 from stage1.reader import ClipReader
 from vidshard import atomic, manifest, shard_format
 from vidshard.errors import UserError
+from vidshard.storage import Location
 
 FORMATS = ("onnx",)
 TOLERANCE = 1e-4
@@ -69,7 +70,7 @@ class WholeModel(nn.Module):
 
 
 def export(
-    checkpoint_path: Path, out: Path, *, shards: Path | None = None, num_checked: int = NUM_CHECKED
+    checkpoint_path: Path, out: Path, *, shards: Location | None = None, num_checked: int = NUM_CHECKED
 ) -> ExportReport:
     """Write `out`, once onnxruntime gave the same as the checkpoint with it.
 
@@ -113,7 +114,7 @@ def _onnxruntime() -> Any:
     return onnxruntime
 
 
-def _clips_to_check(checkpoint: Checkpoint, shards: Path | None, count: int) -> npt.NDArray[np.uint8]:
+def _clips_to_check(checkpoint: Checkpoint, shards: Location | None, count: int) -> npt.NDArray[np.uint8]:
     shape = checkpoint.shape
     if shards is None:
         return np.random.default_rng(0).integers(0, 256, (min(count, NUM_CHECKED), *shape.thwc), np.uint8)

@@ -23,6 +23,7 @@ from stage1.sample_plan import Rows
 from stage1.transforms import ClipTransform, TransformConfig
 from vidshard import atomic, console, manifest, shard_format
 from vidshard.errors import FormatError, UserError
+from vidshard.storage import Location
 
 SCHEMA_VERSION = 1
 SUMMARY_NAME, PLAN_NAME = "features.json", "plan.json"
@@ -35,7 +36,7 @@ Extract = Callable[[torch.Tensor], torch.Tensor]  # uint8 (B, T, H, W, 3) on the
 class FeaturesConfig:
     """One run: features of the clips of `shards` by a checkpoint, or by a backbone."""
 
-    shards: Path
+    shards: Location
     out: Path
     checkpoint: Path | None = None
     backbone: str | None = None  # a name of torchvision, or a file of torch.export

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path, PurePosixPath
 
 from stage1.annotations import VideoTruth, make_annotations, read_annotations
@@ -13,7 +14,7 @@ def read_truth(path: Path, reader: ClipReader) -> dict[str, VideoTruth]:
     """Path of the video below SOURCE → what is true of it, for the videos that the file speaks of.
 
     `path`: temporal annotations in UCF-Crime's form, matched by file stem. Raises UserError when the file cannot be
-    read, tells of none of the videos, or a name means two of them.
+    read, tells of none of the videos, or a name means two of them. The number of frames is that of the shards.
     """
     paths = reader.index.paths
     video_of_stem: dict[str, int] = {}
@@ -24,7 +25,9 @@ def read_truth(path: Path, reader: ClipReader) -> dict[str, VideoTruth]:
                 f"--annotations {path}: {PurePosixPath(source).stem} may be {paths[other]} or {source}; build the two "
                 "into shard sets of their own"
             )
-    listed = [video for video in read_annotations(path) if video.stem in video_of_stem]
+    listed = [
+        dataclasses.replace(video, num_frames=None) for video in read_annotations(path) if video.stem in video_of_stem
+    ]
     if not listed:
         raise UserError(f"--annotations {path} names none of the {len(paths):,} videos; is it the file for these?")
     lengths = {stem: int(reader.index.videos["num_frames"][video]) for stem, video in video_of_stem.items()}

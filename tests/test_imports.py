@@ -334,9 +334,11 @@ ALLOWED: dict[str, set[str]] = {
         "stage1.frame_metrics",
         "stage1.metrics",
         "stage1.shortcut_baselines",
+        "stage1.truth",
         "vidshard.atomic",
         "vidshard.console",
         "vidshard.errors",
+        "vidshard.storage",
     },
     "stage1.evaluate_scores": {
         "stage1.annotations",
@@ -357,6 +359,7 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.errors",
         "vidshard.manifest",
         "vidshard.shard_format",
+        "vidshard.storage",
     },
     "stage1.extract": {
         "stage1.attention_data",
@@ -386,6 +389,7 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.errors",
         "vidshard.manifest",
         "vidshard.shard_format",
+        "vidshard.storage",
     },
     "stage1.explain": {
         "stage1.annotations",
@@ -397,10 +401,12 @@ ALLOWED: dict[str, set[str]] = {
         "stage1.files",
         "stage1.metrics",
         "stage1.model",
+        "stage1.truth",
         "vidshard.atomic",
         "vidshard.console",
         "vidshard.errors",
         "vidshard.shard_format",
+        "vidshard.storage",
     },
     "stage1.files": {"vidshard.errors"},
     "stage1.film_strip": {

@@ -124,7 +124,7 @@ def main() -> None:
     "--source-groups",
     type=FILE,
     metavar="FILE",
-    help="Which recording each video is from: CSV or JSON of file, source.",
+    help="Which recording each video is from: CSV or JSON list of file, source.",
 )
 @click.option(
     "--staging",
@@ -257,7 +257,7 @@ def preview(**options: Any) -> None:
     "--source-groups",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="JSON list or CSV of file and source: which videos come from one recording.",
+    help="Which recording each video is from: CSV or JSON list of file, source.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="How groups of equal size are drawn.")
 @click.option("--check", is_flag=True, help="Compare lists: split --check A.txt B.txt …")
