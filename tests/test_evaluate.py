@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -22,6 +25,7 @@ from stage1.reader import ClipReader
 from stage1.train import train
 from stage1.train_config import TrainConfig
 from vidshard.errors import UserError
+from vidshard.storage import Url
 
 SHAPE = (8, 16, 16)
 
@@ -72,6 +76,19 @@ def test_every_level_with_intervals_and_a_picture(run: dict[str, Path], tmp_path
     assert (tmp_path / "evaluation.png").stat().st_size > 20_000
     for text in ("AUC within recording", "no normal video of 10 s", "ECE", "Conventions:"):
         assert text in report.text
+
+
+def test_shards_behind_a_url_are_judged_as_those_in_a_folder(
+    run: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where the cache is
+    url = Url(f"memory://{uuid.uuid4().hex}")
+    fsspec.filesystem("memory").put(f"{run['test']}/", f"{url}/", recursive=True)
+    here = evaluate(config(run, tmp_path / "here", train_shards=run["train"])).fields
+    there = evaluate(config(run, tmp_path / "there", train_shards=run["train"], shards=url)).fields
+    assert there["levels"] == here["levels"]
+    assert there["baselines"] == here["baselines"]
+    assert there["shards"] == {**here["shards"], "path": str(url)}
 
 
 def test_the_threshold_for_a_target_is_stored_and_infer_uses_it(run: dict[str, Path], tmp_path: Path) -> None:
