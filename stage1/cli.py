@@ -10,12 +10,12 @@ from click.core import ParameterSource
 
 from stage1 import files
 from vidshard import __version__
-from vidshard.console import EXIT_OK, EXIT_STOPPED, ExitCodeGroup
+from vidshard.console import EXIT_OK, EXIT_STOPPED, LOCAL_PATH, ExitCodeGroup
 from vidshard.storage import location
 
 CACHE_DIR = click.option(
     "--cache-dir",
-    type=click.Path(path_type=Path),
+    type=LOCAL_PATH,
     help="Keeps shards of s3://, gs:// and https://.  [default: in the folder for temporary files]",
 )
 CACHE_GB = click.option(
@@ -24,7 +24,7 @@ CACHE_GB = click.option(
 
 CHECKPOINT = click.option(
     "--checkpoint",
-    type=click.Path(path_type=Path),
+    type=LOCAL_PATH,
     default=files.DEFAULT_CHECKPOINT,
     show_default=True,
     help="The trained model.",
@@ -33,13 +33,13 @@ DEVICE = click.option("--device", default="auto", show_default=True, help="auto,
 BATCH_SIZE = click.option("--batch-size", type=int, default=8, show_default=True, help="Clips scored at once.")
 ANNOTATIONS = click.option(
     "--annotations",
-    type=click.Path(path_type=Path),
+    type=LOCAL_PATH,
     help="Where the true events are: lines of name, class, first and last frame, as UCF-Crime writes them.",
 )
 CONFIG = click.option(
     "--config",
     "config_path",
-    type=click.Path(path_type=Path),
+    type=LOCAL_PATH,
     help="TOML file of training options, such as a run.toml.",
 )
 
@@ -60,9 +60,7 @@ def main() -> None:
     help="Shards to train on: a path or a URL, as every PLACE.",
 )
 @click.option("--val-shards", type=location, metavar="PLACE", help="Shards to validate on; the best epoch is kept.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=files.DEFAULT_RUN, show_default=True, help="Output folder."
-)
+@click.option("--out", type=LOCAL_PATH, default=files.DEFAULT_RUN, show_default=True, help="Output folder.")
 @click.option("--epochs", type=int, default=5, show_default=True, help="Passes over the training clips.")
 @click.option("--batch-size", type=int, default=8, show_default=True, help="Of each process.")
 @click.option("--accumulate", type=int, default=1, show_default=True, help="Batches of each process that make a step.")
@@ -91,9 +89,7 @@ def main() -> None:
     show_default=True,
     help="Share of the videos held out where there is no --val-shards; 0 turns it off.",
 )
-@click.option(
-    "--marks", type=click.Path(path_type=Path), help="CSV exported from a report: what a reviewer said of clips."
-)
+@click.option("--marks", type=LOCAL_PATH, help="CSV exported from a report: what a reviewer said of clips.")
 @click.option(
     "--marks-as",
     type=click.Choice(["labels", "exclusions"]),
@@ -186,7 +182,7 @@ def main() -> None:
 @click.option(
     "--config",
     "config_path",
-    type=click.Path(path_type=Path),
+    type=LOCAL_PATH,
     help="TOML file of options, such as the run.toml of a run; options given beside it win.",
 )
 @click.option(
@@ -248,9 +244,7 @@ def train(
 @click.option("--videos", multiple=True, metavar="PATH…", help="MP4s instead of shards: files, folders or globs.")
 @click.argument("more_videos", nargs=-1, metavar="")
 @CHECKPOINT
-@click.option(
-    "--out", type=click.Path(path_type=Path), default="stage1_output", show_default=True, help="Output folder."
-)
+@click.option("--out", type=LOCAL_PATH, default="stage1_output", show_default=True, help="Output folder.")
 @click.option("--threshold", type=float, help="Detect clips with at least this P(crime).  [default: the checkpoint's]")
 @BATCH_SIZE
 @DEVICE
@@ -279,7 +273,7 @@ def train(
 @click.option("--workers", type=int, help="Processes that decode, with --videos.")
 @CACHE_DIR
 @CACHE_GB
-@click.option("--video-root", type=click.Path(path_type=Path), help="Where the videos are now, if they were moved.")
+@click.option("--video-root", type=LOCAL_PATH, help="Where the videos are now, if they were moved.")
 @click.option("--allow-sampling-mismatch", is_flag=True, help="Score clips sampled unlike the training clips.")
 def infer(more_videos: tuple[str, ...], videos: tuple[str, ...], **options: Any) -> int:
     """Score every clip; write the detections and where the model looked.
@@ -320,7 +314,7 @@ def infer(more_videos: tuple[str, ...], videos: tuple[str, ...], **options: Any)
     help="Trained on and held out by turns; may be repeated.",
 )
 @click.option("--test-shards", type=location, metavar="PLACE", help="Also score these, trained on all of --shards.")
-@click.option("--out", type=click.Path(path_type=Path), default="crossval", show_default=True, help="Output folder.")
+@click.option("--out", type=LOCAL_PATH, default="crossval", show_default=True, help="Output folder.")
 @click.option(
     "--folds", type=int, default=5, show_default=True, help="Parts, each of whole recordings, held out by turns."
 )
@@ -371,7 +365,7 @@ def crossval(
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=LOCAL_PATH,
     default="augmentation.png",
     show_default=True,
     help="The picture to write.",
@@ -390,7 +384,7 @@ def preview_augment(shards: Any, out: Path, seed: int, config_path: Path | None,
 
 
 @main.command()
-@click.argument("folder", metavar="[DIR]", type=click.Path(path_type=Path), default="stage1_output")
+@click.argument("folder", metavar="[DIR]", type=LOCAL_PATH, default="stage1_output")
 def visualize(folder: Path) -> None:
     """Draw the strongest detections in DIR (stage1_output): frames, and the attention under them."""
     from stage1.film_strip import visualize
@@ -419,21 +413,19 @@ def visualize(folder: Path) -> None:
 @ANNOTATIONS
 @click.option(
     "--scores",
-    type=click.Path(path_type=Path),
+    type=LOCAL_PATH,
     help="Instead of a checkpoint, anybody's scores: a folder of NAME.npy, or a CSV (video, score).",
 )
-@click.option(
-    "--frame-counts", type=click.Path(path_type=Path), help="List of `NAME.mp4 FRAMES`, where --annotations has none."
-)
+@click.option("--frame-counts", type=LOCAL_PATH, help="List of `NAME.mp4 FRAMES`, where --annotations has none.")
 @click.option(
     "--trained-on",
-    type=click.Path(path_type=Path),
+    type=LOCAL_PATH,
     multiple=True,
     help="List of videos that any stage was trained on; refused when it names one of --annotations.",
 )
 @click.option("--snippet-frames", type=int, default=16, show_default=True, help="Frames of one score of --scores.")
 @click.option("--fps", type=float, default=30.0, show_default=True, help="Of the videos, where --scores has seconds.")
-@click.option("--out", type=click.Path(path_type=Path), default="evaluation", show_default=True, help="Output folder.")
+@click.option("--out", type=LOCAL_PATH, default="evaluation", show_default=True, help="Output folder.")
 @BATCH_SIZE
 @DEVICE
 def evaluate(**options: Any) -> None:
@@ -464,8 +456,8 @@ def evaluate(**options: Any) -> None:
 
 @main.command()
 @click.option("--shards", type=location, metavar="PLACE", required=True, help="Clips to describe.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Output folder.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Features: what its classifier sees.")
+@click.option("--out", type=LOCAL_PATH, required=True, help="Output folder.")
+@click.option("--checkpoint", type=LOCAL_PATH, help="Features: what its classifier sees.")
 @click.option("--backbone", metavar="NAME|FILE", help="r3d_18, mc3_18, r2plus1d_18, or a file of torch.export.")
 @click.option("--weights", default="KINETICS400_V1", show_default=True, help="Of a backbone by name: name or file.")
 @ANNOTATIONS
@@ -490,9 +482,7 @@ def features(**options: Any) -> int:
 @click.option(
     "--format", "format_", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="Of the file."
 )
-@click.option(
-    "--out", type=click.Path(path_type=Path), default="stage1.onnx", show_default=True, help="The file to write."
-)
+@click.option("--out", type=LOCAL_PATH, default="stage1.onnx", show_default=True, help="The file to write.")
 @click.option("--shards", type=location, metavar="PLACE", help="Check the file on clips of these, instead of on noise.")
 @click.option("--num-checked", type=int, default=32, show_default=True, help="Clips to check the file on.")
 def export(format_: str, checkpoint: Path, out: Path, shards: Path | None, num_checked: int) -> None:
@@ -503,10 +493,8 @@ def export(format_: str, checkpoint: Path, out: Path, shards: Path | None, num_c
 
 
 @main.command()
-@click.argument("folder", metavar="[DIR]", type=click.Path(path_type=Path), default="stage1_output")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default="stage2_frames", show_default=True, help="Output folder."
-)
+@click.argument("folder", metavar="[DIR]", type=LOCAL_PATH, default="stage1_output")
+@click.option("--out", type=LOCAL_PATH, default="stage2_frames", show_default=True, help="Output folder.")
 @click.option("--top-k", type=int, default=5, show_default=True, help="Frames of each detection, by attention.")
 @click.option(
     "--frames-from",
@@ -516,10 +504,8 @@ def export(format_: str, checkpoint: Path, out: Path, shards: Path | None, num_c
     help="video: at the resolution of the source, which must lie where it was.",
 )
 @click.option("--frame-size", type=int, help="Of the frames in the shards.  [default: that of the clips]")
-@click.option(
-    "--stage2-list", "stage2_lists", type=click.Path(path_type=Path), multiple=True, help="Official fold of stage 2."
-)
-@click.option("--test-list", type=click.Path(path_type=Path), help="Videos that stage 1 is tested on.")
+@click.option("--stage2-list", "stage2_lists", type=LOCAL_PATH, multiple=True, help="Official fold of stage 2.")
+@click.option("--test-list", type=LOCAL_PATH, help="Videos that stage 1 is tested on.")
 @click.option("--for-looking", is_flag=True, help="Also of data that nobody should train on; writes no shards.")
 def extract(**options: Any) -> int:
     """Write the most attended frames of each detection in DIR (stage1_output): pictures, and shards for stage 2.
@@ -543,7 +529,7 @@ def extract(**options: Any) -> int:
 @ANNOTATIONS
 @click.option("--max-clips", type=int, default=40, show_default=True, help="Detected crimes to explain.")
 @click.option("--random-sets", type=int, default=4, show_default=True, help="Matched random frames, for each set.")
-@click.option("--out", type=click.Path(path_type=Path), default="explanation", show_default=True, help="Output folder.")
+@click.option("--out", type=LOCAL_PATH, default="explanation", show_default=True, help="Output folder.")
 @BATCH_SIZE
 @DEVICE
 def explain(**options: Any) -> None:
@@ -554,12 +540,10 @@ def explain(**options: Any) -> None:
 
 
 @main.command()
-@click.argument("folder", metavar="[DIR]", type=click.Path(path_type=Path), default="stage1_output")
-@click.option("--out", type=click.Path(path_type=Path), help="The page to write.  [default: DIR/report.html]")
+@click.argument("folder", metavar="[DIR]", type=LOCAL_PATH, default="stage1_output")
+@click.option("--out", type=LOCAL_PATH, help="The page to write.  [default: DIR/report.html]")
 @click.option("--max-items", type=int, default=1000, show_default=True, help="Detections and misses, strongest first.")
-@click.option(
-    "--evaluation", type=click.Path(path_type=Path), help="Folder that stage1 evaluate wrote about the same shards."
-)
+@click.option("--evaluation", type=LOCAL_PATH, help="Folder that stage1 evaluate wrote about the same shards.")
 def report(folder: Path, out: Path | None, max_items: int, evaluation: Path | None) -> None:
     """Show the run in DIR (stage1_output) as one HTML page that needs nothing else."""
     from stage1.report import ReportConfig, write_report

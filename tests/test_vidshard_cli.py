@@ -229,3 +229,10 @@ def test_an_unknown_option_is_exit_code_1() -> None:
 def test_inspect_of_what_is_no_shard_folder(tmp_path: Path) -> None:
     check_error(run("inspect", tmp_path / "nowhere"), "no shard folder", "vidshard build")
     check_error(run("inspect", tmp_path), "has no manifest.json")
+
+
+@pytest.mark.parametrize("command", [["preview"], ["finalize"], ["split", "--out", "lists"], ["build", "--staging"]])
+def test_a_url_is_no_path_on_a_disk(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_error(run(*command, "s3://bucket/Train"), "is a URL, expected a path on a disk")
+    assert not list(tmp_path.iterdir())

@@ -10,11 +10,10 @@ from typing import Any
 import click
 
 from vidshard import __version__
-from vidshard.console import EXIT_ERROR, EXIT_OK, EXIT_PARTLY_FAILED, ExitCodeGroup
+from vidshard.console import EXIT_ERROR, EXIT_OK, EXIT_PARTLY_FAILED, LOCAL_PATH, ExitCodeGroup
 from vidshard.storage import Location, location
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-FILE = click.Path(path_type=Path)
 MORE_OPTIONS = (
     "frame_step",
     "fps",
@@ -92,7 +91,9 @@ def main() -> None:
 @click.option("--yes", is_flag=True, help="The table class → label is right, however odd.")
 @click.option("--frame-step", type=int, default=1, show_default=True, help="dense: take every n-th frame.")
 @click.option("--fps", type=float, help="dense, annotated: frames lie 1/fps seconds apart, at any frame rate.")
-@click.option("--annotations", type=FILE, metavar="FILE", help="annotated: lines of name, class, first and last frame.")
+@click.option(
+    "--annotations", type=LOCAL_PATH, metavar="FILE", help="annotated: lines of name, class, first and last frame."
+)
 @click.option(
     "--resize",
     type=click.Choice(["squash", "crop", "letterbox"]),
@@ -119,16 +120,18 @@ def main() -> None:
 @click.option("--full-check", is_flag=True, help="Decode every frame of a video before, not only those of its clips.")
 @click.option("--allow-damaged", is_flag=True, help="--full-check, but keep what is damaged and flag its clips.")
 @click.option("--dry-run", is_flag=True, help="Tell videos, hours, clips, bytes and time; write nothing.")
-@click.option("--split-list", type=FILE, metavar="FILE", help="Build only the videos in it, such as Anomaly_Train.txt.")
+@click.option(
+    "--split-list", type=LOCAL_PATH, metavar="FILE", help="Build only the videos in it, such as Anomaly_Train.txt."
+)
 @click.option(
     "--source-groups",
-    type=FILE,
+    type=LOCAL_PATH,
     metavar="FILE",
     help="Which recording each video is from: CSV or JSON list of file, source.",
 )
 @click.option(
     "--staging",
-    type=click.Path(path_type=Path),
+    type=LOCAL_PATH,
     help="With --out URL: the local folder where it is built.  [default: shards.staging/<name of URL>]",
 )
 @click.option("--retry-failed", is_flag=True, help="Try the videos again that failed, and only those.")
@@ -194,7 +197,7 @@ def build(
 
 
 @main.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=LOCAL_PATH)
 def finalize(folder: Path) -> int:
     """Make one set of the shards that the tasks of an array built in DIR, and check that all is there.
 
@@ -238,8 +241,8 @@ def verify(folder: Location, deep: bool, as_json: bool) -> int:
 
 
 @main.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="The page.  [default: preview.html in DIR.log/]")
+@click.argument("folder", metavar="DIR", type=LOCAL_PATH)
+@click.option("--out", type=LOCAL_PATH, help="The page.  [default: preview.html in DIR.log/]")
 @click.option("--clips-per-class", type=int, default=24, show_default=True, help="Thumbnails of a class.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Which clips are drawn.")
 def preview(**options: Any) -> None:
@@ -250,12 +253,12 @@ def preview(**options: Any) -> None:
 
 
 @main.command()
-@click.argument("sources", metavar="SOURCE|DIR", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for Train.txt, Validation.txt and Test.txt.")
+@click.argument("sources", metavar="SOURCE|DIR", nargs=-1, required=True, type=LOCAL_PATH)
+@click.option("--out", type=LOCAL_PATH, help="Folder for Train.txt, Validation.txt and Test.txt.")
 @click.option("--fractions", default="0.7,0.1,0.2", show_default=True, help="Shares of Train, Validation, Test.")
 @click.option(
     "--source-groups",
-    type=click.Path(path_type=Path),
+    type=LOCAL_PATH,
     metavar="FILE",
     help="Which recording each video is from: CSV or JSON list of file, source.",
 )

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import errno
 import io
+import re
 import sys
 import time
+from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import click
@@ -54,6 +56,22 @@ class ExitCodeGroup(click.Group):
         else:
             sys.exit(code if isinstance(code, int) else EXIT_OK)
         sys.exit(EXIT_ERROR)
+
+
+class LocalPath(click.Path):
+    """A path on a disk. A URL is refused: taken as a path, it would make a folder `s3:`."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", value):
+            what = param.opts[0] if isinstance(param, click.Option) else "the argument"
+            raise UserError(f"{what} is a URL, expected a path on a disk (where URLs may stand: docs/OBJECT_STORES.md)")
+        return super().convert(value, param, ctx)
+
+
+LOCAL_PATH = LocalPath()
 
 
 def _note_of(error: BaseException) -> str:
