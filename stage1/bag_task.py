@@ -95,7 +95,7 @@ def bag_score(log_odds_B: torch.Tensor, aggregator: str) -> torch.Tensor:
     >>> float(bag_score(torch.tensor([-2.0, 3.0, 0.0]), "topk"))
     3.0
     >>> round(float(bag_score(torch.tensor([-2.0, 3.0, 0.0]), "attention")), 2)
-    2.82
+    2.83
     """
     if aggregator == "topk":
         count = max(1, math.ceil(TOP_SHARE * len(log_odds_B) - 1e-9))

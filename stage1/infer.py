@@ -264,6 +264,8 @@ class _Run:
         distributed.check_agreement({})  # wait until the journal is ready
         self.journal.load()
         done = self.plan.num_batches - len(self.journal.missing)
+        # Ranks share out what is missing: none may add to the journal before all have read it.
+        distributed.check_agreement({"batches on disk": done})
         if is_first and done:
             print(f"Resumed: {done:,} of {self.plan.num_batches:,} batches were scored before")
         score(self.reader, self.plan, self.journal, self.scoring)
