@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from stage1 import files, metrics
 from stage1.checkpoint import load_checkpoint
-from stage1.dataloader import ClipLoader, ClipReader, JoinedReader
+from stage1.dataloader import ClipReader, JoinedReader
 from stage1.device import choose_device
 from stage1.infer import Fold, InferConfig, infer_out_of_fold
 from stage1.sample_plan import Rows
+from stage1.scoring import crime_probabilities
 from stage1.train import train
 from stage1.train_config import TrainConfig
 from stage1.train_data import TrainData
@@ -286,18 +286,11 @@ def run_split(config: CrossvalConfig, split: Split, clips: Clips, held: Clips) -
     return scores
 
 
-@torch.no_grad()
 def score_clips(checkpoint_path: Path, reader: JoinedReader, rows: Rows, config: TrainConfig) -> Scores:
     """What the model of a checkpoint says of the clips of `rows`."""
-    device = choose_device(config.device)
-    checkpoint = load_checkpoint(checkpoint_path)
-    model, transform = checkpoint.build_model().to(device), checkpoint.build_transform()
-    loader = ClipLoader(reader, rows=rows, batch_size=config.batch_size, shuffle=False, device=device)
-    confidences = []
-    for batch in loader:
-        logits_BK, _ = model(transform(batch.clips))
-        confidences.append(logits_BK.double().softmax(1)[:, 1].cpu())
-    return Scores(rows=rows, confidences=torch.cat(confidences).numpy())
+    checkpoint, device = load_checkpoint(checkpoint_path), choose_device(config.device)
+    confidences = crime_probabilities(checkpoint, reader, rows, batch_size=config.batch_size, device=device)
+    return Scores(rows=rows, confidences=confidences)
 
 
 # --- the result ---------------------------------------------------------------------------------------------------

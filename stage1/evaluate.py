@@ -13,17 +13,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from stage1 import annotations as truths
 from stage1 import calibration, evaluation_plots, files, frame_metrics, metrics, shortcut_baselines
 from stage1.calibration import Calibration, Target
 from stage1.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from stage1.dataloader import ClipLoader, ClipReader
-from stage1.device import choose_device, cuda_memory_errors
+from stage1.dataloader import ClipReader
+from stage1.device import choose_device
 from stage1.events import Event, EventConfig, VideoClips, find_events
 from stage1.frame_metrics import FrameMetrics, ScoredVideo
 from stage1.metrics import Array, Interval
+from stage1.scoring import crime_probabilities
 from stage1.truth import read_truth
 from vidshard import atomic, console
 from vidshard.errors import UserError
@@ -189,29 +189,18 @@ def score_clips(reader: ClipReader, checkpoint: Checkpoint, config: EvaluateConf
     if not len(rows):
         raise UserError(f"no clip of {reader.shard_set.folder} has a label, expected normal or crime: nothing to judge")
     device = choose_device(config.device)
-    transform, model = checkpoint.build_transform(), checkpoint.build_model().to(device)
-    loader = ClipLoader(reader, rows=rows, batch_size=config.batch_size, shuffle=False, device=device)
-    scores: list[float] = []
-    with (
-        console.Progress("Scoring", total=len(rows), unit="clip") as progress,
-        cuda_memory_errors(config.batch_size),
-        torch.inference_mode(),
-    ):
-        for batch in loader:
-            logits_BK, _ = model(transform(batch.clips.to(device)))
-            known = (batch.indices >= 0).cpu().numpy()
-            scores += logits_BK.double().softmax(1)[:, 1].cpu().numpy()[known].tolist()
-            progress.advance(int(known.sum()))
+    with console.Progress("Scoring", total=len(rows), unit="clip") as progress:
+        scores = crime_probabilities(
+            checkpoint, reader, rows, batch_size=config.batch_size, device=device, advance=progress.advance
+        )
     times = np.array([_times(reader, row) for row in rows.tolist()], np.float64)
-    if not np.isfinite(scores).all():
-        raise UserError("the model gives values that are not numbers: the checkpoint is unusable; train it again")
     order = np.lexsort((times[:, 0], reader.videos[rows]))
     return ScoredClips(
         reader=reader,
         rows=rows[order],
         labels=reader.labels[rows][order],
         videos=reader.videos[rows][order].astype(np.int64),
-        scores=np.array(scores)[order],
+        scores=scores[order],
         first_frames=times[order, 0].astype(np.int64),
         last_frames=times[order, 1].astype(np.int64),
         seconds=times[order, 2:],

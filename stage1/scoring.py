@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
@@ -24,6 +24,7 @@ from stage1.checkpoint import Checkpoint
 from stage1.dataloader import Batch, ClipLoader, ClipReader
 from stage1.device import cuda_memory_errors
 from stage1.model import Stage1Model
+from stage1.reader import ClipSource
 from stage1.sample_plan import Rows
 from stage1.score_journal import ScoredBatch, ScoreJournal, score_row
 from stage1.transforms import ClipTransform
@@ -210,6 +211,34 @@ def _score_batch(
     if not (np.isfinite(scores["confidence"][sound]).all() and np.isfinite(scores["attention"][sound]).all()):
         raise UserError("the model gives values that are not numbers: the checkpoint is unusable; train it again")
     return ScoredBatch(rows=scores, reasons=reasons)
+
+
+@torch.inference_mode()
+def crime_probabilities(
+    checkpoint: Checkpoint,
+    reader: ClipSource,
+    rows: Rows,
+    *,
+    batch_size: int,
+    device: torch.device,
+    advance: Callable[[int], None] = lambda num_clips: None,
+) -> npt.NDArray[np.float64]:
+    """P(crime), not calibrated, of the clips of `rows` in their order, [N]: in this process, batch by batch.
+
+    Raises FormatError on a clip that is damaged, UserError where the model gives no numbers or memory is too small.
+    """
+    transform, model = checkpoint.build_transform(), checkpoint.build_model().to(device)
+    loader = ClipLoader(reader, rows=rows, batch_size=batch_size, shuffle=False, device=device)
+    scores = []
+    with cuda_memory_errors(batch_size):
+        for batch in loader:
+            logits_BK, _ = model(transform(batch.clips.to(device)))
+            scores.append(logits_BK.double().softmax(1)[:, shard_format.CRIME_LABEL].cpu().numpy())
+            advance(len(logits_BK))
+    probabilities = np.concatenate(scores)
+    if not np.isfinite(probabilities).all():
+        raise UserError("the model gives values that are not numbers: the checkpoint is unusable; train it again")
+    return probabilities
 
 
 def attention_of_frames(model: Stage1Model, attention_BT: torch.Tensor, num_frames: int) -> npt.NDArray[np.float32]:
