@@ -343,7 +343,8 @@ from stage1 import cli, train
 step = train.train_step
 def slow_step(run, batches, epoch):
     asked = step(run, batches, epoch)
-    print("STEP", run.step, flush=True)
+    sys.stdout.write(f"STEP {run.step}\\n")  # in one piece, though output is not buffered: ranks share the pipe
+    sys.stdout.flush()
     time.sleep(0.05)
     return asked
 train.train_step = slow_step
