@@ -87,6 +87,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=SECTIONS, choices=SECTIONS, help="measure these (default: all)")
     parser.add_argument("--quick", action="store_true", help="small and few: to see that it runs, not for figures")
     parser.add_argument("--alternations", type=int, help="turns of every measurement (default: 5)")
+    parser.add_argument("--build-videos", type=int, help="of a minute, for whole builds (default: 8)")
     parser.add_argument("--decoders", nargs="+", default=DECODERS, choices=DECODERS)
     parser.add_argument("--ffmpeg", default=shutil.which("ffmpeg"), help="binary for the floor (default: on PATH)")
     parser.add_argument("--video2dataset", default=sys.executable, metavar="PYTHON")
@@ -94,7 +95,7 @@ def parse_options() -> argparse.Namespace:
     options.alternations = options.alternations or (1 if options.quick else 5)
     options.num_short = 4 if options.quick else 24
     options.long_seconds = 20 if options.quick else 240
-    options.num_build_videos = 2 if options.quick else 8
+    options.num_build_videos = options.build_videos or (2 if options.quick else 8)
     options.very_long_minutes = 2 if options.quick else 30
     return options
 
