@@ -26,7 +26,7 @@ from stage1.checkpoint import load_checkpoint
 from stage1.detections import Detection, OutputFiles, read_anomalies
 from stage1.film_strip import shown_positions, time_texts
 from stage1.reader import ClipReader
-from vidshard import atomic, shard_format, storage
+from vidshard import atomic, console, shard_format, storage
 from vidshard.errors import FormatError, UserError
 
 MAX_IMAGE_BYTES = 40 * 2**20  # of all pictures, so that the page stays below 60 MB when they are written as text
@@ -329,7 +329,7 @@ def _video(row: int, video: Mapping[str, Any]) -> dict[str, Any]:
         "source": video["source"],
         "class": video["class"],
         "duration": max(video["duration_seconds"], 1e-3),
-        "length": _clock(video["duration_seconds"]),
+        "length": console.time_text(video["duration_seconds"]),
         "highest": max(known, default=None),
         "scores": thinned(scores, MAX_POINTS),
         "events": [{**_span(event), "text": _span_text("found", event)} for event in video["events"]],
@@ -344,7 +344,7 @@ def _span(event: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _span_text(kind: str, event: Mapping[str, Any]) -> str:
-    text = f"{kind} event from {_clock(event['start_seconds'])} to {_clock(event['end_seconds'])}"
+    text = f"{kind} event from {console.time_text(event['start_seconds'])} to {console.time_text(event['end_seconds'])}"
     return f"{text}, peak {event['peak_confidence']:.1%}" if "peak_confidence" in event else text
 
 
@@ -359,19 +359,6 @@ def thinned(scores: Sequence[float | None], count: int) -> list[float | None]:
     edges = [len(scores) * i // count for i in range(count + 1)]
     stretches = (scores[a:b] for a, b in itertools.pairwise(edges))
     return [max((score for score in stretch if score is not None), default=None) for stretch in stretches]
-
-
-def _clock(seconds: float) -> str:
-    """Seconds as minutes and seconds.
-
-    >>> _clock(7.26), _clock(62), _clock(3725)
-    ('0:07.3', '1:02', '1:02:05')
-    """
-    if seconds < 60:
-        return f"0:{seconds:04.1f}"
-    minutes, left = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{left:02d}" if hours else f"{minutes}:{left:02d}"
 
 
 def _videos_note(events: Mapping[str, Any]) -> str:

@@ -155,6 +155,7 @@ ALLOWED: dict[str, set[str]] = {
     "vidshard.preview": {
         "vidshard.atomic",
         "vidshard.clips",
+        "vidshard.console",
         "vidshard.errors",
         "vidshard.inspect_shards",
         "vidshard.manifest",
@@ -471,6 +472,7 @@ ALLOWED: dict[str, set[str]] = {
         "stage1.metrics",
         "stage1.reader",
         "vidshard.atomic",
+        "vidshard.console",
         "vidshard.errors",
         "vidshard.shard_format",
         "vidshard.storage",

@@ -134,3 +134,16 @@ class Progress:
         plural = "" if self.total == 1 else "s"
         line = f"{self.title}: {self.done}/{self.total} {self.unit}{plural}, {seconds:.0f} s{left}{note}"
         print(line, file=self.stream, flush=True)
+
+
+def time_text(seconds: float) -> str:
+    """Seconds as people read them.
+
+    >>> time_text(7.25), time_text(62), time_text(3725)
+    ('7.2 s', '1:02', '1:02:05')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, left = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{left:02d}" if hours else f"{minutes}:{left:02d}"

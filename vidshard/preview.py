@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vidshard import atomic, manifest, shard_format
+from vidshard import atomic, console, manifest, shard_format
 from vidshard.clips import load_cv2
 from vidshard.errors import FormatError, UserError
 from vidshard.inspect_shards import inspect_shards
@@ -159,8 +159,10 @@ def _thumbnail(shards: ShardSet, row: int) -> Thumbnail:
     middle = len(clip) // 2
     seconds = record.timestamps_seconds[middle]
     flags = f" · {', '.join(record.flags)}" if record.flags else ""
-    about = f"{path}\nframe {record.frame_indices[middle]:,} of {record.num_frames:,}, {_time(seconds)}{flags}"
-    caption = f"{Path(path).stem} · {_time(seconds)}"
+    about = (
+        f"{path}\nframe {record.frame_indices[middle]:,} of {record.num_frames:,}, {console.time_text(seconds)}{flags}"
+    )
+    caption = f"{Path(path).stem} · {console.time_text(seconds)}"
     return Thumbnail(key=key, caption=caption, title=f"{key}\n{about}", image=_data_uri(clip[middle]))
 
 
@@ -169,19 +171,6 @@ def _data_uri(frame: npt.NDArray[np.uint8]) -> str:
     done, data = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     assert done, f"OpenCV encodes no JPEG of shape {frame.shape}"
     return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode("ascii")
-
-
-def _time(seconds: float) -> str:
-    """Seconds as people read them.
-
-    >>> _time(7.25), _time(62), _time(3725)
-    ('7.2 s', '1:02', '1:02:05')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, left = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{left:02d}" if hours else f"{minutes}:{left:02d}"
 
 
 # ---- histograms
