@@ -164,6 +164,21 @@ def test_workers_that_cannot_start_raise_instead_of_starting_for_ever(tmp_path: 
     assert "call it under `if __name__ == '__main__':`" in shown.stderr
 
 
+@needs_signals
+def test_no_process_is_left_when_the_parent_has_ended() -> None:
+    """Not Python's resource tracker either, which by itself only begins to end then."""
+    script = (
+        "from vidshard.supervisor import *\n"
+        "with Supervisor(SupervisorConfig(workers=2)) as supervisor:\n"
+        "    print(list(supervisor.run(len, [Task(argument='ab', timeout_seconds=60)] * 2))[0].value)\n"
+    )
+    command = [sys.executable, "-c", script]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert parent.communicate(timeout=60)[0] == "2\n"
+    with pytest.raises(ProcessLookupError):
+        os.killpg(parent.pid, 0)
+
+
 ORPHANS = """
 import os, sys, time
 sys.path[:0] = [{tests!r}]

@@ -20,6 +20,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from multiprocessing import util
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -31,6 +32,8 @@ _POLL_SECONDS = 0.2  # how often the memory of the children is looked at
 _START_SECONDS = 120.0  # a child that is not up by then never will be
 _MAX_FAILED_STARTS = 3
 _PR_SET_PDEATHSIG = 1
+_TRACKER_SECONDS = 1.0  # what Python's resource tracker has to end in
+_LAST = -1000  # of what `multiprocessing` does at the end: some of the rest talks to the tracker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +228,7 @@ class _Child:
         self.process: BaseProcess = context.Process(
             target=_child_main, args=(theirs, os.getpid(), config), name="vidshard-worker", daemon=True
         )
+        _start_resource_tracker()  # before the block: it would let SIGINT through again
         with _interrupt_blocked():
             self.process.start()
         theirs.close()
@@ -314,6 +318,37 @@ def _interrupt_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_resource_tracker() -> None:
+    """Start the process that Python starts beside every spawned child, to end it before this process ends.
+
+    It cleans up shared memory, of which there is none here, and sees that its parent is gone only when it is: it would
+    outlive a build by what a Python takes to end, and by seconds on a machine with other things to do. Newer
+    Pythons wait for it. One that another library has started already is left alone.
+    """
+    if os.name != "posix":
+        return
+    from multiprocessing import resource_tracker
+
+    tracker: Any = resource_tracker._resource_tracker
+    if tracker._fd is None:
+        tracker.ensure_running()
+        util.Finalize(None, _end_resource_tracker, args=(tracker,), exitpriority=_LAST)
+
+
+def _end_resource_tracker(tracker: Any) -> None:
+    descriptor, pid = tracker._fd, tracker._pid
+    if descriptor is None or pid is None:
+        return
+    tracker._fd = tracker._pid = None
+    os.close(descriptor)  # it ends when nobody holds the other end of its pipe
+    deadline = time.monotonic() + _TRACKER_SECONDS
+    with contextlib.suppress(ChildProcessError):  # somebody else waited for it
+        while os.waitpid(pid, os.WNOHANG) == (0, 0):
+            if time.monotonic() > deadline:  # a child holds it that even SIGKILL does not end, on a disk that hangs
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.002)
 
 
 def _signal_name(number: int) -> str:

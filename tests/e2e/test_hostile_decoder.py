@@ -83,9 +83,6 @@ def test_everything_else_is_built_and_the_ledger_names_the_cause(library: str, f
 
     assert build.returncode == 2, said
     assert time.monotonic() - start < 60
-    deadline = time.monotonic() + 3  # Python's own resource tracker ends a moment after its parent
-    while living(build.pid) and time.monotonic() < deadline:
-        time.sleep(0.02)
     assert living(build.pid) == []
     about = open_shards(tmp_path / "out").manifest
     assert {f.path: f.reason for f in about.failures} == {f"Abuse/{name}.mp4": why for name, why in REASONS.items()}
