@@ -122,7 +122,7 @@ def test_a_killed_task_is_submitted_again_and_the_chain_goes_through(cluster: di
     logs = folder / "logs"
     jobs = submit(cluster, folder)
     lock = folder / "shards" / "Train" / ".work" / "tasks" / "task-00002.lock"
-    wait(lock.exists, logs=logs)
+    wait(lambda: lock.exists() and lock.read_text().endswith("}"), logs=logs)
     os.kill(json.loads(lock.read_text())["pid"], signal.SIGKILL)
     ended = wait_for_end(cluster, jobs, logs)
     assert sorted(ended["build"]) == ["COMPLETED"] * 3 + ["FAILED"]
