@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tiny_videos import make_tiny_videos
+from tiny_videos import make_tiny_video, make_tiny_videos
 from vidshard import builder, decoders, packets
 from vidshard.builder import BuildConfig
 from vidshard.decoders import decord_decoder
@@ -41,3 +41,12 @@ def test_a_decord_that_is_not_installed_is_told_once(tmp_path: Path, monkeypatch
     with pytest.raises(VideoError) as caught:
         decord_decoder._load_decord()
     assert caught.value.reason == packets.UNSUPPORTED
+
+
+def test_what_no_asked_decoder_supports_names_the_ones_not_asked(tmp_path: Path) -> None:
+    make_tiny_video(tmp_path / "source/Abuse/a.mp4", 9, size=(64, 64), encoder="libsvtav1")
+    make_tiny_video(tmp_path / "source/NormalVideos/b.mp4", 9)
+    report = builder.build(BuildConfig(source=tmp_path / "source", out=tmp_path / "out", workers=1))
+    (failure,) = report.sets[0].manifest.failures
+    assert failure.reason == packets.UNSUPPORTED
+    assert failure.message.endswith("OpenCV has no decoder for av1; not asked: pyav (--decoder)")

@@ -19,12 +19,15 @@ def make_tiny_videos(root: Path, num_frames: Mapping[str, int], *, size: tuple[i
     return root
 
 
-def make_tiny_video(path: Path, num_frames: int, *, seed: int = 0, size: tuple[int, int] = (64, 48)) -> None:
+def make_tiny_video(
+    path: Path, num_frames: int, *, seed: int = 0, size: tuple[int, int] = (64, 48), encoder: str = "libx264"
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     width, height = size
     ramp = np.add.outer(np.arange(height), np.arange(width))
     with av.open(str(path), "w", format="mp4") as output:
-        stream = output.add_stream("libx264", rate=FPS, options={"g": "8", "preset": "ultrafast"})
+        options = {"g": "8", "preset": "ultrafast" if encoder == "libx264" else "12"}
+        stream = output.add_stream(encoder, rate=FPS, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.thread_count = 1
         for i in range(num_frames):

@@ -143,7 +143,10 @@ def _decode_units(job: DecodeJob, path: Path) -> Decoded | Rejected:
                 return Rejected(reason=error.reason, message=error.message)
     reasons = {error.reason for error in refusals}
     reason = packets.DAMAGED if packets.DAMAGED in reasons else packets.UNSUPPORTED
-    return Rejected(reason=reason, message="; ".join(error.message for error in refusals))
+    message = "; ".join(error.message for error in refusals)
+    if reason == packets.UNSUPPORTED and (others := decoders.others_than(job.decoder)):
+        message += f"; not asked: {', '.join(others)} (--decoder)"
+    return Rejected(reason=reason, message=message)
 
 
 def _decode_with(

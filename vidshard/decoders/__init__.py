@@ -21,6 +21,7 @@ __all__ = [
     "decoder_versions",
     "decoders_for",
     "missing_note",
+    "others_than",
 ]
 
 DECODERS: dict[str, Callable[[], Decoder]] = {
@@ -53,6 +54,16 @@ def decoders_for(choice: str) -> list[Decoder]:
     if choice != AUTO and choice not in DECODERS:
         raise UserError(f"no decoder {choice!r}; choose one of {', '.join((AUTO, *DECODERS))}")
     return [DECODERS[name]() for name in (AUTO_ORDER if choice == AUTO else (choice,))]
+
+
+def others_than(choice: str) -> list[str]:
+    """The names of the decoders that `choice` does not ask.
+
+    >>> others_than("auto")
+    ['pyav']
+    """
+    asked = {decoder.name for decoder in decoders_for(choice)}
+    return [name for name in DECODERS if name not in asked]
 
 
 def decoder_versions() -> dict[str, str]:
