@@ -1,25 +1,27 @@
 #!/usr/bin/env python3
-"""Our default model beside torchvision's 3D ResNets in one run: speed, size, memory; by option, AUC in equal time.
+"""Our model beside torchvision's 3D ResNets in one run: speed, size, memory; by option, AUC in equal time.
 
-    python tools/bench_model.py [--rounds 3] [--steps 2] [--batch-size 4] [--threads 2]
-    python tools/bench_model.py --auc-minutes 20 --shards shards/Train --shards shards/Validation
+    python tools/bench_model.py [--preset default] [--rounds 3] [--steps 2] [--batch-size 4] [--threads 2]
+    python tools/bench_model.py --rounds 0 --auc-minutes 20 --shards shards/Train --shards shards/Validation
 
 Each model is measured in processes of its own (`--rounds` of them, in turns; the median counts), on noise of
 16×112×112. A training step is all that a step of `stage1 train` does: augmentation of uint8 clips, forward, backward,
-AdamW. Ours is measured at 112×112 (the ratios) and with its default training input (a line of its own). torchvision's
-networks are as published, with batch normalisation, and two classes. GFLOPs: forward pass of a clip, a multiplication
-and an addition counted as two, by torch.utils.flop_counter. Peak memory: the largest resident size of the process while
-training.
+AdamW. Ours (that of --preset) is measured at 112×112, which the ratios are of, and with the input it trains on (a line
+of its own). torchvision's networks are as published, with batch normalisation, and two classes. GFLOPs: forward pass
+of a clip, a multiplication and an addition counted as two, by torch.utils.flop_counter. Peak memory: the largest
+resident size of the process while training.
 
 --auc-minutes M: ours and r3d_18 from scratch, M minutes each for each of three folds of whole recordings, warm-up and
 cosine over that time, batch 8 for ours and 4 for r3d_18; AUC of the held-out clips after the last step, pooled.
 
-Last line: JSON {"train_ratio_to": {MODEL: x}, "infer_ratio_to": {MODEL: x}, "params_m": x, "gflops": x}.
+Last line: JSON {"train_ratio_to": {MODEL: x}, "infer_ratio_to": {MODEL: x}, "params_m": x, "gflops": x}; after
+--auc-minutes "auc": {MODEL: x} too; with --rounds 0 that alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import resource
@@ -36,9 +38,10 @@ from torch import nn
 
 from stage1 import backbones
 from stage1.model import Stage1Model
+from stage1.train_config import PRESETS, make_config
 from stage1.transforms import ClipTransform, TransformConfig
 
-OURS, OURS_SMALL_INPUT = "ours", "ours, default training input"
+OURS, OURS_TRAINING = "ours", "ours, its training input"
 SHAPE = (16, 112, 112)
 NUM_FOLDS = 3
 
@@ -49,12 +52,19 @@ def main() -> None:
         print(json.dumps(measure(options.measure, options)))
         return
     torch.set_num_threads(options.threads)
+    results = compare_speed(options) if options.rounds else {}
+    auc = {"auc": compare_auc(options)} if options.auc_minutes else {}
+    print(json.dumps(results | auc))
+
+
+def compare_speed(options: argparse.Namespace) -> dict[str, Any]:
+    """Print the table of all models; return size and ratios of ours."""
     print(
-        f"{'x'.join(map(str, SHAPE))}, batch {options.batch_size}, {options.threads} threads, torch "
-        f"{torch.__version__}, median of {options.rounds} rounds",
+        f"{'x'.join(map(str, SHAPE))}, preset {options.preset}, batch {options.batch_size}, {options.threads} threads, "
+        f"torch {torch.__version__}, median of {options.rounds} rounds",
         flush=True,
     )
-    names = (OURS, OURS_SMALL_INPUT, *backbones.NAMES)
+    names = (OURS, OURS_TRAINING, *backbones.NAMES)
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for _ in range(options.rounds):
         for name in names:
@@ -69,28 +79,23 @@ def main() -> None:
             f"{name:30}{result['train']:9.2f}{result['infer']:9.2f}{result['params_m']:10.2f}{result['gflops']:9.2f}"
             f"{result['peak_mb']:9.0f}"
         )
-    if options.auc_minutes:
-        compare_auc(options)
     ours = results[OURS]
     ratios = {
         kind: {name: round(ours[kind] / results[name][kind], 1) for name in backbones.NAMES}
         for kind in ("train", "infer")
     }
-    print(
-        json.dumps(
-            {
-                "train_ratio_to": ratios["train"],
-                "infer_ratio_to": ratios["infer"],
-                "params_m": round(ours["params_m"], 3),
-                "gflops": round(ours["gflops"], 2),
-            }
-        )
-    )
+    return {
+        "train_ratio_to": ratios["train"],
+        "infer_ratio_to": ratios["infer"],
+        "params_m": round(ours["params_m"], 3),
+        "gflops": round(ours["gflops"], 2),
+    }
 
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="default")
+    parser.add_argument("--rounds", type=int, default=3, help="0: no speed")
     parser.add_argument("--steps", type=int, default=2, help="timed steps a round, after one that is not")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -103,11 +108,12 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-def make_model(name: str) -> tuple[nn.Module, ClipTransform]:
+def make_model(name: str, preset: str) -> tuple[nn.Module, ClipTransform]:
     """A new model and the augmentation it trains with."""
-    if name in (OURS, OURS_SMALL_INPUT):
-        config = TransformConfig(augment=True, **({"train_scale": 1.0} if name == OURS else {}))
-        return Stage1Model(), ClipTransform(config)
+    if name in (OURS, OURS_TRAINING):
+        training = make_config(PRESETS[preset])
+        transform = dataclasses.replace(training.transform, **({"train_scale": 1.0} if name == OURS else {}))
+        return Stage1Model(training.model), ClipTransform(transform)
     from torchvision.models import video
 
     config = TransformConfig(augment=True, train_scale=1.0, mean=backbones.MEAN, std=backbones.STD)
@@ -123,7 +129,7 @@ def logits_of(output: Any) -> torch.Tensor:
 
 def measure_in_process(name: str, options: argparse.Namespace) -> dict[str, float]:
     arguments = ["--measure", name, "--steps", str(options.steps), "--batch-size", str(options.batch_size)]
-    command = [sys.executable, __file__, *arguments, "--threads", str(options.threads)]
+    command = [sys.executable, __file__, *arguments, "--threads", str(options.threads), "--preset", options.preset]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr}")
@@ -137,7 +143,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    model, transform = make_model(name)
+    model, transform = make_model(name, options.preset)
     clips = torch.randint(0, 256, (options.batch_size, *SHAPE, 3), dtype=torch.uint8)
     rows = torch.arange(len(clips))
     labels = rows % 2
@@ -199,8 +205,8 @@ def seconds_a_step(step: Any, count: int) -> float:
 # --- what is learnt in a given time -------------------------------------------------------------------------------
 
 
-def compare_auc(options: argparse.Namespace) -> None:
-    """Print the AUC of ours and of r3d_18 after equal wall-clock."""
+def compare_auc(options: argparse.Namespace) -> dict[str, float | None]:
+    """Print and return the AUC of ours and of r3d_18 after equal wall-clock."""
     from stage1 import metrics
     from stage1.crossval import open_clips, stratified_folds
     from stage1.reader import ClipReader
@@ -210,29 +216,40 @@ def compare_auc(options: argparse.Namespace) -> None:
     clips.reader.read_clips(np.arange(len(pixels)), pixels)
     folds = stratified_folds(clips.labels, clips.groups, folds=NUM_FOLDS, seed=0)
     scores = {}
-    for name, batch_size, lr in ((OURS_SMALL_INPUT, 8, 1e-3), ("r3d_18", 4, 1e-3)):
+    for name, batch_size, lr in ((OURS_TRAINING, 8, 1e-3), ("r3d_18", 4, 1e-3)):
         scores[name] = np.full(len(pixels), np.nan)
         for number, held in enumerate(folds, 1):
             known = np.setdiff1d(np.arange(len(pixels)), held)
-            model, epochs = train_for(
-                name, pixels, clips.labels, known, minutes=options.auc_minutes, batch_size=batch_size, lr=lr
+            torch.manual_seed(0)
+            model, transform = make_model(name, options.preset)
+            epochs = train_for(
+                model, transform, pixels, clips.labels, known, minutes=options.auc_minutes, batch_size=batch_size, lr=lr
             )
-            scores[name][held] = probabilities(name, model, pixels[held])
+            scores[name][held] = probabilities(model, transform, pixels[held])
             auc = metrics.roc_auc(clips.labels[held], scores[name][held])
             print(f"{name}, fold {number}: {epochs:.1f} epochs, AUC {auc:.3f}", flush=True)
+    found = {}
     for name, values in scores.items():
         interval = metrics.bootstrap(metrics.roc_auc_statistic(clips.labels, values), clips.groups)
+        found[name] = interval.value
         print(f"{name}: {options.auc_minutes:g} minutes a fold, AUC of {NUM_FOLDS} folds pooled {interval.text()}")
     ours, other = (metrics.roc_auc_statistic(clips.labels, values) for values in scores.values())
     print(f"ours − r3d_18: {metrics.paired_bootstrap(ours, other, clips.groups).text()} (source groups resampled)")
+    return found
 
 
 def train_for(
-    name: str, pixels: Any, labels: Any, rows: Any, *, minutes: float, batch_size: int, lr: float
-) -> tuple[nn.Module, float]:
-    """A model trained for so long, and how many epochs that were."""
-    torch.manual_seed(0)
-    model, transform = make_model(name)
+    model: nn.Module,
+    transform: ClipTransform,
+    pixels: Any,
+    labels: Any,
+    rows: Any,
+    *,
+    minutes: float,
+    batch_size: int,
+    lr: float,
+) -> float:
+    """Train for so long; return how many epochs that were."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
     generator = np.random.default_rng(0)
@@ -254,14 +271,15 @@ def train_for(
             seen // len(rows),
         )
         seen += len(batch)
-    return model.eval(), seen / len(rows)
+    model.eval()
+    return seen / len(rows)
 
 
 @torch.no_grad()
-def probabilities(name: str, model: nn.Module, pixels: Any) -> Any:
-    transform = ClipTransform(make_model(name)[1].config.for_evaluation)
+def probabilities(model: nn.Module, transform: ClipTransform, pixels: Any) -> Any:
+    evaluation = ClipTransform(transform.config.for_evaluation)
     parts = [
-        logits_of(model(transform(torch.from_numpy(pixels[first : first + 4])))).softmax(1)[:, 1]
+        logits_of(model(evaluation(torch.from_numpy(pixels[first : first + 4])))).softmax(1)[:, 1]
         for first in range(0, len(pixels), 4)
     ]
     return torch.cat(parts).double().numpy()
