@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from stage1 import clip_random, distributed, optim
+from stage1 import clip_random
 from stage1.clip_task import BatchLoss, ClipTask, Forward
 from stage1.dataloader import BagLoader, Batch, ClipLoader
 from stage1.train_data import TrainData
@@ -36,23 +36,15 @@ class BagTask(ClipTask):
         if given:
             raise UserError(f"{given[0]} and --bags exclude each other: a bag has one label and its clips have none")
 
-    def make_loaders(self, data: TrainData, device: torch.device) -> tuple[ClipLoader, ClipLoader | None]:
-        config = self.config
-        loader = BagLoader(
+    def training_loader(self, data: TrainData, device: torch.device) -> ClipLoader:
+        self._videos = None if data.validation is None else data.validation.videos
+        return BagLoader(
             data.train,
             rows=data.train_rows,
-            max_clips=config.bag_clips,
+            max_clips=self.config.bag_clips,
             shuffle=True,
-            seed=config.seed,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-            max_bad_clips=config.max_bad_clips,
-            num_threads=config.workers,
-            device=device,
+            **self.loader_options(device),
         )
-        self.class_weights = optim.class_weights(data.train.labels[loader.order()])  # one row stands for each video
-        self._videos = None if data.validation is None else data.validation.videos
-        return loader, self.make_validation_loader(data, device)
 
     def loss(self, model: nn.Module, forward: Forward, batch: Batch, epoch: int) -> BatchLoss:
         seeds_B = clip_random.clip_seeds(batch.indices, seed=self.config.seed, epoch=epoch)

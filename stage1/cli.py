@@ -123,7 +123,7 @@ def main() -> None:
     help="For untrimmed videos: learn from a video as a bag of clips, by its highest ones or by attention over them. "
     "A step is one video a process, times --accumulate.",
 )
-@click.option("--bag-clips", type=int, default=0, show_default=True, help="Clips of a bag, spread evenly; 0: all.")
+@click.option("--bag-clips", type=int, default=0, show_default=True, help="Clips of a bag, others each epoch; 0: all.")
 @click.option(
     "--balanced",
     is_flag=True,
@@ -411,6 +411,11 @@ def visualize(folder: Path) -> None:
 )
 @click.option("--prior", type=float, help="Share of crime where the model will be used.  [default: of --val-shards]")
 @ANNOTATIONS
+@click.option(
+    "--relative",
+    is_flag=True,
+    help="Untrimmed videos: score each clip beside the median of its video, so that no camera is suspicious as such.",
+)
 @click.option(
     "--scores",
     type=LOCAL_PATH,

@@ -95,22 +95,26 @@ class ClipTask:
             print(report.text, flush=True)
 
     def make_loaders(self, data: TrainData, device: torch.device) -> tuple[ClipLoader, ClipLoader | None]:
+        loader = self.training_loader(data, device)
+        self.class_weights = optim.class_weights(data.labels[loader.order()].astype(np.int64))
+        return loader, self.validation_loader(data, device)
+
+    def training_loader(self, data: TrainData, device: torch.device) -> ClipLoader:
+        """What an epoch takes of the clips to train on."""
         config = self.config
-        loader = ClipLoader(
+        return ClipLoader(
             data.train,
             rows=data.train_rows,
             labels=data.labels,
+            batch_size=config.batch_size,
             shuffle=True,
-            seed=config.seed,
             clips_per_video=config.clips_per_video_per_epoch,
             balance=Balance(groups=data.labels, weights=(1.0, 1.0)) if config.balanced else None,
             block_shards=config.block_shards,
-            **self._common(device),
+            **self.loader_options(device),
         )
-        self.class_weights = optim.class_weights(data.labels[loader.order()].astype(np.int64))
-        return loader, self.make_validation_loader(data, device)
 
-    def make_validation_loader(self, data: TrainData, device: torch.device) -> ClipLoader | None:
+    def validation_loader(self, data: TrainData, device: torch.device) -> ClipLoader | None:
         """Every validation clip once, over all ranks; None where there is none."""
         if data.validation is None:
             return None
@@ -118,14 +122,16 @@ class ClipTask:
             data.validation,
             rows=data.validation_rows,
             labels=data.validation_labels,
+            batch_size=self.config.batch_size,
             shuffle=False,
             pad=True,
-            **self._common(device),
+            **self.loader_options(device),
         )
 
-    def _common(self, device: torch.device) -> dict[str, Any]:
+    def loader_options(self, device: torch.device) -> dict[str, Any]:
+        """What every loader of a run has in common."""
         return {
-            "batch_size": self.config.batch_size,
+            "seed": self.config.seed,
             "rank": distributed.rank(),
             "world_size": distributed.world_size(),
             "max_bad_clips": self.config.max_bad_clips,

@@ -352,26 +352,34 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
 class BagLoader(ClipLoader):
     """All clips of a video as one batch: for learning from bags of instances.
 
-    A step is `batch_size` = 1 video a rank; batches differ in size. `max_clips`: of longer videos as many, spread
-    evenly over the video; 0: no limit. A rank without a video gets one clip of padding.
+    A step is `batch_size` = 1 video a rank; batches differ in size. `max_clips`: of longer videos as many, others each
+    epoch when shuffled (`sample_plan.clips_of_bag`), else spread evenly; 0: no limit. A rank without a video gets one
+    clip of padding.
     """
 
     def __init__(self, reader: ClipSource, *, max_clips: int = 0, **options: Any) -> None:
         rows = np.asarray(options.pop("rows", None) if options.get("rows") is not None else np.arange(len(reader)))
         by_video = rows[np.argsort(reader.videos[rows], kind="stable")]
         bags = np.split(by_video, np.flatnonzero(np.diff(reader.videos[by_video])) + 1) if len(rows) else []
-        if max_clips:
-            bags = [bag[np.unique(np.linspace(0, len(bag) - 1, max_clips).round().astype(int))] for bag in bags]
+        self.max_clips = max_clips
         self.bags = {int(bag[0]): bag for bag in bags}  # by its first clip, which stands for it in the order
         super().__init__(reader, batch_size=1, rows=[int(bag[0]) for bag in bags], **options)
         longest = max((len(bag) for bag in bags), default=1)
         self._buffers = _BufferPool(
-            (longest, *reader.clip_shape.thwc), max_free=self.num_threads + 3, pinned=self._buffers.pinned
+            (min(longest, max_clips or longest), *reader.clip_shape.thwc),
+            max_free=self.num_threads + 3,
+            pinned=self._buffers.pinned,
         )
 
     def _rank_batch(self, order: Rows, step: int) -> Rows:
         first = super()._rank_batch(order, step)
-        return self.bags.get(int(first[0]), first)
+        bag = self.bags.get(int(first[0]), first)
+        if not 0 < self.max_clips < len(bag):
+            return bag
+        if not self.shuffle:
+            return bag[np.unique(np.linspace(0, len(bag) - 1, self.max_clips).round().astype(int))]
+        draw = {"seed": self.seed, "epoch": self.epoch, "bag": int(first[0])}
+        return bag[sample_plan.clips_of_bag(len(bag), max_clips=self.max_clips, **draw)]
 
 
 class _StepsOfWorker(torch.utils.data.IterableDataset[Batch]):

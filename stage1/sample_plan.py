@@ -16,7 +16,7 @@ PADDING_ROW = -1  # index and label of a clip that only fills a batch; never cou
 Rows = npt.NDArray[np.integer]
 
 # What random numbers are drawn for: so that no two uses share a stream.
-_ORDER, _CLIPS_OF_VIDEO, _BALANCE = 0, 1, 2
+_ORDER, _CLIPS_OF_VIDEO, _BALANCE, _CLIPS_OF_BAG = 0, 1, 2, 3
 
 
 def epoch_order(num_clips: int, *, seed: int, epoch: int) -> Rows:
@@ -62,6 +62,19 @@ def clips_of_epoch(videos: Rows, *, per_video: int, seed: int, epoch: int) -> Ro
     _, first, counts = np.unique(videos[order], return_index=True, return_counts=True)
     place, size = np.arange(len(videos)) - np.repeat(first, counts), np.repeat(counts, counts)
     return np.sort(order[(place - epoch * per_video) % size < per_video])
+
+
+def clips_of_bag(num_clips: int, *, max_clips: int, seed: int, epoch: int, bag: int) -> Rows:
+    """Positions of the clips that stand for a long bag in an epoch: one at random of each of `max_clips` equal
+    stretches (as the segments of Wang et al., "Temporal Segment Networks", ECCV 2016); all where it has no more.
+
+    >>> [clips_of_bag(10, max_clips=3, seed=0, epoch=epoch, bag=7).tolist() for epoch in range(3)]
+    [[0, 5, 8], [2, 3, 6], [2, 5, 8]]
+    """
+    if num_clips <= max_clips:
+        return np.arange(num_clips)
+    edges = np.arange(max_clips + 1) * num_clips // max_clips
+    return _generator(seed, epoch, _CLIPS_OF_BAG, bag).integers(edges[:-1], edges[1:])
 
 
 def balanced_clips(groups: Rows, *, weights: Sequence[float], seed: int, epoch: int) -> Rows:

@@ -50,7 +50,7 @@ class TrainConfig:
     workers: int = 1  # threads that read shards
     clips_per_video_per_epoch: int = 1  # others each epoch, so that long videos do not fill every epoch; 0: all
     bags: str = ""  # learn from videos as bags of clips: topk or attention; "": from single clips
-    bag_clips: int = 0  # of each bag, spread evenly over the video; 0: all
+    bag_clips: int = 0  # of each bag, one of each equal stretch of the video, others each epoch; 0: all
     balanced: bool = False  # as many crime as normal clips in an epoch, in place of a weighted loss
     block_shards: int = 0  # shuffle within windows of so many shards, read in sequence; 0: among all clips
     checksums: str = "first"  # when to verify those of the clips

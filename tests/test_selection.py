@@ -93,3 +93,19 @@ def test_bags_hold_all_clips_of_a_video(reader: ClipReader) -> None:
         seen += [batch.indices.tolist() for batch in batches if batch.indices[0] >= 0]
     assert sorted(seen) == [[2 * video, 2 * video + 1] for video in range(10)]
     assert {len(batch.labels) for batch in BagLoader(reader, shuffle=False, max_clips=1)} == {1}
+
+
+def test_long_bags_are_cut_to_other_clips_each_epoch(reader: ClipReader) -> None:
+    videos = reader.videos.copy()
+    videos[:] = np.arange(len(videos)) // 10  # two videos of 10 clips
+    joined = JoinedReader([reader])
+    joined.videos = videos
+    seen = []
+    for loader in (BagLoader(joined, max_clips=5, shuffle=True), BagLoader(joined, max_clips=5, shuffle=True)):
+        seen.append([[batch.indices.tolist() for batch in loader] for _ in range(8)])
+    assert seen[0] == seen[1]  # of (seed, epoch, video)
+    for bag in (bag for epoch in seen[0] for bag in epoch):
+        assert [row % 10 // 2 for row in bag] == [0, 1, 2, 3, 4]  # one of each stretch
+    assert {row for epoch in seen[0] for bag in epoch for row in bag} == set(range(20))
+    even = [batch.indices.tolist() for batch in BagLoader(joined, max_clips=5, shuffle=False)]
+    assert even == [[0, 2, 4, 7, 9], [10, 12, 14, 17, 19]]
