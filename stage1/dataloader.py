@@ -373,13 +373,16 @@ class BagLoader(ClipLoader):
 
     def _rank_batch(self, order: Rows, step: int) -> Rows:
         first = super()._rank_batch(order, step)
-        bag = self.bags.get(int(first[0]), first)
+        bag: Rows = self.bags.get(int(first[0]), first)
         if not 0 < self.max_clips < len(bag):
             return bag
         if not self.shuffle:
-            return bag[np.unique(np.linspace(0, len(bag) - 1, self.max_clips).round().astype(int))]
-        draw = {"seed": self.seed, "epoch": self.epoch, "bag": int(first[0])}
-        return bag[sample_plan.clips_of_bag(len(bag), max_clips=self.max_clips, **draw)]
+            places: Rows = np.unique(np.linspace(0, len(bag) - 1, self.max_clips).round().astype(int))
+        else:
+            draw = {"seed": self.seed, "epoch": self.epoch, "bag": int(first[0])}
+            places = sample_plan.clips_of_bag(len(bag), max_clips=self.max_clips, **draw)
+        taken: Rows = bag[places]
+        return taken
 
 
 class _StepsOfWorker(torch.utils.data.IterableDataset[Batch]):

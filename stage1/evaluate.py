@@ -29,6 +29,7 @@ from vidshard import atomic, console
 from vidshard.errors import UserError
 from vidshard.storage import Location
 
+MIN_RELATIVE_CLIPS = 5
 MIN_ALARM_SECONDS = 10.0  # of a video, to say anything about false alarms per hour
 BASELINE_CLIPS = 8  # of a training video, that shortcuts are fitted on
 # Of the clips of a video the highest 1/16, at least one, as in RTFM (Tian et al., ICCV 2021): their mean is its score.
@@ -44,6 +45,7 @@ CONVENTIONS = {
     f"{EventConfig().min_seconds:g} s long; a true event is found when one of its frames lies in a told one",
     "false alarms": f"events told of normal videos of {MIN_ALARM_SECONDS:g} s or more; interval: exact Poisson and "
     "bootstrap over recordings, the wider of both at each end",
+    "relative": "P(crime) of the log-odds of a clip less their median over its video: 0.5 is like most of the video",
     "ece": f"{calibration.NUM_BINS} bins of equal width in P(crime)",
 }
 
@@ -59,6 +61,7 @@ class EvaluateConfig:
     annotations: Path | None = None  # for metrics over frames
     target: str | None = None  # choose the threshold for it, and store it in the checkpoint
     prior: float | None = None  # share of crime where the model will be used
+    relative: bool = False  # score a clip beside the other clips of its video
     trained_on: tuple[Path, ...] = ()
     out: Path = Path("evaluation")
     batch_size: int = 8
@@ -135,10 +138,15 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
     readers = _open_readers(config, checkpoint)
     clips = score_clips(readers["shards"], checkpoint, config)
     validation = score_clips(readers["validation"], checkpoint, config) if "validation" in readers else None
+    if config.relative:
+        clips = relative_clips(clips)
+        validation = None if validation is None else relative_clips(validation)
 
     raw_scores = clips.scores
     chosen = checkpoint.build_calibration()
     threshold, threshold_from = checkpoint.threshold, checkpoint.threshold_target or "the checkpoint (not chosen)"
+    if config.relative:
+        threshold, threshold_from = 0.5, "the median of each video (not chosen)"
     if validation is not None:
         chosen = calibration.fit(validation.labels, validation.scores)
         if config.prior is not None:
@@ -147,7 +155,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
         if target is not None:
             threshold, threshold_from = choose_threshold(validation, target), f"{target} on validation"
         else:  # the same clips are above it as before
-            threshold = float(chosen.apply(checkpoint.build_calibration().invert([threshold]))[0])
+            raw = [threshold] if config.relative else checkpoint.build_calibration().invert([threshold])
+            threshold = float(chosen.apply(raw)[0])
     clips = clips.with_scores(chosen.apply(raw_scores))
     levels = {"clips": level_metrics(clips.labels, clips.scores, clips.groups, threshold, config, clips.has_recordings)}
     videos = video_scores(clips)
@@ -157,6 +166,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
     truth = _frame_truth(config, clips)
     fields: dict[str, Any] = {
         "checkpoint": str(config.checkpoint),
+        "relative": config.relative,
         "shards": {"path": str(config.shards), "digest": clips.reader.digest, "split": clips.reader.manifest.split},
         "recordings": len(set(clips.groups)) if clips.has_recordings else None,
         "conventions": CONVENTIONS,
@@ -171,7 +181,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
         "warnings": _warnings(config, checkpoint, clips, levels),
     }
     fields["flags"] = _flags(fields)
-    if target is not None:
+    if target is not None and not config.relative:
         store(config.checkpoint, chosen, threshold, target)
     atomic.write_json(config.out / "evaluation.json", fields)
     evaluation_plots.plot_evaluation(
@@ -212,6 +222,24 @@ def _times(reader: ClipReader, row: int) -> tuple[int, int, float, float]:
     record = reader.read_record(row)
     indices, seconds = record.frame_indices, record.timestamps_seconds
     return min(indices), max(indices), seconds[0], seconds[-1]
+
+
+def relative_clips(clips: ScoredClips) -> ScoredClips:
+    """The clips with scores beside those of their video: the log-odds of each less their median, as a probability.
+
+    What a camera, a scene or a codec adds to all clips of a video alike goes away; so does what only whole videos tell.
+    Raises UserError where most videos have too few clips for a median to mean anything.
+    """
+    _, number_N, counts_V = np.unique(clips.videos, return_inverse=True, return_counts=True)
+    if np.median(counts_V) < MIN_RELATIVE_CLIPS:
+        raise UserError(
+            "--relative compares a clip with the others of its video; half of the videos of "
+            f"{clips.reader.shard_set.where} have fewer than {MIN_RELATIVE_CLIPS} clips: build them with --sampling "
+            "dense"
+        )
+    log_odds_N = calibration.logits(clips.scores)
+    medians_V = np.array([np.median(log_odds_N[number_N == video]) for video in range(len(counts_V))])
+    return clips.with_scores(1 / (1 + np.exp(medians_V[number_N] - log_odds_N)))
 
 
 def video_scores(clips: ScoredClips) -> VideoScores:
@@ -455,6 +483,8 @@ def _baselines(
     found = []
     for name, of_clips in scores.items():
         shortcut = clips.with_scores(of_clips)
+        if config.relative:
+            shortcut = relative_clips(shortcut)
         videos = video_scores(shortcut)
         auc = metrics.roc_auc_statistic(videos.labels, videos.scores)
         above = metrics.paired_bootstrap(
@@ -570,6 +600,8 @@ def store(path: Path, chosen: Calibration, threshold: float, target: Target) -> 
 def to_text(fields: Mapping[str, Any], config: EvaluateConfig) -> str:
     """The report for people; every figure with its interval, the conventions below."""
     lines = [f"{fields['checkpoint']} on {fields['shards']['path']}", f"Intervals: {CONVENTIONS['intervals']}.", ""]
+    if fields["relative"]:
+        lines[1:1] = [f"Scores are relative: {CONVENTIONS['relative']}."]
     names = ("accuracy", "auc", "average_precision", "f1", "auc_within_recording")
     cells = [["", "n", "crime", "accuracy", "AUC", "AP", "F1", "AUC within recording"]]
     for level, row in fields["levels"].items():
@@ -600,7 +632,11 @@ def to_text(fields: Mapping[str, Any], config: EvaluateConfig) -> str:
     threshold = fields["threshold"]
     lines += ["", f"Threshold on P(crime): {threshold['value']:.4f}, from {threshold['chosen_for']}"]
     if config.target is not None:
-        lines[-1] += "; stored in the checkpoint, with the calibration"
+        lines[-1] += (
+            "; not stored, as infer knows no relative scores"
+            if config.relative
+            else "; stored in the checkpoint, with the calibration"
+        )
     about = fields["calibration"]
     prior = "never calibrated" if about["prior"] is None else f"for a share of crime of {about['prior']:.2f}"
     lines.append(

@@ -162,11 +162,11 @@ def test_a_model_that_is_not_above_a_shortcut_is_flagged(run: dict[str, Path], t
     assert set(of) == set(shortcut_baselines.SHORTCUTS)
 
 
-def untrimmed(tmp_path: Path) -> tuple[Path, Path]:
+def untrimmed(tmp_path: Path, *, seed: int = 50) -> tuple[Path, Path]:
     """Six videos of 5 clips of 8 frames, one frame a second; an event in the third clip of every other one."""
     clips, labels = [], []
     for video in range(6):
-        flicker, kinds = fake_shards.moving_clips(10, shape=SHAPE, seed=50 + video)
+        flicker, kinds = fake_shards.moving_clips(10, shape=SHAPE, seed=seed + video)
         quiet, loud = flicker[np.array(kinds) == 0], flicker[np.array(kinds) == 1]
         clips += [loud[0] if video % 2 and i == 2 else quiet[i] for i in range(5)]
         labels += [video % 2] * 5
@@ -213,6 +213,37 @@ def test_false_alarms_are_the_events_that_infer_would_tell(
     alarms = evaluation.false_alarms(clips.with_scores(scores), 0.5, config(run, tmp_path / "e"))
     assert alarms["alarms"] == 2
     assert alarms["per_hour"]["value"] == pytest.approx(2 / alarms["hours"])
+
+
+def test_relative_scores_forget_what_all_clips_of_a_video_share(
+    run: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, annotations = untrimmed(tmp_path)
+    monkeypatch.setattr(evaluation, "_times", one_after_another)
+    clips = evaluation.score_clips(ClipReader(folder), load_checkpoint(run["checkpoint"]), config(run, tmp_path / "e"))
+    moved = np.array([1.0, -0.5, 0.0, 0.25, 0.0] * 6)  # log-odds; the same in every video, but for the camera's own
+    of_camera = np.repeat([-3.0, 4.0, 0.0, 1.0, -1.0, 2.0], 5)
+    relative = evaluation.relative_clips(clips.with_scores(1 / (1 + np.exp(-moved - of_camera))))
+    np.testing.assert_allclose(relative.scores, 1 / (1 + np.exp(-moved)))
+
+    checkpoint = copy_checkpoint(run, tmp_path)
+    before = checkpoint.read_bytes()
+    val, _ = untrimmed(tmp_path / "val", seed=70)
+    annotations.write_text("video-001.mp4 Fighting 16 23 -1 -1", encoding="utf-8")
+    out = tmp_path / "e"
+    arguments = ["evaluate", f"--checkpoint={checkpoint}", f"--shards={folder}", "--relative", f"--out={out}"]
+    result = CliRunner().invoke(main, [*arguments, f"--annotations={annotations}", f"--train-shards={val}"])
+    assert result.exit_code == 0, result.output
+    assert "Scores are relative" in result.output
+    assert "from the median of each video (not chosen)" in result.output
+    fields = json.loads((out / "evaluation.json").read_text())
+    assert fields["relative"] is True
+    assert {row["frame_auc_anomalous"] for row in fields["baselines"] if row["name"] == "majority"} == {0.5}
+    result = CliRunner().invoke(main, [*arguments, f"--val-shards={val}", "--target=f1"])
+    assert "f1 on validation; not stored, as infer knows no relative scores" in result.output
+    assert checkpoint.read_bytes() == before
+    with pytest.raises(UserError, match="have fewer than 5 clips: build them with --sampling dense"):
+        evaluate(config(run, tmp_path / "e", relative=True))
 
 
 def test_majority_and_metadata_need_no_pixels_and_features_see_what_they_say() -> None:
