@@ -9,13 +9,14 @@ A sample is two members of a plain ustar file, ``<key>.npy`` (the clip, uint8, T
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import IO, Any
 
@@ -55,6 +56,7 @@ _HASH_DIGITS = 10
 _PLAIN_PART = re.compile(r"[A-Za-z0-9-](?:[A-Za-z0-9-]|_(?!_))*(?<!_)")
 
 Clip = npt.NDArray[np.uint8]
+Piece = bytes | memoryview  # of what is written
 
 
 def shard_name(number: int) -> str:
@@ -201,6 +203,7 @@ class Member:
     crc32: int  # of these bytes
 
 
+@functools.lru_cache(maxsize=16)
 def npy_header(shape: ClipShape) -> bytes:
     """The bytes before the pixels in the `.npy` of a clip of this shape; the same for every clip of a set.
 
@@ -218,26 +221,43 @@ def encode_sample(record: SampleRecord, clip: Clip, *, codec: str = "raw") -> tu
 
     `clip`: uint8 (T, H, W, 3). The bytes depend on the arguments alone.
     """
+    pieces, member = encode_pieces(record, clip, codec=codec)
+    return b"".join(pieces), member
+
+
+def encode_pieces(record: SampleRecord, clip: Clip, *, codec: str = "raw") -> tuple[list[Piece], Member]:
+    """What `encode_sample` gives, in pieces to be written one after another: of raw pixels no copy is made."""
     if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[3] != 3:
         raise ValueError(f"clip {record.key!r} is {clip.dtype} {clip.shape}, expected uint8 (T, H, W, 3)")
-    payload = encode_clip(clip, codec=codec)
-    member = Member(offset=TAR_BLOCK, size=len(payload), crc32=zlib.crc32(payload))
-    return join_members(record, payload, codec=codec), member
+    payload = _clip_pieces(clip, codec=codec)
+    crc32 = 0
+    for piece in payload:
+        crc32 = zlib.crc32(piece, crc32)
+    member = Member(offset=TAR_BLOCK, size=sum(map(len, payload)), crc32=crc32)
+    return _member_pieces(record, payload, codec=codec), member
 
 
-def join_members(record: SampleRecord, payload: bytes | memoryview, *, codec: str) -> bytes:
+def join_members(record: SampleRecord, payload: Piece, *, codec: str) -> bytes:
     """The two tar members of a sample whose clip is encoded already."""
-    clip = _tar_member(record.key + CODEC_SUFFIX[codec], payload)
-    return clip + _tar_member(record.key + RECORD_SUFFIX, record.to_json())
+    return b"".join(_member_pieces(record, [payload], codec=codec))
 
 
 def encode_clip(clip: Clip, *, codec: str) -> bytes:
     """The bytes of the clip's tar member: a `.npy`, the same compressed, or its frames side by side as one JPEG."""
+    return b"".join(_clip_pieces(clip, codec=codec))
+
+
+def _member_pieces(record: SampleRecord, payload: Sequence[Piece], *, codec: str) -> list[Piece]:
+    clip = _tar_member(record.key + CODEC_SUFFIX[codec], payload)
+    return clip + _tar_member(record.key + RECORD_SUFFIX, [record.to_json()])
+
+
+def _clip_pieces(clip: Clip, *, codec: str) -> list[Piece]:
     if codec == "jpeg":
-        return clip_codecs.jpeg_encode(np.concatenate(clip, axis=1))
+        return [clip_codecs.jpeg_encode(np.concatenate(clip, axis=1))]
     shape = ClipShape(num_frames=clip.shape[0], height=clip.shape[1], width=clip.shape[2])
-    payload = npy_header(shape) + np.ascontiguousarray(clip).tobytes()
-    return clip_codecs.zstd_compress(payload) if codec == "zstd" else payload
+    pieces: list[Piece] = [npy_header(shape), np.ascontiguousarray(clip).data.cast("B")]
+    return [clip_codecs.zstd_compress(b"".join(pieces))] if codec == "zstd" else pieces
 
 
 def decode_clip(payload: bytes | memoryview, shape: ClipShape, *, codec: str = "raw", where: str) -> Clip:
@@ -316,10 +336,10 @@ def padded(size: int) -> int:
     return -(-size // TAR_BLOCK) * TAR_BLOCK
 
 
-def _tar_member(name: str, data: bytes | memoryview) -> bytes:
+def _tar_member(name: str, data: Sequence[Piece]) -> list[Piece]:
     info = tarfile.TarInfo(name)  # mtime, uid, gid are 0, mode 0644: nothing varies from run to run
-    info.size = len(data)
-    return b"".join((info.tobuf(tarfile.USTAR_FORMAT), data, bytes(padded(len(data)) - len(data))))
+    info.size = sum(map(len, data))
+    return [info.tobuf(tarfile.USTAR_FORMAT), *data, bytes(padded(info.size) - info.size)]
 
 
 def _read_member(file: IO[bytes], offset: int) -> tuple[str, bytes]:

@@ -46,14 +46,14 @@ class PartWriter:
 
     def append(self, record: SampleRecord, clip: Clip) -> None:
         """Write one sample. `clip`: uint8 (T, H, W, 3). Raises OSError (disk full)."""
-        data, member = shard_format.encode_sample(record, clip, codec=self._codec)
-        self._file.write(data)
+        pieces, member = shard_format.encode_pieces(record, clip, codec=self._codec)
+        self._file.writelines(pieces)
         flags = shard_format.flags_to_bits(record.flags)
         self._rows.append(
             (self._size + member.offset, member.size, member.crc32, record.clip_index, record.label, flags)
         )
         self._gaps.append(record.frame_gap_seconds)
-        self._size += len(data)
+        self._size += sum(map(len, pieces))
 
     @property
     def rows(self) -> Rows:
