@@ -194,10 +194,10 @@ def main() -> None:
 )
 @click.option(
     "--preset",
-    type=click.Choice(["default", "notebook", "fast"]),
+    type=click.Choice(["default", "notebook"]),
     default="default",
     show_default=True,
-    help="notebook: 5 epochs, batch 4, learning rate 1e-4, clipping at 1.0. fast: a network with larger strides.",
+    help="notebook: 5 epochs, batch 4, learning rate 1e-4, clipping at 1.0.",
 )
 def train(
     preset: str,
@@ -331,31 +331,22 @@ def infer(more_videos: tuple[str, ...], videos: tuple[str, ...], **options: Any)
 @click.option("--save-attention", is_flag=True, help="Write out-of-fold predictions and attention, for stage 2.")
 @CACHE_DIR
 @CACHE_GB
-@click.option(
-    "--preset",
-    type=click.Choice(["default", "fast"]),
-    default="default",
-    show_default=True,
-    help="Training options, as of stage1 train.",
-)
 @CONFIG
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A training option, such as lr=0.0005.")
-def crossval(
-    shards: tuple[Any, ...], preset: str, config_path: Path | None, settings: tuple[str, ...], **options: Any
-) -> None:
+def crossval(shards: tuple[Any, ...], config_path: Path | None, settings: tuple[str, ...], **options: Any) -> None:
     """What accuracy to expect on new recordings: cross-validation by source group, with intervals.
 
     Run the same command again to go on where it was stopped.
     """
     from stage1.crossval import CrossvalConfig, crossval
-    from stage1.train_config import PRESETS, make_config, merge, parse_setting, read_toml
+    from stage1.train_config import make_config, merge, parse_setting, read_toml
 
     source = click.get_current_context().get_parameter_source
     names = ("epochs", "seed", "device", "cache_dir", "cache_gb")
     training = {name: options.pop(name) for name in names}
     given = {name: value for name, value in training.items() if source(name) is not ParameterSource.DEFAULT}
     from_file = read_toml(config_path) if config_path else {}
-    config = make_config(merge(training, PRESETS[preset], from_file, *map(parse_setting, settings), given))
+    config = make_config(merge(training, from_file, *map(parse_setting, settings), given))
     click.echo(crossval(CrossvalConfig(shards=shards, training=config, **options)))
 
 

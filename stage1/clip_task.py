@@ -16,13 +16,16 @@ from torch.nn import functional
 
 from stage1 import backbones, clip_random, distributed, optim
 from stage1.dataloader import Batch, ClipLoader
-from stage1.model import Stage1Model
+from stage1.model import NUM_CLASSES, Stage1Model
+from stage1.motion_statistics import MotionClassifier, motion_statistics
+from stage1.sample_plan import Rows
 from stage1.selection import Balance
 from stage1.train_config import TrainConfig
 from stage1.train_data import TrainData
 from stage1.transforms import ClipTransform
 from vidshard.errors import UserError
 
+MAX_FITTED = 2048  # clips: plenty for 29 numbers, and soon read
 # float clips (B, C, T, H, W) → logits (B, 2) and attention (B, T), float32
 Forward = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 # uint8 clips (B, T, H, W, C), their rows in the index (B,), epoch → float (B, C, T, H, W), on the device
@@ -43,6 +46,10 @@ class Task(Protocol):
 
     def make_model(self) -> nn.Module:
         """The model before training, on the CPU."""
+        ...
+
+    def fit(self, model: nn.Module, data: TrainData, device: torch.device) -> None:
+        """What of the model is found from the training clips at once, before the first step; on the device."""
         ...
 
     def make_loaders(self, data: TrainData, device: torch.device) -> tuple[ClipLoader, ClipLoader | None]:
@@ -93,6 +100,33 @@ class ClipTask:
             )
         if distributed.rank() == 0:
             print(report.text, flush=True)
+
+    def fit(self, model: nn.Module, data: TrainData, device: torch.device) -> None:
+        """The classifier on motion statistics, from clips as inference sees them: the same on every rank."""
+        if not isinstance(model, Stage1Model) or model.motion_classifier is None:
+            return
+        rows = fitted_rows(data.train_rows)
+        loader = ClipLoader(
+            data.train,
+            rows=rows,
+            labels=data.labels,
+            shuffle=False,
+            batch_size=self.config.batch_size,
+            max_bad_clips=None,  # training is to say what may be damaged
+            num_threads=self.config.workers,
+            device=device,
+        )
+        statistics, labels = [], []
+        with torch.inference_mode():
+            for batch in loader:
+                there = batch.labels >= 0
+                statistics.append(motion_statistics(self._evaluation_transform(batch.clips))[there].cpu().numpy())
+                labels.append(batch.labels[there].cpu().numpy())
+        self._fit(model.motion_classifier, np.concatenate(statistics), np.concatenate(labels))
+
+    def _fit(self, classifier: MotionClassifier, statistics_NF: Any, labels_N: Any) -> None:
+        if len(np.unique(labels_N)) == NUM_CLASSES:
+            classifier.fit(statistics_NF, labels_N)
 
     def make_loaders(self, data: TrainData, device: torch.device) -> tuple[ClipLoader, ClipLoader | None]:
         loader = self.training_loader(data, device)
@@ -179,6 +213,12 @@ class ClipTask:
             label_smoothing=self.config.label_smoothing,
         )
         return loss_B, torch.where(labels_B >= 0, weights_K[labels_B.clamp(min=0)], 0.0)
+
+
+def fitted_rows(rows: Rows) -> Rows:
+    """Those of `rows` that the motion statistics are fitted to: all, or MAX_FITTED spread evenly."""
+    places = np.linspace(0, len(rows) - 1, min(MAX_FITTED, len(rows))).astype(np.int64)
+    return rows[places]
 
 
 # --- mixup (Zhang et al., ICLR 2018) ------------------------------------------------------------------------------

@@ -197,7 +197,7 @@ class Explainer:
             evidence_T = (features_TD @ (weight_KD[CRIME_LABEL] - weight_KD[1 - CRIME_LABEL])).cpu().numpy()
             places = np.random.default_rng((self.config.seed, seed, 1)).permutation(features_TD.shape[0])
             mixed_D = attention_BT[0][torch.from_numpy(places).to(self.device)] @ features_TD
-            mixed_K = self.model.classifier(mixed_D)
+            mixed_K = self.model.logits(mixed_D[None], pixels)[0]
             mixed = float(mixed_K[CRIME_LABEL] - mixed_K[1 - CRIME_LABEL])
         ranges = self.model.attention_frame_ranges(T)
         attention_T = _on_frames(attention_BT[0].detach().double().cpu().numpy(), ranges, T, shared=True)

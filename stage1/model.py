@@ -1,4 +1,4 @@
-"""The stage 1 model: 3D convolutions that keep every time step, attention over the frames, a classifier.
+"""The stage 1 model: 3D convolutions that keep every time step, attention over the frames, two classifiers.
 
 Read it from top to bottom: `Stage1Model.forward` is the whole way from a clip to logits and attention.
 """
@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from stage1 import backbones
 from stage1.clip_random import ClipDropout
+from stage1.motion_statistics import MotionClassifier
 
 NUM_CLASSES = 2  # normal, crime
 BACKBONES = ("stage1", *backbones.NAMES)
@@ -21,9 +22,9 @@ INPUTS = ("rgb+motion", "rgb", "motion")
 POOLINGS = ("attention", "gated", "mean", "max")
 # What --model-size stands for.
 SIZES: dict[str, dict[str, Any]] = {
-    "small": {"channels": (16, 32, 64, 96)},
+    "small": {"channels": (16, 32, 64)},
     "base": {},
-    "large": {"channels": (32, 64, 128, 224)},
+    "large": {"channels": (48, 96, 160)},
 }
 
 
@@ -32,16 +33,17 @@ class ModelConfig:
     """What the model is made of; any clip length, height and width go through it."""
 
     backbone: str = "stage1"  # the network of this module, or one of torchvision's
-    channels: tuple[int, ...] = (24, 48, 96, 160)  # of each stage; every stage but the first halves height and width
-    temporal_stages: tuple[int, ...] = (1, 3)  # stages that also look one frame back and one ahead
-    stem_kernel: int = 5
-    stem_stride: int = 2  # of the first stage
+    channels: tuple[int, ...] = (32, 64, 96)  # of each stage; every stage but the first halves height and width
+    temporal_stages: tuple[int, ...] = (0, 1, 2)  # stages that also look one frame back and one ahead
+    stem_kernel: int = 7
+    stem_stride: int = 4  # of the first stage
     groups: int = 8  # of the group normalisation
     inputs: str = "rgb+motion"  # motion: frame differences as three more input channels
     motion_gain: float = 2.0  # differences are small beside the pixels
     pooling: str = "attention"  # over the frames; gated is attention too, mean and max are baselines
     attention_units: int = 64
-    motion_prior: float = 0.0  # attention begins on the frames that move: score a deviation of a frame's mean motion
+    motion_prior: float = 1.0  # attention begins on the frames that move: score a deviation of a frame's mean motion
+    statistics_share: float = 0.75  # of the motion statistics' log-odds in those of the model; the rest: the network's
     dropout: float = 0.5
     norm: str = "group"  # of torchvision's backbones: group, batch, or frozen (that of their weights)
 
@@ -50,8 +52,8 @@ class ModelConfig:
             raise ValueError(f"channels {self.channels} must be multiples of groups ({self.groups})")
         if not set(self.temporal_stages) <= set(range(len(self.channels))):
             raise ValueError(f"temporal_stages {self.temporal_stages} must be stages 0 to {len(self.channels) - 1}")
-        if self.motion_prior and (self.backbone != "stage1" or self.pooling not in ("attention", "gated")):
-            raise ValueError("motion_prior goes with our own network and attention pooling")
+        if not 0 <= self.statistics_share < 1:
+            raise ValueError(f"statistics_share is {self.statistics_share}, expected 0 or more and below 1")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}, expected 0 or more and below 1")
         for name, known in (
@@ -66,7 +68,8 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> ModelConfig:
         lists = {name: tuple(fields[name]) for name in ("channels", "temporal_stages")}
-        return cls(**{**fields, **lists})
+        before = {"motion_prior": 0.0, "statistics_share": 0.0}  # what models had before there were these
+        return cls(**{**before, **fields, **lists})
 
 
 class Stage1Model(nn.Module):
@@ -74,7 +77,8 @@ class Stage1Model(nn.Module):
 
     Attention pooling, plain or gated, as in Ilse et al., "Attention-based Deep Multiple Instance Learning", ICML 2018,
     with frames as the instances. With mean pooling the attention is even; with maximum pooling it is the share of the
-    features that have their maximum at a frame.
+    features that have their maximum at a frame. Beside the network stands a linear classifier on motion statistics,
+    which knows no attention; the log-odds of both are averaged (`statistics_share`).
     """
 
     def __init__(self, config: ModelConfig | None = None) -> None:
@@ -89,12 +93,18 @@ class Stage1Model(nn.Module):
         self.features_norm = nn.LayerNorm(features)  # without it attention settles on one frame before it has learnt
         if config.pooling in ("attention", "gated"):
             self.attention = FrameAttention(features, config.attention_units, gated=config.pooling == "gated")
-        if config.motion_prior:
+        # Both are of our own network: torchvision's are compared as they are.
+        self.has_motion_prior = bool(config.motion_prior) and hasattr(self, "attention") and config.backbone == "stage1"
+        if self.has_motion_prior:
             self.motion_score = nn.Parameter(torch.tensor([config.motion_prior]))
         self.dropout = ClipDropout(config.dropout)
         self.classifier = nn.Linear(features, NUM_CLASSES)
         nn.init.zeros_(self.classifier.weight)  # start undecided: random logits cost the first epochs
         nn.init.zeros_(self.classifier.bias)
+        if config.statistics_share and config.backbone == "stage1":
+            self.motion_classifier: MotionClassifier | None = MotionClassifier()
+        else:
+            self.motion_classifier = None
 
     def forward(
         self, clips_BCTHW: torch.Tensor, frames_BT: torch.Tensor | None = None
@@ -117,13 +127,24 @@ class Stage1Model(nn.Module):
             scores_BT = features_BTD.new_zeros(features_BTD.shape[:2])
             if self.config.pooling != "mean":
                 scores_BT = self.attention(features_BTD)
-                if self.config.motion_prior:
+                if self.has_motion_prior:
                     scores_BT = scores_BT + self.motion_score * relative_motion(clips_BCTHW)
             if steps_BT is not None:
                 scores_BT = scores_BT.masked_fill(~steps_BT, -torch.inf)
             attention_BT = scores_BT.softmax(1)
             pooled_BD = (attention_BT.unsqueeze(2) * features_BTD).sum(1)
-        return self.classifier(self.dropout(pooled_BD)), attention_BT
+        return self.logits(pooled_BD, clips_BCTHW), attention_BT
+
+    def logits(self, pooled_BD: torch.Tensor, clips_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Logits (B, 2) of clips whose frames were pooled to `pooled_BD`.
+
+        In training those of the network alone: beside a classifier that is right already it would learn nothing.
+        """
+        network_BK: torch.Tensor = self.classifier(self.dropout(pooled_BD))
+        if self.training or self.motion_classifier is None:
+            return network_BK
+        half_B = self.motion_classifier(clips_BCTHW).to(network_BK) / 2
+        return torch.lerp(network_BK, torch.stack([-half_B, half_B], 1), self.config.statistics_share)
 
     def attention_frame_ranges(self, num_frames: int) -> list[tuple[int, int]]:
         """The first and last frame (of `num_frames`) that each attention weight stands for."""

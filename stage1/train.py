@@ -183,6 +183,7 @@ def start_run(config: TrainConfig, data: TrainData, device: torch.device, task: 
         channels_last(model)
     optimizer = optim.make_optimizer(model, lr=config.lr, weight_decay=config.weight_decay)
     loader, validation_loader = task.make_loaders(data, device)
+    task.fit(model, data, device)
     steps_of_epoch = -(-len(loader) // config.accumulate)
     return Run(
         config=config,

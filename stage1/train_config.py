@@ -104,17 +104,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         **{"epochs": 5, "batch_size": 4, "lr": 1e-4, "grad_clip": 1.0},
         **{"label_smoothing": 0.0, "mixup": 0.0, "ema": 0.0},
     },
-    # A step in 0.4 of the time; better on the two folds where both were measured (docs/EXPERIMENTS.md).
-    "fast": {
-        "model": {
-            "channels": (48, 96, 160),
-            "temporal_stages": (0, 1, 2),
-            "stem_kernel": 7,
-            "stem_stride": 4,
-            "motion_prior": 1.0,  # without it attention settles on quiet frames
-        },
-        "transform": {"train_scale": 6 / 7, "min_scale": 0.6},
-    },
 }
 # A resumed run may differ in these; all others decide the weights. Of batch_size and accumulate, times the number of
 # ranks, the product must stay: the global batch.

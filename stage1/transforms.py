@@ -38,9 +38,9 @@ class TransformConfig:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     augment: bool = False
-    train_scale: float = 1.0  # sides of the training input ÷ those of the clips: smaller ones train faster
+    train_scale: float = 6 / 7  # sides of the training input ÷ those of the clips: smaller ones train faster
     flip_probability: float = 0.5  # left-right
-    min_scale: float = 0.75  # a window of this share of height and width, or more, is cut out and resized
+    min_scale: float = 0.6  # a window of this share of height and width, or more, is cut out and resized
     brightness: float = 0.25  # added: up to this share of the full range, either way
     contrast: float = 0.3  # factor: between 1 - contrast and 1 + contrast
     grey_probability: float = 0.1  # infrared cameras at night have no colour

@@ -62,7 +62,10 @@ class BrightFrame(torch.nn.Module):
         features_BTD = self.features_norm(clips_BCTHW.mean((1, 3, 4)).unsqueeze(2))
         strongest_B1 = features_BTD.amax(1)
         sign = -1 if self.blind else 1
-        return self.classifier(strongest_B1), (sign * 20 * features_BTD[..., 0]).softmax(1)
+        return self.logits(strongest_B1, clips_BCTHW), (sign * 20 * features_BTD[..., 0]).softmax(1)
+
+    def logits(self, pooled_BD: torch.Tensor, clips_BCTHW: torch.Tensor) -> torch.Tensor:
+        return self.classifier(pooled_BD)
 
     def attention_frame_ranges(self, num_frames: int) -> list[tuple[int, int]]:
         return [(frame, frame) for frame in range(num_frames)]

@@ -42,8 +42,9 @@ def test_features_are_the_input_of_the_classifier_one_array_a_video(tmp_path: Pa
     assert (values.dtype, values.shape) == (np.float32, (5, summary["dimensions"]))
     with torch.inference_mode():
         clips = torch.from_numpy(np.stack([reader[row] for row in range(5, 10)]))
-        logits, _ = model(checkpoint.build_transform()(clips))
-        assert torch.allclose(model.classifier(torch.from_numpy(values)), logits, atol=1e-4)
+        pixels = checkpoint.build_transform()(clips)
+        logits, _ = model(pixels)
+        assert torch.allclose(model.logits(torch.from_numpy(values), pixels), logits, atol=1e-4)
     frames = np.load(tmp_path / "f" / video["frames"])
     assert frames.tolist() == [[0, 1, 2, 3]] * 5
     truth = np.load(tmp_path / "f" / video["truth"])

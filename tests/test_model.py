@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from stage1.model import POOLINGS, SIZES, ModelConfig, Stage1Model
-from stage1.train_config import PRESETS, make_config
 
 
 @pytest.fixture
@@ -127,10 +126,3 @@ def test_motion_prior_puts_attention_where_it_moves_before_anything_is_learnt() 
     assert int(attention.argmax()) == 5
     still = Stage1Model(ModelConfig(motion_prior=2.0)).eval()(torch.zeros(1, 3, 8, 32, 32))
     assert torch.isfinite(still[1]).all()
-    with pytest.raises(ValueError, match="motion_prior goes with our own network"):
-        ModelConfig(motion_prior=1.0, pooling="mean")
-
-
-def test_the_fast_preset_is_a_model() -> None:
-    config = make_config(PRESETS["fast"])
-    assert Stage1Model(config.model)(torch.randn(1, 3, 4, 16, 16))[1].shape == (1, 4)
