@@ -157,8 +157,7 @@ def _draw_head(figure: Figure, strips: Sequence[Strip], num_detections: int, tot
         which = f"the {num_shown} strongest of {num_detections}" if num_shown < num_detections else f"all {num_shown}"
         title = f"Clips detected as crime: {which}" if num_detections > 1 else "The clip detected as crime"
         legend = (
-            "Bars: attention, the share of each frame in the decision; the frames of a clip sum to 100 %. "
-            "Dashed: equal shares."
+            "Bars: attention, how the network weighs the frames; those of a clip sum to 100 %. Dashed: equal shares."
         )
         num_frames = len(strips[0].detection.attention_weights)
         if num_frames > len(strips[0].shown):
