@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -195,14 +195,23 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
 
 def score_clips(reader: ClipReader, checkpoint: Checkpoint, config: EvaluateConfig) -> ScoredClips:
     """P(crime), not calibrated, of every labelled clip. Raises UserError (FormatError) on a clip that is damaged."""
+
+    def probabilities(rows: npt.NDArray[np.int64]) -> Array:
+        device = choose_device(config.device)
+        with console.Progress("Scoring", total=len(rows), unit="clip") as progress:
+            return crime_probabilities(
+                checkpoint, reader, rows, batch_size=config.batch_size, device=device, advance=progress.advance
+            )
+
+    return labelled_clips(reader, probabilities)
+
+
+def labelled_clips(reader: ClipReader, probabilities: Callable[[npt.NDArray[np.int64]], Array]) -> ScoredClips:
+    """Every labelled clip with what `probabilities` gives for its row of the index. Raises UserError where none is."""
     rows = np.flatnonzero(reader.labels >= 0)
     if not len(rows):
         raise UserError(f"no clip of {reader.shard_set.folder} has a label, expected normal or crime: nothing to judge")
-    device = choose_device(config.device)
-    with console.Progress("Scoring", total=len(rows), unit="clip") as progress:
-        scores = crime_probabilities(
-            checkpoint, reader, rows, batch_size=config.batch_size, device=device, advance=progress.advance
-        )
+    scores = probabilities(rows)
     times = np.array([_times(reader, row) for row in rows.tolist()], np.float64)
     order = np.lexsort((times[:, 0], reader.videos[rows]))
     return ScoredClips(
