@@ -9,9 +9,10 @@ log-odds, as in Ilse et al., ICML 2018, without weights of its own.)
 from __future__ import annotations
 
 import dataclasses
-import math
+from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional
@@ -19,11 +20,15 @@ from torch.nn import functional
 from stage1 import clip_random
 from stage1.clip_task import BatchLoss, ClipTask, Forward
 from stage1.dataloader import BagLoader, Batch, ClipLoader
+from stage1.motion_statistics import Line
+from stage1.sample_plan import Rows
 from stage1.train_data import TrainData
 from vidshard.errors import UserError
 
 AGGREGATORS = ("topk", "attention")
 TOP_SHARE = 1 / 8  # of the clips of a bag, at least one
+LINE_RIDGE = 0.3  # on the weights of the line through motion statistics: bags are few (docs/EXPERIMENTS.md)
+LINE_STEPS = 300
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -45,6 +50,10 @@ class BagTask(ClipTask):
             shuffle=True,
             **self.loader_options(device),
         )
+
+    def line(self, data: TrainData, rows_N: Rows) -> Line:
+        videos_N = data.train.videos[rows_N]
+        return lambda standard_NF, labels_N: bag_line(standard_NF, labels_N, videos_N, self.config.bags)
 
     def loss(self, model: nn.Module, forward: Forward, batch: Batch, epoch: int) -> BatchLoss:
         seeds_B = clip_random.clip_seeds(batch.indices, seed=self.config.seed, epoch=epoch)
@@ -89,8 +98,55 @@ def bag_score(log_odds_B: torch.Tensor, aggregator: str) -> torch.Tensor:
     >>> round(float(bag_score(torch.tensor([-2.0, 3.0, 0.0]), "attention")), 2)
     2.83
     """
-    if aggregator == "topk":
-        count = max(1, math.ceil(TOP_SHARE * len(log_odds_B) - 1e-9))
-        return log_odds_B.topk(count).values.mean()
-    weights_B = log_odds_B.softmax(0)
-    return (weights_B * log_odds_B).sum()
+    return bag_scores(log_odds_B[None], torch.ones(1, len(log_odds_B), dtype=torch.bool), aggregator)[0]
+
+
+def bag_scores(log_odds_VN: torch.Tensor, known_VN: torch.Tensor, aggregator: str) -> torch.Tensor:
+    """The same of several videos, (V,); `known_VN` is False where a video has no more clips."""
+    known_VN = known_VN.to(log_odds_VN.device)
+    if aggregator == "attention":
+        weights_VN = log_odds_VN.masked_fill(~known_VN, -torch.inf).softmax(1)
+        return (weights_VN * log_odds_VN).sum(1)
+    counts_V = (TOP_SHARE * known_VN.sum(1) - 1e-9).ceil().clamp(min=1)
+    highest_VN = log_odds_VN.masked_fill(~known_VN, -torch.inf).sort(1, descending=True).values
+    taken_VN = torch.arange(log_odds_VN.shape[1], device=log_odds_VN.device) < counts_V[:, None]
+    return highest_VN.masked_fill(~taken_VN, 0.0).sum(1) / counts_V
+
+
+def bag_line(
+    standard_NF: npt.NDArray[np.float64], labels_N: npt.NDArray[np.int64], videos_N: Rows, aggregator: str
+) -> tuple[npt.NDArray[np.float64], float]:
+    """A line through statistics of clips by which *videos* are told apart: weights (F,) and a bias.
+
+    Cross-entropy of the bags' scores, both classes counting the same in sum, and a ridge.
+    """
+    videos, number_N, counts_V = np.unique(videos_N, return_inverse=True, return_counts=True)
+    known_VN = torch.arange(int(counts_V.max())) < torch.from_numpy(counts_V)[:, None]
+    clips_VN = torch.zeros(known_VN.shape, dtype=torch.int64)
+    clips_VN[known_VN] = torch.from_numpy(np.argsort(number_N, kind="stable"))
+    labels_V = torch.tensor([labels_N[number_N == number].max() for number in range(len(videos))])
+    share = labels_V.double().mean()
+    weight_V = torch.where(labels_V == 1, 0.5 / share, 0.5 / (1 - share))
+    points_NF = torch.from_numpy(standard_NF)
+    weight_F, bias, factor = (torch.tensor(x, dtype=torch.float64) for x in (np.zeros(points_NF.shape[1]), 0.0, 1.0))
+
+    def bag_loss() -> torch.Tensor:
+        clips_N = factor * (points_NF @ weight_F) + bias
+        scores_V = bag_scores(clips_N[clips_VN], known_VN, aggregator)
+        losses_V = functional.binary_cross_entropy_with_logits(scores_V, labels_V.double(), reduction="none")
+        return (weight_V * losses_V).mean()
+
+    _minimise([weight_F, bias], lambda: bag_loss() + LINE_RIDGE * weight_F.square().sum())
+    _minimise([factor, bias], bag_loss)  # the ridge is for the direction: it makes log-odds too small
+    return (factor * weight_F).numpy(), float(bias)
+
+
+def _minimise(values: list[torch.Tensor], loss: Callable[[], torch.Tensor]) -> None:
+    """Change `values` in place: by Adam, in as many steps as these few numbers take to settle."""
+    optimizer = torch.optim.Adam([value.requires_grad_() for value in values], lr=0.02)
+    for _ in range(LINE_STEPS):
+        optimizer.zero_grad()
+        loss().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    for value in values:
+        value.requires_grad_(False)

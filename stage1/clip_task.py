@@ -17,7 +17,7 @@ from torch.nn import functional
 from stage1 import backbones, clip_random, distributed, optim
 from stage1.dataloader import Batch, ClipLoader
 from stage1.model import NUM_CLASSES, Stage1Model
-from stage1.motion_statistics import MotionClassifier, motion_statistics
+from stage1.motion_statistics import Line, logistic_line, motion_statistics
 from stage1.sample_plan import Rows
 from stage1.selection import Balance
 from stage1.train_config import TrainConfig
@@ -116,17 +116,21 @@ class ClipTask:
             num_threads=self.config.workers,
             device=device,
         )
-        statistics, labels = [], []
+        statistics, labels, rows_read = [], [], []
         with torch.inference_mode():
             for batch in loader:
                 there = batch.labels >= 0
                 statistics.append(motion_statistics(self._evaluation_transform(batch.clips))[there].cpu().numpy())
                 labels.append(batch.labels[there].cpu().numpy())
-        self._fit(model.motion_classifier, np.concatenate(statistics), np.concatenate(labels))
-
-    def _fit(self, classifier: MotionClassifier, statistics_NF: Any, labels_N: Any) -> None:
+                rows_read.append(batch.indices[there].cpu().numpy())
+        labels_N = np.concatenate(labels)
         if len(np.unique(labels_N)) == NUM_CLASSES:
-            classifier.fit(statistics_NF, labels_N)
+            line = self.line(data, np.concatenate(rows_read))
+            model.motion_classifier.fit(np.concatenate(statistics), labels_N, line)
+
+    def line(self, data: TrainData, rows_N: Rows) -> Line:
+        """How the classifier on motion statistics is found from clips of these rows of the index."""
+        return logistic_line
 
     def make_loaders(self, data: TrainData, device: torch.device) -> tuple[ClipLoader, ClipLoader | None]:
         loader = self.training_loader(data, device)

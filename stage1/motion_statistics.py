@@ -7,6 +7,8 @@ all is made of operations that ONNX has.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -23,6 +25,8 @@ COUNT = 3 * len(QUANTILES) + 2 * len(QUANTILES) + 4
 RIDGE = 0.5  # C of scikit-learn
 LIMIT = 4.0  # deviations: what is further out, on clips unlike those of training, counts as this
 MIN_SCALE = 0.02  # of what hardly varies in training
+# Standardised statistics (N, COUNT) and labels (N,) → weights (COUNT,) and a bias.
+Line = Callable[[npt.NDArray[np.float64], npt.NDArray[np.int64]], tuple[npt.NDArray[np.float64], float]]
 _OCTANTS_MIRRORED = (3, 2, 1, 0, 7, 6, 5, 4)  # each octant of directions, with left and right exchanged
 
 
@@ -163,14 +167,26 @@ class MotionClassifier(nn.Module):
         standard_BF = (motion_statistics(clips_BCTHW) - self.center) / self.scale
         return standard_BF.clamp(-LIMIT, LIMIT) @ self.weight + self.bias
 
-    def fit(self, statistics_NF: npt.NDArray[np.float32], labels_N: npt.NDArray[np.int64]) -> None:
-        """Logistic regression with a ridge, both classes counting the same in sum. Both must be there."""
-        from sklearn.linear_model import LogisticRegression
+    def fit(
+        self, statistics_NF: npt.NDArray[np.float32], labels_N: npt.NDArray[np.int64], line: Line | None = None
+    ) -> None:
+        """Standardise the statistics and take the weights that `line` (logistic regression) finds on them.
 
+        Both classes must be there.
+        """
         center, deviation = statistics_NF.mean(0, dtype=np.float64), statistics_NF.std(0, dtype=np.float64)
         scale = np.maximum(deviation, MIN_SCALE)
-        standard = np.clip((statistics_NF - center) / scale, -LIMIT, LIMIT)
-        line = LogisticRegression(C=RIDGE, class_weight="balanced", max_iter=1000).fit(standard, labels_N)
-        found = {"center": center, "scale": scale, "weight": line.coef_[0], "bias": line.intercept_[0]}
-        for name, value in found.items():
+        standard_NF = np.clip((statistics_NF - center) / scale, -LIMIT, LIMIT)
+        weight, bias = (line or logistic_line)(standard_NF, labels_N)
+        for name, value in {"center": center, "scale": scale, "weight": weight, "bias": bias}.items():
             getattr(self, name).copy_(torch.as_tensor(value))
+
+
+def logistic_line(
+    standard_NF: npt.NDArray[np.float64], labels_N: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.float64], float]:
+    """Logistic regression with a ridge, both classes counting the same in sum."""
+    from sklearn.linear_model import LogisticRegression
+
+    found = LogisticRegression(C=RIDGE, class_weight="balanced", max_iter=1000).fit(standard_NF, labels_N)
+    return found.coef_[0], float(found.intercept_[0])

@@ -50,7 +50,8 @@ class EpochSoFar:
     loss_sum: float = 0.0  # of weight × loss
     weight: float = 0.0
     num_right: float = 0.0
-    num_known: float = 0.0
+    num_known: float = 0.0  # clips, or bags of clips, with a label
+    num_clips: float = 0.0
     lr: float = 0.0  # of the step that came last
     seconds: float = 0.0
     waited: float = 0.0  # of these, for clips
@@ -266,7 +267,7 @@ def train_epoch(run: Run, epoch: int) -> dict[str, Any]:
             so_far.seconds = seconds_before + time.perf_counter() - start
             so_far.waited += clock.take_seconds()
             progress.advance(
-                note=f"loss {so_far.loss_sum / so_far.weight:.4f}, {so_far.num_known / so_far.seconds:.0f} clips/s, "
+                note=f"loss {so_far.loss_sum / so_far.weight:.4f}, {so_far.num_clips / so_far.seconds:.0f} clips/s, "
                 f"{_mb_per_second(run, so_far):.1f} MB/s, "
                 f"{so_far.waited / so_far.seconds:.0%} waiting for data"
             )
@@ -287,7 +288,7 @@ def train_epoch(run: Run, epoch: int) -> dict[str, Any]:
         "accuracy": so_far.num_right / so_far.num_known,
         "lr": so_far.lr,
         "seconds": round(so_far.seconds, 3),
-        "clips_per_second": round(so_far.num_known / so_far.seconds, 2),
+        "clips_per_second": round(so_far.num_clips / so_far.seconds, 2),
         "mb_per_second": round(_mb_per_second(run, so_far), 2),
         "data_wait": round(so_far.waited / so_far.seconds, 4),  # share of the time spent waiting for clips
     }
@@ -296,14 +297,15 @@ def train_epoch(run: Run, epoch: int) -> dict[str, Any]:
 def train_step(run: Run, batches: Iterable[Batch], epoch: int) -> bool:
     """One optimizer step on a global batch. Returns whether a rank was asked to stop."""
     run.optimizer.zero_grad()
-    sums = torch.zeros(5, dtype=torch.float64, device=run.device)
+    sums = torch.zeros(6, dtype=torch.float64, device=run.device)
     for batch in batches:
         on_device = Batch(*(tensor.to(run.device, non_blocking=True) for tensor in batch))
         loss = run.task.loss(run.model, run.forward, on_device, epoch)
         run.scaler.scale(loss.loss_sum / run.global_batch).backward()  # type: ignore[no-untyped-call]
         sums[:4] += torch.stack([part.detach().double() for part in loss])
-    sums[4] = run.stop.received is not None
-    loss_sum, weight, num_right, num_known, asked_to_stop = distributed.sum_over_ranks(sums).tolist()
+        sums[4] += (on_device.labels >= 0).sum()
+    sums[5] = run.stop.received is not None
+    loss_sum, weight, num_right, num_known, num_clips, asked_to_stop = distributed.sum_over_ranks(sums).tolist()
 
     parameters = [parameter for parameter in run.model.parameters() if parameter.grad is not None]
     distributed.sum_gradients(parameters)
@@ -324,6 +326,7 @@ def train_step(run: Run, batches: Iterable[Batch], epoch: int) -> bool:
     run.so_far.weight += weight
     run.so_far.num_right += num_right
     run.so_far.num_known += num_known
+    run.so_far.num_clips += num_clips
     run.log.add_step(run.step, loss=loss_sum / weight, lr=run.so_far.lr)
     return bool(asked_to_stop)
 
@@ -492,7 +495,7 @@ def resume(run: Run) -> None:
 
 def _mb_per_second(run: Run, so_far: EpochSoFar) -> float:
     """Megabytes of clips that this rank has seen a second."""
-    return so_far.num_known * run.data.train.clip_shape.num_bytes / 1e6 / so_far.seconds
+    return so_far.num_clips * run.data.train.clip_shape.num_bytes / 1e6 / so_far.seconds
 
 
 class _WaitClock:

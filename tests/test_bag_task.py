@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 
 import fake_shards
-from stage1.bag_task import BagTask, bag_score
+from stage1.bag_task import BagTask, bag_line, bag_score, bag_scores
 from stage1.checkpoint import load_checkpoint
 from stage1.cli import main
 from stage1.clip_task import ClipTask
@@ -92,6 +92,35 @@ def test_the_score_of_a_bag() -> None:
     scores = torch.arange(16.0)
     assert float(bag_score(scores, "topk")) == 14.5
     assert 14 < float(bag_score(scores, "attention")) < 15
+
+
+@pytest.mark.parametrize("bags", ["topk", "attention"])
+def test_bags_of_any_size_are_scored_at_once_as_one_by_one(bags: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    own = [torch.randn(size, generator=generator) for size in (1, 9, 17)]
+    known = torch.arange(17) < torch.tensor([[1], [9], [17]])
+    together = torch.full((3, 17), 5.0)
+    together[known] = torch.cat(own)
+    torch.testing.assert_close(bag_scores(together, known, bags), torch.stack([bag_score(x, bags) for x in own]))
+
+
+@pytest.mark.parametrize("bags", ["topk", "attention"])
+def test_a_line_is_found_by_what_few_clips_of_a_video_show(bags: str) -> None:
+    generator = np.random.default_rng(0)
+    videos = np.repeat(np.arange(40), 16)
+    labels = videos % 2
+    points = generator.normal(size=(len(videos), 3))
+    events = (labels == 1) & (np.arange(len(videos)) % 16 < 2)
+    points[events, 0] += 3.0  # in two of 16 clips of a crime video
+    order = generator.permutation(len(videos))  # clips come in any order
+    weights, bias = bag_line(points[order], labels[order], videos[order], bags)
+    assert weights[0] > 3 * np.abs(weights[1:]).max()
+    scores = points @ weights + bias
+    of_crimes = labels == 1
+    assert (auc := roc_auc(events[of_crimes].astype(int), scores[of_crimes])) is not None
+    assert auc > 0.95
+    right = [(scores[videos == video].max() > 0) == video % 2 for video in range(40)]
+    assert np.mean(right) > 0.6
 
 
 def test_what_makes_no_sense_with_bags_is_refused() -> None:
