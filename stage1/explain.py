@@ -37,7 +37,8 @@ CONVENTIONS = {
     "clips": "crimes that the model detects (P(crime) at or above its threshold), spread evenly over the set",
     "frozen frame": "replaced by the nearest frame that is left, the earlier one where two are equally near",
     "gap": "fall of the log-odds of crime minus that of random frames in as many runs of the same lengths, mean over k",
-    "saliency": "norm of the gradient of the log-odds of crime by the pixels of a frame",
+    # Not of the motion statistics beside it: their square roots are steepest where nothing moves.
+    "saliency": "norm of the gradient of the network's log-odds of crime by the pixels of a frame",
     "mean pooling": "evidence of each frame, weight of the classifier times its features, with even attention",
     "effective frames": "exp of the entropy of attention: 1 is one frame, T is even",
     "intervals": "95 % percentile bootstrap over source groups (recordings), else videos",
@@ -183,12 +184,17 @@ class Explainer:
         T = len(clip)
         pixels = self.transform(clip[None].to(self.device)).detach().requires_grad_(True)
         features: list[torch.Tensor] = []
-        hook = self.model.features_norm.register_forward_hook(lambda _module, _inputs, out: features.append(out))
+        network: list[torch.Tensor] = []
+        hooks = [
+            self.model.features_norm.register_forward_hook(lambda _module, _inputs, out: features.append(out)),
+            self.model.classifier.register_forward_hook(lambda _module, _inputs, out: network.append(out)),
+        ]
         try:
-            logits_BK, attention_BT = self.model(pixels)
+            _, attention_BT = self.model(pixels)
         finally:
-            hook.remove()
-        margin = logits_BK[0, CRIME_LABEL] - logits_BK[0, 1 - CRIME_LABEL]
+            for hook in hooks:
+                hook.remove()
+        margin = network[0][0, CRIME_LABEL] - network[0][0, 1 - CRIME_LABEL]
         (gradient,) = torch.autograd.grad(margin, pixels)
         saliency_T = gradient[0].pow(2).sum((0, 2, 3)).sqrt().detach().cpu().numpy()
         with torch.inference_mode():
