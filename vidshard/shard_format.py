@@ -177,7 +177,7 @@ class SampleRecord:
         return sample_key(self.path, self.clip_index)
 
     def to_json(self) -> bytes:
-        fields = dataclasses.asdict(self)
+        fields = {**vars(self)}  # `asdict` would copy each tuple deeply
         fields["class"] = fields.pop("class_name")
         return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
@@ -248,8 +248,8 @@ def encode_clip(clip: Clip, *, codec: str) -> bytes:
 
 
 def _member_pieces(record: SampleRecord, payload: Sequence[Piece], *, codec: str) -> list[Piece]:
-    clip = _tar_member(record.key + CODEC_SUFFIX[codec], payload)
-    return clip + _tar_member(record.key + RECORD_SUFFIX, [record.to_json()])
+    key = record.key
+    return _tar_member(key + CODEC_SUFFIX[codec], payload) + _tar_member(key + RECORD_SUFFIX, [record.to_json()])
 
 
 def _clip_pieces(clip: Clip, *, codec: str) -> list[Piece]:
