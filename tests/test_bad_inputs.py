@@ -44,7 +44,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("decoder", REFUSED_THOUGH_SOUND)
 def test_every_input_ends_as_it_should(decoder: str, tree: Path) -> None:
-    verdicts = bad_inputs.judge(tree, decoder=decoder)
+    verdicts, times = bad_inputs.judge(tree, decoder=decoder)
     assert len(verdicts) > 150
     bad = [v for v in verdicts if v.is_bad and not (v.expect == "decode" and v.cls in REFUSED_THOUGH_SOUND[decoder])]
     assert not bad, bad_inputs.table(verdicts)
+    assert max(time.over_seconds for time in times) <= bad_inputs.GRACE_SECONDS

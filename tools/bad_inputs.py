@@ -4,7 +4,7 @@
 
 TREE is made by a generator of bad inputs that is not part of this repository. It writes down in TREE/manifest.jsonl
 what each input is: `decode` (sound, however odd), `refuse`, or `either` (damaged: refused, right, or flagged, but never
-wrong and silent).
+wrong and silent). Each input may take as long as its limit and GRACE_SECONDS more; the one that comes nearest is shown.
 Needs ffmpeg on the PATH for the truth about real videos.
 """
 
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,64 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vidshard import BuildConfig, SamplingConfig, build
+from vidshard import BuildConfig, SamplingConfig, build, builder
 from vidshard.manifest import open_shards
 from vidshard.shard_format import decode_clip, read_shard
 from vidshard.sources import VIDEO_SUFFIXES
+from vidshard.supervisor import Crew, SupervisorConfig, Task, TaskResult
 
 SIZE = 112
 MAX_DIFFERENCE = 8.0  # mean over a 32 × 24 grid of points, grey levels
 GRID = (24, 32)
+GRACE_SECONDS = 2.0  # over its limit, to end a child and start another
 
 Pictures = npt.NDArray[np.uint8]  # (T, H, W, 3) RGB
+
+
+@dataclass(frozen=True)
+class Time:
+    """The wall time of one task, from when it was handed out to when its result was there."""
+
+    path: Path
+    seconds: float
+    limit_seconds: float
+
+    @property
+    def over_seconds(self) -> float:
+        return self.seconds - self.limit_seconds
+
+
+class Stopwatch:
+    """A crew that notes the time of each task of another."""
+
+    def __init__(self, crew: Crew, times: list[Time]) -> None:
+        self.crew, self.times = crew, times
+
+    @property
+    def config(self) -> SupervisorConfig:
+        return self.crew.config
+
+    def __enter__(self) -> Stopwatch:
+        self.crew.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.crew.__exit__(*exc)
+
+    def run(self, function: Callable[[Any], Any], tasks: Iterable[Task]) -> Iterator[TaskResult]:
+        started: dict[int, float] = {}
+
+        def handed_out() -> Iterator[Task]:
+            for task in tasks:
+                started[id(task)] = time.monotonic()
+                yield task
+
+        for result in self.crew.run(function, handed_out()):
+            task = result.task
+            tries = self.config.attempts if result.crash else 1
+            seconds = time.monotonic() - started.pop(id(task))
+            self.times.append(Time(task.argument.video_path, seconds, tries * task.timeout_seconds))
+            yield result
 
 
 @dataclass
@@ -63,8 +112,10 @@ class Verdict:
         return self.verdict not in allowed[self.expect]
 
 
-def judge(tree: Path, *, decoder: str = "auto", workers: int = 2, timeout_seconds: float = 30.0) -> list[Verdict]:
-    """Build `tree` with dense clips and return a verdict on each input of its manifest."""
+def judge(
+    tree: Path, *, decoder: str = "auto", workers: int = 2, timeout_seconds: float = 30.0
+) -> tuple[list[Verdict], list[Time]]:
+    """Build `tree` with dense clips; return a verdict on each input of its manifest, and how long the tasks took."""
     rows = [json.loads(line) for line in (tree / "manifest.jsonl").read_text().splitlines()]
     with tempfile.TemporaryDirectory(prefix="bad-inputs-") as folder:
         config = BuildConfig(
@@ -77,14 +128,19 @@ def judge(tree: Path, *, decoder: str = "auto", workers: int = 2, timeout_second
             timeout_seconds=timeout_seconds,
             yes=True,
         )
-        report = build(config)
+        times: list[Time] = []
+        hire = builder.hire
+        builder.hire = lambda *arguments, **options: Stopwatch(hire(*arguments, **options), times)
+        try:
+            report = build(config)
+        finally:
+            builder.hire = hire
         assert report.videos["found"] == sum(n for name, n in report.videos.items() if name != "found")
         failures = {f.path: f"{f.outcome}: {f.reason}: {f.message}" for s in report.sets for f in s.manifest.failures}
         seen = read_back(report.folders[0])
     unique = {(row["path_hex"], row["cls"]): row for row in rows}
-    return [
-        verdict(row, tree, seen, failures) for row in unique.values() if not (row.get("nonroot") and may_read_all())
-    ]
+    rows = [row for row in unique.values() if not (row.get("nonroot") and may_read_all())]
+    return [verdict(row, tree, seen, failures) for row in rows], times
 
 
 def may_read_all() -> bool:
@@ -191,12 +247,15 @@ def main() -> int:
     parser.add_argument("--verbose", action="store_true", help="also why each damaged input was refused")
     options = parser.parse_args()
     start = time.monotonic()
-    verdicts = judge(options.tree.absolute(), decoder=options.decoder, workers=options.workers)
+    verdicts, times = judge(options.tree.absolute(), decoder=options.decoder, workers=options.workers)
     if options.verbose:
         for v in verdicts:
             print(f"{v.expect} {v.verdict}: {v.path!a}: {v.why[:150]!a}")
     print(f"{options.decoder}: {len(verdicts)} inputs in {time.monotonic() - start:.0f} s\n{table(verdicts)}")
-    return int(any(v.is_bad for v in verdicts))
+    worst, slowest = max(times, key=lambda t: t.over_seconds), max(times, key=lambda t: t.seconds)
+    for what, t in (("nearest to its limit", worst), ("slowest", slowest)):
+        print(f"{what} of {len(times)} tasks: {t.seconds:.2f} s of {t.limit_seconds:.0f} s, {t.path.name!a}")
+    return int(any(v.is_bad for v in verdicts) or worst.over_seconds > GRACE_SECONDS)
 
 
 if __name__ == "__main__":
