@@ -38,6 +38,7 @@ from torch import nn
 
 from stage1 import backbones
 from stage1.model import Stage1Model
+from stage1.motion_statistics import motion_statistics
 from stage1.train_config import PRESETS, make_config
 from stage1.transforms import ClipTransform, TransformConfig
 
@@ -254,6 +255,10 @@ def train_for(
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
     generator = np.random.default_rng(0)
     start, seen, order = time.monotonic(), 0, rows[:0]
+    if isinstance(model, Stage1Model) and model.motion_classifier is not None:  # as before the first step of a run
+        plain = ClipTransform(transform.config.for_evaluation)
+        parts = [motion_statistics(plain(torch.from_numpy(pixels[part]))) for part in np.array_split(rows, len(rows))]
+        model.motion_classifier.fit(torch.cat(parts).numpy(), labels[rows])
     while (share := (time.monotonic() - start) / (60 * minutes)) < 1:
         if len(order) < batch_size:
             order = generator.permutation(rows)
