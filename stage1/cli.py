@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from stage1 import files
+from stage1.memory import keep_freed_memory
 from vidshard import __version__
 from vidshard.console import EXIT_OK, EXIT_STOPPED, LOCAL_PATH, ExitCodeGroup
 from vidshard.storage import location
@@ -48,6 +49,7 @@ CONFIG = click.option(
 @click.version_option(__version__)
 def main() -> None:
     """Tell normal from crime in clips read from shards."""
+    keep_freed_memory()
 
 
 @main.command()

@@ -19,6 +19,7 @@ from stage1 import calibration, evaluation_plots, files, frame_metrics, metrics,
 from stage1.calibration import Calibration, Target
 from stage1.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from stage1.dataloader import ClipReader
+from stage1.detections import shortest_floats
 from stage1.device import choose_device
 from stage1.events import Event, EventConfig, VideoClips, find_events
 from stage1.frame_metrics import FrameMetrics, ScoredVideo
@@ -151,13 +152,13 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
         chosen = calibration.fit(validation.labels, validation.scores)
         if config.prior is not None:
             chosen = chosen.for_prior(config.prior)
-        validation = validation.with_scores(chosen.apply(validation.scores))
+        validation = validation.with_scores(shown_scores(chosen, validation.scores))
         if target is not None:
             threshold, threshold_from = choose_threshold(validation, target), f"{target} on validation"
         else:  # the same clips are above it as before
             raw = [threshold] if config.relative else checkpoint.build_calibration().invert([threshold])
-            threshold = float(chosen.apply(raw)[0])
-    clips = clips.with_scores(chosen.apply(raw_scores))
+            threshold = float(shown_scores(chosen, np.asarray(raw))[0])
+    clips = clips.with_scores(shown_scores(chosen, raw_scores))
     levels = {"clips": level_metrics(clips.labels, clips.scores, clips.groups, threshold, config, clips.has_recordings)}
     videos = video_scores(clips)
     levels["videos"] = level_metrics(
@@ -224,6 +225,11 @@ def labelled_clips(reader: ClipReader, probabilities: Callable[[npt.NDArray[np.i
         last_frames=times[order, 1].astype(np.int64),
         seconds=times[order, 2:],
     )
+
+
+def shown_scores(chosen: Calibration, raw: Array) -> Array:
+    """P(crime), calibrated, as `stage1 infer` writes it and compares it with the threshold."""
+    return np.array(shortest_floats(chosen.apply(raw).astype(np.float32)))
 
 
 def _times(reader: ClipReader, row: int) -> tuple[int, int, float, float]:

@@ -26,6 +26,7 @@ from stage1.dataloader import ClipReader
 from stage1.device import choose_device
 from stage1.metrics import Array, Interval
 from stage1.model import Stage1Model
+from stage1.scoring import crime_probabilities
 from stage1.truth import read_truth
 from vidshard import atomic, console
 from vidshard.errors import UserError
@@ -309,13 +310,11 @@ def _detected_crimes(
     crimes = np.flatnonzero(reader.labels == CRIME_LABEL).tolist()
     if not crimes:
         raise UserError(f"no clip of {config.shards} is labelled a crime: there is nothing to explain")
-    found: dict[int, float] = {}
-    for first in range(0, len(crimes), config.batch_size):
-        part = crimes[first : first + config.batch_size]
-        clips = np.empty((len(part), *reader.clip_shape.thwc), np.uint8)
-        reader.read_clips(part, clips)
-        scores = explainer.probability(explainer.predict(torch.from_numpy(clips)))
-        found |= {row: score for row, score in zip(part, scores.tolist(), strict=True) if score >= checkpoint.threshold}
+    raw = crime_probabilities(
+        checkpoint, reader, np.array(crimes), batch_size=config.batch_size, device=explainer.device
+    )
+    scores = explainer.calibration.apply(raw)
+    found = {row: score for row, score in zip(crimes, scores.tolist(), strict=True) if score >= checkpoint.threshold}
     if not found:
         raise UserError(f"of the {len(crimes)} crimes of {config.shards} the model detects none: nothing to explain")
     rows = sorted(found)

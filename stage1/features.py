@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from stage1 import backbones, files, truth
 from stage1.annotations import VideoTruth
 from stage1.backbones import TorchvisionBackbone
 from stage1.checkpoint import load_checkpoint
-from stage1.dataloader import ClipLoader, ClipReader
+from stage1.dataloader import Batch, ClipReader
 from stage1.device import choose_device, cuda_memory_errors, device_name
 from stage1.sample_plan import Rows
+from stage1.scoring import ScoringConfig, clip_loader, for_each_batch
 from stage1.transforms import ClipTransform, TransformConfig
 from vidshard import atomic, console, manifest, shard_format
 from vidshard.errors import FormatError, UserError
@@ -132,13 +134,9 @@ def _of_checkpoint(path: Path, reader: ClipReader, device: torch.device) -> tupl
             f"{checkpoint.shape}; build the shards as those for training were"
         )
     model, transform = checkpoint.build_model().to(device), checkpoint.build_transform()
-    inputs: list[torch.Tensor] = []
-    model.classifier.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
 
     def extract(clips: torch.Tensor) -> torch.Tensor:
-        inputs.clear()
-        model(transform(clips))
-        return inputs[0]
+        return model.pooled(transform(clips))[0]
 
     return extract, {"checkpoint": str(path), "checkpoint_sha256": manifest.file_sha256(path)}
 
@@ -179,36 +177,33 @@ class _Run:
         return self.config.out / (shard_format.video_key(self.reader.index.paths[video]) + suffix)
 
     def go(self) -> None:
-        left = [rows for rows in self.rows_of_video if not self.file(int(self.reader.videos[rows[0]])).is_file()]
+        left = deque(rows for rows in self.rows_of_video if not self.file(int(self.reader.videos[rows[0]])).is_file())
         if not left:
             return
-        scored = self._features_of_clips(np.concatenate(left))
-        for rows in left:
-            self._write(rows, np.stack([next(scored) for _ in rows]))
-        next(scored, None)  # lets it end
-
-    def _features_of_clips(self, rows: Rows) -> Iterator[npt.NDArray[np.float32]]:
-        """The features of each clip in turn, (D,); NaN where it cannot be read."""
-        loader = ClipLoader(
-            self.reader,
-            rows=rows,
-            batch_size=self.config.batch_size,
-            shuffle=False,
-            pad=True,
-            max_bad_clips=None,
-            device=self.device,
-        )
+        rows = np.concatenate(left)
+        scoring = ScoringConfig(device=self.device, batch_size=self.config.batch_size)
+        loader = clip_loader(self.reader, rows, scoring, max_bad_clips=None)
+        waiting: list[npt.NDArray[np.float32]] = []  # features of the first clips of the first video that is left
         progress = console.Progress("Stage 1 Features", total=len(rows), unit="clip")
-        with progress, cuda_memory_errors(self.config.batch_size), torch.inference_mode():
-            for planned, batch in zip(loader.plan(), loader, strict=True):
-                features_BD = self.extract(batch.clips).float().cpu().numpy()
-                for row, feature in zip(planned.tolist(), features_BD, strict=True):
-                    if row in loader.bad_clips:
-                        self.unscored[self.reader.index.key(row)] = loader.bad_clips[row]
-                        feature[:] = np.nan
-                    if row >= 0:
-                        yield feature
-                progress.advance(int((planned >= 0).sum()))
+
+        def compute(rows: Rows, batch: Batch) -> npt.NDArray[np.float32]:
+            features_BD: npt.NDArray[np.float32] = self.extract(batch.clips)[: len(rows)].float().cpu().numpy()
+            for feature, row in zip(features_BD, rows.tolist(), strict=True):
+                if row in loader.bad_clips:
+                    self.unscored[self.reader.index.key(row)] = loader.bad_clips[row]
+                    feature[:] = np.nan
+            return features_BD
+
+        def take(rows: Rows, features_BD: npt.NDArray[np.float32]) -> None:
+            waiting.extend(features_BD)
+            while left and len(waiting) >= len(left[0]):
+                video = left.popleft()
+                self._write(video, np.stack(waiting[: len(video)]))
+                del waiting[: len(video)]
+            progress.advance(len(rows))
+
+        with progress, cuda_memory_errors(scoring.batch_size):
+            for_each_batch(loader, compute, take, scoring)
 
     def _write(self, rows: Rows, values: npt.NDArray[np.float32]) -> None:
         """The arrays of a video, its features last: where these are, the others are whole."""

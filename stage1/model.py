@@ -116,6 +116,13 @@ class Stage1Model(nn.Module):
         """
         if frames_BT is not None:
             clips_BCTHW = _without_padding(clips_BCTHW, frames_BT)
+        pooled_BD, attention_BT = self.pooled(clips_BCTHW, frames_BT)
+        return self.logits(pooled_BD, clips_BCTHW), attention_BT
+
+    def pooled(
+        self, clips_BCTHW: torch.Tensor, frames_BT: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features of the frames weighted by attention, (B, D), and the attention, as `forward` has them."""
         features_BTD = self.features_norm(self.backbone(clips_BCTHW))
         steps_BT = None
         if frames_BT is not None:
@@ -133,7 +140,7 @@ class Stage1Model(nn.Module):
                 scores_BT = scores_BT.masked_fill(~steps_BT, -torch.inf)
             attention_BT = scores_BT.softmax(1)
             pooled_BD = (attention_BT.unsqueeze(2) * features_BTD).sum(1)
-        return self.logits(pooled_BD, clips_BCTHW), attention_BT
+        return pooled_BD, attention_BT
 
     def logits(self, pooled_BD: torch.Tensor, clips_BCTHW: torch.Tensor) -> torch.Tensor:
         """Logits (B, 2) of clips whose frames were pooled to `pooled_BD`.

@@ -10,16 +10,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Generic, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from stage1.calibration import Calibration
 from stage1.checkpoint import Checkpoint
 from stage1.dataloader import Batch, ClipLoader, ClipReader
 from stage1.device import cuda_memory_errors
@@ -27,7 +26,6 @@ from stage1.model import Stage1Model
 from stage1.reader import ClipSource
 from stage1.sample_plan import Rows
 from stage1.score_journal import ScoredBatch, ScoreJournal, score_row
-from stage1.transforms import ClipTransform
 from vidshard import console, shard_format
 from vidshard.errors import FormatError, UserError
 
@@ -111,109 +109,98 @@ def score(reader: ClipReader, plan: BatchPlan, journal: ScoreJournal, config: Sc
     num_clips = sum(len(rows) for rows in rows_of_parts) // config.world_size
     reader.fetch_ahead(np.concatenate(rows_of_parts))
     with (
-        _one_thread_a_batch(config),
         console.Progress("Stage 1 Inference", total=num_clips, unit="clip") as progress,
         cuda_memory_errors(config.batch_size),
     ):
+
+        def take(rows: Rows, scored: ScoredBatch) -> None:
+            journal.append(int(plan.batch_of_row[rows[0]]), scored)
+            progress.advance(len(rows))
+
         for part, rows in zip(plan.parts, rows_of_parts, strict=True):
             if len(rows):
-                _score_part(part, _loader(reader, rows, config), reader, plan, journal, config, progress)
+                loader = clip_loader(reader, rows, config, max_bad_clips=None)
+                for_each_batch(loader, _Scorer(part.checkpoint, reader, loader, config), take, config)
 
 
-def _loader(reader: ClipReader, rows: Rows, config: ScoringConfig) -> ClipLoader:
+def clip_loader(source: ClipSource, rows: Rows, config: ScoringConfig, *, max_bad_clips: int | None) -> ClipLoader:
+    """A loader of this rank's share of `rows`, in their order, in batches of one shape."""
     return ClipLoader(
-        reader,
+        source,
         rows=rows,
         batch_size=config.batch_size,
         shuffle=False,
         pad=True,
         rank=config.rank,
         world_size=config.world_size,
-        max_bad_clips=None,
+        max_bad_clips=max_bad_clips,
         num_threads=1,
         device=config.device,
     )
 
 
-def _score_part(
-    part: Part,
-    loader: ClipLoader,
-    reader: ClipReader,
-    plan: BatchPlan,
-    journal: ScoreJournal,
-    config: ScoringConfig,
-    progress: console.Progress,
+def for_each_batch(
+    loader: ClipLoader, compute: Callable[[Rows, Batch], T], take: Callable[[Rows, T], None], config: ScoringConfig
 ) -> None:
-    model = part.checkpoint.build_model().to(config.device)
-    transform, calibration = part.checkpoint.build_transform(), part.checkpoint.build_calibration()
-    batches = _Shared(zip(list_plan(loader), loader, strict=True))
-    writing = threading.Lock()
+    """Call ``take(rows, compute(rows, batch))`` for every batch of the loader that has clips, `rows` without padding.
 
-    def work() -> None:
-        try:
-            with torch.inference_mode():
-                for rows, batch in batches:
-                    if not len(rows):
-                        continue  # padding alone: another rank has the last batch
-                    scored = _score_batch(model, transform, calibration, reader, loader, rows, batch, config)
-                    del batch  # its buffer is lent to the next one
-                    with writing:
-                        journal.append(int(plan.batch_of_row[rows[0]]), scored)
-                        progress.advance(len(rows))
-        except BaseException:
-            batches.stop()
-            raise
+    `compute` runs on one thread a batch, and for several batches at once; `take` here, in the order of the loader.
+    """
 
-    if config.num_threads == 1:
-        work()
-        return
-    with ThreadPoolExecutor(config.num_threads, thread_name_prefix="scorer") as threads:
-        futures = [threads.submit(work) for _ in range(config.num_threads)]
+    def run(rows: Rows, batch: Batch) -> T:
+        with torch.inference_mode():
+            return compute(rows, batch)
+
+    pending: deque[tuple[Rows, Future[T]]] = deque()
+
+    def take_first() -> None:
+        rows, future = pending.popleft()
+        take(rows, future.result())
+
+    with _one_thread_a_batch():
+        threads = ThreadPoolExecutor(config.num_threads, thread_name_prefix="scorer")
         try:
-            for future in futures:
-                future.result()
+            for planned, batch in zip(loader.plan(), loader, strict=True):
+                rows = planned[planned >= 0].astype(np.int64)
+                if len(rows):  # else another rank has the last batch
+                    pending.append((rows, threads.submit(run, rows, batch)))
+                del batch  # its buffer is lent to a later one
+                if len(pending) > config.num_threads:
+                    take_first()
+            while pending:
+                take_first()
         finally:
-            batches.stop()
+            threads.shutdown(cancel_futures=True)
 
 
-def list_plan(loader: ClipLoader) -> Iterator[Rows]:
-    """The rows of each batch that the loader will give, without padding."""
-    for rows in loader.plan():
-        yield rows[rows >= 0].astype(np.int64)
+class _Scorer:
+    """What inference keeps of a batch: P(crime), attention, and where in its video each clip lies."""
+
+    def __init__(self, checkpoint: Checkpoint, reader: ClipReader, loader: ClipLoader, config: ScoringConfig) -> None:
+        self.model = checkpoint.build_model().to(config.device)
+        self.transform, self.calibration = checkpoint.build_transform(), checkpoint.build_calibration()
+        self.reader, self.loader, self.config = reader, loader, config
+
+    def __call__(self, rows: Rows, batch: Batch) -> ScoredBatch:
+        config, count, num_frames = self.config, len(rows), self.reader.clip_shape.num_frames
+        clips = self.transform(batch.clips.to(config.device, non_blocking=True))
+        with torch.autocast(config.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            logits_BK, attention_BT = self.model(clips)
+        scores = np.zeros(count, score_row(num_frames))
+        scores["confidence"] = self.calibration.apply(_crime_probabilities(logits_BK[:count]))
+        scores["attention"] = attention_of_frames(self.model, attention_BT[:count].float().cpu(), num_frames)
+        reasons: dict[int, str] = {}
+        for position, row in enumerate(rows.tolist()):
+            reason = self.loader.bad_clips.get(row) or _fill_times(self.reader, row, scores, position)
+            if reason is not None:
+                reasons[position] = reason
+                scores[position] = 0
+                scores["confidence"][position] = np.nan
+        sound = [position for position in range(count) if position not in reasons]
+        _check_numbers(scores["confidence"][sound], scores["attention"][sound])
+        return ScoredBatch(rows=scores, reasons=reasons)
 
 
-def _score_batch(
-    model: Stage1Model,
-    transform: ClipTransform,
-    calibration: Calibration,
-    reader: ClipReader,
-    loader: ClipLoader,
-    rows: Rows,
-    batch: Batch,
-    config: ScoringConfig,
-) -> ScoredBatch:
-    clips = transform(batch.clips.to(config.device, non_blocking=True))
-    with torch.autocast(config.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        logits_BK, attention_BT = model(clips)
-    count = len(rows)
-    probabilities_BK = torch.softmax(logits_BK[:count].double(), dim=1)
-    scores = np.zeros(count, score_row(reader.clip_shape.num_frames))
-    scores["confidence"] = calibration.apply(probabilities_BK[:, shard_format.CRIME_LABEL].cpu().numpy())
-    scores["attention"] = attention_of_frames(model, attention_BT[:count].float().cpu(), reader.clip_shape.num_frames)
-    reasons: dict[int, str] = {}
-    for position, row in enumerate(rows.tolist()):
-        reason = loader.bad_clips.get(row) or _fill_times(reader, row, scores, position)
-        if reason is not None:
-            reasons[position] = reason
-            scores[position] = 0
-            scores["confidence"][position] = np.nan
-    sound = [position for position in range(count) if position not in reasons]
-    if not (np.isfinite(scores["confidence"][sound]).all() and np.isfinite(scores["attention"][sound]).all()):
-        raise UserError("the model gives values that are not numbers: the checkpoint is unusable; train it again")
-    return ScoredBatch(rows=scores, reasons=reasons)
-
-
-@torch.inference_mode()
 def crime_probabilities(
     checkpoint: Checkpoint,
     reader: ClipSource,
@@ -223,22 +210,37 @@ def crime_probabilities(
     device: torch.device,
     advance: Callable[[int], None] = lambda num_clips: None,
 ) -> npt.NDArray[np.float64]:
-    """P(crime), not calibrated, of the clips of `rows` in their order, [N]: in this process, batch by batch.
+    """P(crime), not calibrated, of the clips of `rows` in their order, [N], as `score` has them, in this process.
 
     Raises FormatError on a clip that is damaged, UserError where the model gives no numbers or memory is too small.
     """
-    transform, model = checkpoint.build_transform(), checkpoint.build_model().to(device)
-    loader = ClipLoader(reader, rows=rows, batch_size=batch_size, shuffle=False, device=device)
-    scores = []
+    config = ScoringConfig(device=device, batch_size=min(batch_size, max(1, len(rows))))
+    probabilities: list[npt.NDArray[np.float64]] = []
+
+    def take(rows: Rows, of_batch: npt.NDArray[np.float64]) -> None:
+        probabilities.append(of_batch)
+        advance(len(rows))
+
     with cuda_memory_errors(batch_size):
-        for batch in loader:
-            logits_BK, _ = model(transform(batch.clips.to(device)))
-            scores.append(logits_BK.double().softmax(1)[:, shard_format.CRIME_LABEL].cpu().numpy())
-            advance(len(logits_BK))
-    probabilities = np.concatenate(scores)
-    if not np.isfinite(probabilities).all():
+        transform, model = checkpoint.build_transform(), checkpoint.build_model().to(device)
+
+        def compute(rows: Rows, batch: Batch) -> npt.NDArray[np.float64]:
+            return _crime_probabilities(model(transform(batch.clips.to(device)))[0][: len(rows)])
+
+        for_each_batch(clip_loader(reader, rows, config, max_bad_clips=0), compute, take, config)
+    found = np.concatenate(probabilities)
+    _check_numbers(found)
+    return found
+
+
+def _crime_probabilities(logits_BK: torch.Tensor) -> npt.NDArray[np.float64]:
+    probabilities_B: npt.NDArray[np.float64] = logits_BK.double().softmax(1)[:, shard_format.CRIME_LABEL].cpu().numpy()
+    return probabilities_B
+
+
+def _check_numbers(*values: npt.NDArray[Any]) -> None:
+    if not all(np.isfinite(array).all() for array in values):
         raise UserError("the model gives values that are not numbers: the checkpoint is unusable; train it again")
-    return probabilities
 
 
 def attention_of_frames(model: Stage1Model, attention_BT: torch.Tensor, num_frames: int) -> npt.NDArray[np.float32]:
@@ -265,34 +267,8 @@ def _fill_times(reader: ClipReader, row: int, scores: npt.NDArray[np.void], posi
     return None
 
 
-class _Shared(Generic[T]):
-    """One iterator for several threads."""
-
-    def __init__(self, items: Iterator[T]) -> None:
-        self._items, self._lock = items, threading.Lock()
-        self._stopped = False
-
-    def __iter__(self) -> Iterator[T]:
-        while True:
-            with self._lock:
-                if self._stopped:
-                    return
-                try:
-                    item = next(self._items)
-                except StopIteration:
-                    self._stopped = True
-                    return
-                except BaseException:
-                    self._stopped = True
-                    raise
-            yield item
-
-    def stop(self) -> None:
-        self._stopped = True
-
-
 @contextlib.contextmanager
-def _one_thread_a_batch(config: ScoringConfig) -> Iterator[None]:
+def _one_thread_a_batch() -> Iterator[None]:
     """Compute every operation on one thread, and on CUDA with kernels that give the same again."""
     before, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
     torch.set_num_threads(1)

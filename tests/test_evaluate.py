@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import tempfile
@@ -17,9 +18,11 @@ from click.testing import CliRunner
 import fake_shards
 from stage1 import evaluate as evaluation
 from stage1 import metrics, shortcut_baselines
+from stage1.calibration import Calibration, parse_target
 from stage1.checkpoint import load_checkpoint
 from stage1.cli import main
 from stage1.evaluate import EvaluateConfig, evaluate
+from stage1.infer import InferConfig, infer
 from stage1.model import ModelConfig
 from stage1.reader import ClipReader
 from stage1.train import train
@@ -60,6 +63,19 @@ def copy_checkpoint(run: dict[str, Path], folder: Path) -> Path:
     path = folder / "copy.pt"
     path.write_bytes(run["checkpoint"].read_bytes())
     return path
+
+
+def test_the_scores_are_those_of_infer_to_the_bit(run: dict[str, Path], tmp_path: Path) -> None:
+    path = copy_checkpoint(run, tmp_path)
+    evaluation.store(path, Calibration(temperature=1.7, shift=0.3, prior=0.4), 0.5, parse_target("f1"))
+    infer(InferConfig(checkpoint=path, shards=run["test"], out=tmp_path / "out", batch_size=5, threads=2))
+    with open(tmp_path / "out" / "predictions.csv", newline="") as file:
+        written = [float(row["confidence"]) for row in csv.DictReader(file)]
+    checkpoint = load_checkpoint(path)
+    clips = evaluation.score_clips(ClipReader(run["test"]), checkpoint, config(run, tmp_path, batch_size=5))
+    scores = evaluation.shown_scores(checkpoint.build_calibration(), clips.scores)
+    assert scores[np.argsort(clips.rows)].tolist() == written
+    assert len(set(written)) > 12
 
 
 def test_every_level_with_intervals_and_a_picture(run: dict[str, Path], tmp_path: Path) -> None:

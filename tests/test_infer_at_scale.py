@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import stage1.infer
 from fake_shards import random_clips, write_shards
 from ranks import run_ranks
 from stage1 import load_attention_data
@@ -59,12 +60,14 @@ def written(out: Path) -> dict[str, bytes]:
 
 def infer_on_a_rank(folder: Path, out: str) -> None:
     torch.set_num_threads(2)  # what a user or torchrun may have set
+    stage1.infer.device_name = lambda _: "the same"  # type: ignore[assignment]
     report = infer(config(folder, out, threads=1))
     assert report is None or report.exit_code == 2
 
 
 @pytest.mark.slow
-def test_any_number_of_ranks_and_threads_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_any_number_of_ranks_and_threads_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stage1.infer.device_name", lambda _: "the same")  # it tells torch's threads, which ranks set
     shards_and_model(tmp_path)
     infer(config(tmp_path, "alone"))
     expected = written(tmp_path / "alone")
@@ -156,7 +159,7 @@ def test_too_many_detections_for_a_file_keep_the_scores(tmp_path: Path, monkeypa
     with pytest.raises(UserError, match="run the same command with --resume and --attention-format shards"):
         infer(InferConfig(**options))
     assert not (tmp_path / "out" / "run.json").exists()
-    monkeypatch.setattr("stage1.scoring._score_batch", lambda *_: pytest.fail("scored again"))
+    monkeypatch.setattr("stage1.scoring._Scorer.__call__", lambda *_: pytest.fail("scored again"))
     assert infer(config(tmp_path, "out", resume=True)) is not None
 
 

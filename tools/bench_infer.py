@@ -36,6 +36,7 @@ from fake_shards import random_clips, write_shards
 from stage1 import checkpoint as checkpoints
 from stage1.checkpoint import Checkpoint
 from stage1.infer import InferConfig, infer
+from stage1.memory import keep_freed_memory
 from stage1.model import ModelConfig, Stage1Model
 from stage1.transforms import TransformConfig
 from vidshard import manifest
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--skip", choices=["speed", "memory"])
     parser.add_argument("--memory-child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    keep_freed_memory()  # as the command does: for the model alone too
     if options.memory_child:
         measure_own_memory(options.memory_child)
         return
