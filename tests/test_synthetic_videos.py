@@ -113,7 +113,7 @@ def test_where_people_stand_tells_nothing(encounter: str) -> None:
     poses: dict[bool, list[tuple[float, ...]]] = {False: [], True: []}
     for plan in plan_dataset({"Train": 2000}, seed=12, config=config):
         if plan.encounter == encounter:
-            (_, poses_a), (_, poses_b) = draw_encounter(np.random.default_rng(plan.seed), plan, config)
+            ((_, poses_a), (_, poses_b)), _ = draw_encounter(np.random.default_rng(plan.seed), plan, config)
             first, last = plan.event or (0, plan.num_frames - 1)
             a, b = poses_a[(first + last) // 2], poses_b[(first + last) // 2]
             poses[plan.event is not None].append((abs(a.x - b.x), a.y - b.y, a.x, a.lean, np.sin(a.stride)))

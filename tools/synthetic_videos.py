@@ -6,8 +6,9 @@ writes `OUT/SPLIT/CLASS/NAME_x264.mp4` and `OUT/temporal_annotations.txt`, whose
 (`name.mp4  Class  start  end  -1  -1`, frames from 0, both ends included; `-1 -1 -1 -1` for a normal video).
 
 **Why one frame cannot tell the classes apart.** Every video, normal or crime, draws a scene, people and one
-*encounter* from the same distribution: two people close to each other (`Fighting`), or one who goes to another,
-takes a bag and goes away (`Robbery`). An encounter is a function of a clock and of uniform random phases, so its
+*encounter* from the same distribution: two people close to each other in the open (`Fighting`), or one who goes to
+another at a kiosk, takes a bag and goes away (`Robbery`). So any frame may tell which encounter it is, and none whether
+it is a crime. An encounter is a function of a clock and of uniform random phases, so its
 picture is distributed alike at any reading of the clock. In a normal video the clock runs slowly all the time; in
 a crime video it runs some fifteen times faster during the event. Nothing else differs: not the number, looks or
 places of the people, not the length, noise or coding of the video. Frames are sharp (no motion blur), and camera
@@ -20,6 +21,7 @@ import argparse
 import concurrent.futures
 import dataclasses
 import io
+import itertools
 import multiprocessing
 import os
 import sys
@@ -200,7 +202,10 @@ def render_video(plan: VideoPlan, config: VideoConfig) -> Frames:
     """All frames of a video, uint8 (N, H, W, 3), RGB."""
     rng = np.random.default_rng((*plan.seed, 2))
     scene = draw_scene(rng, config)
-    actors = [*draw_encounter(rng, plan, config), *_draw_passers_by(rng, plan, config)]
+    encounter, kiosk_place = draw_encounter(rng, plan, config)
+    actors = [*encounter, *_draw_passers_by(rng, plan, config)]
+    if kiosk_place is not None:
+        _draw_kiosk(rng, scene, kiosk_place, config)
     seconds = np.arange(plan.num_frames) / config.fps
     overlay = _draw_clock_overlay(rng, config)
     add_noise = _draw_camera(rng, config)
@@ -265,33 +270,39 @@ def encounter_clock(plan: VideoPlan, config: VideoConfig) -> npt.NDArray[np.floa
     return np.cumsum(rates) / config.fps
 
 
-def draw_encounter(rng: np.random.Generator, plan: VideoPlan, config: VideoConfig) -> list[Actor]:
+def draw_encounter(
+    rng: np.random.Generator, plan: VideoPlan, config: VideoConfig
+) -> tuple[list[Actor], tuple[float, float] | None]:
+    """The two people of the encounter, and where the kiosk stands that one of them is at (pixels); None without one."""
     clock = encounter_clock(plan, config)
     people = [_draw_looks(rng, config), _draw_looks(rng, config)]
     centre = np.array([rng.uniform(0.36, 0.64) * config.width, rng.uniform(0.66, 0.86) * config.height])
     move = _fight_paths if plan.encounter == "Fighting" else _robbery_paths
-    paths, bags = move(rng, clock, reach=0.5 * people[0].height)
+    paths, bags, kiosk_x = move(rng, clock, reach=0.5 * people[0].height)
     actors = []
     for person, path, bag in zip(people, paths, bags, strict=True):
         strides = 2.0 * clock + rng.uniform(0, 2 * np.pi)
         leans = 0.12 * np.sin(1.3 * clock + rng.uniform(0, 2 * np.pi))
         places = np.stack([np.clip(centre[0] + path[:, 0], 6, config.width - 6), centre[1] + path[:, 1]], axis=1)
         actors.append((person, _poses(places, strides, 0.8, leans, bag, config)))
-    return actors
+    return actors, None if kiosk_x is None else (float(centre[0] + kiosk_x), float(centre[1]))
 
 
-def _fight_paths(rng: np.random.Generator, clock: npt.NDArray[np.float64], *, reach: float) -> tuple[Any, Any]:
+def _fight_paths(rng: np.random.Generator, clock: npt.NDArray[np.float64], *, reach: float) -> tuple[Any, Any, None]:
     """Two people who run into each other, part, and circle; the distances in units of `reach`, about a body's width."""
     gap = reach * (1.0 + 0.8 * _wave(rng, clock, 1.0))
     turn = 0.5 * _wave(rng, clock, 0.6) + (np.pi if rng.random() < 0.5 else 0.0)
     middle = reach * np.stack([1.1 * _wave(rng, clock, 0.7), 0.25 * _wave(rng, clock, 0.9)], axis=1)
     offset = 0.5 * np.stack([gap * np.cos(turn), 0.6 * gap * np.sin(turn)], axis=1)
     holder = rng.integers(3)  # somebody may carry a bag here as well
-    return (middle + offset, middle - offset), [np.full(len(clock), holder == i) for i in range(2)]
+    return (middle + offset, middle - offset), [np.full(len(clock), holder == i) for i in range(2)], None
 
 
-def _robbery_paths(rng: np.random.Generator, clock: npt.NDArray[np.float64], *, reach: float) -> tuple[Any, Any]:
-    """One goes to the other, takes the bag and goes away, round a long loop; the other one is pushed aside."""
+def _robbery_paths(rng: np.random.Generator, clock: npt.NDArray[np.float64], *, reach: float) -> tuple[Any, Any, float]:
+    """One goes to the other, takes the bag and goes away, round a long loop; the other one is pushed aside.
+
+    The third value is where the other one's kiosk stands, whatever the clock reads.
+    """
     phase = clock + rng.uniform(0, 2 * np.pi)  # 0: far away, π: at the victim
     side = 1.0 if rng.random() < 0.5 else -1.0
     far = side * reach * rng.uniform(3.0, 3.8)
@@ -299,7 +310,7 @@ def _robbery_paths(rng: np.random.Generator, clock: npt.NDArray[np.float64], *, 
     pushed = reach * np.exp(-2.0 * (1 + np.cos(phase))) * -side  # only while the thief is near
     victim = np.stack([-0.5 * far + 0.9 * pushed, 0.15 * pushed], axis=1)
     has_bag = np.sin(phase) < 0  # from π to 2π the thief has it
-    return (thief, victim), [has_bag, ~has_bag]
+    return (thief, victim), [has_bag, ~has_bag], -0.5 * far
 
 
 def _draw_passers_by(rng: np.random.Generator, plan: VideoPlan, config: VideoConfig) -> list[Actor]:
@@ -347,6 +358,7 @@ def _poses(places: Any, strides: Any, swing: float, leans: Any, bag: Any, config
 # ----------------------------------------------------------------------------------------------------------- looks
 
 _CLOTHES = ((38, 44, 60), (120, 32, 36), (70, 92, 60), (200, 196, 186), (52, 84, 140), (150, 120, 70), (28, 28, 30))
+_AWNINGS = ((180, 40, 40), (40, 110, 60), (40, 70, 150))
 _SKINS = ((232, 190, 160), (196, 148, 112), (142, 98, 70), (96, 64, 48))
 
 
@@ -453,6 +465,24 @@ def draw_scene(rng: np.random.Generator, config: VideoConfig) -> Frames:
     grain = rng.normal(0, 4, (config.height, config.width)).astype(np.float32)
     scene += cv2.resize(grain, (width, height), interpolation=cv2.INTER_LINEAR)[..., None]
     return np.clip(scene, 0, 255).astype(np.uint8)
+
+
+def _draw_kiosk(rng: np.random.Generator, scene: Frames, place: tuple[float, float], config: VideoConfig) -> None:
+    """A stall with a striped awning, behind the people who stand at `place` (pixels; y is that of their feet)."""
+    height = 0.46 * config.height * (0.35 + 0.65 * place[1] / config.height) * SUPERSAMPLING  # of a person there
+    x, foot = place[0] * SUPERSAMPLING, (place[1] - 2) * SUPERSAMPLING
+    wall, cloth = _shade(rng, _CLOTHES), _shade(rng, _AWNINGS)
+    half, top = 0.8 * height, foot - 1.25 * height
+
+    def box(left: float, upper: float, right: float, lower: float, colour: Colour) -> None:
+        cv2.rectangle(scene, (round(left), round(upper)), (round(right), round(lower)), colour, -1)
+
+    box(x - half, top, x + half, foot, wall)
+    box(x - 0.85 * half, top + 0.3 * height, x + 0.85 * half, foot - 0.45 * height, (225, 214, 176))  # lit inside
+    box(x - 1.05 * half, foot - 0.45 * height, x + 1.05 * half, foot - 0.38 * height, (96, 72, 52))  # the counter
+    stripes = np.linspace(x - 1.15 * half, x + 1.15 * half, 10)
+    for i, (left, right) in enumerate(itertools.pairwise(stripes)):
+        box(left, top - 0.1 * height, right, top + 0.22 * height, cloth if i % 2 else (238, 236, 230))
 
 
 def _draw_camera(rng: np.random.Generator, config: VideoConfig) -> Callable[[Frames], Frames]:

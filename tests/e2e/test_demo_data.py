@@ -41,7 +41,7 @@ def test_the_baselines_find_a_shortcut_where_there_is_one(tmp_path: Path) -> Non
     for plan in plans:
         frames = synthetic_videos.render_video(plan, config)
         if plan.event:
-            noisy = VideoConfig(num_frames=(32, 40), noise=(9.0, 9.5))
+            noisy = VideoConfig(num_frames=(32, 40), noise=(12.0, 12.5))
             frames = synthetic_videos.render_video(plan, noisy) // 2
         path = tmp_path / plan.path
         path.parent.mkdir(parents=True, exist_ok=True)
