@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fake_shards import write_shards
+from schemas import check_json
 from stage1 import crossval as module
 from stage1.crossval import CrossvalConfig, crossval, stratified_folds
 from stage1.train_config import TrainConfig
@@ -67,6 +68,8 @@ def test_a_whole_run_goes_on_where_it_stopped_and_writes_out_of_fold_outputs(
     with pytest.raises(KeyboardInterrupt):
         crossval(config)
     table = crossval(config)
+    check_json(config.out / "crossval.json", "crossval")
+    check_json(config.out / "run.json", "crossval_run")
     # Two seeds of two folds, two seeds on the test set, two folds that leak; the fourth was begun twice.
     assert len(trained) == 9
     groups = np.repeat(np.arange(12), 2)

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 import fake_shards
+from schemas import check, check_json
 from stage1 import evaluate as evaluation
 from stage1 import metrics, shortcut_baselines
 from stage1.calibration import Calibration, parse_target
@@ -81,6 +82,7 @@ def test_the_scores_are_those_of_infer_to_the_bit(run: dict[str, Path], tmp_path
 def test_every_level_with_intervals_and_a_picture(run: dict[str, Path], tmp_path: Path) -> None:
     report = evaluate(config(run, tmp_path, val_shards=run["val"]))
     fields = json.loads((tmp_path / "evaluation.json").read_text())
+    check(fields, "evaluation")
     for level in ("clips", "videos"):
         row = fields["levels"][level]
         assert (row["num"], row["num_crime"]) == (24, 12)
@@ -200,6 +202,7 @@ def test_frames_and_false_alarms_of_untrimmed_videos(
     annotations.write_text("\n".join(lines), encoding="utf-8")
     monkeypatch.setattr(evaluation, "_times", one_after_another)
     fields = evaluate(config(run, tmp_path / "e", shards=folder, annotations=annotations)).fields
+    check_json(tmp_path / "e" / "evaluation.json", "evaluation")
     assert fields["frames"]["num_frames"] == 6 * 40
     assert fields["frames"]["num_event_frames"] == 3 * 8
     assert fields["frames"]["auc_anomalous"]["value"] >= 0.9

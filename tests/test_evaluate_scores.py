@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from schemas import check
 from stage1 import annotations, frame_metrics
 from stage1.cli import main
 from stage1.evaluate_scores import ScoresConfig, evaluate_scores
@@ -98,6 +99,7 @@ def test_scores_from_a_folder_and_from_tables_agree(tmp_path: Path) -> None:
     assert found[0]["auc"]["value"] == 1.0
     assert found[0] == found[1] == found[2]
     saved = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    check(saved, "evaluation_scores")
     assert {r["name"] for r in saved["scores"]} >= {"whole snippets only", "mean over 32 segments", "spread evenly"}
     assert (tmp_path / "out" / "evaluation.png").stat().st_size > 10_000
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import fake_shards
+from schemas import check_json
 from stage1 import explain as explaining
 from stage1.checkpoint import Checkpoint, load_checkpoint
 from stage1.explain import ExplainConfig, Explainer, explain, freeze, matched_frames, run_lengths
@@ -113,6 +114,7 @@ def explained(folder: Path, *, blind: bool, monkeypatch: pytest.MonkeyPatch) -> 
         )
     )
     assert json.loads((folder.parent / "out" / "explanation.json").read_text()) == json.loads(json.dumps(report.fields))
+    check_json(folder.parent / "out" / "explanation.json", "explanation")
     assert (folder.parent / "out" / "explanation.png").stat().st_size > 10_000
     return report.fields
 

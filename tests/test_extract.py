@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from schemas import check_rows
 from stage1 import load_attention_data
 from stage1.cli import main
 from stage1.dataloader import ClipLoader, ClipReader
@@ -48,6 +49,7 @@ def test_the_most_attended_frames_become_pictures_and_shards(run_folder: Path, t
     assert result.exit_code == 0, result.output
     data = load_attention_data(run_folder)
     rows = rows_of(tmp_path / "x")
+    check_rows(tmp_path / "x" / "frames.csv", "frames")
     assert len(rows) == 3 * len(data) > 0
     assert {path.name for path in (tmp_path / "x" / "frames").iterdir()} == {"Fighting", "Robbery", "Normal"}
     best = [row for row in rows if row["rank"] == "1"]

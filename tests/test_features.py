@@ -8,6 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from schemas import check, check_json
 from stage1.checkpoint import load_checkpoint
 from stage1.cli import main
 from stage1.reader import ClipReader
@@ -33,6 +34,8 @@ def test_features_are_the_input_of_the_classifier_one_array_a_video(tmp_path: Pa
     assert result.exit_code == 2, result.output  # a clip is damaged
     assert "not scored: clip 'NormalVideos__video-002-000001'" in result.stderr
     summary = json.loads((tmp_path / "f" / "features.json").read_bytes())
+    check(summary, "features")
+    check_json(tmp_path / "f" / "plan.json", "features_plan")
     assert (summary["clips"], len(summary["videos"]), len(summary["unscored"])) == (37, 8, 1)
     reader = ClipReader(tmp_path / "shards")
     checkpoint = load_checkpoint(tmp_path / "model.pt")

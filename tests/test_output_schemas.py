@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
+import re
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -12,31 +12,40 @@ import jsonschema
 import pytest
 import torch
 
+from schemas import SCHEMAS, check, check_json, check_rows
 from test_infer import damage, place, stage1  # noqa: F401  # `place` is a fixture
 
-SCHEMAS = Path(__file__).resolve().parent.parent / "docs" / "schemas"
-
-
-def check(value: Any, name: str) -> None:
-    schema = json.loads((SCHEMAS / f"{name}.schema.json").read_bytes())
-    jsonschema.Draft202012Validator.check_schema(schema)
-    jsonschema.Draft202012Validator(schema).validate(value)
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+# Each file that stage1 writes, and its schemas; of a CSV and of JSON lines: of a row.
+SCHEMA_OF = {
+    "anomalies.json": ["anomalies"],
+    "crossval.json": ["crossval"],
+    "evaluation.json": ["evaluation", "evaluation_scores"],
+    "events.json": ["events"],
+    "explanation.json": ["explanation"],
+    "features.json": ["features"],
+    "frames.csv": ["frames"],
+    "manifest.json": ["attention_manifest"],  # of attention_data/shards; that of other shards: docs/SHARD_FORMAT.md
+    "marks.csv": ["marks"],
+    "metrics.jsonl": ["metrics"],
+    "plan.json": ["features_plan"],
+    "predictions.csv": ["predictions"],
+    "run.json": ["run", "crossval_run"],
+    "stage1_attention_data.pt": ["attention_data"],  # each field described by its type and shape
+    "videos.csv": ["videos"],
+}
+IN_SHARDS = ["attention_sample"]
+OF_RUN = ["anomalies", "events", "predictions", "run", "videos"]  # checked in a loop below
+OF_VIDSHARD = {"failures.csv"}  # docs/SHARD_FORMAT.md
 
 
 def check_outputs(folder: Path) -> None:
     """All that a run wrote to `folder`."""
     for name in ("anomalies", "events", "run"):
-        check(json.loads((folder / f"{name}.json").read_bytes()), name)
+        check_json(folder / f"{name}.json", name)
     for name in ("predictions", "videos"):
-        found = rows(folder / f"{name}.csv")
-        assert found
-        for row in found:
-            check(row, name)
+        check_rows(folder / f"{name}.csv", name)
     file = folder / "attention_data" / "stage1_attention_data.pt"
     if file.is_file():
         fields = torch.load(file, weights_only=True)
@@ -80,6 +89,17 @@ def test_a_schema_finds_what_is_wrong(place: Path) -> None:  # noqa: F811
         check([{**entries[0], "confidence": 0.5, "more": 1}], "anomalies")
 
 
-def test_every_schema_is_used() -> None:
-    text = Path(__file__).read_text(encoding="utf-8")
-    assert all(f'"{path.name.removesuffix(".schema.json")}"' in text for path in SCHEMAS.glob("*.json"))
+def test_every_file_that_is_written_has_a_schema() -> None:
+    names = r"([a-z_0-9]+\.(?:jsonl?|csv))"
+    written = {name for path in (ROOT / "stage1").glob("*.py") for name in re.findall(f'"{names}"', path.read_text())}
+    documents = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("OUTPUTS", "TRAINING", "EVALUATION"))]
+    told = {name for path in documents for name in re.findall(f"`(?:[a-z_]+/)*{names}`", path.read_text())}
+    assert len(written) > 10
+    assert (written | told) - OF_VIDSHARD == SCHEMA_OF.keys() - {"stage1_attention_data.pt"}
+
+
+def test_every_schema_is_one_of_a_file_and_checks_a_real_one() -> None:
+    schemas = {path.name.removesuffix(".schema.json") for path in SCHEMAS.glob("*.json")}
+    assert schemas == {*sum(SCHEMA_OF.values(), IN_SHARDS)}
+    tests = "".join(path.read_text(encoding="utf-8") for path in TESTS.rglob("test_*.py"))
+    assert {name for name in schemas if not re.search(rf'check\w*\([^\n]*"{name}"', tests)} <= set(OF_RUN)

@@ -20,6 +20,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from fake_shards import moving_clips, random_clips, write_shards
+from schemas import check_lines
 from stage1 import train as train_module
 from stage1.checkpoint import load_checkpoint, load_last
 from stage1.cli import main
@@ -79,6 +80,7 @@ def test_a_run_learns_and_leaves_its_files(
         [BEST_NAME, LAST_NAME, PREVIOUS_NAME, METRICS_NAME, CURVES_NAME, CONFIG_NAME]
     )
     rows = [json.loads(line) for line in (path.parent / METRICS_NAME).read_text().splitlines()]
+    check_lines(path.parent / METRICS_NAME, "metrics")
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert max(row["val_auc"] for row in rows) > 0.9
     assert (path.parent / CURVES_NAME).read_bytes()[:4] == b"\x89PNG"

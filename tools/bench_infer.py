@@ -1,12 +1,15 @@
 """Does `stage1 infer` cost more than its model, and does its memory grow with the clips?
 
-    python tools/bench_infer.py [--clips 600] [--many 100000] [--alternations 3]
+    python tools/bench_infer.py [--clips 600] [--many 100000] [--alternations 3] [--skip memory]
 
 Speed: the model alone on batches in memory (the faster of: one batch at a time on all threads, a batch a thread)
 ÷ inference over clips of 16×112×112 with the default model, from opening the shards to the last output, in turns, in
 one process.
 Memory: the resident memory of a process that scores an index which repeats 500 clips of 4×16×16, with a tiny model,
-after 1,000 clips and at its highest afterwards. The last line is JSON: {"fraction_of_model": x, "rss_growth_mb": x}.
+after 1,000 clips and at its highest afterwards.
+One minute: `stage1 infer --videos` as a command on a generated file of 320×240 at 25 frames/s, cut densely: seconds
+from start to end of the process, median of the turns.
+The last line is JSON: {"fraction_of_model": x, "rss_growth_mb": x, "minute_seconds": x}.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -26,6 +30,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +44,7 @@ from stage1.infer import InferConfig, infer
 from stage1.memory import keep_freed_memory
 from stage1.model import ModelConfig, Stage1Model
 from stage1.transforms import TransformConfig
+from synthetic_videos import VideoConfig, encode, plan_dataset, render_video
 from vidshard import manifest
 
 BATCH = 8
@@ -52,7 +58,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=600, help="of the speed measurement")
     parser.add_argument("--many", type=int, default=100_000, help="of the memory measurement")
     parser.add_argument("--alternations", type=int, default=3)
-    parser.add_argument("--skip", choices=["speed", "memory"])
+    parser.add_argument("--skip", choices=["speed", "memory", "minute"], action="append", default=[])
     parser.add_argument("--memory-child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     keep_freed_memory()  # as the command does: for the model alone too
@@ -62,14 +68,18 @@ def main() -> None:
     result: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="bench-infer-") as name:
         folder = Path(name)
-        if options.skip != "speed":
+        if "speed" not in options.skip:
             result["fraction_of_model"] = speed(folder, options.clips, options.alternations)
-        if options.skip != "memory":
+        if "memory" not in options.skip:
             result["rss_growth_mb"] = memory(folder, options.many)
+        if "minute" not in options.skip:
+            result["minute_seconds"] = minute(folder, options.alternations)
     print(json.dumps(result))
 
 
-def save_model(path: Path, config: ModelConfig, shape: tuple[int, int, int]) -> None:
+def save_model(
+    path: Path, config: ModelConfig, shape: tuple[int, int, int], sampling: dict[str, Any] | None = None
+) -> None:
     """An untrained model as a checkpoint."""
     torch.manual_seed(0)
     model = Stage1Model(config)
@@ -85,7 +95,7 @@ def save_model(path: Path, config: ModelConfig, shape: tuple[int, int, int]) -> 
             model_config=dataclasses.asdict(config),
             transform_config=dataclasses.asdict(TransformConfig()),
             clip_shape=dict(zip(("num_frames", "height", "width"), shape, strict=True)),
-            sampling={"mode": "uniform", "clip_len": shape[0], "clips_per_video": 1},
+            sampling={"clip_len": shape[0], **(sampling or {"mode": "uniform", "clips_per_video": 1})},
             frame_gap_seconds=0.1,
         ),
     )
@@ -153,6 +163,38 @@ def speed(folder: Path, num_clips: int, alternations: int) -> float:
             f"turn {turn + 1}: clips/s of the model alone: {told}; of stage1 infer {num_clips / ours:.1f}", flush=True
         )
     return round(statistics.median(fractions), 4)
+
+
+# --- one minute of video ------------------------------------------------------------------------------------------
+
+
+def minute(folder: Path, alternations: int) -> float:
+    """Seconds that the command takes for a file of one minute, cut into windows of 16 frames as a dense build does."""
+    video = VideoConfig(width=320, height=240, fps=25, num_frames=(1500, 1500))
+    plan = dataclasses.replace(plan_dataset({"Train": 2}, seed=0, config=video)[1], path="minute.mp4")
+    (folder / plan.path).write_bytes(encode(render_video(plan, video), plan, video))
+    save_model(folder / "minute.pt", ModelConfig(), SHAPE, sampling={"mode": "dense", "stride": 16})
+    program = shutil.which("stage1", path=str(Path(sys.executable).parent)) or "stage1"
+    command = [
+        program,
+        "infer",
+        "--videos",
+        plan.path,
+        "--checkpoint",
+        "minute.pt",
+        "--out",
+        "minute",
+        "--threshold",
+        "1",
+    ]
+    times = []
+    for turn in range(alternations):
+        start = time.perf_counter()
+        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        times.append(time.perf_counter() - start)
+        clips = json.loads((folder / "minute" / "run.json").read_bytes())["clips"]["scored"]
+        print(f"turn {turn + 1}: one minute of video, {clips} clips, in {times[-1]:.1f} s", flush=True)
+    return round(statistics.median(times), 2)
 
 
 # --- memory -------------------------------------------------------------------------------------------------------

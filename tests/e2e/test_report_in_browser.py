@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from fake_shards import write_shards
+from schemas import check_rows
 from stage1.infer import InferConfig, infer
 from stage1.marks import apply_marks, read_marks
 from stage1.reader import ClipReader
@@ -131,6 +132,7 @@ def test_a_reviewer_finds_marks_and_exports(report: Path, browser: Any, tmp_path
     with open(download, newline="", encoding="utf-8") as file:
         rows = {row["key"]: row["mark"] for row in csv.DictReader(file)}
     assert rows == {marked[0]: "true", marked[1]: "false"}
+    check_rows(download, "marks")
     reader = ClipReader(report.parent.parent / "shards")
     assert apply_marks(reader, read_marks(download), use="labels", path=download).num_found == 2
 
