@@ -125,6 +125,7 @@ def _draw_reliability(axes: Any, calibration: Mapping[str, Any]) -> None:
             color=colour,
             label=f"{name}: ECE {curve['ece']:.3f}",
             zorder=3,
+            clip_on=False,  # points at 0 and 1 stay whole
         )
     axes.set(xlabel="P(crime)", ylabel="Share of crime", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     title = f"Calibration of clips, temperature {calibration['temperature']:.2f}"
@@ -136,10 +137,11 @@ def _draw_scores(axes: Any, labels: Any, scores: Any, threshold: float) -> None:
     for label, name, colour in ((0, "normal", BLUE), (1, "crime", RED)):
         own = [float(score) for score, of in zip(scores, labels, strict=True) if of == label]
         axes.hist(own, bins=25, range=(0, 1), color=colour, alpha=0.6, label=f"{name} ({len(own)})")
-    axes.axvline(threshold, color="black", linewidth=1, linestyle="--", label=f"threshold {threshold:.3f}")
+    axes.axvline(threshold, ymax=0.88, color="black", linewidth=1, linestyle="--", label=f"threshold {threshold:.3f}")
     axes.set(xlabel="P(crime) of a video", ylabel="Videos")
     axes.set_title("Scores", loc="left", fontweight="bold")
-    axes.legend(frameon=False)
+    axes.set_ylim(top=1.35 * axes.get_ylim()[1])  # room for the legend
+    axes.legend(frameon=False, loc="upper center", ncols=3, fontsize=8)
 
 
 def _draw_baselines(axes: Any, fields: Mapping[str, Any]) -> None:

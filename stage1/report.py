@@ -529,12 +529,13 @@ def _evaluation_tables(evaluation: Mapping[str, Any]) -> Iterator[dict[str, Any]
         rows.append(("ROC-AUC on anomalous videos alone", "", "", _interval_text(frames["auc_anomalous"])))
     chosen = evaluation["threshold"]
     rows = [row for row in rows if any(row[1:])]
+    width = 4 if frames else 3  # without annotations nothing is known of frames
     yield {
         "wide": True,
         "title": "Metrics, each with its 95 % interval",
-        "head": ("metric", "clips", "videos", "frames"),
-        "rows": rows,
-        "note": f"At a threshold of {chosen['value']:.3g} ({chosen['chosen_for']}). Intervals: "
+        "head": ("metric", "clips", "videos", "frames")[:width],
+        "rows": [row[:width] for row in rows],
+        "note": f"At a threshold of {chosen['value']:.3g}, from {chosen['chosen_for']}. Intervals: "
         f"{evaluation['conventions']['intervals']}.",
     }
     if evaluation["baselines"]:
