@@ -144,10 +144,11 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
         validation = None if validation is None else relative_clips(validation)
 
     raw_scores = clips.scores
-    chosen = checkpoint.build_calibration()
+    stored = checkpoint.build_calibration()
     threshold, threshold_from = checkpoint.threshold, checkpoint.threshold_target or "the checkpoint (not chosen)"
-    if config.relative:
-        threshold, threshold_from = 0.5, "the median of each video (not chosen)"
+    if config.relative:  # the checkpoint's are of other scores
+        stored, threshold, threshold_from = Calibration(), 0.5, "the median of each video (not chosen)"
+    chosen = stored
     if validation is not None:
         chosen = calibration.fit(validation.labels, validation.scores)
         if config.prior is not None:
@@ -156,8 +157,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
         if target is not None:
             threshold, threshold_from = choose_threshold(validation, target), f"{target} on validation"
         else:  # the same clips are above it as before
-            raw = [threshold] if config.relative else checkpoint.build_calibration().invert([threshold])
-            threshold = float(shown_scores(chosen, np.asarray(raw))[0])
+            threshold = float(shown_scores(chosen, stored.invert([threshold]))[0])
     clips = clips.with_scores(shown_scores(chosen, raw_scores))
     levels = {"clips": level_metrics(clips.labels, clips.scores, clips.groups, threshold, config, clips.has_recordings)}
     videos = video_scores(clips)

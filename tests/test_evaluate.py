@@ -246,6 +246,7 @@ def test_relative_scores_forget_what_all_clips_of_a_video_share(
     np.testing.assert_allclose(relative.scores, 1 / (1 + np.exp(-moved)))
 
     checkpoint = copy_checkpoint(run, tmp_path)
+    evaluation.store(checkpoint, Calibration(temperature=0.5, shift=2.0, prior=0.4), 0.9, parse_target("f1"))
     before = checkpoint.read_bytes()
     val, _ = untrimmed(tmp_path / "val", seed=70)
     annotations.write_text("video-001.mp4 Fighting 16 23 -1 -1", encoding="utf-8")
@@ -257,6 +258,7 @@ def test_relative_scores_forget_what_all_clips_of_a_video_share(
     assert "from the median of each video (not chosen)" in result.output
     fields = json.loads((out / "evaluation.json").read_text())
     assert fields["relative"] is True
+    assert fields["calibration"]["prior"] is None  # the one stored is of other scores
     assert {row["frame_auc_anomalous"] for row in fields["baselines"] if row["name"] == "majority"} == {0.5}
     result = CliRunner().invoke(main, [*arguments, f"--val-shards={val}", "--target=f1"])
     assert "f1 on validation; not stored, as infer knows no relative scores" in result.output
