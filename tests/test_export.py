@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from click.testing import CliRunner
 
 from fake_shards import random_clips, write_shards
-from stage1.checkpoint import load_checkpoint
+from stage1.checkpoint import load_checkpoint, save_checkpoint
 from stage1.cli import main
+from stage1.motion_statistics import motion_statistics
 from test_infer import write_checkpoint
 
 pytest.importorskip("onnx")
@@ -18,8 +21,9 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 def test_the_file_alone_gives_what_the_checkpoint_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calibration = {"temperature": 1.7, "shift": -0.3, "prior": 0.4}
-    write_checkpoint(tmp_path / "model.pt", calibration=calibration, threshold=0.3)
     clips = random_clips(200)
+    write_checkpoint(tmp_path / "model.pt", calibration=calibration, threshold=0.3)
+    fit_the_line(tmp_path / "model.pt", clips)
     write_shards(tmp_path / "shards", clips, [0, 1] * 100)
     args = ["--checkpoint", tmp_path / "model.pt", "--out", tmp_path / "model.onnx", "--shards", tmp_path / "shards"]
     result = CliRunner().invoke(main, ["export", *map(str, args), "--num-checked", "200"])
@@ -45,6 +49,16 @@ def test_the_file_alone_gives_what_the_checkpoint_gives(tmp_path: Path, monkeypa
     result = CliRunner().invoke(main, ["export", *map(str, args[:3]), str(tmp_path / "other.onnx")])
     assert (result.exit_code, "nothing was written" in result.stderr) == (1, True), result.output
     assert not (tmp_path / "other.onnx").exists()
+
+
+def fit_the_line(path: Path, clips: npt.NDArray[np.uint8]) -> None:
+    """Let the motion statistics count in the checkpoint, as after training."""
+    checkpoint = load_checkpoint(path)
+    model = checkpoint.build_model()
+    assert model.motion_classifier is not None
+    statistics = motion_statistics(checkpoint.build_transform()(torch.from_numpy(clips))).numpy()
+    model.motion_classifier.fit(statistics, (statistics[:, 0] > np.median(statistics[:, 0])).astype(np.int64))
+    save_checkpoint(path, dataclasses.replace(checkpoint, model_state_dict=model.state_dict()))
 
 
 def test_clips_of_another_shape_are_refused(tmp_path: Path) -> None:
