@@ -22,6 +22,7 @@ from stage1.sample_plan import Rows
 from stage1.selection import Balance
 from stage1.train_config import TrainConfig
 from stage1.train_data import TrainData
+from stage1.train_log import warn
 from stage1.transforms import ClipTransform
 from vidshard.errors import UserError
 
@@ -124,9 +125,14 @@ class ClipTask:
                 labels.append(batch.labels[there].cpu().numpy())
                 rows_read.append(batch.indices[there].cpu().numpy())
         labels_N = np.concatenate(labels)
-        if len(np.unique(labels_N)) == NUM_CLASSES:
-            line = self.line(data, np.concatenate(rows_read))
-            model.motion_classifier.fit(np.concatenate(statistics), labels_N, line)
+        if len(np.unique(labels_N)) < NUM_CLASSES:
+            warn(
+                f"the network decides alone: the {len(labels_N)} clips that motion statistics are fitted to are not of "
+                f"both classes (they are the sound ones of {len(rows)}, spread over all to train on)"
+            )
+            return
+        line = self.line(data, np.concatenate(rows_read))
+        model.motion_classifier.fit(np.concatenate(statistics), labels_N, line)
 
     def line(self, data: TrainData, rows_N: Rows) -> Line:
         """How the classifier on motion statistics is found from clips of these rows of the index."""

@@ -119,7 +119,8 @@ def train(
         hint_to_resume(config),
         cuda_memory_errors(config.batch_size),
     ):
-        run = start_run(config, data or open_data(config), device, task or make_task(config, transform))
+        task = task or make_task(config, transform)
+        run = start_run(config, data or open_data(config), device, task, resuming=resuming)
         run.stop = stop
         if resuming:
             resume(run)
@@ -176,15 +177,16 @@ def hint_to_resume(config: TrainConfig) -> Iterator[None]:
 # --- the run ------------------------------------------------------------------------------------------------------
 
 
-def start_run(config: TrainConfig, data: TrainData, device: torch.device, task: Task) -> Run:
-    """A run before its first step."""
+def start_run(config: TrainConfig, data: TrainData, device: torch.device, task: Task, *, resuming: bool) -> Run:
+    """A run before its first step; before `resume`, where that gives the model what else is found at the start."""
     torch.manual_seed(config.seed)
     model = task.make_model().to(device)
     if config.channels_last:
         channels_last(model)
     optimizer = optim.make_optimizer(model, lr=config.lr, weight_decay=config.weight_decay)
     loader, validation_loader = task.make_loaders(data, device)
-    task.fit(model, data, device)
+    if not resuming:  # else it comes with the weights
+        task.fit(model, data, device)
     steps_of_epoch = -(-len(loader) // config.accumulate)
     return Run(
         config=config,

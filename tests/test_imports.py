@@ -282,6 +282,7 @@ ALLOWED: dict[str, set[str]] = {
         "stage1.selection",
         "stage1.train_config",
         "stage1.train_data",
+        "stage1.train_log",
         "stage1.transforms",
     },
     "stage1.crossval": {

@@ -189,6 +189,27 @@ def test_resume_with_another_global_batch_is_refused(tmp_path: Path, shards: Pat
         train(config(shards, tmp_path / "out", val_fraction=0, resume=True, accumulate=2))
 
 
+def test_what_is_fitted_at_the_start_is_not_fitted_again(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = train(config(shards, tmp_path / "out", epochs=1, val_fraction=0))
+    line = weights(first)["motion_classifier.weight"]
+    assert line.abs().max() > 0.01
+    monkeypatch.setattr("stage1.clip_task.motion_statistics", lambda _: pytest.fail("fitted again"))
+    resumed = train(config(shards, tmp_path / "out", epochs=2, val_fraction=0, resume=True))
+    assert torch.equal(weights(resumed)["motion_classifier.weight"], line)
+
+
+def test_where_motion_statistics_meet_one_class_the_network_decides_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("stage1.clip_task.MAX_FITTED", 2)
+    write_shards(tmp_path / "Train", random_clips(6, shape=(4, 16, 16)), [0, 1, 1, 0, 1, 0])
+    path = train(config(tmp_path / "Train", tmp_path / "out", epochs=1, val_fraction=0))
+    assert "WARNING: the network decides alone: the 2 clips that" in capsys.readouterr().err
+    assert not weights(path)["motion_classifier.weight"].any()
+
+
 def test_resume_refuses_other_options_and_other_data(tmp_path: Path, shards: Path, val_shards: Path) -> None:
     train(config(shards, tmp_path / "out", epochs=1, val_fraction=0))
     with pytest.raises(UserError, match=r"trained with --lr 0\.003, got 0\.01; resume with the same options"):
