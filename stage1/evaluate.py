@@ -653,11 +653,13 @@ def to_text(fields: Mapping[str, Any], config: EvaluateConfig) -> str:
             else "; stored in the checkpoint, with the calibration"
         )
     about = fields["calibration"]
-    prior = "never calibrated" if about["prior"] is None else f"for a share of crime of {about['prior']:.2f}"
+    before, after = about["before"]["ece"], about["after"]["ece"]
+    share = f"evaluated clips: {about['prior_of_evaluated_clips']:.2f}"
     lines.append(
-        f"Calibration: temperature {about['temperature']:.3f}, {prior} (evaluated clips: "
-        f"{about['prior_of_evaluated_clips']:.2f}); ECE {about['before']['ece']:.3f} before, "
-        f"{about['after']['ece']:.3f} after"
+        f"Never calibrated; ECE {after:.3f} (share of crime of the {share})"
+        if about["prior"] is None
+        else f"Calibration: temperature {about['temperature']:.3f}, for a share of crime of {about['prior']:.2f} "
+        f"({share}); ECE {before:.3f} before, {after:.3f} after"
     )
     lines += ["", "By class:"]
     lines += _aligned(
@@ -675,22 +677,24 @@ def to_text(fields: Mapping[str, Any], config: EvaluateConfig) -> str:
     )
     if fields["baselines"]:
         lines += ["", "Shortcut baselines, on the same videos (fitted on the training shards):"]
-        lines += _aligned(
-            [["", "accuracy", "video AUC", "model is above it by", "frame AUC, anomalous videos"]]
-            + [
-                [
-                    row["name"],
-                    f"{row['accuracy']:.3f}",
-                    _text(row["auc"]),
-                    _text(row["model_above"]),
-                    "" if row["frame_auc_anomalous"] is None else f"{row['frame_auc_anomalous']:.3f}",
-                ]
-                for row in fields["baselines"]
-            ]
-        )
+        cells = [["", "accuracy", "video AUC", "model is above it by"]]
+        cells += [
+            [row["name"], f"{row['accuracy']:.3f}", _text(row["auc"]), _text(row["model_above"])]
+            for row in fields["baselines"]
+        ]
+        if frames is not None:
+            cells[0].append("frame AUC, anomalous videos")
+            for cell, row in zip(cells[1:], fields["baselines"], strict=True):
+                anomalous = row["frame_auc_anomalous"]
+                cell.append("" if anomalous is None else f"{anomalous:.3f}")
+        lines += _aligned(cells)
     lines += ["", *(f"FLAG: {flag}" for flag in fields["flags"])]
     lines += [f"WARNING: {warning}" for warning in fields["warnings"]]
-    lines += ["", "Conventions:", *(f"  {name}: {what}" for name, what in CONVENTIONS.items())]
+    unused = set() if frames is not None else {"frame score", "frames", "events"}
+    unused |= set() if fields["relative"] else {"relative"}
+    unused |= set() if fields["recordings"] else {"within recording"}
+    shown = {name: what for name, what in CONVENTIONS.items() if name not in unused}
+    lines += ["", "Conventions:", *(f"  {name}: {what}" for name, what in shown.items())]
     lines += ["", f"✓ {config.out / 'evaluation.json'} and {config.out / 'evaluation.png'}"]
     return "\n".join(lines)
 

@@ -109,7 +109,8 @@ def _roc(labels: Any, scores: Any) -> tuple[list[float], list[float]]:
 
 def _draw_reliability(axes: Any, calibration: Mapping[str, Any]) -> None:
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
-    for name, colour in (("before", GREY), ("after", GREEN)):
+    calibrated = calibration["prior"] is not None
+    for name, colour in (("before", GREY), ("after", GREEN)) if calibrated else (("before", GREY),):
         curve = calibration[name]
         points = [
             (p, share, count)
@@ -123,12 +124,13 @@ def _draw_reliability(axes: Any, calibration: Mapping[str, Any]) -> None:
             [share for _, share, _ in points],
             s=[15 + 150 * count / most for *_, count in points],
             color=colour,
-            label=f"{name}: ECE {curve['ece']:.3f}",
+            label=f"{name}: ECE {curve['ece']:.3f}" if calibrated else f"ECE {curve['ece']:.3f}",
             zorder=3,
             clip_on=False,  # points at 0 and 1 stay whole
         )
     axes.set(xlabel="P(crime)", ylabel="Share of crime", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    title = f"Calibration of clips, temperature {calibration['temperature']:.2f}"
+    how = f"temperature {calibration['temperature']:.2f}" if calibrated else "never calibrated"
+    title = f"Calibration of clips, {how}"
     axes.set_title(title, loc="left", fontweight="bold")
     axes.legend(frameon=False, loc="upper left")
 
@@ -141,6 +143,7 @@ def _draw_scores(axes: Any, labels: Any, scores: Any, threshold: float) -> None:
     axes.set(xlabel="P(crime) of a video", ylabel="Videos")
     axes.set_title("Scores", loc="left", fontweight="bold")
     axes.set_ylim(top=1.35 * axes.get_ylim()[1])  # room for the legend
+    axes.yaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False, loc="upper center", ncols=3, fontsize=8)
 
 
