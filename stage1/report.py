@@ -536,7 +536,8 @@ def _evaluation_tables(evaluation: Mapping[str, Any]) -> Iterator[dict[str, Any]
         "head": ("metric", "clips", "videos", "frames")[:width],
         "rows": [row[:width] for row in rows],
         "note": f"At a threshold of {chosen['value']:.3g}, from {chosen['chosen_for']}. Intervals: "
-        f"{evaluation['conventions']['intervals']}.",
+        f"{evaluation['conventions']['intervals']}."
+        + (f" Scores are relative: {evaluation['conventions']['relative']}." if evaluation.get("relative") else ""),
     }
     if evaluation["baselines"]:
         yield {
