@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,8 @@ def _to_onnx(model: WholeModel, checkpoint: Checkpoint, sha256: str) -> bytes:
             dynamic_shapes={"clips_BTHWC": {0: batch}},
             input_names=[INPUT],
             output_names=list(OUTPUTS),
+            custom_translation_table={torch.ops.aten.mean.dim: _mean_in_double()},
+            optimize=False,  # it leaves out additions of 1e-8, as if of 0; onnxruntime optimises by itself
             verbose=False,
         )
     assert program is not None
@@ -157,6 +160,22 @@ def _to_onnx(model: WholeModel, checkpoint: Checkpoint, sha256: str) -> bytes:
         entry.key, entry.value = f"stage1.{name}", value if isinstance(value, str) else json.dumps(value)
     data: bytes = proto.SerializeToString()
     return data
+
+
+def _mean_in_double() -> Callable[..., Any]:
+    """The ONNX operators of a mean: onnxruntime adds up one number after another, which single precision is too coarse
+    for over the pixels of a clip. Motion statistics of what hardly moves would tell.
+    """
+    import onnx
+    import onnxscript
+
+    operators: Any = onnxscript.opset18
+
+    def mean(x: Any, dim: Any, keepdim: bool = False, dtype: int = -1) -> Any:
+        doubles = operators.Cast(x, to=onnx.TensorProto.DOUBLE)
+        return operators.Cast(operators.ReduceMean(doubles, dim, keepdims=keepdim), to=onnx.TensorProto.FLOAT)
+
+    return mean
 
 
 @contextlib.contextmanager
