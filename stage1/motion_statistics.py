@@ -24,6 +24,7 @@ MIN_FRAMES = ORDER + 2
 COUNT = 3 * len(QUANTILES) + 2 * len(QUANTILES) + 4
 RIDGE = 0.5  # C of scikit-learn
 LIMIT = 4.0  # deviations: what is further out, on clips unlike those of training, counts as this
+STILL = 1e-9  # above rounding of the root's floor: in a clip where nothing moves, no cell is above the mean of all
 MIN_SCALE = 0.02  # of what hardly varies in training
 # Standardised statistics (N, COUNT) and labels (N,) → weights (COUNT,) and a bias.
 Line = Callable[[npt.NDArray[np.float64], npt.NDArray[np.int64]], tuple[npt.NDArray[np.float64], float]]
@@ -80,7 +81,7 @@ def _suddenness(grey_BTHW: torch.Tensor) -> torch.Tensor:
     cells_BTN = _pooled(_root(differences.abs()), CELL).flatten(2)
     mean_BN = cells_BTN.mean(1)
     deviation_BN = _root((cells_BTN - mean_BN[:, None]).square().mean(1))
-    share_BN = (cells_BTN > cells_BTN.mean((1, 2), keepdim=True)).float().mean(1)
+    share_BN = (cells_BTN > cells_BTN.mean((1, 2), keepdim=True) + STILL).float().mean(1)
     return torch.cat([_quantiles(values) for values in (mean_BN, deviation_BN, share_BN)], 1)
 
 

@@ -46,6 +46,14 @@ def test_brightness_contrast_mirroring_and_other_clips_of_the_batch_change_nothi
     torch.testing.assert_close(motion_statistics(torch.cat([EVEN, clip]))[1:], expected)
 
 
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+def test_in_a_still_clip_nothing_is_left_to_rounding(scale: float) -> None:
+    still = scale * BACKGROUND[None, :, None].repeat(1, 1, 16, 1, 1)
+    statistics = motion_statistics(still)[0]
+    assert float(statistics[10:15].abs().max()) == 0.0  # the share of frames above the mean
+    torch.testing.assert_close(statistics, motion_statistics(still + 0.5)[0], rtol=0, atol=1e-6)
+
+
 def test_optical_flow_of_a_shift() -> None:
     wave = 10 * (torch.sin(torch.arange(80) / 4)[None, :] + torch.cos(torch.arange(80) / 5)[:, None])
     frames = torch.stack([wave[:64, 8 - t : 72 - t] for t in range(8)])[None]
