@@ -167,6 +167,8 @@ class FrameAttention(nn.Module):
         self.hidden = nn.Linear(features, units)
         self.gate = nn.Linear(features, units) if gated else None
         self.score = nn.Linear(units, 1)
+        # It shifts all scores alike, which softmax does not see: its gradient is rounding, and AdamW would follow it.
+        self.score.bias.requires_grad_(False)
 
     def forward(self, features_BTD: torch.Tensor) -> torch.Tensor:
         hidden = self.hidden(features_BTD).tanh()

@@ -103,7 +103,7 @@ def test_every_pooling_learns_and_its_attention_sums_to_one(pooling: str) -> Non
     if pooling == "mean":
         assert torch.allclose(attention, torch.full((2, 4), 0.25))
     logits.logsumexp(1).sum().backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
 
 
 def test_sizes_differ() -> None:
@@ -126,3 +126,14 @@ def test_motion_prior_puts_attention_where_it_moves_before_anything_is_learnt() 
     assert int(attention.argmax()) == 5
     still = Stage1Model(ModelConfig(motion_prior=2.0)).eval()(torch.zeros(1, 3, 8, 32, 32))
     assert torch.isfinite(still[1]).all()
+
+
+@pytest.mark.parametrize("pooling", ["attention", "gated"])
+def test_every_trained_parameter_can_change_the_loss(pooling: str) -> None:
+    model = Stage1Model(ModelConfig(pooling=pooling, dropout=0.0)).double()
+    torch.nn.init.normal_(model.classifier.weight)
+    clips = torch.randn(2, 3, 6, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    model(clips)[0].square().sum().backward()
+    slopes = {name: float(p.grad.abs().max()) for name, p in model.named_parameters() if p.grad is not None}
+    assert min(slopes.values()) > 1e-9, min(slopes, key=slopes.__getitem__)
+    assert {name for name, p in model.named_parameters() if p.grad is None} == {"attention.score.bias"}

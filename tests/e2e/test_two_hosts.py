@@ -149,7 +149,7 @@ def test_two_hosts_train_and_infer_as_one_process(hosts: Hosts, shards: Path, tm
     on_both(hosts, train(shards, tmp_path / "two", epochs=2, batch_size=4), tmp_path)
     one, two = (torch.load(tmp_path / run / "last.pt", weights_only=True)["model_state_dict"] for run in ("one", "two"))
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, atol=1e-4, rtol=0)
+        torch.testing.assert_close(two[name], value, atol=1e-4, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
 
     alone(infer(shards, tmp_path / "one", tmp_path / "of-one"))
     on_both(hosts, infer(shards, tmp_path / "one", tmp_path / "of-two"), tmp_path)
