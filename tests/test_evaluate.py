@@ -220,12 +220,19 @@ def one_after_another(reader: ClipReader, row: int) -> tuple[int, int, float, fl
     return first, first + 7, float(first), float(first + 7)
 
 
+def scored_in_turn(
+    run: dict[str, Path], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> evaluation.ScoredClips:
+    """The clips of `folder`, as if they followed one another."""
+    monkeypatch.setattr(evaluation, "_times", one_after_another)
+    return evaluation.score_clips(ClipReader(folder), load_checkpoint(run["checkpoint"]), config(run, tmp_path / "e"))
+
+
 def test_false_alarms_are_the_events_that_infer_would_tell(
     run: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _ = untrimmed(tmp_path)
-    monkeypatch.setattr(evaluation, "_times", one_after_another)
-    clips = evaluation.score_clips(ClipReader(folder), load_checkpoint(run["checkpoint"]), config(run, tmp_path / "e"))
+    clips = scored_in_turn(run, folder, tmp_path, monkeypatch)
     video = int(clips.videos[clips.labels == 0][0])
     scores = np.zeros(len(clips.labels))
     scores[np.flatnonzero(clips.videos == video)[[0, 1, 4]]] = 0.9  # two stretches
@@ -238,8 +245,7 @@ def test_relative_scores_forget_what_all_clips_of_a_video_share(
     run: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, annotations = untrimmed(tmp_path)
-    monkeypatch.setattr(evaluation, "_times", one_after_another)
-    clips = evaluation.score_clips(ClipReader(folder), load_checkpoint(run["checkpoint"]), config(run, tmp_path / "e"))
+    clips = scored_in_turn(run, folder, tmp_path, monkeypatch)
     moved = np.array([1.0, -0.5, 0.0, 0.25, 0.0] * 6)  # log-odds; the same in every video, but for the camera's own
     of_camera = np.repeat([-3.0, 4.0, 0.0, 1.0, -1.0, 2.0], 5)
     relative = evaluation.relative_clips(clips.with_scores(1 / (1 + np.exp(-moved - of_camera))))
