@@ -166,7 +166,8 @@ class MotionClassifier(nn.Module):
     def forward(self, clips_BCTHW: torch.Tensor) -> torch.Tensor:
         """Float (B, C, T, H, W) → log-odds (B,)."""
         standard_BF = (motion_statistics(clips_BCTHW) - self.center) / self.scale
-        return standard_BF.clamp(-LIMIT, LIMIT) @ self.weight + self.bias
+        # Not as a matrix product, which autocast would round to bf16: the line stays float32 in any precision.
+        return (standard_BF.clamp(-LIMIT, LIMIT) * self.weight).sum(1) + self.bias
 
     def fit(
         self, statistics_NF: npt.NDArray[np.float32], labels_N: npt.NDArray[np.int64], line: Line | None = None

@@ -90,6 +90,16 @@ def test_the_classifier_is_fitted_at_once_and_counts_by_its_share_outside_traini
     assert log_odds[1] == pytest.approx(0.25 * log_odds[0] + 0.75 * float(classifier(SUDDEN)), rel=1e-4)
 
 
+def test_the_line_is_float32_where_the_network_is_bf16() -> None:
+    classifier = MotionClassifier()
+    generator = np.random.default_rng(0)
+    classifier.fit(generator.normal(size=(60, COUNT)).astype(np.float32), np.arange(60) % 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = classifier(SUDDEN)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, classifier(SUDDEN))
+
+
 def test_torchvisions_networks_and_older_checkpoints_go_without() -> None:
     assert Stage1Model(ModelConfig(backbone="r3d_18")).motion_classifier is None
     fields = {"channels": [8], "temporal_stages": []}
