@@ -22,7 +22,7 @@ from stage1.sample_plan import Rows
 from stage1.selection import Balance
 from stage1.train_config import TrainConfig
 from stage1.train_data import TrainData
-from stage1.train_log import warn
+from stage1.train_log import progress, warn
 from stage1.transforms import ClipTransform
 from vidshard.errors import UserError
 
@@ -106,7 +106,7 @@ class ClipTask:
         """The classifier on motion statistics, from clips as inference sees them: the same on every rank."""
         if not isinstance(model, Stage1Model) or model.motion_classifier is None:
             return
-        rows = fitted_rows(data.train_rows)
+        rows = fitted_rows(data.train_rows, data.labels, data.train.videos)
         loader = ClipLoader(
             data.train,
             rows=rows,
@@ -118,8 +118,9 @@ class ClipTask:
             device=device,
         )
         statistics, labels, rows_read = [], [], []
-        with torch.inference_mode():
+        with torch.inference_mode(), progress("Motion statistics", total=len(rows), unit="clip") as shown:
             for batch in loader:
+                shown.advance(len(batch.labels))
                 there = batch.labels >= 0
                 statistics.append(motion_statistics(self._evaluation_transform(batch.clips))[there].cpu().numpy())
                 labels.append(batch.labels[there].cpu().numpy())
@@ -128,7 +129,7 @@ class ClipTask:
         if len(np.unique(labels_N)) < NUM_CLASSES:
             warn(
                 f"the network decides alone: the {len(labels_N)} clips that motion statistics are fitted to are not of "
-                f"both classes (they are the sound ones of {len(rows)}, spread over all to train on)"
+                f"both classes (they are the sound ones of {len(rows)}, drawn from all to train on)"
             )
             return
         line = self.line(data, np.concatenate(rows_read))
@@ -225,10 +226,31 @@ class ClipTask:
         return loss_B, torch.where(labels_B >= 0, weights_K[labels_B.clamp(min=0)], 0.0)
 
 
-def fitted_rows(rows: Rows) -> Rows:
-    """Those of `rows` that the motion statistics are fitted to: all, or MAX_FITTED spread evenly."""
-    places = np.linspace(0, len(rows) - 1, min(MAX_FITTED, len(rows))).astype(np.int64)
-    return rows[places]
+def fitted_rows(rows: Rows, labels: Rows, videos: Rows) -> Rows:
+    """Those of `rows` that the motion statistics are fitted to, rising: all, or MAX_FITTED.
+
+    Of either class as many, where there are so many, and of the videos of a class one clip each, then another: neither
+    is a rare crime missed among normal clips, nor a short video beside long ones. `labels` and `videos`: of every row
+    of the index.
+    """
+    if len(rows) <= MAX_FITTED:
+        return rows
+    shuffled = np.random.default_rng(0).permutation(rows)
+    shuffled = shuffled[np.argsort(turns(videos[shuffled]), kind="stable")]
+    return np.sort(shuffled[np.argsort(turns(labels[shuffled]), kind="stable")][:MAX_FITTED])
+
+
+def turns(values: Rows) -> Rows:
+    """How many equal values stand before each.
+
+    >>> turns(np.array([7, 7, 3, 7, 3])).tolist()
+    [0, 1, 0, 2, 1]
+    """
+    order = np.argsort(values, kind="stable")
+    _, firsts, counts = np.unique(values[order], return_index=True, return_counts=True)
+    found = np.empty(len(values), np.int64)
+    found[order] = np.arange(len(values)) - np.repeat(firsts, counts)
+    return found
 
 
 # --- mixup (Zhang et al., ICLR 2018) ------------------------------------------------------------------------------

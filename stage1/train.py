@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import itertools
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
-from stage1 import distributed, files, metrics, optim, versions
+from stage1 import distributed, files, metrics, optim, train_log, versions
 from stage1.bag_task import BagTask
 from stage1.checkpoint import Checkpoint, load_last, save_checkpoint, save_last
 from stage1.clip_task import ClipTask, Task, Transform
@@ -33,7 +32,7 @@ from stage1.stop_signal import StopSignal
 from stage1.train_config import FREE_ON_RESUME, TrainConfig, option_name, to_toml
 from stage1.train_data import TrainData, open_data
 from stage1.train_log import RunLog, say, warn
-from vidshard import atomic, console
+from vidshard import atomic
 from vidshard.errors import UserError
 
 __all__ = ["Run", "RunStopped", "TrainConfig", "train"]
@@ -263,7 +262,7 @@ def train_epoch(run: Run, epoch: int) -> dict[str, Any]:
     num_steps = -(-len(run.loader) // run.config.accumulate)
     start = time.perf_counter()
     title = f"Epoch {epoch + 1}/{run.config.epochs}"
-    with console.Progress(title, total=num_steps, unit="step", stream=sys.stderr) as progress:
+    with train_log.progress(title, total=num_steps, unit="step") as progress:
         for step in range(1, num_steps + 1):
             asked_to_stop = train_step(run, itertools.islice(batches, run.config.accumulate), epoch)
             so_far.seconds = seconds_before + time.perf_counter() - start
@@ -281,9 +280,11 @@ def train_epoch(run: Run, epoch: int) -> dict[str, Any]:
             elif is_due and not is_last:
                 save(run)
     next(batches, None)  # lets the loader end its epoch
-    for buffer in run.model.buffers():  # statistics that each rank took of its own clips
-        if buffer.is_floating_point():
-            distributed.sum_over_ranks(buffer).div_(distributed.world_size())
+    for module in run.model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # statistics that each rank took of its own clips
+            for buffer in (module.running_mean, module.running_var):
+                if buffer is not None:
+                    distributed.sum_over_ranks(buffer).div_(distributed.world_size())
     return {
         "epoch": epoch + 1,
         "loss": so_far.loss_sum / so_far.weight,

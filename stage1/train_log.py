@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stage1 import distributed, files, plots
-from vidshard import atomic
+from vidshard import atomic, console
 from vidshard.errors import UserError
 
 SECONDS_BETWEEN_DRAWINGS = 30.0  # of the curves
@@ -26,6 +26,11 @@ def warn(line: str) -> None:
     """Print a warning on standard error."""
     if distributed.rank() == 0:
         print(f"WARNING: {line}", file=sys.stderr, flush=True)
+
+
+def progress(title: str, *, total: int, unit: str) -> console.Progress:
+    """Shows how far rank 0 has come: all ranks keep step, and their bars would write over each other."""
+    return console.Progress(title, total=total, unit=unit, shown=distributed.rank() == 0)
 
 
 def epoch_line(entry: dict[str, Any]) -> str:

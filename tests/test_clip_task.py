@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from stage1.clip_random import clip_seeds
-from stage1.clip_task import ClipTask, mix_pairs, shares_of_pairs
+from stage1.clip_task import ClipTask, fitted_rows, mix_pairs, shares_of_pairs
 from stage1.dataloader import Batch
 from stage1.train_config import TrainConfig
 
@@ -76,3 +77,19 @@ def test_the_accuracy_with_mixup_is_that_of_clips_as_they_are() -> None:
     alone = float(torch.nn.functional.softplus(torch.tensor(5.0)))  # the third clip, beside padding
     assert float(loss.loss_sum) == pytest.approx(mixed_loss + alone, rel=1e-5)
     assert float(loss.weight) == pytest.approx(5.0)
+
+
+def test_motion_statistics_are_fitted_to_every_rare_crime_and_to_short_videos_beside_a_long_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    videos = np.repeat(np.arange(20), [500, *[2] * 19])  # a long one, and 19 of two clips each
+    labels = np.where(videos == 7, 1, 0)  # two clips of crime among 538
+    rows = np.arange(len(videos))
+    assert fitted_rows(rows, labels, videos).tolist() == rows.tolist()
+    monkeypatch.setattr("stage1.clip_task.MAX_FITTED", 21)
+    taken = fitted_rows(rows[1:], labels, videos)
+    assert taken.tolist() == sorted(taken.tolist())
+    assert taken[0] > 0
+    assert np.bincount(videos[taken]).tolist() == [1, *[1] * 6, 2, *[1] * 12]
+    monkeypatch.setattr("stage1.clip_task.MAX_FITTED", 4)
+    assert np.bincount(labels[fitted_rows(rows, labels, videos)]).tolist() == [2, 2]

@@ -95,14 +95,14 @@ class Progress:
     Building: 3/3 videos, 0 s
     """
 
-    def __init__(self, title: str, *, total: int, unit: str, stream: TextIO | None = None) -> None:
-        self.title, self.total, self.unit = title, total, unit
+    def __init__(self, title: str, *, total: int, unit: str, stream: TextIO | None = None, shown: bool = True) -> None:
+        self.title, self.total, self.unit, self.shown = title, total, unit, shown
         self.stream = stream if stream is not None else sys.stderr
         self.done = 0
         self.note = ""
         self._start = self._last_line = time.monotonic()
         self._bar: Any = None
-        if self.stream.isatty():
+        if shown and self.stream.isatty():
             from tqdm import tqdm
 
             self._bar = tqdm(total=total, desc=title, unit=unit, file=self.stream, dynamic_ncols=True)
@@ -128,6 +128,8 @@ class Progress:
             self._print_line()
 
     def _print_line(self) -> None:
+        if not self.shown:
+            return
         seconds = time.monotonic() - self._start
         left = f", {seconds / self.done * (self.total - self.done):.0f} s left" if 0 < self.done < self.total else ""
         note = f", {self.note}" if self.note else ""
