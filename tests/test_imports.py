@@ -520,7 +520,6 @@ ALLOWED: dict[str, set[str]] = {
         "stage1.train_log",
         "stage1.versions",
         "vidshard.atomic",
-        "vidshard.console",
         "vidshard.errors",
     },
     "stage1.train_config": {
@@ -540,7 +539,14 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.remote_set",
         "vidshard.shard_cache",
     },
-    "stage1.train_log": {"stage1.distributed", "stage1.files", "stage1.plots", "vidshard.atomic", "vidshard.errors"},
+    "stage1.train_log": {
+        "stage1.distributed",
+        "stage1.files",
+        "stage1.plots",
+        "vidshard.atomic",
+        "vidshard.console",
+        "vidshard.errors",
+    },
     "stage1.transforms": {"stage1.clip_random"},
     "stage1.versions": set(),
     "stage1.truth": {"stage1.annotations", "stage1.reader", "vidshard.errors"},
