@@ -166,7 +166,7 @@ def _draw_baselines(axes: Any, fields: Mapping[str, Any]) -> None:
 def plot_explanation(fields: Mapping[str, Any], path: Path) -> None:
     """Deletion and insertion curves, each against its matched random frames, and the gaps between them."""
     figure, axes = _figure(3)
-    colours = dict(zip(("attention", "saliency", "mean pooling"), (RED, BLUE, GREEN), strict=True))
+    colours = dict(zip(fields["deletion"]["gap"], (RED, BLUE, GREEN, GREY), strict=False))
     for own, kind, what in ((axes[0], "deletion", "frozen"), (axes[1], "insertion", "left")):
         for name, curves in fields[kind]["curves"].items():
             own.plot(fields["frames"], curves["own"], color=colours[name], marker="o", markersize=3.5, label=name)

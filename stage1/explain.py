@@ -34,6 +34,7 @@ from vidshard.shard_format import CRIME_LABEL
 from vidshard.storage import Location
 
 METHODS = ("attention", "saliency", "mean pooling")
+EVENT = "true event"  # no method, but what one could know at best; only where every clip is annotated
 CONVENTIONS = {
     "clips": "crimes that the model detects (P(crime) at or above its threshold), spread evenly over the set",
     "frozen frame": "replaced by the nearest frame that is left, the earlier one where two are equally near",
@@ -41,6 +42,7 @@ CONVENTIONS = {
     # Not of the motion statistics beside it: their square roots are steepest where nothing moves.
     "saliency": "norm of the gradient of the network's log-odds of crime by the pixels of a frame",
     "mean pooling": "evidence of each frame, weight of the classifier times its features, with even attention",
+    EVENT: "the frames of the annotated event, its inner ones first, then those nearest to it",
     "effective frames": "exp of the entropy of attention: 1 is one frame, T is even",
     "intervals": "95 % percentile bootstrap over source groups (recordings), else videos",
 }
@@ -146,6 +148,14 @@ class Explainer:
         clip = torch.from_numpy(reader[row])
         T = len(clip)
         orders, attention_T, permuted = self.orders(clip, seed=row)
+        share, mass = None, None
+        video = int(reader.videos[row])
+        if video in events:
+            labels = events[video].frame_labels()
+            indices = np.minimum(reader.read_record(row).frame_indices, len(labels) - 1)
+            inside = labels[indices] == 1
+            share, mass = float(inside.mean()), float(attention_T[inside].sum())
+            orders[EVENT] = np.argsort(-depth(inside), kind="stable").tolist()
         ks = steps(T)
         jobs: list[list[int]] = []  # frames that are frozen, of every clip to be asked about
         for order in orders.values():
@@ -161,13 +171,6 @@ class Explainer:
             {name: (table[m, :, kind, 0], table[m, :, kind, 1:].mean(1)) for m, name in enumerate(orders)}
             for kind in (0, 1)
         ]
-        video = int(reader.videos[row])
-        share, mass = None, None
-        if video in events:
-            labels = events[video].frame_labels()
-            indices = np.minimum(reader.read_record(row).frame_indices, len(labels) - 1)
-            inside = labels[indices] == 1
-            share, mass = float(inside.mean()), float(attention_T[inside].sum())
         return ExplainedClip(
             key=reader.index.key(row),
             group=reader.index.source_group(video) or f"video {reader.index.paths[video]}",
@@ -235,6 +238,21 @@ def freeze(clip: torch.Tensor, frames: Sequence[int]) -> torch.Tensor:
     left = np.array(_others(frames, len(clip)))
     distance = np.abs(np.arange(len(clip))[:, None] - left[None, :])
     return clip[torch.from_numpy(left[distance.argmin(1)])]
+
+
+def depth(inside: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """How far each frame lies within an event, and, below 0, how far from the nearest one.
+
+    >>> depth(np.array([False, False, True, True, True, False])).tolist()
+    [-2, -1, 1, 2, 1, -1]
+    """
+    places = np.arange(len(inside))
+    far = len(inside)  # where there is no other side
+    distance = np.abs(places[:, None] - places[None, :])
+    to_event = np.where(inside[None, :], distance, far).min(1)
+    to_rest = np.where(inside[None, :], far, distance).min(1)
+    depths: npt.NDArray[np.int64] = to_rest - to_event
+    return depths
 
 
 def run_lengths(frames: Sequence[int]) -> list[int]:
@@ -328,6 +346,8 @@ def _detected_crimes(
 def summarise(clips: Sequence[ExplainedClip], config: ExplainConfig) -> dict[str, Any]:
     """Means over clips with intervals, and what may be claimed."""
     groups = [clip.group for clip in clips]
+    has_event = all(EVENT in clip.deletion for clip in clips)
+    names = (*METHODS, EVENT) if has_event else METHODS
 
     def interval(values: Sequence[float], own: Sequence[str] | None = None) -> dict[str, Any]:
         found = metrics.bootstrap(
@@ -341,7 +361,7 @@ def summarise(clips: Sequence[ExplainedClip], config: ExplainConfig) -> dict[str
     gaps = {
         kind: {
             name: [sign * float((random - own).mean()) for own, random in (getattr(c, kind)[name] for c in clips)]
-            for name in METHODS
+            for name in names
         }
         for kind, sign in (("deletion", 1), ("insertion", -1))
     }
@@ -360,18 +380,21 @@ def summarise(clips: Sequence[ExplainedClip], config: ExplainConfig) -> dict[str
         ),
     }
     for kind, by_method in gaps.items():
+
+        def above(name: str, others: Sequence[str], of_name: Mapping[str, list[float]] = by_method) -> dict[str, Any]:
+            pairs = {other: zip(of_name[name], of_name[other], strict=True) for other in others}
+            return {other: interval([a - b for a, b in values]) for other, values in pairs.items()}
+
         fields[kind] = {
             "gap": {name: interval(values) for name, values in by_method.items()},
-            "attention_above": {
-                name: interval([a - b for a, b in zip(by_method["attention"], by_method[name], strict=True)])
-                for name in METHODS[1:]
-            },
+            "attention_above": above("attention", METHODS[1:]),
+            "event_above": above(EVENT, METHODS) if has_event else None,
             "curves": {
                 name: {
                     "own": np.mean([getattr(clip, kind)[name][0] for clip in clips], axis=0).tolist(),
                     "random": np.mean([getattr(clip, kind)[name][1] for clip in clips], axis=0).tolist(),
                 }
-                for name in METHODS
+                for name in names
             },
         }
     on_event = [
@@ -414,6 +437,9 @@ def to_text(fields: Mapping[str, Any], config: ExplainConfig) -> str:
         lines += [f"  {name:<13} {shown(found)}" for name, found in fields[kind]["gap"].items()]
         lines += [
             f"  attention above {name}: {shown(found)}" for name, found in fields[kind]["attention_above"].items()
+        ]
+        lines += [
+            f"  {EVENT} above {name}: {shown(found)}" for name, found in (fields[kind]["event_above"] or {}).items()
         ]
     lines += [
         f"Attention is spread as if even over {shown(fields['effective_frames'])} of {fields['of_frames']} frames",

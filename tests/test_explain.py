@@ -130,12 +130,15 @@ def test_attention_on_the_frame_that_decides_is_found_to_matter(bright: Path, mo
     # Brightness is the evidence, too: mean pooling orders frames alike, so attention is not above it.
     assert fields["deletion"]["attention_above"]["mean pooling"]["value"] == pytest.approx(0, abs=0.2)
     assert not fields["claims"]["attention_explains"]
+    # Who knows the event gains nothing over attention that is on it, in the few frames that are taken first.
+    assert fields["deletion"]["curves"]["true event"]["own"][0] == fields["deletion"]["curves"]["attention"]["own"][0]
 
 
 def test_attention_on_frames_that_do_not_matter_is_found_out(bright: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fields = explained(bright, blind=True, monkeypatch=monkeypatch)
     assert fields["deletion"]["gap"]["attention"]["value"] < 0
     assert fields["attention_on_event"]["mass"]["value"] < 0.1
+    assert fields["deletion"]["event_above"]["attention"]["low"] > 0
     assert not fields["claims"]["attention_explains"]
 
 
@@ -150,6 +153,7 @@ def test_a_trained_model_can_be_explained(pooling: str, tmp_path: Path) -> None:
     clip = explainer.explain(ClipReader(shards), 1, 0.7, {})
     assert clip.attention.sum() == pytest.approx(1, abs=1e-5)
     assert set(clip.deletion) == set(explaining.METHODS)
+    assert explaining.summarise([clip], config)["deletion"]["event_above"] is None  # no annotations
     assert all(len(own) == len(explaining.steps(8)) for own, _ in clip.deletion.values())
     assert 0 <= clip.permuted <= 1
 
