@@ -48,6 +48,8 @@ class Checkpoint:
     threshold: float = 0.5  # on P(crime), calibrated
     threshold_target: str = ""  # what the threshold was chosen for, on validation; "": not chosen
     calibration: dict[str, Any] = dataclasses.field(default_factory=dict)  # {}: P(crime) is as the model gives it
+    # calibration, threshold and threshold_target of scores beside their video; None: not chosen
+    relative: dict[str, Any] | None = None
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)  # of this epoch
     warnings: list[str] = dataclasses.field(default_factory=list)
     train_config: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -32,6 +32,11 @@ CHECKPOINT = click.option(
 )
 DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 BATCH_SIZE = click.option("--batch-size", type=int, default=8, show_default=True, help="Clips scored at once.")
+RELATIVE = click.option(
+    "--relative",
+    is_flag=True,
+    help="Untrimmed videos: score each clip beside the median of its video, so that no camera is suspicious as such.",
+)
 ANNOTATIONS = click.option(
     "--annotations",
     type=LOCAL_PATH,
@@ -248,6 +253,7 @@ def train(
 @CHECKPOINT
 @click.option("--out", type=LOCAL_PATH, default="stage1_output", show_default=True, help="Output folder.")
 @click.option("--threshold", type=float, help="Detect clips with at least this P(crime).  [default: the checkpoint's]")
+@RELATIVE
 @BATCH_SIZE
 @DEVICE
 @click.option(
@@ -404,11 +410,7 @@ def visualize(folder: Path) -> None:
 )
 @click.option("--prior", type=float, help="Share of crime where the model will be used.  [default: of --val-shards]")
 @ANNOTATIONS
-@click.option(
-    "--relative",
-    is_flag=True,
-    help="Untrimmed videos: score each clip beside the median of its video, so that no camera is suspicious as such.",
-)
+@RELATIVE
 @click.option(
     "--scores",
     type=LOCAL_PATH,

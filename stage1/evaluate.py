@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stage1 import annotations as truths
-from stage1 import calibration, evaluation_plots, files, frame_metrics, metrics, shortcut_baselines
+from stage1 import calibration, evaluation_plots, files, frame_metrics, metrics, relative_scores, shortcut_baselines
 from stage1.calibration import Calibration, Target
 from stage1.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from stage1.dataloader import ClipReader
@@ -30,7 +30,6 @@ from vidshard import atomic, console
 from vidshard.errors import UserError
 from vidshard.storage import Location
 
-MIN_RELATIVE_CLIPS = 5
 MIN_ALARM_SECONDS = 10.0  # of a video, to say anything about false alarms per hour
 BASELINE_CLIPS = 8  # of a training video, that shortcuts are fitted on
 # Of the clips of a video the highest 1/16, at least one, as in RTFM (Tian et al., ICCV 2021): their mean is its score.
@@ -46,7 +45,7 @@ CONVENTIONS = {
     f"{EventConfig().min_seconds:g} s long; a true event is found when one of its frames lies in a told one",
     "false alarms": f"events told of normal videos of {MIN_ALARM_SECONDS:g} s or more; interval: exact Poisson and "
     "bootstrap over recordings, the wider of both at each end",
-    "relative": "P(crime) of the log-odds of a clip less their median over its video: 0.5 is like most of the video",
+    "relative": relative_scores.CONVENTION,
     "ece": f"{calibration.NUM_BINS} bins of equal width in P(crime)",
 }
 
@@ -146,8 +145,11 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
     raw_scores = clips.scores
     stored = checkpoint.build_calibration()
     threshold, threshold_from = checkpoint.threshold, checkpoint.threshold_target or "the checkpoint (not chosen)"
-    if config.relative:  # the checkpoint's are of other scores
+    if config.relative:  # those above are of other scores
         stored, threshold, threshold_from = Calibration(), 0.5, "the median of each video (not chosen)"
+        if (chosen_before := checkpoint.relative) is not None:
+            stored, threshold = Calibration(**chosen_before["calibration"]), chosen_before["threshold"]
+            threshold_from = chosen_before["threshold_target"]
     chosen = stored
     if validation is not None:
         chosen = calibration.fit(validation.labels, validation.scores)
@@ -182,8 +184,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
         "warnings": _warnings(config, checkpoint, clips, levels),
     }
     fields["flags"] = _flags(fields)
-    if target is not None and not config.relative:
-        store(config.checkpoint, chosen, threshold, target)
+    if target is not None:
+        store(config.checkpoint, chosen, threshold, target, relative=config.relative)
     atomic.write_json(config.out / "evaluation.json", fields)
     evaluation_plots.plot_evaluation(
         fields, clips.labels, clips.scores, videos.labels, videos.scores, config.out / "evaluation.png"
@@ -240,21 +242,9 @@ def _times(reader: ClipReader, row: int) -> tuple[int, int, float, float]:
 
 
 def relative_clips(clips: ScoredClips) -> ScoredClips:
-    """The clips with scores beside those of their video: the log-odds of each less their median, as a probability.
-
-    What a camera, a scene or a codec adds to all clips of a video alike goes away; so does what only whole videos tell.
-    Raises UserError where most videos have too few clips for a median to mean anything.
-    """
-    _, number_N, counts_V = np.unique(clips.videos, return_inverse=True, return_counts=True)
-    if np.median(counts_V) < MIN_RELATIVE_CLIPS:
-        raise UserError(
-            "--relative compares a clip with the others of its video; half of the videos of "
-            f"{clips.reader.shard_set.where} have fewer than {MIN_RELATIVE_CLIPS} clips: build them with --sampling "
-            "dense"
-        )
-    log_odds_N = calibration.logits(clips.scores)
-    medians_V = np.array([np.median(log_odds_N[number_N == video]) for video in range(len(counts_V))])
-    return clips.with_scores(1 / (1 + np.exp(medians_V[number_N] - log_odds_N)))
+    """The clips with scores beside those of their video. Raises UserError where most videos have too few clips."""
+    relative_scores.check_videos(clips.videos, where=str(clips.reader.shard_set.where))
+    return clips.with_scores(relative_scores.relative_scores(calibration.logits(clips.scores), clips.videos))
 
 
 def video_scores(clips: ScoredClips) -> VideoScores:
@@ -600,13 +590,11 @@ def _warnings(
     return warnings
 
 
-def store(path: Path, chosen: Calibration, threshold: float, target: Target) -> None:
-    """Write calibration and threshold into the checkpoint, which is replaced whole or not at all."""
-    checkpoint = load_checkpoint(path)
-    changed = dataclasses.replace(
-        checkpoint, calibration=chosen.to_dict(), threshold=threshold, threshold_target=str(target)
-    )
-    save_checkpoint(path, changed)
+def store(path: Path, chosen: Calibration, threshold: float, target: Target, *, relative: bool = False) -> None:
+    """Write calibration and threshold (of `relative` scores) into the checkpoint: replaced whole or not at all."""
+    fields = {"calibration": chosen.to_dict(), "threshold": threshold, "threshold_target": str(target)}
+    changes: dict[str, Any] = {"relative": fields} if relative else fields
+    save_checkpoint(path, dataclasses.replace(load_checkpoint(path), **changes))
 
 
 # --- text ---------------------------------------------------------------------------------------------------------
@@ -647,11 +635,8 @@ def to_text(fields: Mapping[str, Any], config: EvaluateConfig) -> str:
     threshold = fields["threshold"]
     lines += ["", f"Threshold on P(crime): {threshold['value']:.4f}, from {threshold['chosen_for']}"]
     if config.target is not None:
-        lines[-1] += (
-            "; not stored, as infer knows no relative scores"
-            if config.relative
-            else "; stored in the checkpoint, with the calibration"
-        )
+        what = ", for `stage1 infer --relative`" if config.relative else ""
+        lines[-1] += f"; stored in the checkpoint, with the calibration{what}"
     about = fields["calibration"]
     before, after = about["before"]["ece"], about["after"]["ece"]
     share = f"evaluated clips: {about['prior_of_evaluated_clips']:.2f}"

@@ -20,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from stage1 import attention_data, distributed, files, metrics, truth, videos
+from stage1 import attention_data, distributed, files, metrics, relative_scores, truth, videos
 from stage1 import detections as output
 from stage1.attention_data import AttentionSource
+from stage1.calibration import Calibration
 from stage1.checkpoint import Checkpoint, load_checkpoint
 from stage1.dataloader import ClipReader
 from stage1.detections import Detection, OutputFiles, Prediction, VideoScore
@@ -52,6 +53,7 @@ class InferConfig:
     checkpoint: Path = files.DEFAULT_CHECKPOINT
     out: Path = DEFAULT_OUT
     threshold: float | None = None  # of P(crime); None: the checkpoint's
+    relative: bool = False  # score a clip beside the other clips of its video
     batch_size: int = 8
     device: str = "auto"
     precision: str = "fp32"
@@ -212,6 +214,9 @@ class _Run:
         self.folds = folds if out_of_fold else [dataclasses.replace(folds[0], rows=np.arange(len(reader)))]
         self.sha256 = [manifest.file_sha256(fold.checkpoint) for fold in folds]
         self.threshold = _threshold(config, checkpoints)
+        self._relative: npt.NDArray[np.float32] | None = None  # with config.relative: the confidence of every row
+        if config.relative:
+            relative_scores.check_videos(reader.videos, where=str(reader.shard_set.where))
         parts = [
             Part(checkpoint=checkpoint, rows=np.asarray(fold.rows, np.int64))
             for fold, checkpoint in zip(self.folds, checkpoints, strict=True)
@@ -224,6 +229,7 @@ class _Run:
             device=self.device,
             batch_size=batch_size,
             precision=config.precision,
+            log_odds=config.relative,
             threads=config.threads,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
@@ -252,6 +258,7 @@ class _Run:
             "batch size": self.scoring.batch_size,
             "precision": self.config.precision,
             "device": self.device.type,
+            "relative": self.config.relative,
         }
 
     def go(self) -> InferReport | None:
@@ -279,6 +286,8 @@ class _Run:
                 f"the scores of {len(self.journal.missing):,} batches are not in {self.journal.folder}: --out must be "
                 "a folder that all processes of the run see; run again with --resume"
             )
+        if self.config.relative:
+            self._relative = self._relative_confidences()
         report = self._write()
         self.journal.remove()
         return report
@@ -289,7 +298,20 @@ class _Run:
         """The scores of an index row, and why it has none (None if it has)."""
         batch, position = int(self.plan.batch_of_row[row]), int(self.plan.position_of_row[row])
         scored = self.journal.read(batch)
-        return scored.rows[position], scored.reasons.get(position)
+        scores, reason = scored.rows[position], scored.reasons.get(position)
+        if self._relative is not None:
+            scores = scores.copy()
+            scores["confidence"] = self._relative[row]
+        return scores, reason
+
+    def _relative_confidences(self) -> npt.NDArray[np.float32]:
+        """P(crime) of every index row beside its video, calibrated for that; NaN where it has none."""
+        log_odds = np.full(len(self.reader), np.nan)
+        for row in self.rows.tolist():
+            log_odds[row] = self._score_of(row)[0]["confidence"]
+        chosen = self.checkpoints[0].relative or {"calibration": {}}
+        found = relative_scores.relative_scores(log_odds, self.reader.videos)
+        return Calibration(**chosen["calibration"]).apply(found).astype(np.float32)
 
     def _predictions(self) -> Iterator[Prediction]:
         index = self.reader.index
@@ -473,6 +495,7 @@ class _Run:
             "checkpoint": None if self.out_of_fold else models[0],
             "folds": models if self.out_of_fold else None,
             "threshold": report.threshold,
+            "relative": config.relative,
             "batch_size": config.batch_size,
             "precision": config.precision,
             "device": report.device,
@@ -513,6 +536,13 @@ def _threshold(config: InferConfig, checkpoints: Sequence[Checkpoint]) -> float:
     """The threshold given, else that of the checkpoint; of several checkpoints their mean."""
     if config.threshold is not None:
         return config.threshold
+    if config.relative:
+        if (chosen := checkpoints[0].relative) is None:
+            raise UserError(
+                f"{config.checkpoint} has no threshold for scores beside their video: choose one with `stage1 evaluate "
+                "--relative --val-shards PLACE --target TARGET`, or give --threshold"
+            )
+        return float(chosen["threshold"])
     return math.fsum(checkpoint.threshold for checkpoint in checkpoints) / len(checkpoints)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stage1 import metrics
+from stage1 import metrics, relative_scores
 from stage1.attention_data import load_attention_data
 from stage1.checkpoint import load_checkpoint
 from stage1.detections import Detection, OutputFiles, read_anomalies
@@ -599,6 +599,8 @@ def _facts(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name in ("threshold", "device", "precision", "batch_size", "annotations", "stage1_version"):
         if run.get(name) is not None:
             yield name.replace("_", " "), str(run[name])
+    if run.get("relative"):
+        yield "scores", f"relative: {relative_scores.CONVENTION}"
 
 
 def _name(run: Mapping[str, Any]) -> str:

@@ -43,7 +43,7 @@ def score_row(num_frames: int) -> np.dtype[np.void]:
     """What is kept of a clip of `num_frames` frames."""
     return np.dtype(
         [
-            ("confidence", "<f4"),  # P(crime); NaN where the clip could not be read
+            ("confidence", "<f4"),  # P(crime), or its log-odds; NaN where the clip could not be read
             ("attention", "<f4", (num_frames,)),
             ("first_frame", "<i8"),  # in the video; this and what follows is 0 where the clip could not be read
             ("last_frame", "<i8"),

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from stage1.calibration import logits as log_odds_of
 from stage1.checkpoint import Checkpoint
 from stage1.dataloader import Batch, ClipLoader, ClipReader
 from stage1.device import cuda_memory_errors
@@ -44,11 +45,12 @@ class Part:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoringConfig:
-    """How clips are scored. Of these, batch size, device and precision decide the scores."""
+    """How clips are scored. Of these, batch size, device, precision and `log_odds` decide the scores."""
 
     device: torch.device
     batch_size: int = 8
     precision: str = "fp32"  # or bf16: autocast
+    log_odds: bool = False  # in place of P(crime), and not calibrated
     threads: int | None = None  # batches at once, on the CPU; None: as many as this process has cores
     rank: int = 0
     world_size: int = 1
@@ -187,7 +189,8 @@ class _Scorer:
         with torch.autocast(config.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             logits_BK, attention_BT = self.model(clips)
         scores = np.zeros(count, score_row(num_frames))
-        scores["confidence"] = self.calibration.apply(_crime_probabilities(logits_BK[:count]))
+        probabilities = _crime_probabilities(logits_BK[:count])
+        scores["confidence"] = log_odds_of(probabilities) if config.log_odds else self.calibration.apply(probabilities)
         scores["attention"] = attention_of_frames(self.model, attention_BT[:count].float().cpu(), num_frames)
         reasons: dict[int, str] = {}
         for position, row in enumerate(rows.tolist()):

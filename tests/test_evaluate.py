@@ -253,7 +253,7 @@ def test_relative_scores_forget_what_all_clips_of_a_video_share(
 
     checkpoint = copy_checkpoint(run, tmp_path)
     evaluation.store(checkpoint, Calibration(temperature=0.5, shift=2.0, prior=0.4), 0.9, parse_target("f1"))
-    before = checkpoint.read_bytes()
+    before = load_checkpoint(checkpoint)
     val, _ = untrimmed(tmp_path / "val", seed=70)
     annotations.write_text("video-001.mp4 Fighting 16 23 -1 -1", encoding="utf-8")
     out = tmp_path / "e"
@@ -267,8 +267,28 @@ def test_relative_scores_forget_what_all_clips_of_a_video_share(
     assert fields["calibration"]["prior"] is None  # the one stored is of other scores
     assert {row["frame_auc_anomalous"] for row in fields["baselines"] if row["name"] == "majority"} == {0.5}
     result = CliRunner().invoke(main, [*arguments, f"--val-shards={val}", "--target=f1"])
-    assert "f1 on validation; not stored, as infer knows no relative scores" in result.output
-    assert checkpoint.read_bytes() == before
+    assert (
+        "f1 on validation; stored in the checkpoint, with the calibration, for `stage1 infer --relative`"
+        in result.output
+    )
+    fields = json.loads((out / "evaluation.json").read_text())
+    stored = load_checkpoint(checkpoint)
+    assert (stored.threshold, stored.threshold_target) == (before.threshold, before.threshold_target)
+    assert stored.calibration == before.calibration
+    assert stored.relative is not None
+    assert stored.relative["threshold"] == fields["threshold"]["value"]
+    again = evaluate(config(run, tmp_path / "again", checkpoint=checkpoint, shards=folder, relative=True)).fields
+    assert again["threshold"] == {"value": stored.relative["threshold"], "chosen_for": "f1"}  # as stored
+    assert again["levels"]["clips"]["confusion"] == fields["levels"]["clips"]["confusion"]
+
+    arguments = [f"--checkpoint={checkpoint}", f"--shards={folder}", f"--out={tmp_path / 'i'}"]
+    result = CliRunner().invoke(main, ["infer", *arguments, "--relative", "--allow-sampling-mismatch"])
+    assert result.exit_code == 0, result.output
+    written = json.loads((tmp_path / "i" / "run.json").read_text())
+    check_json(tmp_path / "i" / "run.json", "run")
+    assert (written["relative"], written["threshold"]) == (True, fields["threshold"]["value"])
+    assert written["metrics"]["confusion"] == fields["levels"]["clips"]["confusion"]
+    assert written["metrics"]["auc"] == pytest.approx(fields["levels"]["clips"]["auc"]["value"], abs=1e-6)
     with pytest.raises(UserError, match="have fewer than 5 clips: build them with --sampling dense"):
         evaluate(config(run, tmp_path / "e", relative=True))
 

@@ -16,6 +16,7 @@ import stage1.infer
 from fake_shards import random_clips, write_shards
 from ranks import run_ranks
 from stage1 import load_attention_data
+from stage1.calibration import logits
 from stage1.events import EventConfig
 from stage1.infer import Fold, InferConfig, infer, infer_out_of_fold
 from stage1.score_journal import ScoredBatch, ScoreJournal
@@ -150,6 +151,31 @@ def test_bf16_is_near_and_another_precision_is_not_resumed(tmp_path: Path) -> No
     (journal / "plan.json").write_text(json.dumps(plan))
     with pytest.raises(UserError, match=r"has shards 'other', this one .*start anew without --resume"):
         infer(config(tmp_path, "fp32", resume=True))
+
+
+def test_relative_scores_are_beside_their_video_whatever_cannot_be_read(tmp_path: Path) -> None:
+    shards_and_model(tmp_path)
+    infer(config(tmp_path, "plain"))
+    with pytest.raises(UserError, match="has no threshold for scores beside their video: choose one with"):
+        infer(config(tmp_path, "relative", relative=True))
+    infer(config(tmp_path, "relative", relative=True, threshold=0.5))
+    of_model = {"calibration": {"temperature": 2.0}, "threshold": 0.6, "threshold_target": "f1"}
+    write_checkpoint(tmp_path / "model.pt", calibration={"temperature": 9.0}, relative=of_model)
+    infer(config(tmp_path, "calibrated", relative=True))
+
+    def log_odds(name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+        with open(tmp_path / name / "predictions.csv", newline="", encoding="utf-8") as file:
+            return logits(np.array([float(row["confidence"] or "nan") for row in csv.DictReader(file)]))
+
+    expected = log_odds("plain")
+    for first in range(0, NUM_CLIPS, 5):  # 11 is damaged
+        expected[first : first + 5] -= np.nanmedian(expected[first : first + 5])
+    assert np.isnan(expected).sum() == 1
+    np.testing.assert_allclose(log_odds("relative"), expected, atol=1e-4)
+    np.testing.assert_allclose(log_odds("calibrated"), expected / 2, atol=1e-4)
+    run = json.loads((tmp_path / "calibrated" / "run.json").read_bytes())
+    assert (run["relative"], run["threshold"]) == (True, 0.6)
+    assert run["clips"]["detected"] == (expected / 2 >= logits(np.array(0.6))).sum() > 0
 
 
 def test_too_many_detections_for_a_file_keep_the_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,11 +90,16 @@ def test_an_evaluation_is_shown_where_it_is_of_the_same_shards(run_folder: Path,
     assert "What shortcuts reach on the same videos" in page
     assert "first frame" in page
     assert "source groups" in page
-    assert "Scores are relative" not in page
+    assert "relative: P(crime)" not in page
     path = tmp_path / "evaluation" / "evaluation.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "relative": True}))
     page = write_report(ReportConfig(folder=run_folder, evaluation=path.parent)).path.read_text("utf-8")
     assert "Scores are relative: P(crime) of the log-odds of a clip less their median" in page
+    run = run_folder / "run.json"
+    run.write_text(json.dumps({**json.loads(run.read_text()), "relative": True}))
+    assert ">relative: P(crime) of the log-odds" in write_report(ReportConfig(folder=run_folder)).path.read_text(
+        "utf-8"
+    )
 
     others = write_shards(tmp_path / "others", random_clips(4), [0, 1, 1, 0])
     evaluate(dataclasses.replace(config, shards=others, out=tmp_path / "evaluation2"))
