@@ -341,12 +341,16 @@ def infer(more_videos: tuple[str, ...], videos: tuple[str, ...], **options: Any)
 @CACHE_GB
 @CONFIG
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A training option, such as lr=0.0005.")
-def crossval(shards: tuple[Any, ...], config_path: Path | None, settings: tuple[str, ...], **options: Any) -> None:
+def crossval(
+    shards: tuple[Any, ...], config_path: Path | None, settings: tuple[str, ...], **options: Any
+) -> int | None:
     """What accuracy to expect on new recordings: cross-validation by source group, with intervals.
 
-    Run the same command again to go on where it was stopped.
+    Run the same command again to go on where it was stopped. Exit codes: 0 done; 75 stopped by SIGTERM or SIGUSR1, with
+    a checkpoint; 1 all else.
     """
     from stage1.crossval import CrossvalConfig, crossval
+    from stage1.train import RunStopped
     from stage1.train_config import make_config, merge, parse_setting, read_toml
 
     source = click.get_current_context().get_parameter_source
@@ -355,7 +359,12 @@ def crossval(shards: tuple[Any, ...], config_path: Path | None, settings: tuple[
     given = {name: value for name, value in training.items() if source(name) is not ParameterSource.DEFAULT}
     from_file = read_toml(config_path) if config_path else {}
     config = make_config(merge(training, from_file, *map(parse_setting, settings), given))
-    click.echo(crossval(CrossvalConfig(shards=shards, training=config, **options)))
+    try:
+        click.echo(crossval(CrossvalConfig(shards=shards, training=config, **options)))
+    except RunStopped as stopped:
+        click.echo(str(stopped), err=True)
+        return EXIT_STOPPED
+    return None
 
 
 @main.command()

@@ -169,8 +169,13 @@ def hint_to_resume(config: TrainConfig) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, OSError) as error:
         if (config.out / files.LAST_NAME).is_file():
-            error.add_note("run the same command with --resume to go on")
+            error.add_note(how_to_go_on(config))
         raise
+
+
+def how_to_go_on(config: TrainConfig) -> str:
+    """What to do after a run that was stopped; `stage1 crossval` resumes its runs by itself."""
+    return f"run the same command {'again' if config.resume else 'with --resume'} to go on"
 
 
 # --- the run ------------------------------------------------------------------------------------------------------
@@ -412,8 +417,8 @@ def stop_run(run: Run) -> NoReturn:
     save(run)
     distributed.wait_for_all()  # a rank that ends early might have the others killed
     raise RunStopped(
-        f"stopped by {run.stop.received or 'a signal to another process'} after {run.step} steps; run the same command "
-        "with --resume to go on"
+        f"stopped by {run.stop.received or 'a signal to another process'} after {run.step} steps; "
+        + how_to_go_on(run.config)
     )
 
 

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from fake_shards import write_shards
 from schemas import check_json
 from stage1 import crossval as module
+from stage1 import train as train_module
+from stage1.cli import main
 from stage1.crossval import CrossvalConfig, crossval, stratified_folds
 from stage1.train_config import TrainConfig
 from vidshard.errors import UserError
@@ -100,6 +103,27 @@ def test_a_whole_run_goes_on_where_it_stopped_and_writes_out_of_fold_outputs(
     assert left == {"binary_stage1_with_attention.pt"}  # of the first seed, for --save-attention
     assert crossval(config) == table
     assert len(trained) == 9
+
+
+def test_a_signal_ends_it_with_exit_code_75_and_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["crossval", "--shards", str(_shards(tmp_path / "Train")), "--folds", "2", "--seeds", "1", "--epochs", "1"]
+    command += ["--no-random-split", "--device", "cpu", "--out", str(tmp_path / "out")]
+    begin = train_module.begin
+
+    def begin_with_stop(run: train_module.Run) -> None:
+        run.stop.received = "SIGTERM"
+        begin(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "begin", begin_with_stop)
+        stopped = CliRunner().invoke(main, command)
+    assert stopped.exit_code == 75
+    assert stopped.stderr.splitlines()[-1] == "stopped by SIGTERM after 1 steps; run the same command again to go on"
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 0
+    assert "Resumed in epoch 1 of 1, after 1 steps" in done.output
 
 
 def test_another_configuration_in_the_same_folder_is_refused(tmp_path: Path) -> None:
