@@ -9,6 +9,7 @@ so that the same command goes on where it was stopped.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,8 +26,8 @@ from stage1.infer import Fold, InferConfig, infer_out_of_fold
 from stage1.sample_plan import Rows
 from stage1.scoring import crime_probabilities
 from stage1.train import train
-from stage1.train_config import TrainConfig
-from stage1.train_data import TrainData
+from stage1.train_config import TrainConfig, changed_options
+from stage1.train_data import TrainData, shared_videos
 from vidshard import __version__, atomic
 from vidshard.errors import UserError
 from vidshard.shard_cache import CacheConfig
@@ -61,6 +62,8 @@ class CrossvalConfig:
             raise UserError(f"--folds is {self.folds}, expected at least 2")
         if self.seeds < 1:
             raise UserError(f"--seeds is {self.seeds}, expected at least 1")
+        if self.training.marks is not None:
+            raise UserError(f"marks are {self.training.marks}, but stage1 crossval takes the labels of the shards")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,8 +113,8 @@ def crossval(config: CrossvalConfig) -> str:
     clips = open_clips([ClipReader(place, cache=cache) for place in config.shards])
     test = None if config.test_shards is None else open_clips([ClipReader(config.test_shards, cache=cache)])
     warnings = _check(clips, test, config)
-    _note_config(config, clips, test)
     splits = list(plan(config, clips, test))
+    _note_config(config, clips, test)
     scores: dict[str, Scores] = {}
     for number, split in enumerate(splits, 1):
         print(f"Run {number} of {len(splits)}: {split.name}", flush=True)
@@ -187,7 +190,16 @@ def stratified_folds(labels: Rows, groups: Rows, *, folds: int, seed: int) -> li
 
 
 def _check(clips: Clips, test: Clips | None, config: CrossvalConfig) -> list[str]:
-    """Warnings. Raises UserError where clips lack labels, or the test set shares recordings with the others."""
+    """Warnings. Raises UserError where clips lack labels, or the test shares recordings with them."""
+    sets = [*zip(clips.reader.readers, config.shards, strict=True)]
+    for (one, place), (other, other_place) in itertools.combinations(sets, 2):
+        if one.digest == other.digest:
+            raise UserError(f"--shards {place} and {other_place} are the same set, expected each once")
+        if config.save_attention and (both := _video_ids(one) & _video_ids(other)):
+            raise UserError(
+                f"{place} and {other_place} both hold a video {min(both)!r}, and --save-attention must tell them "
+                "apart; build them with other names of folders or files"
+            )
     for held, places in ((clips, config.shards), (test, (config.test_shards,))):
         if held is not None and (len(held.labels) == 0 or (held.labels < 0).any()):
             raise UserError(
@@ -201,6 +213,14 @@ def _check(clips: Clips, test: Clips | None, config: CrossvalConfig) -> list[str
             "their videos counts as a recording of its own: videos cut from one recording may be on both sides; build "
             "with --source-groups"
         )
+    if test is not None and config.test_shards is not None:
+        sets.append((test.reader.readers[0], config.test_shards))
+    for (one, place), (other, other_place) in itertools.combinations(sets, 2):
+        if videos := shared_videos(one, other):
+            warnings.append(
+                f"{len(videos)} of {len(other.index.videos)} videos of {other_place} are in {place} too (such as "
+                f"{videos[0]!r}): where one of the two is trained on, the score of the other is too good"
+            )
     if test is not None:
         names = [_group_names(held.reader) for held in (clips, test)]
         shared = names[0] & names[1]
@@ -210,6 +230,10 @@ def _check(clips: Clips, test: Clips | None, config: CrossvalConfig) -> list[str
                 "the test would say nothing about new recordings; build the test set from others"
             )
     return warnings
+
+
+def _video_ids(reader: ClipReader) -> set[str]:
+    return {reader.video_id(video) for video in range(len(reader.index.videos))}
 
 
 def _group_names(reader: JoinedReader) -> set[str]:
@@ -237,10 +261,10 @@ def _note_config(config: CrossvalConfig, clips: Clips, test: Clips | None) -> No
         now["test_shards"] = now["test_shards"] or before["test_shards"]
         before["test_shards"] = before["test_shards"] or now["test_shards"]
         if before != now:
-            changed = next(name for name in now if before.get(name) != now[name])
+            told = changed_options(before.pop("training"), now.pop("training")) + changed_options(before, now)
             raise UserError(
-                f"{config.out} holds a cross-validation with other options or data ({changed}); name another --out, or "
-                "remove it"
+                f"{config.out} holds a cross-validation with other options or data "
+                f"({next(iter(told), 'of another version')}); name another --out, or remove it"
             )
     atomic.write_json(path, now)
 

@@ -29,7 +29,7 @@ from stage1.clip_task import ClipTask, Task, Transform
 from stage1.dataloader import Batch, ClipLoader
 from stage1.device import autocast, channels_last, choose_device, cuda_memory_errors, device_name
 from stage1.stop_signal import StopSignal
-from stage1.train_config import FREE_ON_RESUME, TrainConfig, option_name, to_toml
+from stage1.train_config import FREE_ON_RESUME, TrainConfig, changed_options, to_toml
 from stage1.train_data import TrainData, open_data
 from stage1.train_log import RunLog, say, warn
 from vidshard import atomic
@@ -462,13 +462,12 @@ def resume(run: Run) -> None:
     for role, digest in run.data.digests.items():
         if saved.data_digests.get(role) != digest:
             raise UserError(f"the {role} shards are not those {path} was trained with; name those, or another --out")
-    now, before = run.config.to_dict(), saved.train_config
-    changed = [name for name in now if name not in FREE_ON_RESUME and now[name] != before.get(name)]
+    now = {name: value for name, value in run.config.to_dict().items() if name not in FREE_ON_RESUME}
+    changed = changed_options(saved.train_config, now)
     if changed:
-        name = changed[0]
         raise UserError(
-            f"{path} was trained with {option_name(name)} {before.get(name)}, got {now[name]}; resume with the same "
-            "options (only those that do not decide the weights may differ), or name another --out"
+            f"{path} was trained with {changed[0]}; resume with the same options (only those that do not decide the "
+            "weights may differ), or name another --out"
         )
     if saved.run_state["global_batch"] != run.global_batch:
         raise UserError(

@@ -123,6 +123,30 @@ def option_name(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Of each option of `now`, nested or not, that was another one before, a few words for the user.
+
+    >>> changed_options({"bags": "", "model": {"a": 1, "b": 2}}, {"bags": "topk", "model": {"a": 3, "b": 2}})
+    ['--bags (not given), got topk', '--set model.a=1, got 3']
+    """
+    told = []
+    for name, value in now.items():
+        old = before.get(name)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            told += [
+                f"--set {name}.{part}={_shown(old.get(part))}, got {_shown(new)}"
+                for part, new in value.items()
+                if new != old.get(part)
+            ]
+        elif old != value:
+            told.append(f"{option_name(name)} {_shown(old)}, got {_shown(value)}")
+    return told
+
+
+def _shown(value: Any) -> str:
+    return "(not given)" if value is None or value == "" else str(value)
+
+
 # --- as TOML ------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -108,7 +109,17 @@ def test_a_whole_run_goes_on_where_it_stopped_and_writes_out_of_fold_outputs(
 def test_a_signal_ends_it_with_exit_code_75_and_the_same_command_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ["crossval", "--shards", str(_shards(tmp_path / "Train")), "--folds", "2", "--seeds", "1", "--epochs", "1"]
+    command = [
+        "crossval",
+        "--shards",
+        str(_shards(tmp_path / "Train")),
+        "--folds",
+        "2",
+        "--seeds",
+        "1",
+        "--epochs",
+        "1",
+    ]
     command += ["--no-random-split", "--device", "cpu", "--out", str(tmp_path / "out")]
     begin = train_module.begin
 
@@ -131,8 +142,35 @@ def test_another_configuration_in_the_same_folder_is_refused(tmp_path: Path) -> 
     config = _config(tmp_path, shards, seeds=1, random_split=False)
     crossval(config)
     other = _config(tmp_path, shards, seeds=1, random_split=False, folds=3)
-    with pytest.raises(UserError, match=r"other options or data \(folds\); name another --out"):
+    with pytest.raises(UserError, match=r"other options or data \(--folds 2, got 3\); name another --out"):
         crossval(other)
+    other = dataclasses.replace(config, training=dataclasses.replace(config.training, lr=0.5))
+    with pytest.raises(UserError, match=r"other options or data \(--lr 0.001, got 0.5\); name another --out"):
+        crossval(other)
+
+
+def test_a_call_that_is_refused_does_not_take_the_folder(tmp_path: Path) -> None:
+    shards = _shards(tmp_path / "Train")
+    with pytest.raises(UserError, match="there are 6 source groups"):
+        crossval(_config(tmp_path, shards, folds=7))
+    crossval(_config(tmp_path, shards, seeds=1, random_split=False))
+
+
+def test_sets_with_the_same_videos_are_told_before_anything_is_trained(
+    tmp_path: Path,
+) -> None:
+    one, other = _shards(tmp_path / "One", groups=[None] * 12), _shards(tmp_path / "Two", seed=1)
+    with pytest.raises(UserError, match=r"One and .*One are the same set"):
+        crossval(_config(tmp_path, one, one))
+    with pytest.raises(UserError, match=r"both hold a video 'Train/Fighting/video-001.mp4', and --save-attention"):
+        crossval(_config(tmp_path, one, other, save_attention=True))
+    again = _shards(tmp_path / "Again", groups=[f"group {i}" for i in range(12)])
+    table = crossval(_config(tmp_path, one, again, seeds=1, random_split=False))
+    assert "WARNING: 12 of 12 videos of" in table
+    assert "the score of the other is too good" in table
+    marked = TrainConfig(shards=one, marks=tmp_path / "marks.csv")
+    with pytest.raises(UserError, match="stage1 crossval takes the labels of the shards"):
+        CrossvalConfig(shards=(one,), training=marked)
 
 
 def test_what_would_leak_or_cannot_be_measured_is_said(tmp_path: Path) -> None:
