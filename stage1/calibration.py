@@ -76,7 +76,8 @@ class Calibration:
 def fit(labels: Labels, crime_probabilities: Floats) -> Calibration:
     """The temperature of the highest likelihood; the prior is the share of crime in `labels`.
 
-    Raises UserError unless both classes are there: the likelihood would have no maximum.
+    1 where all clips are on the right side of 0.5: the likelihood then rises without end as the temperature falls, until
+    every probability is 0 or 1 and the order of the clips is lost. Raises UserError unless both classes are there.
     """
     from scipy.optimize import minimize_scalar
 
@@ -85,9 +86,12 @@ def fit(labels: Labels, crime_probabilities: Floats) -> Calibration:
     if not 0 < prior < 1:
         raise UserError("the validation clips are of one class only, expected both: there is nothing to calibrate on")
 
+    margins_N = np.where(labels_N == 1, logits_N, -logits_N)
+    if (margins_N >= 0).all():
+        return Calibration(prior=prior)
+
     def loss(log_temperature: float) -> float:
-        margins = np.where(labels_N == 1, logits_N, -logits_N) / math.exp(log_temperature)
-        return float(np.logaddexp(0.0, -margins).mean())
+        return float(np.logaddexp(0.0, -margins_N / math.exp(log_temperature)).mean())
 
     bound = math.log(MAX_TEMPERATURE)
     found = minimize_scalar(loss, bounds=(-bound, bound), method="bounded")

@@ -181,7 +181,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
         "classes": per_class(clips, videos, threshold, config),
         "calibration": _calibration_fields(chosen, clips, raw_scores, validation),
         "baselines": _baselines(config, readers, clips, truth),
-        "warnings": _warnings(config, checkpoint, clips, levels),
+        "warnings": _warnings(config, checkpoint, clips, levels, chosen),
     }
     fields["flags"] = _flags(fields)
     if target is not None:
@@ -568,7 +568,11 @@ def _frame_truth(config: EvaluateConfig, clips: ScoredClips) -> dict[int, truths
 
 
 def _warnings(
-    config: EvaluateConfig, checkpoint: Checkpoint, clips: ScoredClips, levels: Mapping[str, Any]
+    config: EvaluateConfig,
+    checkpoint: Checkpoint,
+    clips: ScoredClips,
+    levels: Mapping[str, Any],
+    chosen: Calibration,
 ) -> list[str]:
     warnings = list(checkpoint.warnings)
     trained = {digest for role, digest in checkpoint.data_digests.items() if role == "train"}
@@ -587,6 +591,11 @@ def _warnings(
         warnings.append("no shortcut baselines: name the training shards by --train-shards")
     if config.val_shards is None:
         warnings.append("not calibrated here: name validation shards by --val-shards")
+    elif chosen.temperature == 1:
+        warnings.append(
+            f"no temperature was fitted: the model is right about every clip of {config.val_shards}, which does not tell "
+            "how sure it may be; its probabilities stay as they are"
+        )
     return warnings
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stage1 import calibration
+from stage1 import calibration, metrics
 from stage1.calibration import Calibration, Target, parse_target
 from vidshard.errors import UserError
 
@@ -39,6 +39,18 @@ def test_calibration_changes_no_order_and_extremes_stay_finite() -> None:
 def test_one_class_cannot_be_calibrated_on() -> None:
     with pytest.raises(UserError, match="one class only"):
         calibration.fit([1, 1], [0.4, 0.9])
+
+
+def test_clips_without_a_mistake_do_not_make_every_probability_0_or_1() -> None:
+    generator = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 20)
+    easy, hard = (
+        1 / (1 + np.exp(-np.where(labels == 1, shift, -shift) - generator.normal(size=40))) for shift in (4, 1)
+    )
+    fitted = calibration.fit(labels, easy)
+    assert fitted == Calibration(prior=0.5)
+    applied = fitted.apply(hard).astype(np.float32)
+    assert metrics.roc_auc(labels, applied) == metrics.roc_auc(labels, hard)
 
 
 def test_another_prior_moves_the_odds_by_the_ratio() -> None:
