@@ -18,6 +18,7 @@ from vidshard.errors import UserError
 
 NUM_BINS = 15
 MAX_TEMPERATURE = 100.0
+MIN_ALARM_SECONDS = 10.0  # of a video, to say anything about false alarms per hour
 _EPSILON = 1e-12  # how near to 0 and 1 a probability may be, so that its logit is finite
 # Without one failure in n independent trials the rate is below 3/n with 95 % confidence (Hanley and Lippman-Hand, "If
 # nothing goes wrong, is everything all right?", JAMA 1983).
@@ -76,15 +77,15 @@ class Calibration:
 def fit(labels: Labels, crime_probabilities: Floats) -> Calibration:
     """The temperature of the highest likelihood; the prior is the share of crime in `labels`.
 
-    1 where all clips are on the right side of 0.5: the likelihood then rises without end as the temperature falls, until
-    every probability is 0 or 1 and the order of the clips is lost. Raises UserError unless both classes are there.
+    1 where all clips are on the right side of 0.5: the likelihood then rises without end as the temperature falls,
+    until every probability is 0 or 1 and the order of the clips is lost. Raises UserError unless there are
+    both classes.
     """
     from scipy.optimize import minimize_scalar
 
     labels_N, logits_N = np.asarray(labels), logits(np.asarray(crime_probabilities, np.float64))
-    prior = float(labels_N.mean()) if len(labels_N) else 0.0
-    if not 0 < prior < 1:
-        raise UserError("the validation clips are of one class only, expected both: there is nothing to calibrate on")
+    check_classes(num_normal=int((labels_N == 0).sum()), num_crime=int((labels_N == 1).sum()))
+    prior = float(labels_N.mean())
 
     margins_N = np.where(labels_N == 1, logits_N, -logits_N)
     if (margins_N >= 0).all():
@@ -186,8 +187,7 @@ def choose_threshold(labels: Labels, crime_probabilities: Floats, target: Target
     """
     labels_N, scores_N = np.asarray(labels), np.asarray(crime_probabilities, np.float64)
     num_normal, num_crime = int((labels_N == 0).sum()), int((labels_N == 1).sum())
-    if not num_normal or not num_crime:
-        raise UserError("the validation clips are of one class only, expected both: no threshold can be chosen on them")
+    check_classes(num_normal=num_normal, num_crime=num_crime)
     check_support(target, num_normal=num_normal, num_crime=num_crime)
     thresholds = candidate_thresholds(scores_N)
     if target.name == "recall":
@@ -205,16 +205,25 @@ def choose_threshold(labels: Labels, crime_probabilities: Floats, target: Target
     return float(thresholds[best[len(best) // 2]])
 
 
+def check_classes(*, num_normal: int, num_crime: int) -> None:
+    """Raise UserError where the validation clips lack a class."""
+    if not num_normal or not num_crime:
+        raise UserError(
+            f"the validation clips are of one class only ({num_normal} normal, {num_crime} crime), expected both: "
+            "calibration and thresholds take clips of either"
+        )
+
+
 def check_support(target: Target, *, num_normal: int, num_crime: int, normal_hours: float | None = None) -> None:
     """Raise UserError where validation is too small for anybody to know that `target` is met (`RULE_OF_THREE`)."""
     if target.name == "false-alarms-per-hour":
         assert target.value is not None
         hours = normal_hours or 0.0
-        possible = RULE_OF_THREE / hours if hours else math.inf
         if hours * target.value < RULE_OF_THREE:
+            possible = f"there may be {RULE_OF_THREE / hours:.3g} an hour" if hours else "there may be any number"
             raise UserError(
-                f"--target {target} cannot be supported by {hours:.2f} hours of normal validation footage: even "
-                f"without one false alarm in them there may be {possible:.3g} an hour; "
+                f"--target {target} cannot be supported by {hours:.2f} hours of normal validation footage (videos of "
+                f"{MIN_ALARM_SECONDS:g} s or more): even without one false alarm in them {possible}; "
                 f"expected at least {RULE_OF_THREE / target.value:.3g} hours, or a target of more alarms"
             )
         return

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from stage1 import annotations as truths
 from stage1 import calibration, evaluation_plots, files, frame_metrics, metrics, relative_scores, shortcut_baselines
-from stage1.calibration import Calibration, Target
+from stage1.calibration import MIN_ALARM_SECONDS, Calibration, Target
 from stage1.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from stage1.dataloader import ClipReader
 from stage1.detections import shortest_floats
@@ -30,7 +30,6 @@ from vidshard import atomic, console
 from vidshard.errors import UserError
 from vidshard.storage import Location
 
-MIN_ALARM_SECONDS = 10.0  # of a video, to say anything about false alarms per hour
 BASELINE_CLIPS = 8  # of a training video, that shortcuts are fitted on
 # Of the clips of a video the highest 1/16, at least one, as in RTFM (Tian et al., ICCV 2021): their mean is its score.
 TOP_SHARE = 1 / 16
@@ -136,6 +135,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
     checkpoint = load_checkpoint(config.checkpoint)
     target = calibration.parse_target(config.target) if config.target is not None else None
     readers = _open_readers(config, checkpoint)
+    truth = _frame_truth(config, readers["shards"])
+    _check_before_scoring(config, readers, target)
     clips = score_clips(readers["shards"], checkpoint, config)
     validation = score_clips(readers["validation"], checkpoint, config) if "validation" in readers else None
     if config.relative:
@@ -166,7 +167,6 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
     levels["videos"] = level_metrics(
         videos.labels, videos.scores, videos.groups, threshold, config, clips.has_recordings
     )
-    truth = _frame_truth(config, clips)
     fields: dict[str, Any] = {
         "checkpoint": str(config.checkpoint),
         "relative": config.relative,
@@ -181,7 +181,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
         "classes": per_class(clips, videos, threshold, config),
         "calibration": _calibration_fields(chosen, clips, raw_scores, validation),
         "baselines": _baselines(config, readers, clips, truth),
-        "warnings": _warnings(config, checkpoint, clips, levels, chosen),
+        "warnings": _warnings(config, checkpoint, clips, levels, validation, chosen),
     }
     fields["flags"] = _flags(fields)
     if target is not None:
@@ -273,7 +273,7 @@ def choose_threshold(validation: ScoredClips, target: Target) -> float:
     if target.name != "false-alarms-per-hour":
         return calibration.choose_threshold(validation.labels, validation.scores, target)
     assert target.value is not None
-    hours = sum(_alarm_hours(validation).values())
+    hours = sum(_alarm_hours(validation.reader).values())
     calibration.check_support(target, num_normal=0, num_crime=0, normal_hours=hours)
     for threshold in calibration.candidate_thresholds(validation.scores):
         if sum(_alarms(validation, float(threshold)).values()) / hours <= target.value:
@@ -339,7 +339,7 @@ def scored_videos(clips: ScoredClips, truth: Mapping[int, truths.VideoTruth]) ->
 
 def false_alarms(clips: ScoredClips, threshold: float, config: EvaluateConfig) -> dict[str, Any]:
     """False alarms per hour of normal footage; a reason in place of a figure where there is none long enough."""
-    hours = _alarm_hours(clips)
+    hours = _alarm_hours(clips.reader)
     if not hours:
         return {"per_hour": None, "reason": f"no normal video of {MIN_ALARM_SECONDS:g} s or more"}
     alarms = _alarms(clips, threshold)
@@ -370,11 +370,11 @@ def false_alarms(clips: ScoredClips, threshold: float, config: EvaluateConfig) -
     }
 
 
-def _alarm_hours(clips: ScoredClips) -> dict[int, float]:
+def _alarm_hours(reader: ClipReader) -> dict[int, float]:
     """Hours of each normal video that is long enough."""
     hours = {}
-    for number in np.unique(clips.videos[clips.labels == 0]).tolist():
-        row = clips.reader.index.videos[number]
+    for number in np.unique(reader.videos[reader.labels == 0]).tolist():
+        row = reader.index.videos[number]
         seconds = float(row["num_frames"]) / float(row["fps"]) if row["fps"] > 0 else 0.0
         if seconds >= MIN_ALARM_SECONDS:
             hours[number] = seconds / 3600
@@ -383,7 +383,7 @@ def _alarm_hours(clips: ScoredClips) -> dict[int, float]:
 
 def _alarms(clips: ScoredClips, threshold: float) -> dict[int, int]:
     """How many events `stage1 infer` would tell of each normal video that is long enough."""
-    return {number: len(video_events(clips, number, threshold)) for number in _alarm_hours(clips)}
+    return {number: len(video_events(clips, number, threshold)) for number in _alarm_hours(clips.reader)}
 
 
 def video_events(clips: ScoredClips, number: int, threshold: float) -> list[Event]:
@@ -555,13 +555,27 @@ def _open_readers(config: EvaluateConfig, checkpoint: Checkpoint) -> dict[str, C
     return readers
 
 
-def _frame_truth(config: EvaluateConfig, clips: ScoredClips) -> dict[int, truths.VideoTruth] | None:
+def _check_before_scoring(config: EvaluateConfig, readers: Mapping[str, ClipReader], target: Target | None) -> None:
+    """Raise UserError where the labels alone say that scoring would be for nothing."""
+    if config.relative:
+        for reader in (readers[name] for name in ("shards", "validation") if name in readers):
+            relative_scores.check_videos(reader.videos[reader.labels >= 0], where=str(reader.shard_set.where))
+    if "validation" in readers:
+        validation = readers["validation"]
+        num_normal, num_crime = (int((validation.labels == label).sum()) for label in (0, 1))
+        calibration.check_classes(num_normal=num_normal, num_crime=num_crime)
+        if target is not None:
+            hours = sum(_alarm_hours(validation).values())
+            calibration.check_support(target, num_normal=num_normal, num_crime=num_crime, normal_hours=hours)
+
+
+def _frame_truth(config: EvaluateConfig, reader: ClipReader) -> dict[int, truths.VideoTruth] | None:
     """Video number → where its events are; None without annotations. Raises UserError where none fits."""
     if config.annotations is None:
         return None
     truths.refuse_overlap(truths.read_annotations(config.annotations), config.trained_on)
-    known, paths = read_truth(config.annotations, clips.reader), clips.reader.index.paths
-    found = {n: known[paths[n]] for n in np.unique(clips.videos).tolist() if paths[n] in known}
+    known, paths = read_truth(config.annotations, reader), reader.index.paths
+    found = {n: known[paths[n]] for n in np.unique(reader.videos[reader.labels >= 0]).tolist() if paths[n] in known}
     if not found:
         raise UserError(f"--annotations {config.annotations} names no video of {config.shards} that has a label")
     return found
@@ -572,14 +586,19 @@ def _warnings(
     checkpoint: Checkpoint,
     clips: ScoredClips,
     levels: Mapping[str, Any],
+    validation: ScoredClips | None,
     chosen: Calibration,
 ) -> list[str]:
-    warnings = list(checkpoint.warnings)
+    warnings = [f"from the training: {text}" for text in checkpoint.warnings]
     trained = {digest for role, digest in checkpoint.data_digests.items() if role == "train"}
     if clips.reader.digest in trained:
         warnings.append(f"{config.shards} is what the checkpoint was trained on: these figures say nothing")
     elif clips.reader.digest in set(checkpoint.data_digests.values()):
         warnings.append(f"the checkpoint was chosen on {config.shards}: these figures are too good")
+    else:
+        warnings += _trained_on(checkpoint, clips.reader, "these figures are too good")
+    if validation is not None:
+        warnings += _trained_on(checkpoint, validation.reader, "what was chosen on them is too sure of itself")
     if not clips.has_recordings:
         warnings.append(
             "source groups are not known: intervals take videos as independent, which is too narrow where several were "
@@ -593,10 +612,21 @@ def _warnings(
         warnings.append("not calibrated here: name validation shards by --val-shards")
     elif chosen.temperature == 1:
         warnings.append(
-            f"no temperature was fitted: the model is right about every clip of {config.val_shards}, which does not tell "
-            "how sure it may be; its probabilities stay as they are"
+            f"no temperature was fitted: the model is right about every clip of {config.val_shards}, which does not "
+            "tell how sure it may be; its probabilities stay as they are"
         )
     return warnings
+
+
+def _trained_on(checkpoint: Checkpoint, reader: ClipReader, why: str) -> list[str]:
+    """A warning where videos bear the split and the path of some that were trained on: those cut otherwise, perhaps."""
+    seen = sorted({reader.video_id(n) for n in np.unique(reader.videos).tolist()} & set(checkpoint.train_videos))
+    if not seen:
+        return []
+    return [
+        f"{len(seen)} of {len(reader.index.videos)} videos of {reader.shard_set.where} have the name of one that the "
+        f"checkpoint was trained on (such as {seen[0]!r}): where they are the same, {why}"
+    ]
 
 
 def store(path: Path, chosen: Calibration, threshold: float, target: Target, *, relative: bool = False) -> None:
@@ -614,8 +644,11 @@ def to_text(fields: Mapping[str, Any], config: EvaluateConfig) -> str:
     lines = [f"{fields['checkpoint']} on {fields['shards']['path']}", f"Intervals: {CONVENTIONS['intervals']}.", ""]
     if fields["relative"]:
         lines[1:1] = [f"Scores are relative: {CONVENTIONS['relative']}."]
-    names = ("accuracy", "auc", "average_precision", "f1", "auc_within_recording")
-    cells = [["", "n", "crime", "accuracy", "AUC", "AP", "F1", "AUC within recording"]]
+    names = ["accuracy", "auc", "average_precision", "f1"]
+    cells = [["", "n", "crime", "accuracy", "AUC", "AP", "F1"]]
+    if fields["recordings"] is not None:
+        names.append("auc_within_recording")
+        cells[0].append("AUC within recording")
     for level, row in fields["levels"].items():
         cells.append([level, f"{row['num']:,}", f"{row['num_crime']:,}", *(_text(row.get(name)) for name in names)])
     lines += _aligned(cells)
@@ -648,21 +681,22 @@ def to_text(fields: Mapping[str, Any], config: EvaluateConfig) -> str:
         lines[-1] += f"; stored in the checkpoint, with the calibration{what}"
     about = fields["calibration"]
     before, after = about["before"]["ece"], about["after"]["ece"]
-    share = f"evaluated clips: {about['prior_of_evaluated_clips']:.2f}"
+    share = f"evaluated clips: {_share(about['prior_of_evaluated_clips'])}"
     lines.append(
         f"Never calibrated; ECE {after:.3f} (share of crime of the {share})"
         if about["prior"] is None
-        else f"Calibration: temperature {about['temperature']:.3f}, for a share of crime of {about['prior']:.2f} "
+        else f"Calibration: temperature {about['temperature']:.3f}, for a share of crime of {_share(about['prior'])} "
         f"({share}); ECE {before:.3f} before, {after:.3f} after"
     )
     lines += ["", "By class:"]
+    has_recordings = fields["recordings"] is not None
     lines += _aligned(
-        [["", "videos", "recordings", "on the right side", "AUC against normal"]]
+        [["", "videos", *["recordings"] * has_recordings, "on the right side", "AUC against normal"]]
         + [
             [
                 row["class"] or "(no class)",
                 str(row["videos"]),
-                str(row["recordings"]),
+                *[str(row["recordings"])] * has_recordings,
                 _text(row["right"]),
                 "" if row["auc_against_normal"] is None else f"{row['auc_against_normal']:.3f}",
             ]
@@ -695,6 +729,10 @@ def to_text(fields: Mapping[str, Any], config: EvaluateConfig) -> str:
 
 def _text(interval: Mapping[str, Any] | None, digits: int = 3) -> str:
     return "" if interval is None else Interval(**interval).text(digits)
+
+
+def _share(value: float) -> str:
+    return f"{value:.2f}" if value in (0, 1) or 0.01 <= value <= 0.99 else f"{value:.3g}"
 
 
 def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:

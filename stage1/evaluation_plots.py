@@ -91,7 +91,10 @@ def _draw_roc(axes: Any, fields: Mapping[str, Any], levels: Mapping[str, tuple[A
         axes.plot(*points, color=colour, linewidth=width, label=label)
     axes.set(xlabel="Share of normal called crime", ylabel="Share of crime found", xlim=(0, 1), ylim=(0, 1.02))
     axes.set_title("ROC", loc="left", fontweight="bold")
-    axes.legend(frameon=False, loc="lower right")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, loc="lower right")
+    else:
+        axes.text(0.5, 0.25, "none: the clips are of one class only", ha="center", color=GREY)
 
 
 def _roc(labels: Any, scores: Any) -> tuple[list[float], list[float]]:
@@ -132,7 +135,7 @@ def _draw_reliability(axes: Any, calibration: Mapping[str, Any]) -> None:
     how = f"temperature {calibration['temperature']:.2f}" if calibrated else "never calibrated"
     title = f"Calibration of clips, {how}"
     axes.set_title(title, loc="left", fontweight="bold")
-    axes.legend(frameon=False, loc="upper left")
+    axes.legend(loc="best", framealpha=0.85, edgecolor="none", markerscale=0.6)  # where fewest points are
 
 
 def _draw_scores(axes: Any, labels: Any, scores: Any, threshold: float) -> None:

@@ -166,6 +166,36 @@ def test_judging_on_training_clips_is_said_to_mean_nothing(run: dict[str, Path],
     assert any("what the checkpoint was trained on" in warning for warning in fields["warnings"])
 
 
+def test_videos_trained_on_are_told_when_they_are_cut_otherwise(run: dict[str, Path], tmp_path: Path) -> None:
+    clips, labels = fake_shards.moving_clips(6, shape=SHAPE, seed=0)
+    again = fake_shards.write_shards(tmp_path / "again", clips, labels, split="Train", prefix="train")
+    for options, why in (
+        ({"shards": again}, "these figures are too good"),
+        ({"val_shards": again}, "what was chosen on them is too sure of itself"),
+    ):
+        (warning,) = (w for w in evaluate(config(run, tmp_path, **options)).fields["warnings"] if "trained on" in w)
+        assert warning.startswith(f"6 of 6 videos of {again} have the name of one that the checkpoint was trained on")
+        assert warning.endswith(why)
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_one_class_without_recordings_says_no_more_than_there_is(run: dict[str, Path], tmp_path: Path) -> None:
+    clips, _ = fake_shards.moving_clips(4, shape=SHAPE)
+    normal = fake_shards.write_shards(tmp_path / "normal", clips, [0] * 4, prefix="normal")
+    text = evaluate(config(run, tmp_path / "e", shards=normal, val_shards=run["val"], prior=0.001)).text
+    assert "ecordings" not in text.replace("over source groups (recordings)", "").replace("over recordings", "")
+    assert "for a share of crime of 0.001 (evaluated clips: 0.00)" in text
+
+
+@pytest.mark.parametrize("options", [{"target": "fpr=.01"}, {"relative": True}, {"annotations": Path("nowhere.txt")}])
+def test_what_labels_alone_refuse_costs_no_scoring(
+    options: dict[str, Any], run: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "score_clips", lambda *_: pytest.fail("clips were scored"))
+    with pytest.raises(UserError):
+        evaluate(config(run, tmp_path, val_shards=run["val"], **options))
+
+
 def test_a_model_that_is_not_above_a_shortcut_is_flagged(run: dict[str, Path], tmp_path: Path) -> None:
     """The class is written in the corner of the frame, too: one frame is enough."""
     paths = {}
