@@ -56,6 +56,22 @@ def channels_last(module: nn.Module) -> None:
 
 
 @contextlib.contextmanager
+def compile_errors() -> Iterator[None]:
+    """Turn a failure of torch.compile, such as for want of a C++ compiler, into a UserError of one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(kind.__module__ == "torch._dynamo.exc" for kind in type(error).__mro__):  # a second to import
+            raise
+        first, *others = str(error).strip().splitlines()
+        why = " ".join([first, *others[:1]]) if first.endswith(":") else first
+        raise UserError(
+            f"torch.compile failed: {why}; on a CPU it needs a C++ compiler such as g++: install one, or go on without "
+            "--compile"
+        ) from error
+
+
+@contextlib.contextmanager
 def cuda_memory_errors(batch_size: int) -> Iterator[None]:
     """Turn CUDA running out of memory into a UserError that names the batch size to try."""
     try:

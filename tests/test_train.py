@@ -688,6 +688,21 @@ def test_other_precisions_and_memory_orders_train_alike(tmp_path: Path, shards: 
     assert len(losses(resumed)) == 4
 
 
+def test_without_a_compiler_compile_is_refused_in_one_line(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def backend(*_: Any) -> Any:
+        raise OSError("no g++")
+
+    compile_model = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: compile_model(model, backend=backend))
+    result = run_command("--shards", str(shards), "--out", str(tmp_path / "out"), "--val-fraction", "0", "--compile")
+    assert result.exit_code == 1
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith("error: torch.compile failed: ")
+    assert "no g++; on a CPU it needs a C++ compiler" in line
+
+
 def test_a_compiled_model_is_what_is_trained(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the compiler that runs the graph as it is: the real one takes a minute."""
     plain = train(config(shards, tmp_path / "plain", val_fraction=0))
