@@ -195,7 +195,7 @@ def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     try:
         held: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds on files that are not its own
-        reason = str(error).partition("\n")[0][:120]
+        reason = str(error).split("\n")[0].split(". ")[0][:120]
         raise UserError(f"{path} cannot be read as weights ({reason}); expected a state dict saved by torch") from error
     for name in _NESTED:
         if isinstance(held, dict) and isinstance(held.get(name), dict):

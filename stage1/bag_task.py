@@ -22,6 +22,7 @@ from stage1.clip_task import BatchLoss, ClipTask, Forward
 from stage1.dataloader import BagLoader, Batch, ClipLoader
 from stage1.motion_statistics import Line
 from stage1.sample_plan import Rows
+from stage1.train_config import TrainConfig
 from stage1.train_data import TrainData
 from vidshard.errors import UserError
 
@@ -40,6 +41,12 @@ class BagTask(ClipTask):
         given = [f"--{name}" for name in ("mixup", "balanced", "marks") if getattr(self.config, name)]
         if given:
             raise UserError(f"{given[0]} and --bags exclude each other: a bag has one label and its clips have none")
+        if self.config.block_shards:
+            raise UserError("--block-shards and --bags exclude each other: bags are read video by video")
+        if self.config.clips_per_video_per_epoch != TrainConfig.clips_per_video_per_epoch:
+            raise UserError(
+                "--clips-per-video-per-epoch goes without --bags: how many clips a bag has says --bag-clips"
+            )
 
     def training_loader(self, data: TrainData, device: torch.device) -> ClipLoader:
         self._videos = None if data.validation is None else data.validation.videos

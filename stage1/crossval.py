@@ -26,7 +26,7 @@ from stage1.infer import Fold, InferConfig, infer_out_of_fold
 from stage1.sample_plan import Rows
 from stage1.scoring import crime_probabilities
 from stage1.train import train
-from stage1.train_config import TrainConfig, changed_options
+from stage1.train_config import MAX_SEED, TrainConfig, changed_options
 from stage1.train_data import TrainData, shared_videos
 from vidshard import __version__, atomic
 from vidshard.errors import UserError
@@ -62,6 +62,10 @@ class CrossvalConfig:
             raise UserError(f"--folds is {self.folds}, expected at least 2")
         if self.seeds < 1:
             raise UserError(f"--seeds is {self.seeds}, expected at least 1")
+        if self.training.seed + self.seeds - 1 > MAX_SEED:
+            raise UserError(
+                f"--seed is {self.training.seed}, expected at most {MAX_SEED} with all --seeds {self.seeds}"
+            )
         if self.training.marks is not None:
             raise UserError(f"marks are {self.training.marks}, but stage1 crossval takes the labels of the shards")
 

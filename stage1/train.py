@@ -236,6 +236,8 @@ def begin(run: Run) -> None:
     if config.val_shards is not None and data.validation is not None:
         counts = np.bincount(data.validation.labels, minlength=2)
         say(f"Validation: {counts[0]} normal and {counts[1]} crime clips from {config.val_shards}")
+    if data.validation is not None and getattr(run.model, "motion_classifier", None) is not None:
+        say("Note: loss and accuracy of training are those of the network alone; validation adds the motion statistics")
     for note in data.notes:
         say(f"Note: {note}")
     for warning in data.warnings:
@@ -498,6 +500,11 @@ def resume(run: Run) -> None:
         run.loader.load_state_dict(run.so_far.loader_state)
     if warning is not None:
         warn(warning)
+    if (epochs := saved.train_config["epochs"]) != run.config.epochs and run.history:
+        say(
+            f"Note: --epochs was {epochs}: the learning rate now follows that of a run of {run.config.epochs}, whose "
+            "weights these will not be"
+        )
     if distributed.rank() == 0:
         if warning is not None:
             path.unlink(missing_ok=True)  # so that it does not become the previous one

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import tomllib
 import types
 import typing
@@ -20,6 +21,7 @@ from stage1.transforms import TransformConfig
 from vidshard.errors import UserError
 from vidshard.storage import Location, Url, location
 
+MAX_SEED = 2**32 - 1  # of NumPy's older generators, which scikit-learn draws by
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
@@ -71,10 +73,12 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "accumulate", "workers"):
             if getattr(self, name) < 1:
                 raise UserError(f"{option_name(name)} is {getattr(self, name)}, expected at least 1")
-        if not self.lr > 0:
+        if not 0 < self.lr < math.inf:
             raise UserError(f"--lr is {self.lr}, expected above 0")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise UserError(f"--seed is {self.seed}, expected 0 to {MAX_SEED}")
         for name in (
-            *("weight_decay", "grad_clip", "seed", "mixup", "patience", "checkpoint_minutes", "bag_clips"),
+            *("weight_decay", "grad_clip", "mixup", "patience", "checkpoint_minutes", "bag_clips"),
             *("clips_per_video_per_epoch", "block_shards", "max_bad_clips"),
         ):
             if not getattr(self, name) >= 0:
@@ -86,6 +90,10 @@ class TrainConfig:
             raise UserError(f"--marks-as is {self.marks_as!r}, expected {' or '.join(typing.get_args(MarkUse))}")
         if self.bags not in ("", "topk", "attention"):
             raise UserError(f"--bags is {self.bags!r}, expected topk or attention")
+        if self.bag_clips and not self.bags:
+            raise UserError(
+                f"--bag-clips is {self.bag_clips} without --bags, which says that there are bags, and which"
+            )
         if self.precision not in PRECISIONS:
             raise UserError(f"--precision is {self.precision!r}, expected {', '.join(PRECISIONS)}")
         if self.resume not in (False, True, "auto"):
@@ -255,9 +263,14 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
         return tuple(_convert(item, item_hint, name) for item in value)
     if hint is Path and isinstance(value, str | Path):
         return Path(value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value):
         return float(value)
-    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+    if (
+        hint is not float
+        and isinstance(hint, type)
+        and isinstance(value, hint)
+        and not (hint is int and isinstance(value, bool))
+    ):
         return value
     expected = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", Path: "a path"}
     raise UserError(

@@ -126,6 +126,10 @@ def test_a_line_is_found_by_what_few_clips_of_a_video_show(bags: str) -> None:
 def test_what_makes_no_sense_with_bags_is_refused() -> None:
     with pytest.raises(UserError, match="--mixup and --bags exclude each other"):
         make_task(TrainConfig(shards=Path(), bags="topk", mixup=0.2))
+    with pytest.raises(UserError, match="--block-shards and --bags exclude each other"):
+        make_task(TrainConfig(shards=Path(), bags="topk", block_shards=2))
+    with pytest.raises(UserError, match="--clips-per-video-per-epoch goes without --bags"):
+        make_task(TrainConfig(shards=Path(), bags="topk", clips_per_video_per_epoch=0))
     with pytest.raises(UserError, match="--bags is 'max', expected topk or attention"):
         TrainConfig(shards=Path(), bags="max")
     assert type(make_task(TrainConfig(shards=Path()))) is ClipTask

@@ -255,6 +255,7 @@ ALLOWED: dict[str, set[str]] = {
         "stage1.dataloader",
         "stage1.motion_statistics",
         "stage1.sample_plan",
+        "stage1.train_config",
         "stage1.train_data",
         "vidshard.errors",
     },

@@ -461,9 +461,13 @@ def test_a_recording_of_two_classes_takes_no_class_out_of_training(tmp_path: Pat
 
 def test_it_says_what_is_held_out(tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(config(shards, tmp_path / "a", epochs=1))
-    assert "2 of 24 videos (2 clips)" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "2 of 24 videos (2 clips)" in told
+    assert "accuracy of training are those of the network alone" in told
     train(config(shards, tmp_path / "b", epochs=1, val_fraction=0))
-    assert "no validation (--val-fraction 0): the last epoch is kept" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "no validation (--val-fraction 0): the last epoch is kept" in told
+    assert "network alone" not in told
 
 
 # --- warnings -----------------------------------------------------------------------------------------------------
@@ -679,13 +683,16 @@ def test_accumulated_batches_train_as_one_large_batch(tmp_path: Path, shards: Pa
 
 
 @pytest.mark.parametrize("options", [{"precision": "bf16"}, {"precision": "fp16"}, {"channels_last": True}])
-def test_other_precisions_and_memory_orders_train_alike(tmp_path: Path, shards: Path, options: dict[str, Any]) -> None:
+def test_other_precisions_and_memory_orders_train_alike(
+    tmp_path: Path, shards: Path, options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     plain = train(config(shards, tmp_path / "plain", val_fraction=0))
     other = train(config(shards, tmp_path / "other", val_fraction=0, **options))
     assert losses(other) == pytest.approx(losses(plain), rel=0.02)
     assert {value.dtype for value in weights(other).values()} == {torch.float32}
     resumed = train(config(shards, tmp_path / "other", val_fraction=0, epochs=4, resume=True, **options))
     assert len(losses(resumed)) == 4
+    assert "Note: --epochs was 3: the learning rate now follows that of a run of 4" in capsys.readouterr().out
 
 
 def test_without_a_compiler_compile_is_refused_in_one_line(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,10 @@ def test_every_option_is_in_the_toml() -> None:
         ({"precision": "fp8"}, "--precision is 'fp8', expected fp32, bf16, fp16"),
         ({"ema": 1.0}, "--ema is 1.0, expected 0 or more and below 1"),
         ({"accumulate": 0}, "--accumulate is 0, expected at least 1"),
+        ({"lr": math.inf}, "--lr is inf, expected above 0"),
+        ({"model": {"motion_prior": math.nan}}, r"model\.motion_prior is nan, expected a number"),
+        ({"seed": 2**32}, "--seed is 4294967296, expected 0 to 4294967295"),
+        ({"bag_clips": 4}, "--bag-clips is 4 without --bags"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(options: dict[str, Any], text: str) -> None:
