@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from stage1.transforms import TransformConfig
 from vidshard.errors import UserError
 
 NAMES = ("r3d_18", "mc3_18", "r2plus1d_18")
@@ -103,13 +104,19 @@ class WeightsReport:
 def training_options(name: str, weights: str | None, *, confirm: Confirm) -> dict[str, Any]:
     """What `--backbone` and `--weights` of `stage1 train` stand for, as nested options of a TrainConfig.
 
-    The network's own normalisation, its full resolution, and the SHA-256 of the weights, found as by `load_weights`.
+    The network's own normalisation, its full resolution, and the SHA-256 of the weights, found as by `load_weights`;
+    they replace what a file of options says of another network.
     """
+    if name == "stage1" and not weights:
+        own = {field: getattr(TransformConfig, field) for field in ("mean", "std", "train_scale")}
+        return {"model": {"backbone": name, "norm": "group"}, "transform": own, "weights": "", "weights_sha256": ""}
     if name not in NAMES:
         raise UserError(f"--weights go with --backbone {', '.join(NAMES)}; our own network starts from scratch")
     options: dict[str, Any] = {
         "model": {"backbone": name, "norm": "frozen" if weights else "group"},
         "transform": {"mean": MEAN, "std": STD, "train_scale": 1.0},
+        "weights": "",
+        "weights_sha256": "",
     }
     if weights:
         path = find_weights(name, weights, confirm=confirm)

@@ -227,8 +227,10 @@ def train(
     source = click.get_current_context().get_parameter_source
     given = {name: value for name, value in options.items() if source(name) is not ParameterSource.DEFAULT}
     from_file = read_toml(config_path) if config_path else {}
-    network: dict[str, Any] = {"model": SIZES[model_size]}
-    if weights or backbone != "stage1":
+    network: dict[str, Any] = {}
+    if source("model_size") is not ParameterSource.DEFAULT:
+        network = {"model": SIZES[model_size]}
+    if weights or source("backbone") is not ParameterSource.DEFAULT:
         network = merge(network, backbones.training_options(backbone, weights, confirm=click.confirm))
     config = make_config(merge(options, PRESETS[preset], from_file, network, *map(parse_setting, settings), given))
     try:

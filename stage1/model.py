@@ -23,7 +23,7 @@ POOLINGS = ("attention", "gated", "mean", "max")
 # What --model-size stands for.
 SIZES: dict[str, dict[str, Any]] = {
     "small": {"channels": (16, 32, 64)},
-    "base": {},
+    "base": {"channels": (32, 64, 96)},
     "large": {"channels": (48, 96, 160)},
 }
 

@@ -173,7 +173,7 @@ def to_toml(config: TrainConfig) -> str:
 def read_toml(path: Path) -> dict[str, Any]:
     """The options in a TOML file, as `make_config` takes them. Raises UserError: no such file, no TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # as Windows may write it
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(
             f"no file {path}: --config names a TOML file, such as the {files.CONFIG_NAME} of a run"

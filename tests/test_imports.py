@@ -247,7 +247,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "stage1": {"stage1.attention_data"},
     "stage1.annotations": {"vidshard.errors", "vidshard.video_lists"},
-    "stage1.backbones": {"vidshard.errors"},
+    "stage1.backbones": {"stage1.transforms", "vidshard.errors"},
     "stage1.attention_data": {"stage1.detections", "vidshard.atomic", "vidshard.errors", "vidshard.shard_format"},
     "stage1.bag_task": {
         "stage1.clip_random",

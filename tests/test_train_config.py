@@ -116,6 +116,26 @@ def test_options_win_over_settings_over_the_file_over_the_preset(
     assert config.shards == Path("shards/Train")
 
 
+def test_a_flag_of_the_network_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configs: list[TrainConfig] = []
+    monkeypatch.setattr(train_module, "train", configs.append)
+    large, other = tmp_path / "large.toml", tmp_path / "other.toml"
+    for path, flags in ((large, ["--model-size", "large"]), (other, ["--backbone", "mc3_18"])):
+        assert CliRunner().invoke(main, ["train", *flags]).exit_code == 0
+        path.write_text("\ufeff" + to_toml(configs.pop()), encoding="utf-8")  # with the mark that Windows may write
+
+    def made(*arguments: str) -> TrainConfig:
+        result = CliRunner().invoke(main, ["train", *arguments])
+        assert result.exit_code == 0, result.output
+        return configs.pop()
+
+    plain = made()
+    assert made("--config", str(large)).model.channels == (48, 96, 160)
+    assert made("--config", str(large), "--model-size", "base") == plain
+    assert made("--config", str(other)).model.backbone == "mc3_18"
+    assert made("--config", str(other), "--backbone", "stage1") == plain
+
+
 @pytest.mark.parametrize(
     ("arguments", "resume"),
     [([], False), (["--resume"], True), (["--resume", "auto"], "auto"), (["--resume=auto"], "auto")],
