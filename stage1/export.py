@@ -78,18 +78,18 @@ def export(
     Checked on clips of `shards` (evenly spaced), or else on noise. Raises UserError when packages are missing, shards
     and checkpoint do not fit, or the difference is above 1e-4.
     """
-    onnxruntime = _onnxruntime()
+    _onnxruntime()  # missing packages first
     checkpoint = load_checkpoint(checkpoint_path)
     model = WholeModel(checkpoint).eval()
     clips = _clips_to_check(checkpoint, shards, num_checked)
     data = _to_onnx(model, checkpoint, manifest.file_sha256(checkpoint_path))
-    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     differences = np.zeros(2)
+    run = _run_by_onnxruntime(data, checkpoint_path)
     for first in range(0, len(clips), _BATCH):
         batch = clips[first : first + _BATCH]
         with torch.inference_mode():
             expected = [value.numpy() for value in model(torch.from_numpy(batch))]
-        got = session.run(list(OUTPUTS), {INPUT: batch})
+        got = run(batch)
         differences = np.maximum(differences, [np.abs(a - b).max() for a, b in zip(got, expected, strict=True)])
     if not (differences <= TOLERANCE).all():
         raise UserError(
@@ -103,6 +103,26 @@ def export(
         probability_difference=float(differences[0]),
         attention_difference=float(differences[1]),
     )
+
+
+def _run_by_onnxruntime(data: bytes, checkpoint_path: Path) -> Callable[[npt.NDArray[np.uint8]], Any]:
+    """What gives the outputs of an ONNX file. It raises UserError where onnxruntime cannot read or run that."""
+    session = None
+
+    def run(clips: npt.NDArray[np.uint8]) -> Any:
+        nonlocal session
+        try:
+            if session is None:
+                session = _onnxruntime().InferenceSession(data, providers=["CPUExecutionProvider"])
+            return session.run(list(OUTPUTS), {INPUT: clips})
+        except Exception as error:  # it has a dozen classes of its own, without one above them
+            reason = str(error).partition("\n")[0][:200]
+            raise UserError(
+                f"onnxruntime cannot run the export of {checkpoint_path} ({reason}): nothing was written; try another "
+                "version of onnxruntime, or a model of --backbone stage1"
+            ) from error
+
+    return run
 
 
 def _onnxruntime() -> Any:

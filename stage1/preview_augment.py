@@ -39,7 +39,12 @@ def preview_augment(shards: Location, transform: TransformConfig, path: Path, *,
     strips = [[clip[frame] for frame in shown] for clip in (clips_BTHWC[0], views[0][0], views[1][0])]
     plots.plot_sheet(
         [*sheet, *strips],
-        row_names=[*(reader.index.key(int(row)) for row in rows), "over time", "epoch 1", "epoch 2"],
+        row_names=[
+            *(reader.index.key(int(row)) for row in rows),
+            "the first clip over time, from left to right: as it is",
+            "in epoch 1",
+            "in epoch 2",
+        ],
         column_names=["as it is", *(f"epoch {epoch + 1}" for epoch in range(NUM_VIEWS))],
         path=path,
     )

@@ -50,6 +50,13 @@ def test_the_file_alone_gives_what_the_checkpoint_gives(tmp_path: Path, monkeypa
     assert (result.exit_code, "nothing was written" in result.stderr) == (1, True), result.output
     assert not (tmp_path / "other.onnx").exists()
 
+    # One that onnxruntime does not run, as it does not some of torchvision's networks: no traceback.
+    monkeypatch.setattr("stage1.export._to_onnx", lambda *_: b"no model")
+    result = CliRunner().invoke(main, ["export", *map(str, args[:3]), str(tmp_path / "other.onnx")])
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: onnxruntime cannot run the export of {tmp_path / 'model.pt'} (")
+    assert not (tmp_path / "other.onnx").exists()
+
 
 def fit_the_line(path: Path, clips: npt.NDArray[np.uint8]) -> None:
     """Let the motion statistics count in the checkpoint, as after training."""
