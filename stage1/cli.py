@@ -338,6 +338,12 @@ def infer(more_videos: tuple[str, ...], videos: tuple[str, ...], **options: Any)
     show_default=True,
     help="Show beside it how a split that leaks would flatter.",
 )
+@click.option(
+    "--shortcuts/--no-shortcuts",
+    default=True,
+    show_default=True,
+    help="Show beside it what file sizes, single frames and the like reach.",
+)
 @click.option("--save-attention", is_flag=True, help="Write out-of-fold predictions and attention, for stage 2.")
 @CACHE_DIR
 @CACHE_GB

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stage1 import files, metrics
+from stage1 import files, metrics, shortcut_baselines
 from stage1.checkpoint import load_checkpoint
 from stage1.dataloader import ClipReader, JoinedReader
 from stage1.device import choose_device
@@ -36,6 +36,7 @@ from vidshard.storage import Location
 CONFIG_NAME, RESULT_NAME, TABLE_NAME, SCORES_NAME = "run.json", "crossval.json", "crossval.txt", "scores.npz"
 OUT_OF_FOLD = "out_of_fold"  # folder of --save-attention
 THRESHOLD = 0.5
+SHORTCUT_CLIPS = 8  # of a video, that shortcuts are fitted to and judged on
 NUM_RESAMPLES = 1000
 GROUPED, RANDOM, TEST = "grouped", "random", "test"
 
@@ -53,6 +54,7 @@ class CrossvalConfig:
     folds: int = 5
     seeds: int = 3  # whole repetitions, each with folds and first weights of its own
     random_split: bool = True  # once more with a split that leaks, to show how much it flatters
+    shortcuts: bool = True  # beside the first seed, what shortcuts reach in the same folds
     save_attention: bool = False  # out-of-fold predictions and attention of the first seed, as `stage1 infer` writes
 
     def __post_init__(self) -> None:
@@ -334,6 +336,7 @@ def summarise(
 ) -> dict[str, Any]:
     """Everything that is known, for crossval.json."""
     rows: list[dict[str, Any]] = []
+    shortcuts: list[dict[str, Any]] = []
     for kind, held in ((GROUPED, clips), (TEST, test), (RANDOM, clips)):
         seeds = sorted({split.seed for split in splits if split.kind == kind})
         if held is None or not seeds:
@@ -346,11 +349,19 @@ def summarise(
                     pooled[scores[split.name].rows] = scores[split.name].confidences
             by_seed.append(pooled)
         rows += [
-            {"split": kind, "seed": seed, **measure(held, [pooled])}
+            {"split": kind, "seed": seed, **measure(held.labels, held.groups, [pooled])}
             for seed, pooled in zip(seeds, by_seed, strict=True)
         ]
         if len(seeds) > 1:
-            rows.append({"split": kind, "seed": None, **measure(held, by_seed)})
+            rows.append({"split": kind, "seed": None, **measure(held.labels, held.groups, by_seed)})
+        if config.shortcuts and kind != RANDOM:
+            first = [split for split in splits if (split.kind, split.seed) == (kind, seeds[0])]
+            shortcuts += [{"split": kind, **row} for row in beside_shortcuts(clips, held, first, by_seed[0])]
+    flags = [
+        f"not above the shortcut {row['name']!r} ({row['split']}, first seed): AUC higher by {above.text()}"
+        for row in shortcuts
+        if (above := metrics.Interval(**row["model_above"])).value is not None and not (above.low or 0) > 0
+    ]
     return {
         "stage1_version": __version__,
         "shards": [str(place) for place in config.shards],
@@ -364,21 +375,59 @@ def summarise(
         "conventions": "clips; out-of-fold predictions pooled, after the last epoch; threshold 0.5; intervals of 95 % "
         "by resampling source groups (else videos); within recording: pairs of one crime and one normal of a group",
         "warnings": warnings,
+        "flags": flags,
         "rows": rows,
+        "shortcuts": shortcuts,
     }
 
 
-def measure(held: Clips, confidences: list[Floats]) -> dict[str, Any]:
+def beside_shortcuts(clips: Clips, held: Clips, splits: list[Split], confidences: Floats) -> list[dict[str, Any]]:
+    """What every shortcut reaches, fitted and judged in the splits of one seed, and how far the model is above its AUC.
+
+    At most SHORTCUT_CLIPS of each video count, to fit on and to judge, also of the model's `confidences`.
+    """
+    train_rows, train_features = _shortcut_features(clips.reader)
+    rows, features = (train_rows, train_features) if held is clips else _shortcut_features(held.reader)
+    scores = {name: np.full(len(held.labels), np.nan) for name in (shortcut_baselines.MAJORITY, *features)}
+    # One for all folds: the share of crime of what is left falls where more is held out, and would rank the folds.
+    scores[shortcut_baselines.MAJORITY][:] = clips.labels[train_rows].mean()
+    for split in splits:
+        fitted, judged = np.isin(train_rows, split.train_rows), np.isin(rows, split.held_rows)
+        known = np.asarray(clips.labels[train_rows[fitted]], np.int64)
+        for name, seen in train_features.items():
+            scores[name][rows[judged]] = shortcut_baselines.fit_and_score(seen[fitted], known, features[name][judged])
+    labels, groups = held.labels[rows], held.groups[rows]
+    model = metrics.roc_auc_statistic(labels, confidences[rows])
+    found = []
+    for name, values in scores.items():
+        above = metrics.paired_bootstrap(
+            model, metrics.roc_auc_statistic(labels, values[rows]), groups, num_resamples=NUM_RESAMPLES
+        )
+        measured = measure(labels, groups, [values[rows]])
+        found.append({"name": name, **measured, "model_above": dataclasses.asdict(above)})
+    return found
+
+
+def _shortcut_features(reader: JoinedReader) -> tuple[Rows, dict[str, shortcut_baselines.Features]]:
+    """Rows of the joined sets, and what each shortcut sees of them."""
+    parts = [(part, shortcut_baselines.some_rows(part, per_video=SHORTCUT_CLIPS)) for part in reader.readers]
+    firsts = np.cumsum([0, *(len(part) for part, _ in parts)])
+    rows = np.concatenate([np.asarray(own, np.int64) + first for (_, own), first in zip(parts, firsts, strict=False)])
+    features = [shortcut_baselines.all_features(part, own) for part, own in parts]
+    return rows, {name: np.concatenate([part[name] for part in features]) for name in features[0]}
+
+
+def measure(labels: Rows, groups: npt.NDArray[np.int64], confidences: list[Floats]) -> dict[str, Any]:
     """Accuracy, AUC and AUC within recording with intervals: the mean over several predictions of the same clips."""
     makers: dict[str, Callable[[Rows, Floats], metrics.Statistic]] = {
         "accuracy": metrics.accuracy_statistic,
         "auc": metrics.roc_auc_statistic,
-        "auc_within_group": lambda labels, values: metrics.within_group_auc_statistic(labels, values, held.groups),
+        "auc_within_group": lambda labels, values: metrics.within_group_auc_statistic(labels, values, groups),
     }
     measured = {}
     for name, make in makers.items():
-        statistic = _mean([make(held.labels, values) for values in confidences])
-        measured[name] = dataclasses.asdict(metrics.bootstrap(statistic, held.groups, num_resamples=NUM_RESAMPLES))
+        statistic = _mean([make(labels, values) for values in confidences])
+        measured[name] = dataclasses.asdict(metrics.bootstrap(statistic, groups, num_resamples=NUM_RESAMPLES))
     return measured
 
 
@@ -399,6 +448,7 @@ def format_table(result: dict[str, Any]) -> str:
     }
     lines = [f"{result['epochs']} epochs each. Conventions: {result['conventions']}."]
     lines += [f"WARNING: {warning}" for warning in result["warnings"]]
+    lines += [f"FLAG: {flag}" for flag in result["flags"]]
     kind = None
     for row in result["rows"]:
         if row["split"] != kind:
@@ -407,6 +457,14 @@ def format_table(result: dict[str, Any]) -> str:
         cells = [metrics.Interval(**row[name]).text().ljust(24) for name in ("accuracy", "auc", "auc_within_group")]
         name = "mean" if row["seed"] is None else f"seed {row['seed']}"
         lines.append(f"  {name:8}{''.join(cells)}".rstrip())
+    kind = None
+    for row in result["shortcuts"]:
+        if row["split"] != kind:
+            kind = row["split"]
+            lines += ["", f"Shortcuts, first seed of: {titles[kind]}"]
+            lines.append(f"  {'':26}{'accuracy':24}{'AUC':24}the model's AUC is above by")
+        cells = [metrics.Interval(**row[name]).text().ljust(24) for name in ("accuracy", "auc", "model_above")]
+        lines.append(f"  {row['name']:26}{''.join(cells)}".rstrip())
     return "\n".join(lines)
 
 

@@ -33,7 +33,7 @@ def score_shortcuts(
 ) -> dict[str, Array]:
     """P(crime) of the clips `test_rows` by every shortcut, fitted on `train_rows`; both hold labelled clips alone."""
     labels = train.labels[np.asarray(train_rows)]
-    seen = [_all_features(reader, rows) for reader, rows in ((train, train_rows), (test, test_rows))]
+    seen = [all_features(reader, rows) for reader, rows in ((train, train_rows), (test, test_rows))]
     scores = {MAJORITY: np.full(len(test_rows), float(labels.mean()))}
     for name in seen[0]:
         scores[name] = fit_and_score(seen[0][name], labels, seen[1][name])
@@ -66,7 +66,8 @@ def some_rows(reader: ClipReader, *, per_video: int) -> list[int]:
     return rows
 
 
-def _all_features(reader: ClipReader, rows: Sequence[int]) -> dict[str, Features]:
+def all_features(reader: ClipReader, rows: Sequence[int]) -> dict[str, Features]:
+    """What each shortcut but the majority sees of these clips, [N, F]."""
     found: dict[str, list[Array]] = {name: [] for name in CLIP_FEATURES}
     for first in range(0, len(rows), _READ):
         part = rows[first : first + _READ]

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from fake_shards import write_shards
 from schemas import check_json
 from stage1 import crossval as module
+from stage1 import shortcut_baselines
 from stage1 import train as train_module
 from stage1.cli import main
 from stage1.crossval import CrossvalConfig, crossval, stratified_folds
@@ -36,7 +37,7 @@ def _shards(folder: Path, *, seed: int = 0, groups: list[str | None] | None = No
 
 
 def _config(tmp_path: Path, *shards: Path, **options: object) -> CrossvalConfig:
-    fields = {"folds": 2, "seeds": 2, "out": tmp_path / "out", **options}
+    fields = {"folds": 2, "seeds": 2, "out": tmp_path / "out", "shortcuts": False, **options}
     training = TrainConfig(shards=shards[0], epochs=1, device="cpu")
     return CrossvalConfig(shards=shards, training=training, **fields)  # type: ignore[arg-type]
 
@@ -120,7 +121,7 @@ def test_a_signal_ends_it_with_exit_code_75_and_the_same_command_goes_on(
         "--epochs",
         "1",
     ]
-    command += ["--no-random-split", "--device", "cpu", "--out", str(tmp_path / "out")]
+    command += ["--no-random-split", "--no-shortcuts", "--device", "cpu", "--out", str(tmp_path / "out")]
     begin = train_module.begin
 
     def begin_with_stop(run: train_module.Run) -> None:
@@ -171,6 +172,31 @@ def test_sets_with_the_same_videos_are_told_before_anything_is_trained(
     marked = TrainConfig(shards=one, marks=tmp_path / "marks.csv")
     with pytest.raises(UserError, match="stage1 crossval takes the labels of the shards"):
         CrossvalConfig(shards=(one,), training=marked)
+
+
+def test_shortcuts_are_judged_in_the_same_folds_and_a_model_not_above_them_is_flagged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = {"first frame": shortcut_baselines.first_frame}  # two of them take a third of the time of all
+    monkeypatch.setattr(shortcut_baselines, "CLIP_FEATURES", some)
+    train, validation = _shards(tmp_path / "Train"), _shards(tmp_path / "Val", seed=1, split="Validation")
+    test = _shards(tmp_path / "Test", seed=2, split="Test")
+    config = _config(tmp_path, train, validation, test_shards=test, seeds=1, random_split=False, shortcuts=True)
+    table = crossval(config)
+    check_json(config.out / "crossval.json", "crossval")
+    result = json.loads((config.out / module.RESULT_NAME).read_text())
+    names = ["majority", "file metadata", "first frame"]
+    assert [(row["split"], row["name"]) for row in result["shortcuts"]] == [
+        (kind, name) for kind in ("grouped", "test") for name in names
+    ]
+    of = {(row["split"], row["name"]): row for row in result["shortcuts"]}
+    for kind in ("grouped", "test"):
+        assert of[kind, "first frame"]["auc"]["value"] == 1.0  # crimes are brighter: no model can be above it
+        assert of[kind, "majority"]["auc"]["value"] == of[kind, "file metadata"]["auc"]["value"] == 0.5
+        assert of[kind, "file metadata"]["auc"]["num_units"] == (12 if kind == "grouped" else 6)
+    assert "Shortcuts, first seed of: 2 folds of 24 clips" in table
+    for kind in ("grouped", "test"):
+        assert f"FLAG: not above the shortcut 'first frame' ({kind}, first seed)" in table
 
 
 def test_what_would_leak_or_cannot_be_measured_is_said(tmp_path: Path) -> None:

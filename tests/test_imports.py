@@ -287,6 +287,7 @@ ALLOWED: dict[str, set[str]] = {
         "stage1.transforms",
     },
     "stage1.crossval": {
+        "stage1.shortcut_baselines",
         "stage1.checkpoint",
         "stage1.dataloader",
         "stage1.device",

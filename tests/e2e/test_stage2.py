@@ -44,6 +44,7 @@ def test_twenty_lines_learn_the_crime_from_out_of_fold_frames(tmp_path: Path, mo
             folds=2,
             seeds=1,
             random_split=False,
+            shortcuts=False,
             save_attention=True,
         )
     )
