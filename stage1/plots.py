@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -78,5 +79,6 @@ def plot_sheet(
             0, -0.02, row_names[i], fontsize=7, va="top", transform=grid_row[0].transAxes, parse_math=False
         )
         label.set_in_layout(False)  # a long name would push the columns apart
-    with atomic.atomic_open(path) as file:
+    with atomic.atomic_open(path) as file, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a name, which then shows boxes
         figure.savefig(file, format="png")

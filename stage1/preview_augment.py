@@ -26,6 +26,8 @@ def preview_augment(shards: Location, transform: TransformConfig, path: Path, *,
     The middle frame of every clip; below, one clip over time, as it is and augmented. Raises UserError without clips.
     """
     files.check_out(path.parent)
+    if path.is_dir():
+        raise UserError(f"--out {path} is a folder, expected the PNG to write, such as {path / 'augmentation.png'}")
     reader = ClipReader(shards)
     if not len(reader):
         raise UserError(f"{shards} holds no clips to show; see what failed with `vidshard inspect {shards}`")

@@ -98,8 +98,9 @@ def test_visualize_draws_what_infer_wrote(tmp_path: Path) -> None:
     assert pixels(first).shape[1] == 1600
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
 def test_names_of_any_kind_are_drawn(tmp_path: Path) -> None:
-    names = ["Fighting/$x^{.mp4", "Fighting/\udcff.mp4", "Fighting/" + "n" * 300 + ".mp4"]
+    names = ["Fighting/$x^{.mp4", "Fighting/\udcff普.mp4", "Fighting/" + "n" * 300 + ".mp4"]
     write_run(tmp_path, [detection(i, source=name) for i, name in enumerate(names)])
     assert film_strip.visualize(tmp_path)[1] == 3
 

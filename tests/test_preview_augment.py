@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from fake_shards import write_shards
 from stage1.preview_augment import augmented, preview_augment
 from stage1.transforms import TransformConfig
+from vidshard.errors import UserError
 
 
 def test_a_sheet_is_drawn_even_of_a_single_clip(tmp_path: Path) -> None:
@@ -16,6 +18,8 @@ def test_a_sheet_is_drawn_even_of_a_single_clip(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "shards", clips, [1])
     path = preview_augment(shards, TransformConfig(erase_probability=1), tmp_path / "sheet.png", seed=1)
     assert path.read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(UserError, match="is a folder, expected the PNG to write"):
+        preview_augment(shards, TransformConfig(), tmp_path)
 
 
 def test_views_are_those_of_training_as_pixels() -> None:
