@@ -357,10 +357,12 @@ def crossval(
     Run the same command again to go on where it was stopped. Exit codes: 0 done; 75 stopped by SIGTERM or SIGUSR1, with
     a checkpoint; 1 all else.
     """
+    from stage1 import distributed
     from stage1.crossval import CrossvalConfig, crossval
     from stage1.train import RunStopped
     from stage1.train_config import make_config, merge, parse_setting, read_toml
 
+    distributed.expect_one_process("crossval")
     source = click.get_current_context().get_parameter_source
     names = ("epochs", "seed", "device", "cache_dir", "cache_gb")
     training = {name: options.pop(name) for name in names}
@@ -451,9 +453,11 @@ def evaluate(**options: Any) -> None:
     On --shards with --checkpoint. Or of anybody's --scores against --annotations; of --annotations alone, what scorers
     reach that know the truth.
     """
+    from stage1 import distributed
     from stage1.evaluate import EvaluateConfig, evaluate
     from stage1.evaluate_scores import ScoresConfig, evaluate_scores
 
+    distributed.expect_one_process("evaluate")
     source = click.get_current_context().get_parameter_source
     of_lists = {"annotations", "scores", "frame_counts", "snippet_frames", "fps", "trained_on", "out"}
     of_shards = options.keys() - {"scores", "frame_counts", "snippet_frames", "fps"}
@@ -551,8 +555,10 @@ def extract(**options: Any) -> int:
 @DEVICE
 def explain(**options: Any) -> None:
     """Does attention tell which frames matter? Deletion and insertion against matched random frames."""
+    from stage1 import distributed
     from stage1.explain import ExplainConfig, explain
 
+    distributed.expect_one_process("explain")
     click.echo(explain(ExplainConfig(**options)).text)
 
 

@@ -38,6 +38,15 @@ def world_size() -> int:
     return dist.get_world_size() if _is_active() else 1
 
 
+def expect_one_process(command: str) -> None:
+    """Raise UserError under `torchrun` with several processes, each of which would do all of `command` at once."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"stage1 {command} runs as one process, and WORLD_SIZE is {os.environ['WORLD_SIZE']}: start it without "
+            "torchrun (train and infer share their work)"
+        )
+
+
 def device_of_rank(device: torch.device) -> torch.device:
     """The device of this process: that of LOCAL_RANK, of CUDA devices without a number. Raises UserError."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or device.type != "cuda" or device.index is not None:

@@ -138,10 +138,11 @@ def train(
         except RunStopped as error:  # on all ranks at the same step: none has failed
             stopped = error
         run.log.close()
+        path = config.out / files.BEST_NAME
+        if stopped is None:  # said while ranks are known: of all, one says it
+            say(f"✓ Model checkpoint saved to: {path}")
     if stopped is not None:
         raise stopped
-    path = config.out / files.BEST_NAME
-    say(f"✓ Model checkpoint saved to: {path}")
     return path
 
 

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from fake_shards import random_clips, write_shards
 from ranks import run_ranks, start_ranks
 from stage1 import distributed
+from stage1.cli import main
 from stage1.dataloader import ClipLoader, ClipReader
 from stage1.distributed import device_of_rank, merge_rows
 from stage1.model import ModelConfig, Stage1Model
@@ -271,3 +273,11 @@ def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.Monk
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(UserError, match="process 2 of this machine has no GPU, there are 2; start no more"):
         device_of_rank(torch.device("cuda"))
+
+
+@pytest.mark.parametrize("command", ["crossval", "evaluate", "explain"])
+def test_what_does_not_share_its_work_is_refused_under_torchrun(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = CliRunner().invoke(main, [command])
+    assert result.exit_code == 1
+    assert f"error: stage1 {command} runs as one process, and WORLD_SIZE is 2" in result.stderr

@@ -305,6 +305,7 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.storage",
     },
     "stage1.cli": {
+        "stage1.distributed",
         "stage1.backbones",
         "stage1.model",
         "stage1.crossval",
