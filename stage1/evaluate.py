@@ -25,6 +25,7 @@ from stage1.events import Event, EventConfig, VideoClips, find_events
 from stage1.frame_metrics import FrameMetrics, ScoredVideo
 from stage1.metrics import Array, Interval
 from stage1.scoring import crime_probabilities
+from stage1.train_data import shared_videos
 from stage1.truth import read_truth
 from vidshard import atomic, console
 from vidshard.errors import UserError
@@ -599,6 +600,11 @@ def _warnings(
         warnings += _trained_on(checkpoint, clips.reader, "these figures are too good")
     if validation is not None:
         warnings += _trained_on(checkpoint, validation.reader, "what was chosen on them is too sure of itself")
+        if both := shared_videos(validation.reader, clips.reader):
+            warnings.append(
+                f"{len(both)} of {len(clips.reader.index.videos)} videos of {config.shards} are in {config.val_shards} "
+                f"too (such as {both[0]!r}): they are judged by what was chosen on them"
+            )
     if not clips.has_recordings:
         warnings.append(
             "source groups are not known: intervals take videos as independent, which is too narrow where several were "

@@ -178,6 +178,15 @@ def test_videos_trained_on_are_told_when_they_are_cut_otherwise(run: dict[str, P
         assert warning.endswith(why)
 
 
+def test_videos_that_are_in_validation_too_are_told(run: dict[str, Path], tmp_path: Path) -> None:
+    clips, labels = fake_shards.moving_clips(24, shape=SHAPE, seed=1)
+    part = fake_shards.write_shards(tmp_path / "part", clips[:6], labels[:6], split="Test", prefix="other")
+    warnings = evaluate(config(run, tmp_path / "a", shards=part, val_shards=run["val"])).fields["warnings"]
+    assert any(text.endswith("they are judged by what was chosen on them") for text in warnings)
+    warnings = evaluate(config(run, tmp_path / "b", val_shards=run["val"])).fields["warnings"]
+    assert not any("judged by what was chosen" in text for text in warnings)
+
+
 @pytest.mark.filterwarnings("error::UserWarning")
 def test_one_class_without_recordings_says_no_more_than_there_is(run: dict[str, Path], tmp_path: Path) -> None:
     clips, _ = fake_shards.moving_clips(4, shape=SHAPE)

@@ -332,6 +332,7 @@ ALLOWED: dict[str, set[str]] = {
     "stage1.device": {"vidshard.errors"},
     "stage1.distributed": {"vidshard.errors"},
     "stage1.evaluate": {
+        "stage1.train_data",
         "stage1.annotations",
         "stage1.calibration",
         "stage1.checkpoint",
