@@ -107,6 +107,8 @@ def explain(config: ExplainConfig) -> ExplainReport:
         raise UserError(
             f"clips in {config.shards} are {reader.clip_shape}, {config.checkpoint} was trained on {checkpoint.shape}"
         )
+    if not steps(checkpoint.shape.num_frames):
+        raise UserError(f"clips in {config.shards} are of one frame: there is no order of frames to explain")
     events = _events(config, reader)
     explainer = Explainer(checkpoint, torch.device(choose_device(config.device)), config)
     rows, probabilities = _detected_crimes(reader, checkpoint, explainer, config)
@@ -115,7 +117,7 @@ def explain(config: ExplainConfig) -> ExplainReport:
         for row in rows:
             clips.append(explainer.explain(reader, row, probabilities[row], events))
             progress.advance()
-    fields = summarise(clips, config)
+    fields = {"pooling": explainer.model.config.pooling, **summarise(clips, config)}
     atomic.write_json(config.out / "explanation.json", fields)
     evaluation_plots.plot_explanation(fields, config.out / "explanation.png")
     return ExplainReport(text=to_text(fields, config), fields=fields)
@@ -453,6 +455,10 @@ def to_text(fields: Mapping[str, Any], config: ExplainConfig) -> str:
             f"{shown(event['mass'])}; even attention: {event['even_attention']:.3f}"
         )
     claims = fields["claims"]
+    if fields["pooling"] in ("mean", "max"):
+        lines.append(
+            f"This model pools frames by their {fields['pooling']}: what is called attention here was not learnt"
+        )
     lines += ["", *(f"  {'yes' if met else 'no ':<3} deletion gap {name}" for name, met in claims["checks"].items())]
     lines.append(
         "Attention tells which frames matter, better than both."

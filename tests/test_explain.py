@@ -50,6 +50,8 @@ def test_freezing_takes_what_is_nearest() -> None:
 class BrightFrame(torch.nn.Module):
     """Crime where a frame is bright; attention on the brightest frame, or (`blind`) on the darkest."""
 
+    config = ModelConfig()
+
     def __init__(self, *, blind: bool) -> None:
         super().__init__()
         self.blind = blind
@@ -162,3 +164,19 @@ def test_normal_clips_alone_are_nothing_to_explain(tmp_path: Path, monkeypatch: 
     folder = fake_shards.write_shards(tmp_path / "n", fake_shards.random_clips(4, shape=SHAPE), [0] * 4)
     with pytest.raises(UserError, match="labelled a crime: there is nothing to explain"):
         explained(folder, blind=False, monkeypatch=monkeypatch)
+
+
+def test_clips_of_one_frame_have_no_order_to_explain(tmp_path: Path) -> None:
+    clips, labels = fake_shards.moving_clips(8, shape=(1, 16, 16))
+    shards = fake_shards.write_shards(tmp_path / "train", clips, labels)
+    model = ModelConfig(channels=(8,), temporal_stages=(), dropout=0.0)
+    path = train(TrainConfig(shards=shards, val_fraction=0, out=tmp_path / "run", epochs=1, model=model))
+    with pytest.raises(UserError, match="are of one frame: there is no order of frames to explain"):
+        explain(ExplainConfig(checkpoint=path, shards=shards, out=tmp_path / "out"))
+
+
+def test_a_model_without_attention_is_said_to_have_none(bright: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BrightFrame, "config", ModelConfig(pooling="mean"))
+    fields = explained(bright, blind=False, monkeypatch=monkeypatch)
+    assert fields["pooling"] == "mean"
+    assert "pools frames by their mean: what is called attention" in explaining.to_text(fields, ExplainConfig())
