@@ -180,12 +180,13 @@ def test_no_process_is_left_when_the_parent_has_ended() -> None:
 
 
 ORPHANS = """
-import os, sys, time
+import os, signal, sys, time
 sys.path[:0] = [{tests!r}]
 from test_supervisor import misbehave
 from vidshard.supervisor import Supervisor, SupervisorConfig, Task
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have what they start with `&` ignore it
     with Supervisor(SupervisorConfig(workers=2)) as supervisor:
         tasks = [Task(argument=a, timeout_seconds=600) for a in ("pid", "pid", {what!r}, {what!r})]
         for result in supervisor.run(misbehave, tasks):
