@@ -175,6 +175,8 @@ def infer_out_of_fold(config: InferConfig, folds: Sequence[Fold]) -> InferReport
     two folds, a checkpoint was trained on a video that it would score, or checkpoints do not fit the shards.
     """
     files.check_out(config.out)
+    if config.relative:
+        raise UserError("relative scores are of one checkpoint, which knows their threshold: not out of fold")
     if not folds:
         raise UserError("no folds to score, expected at least one checkpoint with its clips")
     return _on_all_ranks(config, folds, [load_checkpoint(fold.checkpoint) for fold in folds], out_of_fold=True)

@@ -20,12 +20,6 @@ NUM_CLASSES = 2  # normal, crime
 BACKBONES = ("stage1", *backbones.NAMES)
 INPUTS = ("rgb+motion", "rgb", "motion")
 POOLINGS = ("attention", "gated", "mean", "max")
-# What --model-size stands for.
-SIZES: dict[str, dict[str, Any]] = {
-    "small": {"channels": (16, 32, 64)},
-    "base": {"channels": (32, 64, 96)},
-    "large": {"channels": (48, 96, 160)},
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,6 +64,14 @@ class ModelConfig:
         lists = {name: tuple(fields[name]) for name in ("channels", "temporal_stages")}
         before = {"motion_prior": 0.0, "statistics_share": 0.0}  # what models had before there were these
         return cls(**{**before, **fields, **lists})
+
+
+# What --model-size stands for.
+SIZES: dict[str, dict[str, Any]] = {
+    "small": {"channels": (16, 32, 64)},
+    "base": {"channels": ModelConfig.channels},
+    "large": {"channels": (48, 96, 160)},
+}
 
 
 class Stage1Model(nn.Module):

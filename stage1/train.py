@@ -27,14 +27,7 @@ from stage1.bag_task import BagTask
 from stage1.checkpoint import Checkpoint, load_last, save_checkpoint, save_last
 from stage1.clip_task import ClipTask, Task, Transform
 from stage1.dataloader import Batch, ClipLoader
-from stage1.device import (
-    autocast,
-    channels_last,
-    choose_device,
-    compile_errors,
-    cuda_memory_errors,
-    device_name,
-)
+from stage1.device import autocast, channels_last, choose_device, compile_errors, cuda_memory_errors, device_name
 from stage1.stop_signal import StopSignal
 from stage1.train_config import FREE_ON_RESUME, TrainConfig, changed_options, to_toml
 from stage1.train_data import TrainData, open_data
