@@ -28,8 +28,12 @@ class Ending:
     def __init__(self, how: str) -> None:
         self.how = how
         self.is_closed = False
+        self.calls: list[bool] = []
 
-    def frames(self, path: Path, table: Any, frame_indices: Any, *, height: int, width: int) -> Iterator[Any]:
+    def frames(
+        self, path: Path, table: Any, frame_indices: Any, *, height: int, width: int, in_sequence: bool = False
+    ) -> Iterator[Any]:
+        self.calls.append(in_sequence)
         try:
             for _ in frame_indices:
                 yield np.zeros((height, width, 3), np.uint8)
@@ -70,10 +74,37 @@ def decode(
 
 
 @pytest.mark.parametrize("how", ["raise", "another frame", "message"])
+def test_a_decoder_that_calls_a_sound_video_damaged_is_not_believed(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = Ending(how)
+    outcome = decode(tmp_path, decoder, monkeypatch)
+    assert isinstance(outcome, Rejected)
+    assert outcome.reason == packets.UNSUPPORTED  # so that the next decoder is asked
+    assert decoder.calls == [False, True]
+
+
+@pytest.mark.parametrize("how", ["raise", "another frame", "message"])
 def test_damage_behind_the_last_frame_is_damage(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_task, "_damaged_frames", lambda path, table: {7: "error while decoding MB 0 4"})
     outcome = decode(tmp_path, how, monkeypatch)
     assert isinstance(outcome, Rejected)
     assert outcome.reason == packets.DAMAGED
+    assert "frame 7" in outcome.message
+
+
+def test_damage_to_frames_that_nobody_asks_for_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_task, "_damaged_frames", lambda path, table: {8: "error while decoding MB 0 4"})
+    assert isinstance(decode(tmp_path, "message", monkeypatch), Decoded)
+
+
+def test_a_decoder_at_whose_work_workers_died_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "0.decoder").write_text("ending")  # it may have been chance
+    assert isinstance(decode(tmp_path, "nothing", monkeypatch), Decoded)
+    (tmp_path / "0.decoder").write_text("ending ending")
+    outcome = decode(tmp_path, "nothing", monkeypatch)
+    assert isinstance(outcome, Rejected)
+    assert "crashes" in outcome.message
 
 
 def test_where_damage_is_allowed_the_clips_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

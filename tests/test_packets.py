@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from contract.numbered_videos import make_video
-from vidshard import packets
+from vidshard import containers, packets
 from vidshard.packets import PacketTable, VideoError, read_packet_table
 
 
@@ -83,8 +83,8 @@ def test_an_index_that_lost_its_last_bytes_is_damaged(video: Path, tmp_path: Pat
 def test_clocks_that_cannot_be_true_are_damage(video: Path, tmp_path: Path) -> None:
     data = video.read_bytes()
     path = tmp_path / "slow.mp4"
-    place = data.index(b"mdhd") + 16  # ticks per second
-    path.write_bytes(data[:place] + (1).to_bytes(4, "big") + data[place + 4 :])
+    place = data.index(b"stts") + 16  # ticks from frame to frame, of 12,800 a second
+    path.write_bytes(data[:place] + (12_800 * 3601).to_bytes(4, "big") + data[place + 4 :])
     assert "seconds pass" in refusal(path).message
     path = tmp_path / "hole.mp4"
     place = data.index(b"ctts") + 12 + 5 * 8 + 4  # the offset of its sixth entry
@@ -96,7 +96,7 @@ def test_a_disk_that_fails_fails_this_video_alone(video: Path, monkeypatch: pyte
     def fail(path: Path, size: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
-    monkeypatch.setattr(packets, "_check_boxes", fail)
+    monkeypatch.setattr(containers, "check_boxes", fail)
     error = refusal(video)
     assert error.reason == "damaged"
     assert str(video) not in error.message

@@ -518,7 +518,7 @@ class Run:
             Progress("Decoding", total=num_videos, unit="video") as progress,
         ):
             tasks = self._decode_tasks(todo, facts, joiner)
-            for result in self.crew.run(kept_set.run_job, tasks):
+            for result in self._results(tasks):
                 job: DecodeJob | CopyJob = result.task.argument
                 outcome = self._value(result, job.video)
                 self.log.add_seconds(job.video.path, result.seconds)
@@ -528,6 +528,20 @@ class Run:
                     progress.advance(note=f"{self.decoded_clips:,} clips, {len(joiner.failures):,} failed")
                 self._check_max_failures(joiner.failures)
             return joiner.wait()
+
+    def _results(self, tasks: Iterator[Task]) -> Iterator[TaskResult]:
+        """How the tasks ended. Where a decoder crashed the worker, and `auto` has others, the task is done by those."""
+        while True:
+            crashed: list[Task] = []
+            for result in self.crew.run(kept_set.run_job, tasks):
+                if result.crash is not None and result.crash.is_of_decoder and self.config.decoder == decoders.AUTO:
+                    self.log.line(f"{result.task.argument.video.path}: {result.crash.message}; next decoder")
+                    crashed.append(result.task)  # the worker knows which decoder it was
+                else:
+                    yield result
+            if not crashed:
+                return
+            tasks = iter(crashed)
 
     def sample(self, plan: Plan, facts: Facts) -> tuple[float, float, int]:
         """Decode some clips: seconds a clip on one core, bytes a clip, and how many clips that were."""

@@ -1,7 +1,8 @@
-"""What FFmpeg says while a video is read and decoded, and which of it means damage.
+"""What FFmpeg says while a video is read and decoded, and which of it calls the video damaged.
 
 A decoder hides most damage: it paints over what it cannot read and gives the frame out as if all were well. But it says
-so on standard error (OpenCV: on standard output). All three decoding libraries hold an FFmpeg of their own.
+so. All three decoding libraries hold an FFmpeg of their own: PyAV hands its messages over, each with its level; decord
+and OpenCV write theirs to standard error or standard output.
 """
 
 from __future__ import annotations
@@ -16,38 +17,34 @@ import tempfile
 from collections.abc import Iterator
 from typing import IO
 
-from vidshard.packets import DAMAGED, VideoError
+from vidshard.containers import DAMAGED, VideoError
 
 _MAX_BYTES = 1 << 16  # of messages that are looked at, and that are handed on: one is enough
 # `[h264 @ 0x55d0] error while decoding MB 0 4`, or from OpenCV `[OPENCV:FFMPEG:16] error while …`
 _LINE = re.compile(r"\[(?:OPENCV:FFMPEG:(?P<level>\d+)|(?P<who>[\w,]+) @ [^\]]*)\] (?:\[[^\]]*\] )?(?P<what>.+)")
 _ERROR_LEVEL = 16  # FFmpeg's number; lower is worse
-
-# Said of a sound video by the decoder itself; whatever else it says is damage.
-_HARMLESS = re.compile(
-    r"reinit context|deprecated pixel format|packed b-frames|reorder buffer|libdav1d|hardware accelerated"
-    r"|failed to get pixel format|get current frame error|unknown sei|overlong headers",
-    re.IGNORECASE,
-)
-# Said by what reads the container. It comments on much that is merely odd, so here only these are damage.
-_DEMUXERS = ("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "asf", "ogg")
-_BROKEN_CONTAINER = re.compile(
-    r"corrupt|too large|wrong sample count|invalid|overread|truncated|partial file|timescale not set|error reading"
-    r"|premature end|unexpected end|read error|exceeds|no index|sample_count",
-    re.IGNORECASE,
-)
+_PAINTED_OVER = "concealing"  # said at a milder level, and often the only trace of a flipped bit
+_RECOVERED = "corrupted and recovered from nearest frames"  # decord: it gave one frame in place of another
+# Said of a sound video by the older FFmpeg in decord, which does not tell the level.
+_REMARKS = re.compile(r"reinit context|packed b-frames|reorder buffer|skipping nal unit", re.IGNORECASE)
+_METADATA = re.compile(r"\bSEI\b|\bRPU\b|DOVI", re.IGNORECASE)  # of data that come with a picture; its pixels are well
+# Readers whose complaints say nothing about frames. What that of MP4s finds, the packets and decoders show too, and it
+# complains of sound files; that of transport streams reads on behind any fault.
+_UNRELIABLE_READERS = ("mov", "mpegts", "mpeg")
+_READERS = ("matroska", "avi", "flv", "asf", "ogg", "dhav")
 
 
 class Messages:
-    """What this process wrote to its standard error and output since `listening` began."""
+    """What has been said since `listening` or `ffmpeg_messages` began."""
 
-    def __init__(self, file: IO[bytes] | None) -> None:
+    def __init__(self, logs: list[tuple[int, str, str]], file: IO[bytes] | None = None) -> None:
+        self._logs = logs  # of PyAV: level, who, what
         self._file = file
         self._text = ""
 
     @property
     def text(self) -> str:
-        """The first messages, at most 64 KiB."""
+        """The first messages on standard error and output, at most 64 KiB."""
         if self._file is not None:
             _flush()
         if self._file is not None and os.fstat(self._file.fileno()).st_size > len(self._text):
@@ -57,65 +54,103 @@ class Messages:
 
     def end(self) -> None:
         """Keep the text, let go of the file."""
-        self._text, self._file = self.text, None
+        lines = [f"[{who}] {what.strip()}\n" for _, who, what in self._logs]
+        self._text, self._file = (self.text + "".join(lines))[:_MAX_BYTES], None
+
+    def first_error(self, codec: str) -> str | None:
+        """The first message of the decoder of `codec` (FFmpeg's name) that calls a picture damaged, if there is one.
+
+        Messages about sound, subtitles, or the scaling of pictures do not count.
+        """
+        for level, who, what in self._logs:
+            if who in _decoders(codec) and _is_error(level, what):
+                return what.strip()
+        return first_damage(self.text, codec)
 
     def refuse_damage(self, codec: str) -> None:
-        """Raises VideoError `damaged` with the first message that means it. `codec`: that of the packet table."""
-        said = first_damage(self.text, codec)
+        """Raises VideoError `damaged` with the first message that calls a picture damaged."""
+        said = self.first_error(codec)
         if said is not None:
             raise VideoError(DAMAGED, f"FFmpeg says: {said}")
 
+    def reader_error(self) -> str | None:
+        """The first message of a container's reader that calls the file damaged, where such messages can be trusted."""
+        for level, who, what in self._logs:
+            if who.partition(",")[0] in _READERS and level <= _ERROR_LEVEL:
+                return what.strip()
+        return None
+
+    def forget(self) -> None:
+        """Drop what PyAV has said so far."""
+        self._logs.clear()
+
 
 def first_damage(text: str, codec: str) -> str | None:
-    """The first message that means that the video is damaged; None if there is none.
-
-    Messages about sound, subtitles, or the scaling of pictures do not count.
+    """The first line that calls a picture damaged, of what decord and OpenCV write; None if there is none.
 
     >>> said = "[aac @ 0x1] Input buffer exhausted\\n[h264 @ 0x2] error while decoding MB 0 4, bytestream 25865\\n"
     >>> first_damage(said, "h264")
     'error while decoding MB 0 4, bytestream 25865'
-    >>> first_damage("[mov,mp4,m4a,3gp,3g2,mj2 @ 0x3] st: 0 edit list: 1 Missing key frame", "h264")
+    >>> first_damage("[mov,mp4,m4a,3gp,3g2,mj2 @ 0x3] stream 0, timescale not set", "h264")
     """
-    decoders = {codec, {"av1": "libdav1d"}.get(codec, codec)}
     for line in text.splitlines():
+        if _RECOVERED in line:
+            return _RECOVERED
         match = _LINE.search(line)
         if match is None:
             continue
         what = match["what"].strip()
         if match["level"]:
-            by_decoder = int(match["level"]) <= _ERROR_LEVEL or what.startswith("concealing")
-            by_demuxer = False
+            is_damage = _is_error(int(match["level"]), what)
         else:
-            by_decoder = match["who"] in decoders
-            by_demuxer = match["who"].partition(",")[0] in _DEMUXERS
-        if (by_decoder and not _HARMLESS.search(what)) or (by_demuxer and _BROKEN_CONTAINER.search(what)):
+            is_damage = match["who"] in _decoders(codec) and not _METADATA.search(what) and not _REMARKS.search(what)
+        if is_damage:
             return what
     return None
 
 
+def _decoders(codec: str) -> tuple[str, ...]:
+    return (codec, "libdav1d") if codec == "av1" else (codec,)
+
+
+def _is_error(level: int, what: str) -> bool:
+    return (level <= _ERROR_LEVEL and not _METADATA.search(what)) or what.startswith(_PAINTED_OVER)
+
+
+@contextlib.contextmanager
+def ffmpeg_messages() -> Iterator[Messages]:
+    """Hear what PyAV's FFmpeg says in this thread."""
+    import av.logging
+
+    with av.logging.Capture() as logs:
+        skips = av.logging.get_skip_repeated()
+        level = av.logging.get_level()
+        av.logging.set_skip_repeated(False)  # else the same message about the next video is dropped
+        av.logging.set_level(av.logging.INFO)  # at which it says that it painted over damage
+        try:
+            yield Messages(logs)
+        finally:
+            av.logging.set_level(level)
+            av.logging.set_skip_repeated(skips)
+
+
 @contextlib.contextmanager
 def listening() -> Iterator[Messages]:
-    """Keep what is written to standard error and output, by C libraries too; hand its beginning on at the end.
+    """Hear PyAV's FFmpeg and what C libraries write to standard error and output; hand its beginning on at the end.
 
     For worker processes: it turns the standard error and output of the whole process.
     """
-    import av.logging
-
-    with tempfile.TemporaryFile() as file:
-        messages = Messages(file)
+    with tempfile.TemporaryFile() as file, ffmpeg_messages() as heard:
+        messages = Messages(heard._logs, file)
         _flush()
         real = []
         for descriptor in (1, 2):
             with contextlib.suppress(OSError):  # a process without one: nothing to hear there
                 real.append((os.dup(descriptor), descriptor))
                 os.dup2(file.fileno(), descriptor)
-        # INFO, because "concealing … errors" is one: often the only trace of a flipped bit.
-        av.logging.restore_default_callback()
-        av.logging.set_libav_level(av.logging.INFO)
         try:
             yield messages
         finally:
-            av.logging.set_level(None)
             messages.end()
             for kept, descriptor in real:
                 os.dup2(kept, descriptor)

@@ -1,29 +1,27 @@
-"""Which frames a video has, when each is shown and where decoding may start, read from its packets alone.
+"""Which frames a video has, when each is shown and where decoding may start, read from its packets.
 
-Nothing is decoded but the first frame (for the rotation), so that a whole data set is planned in seconds. Headers are
-not believed: the frame count of a container is only a text in it, and wrong in most damaged files.
+Nothing is decoded but the first frame (for the orientation), so that a whole data set is planned in seconds. Headers
+are not believed: the frame count of a container is only a text in it, and wrong in most damaged files. Where packets do
+not tell, or tell what cannot be, the video is decoded in sequence and its frames are counted.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-import os
-import stat
-from collections.abc import Iterator
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from vidshard import atomic
-
-# The one reason for which another decoder may be asked. Damage must stay loud: of the damaged files that
-# decord refuses, OpenCV reads more than half without an error, short or empty.
-UNSUPPORTED = "unsupported_by_decoder"
-DAMAGED = "damaged"
+from vidshard import atomic, containers, damage, sequence
+from vidshard.containers import DAMAGED as DAMAGED
+from vidshard.containers import UNSUPPORTED as UNSUPPORTED
+from vidshard.containers import VideoError as VideoError
+from vidshard.containers import openable_name as openable_name
 
 MAX_PIXELS = 8192 * 4320  # a 198 KB file of 8192 × 8192 drives a decoder to 6 GiB
 MAX_SIDE = 16384
@@ -31,22 +29,12 @@ MAX_VIDEO_PIXELS = 2 * 10**13  # of all frames: four days of 1920 × 1080 at 25 
 
 _MAGIC_BYTES = 4096
 _MAX_MISSING_FRAMES = 4  # at the end of what an edit list shows
-_MAX_GAP_SECONDS = 100.0  # between frames; the slowest time-lapse recorders make one a minute
+_MAX_GAP_SECONDS = 3600.0  # between frames; the slowest time-lapse recorders make one in minutes
 _MAX_REORDER = 32  # frames that a decoder may have to hold back; H.264 and HEVC allow 16, interlaced fields twice that
-_ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"styp", b"moof", b"sidx", b"uuid")
-_PICTURE_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"avif")
-
-
-class VideoError(Exception):
-    """A video that cannot be used: `reason` is a code for programs, `message` is for people (no absolute path)."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(reason, message)  # both, so that the error survives a pipe to another process
-        self.reason = reason
-        self.message = message
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.message}"
+_FIELD_PACKETS = 64  # of interlaced H.264, in which a packet may hold one field, half a frame
+_ASSUMED_RATE = 25.0  # frames a second, where a file tells nothing at all
+_SMALL_STEP_BACK = 10  # frames
+_PLACEHOLDER_BYTES = 8  # an AVI of MPEG-4 holds packets up to this size that stand for no frame of their own
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,7 +46,7 @@ class PacketTable:
     fps: float  # mean; 0.0 if unknown
     width: int  # as displayed: rotation applied
     height: int
-    rotation: int  # degrees counter-clockwise that a player turns the stored picture: 0, 90, 180 or 270
+    rotation: int  # degrees counter-clockwise, 0 to 359, that a player turns the stored picture
     codec: str  # FFmpeg's name, such as `h264`
     pixel_format: str | None
     discarded: int  # packets that the edit list hides; decoders need them, viewers never see them
@@ -66,6 +54,14 @@ class PacketTable:
     container: str  # FFmpeg's name, such as `mov` (all MP4s) or `matroska`
     interlaced: bool = False
     open_gops: bool = False  # some keyframe is followed by frames shown before it, which a seek to it loses
+    clean_keyframes: bool = True  # each lets decoding begin there; not so where a container only says so
+    counted: bool = False  # the frames are those that decoding in sequence gave, because the packets do not tell them
+    estimated_times: bool = False  # some frame has no time in the file, or its clock started anew
+    mirrored: bool = False  # a player shows the stored picture mirrored left to right, and then turned
+    sample_aspect: float = 1.0  # width of a pixel by its height, as displayed
+    colorspace: int = 2  # the matrix of its colours, by the number of ITU-T H.273; 2: not told
+    time_base: float = 0.0  # seconds in a unit of `pts`
+    nominal_rate: float = 25.0  # frames a second, as the file has it
     num_video_streams: int = 1  # cover pictures not counted; the table is that of the first
     # [N] the same times in units of the stream, which FFmpeg gives back with each decoded frame; None when the
     # container does not tell when each frame is shown, or shows two at one moment.
@@ -103,116 +99,33 @@ def read_packet_table(path: Path) -> PacketTable:
     """
     import av  # here, so that who only loads tables needs no FFmpeg
 
-    head, size = _read_head(path)
-    container_format = _container_format(head)
+    head, size = containers.read_head(path)
+    container_format = containers.container_format(head)
     try:
         if container_format == "mov":
-            _check_boxes(path, size)
-        with openable_name(path) as name, _open(name, container_format) as container:
-            table = _read_stream(container, container_format, size)
-            rotation, interlaced = _first_frame(name, container_format, table.stream_index)
+            containers.check_boxes(path, size)
+        with damage.ffmpeg_messages() as messages:
+            with openable_name(path) as name, containers.open_container(name, container_format) as container:
+                table, doubt = _read_stream(container, container_format, size)
+            said = messages.reader_error()
+            if said is not None:
+                raise VideoError(DAMAGED, f"FFmpeg says: {said}")
+        table, holds_fields = _with_first_frame(path, table)
+        if holds_fields and doubt is None:
+            doubt = _Doubt("its packets hold fields", "complete")
+        if doubt is not None:
+            table = _settle(path, table, doubt)
     except VideoError:
         raise
     except MemoryError as error:
         raise VideoError("too_large", "reading its packets needs more memory than there is") from error
     except (av.error.FFmpegError, OSError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise VideoError(DAMAGED, f"its packets cannot be read: {_plain(error)}") from error
-    width, height = (table.height, table.width) if rotation % 180 else (table.width, table.height)
-    return dataclasses.replace(table, width=width, height=height, rotation=rotation, interlaced=interlaced)
+        raise VideoError(DAMAGED, f"its packets cannot be read: {containers.plain_text(error)}") from error
+    return table
 
 
-def _open(name: str, container_format: str) -> Any:
-    import av
-
-    # Naming the format keeps FFmpeg from guessing: a playlist or script would make it open other files.
-    return av.open(name, format=container_format, options={"protocol_whitelist": "file"}, metadata_errors="replace")
-
-
-def _read_head(path: Path) -> tuple[bytes, int]:
-    """The first bytes and the size of a regular file."""
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # asked before opening: opening a FIFO waits for ever
-            raise VideoError("not_a_regular_file", "it is a folder, pipe, socket or device, not a file")
-        if status.st_size == 0:
-            raise VideoError("empty_file", "it has 0 bytes")
-        with open(path, "rb") as file:
-            return file.read(_MAGIC_BYTES), status.st_size
-    except OSError as error:
-        raise VideoError("unreadable", f"it cannot be opened: {_plain(error)}") from error
-
-
-def _check_boxes(path: Path, size: int) -> None:
-    """Raises VideoError when a box of an MP4 that holds frames or their index is cut off by the end of the file."""
-    position = 0
-    with open(path, "rb") as file:
-        while position + 8 <= size:
-            file.seek(position)
-            header = file.read(16)
-            length, name = int.from_bytes(header[:4], "big"), header[4:8]
-            if length == 1:
-                length = int.from_bytes(header[8:], "big")
-            if name not in _ISO_BOXES or length < 8:  # what follows the video, or a box up to the end of the file
-                return
-            position += length
-            if position > size and name in (b"moov", b"mdat", b"moof"):
-                raise VideoError(
-                    DAMAGED, f"the file ends early: {position - size:,} bytes of its {name.decode()} are gone"
-                )
-
-
-def _container_format(head: bytes) -> str:
-    """FFmpeg's name of the video container that begins with `head`. Raises VideoError `not_a_video`.
-
-    >>> _container_format(bytes.fromhex("0000001c") + b"ftypisom")
-    'mov'
-    """
-    if head[4:8] == b"ftyp" and head[8:12] in _PICTURE_BRANDS:
-        raise VideoError("not_a_video", "it is a picture (HEIF or AVIF), whatever its name says")
-    if head[4:8] in _ISO_BOXES:
-        return "mov"
-    for magic, name in (
-        (b"\x1a\x45\xdf\xa3", "matroska"),
-        (b"FLV\x01", "flv"),
-        (b"\x30\x26\xb2\x75", "asf"),
-        (b"OggS", "ogg"),
-        (b"\x00\x00\x01\xba", "mpeg"),
-    ):
-        if head.startswith(magic):
-            return name
-    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-        return "avi"
-    for first, step in ((0, 188), (4, 192)):  # MPEG transport stream, plain and with 4-byte time stamps
-        if head[first : first + 4 * step + 1 : step] == b"\x47" * 5:
-            return "mpegts"
-    raise VideoError("not_a_video", f"its content begins like no video file ({_describe(head)})")
-
-
-def _describe(head: bytes) -> str:
-    """What a file that is no video seems to be.
-
-    >>> _describe(b"<!DOCTYPE html>")
-    'text'
-    """
-    for magic, name in (
-        (b"\xff\xd8\xff", "a JPEG picture"),
-        (b"\x89PNG", "a PNG picture"),
-        (b"GIF8", "a GIF picture"),
-        (b"PK\x03\x04", "a ZIP archive"),
-        (b"Rar!", "a RAR archive"),
-        (b"\x1f\x8b", "a gzip archive"),
-        (b"\0\0\0\1", "maybe a raw H.264 or HEVC stream; put it into an MP4: `ffmpeg -i IN -c copy OUT.mp4`"),
-        (b"version https://git-lfs", "a Git LFS pointer: run `git lfs pull`"),
-    ):
-        if head.startswith(magic):
-            return name
-    if not any(head):
-        return "only zeros"
-    return "text" if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head[:256]) else "unknown bytes"
-
-
-def _read_stream(container: Any, container_format: str, file_size: int) -> PacketTable:
-    """The table of the first video stream that is no cover picture, as stored: without rotation."""
+def _read_stream(container: Any, container_format: str, file_size: int) -> tuple[PacketTable, _Doubt | None]:
+    """The table of the first video stream that is no cover picture, as stored; and why to doubt it, if so."""
     from av.stream import Disposition
 
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
@@ -224,35 +137,47 @@ def _read_stream(container: Any, container_format: str, file_size: int) -> Packe
     width, height = stream.codec_context.width, stream.codec_context.height
     _check_size(width, height)
 
-    packets, are_shown_times = _read_packets(container, stream, file_size)
-    in_order = np.sort(packets, order="time", kind="stable")
-    _check_times(packets, in_order, _time_base(stream))
+    packets = _read_packets(container, stream, file_size)
+    in_order = np.sort(packets.rows, order="time", kind="stable")
     shown = in_order[~in_order["discard"]]
     if not len(shown):
         raise VideoError("no_frames", "its video stream holds no frame to show")
     if width * height * len(shown) > MAX_VIDEO_PIXELS:
         raise VideoError("too_large", f"it has {len(shown):,} frames of {width}x{height}; cut it into parts")
-    _check_edit_list(in_order, stream.duration)
+    _check_pace(in_order["time"] * _time_base(stream))
     seconds = shown["time"] * _time_base(stream)
     seconds -= seconds[0]
-    span = float(seconds[-1])
-    mean_rate = (len(shown) - 1) / span if span > 0 else float(stream.average_rate or 0)
-    return PacketTable(
+    aspect = stream.sample_aspect_ratio
+    table = PacketTable(
         timestamps_seconds=seconds,
         keyframes=np.flatnonzero(shown["key"]).astype(np.int64),
-        fps=mean_rate if math.isfinite(mean_rate) else 0.0,
+        fps=_mean_rate(seconds, float(stream.average_rate or 0)),
         width=width,
         height=height,
         rotation=0,
         codec=stream.codec_context.codec.canonical_name,
         pixel_format=stream.codec_context.pix_fmt,
-        discarded=int(packets["discard"].sum()),
+        discarded=int(packets.rows["discard"].sum()),
         stream_index=stream.index,
         container=container_format,
-        open_gops=_has_open_gops(packets),
+        open_gops=_has_open_gops(packets.rows),
+        clean_keyframes=packets.clean_keyframes,
         num_video_streams=len(streams),
-        pts=shown["time"].copy() if are_shown_times and np.all(np.diff(shown["time"]) > 0) else None,
+        pts=shown["time"].copy() if packets.are_shown_times and np.all(np.diff(shown["time"]) > 0) else None,
+        sample_aspect=float(aspect) if aspect else 1.0,
+        time_base=_time_base(stream),
+        nominal_rate=float(stream.average_rate or stream.base_rate or _ASSUMED_RATE),
     )
+    doubt = packets.doubt(container_format, stream, in_order)
+    if doubt is None:
+        _check_edit_list(in_order, stream.duration)
+    return table, doubt
+
+
+def _mean_rate(seconds: npt.NDArray[np.float64], nominal_rate: float) -> float:
+    span = float(seconds[-1] - seconds[0])
+    rate = (len(seconds) - 1) / span if span > 0 else nominal_rate
+    return rate if math.isfinite(rate) else 0.0
 
 
 def _has_open_gops(packets: npt.NDArray[np.void]) -> bool:
@@ -276,34 +201,134 @@ def _check_size(width: int, height: int) -> None:
 _PACKET = np.dtype([("time", "<i8"), ("discard", "?"), ("key", "?")])
 
 
-def _read_packets(container: Any, stream: Any, file_size: int) -> tuple[npt.NDArray[np.void], bool]:
-    """All packets in decoding order, and whether their times are those of presentation.
+@dataclasses.dataclass(frozen=True)
+class _Doubt:
+    """Why the packets of a video may not be its frames, one each, at their times."""
 
-    They are where the container has them for every packet; else they are the times of decoding, or mere numbers.
-    """
+    why: str
+    # What is known of the times in the file: `complete`, so that decoding must bear them out; `unordered`, right but
+    # in the order of decoding; `partial`, some missing or of another clock.
+    times: Literal["complete", "unordered", "partial"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Packets:
+    """All packets of a stream in decoding order."""
+
+    rows: npt.NDArray[np.void]  # of `_PACKET`; times of presentation where there are, else of decoding, else numbers
+    shown: npt.NDArray[np.int64] | None  # when each is shown; None where the container does not tell it of all
+    decoded: npt.NDArray[np.int64] | None  # when each is decoded, likewise
+    clean_keyframes: bool
+    has_corrupt: bool
+    has_placeholders: bool
+
+    @property
+    def are_shown_times(self) -> bool:
+        return self.shown is not None
+
+    def doubt(self, container_format: str, stream: Any, in_order: npt.NDArray[np.void]) -> _Doubt | None:
+        """Why the packets may not be the frames, one each, at their times; None if nothing speaks against it."""
+        reorders = bool(stream.codec_context.has_b_frames)
+        if self.shown is None:
+            return _Doubt("its packets do not all tell when they are shown", "partial")
+        if container_format == "avi" and (reorders or self.has_placeholders):
+            return _Doubt("an AVI does not tell when its frames are shown", "unordered")
+        if reorders and self.decoded is not None and len(self.shown) > 1 and np.array_equal(self.shown, self.decoded):
+            return _Doubt("its packets tell when they are decoded, not when they are shown", "unordered")
+        why = self._contradiction(in_order)
+        if why is not None:
+            return _Doubt(why, "complete" if container_format in ("mov", "matroska") else "partial")
+        if np.any(np.diff(in_order["time"]) == 0):
+            return _Doubt("its clock shows two frames at once", "partial")
+        return None
+
+    def _contradiction(self, in_order: npt.NDArray[np.void]) -> str | None:
+        assert self.shown is not None
+        if self.has_corrupt:
+            return "a packet of it is cut or damaged"
+        if self.decoded is not None and np.any(np.diff(self.decoded) <= 0):
+            return "its clock runs backwards"
+        if self.decoded is not None and not _is_steady(self.shown, self.decoded, self.rows["key"]):
+            return "its frames are decoded at a steady pace, but its clock shows them at another"
+        hidden = in_order["discard"]
+        if np.any(np.diff(hidden.astype(np.int8)) > 0) and np.any(np.diff(hidden.astype(np.int8)) < 0):
+            return "its edit list shows several parts of it"
+        moved = np.argsort(self.rows["time"], kind="stable") - np.arange(len(self.rows))
+        if moved.max() > _MAX_REORDER:
+            return f"its clock puts a frame {moved.max()} places before those decoded ahead of it"
+        return None
+
+
+def _read_packets(container: Any, stream: Any, file_size: int) -> _Packets:
     shown: list[int | None] = []  # flat lists: of a long video, rows would cost as much as reading it
     decoded: list[int | None] = []
     discard: list[bool] = []
     key: list[bool] = []
     num_bytes = 0
+    smallest = file_size
+    has_corrupt = False
+    codec, length_bytes = stream.codec_context.name, _length_bytes(stream)
+    clean = True
     for packet in container.demux(stream):
         size = packet.size
         if size == 0:  # the flush packet at the end, or a frame that an AVI dropped
             continue
         num_bytes += size
-        if packet.is_corrupt:
-            raise VideoError(DAMAGED, f"packet {len(key)} of its video stream is cut or damaged")
+        smallest = min(smallest, size)
+        has_corrupt = has_corrupt or packet.is_corrupt
         shown.append(packet.pts)
         decoded.append(packet.dts)
         discard.append(packet.is_discard)
-        key.append(packet.is_keyframe)
+        is_key = packet.is_keyframe
+        key.append(is_key)
+        if is_key and clean:
+            clean = _starts_afresh(codec, memoryview(packet), length_bytes)
     _check_complete(stream, len(key), num_bytes, file_size)
     clocks = [None if None in times else np.array(times, dtype=np.int64) for times in (shown, decoded)]
-    _check_clocks(*clocks)
-    packets = np.zeros(len(key), dtype=_PACKET)
-    packets["time"] = next((clock for clock in clocks if clock is not None), np.arange(len(key)))
-    packets["discard"], packets["key"] = discard, key
-    return packets, clocks[0] is not None
+    rows = np.zeros(len(key), dtype=_PACKET)
+    rows["time"] = next((clock for clock in clocks if clock is not None), np.arange(len(key)))
+    rows["discard"], rows["key"] = discard, key
+    return _Packets(
+        rows=rows,
+        shown=clocks[0],
+        decoded=clocks[1],
+        clean_keyframes=clean,
+        has_corrupt=has_corrupt,
+        has_placeholders=codec == "mpeg4" and smallest <= _PLACEHOLDER_BYTES,
+    )
+
+
+def _length_bytes(stream: Any) -> int:
+    """How many bytes tell the length of each unit of an H.264 or HEVC packet; 0 if start codes divide them."""
+    extradata = stream.codec_context.extradata or b""
+    place = {"h264": 4, "hevc": 21}.get(stream.codec_context.name, len(extradata))
+    return (extradata[place] & 3) + 1 if len(extradata) > place and extradata[0] == 1 else 0
+
+
+def _starts_afresh(codec: str, data: memoryview, length_bytes: int) -> bool:
+    """Whether a packet that the container calls a keyframe is one: an IDR, IRAP or I picture.
+
+    Cameras and editors flag pictures that are none; decord believes the flag and gives wrong frames after a seek.
+
+    >>> _starts_afresh("h264", memoryview(bytes.fromhex("00000002 0910 00000003 658880")), 4)
+    True
+    >>> _starts_afresh("h264", memoryview(bytes.fromhex("00000002 0910 00000003 419a02")), 4)
+    False
+    """
+    if codec == "mpeg4":
+        place = bytes(data[: 1 << 16]).find(b"\0\0\1\xb6")
+        return not 0 <= place < len(data) - 4 or data[place + 4] >> 6 == 0
+    if codec not in ("h264", "hevc") or not length_bytes:
+        return True
+    place = 0
+    while place + length_bytes < len(data):
+        header = data[place + length_bytes]
+        if codec == "h264" and header & 31 in (1, 2, 5):  # a picture, of which 5 is an IDR
+            return header & 31 == 5
+        if codec == "hevc" and header >> 1 & 63 < 32:  # a picture, of which 16 to 23 are IRAP
+            return 16 <= header >> 1 & 63 <= 23
+        place += length_bytes + int.from_bytes(data[place : place + length_bytes], "big")
+    return True
 
 
 def _check_edit_list(in_order: npt.NDArray[np.void], duration: int | None) -> None:
@@ -318,30 +343,42 @@ def _check_edit_list(in_order: npt.NDArray[np.void], duration: int | None) -> No
         raise VideoError(DAMAGED, f"its edit list hides frames at the end, where {missing / gap:,.0f} are missing")
 
 
-def _check_clocks(shown: npt.NDArray[np.int64] | None, decoded: npt.NDArray[np.int64] | None) -> None:
-    """Raises VideoError when frames are decoded at a steady pace (pts, dts) but shown with holes or two at once.
+def _is_steady(shown: npt.NDArray[np.int64], decoded: npt.NDArray[np.int64], key: npt.NDArray[np.bool_]) -> bool:
+    """Whether frames that are decoded at a steady pace are also shown at one; True if they are decoded at none.
 
-    So it is after a damaged table of offsets from the one clock to the other; the decoders then give right pictures in
-    an order that the times contradict. None: the container does not tell that time for every packet.
+    It is not so after damage to the table of offsets from the one clock to the other. What a cut without encoding
+    leaves out is no damage: frames that a decoder never gets, shown just before a keyframe or the end.
+
+    >>> decoded, key = np.arange(0, 60, 10), np.arange(6) == 0  # I P B B P P
+    >>> _is_steady(np.array([20, 50, 30, 40, 80, 70]), decoded, key)  # without the B shown at 60
+    True
+    >>> _is_steady(np.array([20, 53, 30, 40, 70, 60]), decoded, key)  # the first P has another offset than it should
+    True
+    >>> _is_steady(np.array([20, 93, 30, 40, 70, 60]), decoded, key)
+    False
     """
-    if shown is None or decoded is None or len(shown) < 3:
-        return
     steps = np.diff(decoded)
-    if steps[0] < 1 or np.any(steps != steps[0]):
-        return
-    gaps = np.diff(np.sort(shown))
-    if gaps.min() < 0.5 * steps[0] or gaps.max() > 1.5 * steps[0]:
-        raise VideoError(DAMAGED, "its frames are decoded at a steady pace, but its clock shows them at another")
+    if not len(steps) or steps[0] < 1 or np.any(steps != steps[0]):
+        return True
+    step = int(steps[0])
+    order = np.argsort(shown, kind="stable")
+    gaps = np.diff(shown[order])
+    if np.all((gaps > 0.5 * step) & (gaps < 1.5 * step)):
+        return True
+    if np.any(gaps < 0.5 * step) or np.any(np.abs(gaps - np.rint(gaps / step) * step) > 0.5):
+        return False
+    # A frame is missing at most as far before the next keyframe, or the end, as frames are moved when put in order.
+    moved = int(np.max(order - np.arange(len(order)), initial=0)) + 1
+    ends = np.append(np.flatnonzero(key[order]), len(order))
+    holes = np.flatnonzero(gaps > 1.5 * step) + 1  # the frame after each
+    return bool(np.all(ends[np.searchsorted(ends, holes)] - holes <= moved) and gaps.max() <= (moved + 1.5) * step)
 
 
-def _check_times(packets: npt.NDArray[np.void], in_order: npt.NDArray[np.void], time_base: float) -> None:
+def _check_pace(seconds: npt.NDArray[np.float64]) -> None:
     """Raises VideoError when the clock of the file cannot be true, which the decoders themselves do not mind."""
-    gaps = np.diff(in_order["time"]) * time_base
+    gaps = np.diff(seconds)
     if gaps.size and np.median(gaps) > _MAX_GAP_SECONDS:
         raise VideoError(DAMAGED, f"its clock says that {np.median(gaps):,.0f} seconds pass from frame to frame")
-    moved = np.argsort(packets["time"], kind="stable") - np.arange(len(packets))
-    if moved.size and moved.max() > _MAX_REORDER:
-        raise VideoError(DAMAGED, f"its clock puts a frame {moved.max()} places before those decoded ahead of it")
 
 
 def _check_complete(stream: Any, num_packets: int, num_bytes: int, file_size: int) -> None:
@@ -350,55 +387,130 @@ def _check_complete(stream: Any, num_packets: int, num_bytes: int, file_size: in
     if num_bytes <= file_size and num_packets >= len(entries):
         return
     lost = sum(entry.pos + entry.size > file_size for entry in entries)
-    if lost or num_bytes > file_size:
+    if lost or (num_bytes > file_size and not entries):  # an edit list may show packets more than once
         raise VideoError(DAMAGED, f"the file ends early: {lost:,} of its {len(entries):,} frames lie beyond its end")
 
 
-def _first_frame(name: str, container_format: str, stream_index: int) -> tuple[int, bool]:
-    """Rotation (degrees counter-clockwise) and interlacing, which only a decoded frame tells; (0, False) if none."""
+def _with_first_frame(path: Path, table: PacketTable) -> tuple[PacketTable, bool]:
+    """The table with what only a decoded frame tells, and whether the first packets hold fields, half a frame each."""
     import av
 
-    with _open(name, container_format) as container:
-        stream = container.streams[stream_index]
+    frame = None
+    with openable_name(path) as name, containers.open_container(name, table.container) as container:
+        stream = container.streams[table.stream_index]
         stream.codec_context.thread_count = 1
         for packet in container.demux(stream):
             try:
-                frames = packet.decode()
+                frame = next(iter(packet.decode()), None)
             except (av.error.FFmpegError, ValueError):  # the decoder of the build will meet it again, and say so
                 continue
-            if frames:
-                return round(frames[0].rotation / 90) * 90 % 360, bool(frames[0].interlaced_frame)
-    return 0, False
+            if frame is not None:
+                break
+    if frame is None:
+        return table, False
+    interlaced = bool(frame.interlaced_frame)
+    rotation, mirrored = _orientation(frame)
+    width, height, aspect = table.width, table.height, table.sample_aspect
+    if rotation % 180 == 90:
+        width, height, aspect = height, width, 1 / aspect
+    table = dataclasses.replace(
+        table,
+        width=width,
+        height=height,
+        sample_aspect=aspect,
+        rotation=rotation,
+        mirrored=mirrored,
+        interlaced=interlaced,
+        colorspace=int(frame.colorspace),
+    )
+    if not interlaced or table.codec != "h264":
+        return table, False
+    start = sequence.decode_in_sequence(path, table.container, table.stream_index, max_packets=_FIELD_PACKETS)
+    return table, 2 * start.num_frames < start.num_packets + 1 or start.num_frames + _MAX_REORDER < start.num_packets
+
+
+def _orientation(frame: Any) -> tuple[int, bool]:
+    """How a player turns the stored picture: degrees counter-clockwise, and whether it mirrors it left to right first.
+
+    >>> import types
+    >>> _orientation(types.SimpleNamespace(side_data={}))
+    (0, False)
+    """
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return 0, False
+    a, b, _, c, d = np.frombuffer(bytes(data), "<i4" if sys.byteorder == "little" else ">i4")[:5].astype(float)
+    mirrored = bool(a * d - b * c < 0)
+    if mirrored:
+        a, b = -a, -b
+    return round(-math.degrees(math.atan2(b, a))) % 360, mirrored
+
+
+def _settle(path: Path, table: PacketTable, doubt: _Doubt) -> PacketTable:
+    """The table of a video whose packets are in doubt, as decoding it in sequence shows it.
+
+    Raises VideoError `damaged` when frames are lost, or when the clock contradicts the order in which they are decoded.
+    """
+    found = sequence.decode_in_sequence(path, table.container, table.stream_index)
+    if found.num_lost or not found.num_frames:
+        raise VideoError(DAMAGED, f"{doubt.why}, and FFmpeg cannot decode all of it: {found.loss or 'no frame at all'}")
+    if table.pts is not None and found.times == table.pts.tolist():
+        return table  # all is as the packets tell
+    if doubt.times == "unordered" and None not in found.times:
+        times = np.sort(np.array(found.times, dtype=np.float64))
+        is_estimated = bool(np.any(np.diff(times) <= 0))
+    else:
+        times, is_estimated = _rising_times(found.times, 1 / (table.nominal_rate * table.time_base))
+    if doubt.times == "complete" and (is_estimated or times.tolist() != found.times):
+        raise VideoError(DAMAGED, f"{doubt.why}, and the order of its frames is another when they are decoded")
+    if is_estimated and doubt.times == "unordered":
+        times = times[0] + np.arange(len(times)) / (table.nominal_rate * table.time_base)
+    seconds = (times - times[0]) * table.time_base
+    return dataclasses.replace(
+        table,
+        timestamps_seconds=seconds,
+        keyframes=np.array(found.keyframes, dtype=np.int64),
+        fps=_mean_rate(seconds, table.nominal_rate),
+        pts=None,
+        discarded=0,
+        counted=True,
+        estimated_times=is_estimated,
+    )
+
+
+def _rising_times(times: Sequence[int | None], step: float) -> tuple[npt.NDArray[np.float64], bool]:
+    """The times of frames in the order of presentation, made to rise; and whether any had to be estimated.
+
+    `step`: the nominal time from frame to frame. Frames without a time lie evenly between those that have one. A clock
+    that starts anew goes on where it was.
+
+    >>> _rising_times([None, 10, None, 14, None], 2.0)
+    (array([ 8., 10., 12., 14., 16.]), True)
+    >>> _rising_times([9000, 9001, 0, 1], 1.0)
+    (array([9000., 9001., 9002., 9003.]), True)
+    >>> _rising_times([0, 1, 5], 1.0)
+    (array([0., 1., 5.]), False)
+    """
+    places: list[int] = []
+    known: list[float] = []
+    offset = 0.0
+    for place, time in enumerate(times):
+        if time is None:
+            continue
+        if known and time + offset <= known[-1]:
+            if known[-1] - (time + offset) < _SMALL_STEP_BACK * step:  # FFmpeg's guess, a bit off
+                continue
+            offset = known[-1] + (place - places[-1]) * step - time
+        places.append(place)
+        known.append(time + offset)
+    if not known:
+        return np.arange(len(times), dtype=np.float64) * step, True
+    everywhere = np.arange(len(times))
+    rising: npt.NDArray[np.float64] = np.interp(everywhere, places, known)
+    rising[: places[0]] = known[0] - (places[0] - everywhere[: places[0]]) * step
+    rising[places[-1] :] = known[-1] + (everywhere[places[-1] :] - places[-1]) * step
+    return rising, len(places) < len(times) or offset != 0
 
 
 def _time_base(stream: Any) -> float:
     return float(stream.time_base) if stream.time_base else 0.0
-
-
-def _plain(error: Exception) -> str:
-    """The text of an error without the path that most of them hold."""
-    return getattr(error, "strerror", None) or type(error).__name__
-
-
-@contextlib.contextmanager
-def openable_name(path: Path) -> Iterator[str]:
-    """A name that every decoding library can open: absolute (FFmpeg takes `a:b.mp4` for a protocol) and UTF-8.
-
-    A name that is not UTF-8 segfaults OpenCV and decord refuses it; on Linux the file is opened here and goes by the
-    name of its descriptor.
-    """
-    name = os.path.abspath(path)
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        if not os.path.isdir("/proc/self/fd"):
-            raise VideoError(
-                UNSUPPORTED, "the file name is not valid UTF-8, which this system cannot open; rename it"
-            ) from None
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            yield f"/proc/self/fd/{descriptor}"
-        finally:
-            os.close(descriptor)
-    else:
-        yield name

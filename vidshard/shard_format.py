@@ -47,7 +47,7 @@ CRIME_LABEL = 1
 UNKNOWN_LABEL = -1
 
 # Flags of a clip, one bit each, in this order. A reader refuses a bit that is not here.
-FLAGS = ("repeated", "damaged")
+FLAGS = ("repeated", "damaged", "estimated_times")
 
 TAR_BLOCK = 512
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")

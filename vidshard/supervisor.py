@@ -69,6 +69,11 @@ class Crash:
     message: str  # the same in every run
     measured: str = ""  # what is not; for a log
 
+    @property
+    def is_of_decoder(self) -> bool:
+        """Whether native code ended the worker, not a limit and not the system."""
+        return self.reason == "exited" or (self.reason.startswith("killed_by_") and self.reason != "killed_by_sigkill")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResult:

@@ -8,7 +8,7 @@ from vidshard.decoders import decord_decoder
 from vidshard.decoders.base import Decoder, Frame, VideoError, installed_version
 from vidshard.decoders.decord_decoder import DecordDecoder
 from vidshard.decoders.opencv_decoder import OpenCVDecoder
-from vidshard.decoders.pyav_decoder import PyAVDecoder, check_all_frames
+from vidshard.decoders.pyav_decoder import PyAVDecoder
 from vidshard.errors import UserError
 
 __all__ = [
@@ -17,7 +17,6 @@ __all__ = [
     "Decoder",
     "Frame",
     "VideoError",
-    "check_all_frames",
     "decoder_versions",
     "decoders_for",
     "missing_note",
@@ -30,7 +29,7 @@ DECODERS: dict[str, Callable[[], Decoder]] = {
     PyAVDecoder.name: PyAVDecoder,
 }
 AUTO = "auto"
-AUTO_ORDER = ("decord", "opencv")
+AUTO_ORDER = ("decord", "opencv", "pyav")
 
 # The distributions that may hold each library; the first installed one counts.
 _DISTRIBUTIONS = {
@@ -46,10 +45,11 @@ _DISTRIBUTIONS = {
 
 
 def decoders_for(choice: str) -> list[Decoder]:
-    """The decoders to ask, in this order: `auto` (decord, then OpenCV for what decord does not support) or one by name.
+    """The decoders to ask, in this order: `auto` (decord, OpenCV for what decord does not read, PyAV for the rest) or
+    one by name.
 
     >>> [decoder.name for decoder in decoders_for("auto")]
-    ['decord', 'opencv']
+    ['decord', 'opencv', 'pyav']
     """
     if choice != AUTO and choice not in DECODERS:
         raise UserError(f"no decoder {choice!r}; choose one of {', '.join((AUTO, *DECODERS))}")
@@ -59,8 +59,8 @@ def decoders_for(choice: str) -> list[Decoder]:
 def others_than(choice: str) -> list[str]:
     """The names of the decoders that `choice` does not ask.
 
-    >>> others_than("auto")
-    ['pyav']
+    >>> others_than("pyav")
+    ['decord', 'opencv']
     """
     asked = {decoder.name for decoder in decoders_for(choice)}
     return [name for name in DECODERS if name not in asked]

@@ -24,11 +24,19 @@ class Decoder(Protocol):
     name: str
 
     def frames(
-        self, path: Path, table: PacketTable, frame_indices: Sequence[int], *, height: int, width: int
+        self,
+        path: Path,
+        table: PacketTable,
+        frame_indices: Sequence[int],
+        *,
+        height: int,
+        width: int,
+        in_sequence: bool = False,
     ) -> Iterator[Frame]:
         """Yield the frames of `frame_indices` (sorted, unique, presentation order), uint8 (height, width, 3) RGB.
 
         They come resized without aliasing, with edit list and rotation applied; a bounded number is in memory at once.
+        `in_sequence`: decode from the start without seeking, as is done where a seek is suspected to have missed.
         Raises VideoError: `unsupported_by_decoder` when another decoder may be asked, any other reason when not.
         """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,14 @@ class DecordDecoder:
     name = "decord"
 
     def frames(
-        self, path: Path, table: PacketTable, frame_indices: Sequence[int], *, height: int, width: int
+        self,
+        path: Path,
+        table: PacketTable,
+        frame_indices: Sequence[int],
+        *,
+        height: int,
+        width: int,
+        in_sequence: bool = False,
     ) -> Iterator[Frame]:
         check_frame_indices(table, frame_indices)
         if table.container not in _CONTAINERS:
@@ -34,13 +41,15 @@ class DecordDecoder:
             raise VideoError(
                 UNSUPPORTED, f"decord chooses one of its {table.num_video_streams} video streams by itself"
             )
+        if table.counted or table.mirrored or table.rotation % 90:
+            raise VideoError(UNSUPPORTED, "decord does not read videos of this kind as players show them")
         decord = _load_decord()
         with openable_name(path) as name:
-            # A seek of decord misses when the edit list hides frames (it counts them) or when frames follow a
-            # keyframe that are shown before it (it drops them): then all is decoded from the start.
-            read = _read_through if table.discarded or table.open_gops else _read_with_seeks
+            # A seek of decord misses when the edit list hides frames (it counts them), when frames follow a keyframe
+            # that are shown before it (it drops them), or when a keyframe is none: then all is decoded from the start.
+            can_seek = not (in_sequence or table.discarded or table.open_gops or not table.clean_keyframes)
             try:
-                yield from _in_some_size(decord, name, table, read, frame_indices, height, width)
+                yield from _in_some_size(decord, name, table, can_seek, frame_indices, height, width)
             except decord.DECORDError as error:
                 text = str(error)
                 if _NO_DECODER in text:
@@ -54,7 +63,7 @@ def _in_some_size(
     decord: Any,
     name: str,
     table: PacketTable,
-    read: Callable[[Any, Sequence[int]], Iterator[Frame]],
+    can_seek: bool,
     frame_indices: Sequence[int],
     height: int,
     width: int,
@@ -69,7 +78,9 @@ def _in_some_size(
     for size in sizes:
         found = 0
         try:
-            for frame in read(_open(decord, name, table, **size), frame_indices):
+            reader = _open(decord, name, table, **size)
+            seeks = can_seek and reader.get_key_indices() == table.keyframes.tolist()
+            for frame in (_read_with_seeks if seeks else _read_through)(reader, frame_indices):
                 yield resize_frame(frame, height, width)
                 found += 1
             return

@@ -11,6 +11,8 @@ from vidshard.clips import load_cv2, resize_frame
 from vidshard.decoders.base import Frame, check_frame_indices
 from vidshard.packets import DAMAGED, UNSUPPORTED, PacketTable, VideoError, openable_name
 
+_BT2020 = (9, 10)  # numbers of ITU-T H.273
+
 
 class OpenCVDecoder:
     """OpenCV with its own FFmpeg. It ends a damaged file without an error, so every read is checked here."""
@@ -18,11 +20,22 @@ class OpenCVDecoder:
     name = "opencv"
 
     def frames(
-        self, path: Path, table: PacketTable, frame_indices: Sequence[int], *, height: int, width: int
+        self,
+        path: Path,
+        table: PacketTable,
+        frame_indices: Sequence[int],
+        *,
+        height: int,
+        width: int,
+        in_sequence: bool = False,  # it always reads so
     ) -> Iterator[Frame]:
         check_frame_indices(table, frame_indices)
         if table.interlaced:  # OpenCV 5.0 hands out the first frame of interlaced H.264 again and again, with ok=True
             raise VideoError(UNSUPPORTED, "OpenCV does not decode interlaced video")
+        if table.mirrored or table.rotation % 90:
+            raise VideoError(UNSUPPORTED, "OpenCV neither mirrors a video nor turns it by an angle such as 45°")
+        if table.colorspace in _BT2020:
+            raise VideoError(UNSUPPORTED, "OpenCV takes BT.2020 colours for those of another standard")
         cv2: Any = load_cv2()
         os.environ["OPENCV_FFMPEG_LOGLEVEL"] = "32"  # INFO: at this level it says that it painted over damage
         with openable_name(path) as name:

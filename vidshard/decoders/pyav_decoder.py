@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vidshard import containers
 from vidshard.decoders.base import Frame, check_frame_indices
 from vidshard.packets import DAMAGED, UNSUPPORTED, PacketTable, VideoError, openable_name
 
@@ -17,7 +18,6 @@ from vidshard.packets import DAMAGED, UNSUPPORTED, PacketTable, VideoError, open
 _SCALE_FLAGS = "area+accurate_rnd+full_chroma_int"
 # FFmpeg has fast code for scaling into planes of R, G and B, and for putting these together; not for both in one step.
 _PLANES, _PACKED = "gbrp", "rgb24"
-# FFmpeg's rotation is counter-clockwise; `transpose=cclock` turns the picture so.
 _ROTATE = {0: (), 90: (("transpose", "cclock"),), 180: (("hflip", ""), ("vflip", "")), 270: (("transpose", "clock"),)}
 _SEEKABLE = ("mov", "matroska")  # these hold a table of their keyframes; in others FFmpeg guesses a place
 _WORTH_A_SEEK = 8  # frames that a seek must save; itself it costs about two
@@ -29,27 +29,36 @@ class PyAVDecoder:
     name = "pyav"
 
     def frames(
-        self, path: Path, table: PacketTable, frame_indices: Sequence[int], *, height: int, width: int
+        self,
+        path: Path,
+        table: PacketTable,
+        frame_indices: Sequence[int],
+        *,
+        height: int,
+        width: int,
+        in_sequence: bool = False,
     ) -> Iterator[Frame]:
         check_frame_indices(table, frame_indices)
-        graph = _FilterGraph(table.rotation, height, width)
-        for frame in _picked(path, table, frame_indices):
+        graph = _FilterGraph(_orientation(table), height, width)
+        for frame in _picked(path, table, frame_indices, in_sequence=in_sequence):
             yield graph.convert(frame)
 
 
-def check_all_frames(path: Path, table: PacketTable) -> None:
-    """Decode every frame and convert none. Raises VideoError unless they are those of the table, at their times."""
-    for _ in _picked(path, table, range(table.num_frames), by_time=False):
-        pass
+def _orientation(table: PacketTable) -> list[tuple[str, str]]:
+    """The filters that turn the stored picture as players do: FFmpeg's angle is counter-clockwise."""
+    mirror = [("hflip", "")] if table.mirrored else []
+    if table.rotation in _ROTATE:
+        return [*mirror, *_ROTATE[table.rotation]]
+    return [*mirror, ("rotate", f"-{table.rotation}*PI/180")]
 
 
-def _picked(path: Path, table: PacketTable, frame_indices: Sequence[int], *, by_time: bool = True) -> Iterator[Any]:
+def _picked(path: Path, table: PacketTable, frame_indices: Sequence[int], *, in_sequence: bool) -> Iterator[Any]:
     """The decoded, not yet converted frames of `frame_indices`."""
     import av
 
     found = 0
     try:
-        if by_time and _can_seek(table):
+        if not in_sequence and _can_seek(table):
             with _opened(path, table) as (container, stream):
                 for frame in _frames_by_time(container, stream, table, frame_indices):
                     yield frame
@@ -69,13 +78,7 @@ def _picked(path: Path, table: PacketTable, frame_indices: Sequence[int], *, by_
 @contextlib.contextmanager
 def _opened(path: Path, table: PacketTable) -> Iterator[tuple[Any, Any]]:
     """The container and the stream of the table, to be decoded by one thread."""
-    import av
-
-    options = {"protocol_whitelist": "file"}
-    with (
-        openable_name(path) as name,
-        av.open(name, format=table.container, options=options, metadata_errors="replace") as container,
-    ):
+    with openable_name(path) as name, containers.open_container(name, table.container) as container:
         stream = container.streams[table.stream_index]
         stream.codec_context.thread_count = 1
         yield container, stream
@@ -114,9 +117,10 @@ def _frames_by_time(container: Any, stream: Any, table: PacketTable, frame_indic
                 frames.close()
                 container.seek(int(table.pts[keyframe]), stream=stream)
                 frames = _decode(container, stream, skip_others)
+                position = keyframe
             for frame in frames:
                 index = index_of.get(frame.pts, -1)
-                if not 0 <= index <= wanted or (after_seek and not frame.key_frame):
+                if not position <= index <= wanted or (after_seek and not frame.key_frame):
                     return
                 after_seek = False
                 position = index + 1
@@ -173,8 +177,8 @@ def _decode(container: Any, stream: Any, wanted_pts: set[int] | None = None) -> 
 class _FilterGraph:
     """Rotation, scaling and conversion to RGB in FFmpeg, rebuilt when the picture changes its size or format."""
 
-    def __init__(self, rotation: int, height: int, width: int) -> None:
-        self.turn = _ROTATE[rotation]
+    def __init__(self, turn: Sequence[tuple[str, str]], height: int, width: int) -> None:
+        self.turn = turn
         self.scale = [
             ("scale", f"{width}:{height}:flags={_SCALE_FLAGS}"),
             ("format", _PLANES),

@@ -1,0 +1,167 @@
+"""Video files from outside: what container one is, whether it is whole, and how it is opened.
+
+Nothing here decodes. The container is told by content, never by name, and FFmpeg is told which one it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# The one reason for which another decoder may be asked. Damage must stay loud: of the damaged files that
+# decord refuses, OpenCV reads more than half without an error, short or empty.
+UNSUPPORTED = "unsupported_by_decoder"
+DAMAGED = "damaged"
+
+
+_MAGIC_BYTES = 4096
+_ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"styp", b"moof", b"sidx", b"uuid")
+_PICTURE_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"avif")
+
+
+class VideoError(Exception):
+    """A video that cannot be used: `reason` is a code for programs, `message` is for people (no absolute path)."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)  # both, so that the error survives a pipe to another process
+        self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.message}"
+
+
+def open_container(name: str, container_format: str) -> Any:
+    """The file as PyAV opens it, told which container it is.
+
+    FFmpeg must not guess: a playlist or a script would make it open other files.
+    """
+    import av
+
+    options = {"protocol_whitelist": "file"}
+    if _major_version(av) >= 19:  # it always replaces what is not UTF-8 in metadata, and has no argument for it
+        return av.open(name, format=container_format, options=options)
+    return av.open(name, format=container_format, options=options, metadata_errors="replace")
+
+
+def _major_version(module: Any) -> int:
+    return int(module.__version__.partition(".")[0])
+
+
+def read_head(path: Path) -> tuple[bytes, int]:
+    """The first bytes and the size of a regular file."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # asked before opening: opening a FIFO waits for ever
+            raise VideoError("not_a_regular_file", "it is a folder, pipe, socket or device, not a file")
+        if status.st_size == 0:
+            raise VideoError("empty_file", "it has 0 bytes")
+        with open(path, "rb") as file:
+            return file.read(_MAGIC_BYTES), status.st_size
+    except OSError as error:
+        raise VideoError("unreadable", f"it cannot be opened: {plain_text(error)}") from error
+
+
+def check_boxes(path: Path, size: int) -> None:
+    """Raises VideoError when a box of an MP4 that holds frames or their index is cut off by the end of the file."""
+    position = 0
+    with open(path, "rb") as file:
+        while position + 8 <= size:
+            file.seek(position)
+            header = file.read(16)
+            length, name = int.from_bytes(header[:4], "big"), header[4:8]
+            if length == 1:
+                length = int.from_bytes(header[8:], "big")
+            if name not in _ISO_BOXES or length < 8:  # what follows the video, or a box up to the end of the file
+                return
+            position += length
+            if position > size and name in (b"moov", b"mdat", b"moof"):
+                raise VideoError(
+                    DAMAGED, f"the file ends early: {position - size:,} bytes of its {name.decode()} are gone"
+                )
+
+
+def container_format(head: bytes) -> str:
+    """FFmpeg's name of the video container that begins with `head`. Raises VideoError `not_a_video`.
+
+    >>> container_format(bytes.fromhex("0000001c") + b"ftypisom")
+    'mov'
+    """
+    if head[4:8] == b"ftyp" and head[8:12] in _PICTURE_BRANDS:
+        raise VideoError("not_a_video", "it is a picture (HEIF or AVIF), whatever its name says")
+    if head[4:8] in _ISO_BOXES:
+        return "mov"
+    for magic, name in (
+        (b"\x1a\x45\xdf\xa3", "matroska"),
+        (b"FLV\x01", "flv"),
+        (b"\x30\x26\xb2\x75", "asf"),
+        (b"OggS", "ogg"),
+        (b"\x00\x00\x01\xba", "mpeg"),
+        (b"IMKH", "mpeg"),  # Hikvision: a header of its own before a program stream
+        (b"DAHUA", "dhav"),
+        (b"DHAV", "dhav"),
+    ):
+        if head.startswith(magic):
+            return name
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        return "avi"
+    for step in (188, 192):  # MPEG transport stream, plain and with 4-byte time stamps; it may begin in mid-packet
+        if any(head[first : first + 8 * step : step] == b"\x47" * 8 for first in range(step)):
+            return "mpegts"
+    raise VideoError("not_a_video", f"its content begins like no video file ({_describe(head)})")
+
+
+def _describe(head: bytes) -> str:
+    """What a file that is no video seems to be.
+
+    >>> _describe(b"<!DOCTYPE html>")
+    'text'
+    """
+    for magic, name in (
+        (b"\xff\xd8\xff", "a JPEG picture"),
+        (b"\x89PNG", "a PNG picture"),
+        (b"GIF8", "a GIF picture"),
+        (b"PK\x03\x04", "a ZIP archive"),
+        (b"Rar!", "a RAR archive"),
+        (b"\x1f\x8b", "a gzip archive"),
+        (b"\0\0\0\1", "maybe a raw H.264 or HEVC stream; put it into an MP4: `ffmpeg -i IN -c copy OUT.mp4`"),
+        (b"version https://git-lfs", "a Git LFS pointer: run `git lfs pull`"),
+    ):
+        if head.startswith(magic):
+            return name
+    if not any(head):
+        return "only zeros"
+    return "text" if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head[:256]) else "unknown bytes"
+
+
+def plain_text(error: Exception) -> str:
+    """The text of an error without the path that most of them hold."""
+    return getattr(error, "strerror", None) or type(error).__name__
+
+
+@contextlib.contextmanager
+def openable_name(path: Path) -> Iterator[str]:
+    """A name that every decoding library can open: absolute (FFmpeg takes `a:b.mp4` for a protocol) and UTF-8.
+
+    A name that is not UTF-8 segfaults OpenCV and decord refuses it; on Linux the file is opened here and goes by the
+    name of its descriptor.
+    """
+    name = os.path.abspath(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        if not os.path.isdir("/proc/self/fd"):
+            raise VideoError(
+                UNSUPPORTED, "the file name is not valid UTF-8, which this system cannot open; rename it"
+            ) from None
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            yield f"/proc/self/fd/{descriptor}"
+        finally:
+            os.close(descriptor)
+    else:
+        yield name
