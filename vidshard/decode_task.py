@@ -54,6 +54,7 @@ class VideoFacts:
     width: int
     height: int
     num_clips: int
+    breaks: int = 0  # see `clips.find_breaks`
     damage: str | None = None  # what the full check found, where damaged videos are allowed
 
 
@@ -99,6 +100,7 @@ def probe_video(job: ProbeJob) -> VideoFacts | Rejected:
         width=table.width,
         height=table.height,
         num_clips=len(clips_of_video),
+        breaks=len(clips.find_breaks(table.timestamps_seconds)),
         damage=damage_found,
     )
 
@@ -168,7 +170,10 @@ def _decode_with(
                     if clip.shape != job.shape.thwc:
                         raise ValueError(f"decoder {decoder.name} gave a clip {clip.shape}, expected {job.shape.thwc}")
                     indices = wanted[clip_index - first]
-                    part.append(_record(job, table, decoder.name, clip_index, indices, clips_of_video.is_short), clip)
+                    part.append(
+                        _record(job, table, decoder.name, clip_index, indices, clips_of_video.is_short(clip_index)),
+                        clip,
+                    )
                     if not job.damaged:
                         messages.refuse_damage(table.codec)
             rows.append(part.rows)
@@ -228,7 +233,7 @@ def _record(
 ) -> SampleRecord:
     timestamps = [round(float(table.timestamps_seconds[index]), _DECIMALS) for index in frame_indices]
     repeated = sum(a == b for a, b in itertools.pairwise(frame_indices))
-    too_short = repeated > 0 and (job.sampling.fps is None or is_short)  # in resampled time frames repeat anyway
+    too_short = repeated > 0 and is_short  # in resampled time frames repeat anyway
     return SampleRecord(
         path=job.video.path,
         class_name=job.video.class_name,
