@@ -48,6 +48,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "out"
 
 
+def test_breaks_are_known_of_videos_that_were_there_before(tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    make_tiny_videos(source, {"NormalVideos/n.mp4": 30})
+    make_tiny_video(source / "Abuse" / "a.mp4", 30, break_before=16)
+    assert build(BuildConfig(source=source, out=out, **SMALL)).sets[0].manifest.breaks == {"Abuse/a.mp4": 1}
+    make_tiny_video(source / "Abuse" / "b.mp4", 30, break_before=8)
+    about = build(BuildConfig(source=source, out=out, extend=True, **SMALL)).sets[0].manifest
+    assert about.breaks == {"Abuse/a.mp4": 1, "Abuse/b.mp4": 1}
+    assert manifest.read_manifest(out) == about
+
+
 # ----- retry ----------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from vidshard.clips import (
     SamplingConfig,
     VideoClips,
+    find_breaks,
     frame_gap_seconds,
     frame_indices,
     place_frame,
@@ -153,8 +155,142 @@ def test_a_slow_camera_repeats_frames_without_being_short() -> None:
     timestamps = [i / 5 for i in range(20)]
     clips = VideoClips(20, SamplingConfig(mode="dense", clip_len=8, fps=10), timestamps_seconds=timestamps)
     assert clips[0] == (0, 0, 1, 1, 2, 2, 3, 3)
-    assert not clips.is_short
-    assert VideoClips(3, SamplingConfig(mode="dense", clip_len=8, fps=10), timestamps_seconds=timestamps[:3]).is_short
+    assert not clips.is_short(0)
+    assert VideoClips(3, SamplingConfig(mode="dense", clip_len=8, fps=10), timestamps_seconds=timestamps[:3]).is_short(
+        0
+    )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_moments_have_the_nearest_frame_and_are_no_more_than_time_has_room_for(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    gaps = rng.choice([0.0, 0.001, 0.04, 0.5, 4.9], size=rng.integers(0, 80))  # also two frames at one moment
+    timestamps = np.concatenate([[0.0], np.cumsum(gaps)])
+    for fps in (0.3, 7.5, 29.97, 1000):
+        frames = resampled_frames(timestamps, fps)
+        assert 1 <= len(frames) <= (timestamps[-1] + 600e-6) * fps + 1  # containers round the last time down
+        assert frames[0] == 0
+        away = np.abs(timestamps[None] - np.arange(len(frames))[:, None] / fps)
+        np.testing.assert_allclose(away[np.arange(len(frames)), frames], away.min(axis=1), atol=2e-6)
+
+
+@pytest.mark.parametrize("fps", [0.1, 7.5, 1000])
+def test_no_time_has_one_moment(fps: float) -> None:
+    assert resampled_frames([0.0], fps).tolist() == [0]
+    assert resampled_frames([0.0, 0.0, 0.0], fps).tolist() == [0]
+    assert resampled_frames([], fps).tolist() == []
+
+
+# ----- breaks ---------------------------------------------------------------------------------------------------------
+
+
+def clips_of(timestamps: list[float], *, events: Any = (), **options: Any) -> list[tuple[int, ...]]:
+    sampling = SamplingConfig(**{"mode": "dense", "clip_len": 4, **options})
+    return list(VideoClips(len(timestamps), sampling, timestamps_seconds=timestamps, events=events))
+
+
+def with_gaps(num_frames: int, pace: float, gaps: dict[int, float]) -> list[float]:
+    """Times of frames `pace` apart, but some frames come another gap after the one before."""
+    steps = [gaps.get(i, pace) if i else 0.0 for i in range(num_frames)]
+    return [round(float(time), 6) for time in np.cumsum(steps)]
+
+
+@pytest.mark.parametrize(
+    ("pace", "gap", "is_break"),
+    [
+        (0.04, 5.0, False),  # a pause
+        (0.04, 5.1, True),
+        (0.04, 36000, True),
+        (1.0, 9.9, False),  # one frame a second: nine are missing
+        (1.0, 10.1, True),
+        (60.0, 599, False),  # a time lapse
+        (60.0, 601, True),
+    ],
+)
+def test_a_break_is_long_and_far_above_the_pace(pace: float, gap: float, is_break: bool) -> None:
+    assert find_breaks(with_gaps(100, pace, {40: gap})).tolist() == [40] * is_break
+
+
+def test_breaks_of_few_frames_or_times_that_stand_still() -> None:
+    assert find_breaks([]).tolist() == find_breaks([0.0]).tolist() == find_breaks([0.0, 3600.0]).tolist() == []
+    assert find_breaks([0.0, 0.1, 3600.0]).tolist() == [2]
+    assert find_breaks([0.0, 0.0, 0.0, 0.1, 60.0]).tolist() == [4]
+
+
+def test_no_window_lies_across_a_break() -> None:
+    timestamps = with_gaps(15, 0.1, {6: 600})
+    assert clips_of(timestamps) == [(0, 1, 2, 3), (2, 3, 4, 5), (6, 7, 8, 9), (10, 11, 12, 13), (11, 12, 13, 14)]
+    assert clips_of(timestamps, frame_step=2) == [(0, 2, 4, 5), (6, 8, 10, 12), (8, 10, 12, 14)]
+
+
+def test_a_jump_of_the_clock_makes_no_frames() -> None:
+    """Two stretches of 45 moments, however far apart: two clips each, and one more that ends at the last moment."""
+    for jump in (600, 36000):
+        clips = clips_of(with_gaps(300, 0.04, {150: jump}), fps=7.5, clip_len=16)
+        assert [clip[0] for clip in clips] == [0, 53, 97, 150, 203, 247]
+        assert all(len(set(clip)) == 16 for clip in clips)
+
+
+def test_uniform_counts_frames_and_knows_no_break() -> None:
+    timestamps = with_gaps(62, 0.04, {20: 600})
+    options = {"mode": "uniform", "clips_per_video": 2}
+    assert clips_of(timestamps, **options) == all_clips(62, clip_len=4, **options)
+
+
+def test_what_is_short_between_two_breaks_repeats_its_last_frame_and_one_frame_alone_is_left_out() -> None:
+    timestamps = with_gaps(13, 0.1, {5: 60, 7: 60, 8: 60})
+    sampling = SamplingConfig(mode="dense", clip_len=4)
+    clips = VideoClips(13, sampling, timestamps_seconds=timestamps)
+    assert list(clips) == [(0, 1, 2, 3), (1, 2, 3, 4), (5, 6, 6, 6), (8, 9, 10, 11), (9, 10, 11, 12)]
+    assert [clips.is_short(number) for number in range(5)] == [False, False, True, False, False]
+    assert clips_of(timestamps, clip_len=1, stride=1) == [
+        (i,) for i in range(13)
+    ]  # no clip shows motion: nothing is lost
+    assert clips_of(with_gaps(4, 0.1, {2: 60}), fps=1) == [(0, 0, 0, 0), (2, 2, 2, 2)]  # there is nothing else
+
+
+def test_events_are_cut_at_breaks_and_widened_on_their_own_side() -> None:
+    timestamps = with_gaps(40, 0.1, {20: 600})
+    options = {"mode": "annotated"}
+    assert clips_of(timestamps, events=[(14, 25)], **options) == [
+        (14, 15, 16, 17), (16, 17, 18, 19), (20, 21, 22, 23), (22, 23, 24, 25)
+    ]  # fmt: skip
+    assert clips_of(timestamps, events=[(19, 19)], **options) == [(16, 17, 18, 19)]
+    assert clips_of(timestamps, events=[(19, 20)], **options) == [(16, 17, 18, 19), (20, 21, 22, 23)]
+    assert clips_of(timestamps, events=[(18, 20)], fps=5, **options) == [(12, 14, 16, 18), (20, 22, 24, 26)]
+    assert clips_of(timestamps, events=[(40, 50)], **options) == []
+
+
+@pytest.mark.parametrize("fps", [None, 5, 7.5, 30])
+@pytest.mark.parametrize("mode", ["dense", "annotated"])
+@pytest.mark.parametrize("seed", range(10))
+def test_parts_between_breaks_are_cut_as_videos_of_their_own(seed: int, mode: str, fps: float | None) -> None:
+    rng = np.random.default_rng(seed)
+    starts = np.unique(np.concatenate([[0], rng.choice(np.arange(2, 199, 2), size=rng.integers(0, 12))])).tolist()
+    steps = rng.choice([0.0, 0.05, 0.1, 0.9], size=200, p=[0.1, 0.4, 0.4, 0.1])
+    steps[0] = 0.0
+    steps[starts[1:]] = rng.uniform(6, 90, len(starts) - 1)
+    timestamps = np.cumsum(steps)
+    assert find_breaks(timestamps).tolist() == starts[1:]
+    events = [(int(a), int(a + b)) for a, b in zip(rng.integers(0, 190, 3), rng.integers(0, 60, 3), strict=True)]
+    sampling = SamplingConfig(mode=mode, clip_len=4, stride=3, fps=fps)  # type: ignore[arg-type]
+
+    def cut(start: int, end: int) -> list[tuple[int, ...]]:
+        inside = [(max(a, start) - start, b - start) for a, b in events if a < end and b >= start]
+        if mode == "annotated" and not inside:
+            return []
+        part = timestamps[start:end] - timestamps[start]
+        clips = VideoClips(end - start, sampling, timestamps_seconds=part, events=inside if mode == "annotated" else ())
+        return [tuple(start + frame for frame in clip) for clip in clips]
+
+    parts = [cut(start, end) for start, end in itertools.pairwise([*starts, 200])]
+    expected = [clip for part in parts for clip in part]
+    whole = VideoClips(200, sampling, timestamps_seconds=timestamps, events=events if mode == "annotated" else ())
+    left_out = set(expected) - set(whole)
+    assert list(whole) == [clip for clip in expected if clip not in left_out]
+    assert all(len(set(clip)) == 1 for clip in left_out)
+    if mode == "dense" and fps is None:
+        assert sorted({frame for clip in whole for frame in clip}) == list(range(200))
 
 
 # ----- events ---------------------------------------------------------------------------------------------------------
@@ -222,6 +358,24 @@ def test_crop_covers_and_letterbox_fits(resize: str, size: tuple[int, int]) -> N
     placed = place_frame(np.full((height, width, 3), 9, np.uint8), 112, 112)
     assert placed.shape == (112, 112, 3)
     assert (placed == 9).sum() == 3 * min(height, 112) * min(width, 112)
+
+
+@pytest.mark.parametrize(
+    ("size", "sample_aspect", "shown"),
+    [
+        ((576, 720), Fraction(16, 15), (576, 768)),  # PAL, 4:3
+        ((576, 720), 64 / 45, (576, 1024)),  # PAL, 16:9
+        ((288, 704), Fraction(6, 11), (288, 384)),  # one field of a picture
+        ((240, 320), 1, (240, 320)),
+    ],
+)
+@pytest.mark.parametrize("resize", ["squash", "crop", "letterbox"])
+def test_pixels_that_are_no_squares_give_what_a_player_shows(
+    resize: str, size: tuple[int, int], sample_aspect: Fraction | float, shown: tuple[int, int]
+) -> None:
+    to = {"to_height": 112, "to_width": 100}
+    scaled = scaled_size(*size, **to, resize=resize, sample_aspect=sample_aspect)
+    assert scaled == scaled_size(*shown, **to, resize=resize)
 
 
 def test_the_middle_is_kept() -> None:

@@ -69,6 +69,13 @@ def test_a_set_comes_back_as_it_was_written(folder: Path) -> None:
     assert small_index().to_bytes() == small_index().to_bytes()
 
 
+def test_breaks_are_named_only_in_sets_that_have_some(tmp_path: Path) -> None:
+    about = small_manifest(breaks={"Abuse/a \udcff é.mp4": 2})
+    assert Manifest.from_bytes(about.to_bytes(), where="here") == about
+    assert about.digest != small_manifest().digest
+    assert b'"breaks"' not in small_manifest().to_bytes()
+
+
 def test_every_single_bit_flip_in_manifest_or_index_is_refused(folder: Path) -> None:
     for name in (shard_format.MANIFEST_NAME, shard_format.INDEX_NAME):
         good = (folder / name).read_bytes()

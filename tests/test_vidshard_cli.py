@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 import vidshard.builder
 import vidshard.clips
-from tiny_videos import make_broken_video, make_tiny_videos
+from tiny_videos import make_broken_video, make_tiny_video, make_tiny_videos
 from vidshard.cli import main
 
 GOOD = {"Abuse/a.mp4": 20, "Fighting/f.mp4": 20, "NormalVideos/n.mp4": 20}
@@ -61,6 +61,17 @@ def test_build_inspect_and_build_again(source: Path, tmp_path: Path, monkeypatch
     again = run("build", "Train")
     assert again.exit_code == 0
     assert "finished before, nothing to do" in again.stdout
+
+
+def test_breaks_in_time_are_told(source: Path, tmp_path: Path) -> None:
+    make_tiny_video(source / "Abuse" / "a.mp4", 30, break_before=10)
+    dense = run("build", source, "--out", tmp_path / "dense", "--sampling", "dense")
+    assert "breaks: 1 video has long gaps, or jumps of the clock; no clip lies across one" in dense.stdout
+    assert "breaks       1 in 1 video:" in run("inspect", tmp_path / "dense").stdout
+    about = json.loads(run("inspect", tmp_path / "dense", "--json").stdout)
+    assert (about["videos_with_breaks"], about["breaks"], about["clips"]) == (1, 1, 2 + 1 + 2 * 2)
+    uniform = run("build", source, "--out", tmp_path / "uniform")
+    assert "breaks: 1 video has long gaps, or jumps of the clock; uniform counts frames and" in uniform.stdout
 
 
 def test_failed_videos_are_named_and_give_exit_code_2(source: Path, tmp_path: Path) -> None:

@@ -20,7 +20,13 @@ def make_tiny_videos(root: Path, num_frames: Mapping[str, int], *, size: tuple[i
 
 
 def make_tiny_video(
-    path: Path, num_frames: int, *, seed: int = 0, size: tuple[int, int] = (64, 48), encoder: str = "libx264"
+    path: Path,
+    num_frames: int,
+    *,
+    seed: int = 0,
+    size: tuple[int, int] = (64, 48),
+    encoder: str = "libx264",
+    break_before: int | None = None,  # frame that is shown ten minutes late, with all behind it
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     width, height = size
@@ -32,7 +38,9 @@ def make_tiny_video(
         stream.codec_context.thread_count = 1
         for i in range(num_frames):
             picture = np.stack([ramp * 2 + 7 * i, ramp + 31 * seed, ramp[::-1] + 3 * i], axis=-1).astype(np.uint8)
-            output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts = i + (600 * FPS if break_before is not None and i >= break_before else 0)
+            output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
 
 

@@ -19,6 +19,8 @@ Frame = npt.NDArray[np.uint8]
 RESIZES = ("squash", "crop", "letterbox")
 _MAX_FPS = 1000
 _CLOCK_TICK_US = 600  # containers round times, some to milliseconds
+_BREAK_SECONDS = 5.0  # shorter gaps are pauses of a variable frame rate, or a few seconds lost
+_BREAK_PACES = 10.0  # the frame rate of a camera may fall to a few of 25 in the dark; a time lapse has no break at all
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,8 @@ class SamplingConfig:
     uniform: `clips_per_video` equal spans, `clip_len` frames spread over each. dense: consecutive windows of `clip_len`
     frames that lie `frame_step` apart, one every `stride` frames (default: the next begins where the last ended).
     annotated: the same, but of a video with events out of these alone. `fps`: dense and annotated count in steps
-    of 1 / fps seconds instead of frames, so that cameras of 10 and of 30 frames a second show one speed.
+    of 1 / fps seconds instead of frames, so that cameras of 10 and of 30 frames a second show one speed. Neither has
+    clips across a break (`find_breaks`); uniform counts frames, and knows none.
     """
 
     mode: Literal["uniform", "dense", "annotated"] = "uniform"
@@ -93,10 +96,14 @@ def frame_indices(total_frames: int, *, num_frames: int) -> tuple[int, ...]:
 class VideoClips:
     """The clips of one video: `len()` of them, each by its `clip_len` frame indices, rising.
 
-    `num_frames`: of the video, `timestamps_seconds`: of these frames, needed with `sampling.fps`. `events`: first and
-    last frame of each; clips are then cut out of them alone. An event shorter than a window gets one window around it;
-    events that overlap are one; one that runs past the end is cut. There is at least one clip, if there is a frame, or
-    with events, if one begins within the video. Where frames run out, the last one is repeated.
+    `num_frames`: of the video, `timestamps_seconds`: of these frames, needed with `sampling.fps`, and to know where the
+    video has breaks (`find_breaks`). `events`: first and last frame of each; clips are then cut out of them alone. An
+    event shorter than a window gets one window around it; events that overlap are one; one that runs past the end is
+    cut. There is at least one clip, if there is a frame, or with events, if one begins within the video. Where frames
+    run out, the last one is repeated.
+
+    No clip of dense and annotated lies across a break: the parts on both sides are cut into clips as two videos would
+    be. A single frame between two breaks shows no motion and gives no clip, unless there is nothing else.
 
     >>> list(VideoClips(62, SamplingConfig(mode="uniform", clip_len=4, clips_per_video=2)))
     [(0, 10, 20, 30), (31, 41, 51, 61)]
@@ -109,6 +116,9 @@ class VideoClips:
     >>> sampling = SamplingConfig(mode="dense", clip_len=4, fps=2)
     >>> list(VideoClips(5, sampling, timestamps_seconds=[0, 0.25, 0.5, 0.75, 1.5]))
     [(0, 2, 3, 4)]
+    >>> times = [0, 1, 2, 3, 4, 3600, 3601, 3602]
+    >>> list(VideoClips(8, SamplingConfig(mode="dense", clip_len=4), timestamps_seconds=times))
+    [(0, 1, 2, 3), (1, 2, 3, 4), (5, 6, 7, 7)]
     """
 
     def __init__(
@@ -121,24 +131,27 @@ class VideoClips:
     ) -> None:
         self.sampling = sampling
         self._frame_of: Sequence[int] | npt.NDArray[np.int64] = range(num_frames)  # position in time → frame
+        if sampling.mode == "uniform":
+            count = min(sampling.clips_per_video, num_frames)
+            self._spans = [(n * num_frames // count, (n + 1) * num_frames // count) for n in range(count)]
+            self._starts = list(range(count + 1))
+            return
+        breaks = np.zeros(0, np.int64)
+        if timestamps_seconds is not None:
+            breaks = find_breaks(timestamps_seconds)
         if sampling.fps is not None:
             if timestamps_seconds is None or len(timestamps_seconds) != num_frames:
                 raise ValueError(f"fps needs the timestamps of all {num_frames} frames")
-            self._frame_of = resampled_frames(timestamps_seconds, sampling.fps)
-        length = len(self._frame_of)
-        if sampling.mode == "uniform":
-            count = min(sampling.clips_per_video, length)
-            self._spans = [(n * length // count, (n + 1) * length // count) for n in range(count)]
-            self._starts = list(range(count + 1))
-            return
-        self._spans = self._event_spans(events) if events else [(0, length)] if length else []
+            self._frame_of = resampled_frames(timestamps_seconds, sampling.fps, breaks=breaks)
+            breaks = np.searchsorted(self._frame_of, breaks)
+        self._spans = self._cut(breaks.tolist(), events)
         counts = [max(1, sum(_dense_windows(stop - first, sampling))) for first, stop in self._spans]
         self._starts = [0, *itertools.accumulate(counts)]  # number of the first clip of each span
 
-    @property
-    def is_short(self) -> bool:
-        """Whether the video is shorter than a clip."""
-        return len(self._frame_of) < self.sampling.window
+    def is_short(self, number: int) -> bool:
+        """Whether what clip `number` is cut from has fewer frames than a clip."""
+        first, stop = self._spans[self._span_of(number)]
+        return stop - first < self.sampling.window
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -149,7 +162,7 @@ class VideoClips:
     def __getitem__(self, number: int) -> tuple[int, ...]:
         if not 0 <= number < len(self):
             raise IndexError(f"clip {number} of a video of {len(self._frame_of)} frames, which gives {len(self)} clips")
-        span = bisect.bisect_right(self._starts, number) - 1
+        span = self._span_of(number)
         first, stop = self._spans[span]
         if self.sampling.mode == "uniform":
             return tuple(first + i for i in frame_indices(stop - first, num_frames=self.sampling.clip_len))
@@ -161,47 +174,95 @@ class VideoClips:
             int(self._frame_of[min(start + i * self.sampling.frame_step, last)]) for i in range(self.sampling.clip_len)
         )
 
-    def _event_spans(self, events: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """First position of each event, and the one after its last."""
+    def _span_of(self, number: int) -> int:
+        return bisect.bisect_right(self._starts, number) - 1
+
+    def _cut(self, breaks: Sequence[int], events: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """First position of each span that dense windows fill, and the one after its last; none holds one of `breaks`.
+
+        `breaks`: the first position behind each.
+        """
         length, window = len(self._frame_of), self.sampling.window
-        frames = np.asarray(self._frame_of)
-        spans: list[tuple[int, int]] = []
-        for first_frame, last_frame in sorted(events):
-            first, stop = np.searchsorted(frames, [first_frame, last_frame + 1]).tolist()
-            if not length or first_frame > frames[-1]:
-                continue
-            first = min(first, length - 1)
-            stop = max(stop, first + 1)
-            if spans and first < spans[-1][1]:
-                spans[-1] = (spans[-1][0], max(stop, spans[-1][1]))
-            else:
-                spans.append((first, stop))
-        # At the ends of a video, short events are widened to the same window: it counts once.
-        return list(dict.fromkeys(_widened(first, stop, window, length) for first, stop in spans))
+        spans = list(itertools.pairwise([0, *breaks, length])) if length else []
+        if events:
+            spans = [span for part in spans for span in _event_spans(self._frame_of, *part, events, window)]
+        return [(first, stop) for first, stop in spans if stop - first >= min(2, window)] or spans
 
 
-def _widened(first: int, stop: int, window: int, length: int) -> tuple[int, int]:
-    """A span of at least `window` positions around a shorter one, within `length`."""
+def _event_spans(
+    frame_of: Sequence[int] | npt.NDArray[np.int64],
+    start: int,
+    end: int,
+    events: Sequence[tuple[int, int]],
+    window: int,
+) -> list[tuple[int, int]]:
+    """First position of each event within the positions `start` to `end`, and the one after its last."""
+    spans: list[tuple[int, int]] = []
+    for first_frame, last_frame in sorted(events):
+        if first_frame > frame_of[end - 1] or last_frame < frame_of[start]:
+            continue
+        first = bisect.bisect_left(frame_of, first_frame, start, end)
+        stop = max(bisect.bisect_left(frame_of, last_frame + 1, start, end), first + 1)
+        if spans and first < spans[-1][1]:
+            spans[-1] = (spans[-1][0], max(stop, spans[-1][1]))
+        else:
+            spans.append((first, stop))
+    # At the ends of a part, short events are widened to the same window: it counts once.
+    return list(dict.fromkeys(_widened(first, stop, window, start, end) for first, stop in spans))
+
+
+def _widened(first: int, stop: int, window: int, start: int, end: int) -> tuple[int, int]:
+    """A span of at least `window` positions around a shorter one, within `start` to `end`."""
     if stop - first >= window:
         return first, stop
-    first = max(0, min((first + stop - window) // 2, length - window))
-    return first, min(first + window, length)
+    first = max(start, min((first + stop - window) // 2, end - window))
+    return first, min(first + window, end)
+
+
+def find_breaks(timestamps_seconds: Sequence[float] | npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """The first frame behind each break of a video: where the recorder stood still, or its clock was set.
+
+    A break is a gap of more than 5 s that is also more than 10 times the video's own pace, the median gap between its
+    frames (of frames shown at one moment, none).
+
+    >>> find_breaks([0.0, 0.1, 0.2, 600.2, 600.3]).tolist()
+    [3]
+    >>> find_breaks([0.0, 60.0, 120.0, 300.0]).tolist()  # a time lapse
+    []
+    """
+    gaps = np.diff(np.asarray(timestamps_seconds, dtype=np.float64))
+    if not gaps.size or gaps.max() <= _BREAK_SECONDS:
+        return np.zeros(0, np.int64)
+    pace = np.percentile(gaps[gaps > 0], 50, method="lower")  # of two gaps the smaller: one of them may be the break
+    return np.flatnonzero((gaps > _BREAK_SECONDS) & (gaps > _BREAK_PACES * pace)) + 1
 
 
 def resampled_frames(
-    timestamps_seconds: Sequence[float] | npt.NDArray[np.float64], fps: float
+    timestamps_seconds: Sequence[float] | npt.NDArray[np.float64],
+    fps: float,
+    *,
+    breaks: Sequence[int] | npt.NDArray[np.int64] = (),
 ) -> npt.NDArray[np.int64]:
     """Which frame stands for each moment 0, 1 / fps, 2 / fps, … up to the last frame: the nearest, of two the earlier.
+
+    `timestamps_seconds` may not fall. `breaks`: those that `find_breaks` gives; moments end before and begin anew
+    behind each. There are never more than duration × fps + 1, with 0.6 ms of tolerance for rounded clocks.
 
     >>> resampled_frames([0.0, 0.1, 0.2, 0.3, 0.4], 5).tolist()
     [0, 2, 4]
     >>> resampled_frames([0.0, 0.1, 0.2], 30).tolist()
     [0, 0, 1, 1, 1, 2, 2]
+    >>> resampled_frames([0.0, 0.1, 0.2, 600.3, 600.4, 600.5], 5, breaks=[3]).tolist()
+    [0, 2, 3, 5]
     """
     times = np.rint(np.asarray(timestamps_seconds, dtype=np.float64) * 1e6).astype(np.int64)  # µs: exact comparisons
     if not len(times):
         return np.zeros(0, np.int64)
-    moments = np.rint(np.arange(int((times[-1] + _CLOCK_TICK_US) * fps / 1e6) + 1) * 1e6 / fps).astype(np.int64)
+    first, last = np.array([0, *breaks]), np.array([*breaks, len(times)]) - 1  # frames of each part between breaks
+    counts = ((times[last] - times[first] + _CLOCK_TICK_US) * fps / 1e6).astype(np.int64) + 1  # moments of each
+    number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # of a moment within its part
+    moments = np.repeat(times[first], counts) + np.rint(number * 1e6 / fps).astype(np.int64)
+    # A break is far longer than a clock tick: the nearest frame is never one behind it.
     after = np.clip(np.searchsorted(times, moments), 0, len(times) - 1)
     before = np.maximum(after - 1, 0)
     nearest: npt.NDArray[np.int64] = np.where(moments - times[before] <= times[after] - moments, before, after)
@@ -229,20 +290,26 @@ def frame_gap_seconds(timestamps_seconds: Sequence[float]) -> float:
     return float(np.median(gaps)) if gaps.size else 0.0
 
 
-def scaled_size(height: int, width: int, *, to_height: int, to_width: int, resize: str) -> tuple[int, int]:
+def scaled_size(
+    height: int, width: int, *, to_height: int, to_width: int, resize: str, sample_aspect: Fraction | float = 1
+) -> tuple[int, int]:
     """The size to which a frame is scaled before `place_frame` crops it or adds borders.
 
     squash: the size of the clip, whatever becomes of the shapes. crop: the smallest that covers it. letterbox: the
-    largest that fits in.
+    largest that fits in. Both keep the shapes that a player shows: `sample_aspect` is how many times as wide as high a
+    pixel of the frame is (rotation applied), more than 0.
 
     >>> [scaled_size(240, 320, to_height=112, to_width=112, resize=mode) for mode in ("squash", "crop", "letterbox")]
     [(112, 112), (112, 149), (84, 112)]
+    >>> scaled_size(576, 720, to_height=112, to_width=112, resize="crop", sample_aspect=Fraction(16, 15))  # 768 × 576
+    (112, 149)
     """
     if resize == "squash":
         return to_height, to_width
     pick = max if resize == "crop" else min
-    scale = pick(Fraction(to_height, height), Fraction(to_width, width))
-    scaled_height, scaled_width = max(1, round(height * scale)), max(1, round(width * scale))
+    shown_width = width * Fraction(sample_aspect)
+    scale = pick(Fraction(to_height, height), to_width / shown_width)
+    scaled_height, scaled_width = max(1, round(height * scale)), max(1, round(shown_width * scale))
     return scaled_height, scaled_width
 
 

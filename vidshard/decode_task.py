@@ -55,6 +55,7 @@ class VideoFacts:
     height: int
     num_clips: int
     damage: str | None = None  # what the full check found, where damaged videos are allowed
+    breaks: int = 0  # moments at which the recording stood still, or its clock was set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +101,7 @@ def probe_video(job: ProbeJob) -> VideoFacts | Rejected:
         height=table.height,
         num_clips=len(clips_of_video),
         damage=damage_found,
+        breaks=len(clips.find_breaks(table.timestamps_seconds)),
     )
 
 
@@ -255,7 +257,12 @@ class _Decoding:
         table, to_height, to_width = self.table, self.job.shape.height, self.job.shape.width
         try:
             height, width = clips.scaled_size(
-                table.height, table.width, to_height=to_height, to_width=to_width, resize=self.job.resize
+                table.height,
+                table.width,
+                to_height=to_height,
+                to_width=to_width,
+                resize=self.job.resize,
+                sample_aspect=table.sample_aspect,
             )
             for frame in decoder.frames(
                 self.path, table, self.needed, height=height, width=width, in_sequence=in_sequence
@@ -269,7 +276,7 @@ class _Decoding:
         timestamps = [round(float(table.timestamps_seconds[index]), _DECIMALS) for index in frame_indices]
         repeated = sum(a == b for a, b in itertools.pairwise(frame_indices))
         # In resampled time frames repeat anyway.
-        too_short = repeated > 0 and (job.sampling.fps is None or self.clips.is_short)
+        too_short = repeated > 0 and (job.sampling.fps is None or self.clips.is_short(clip_index))
         flags = {"repeated": too_short, "damaged": job.damaged, "estimated_times": table.estimated_times}
         return SampleRecord(
             path=job.video.path,

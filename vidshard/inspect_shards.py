@@ -44,6 +44,8 @@ def inspect_shards(folder: Location) -> dict[str, Any]:
         "frame_gap_seconds": _spread(rows["frame_gap_seconds"].astype(np.float64)),
         "resolutions": _counts(f"{w}×{h}" for w, h in zip(videos["width"], videos["height"], strict=True)),
         "decoders": _counts(index.decoder(row) or "unknown" for row in range(len(videos))),
+        "videos_with_breaks": len(built.breaks),
+        "breaks": sum(built.breaks.values()),
         "repeated_clips": int(repeated.sum()),
         "damaged_clips": int(damaged.sum()),
         "failures": _counts(f"{failure.outcome}({failure.reason})" for failure in built.failures),
@@ -70,7 +72,8 @@ def to_text(about: Mapping[str, Any]) -> str:
         f"  resolutions  {_counts_text(about['resolutions'])}",
         f"  decoders     {_counts_text(about['decoders'])}",
         f"  recordings   {about['source_groups'] or 'not known'}",
-        f"  repeats      {about['repeated_clips']:,} clips of a video shorter than the clip",
+        f"  breaks       {_breaks_text(about['breaks'], about['videos_with_breaks'])}",
+        f"  repeats      {about['repeated_clips']:,} clips of a video, or a part between breaks, shorter than the clip",
         f"  failures     {_counts_text(about['failures']) or 'none'}",
     ]
     return "\n".join(lines)
@@ -101,6 +104,14 @@ def _class_table(classes: Sequence[Mapping[str, Any]]) -> list[str]:
 def _sampling(settings: Mapping[str, Any]) -> str:
     names = ("mode", "clip_len", "clips_per_video", "stride", "frame_step", "fps", "frame_size", "resize")
     return ", ".join(f"{name} {settings[name]}" for name in names if name in settings)
+
+
+def _breaks_text(breaks: int, videos: int) -> str:
+    if not breaks:
+        return "none known"
+    return (
+        f"{breaks:,} in {videos:,} video{'s' if videos > 1 else ''}: long gaps in the recording, or jumps of its clock"
+    )
 
 
 def _spread_text(spread: Mapping[str, float], unit: str) -> str:

@@ -96,7 +96,7 @@ class KeptSet:
     @property
     def facts(self) -> dict[int, VideoFacts]:
         """Of the videos that became clips."""
-        table = self.shards.index.videos
+        table, breaks = self.shards.index.videos, self.shards.manifest.breaks
         return {
             number: VideoFacts(
                 num_frames=int(table["num_frames"][row]),
@@ -104,6 +104,7 @@ class KeptSet:
                 width=int(table["width"][row]),
                 height=int(table["height"][row]),
                 num_clips=len(self._by_video[number]),
+                breaks=breaks.get(self.shards.index.paths[row], 0),
             )
             for number, row in self._row.items()
         }

@@ -44,6 +44,7 @@ def close_ledger(
     failures = all_failures(source, facts, records)
     failed = {failure.path for failure in failures if failure.outcome == "failed"}
     index = make_index(source, facts, records)
+    breaks = {source.videos[n].path: fact.breaks for n, fact in enumerate(facts) if isinstance(fact, VideoFacts)}
     index_data = index.to_bytes()
     about = Manifest(
         split=source.split,
@@ -54,6 +55,7 @@ def close_ledger(
         classes=_class_counts(source, index),
         videos_found=len(source.videos) + len(source.skipped),
         videos_ok=len(index.videos),
+        breaks={path: breaks[path] for path in index.paths if breaks[path]},
         failures=failures,
         shards=tuple(
             manifest.Shard(name=shard_format.shard_name(n), bytes=r.bytes, samples=len(r.rows), sha256=r.sha256)

@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any
@@ -109,6 +109,7 @@ class Manifest:
     index_bytes: int
     index_sha256: str
     extended: tuple[Extension, ...] = ()  # one each time videos were added
+    breaks: Mapping[str, int] = dataclasses.field(default_factory=dict)  # path of a video that has some → how many
 
     @property
     def generation(self) -> int:
@@ -161,6 +162,7 @@ class Manifest:
             "shards": [dataclasses.asdict(shard) for shard in self.shards],
             "extended": [dataclasses.asdict(extension) for extension in self.extended],
             "index": {"name": self.index_name, "bytes": self.index_bytes, "sha256": self.index_sha256},
+            **({"breaks": dict(self.breaks)} if self.breaks else {}),
         }
 
     def to_bytes(self) -> bytes:
@@ -208,6 +210,7 @@ class Manifest:
                 extended=tuple(
                     Extension(first_shard=row["first_shard"], failed=tuple(row["failed"])) for row in fields["extended"]
                 ),
+                breaks=dict(fields.get("breaks", {})),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FormatError(f"{where} lacks a field, or has one that is unknown or wrong: {error!r}") from error

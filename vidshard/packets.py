@@ -32,6 +32,7 @@ _MAX_MISSING_FRAMES = 4  # at the end of what an edit list shows
 _MAX_GAP_SECONDS = 3600.0  # between frames; the slowest time-lapse recorders make one in minutes
 _MAX_REORDER = 32  # frames that a decoder may have to hold back; H.264 and HEVC allow 16, interlaced fields twice that
 _FIELD_PACKETS = 64  # of interlaced H.264, in which a packet may hold one field, half a frame
+_MAX_ASPECT = 8.0  # of a pixel
 _ASSUMED_RATE = 25.0  # frames a second, where a file tells nothing at all
 _SMALL_STEP_BACK = 10  # frames
 _PLACEHOLDER_BYTES = 8  # an AVI of MPEG-4 holds packets up to this size that stand for no frame of their own
@@ -147,7 +148,6 @@ def _read_stream(container: Any, container_format: str, file_size: int) -> tuple
     _check_pace(in_order["time"] * _time_base(stream))
     seconds = shown["time"] * _time_base(stream)
     seconds -= seconds[0]
-    aspect = stream.sample_aspect_ratio
     table = PacketTable(
         timestamps_seconds=seconds,
         keyframes=np.flatnonzero(shown["key"]).astype(np.int64),
@@ -164,7 +164,7 @@ def _read_stream(container: Any, container_format: str, file_size: int) -> tuple
         clean_keyframes=packets.clean_keyframes,
         num_video_streams=len(streams),
         pts=shown["time"].copy() if packets.are_shown_times and np.all(np.diff(shown["time"]) > 0) else None,
-        sample_aspect=float(aspect) if aspect else 1.0,
+        sample_aspect=_sample_aspect(stream),
         time_base=_time_base(stream),
         nominal_rate=float(stream.average_rate or stream.base_rate or _ASSUMED_RATE),
     )
@@ -172,6 +172,11 @@ def _read_stream(container: Any, container_format: str, file_size: int) -> tuple
     if doubt is None:
         _check_edit_list(in_order, stream.duration)
     return table, doubt
+
+
+def _sample_aspect(stream: Any) -> float:
+    aspect = float(stream.sample_aspect_ratio or 1)
+    return aspect if 1 / _MAX_ASPECT <= aspect <= _MAX_ASPECT else 1.0  # nonsense, as players take it
 
 
 def _mean_rate(seconds: npt.NDArray[np.float64], nominal_rate: float) -> float:

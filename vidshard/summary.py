@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from vidshard.array_build import PartReport
 from vidshard.builder import BuildReport, Estimate, SetReport
-from vidshard.manifest import Failure
+from vidshard.manifest import Failure, Manifest
 from vidshard.shard_format import FAILURES_NAME
 
 _NUM_SHOWN = 5  # failures that are named
@@ -28,11 +28,20 @@ def _lines(one: SetReport) -> list[str]:
     if not one.already_finished:
         rates = f", {one.decoded_clips / one.seconds:,.1f} clips/s, {built.videos_ok / one.seconds:,.1f} videos/s"
         lines.append(f"  time:   {one.seconds:.1f} s{rates if one.decoded_clips else ''}")
+    if built.breaks:
+        lines.append(f"  breaks: {_breaks_text(built)}")
     skipped = Counter(failure.reason for failure in built.failures if failure.outcome == "skipped")
     if skipped:
         lines.append(f"  skipped: {', '.join(f'{count:,} {reason}' for reason, count in sorted(skipped.items()))}")
     failed = [failure for failure in built.failures if failure.outcome == "failed"]
     return lines + _failed_lines(failed, f"all in {one.where / FAILURES_NAME}")
+
+
+def _breaks_text(built: Manifest) -> str:
+    several = len(built.breaks) > 1
+    what = f"{len(built.breaks):,} video{'s have' if several else ' has'} long gaps, or jumps of the clock"
+    mode = built.settings.get("mode")
+    return f"{what}; " + ("uniform counts frames and ignores them" if mode == "uniform" else "no clip lies across one")
 
 
 def _failed_lines(failed: Sequence[Failure], where: str) -> list[str]:
