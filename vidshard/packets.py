@@ -104,7 +104,7 @@ def read_packet_table(path: Path) -> PacketTable:
     import av  # here, so that who only loads tables needs no FFmpeg
 
     head, size = _read_head(path)
-    container_format = _container_format(head)
+    container_format = container_of(head)
     try:
         if container_format == "mov":
             _check_boxes(path, size)
@@ -161,10 +161,10 @@ def _check_boxes(path: Path, size: int) -> None:
                 )
 
 
-def _container_format(head: bytes) -> str:
+def container_of(head: bytes) -> str:
     """FFmpeg's name of the video container that begins with `head`. Raises VideoError `not_a_video`.
 
-    >>> _container_format(bytes.fromhex("0000001c") + b"ftypisom")
+    >>> container_of(bytes.fromhex("0000001c") + b"ftypisom")
     'mov'
     """
     if head[4:8] == b"ftyp" and head[8:12] in _PICTURE_BRANDS:
