@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from test_builder_faults import SameProcess, digests
 from tiny_videos import make_tiny_videos
-from vidshard import builder, decode_task, manifest, worker_errors
+from vidshard import builder, decode_task, decoders, manifest, worker_errors
 from vidshard.cli import main
 from vidshard.decode_task import ProbeJob, Rejected, VideoFacts
 from vidshard.supervisor import Supervisor, SupervisorConfig, Task, TaskResult
@@ -88,19 +89,18 @@ def test_what_is_taken_out_of_a_message(text: str, expected: str) -> None:
     assert worker_errors.failure_message("no_frames", text, path="Abuse/a.mp4") == f"{expected}; {advice}"
 
 
-def of_another_version(path: Path) -> None:
-    import av
+av: Any = importlib.import_module("av")
 
+
+def of_another_version(path: Path) -> None:
     av.open(str(path), no_such_option=True)
 
 
 def of_none_such(path: Path) -> None:
-    from av.stream import NoSuchName  # noqa: F401
+    from av.stream import NoSuchName  # type: ignore[attr-defined]  # noqa: F401
 
 
 def of_a_renamed_function(path: Path) -> None:
-    import av
-
     av.no_such_function()
 
 
@@ -112,7 +112,7 @@ def test_a_library_that_does_not_fit_stops_the_build(
     call: Callable[[Path], None], kind: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil_probe(monkeypatch, "b.mp4", call)
-    versions = worker_errors.decoders.decoder_versions()
+    versions = decoders.decoder_versions()
     out = tmp_path / "out"
     result = build(source, out)
     assert result.exit_code == 1

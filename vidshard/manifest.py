@@ -383,6 +383,8 @@ def _no_shards(folder: Path) -> str:
             f"{folder} has no {shard_format.MANIFEST_NAME}; its build did not finish: run the same build command again"
         )
     sets, holds_videos = _look_below(folder)
+    if holds_videos and not sets:
+        sets, _ = _look_below(Path("shards") / Path(os.path.abspath(folder)).name)  # where its shards go by default
     if sets:
         do, which = ("does", "it") if len(sets) == 1 else ("do", "one of them")
         shown = ", ".join(map(str, sets[:_SHOWN])) + (", …" if len(sets) > _SHOWN else "")
