@@ -87,6 +87,8 @@ def test_messages_are_clean_and_say_what_to_do(source: Path, tmp_path: Path, mon
 def test_what_is_taken_out_of_a_message(text: str, expected: str) -> None:
     advice = worker_errors.ADVICE["no_frames"]
     assert worker_errors.failure_message("no_frames", text, path="Abuse/a.mp4") == f"{expected}; {advice}"
+    with_command = f"{text} (run `git lfs pull`)"
+    assert advice not in worker_errors.failure_message("no_frames", with_command, path="Abuse/a.mp4")
 
 
 av: Any = importlib.import_module("av")

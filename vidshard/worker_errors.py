@@ -71,7 +71,8 @@ def failure_message(reason: str, text: str, *, path: str, full_path: str = "") -
     if full_path:
         text = text.replace(full_path, video.name)
     text = _PATH.sub(shortened, text)
-    return f"{text.rstrip('. ')}; {ADVICE.get(reason, _OTHER_ADVICE)}"
+    text = text.rstrip(". ")
+    return text if "`" in text else f"{text}; {ADVICE.get(reason, _OTHER_ADVICE)}"  # a command is advice already
 
 
 def environment_error(error: Exception, trace: str, *, path: str) -> UserError | None:
