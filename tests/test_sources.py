@@ -302,8 +302,14 @@ def test_a_split_that_is_a_link_out_of_the_source(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs on this system")
 def test_a_pipe_is_not_a_video(tmp_path: Path) -> None:
     make(tmp_path, "Abuse/a.mp4")
-    os.mkfifo(tmp_path / "Abuse/pipe.mp4")
-    assert skipped(found(tmp_path)) == {"Abuse/pipe.mp4": "not_a_regular_file"}
+    for name in ("pipe.mp4", "pipe.ts", "pipe", ".pipe.mp4"):  # none is opened: that would wait for ever
+        os.mkfifo(tmp_path / "Abuse" / name)
+    assert skipped(found(tmp_path)) == {
+        "Abuse/.pipe.mp4": "hidden_file",
+        "Abuse/pipe": "not_a_video_name",
+        "Abuse/pipe.mp4": "not_a_regular_file",
+        "Abuse/pipe.ts": "not_a_regular_file",
+    }
 
 
 @pytest.mark.parametrize(

@@ -301,7 +301,9 @@ def _single_file(path: Path, given: Path) -> Source:
 
 
 def _read_head(path: Path | str) -> bytes:
-    """The first bytes of a regular file. Raises OSError."""
+    """The first bytes of a regular file, nothing of a pipe or folder (a pipe would wait for ever). Raises OSError."""
+    if not os.path.isfile(path):
+        return b""
     with open(path, "rb") as file:
         return file.read(HEAD_BYTES)
 
@@ -430,7 +432,7 @@ class _Walk:
 
     def _sort(self, entry: os.DirEntry[str], path: str) -> list[str]:
         if entry.name.startswith("."):
-            return self._skip(path, *why_hidden(entry.name, lambda: _read_head_of(entry)))
+            return self._skip(path, *why_hidden(entry.name, lambda: _read_head(entry.path)))
         if not _is_utf8_or_bytes(path):
             return self._skip(path, "unusable_name", "its name is not valid Unicode; rename it")
         if entry.is_symlink():
@@ -453,11 +455,11 @@ class _Walk:
             return [path]
         if path == GROUPS_NAME:
             return []
-        if not stat.S_ISREG(entry.stat().st_mode):
-            return self._skip(path, "not_a_regular_file", "it is a pipe, socket or device, not a file; delete it")
         no_video = why_no_video(entry.name, lambda: _read_head(entry.path))
         if no_video is not None:
             return self._skip(path, *no_video)
+        if not stat.S_ISREG(entry.stat().st_mode):
+            return self._skip(path, "not_a_regular_file", "it is a pipe, socket or device, not a file; delete it")
         if os.path.splitext(entry.name)[1].lower() not in VIDEO_SUFFIXES:
             self.by_content.append(path)
         self.videos.append(path)
@@ -473,10 +475,6 @@ def why_hidden(name: str, read_head: Callable[[], bytes]) -> tuple[str, str]:
     if name.lower().endswith(VIDEO_SUFFIXES) and _begins_like_video(read_head()):
         return "hidden_video", "its name begins with a dot, and it is a video; rename it to have it built, or delete it"
     return "hidden_file", "its name begins with a dot; rename it if it is to be read"
-
-
-def _read_head_of(entry: os.DirEntry[str]) -> bytes:
-    return _read_head(entry.path) if entry.is_file() else b""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
