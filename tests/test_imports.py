@@ -74,6 +74,7 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.storage",
         "vidshard.supervisor",
         "vidshard.work_folder",
+        "vidshard.worker_errors",
     },
     "vidshard.cli": {
         "vidshard.array_build",
@@ -149,7 +150,7 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.sources",
         "vidshard.work_folder",
     },
-    "vidshard.manifest": {"vidshard.atomic", "vidshard.errors", "vidshard.shard_format"},
+    "vidshard.manifest": {"vidshard.atomic", "vidshard.errors", "vidshard.shard_format", "vidshard.video_lists"},
     "vidshard.packets": {"vidshard.atomic"},
     "vidshard.planner": {"vidshard.shard_format"},
     "vidshard.preview": {
@@ -177,6 +178,7 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.shard_format",
         "vidshard.sources",
         "vidshard.storage",
+        "vidshard.video_lists",
     },
     "vidshard.remote_set": {
         "vidshard.errors",
@@ -184,6 +186,7 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.shard_cache",
         "vidshard.shard_format",
         "vidshard.storage",
+        "vidshard.video_lists",
     },
     "vidshard.shard_cache": {"vidshard.errors", "vidshard.storage"},
     "vidshard.shard_format": {"vidshard.clip_codecs", "vidshard.errors"},
@@ -206,6 +209,7 @@ ALLOWED: dict[str, set[str]] = {
     "vidshard.sources": {
         "vidshard.errors",
         "vidshard.manifest",
+        "vidshard.packets",
         "vidshard.shard_format",
         "vidshard.storage",
         "vidshard.video_lists",
@@ -244,6 +248,12 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.manifest",
         "vidshard.shard_format",
         "vidshard.shard_writer",
+    },
+    "vidshard.worker_errors": {
+        "vidshard.decoders",
+        "vidshard.errors",
+        "vidshard.fetched_video",
+        "vidshard.packets",
     },
     "stage1": {"stage1.attention_data"},
     "stage1.annotations": {"vidshard.errors", "vidshard.video_lists"},

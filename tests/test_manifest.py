@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,39 @@ def test_missing_and_unfinished_folders_say_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "shard-000000.tar").write_bytes(b"data")
     with pytest.raises(UserError, match="its build did not finish: run the same build command again"):
         manifest.open_shards(tmp_path)
+
+
+def test_a_folder_near_the_shards_names_them(tmp_path: Path) -> None:
+    for name in ("shards/Train", "shards/Test"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "manifest.json").write_text("{}")
+        if name == "shards/Train":
+            (tmp_path / name / "shard-000000.tar").touch()
+    (tmp_path / "shards" / "Train.log").mkdir()
+    train = re.escape(str(tmp_path / "shards" / "Train"))
+    for folder in (tmp_path, tmp_path / "shards"):
+        with pytest.raises(UserError, match=rf"holds no shards, but {train} does: did you mean it\?"):
+            manifest.open_shards(folder)
+    (tmp_path / "shards" / "Test" / "shard-000000.tar").touch()
+    with pytest.raises(UserError, match=rf"holds no shards, but .*Test, {train} do: did you mean one of them\?"):
+        manifest.open_shards(tmp_path / "shards")
+
+
+def test_videos_instead_of_shards_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "Train" / "Abuse").mkdir(parents=True)
+    video = tmp_path / "Train" / "Abuse" / "a.AVI"
+    video.touch()
+    for folder in (tmp_path, tmp_path / "Train", tmp_path / "Train" / "Abuse"):
+        with pytest.raises(UserError, match=rf"holds videos, not shards; build shards first: vidshard build {folder}"):
+            manifest.open_shards(folder)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shards" / "Train").mkdir(parents=True)
+    for name in ("manifest.json", "shard-000000.tar"):
+        (tmp_path / "shards" / "Train" / name).touch()
+    with pytest.raises(UserError, match=r"Train holds no shards, but shards.Train does: did you mean it\?"):
+        manifest.open_shards(tmp_path / "Train")
+    with pytest.raises(UserError, match=r"a\.AVI is a video, not a shard folder; build shards first"):
+        manifest.open_shards(video)
 
 
 def test_a_missing_or_cut_shard_is_named(folder: Path) -> None:

@@ -49,4 +49,4 @@ def test_what_no_asked_decoder_supports_names_the_ones_not_asked(tmp_path: Path)
     report = builder.build(BuildConfig(source=tmp_path / "source", out=tmp_path / "out", workers=1))
     (failure,) = report.sets[0].manifest.failures
     assert failure.reason == packets.UNSUPPORTED
-    assert failure.message.endswith("OpenCV has no decoder for av1; not asked: pyav (--decoder)")
+    assert "OpenCV has no decoder for av1; not asked: pyav (--decoder); try another --decoder" in failure.message

@@ -17,7 +17,7 @@ from object_store import CREDENTIALS, ObjectStore, running_store, use_store
 from stage1.reader import ClipReader
 from test_builder_faults import OPTIONS, SameProcess, digests
 from tiny_videos import make_broken_video, make_tiny_video, make_tiny_videos
-from vidshard import builder, decode_task, fetched_video, remote_sources, sources, storage
+from vidshard import builder, decode_task, fetched_video, remote_set, remote_sources, sources, storage
 from vidshard.cli import main
 from vidshard.decode_task import ProbeJob
 from vidshard.shard_cache import CacheConfig
@@ -156,7 +156,8 @@ def test_videos_that_cannot_be_fetched_fail_with_a_reason(
     assert result.exit_code == 2, result.output
     failures = Path("out", "failures.csv").read_text().splitlines()
     assert failures[1:] == [
-        'Abuse/a.mp4,failed,not_downloaded,"it could not be downloaded, however often it was tried"'
+        'Abuse/a.mp4,failed,not_downloaded,"it could not be downloaded, however often it was tried; check the store, '
+        'then build with --retry-failed"'
     ]
     assert not list(fetched_video.fetch_folder().iterdir())
     store.faults = {}
@@ -170,6 +171,9 @@ def test_what_a_store_lists_is_what_a_folder_holds(tmp_path: Path) -> None:
     for name in ("Train/Abuse/a.mp4", "Train/NormalVideos/deep/b b#ü.MP4", "Train/.hidden/c.mp4", "Train/x.txt"):
         make_broken_video(root / name)
     make_broken_video(root / "Test" / "Abuse" / ".d.mp4")
+    for name in ("Train/Abuse/recorder-0001", "Train/Abuse/.e.mp4", "Train/Abuse/sound.m4a"):
+        (root / name).write_bytes(b"\0\0\0\x1cftypisom")
+    (root / "Train" / "app.ts").write_text("export default 1")
     make_broken_video(root / "Test" / "NormalVideos" / "e.mov")
     (root / "sources.json").write_text(json.dumps([{"file": "Train/Abuse/a.mp4", "source": "recording 7"}]))
     url = memory_copy(root)
@@ -177,12 +181,18 @@ def test_what_a_store_lists_is_what_a_folder_holds(tmp_path: Path) -> None:
     assert [source.split for source in here] == [source.split for source in there] == ["Test", "Train"]
     for one, other in zip(here, there, strict=True):
         assert one.skipped == other.skipped
+        assert [note.replace(str(root), str(url)) for note in one.notes] == list(other.notes)
         pairs = list(zip(one.videos, other.videos, strict=True))
         assert all(a.path == b.path and a.label == b.label and a.source_group == b.source_group for a, b in pairs)
         assert all((one.root / a.path).stat().st_size == b.num_bytes for a, b in pairs)
     outer = remote_sources.find_sources(url / "Train")[0]
     assert outer.split == "Train"
     assert outer.videos[0].source_group == "recording 7"
+    assert "Abuse/recorder-0001" in [video.path for video in outer.videos]
+    with pytest.raises(storage.UserError, match=rf"did you mean {url / 'Train'}\?"):
+        sources.check_no_class_folder(url / "Train/Abuse", remote_sources.find_sources(url / "Train/Abuse"))
+    with pytest.raises(storage.UserError, match="holds videos, not shards; build shards first"):
+        remote_set.read_manifest(url / "Train")
     single = remote_sources.find_sources(url / "Train/Abuse/a.mp4")[0]
     assert [video.path for video in single.videos] == ["a.mp4"]
     shutil.copytree(root / "Test", root / "testing")

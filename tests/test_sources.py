@@ -11,7 +11,17 @@ from pathlib import Path
 import pytest
 
 from vidshard.errors import UserError
-from vidshard.sources import Source, check_labels, find_sources, label_table
+from vidshard.sources import (
+    MAY_HIDE_VIDEOS,
+    VIDEO_SUFFIXES,
+    Source,
+    check_labels,
+    check_no_class_folder,
+    find_sources,
+    label_table,
+)
+
+MP4_HEAD = b"\0\0\0\x1cftypisom"
 
 
 def make(root: Path, *paths: str | bytes) -> Path:
@@ -99,10 +109,20 @@ def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
 def test_source_groups_come_from_sources_json(tmp_path: Path) -> None:
     make(tmp_path, "Train/Abuse/a.mp4", "Train/Abuse/b.mp4")
     (tmp_path / "sources.json").write_text('[{"file": "Train/Abuse/a.mp4", "source": "recording 1"}]')
-    assert [v.source_group for v in found(tmp_path / "Train").videos] == ["recording 1", None]
+    source = found(tmp_path / "Train")
+    assert [v.source_group for v in source.videos] == ["recording 1", None]
+    assert source.notes == (f"{tmp_path / 'sources.json'} was read: 1 of 2 videos are cut from 1 recordings",)
+    (tmp_path / "sources.json").write_text('[{"file": "Train/Arson/x.mp4", "source": "recording 1"}]')
+    (note,) = found(tmp_path / "Train").notes
+    assert note.endswith("sources.json names none of the videos; expected paths such as Abuse/a.mp4")
+    (tmp_path / "sources.json").write_bytes('{"größe": 1}'.encode("utf-16"))
+    assert "sources.json" in found(tmp_path / "Train").notes[0]
     (tmp_path / "sources.json").write_text('{"a": 1}')
-    with pytest.raises(UserError, match=r"sources\.json is not a list"):
-        find_sources(tmp_path / "Train")
+    source = found(tmp_path / "Train")
+    assert [v.source_group for v in source.videos] == [None, None]
+    (note,) = source.notes
+    assert note.startswith("WARNING: no video is grouped by recording: ")
+    assert "sources.json is not a list" in note
 
 
 @pytest.mark.parametrize(
@@ -136,14 +156,88 @@ def test_normal_names_the_one_class_that_is_normal(tmp_path: Path) -> None:
 
 
 def test_everything_that_is_not_used_is_said(tmp_path: Path) -> None:
-    make(tmp_path, "Abuse/a.mp4", "Abuse/notes.txt", "Abuse/._a.mp4", ".git/x.mp4", "Abuse/a.avi", "Abuse/.mp4")
-    assert skipped(found(tmp_path)) == {
+    make(tmp_path, "Abuse/a.mp4", "Abuse/notes.txt", "Abuse/._a.mp4", ".git/x.mp4", "Abuse/unknown", "Abuse/.mp4")
+    (tmp_path / "Abuse/.b.mp4").write_bytes(MP4_HEAD)
+    source = found(tmp_path)
+    assert skipped(source) == {
         ".git": "hidden_file",
         "Abuse/._a.mp4": "hidden_file",
+        "Abuse/.b.mp4": "hidden_video",
         "Abuse/.mp4": "hidden_file",
-        "Abuse/a.avi": "not_a_video_name",
         "Abuse/notes.txt": "not_a_video_name",
+        "Abuse/unknown": "not_a_video_name",
     }
+    assert "hidden_video" in MAY_HIDE_VIDEOS
+
+
+@pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)
+def test_every_video_name_is_taken(suffix: str, tmp_path: Path) -> None:
+    make(tmp_path, f"Abuse/a{suffix}", f"Abuse/b{suffix.upper()}")
+    (tmp_path / "Abuse" / f"a{suffix}").write_bytes(b"\0")
+    assert len(found(tmp_path).videos) == (1 if suffix in (".ts", ".mts") else 2)  # the other one is text
+
+
+def test_content_tells_where_the_name_does_not(tmp_path: Path) -> None:
+    make(tmp_path, "Abuse/a.mp4")
+    files = {
+        "export": MP4_HEAD,  # a recorder that gives no suffix
+        "cam.0001": b"\x1a\x45\xdf\xa3 matroska",
+        "sound.m4a": MP4_HEAD,
+        "app.ts": "const größe = 1".encode(),
+        "cut.ts": b"\0\1 begins within a packet",
+        "stream.TS": (b"\x47" + bytes(187)) * 6,
+        "raw.bin": b"\0\1\2",
+    }
+    for name, data in files.items():
+        (tmp_path / "Abuse" / name).write_bytes(data)
+    source = found(tmp_path)
+    assert [v.path.removeprefix("Abuse/") for v in source.videos] == [
+        "a.mp4", "cam.0001", "cut.ts", "export", "stream.TS",
+    ]  # fmt: skip
+    assert skipped(source) == {
+        "Abuse/app.ts": "not_a_video",
+        "Abuse/raw.bin": "not_a_video_name",
+        "Abuse/sound.m4a": "not_a_video_name",
+    }
+    assert source.notes == ("taken as videos by their content, whatever their names: 2 (Abuse/cam.0001, Abuse/export)",)
+    assert found(tmp_path / "Abuse" / "export").videos[0].path == "export"
+
+
+def test_the_folders_of_the_official_zips_are_known(tmp_path: Path) -> None:
+    make(
+        tmp_path,
+        "Anomaly-Videos-Part-1/Abuse/Abuse001_x264.mp4",
+        "Anomaly-Videos-Part-3/RoadAccidents/RoadAccidents001_x264.mp4",
+        "Training-Normal-Videos-Part-1/Normal_Videos001_x264.mp4",
+        "Training-Normal-Videos-Part-2/Normal_Videos601_x264.mp4",
+        "Testing_Normal_Videos/Testing_Normal_Videos_Anomaly/Normal_Videos_003_x264.mp4",
+        "Normal_Videos_for_Event_Recognition/Normal_Videos_015_x264.mp4",
+        "z_Normal_Videos_event/Normal_Videos_010_x264.mp4",
+    )
+    source = found(tmp_path)
+    check_labels(source, normal=None, yes=False)
+    assert {v.class_name for v in source.videos if v.label == 1} == {"Abuse", "RoadAccidents"}
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [["Train/Fighting/a.mp4"], ["data/Fall/a.mp4", "data/NormalVideos/b.mp4"], ["x/Arson/a.avi", "x/quiet/b.mkv"]],
+)
+def test_a_class_folder_asks_for_its_parent(paths: list[str], tmp_path: Path) -> None:
+    make(tmp_path, *paths)
+    folder = (tmp_path / paths[0]).parent
+    with pytest.raises(UserError) as caught:
+        check_no_class_folder(folder, find_sources(folder))
+    assert f"did you mean {folder.parent}?" in str(caught.value)
+    assert "--yes" in str(caught.value)
+    for other in (folder.parent, tmp_path / paths[0]):
+        check_no_class_folder(other, find_sources(other))
+
+
+def test_folders_of_cameras_are_no_class_folders(tmp_path: Path) -> None:
+    make(tmp_path, "cam1/a.mp4", "cam2/a.mp4", "Train/a.mp4")
+    for name in ("cam1", "Train"):
+        check_no_class_folder(tmp_path / name, find_sources(tmp_path / name))
 
 
 def test_links_stay_inside_and_do_not_loop(tmp_path: Path) -> None:
@@ -208,8 +302,14 @@ def test_a_split_that_is_a_link_out_of_the_source(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs on this system")
 def test_a_pipe_is_not_a_video(tmp_path: Path) -> None:
     make(tmp_path, "Abuse/a.mp4")
-    os.mkfifo(tmp_path / "Abuse/pipe.mp4")
-    assert skipped(found(tmp_path)) == {"Abuse/pipe.mp4": "not_a_regular_file"}
+    for name in ("pipe.mp4", "pipe.ts", "pipe", ".pipe.mp4"):  # none is opened: that would wait for ever
+        os.mkfifo(tmp_path / "Abuse" / name)
+    assert skipped(found(tmp_path)) == {
+        "Abuse/.pipe.mp4": "hidden_file",
+        "Abuse/pipe": "not_a_video_name",
+        "Abuse/pipe.mp4": "not_a_regular_file",
+        "Abuse/pipe.ts": "not_a_regular_file",
+    }
 
 
 @pytest.mark.parametrize(

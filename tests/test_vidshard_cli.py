@@ -85,6 +85,26 @@ def test_failed_videos_are_named_and_give_exit_code_2(source: Path, tmp_path: Pa
     assert run("build", source, "--out", tmp_path / "out").exit_code == 2
 
 
+def test_a_class_folder_is_asked_about_before_decoding(source: Path, tmp_path: Path) -> None:
+    arguments = ("build", source / "Fighting", "--out", tmp_path / "out", "--workers", 1)
+    check_error(run(*arguments), f"did you mean {source}?", "go on with --yes")
+    assert not (tmp_path / "out").exists()
+    assert run(*arguments, "--yes").exit_code == 0
+
+
+def test_shards_as_a_source_and_the_groups_of_recordings_are_told(source: Path, tmp_path: Path) -> None:
+    rows = [{"file": f"Train/{path}", "source": "recording 1"} for path in GOOD]
+    (tmp_path / "sources.json").write_text(json.dumps(rows))
+    result = run("build", source, "--out", tmp_path / "out" / "Train", "--workers", 1)
+    assert "sources.json was read: 3 of 3 videos are cut from 1 recordings" in result.stdout
+    check_error(run("build", tmp_path / "out"), "no video in", f"but finished shards ({tmp_path / 'out' / 'Train'})")
+    check_error(run("inspect", tmp_path / "out"), f"but {tmp_path / 'out' / 'Train'} does: did you mean it?")
+    (tmp_path / "sources.json").write_text('{"about": "something else"}')
+    result = run("build", source, "--out", tmp_path / "again", "--workers", 1)
+    assert result.exit_code == 0
+    assert "WARNING: no video is grouped by recording: " in result.stdout
+
+
 def test_a_skipped_file_is_no_failure(source: Path, tmp_path: Path) -> None:
     (source / "Abuse" / "readme.txt").touch()
     result = run("build", source, "--out", tmp_path / "out", "--workers", 1)

@@ -30,7 +30,6 @@ import numpy.typing as npt
 from vidshard import BuildConfig, SamplingConfig, build, builder
 from vidshard.manifest import open_shards
 from vidshard.shard_format import decode_clip, read_shard
-from vidshard.sources import VIDEO_SUFFIXES
 from vidshard.supervisor import Crew, SupervisorConfig, Task, TaskResult
 
 SIZE = 112
@@ -165,7 +164,7 @@ def read_back(folder: Path) -> dict[str, Seen]:
 
 def verdict(row: dict[str, Any], tree: Path, seen: dict[str, Seen], failures: dict[str, str]) -> Verdict:
     path = os.path.relpath(os.fsdecode(bytes.fromhex(row["path_hex"])), tree)
-    told = functools.partial(Verdict, path, row["cls"], row["expect"] if has_video_name(path) else "refuse")
+    told = functools.partial(Verdict, path, row["cls"], row["expect"])
     if path in failures:
         return told("refused", failures[path])
     if path not in seen:
@@ -222,10 +221,6 @@ def read_code(frame: Pictures) -> int:
             return -1
         number |= int(block.mean() >= 128) << bit
     return number
-
-
-def has_video_name(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES
 
 
 def table(verdicts: list[Verdict]) -> str:

@@ -35,6 +35,7 @@ from vidshard import (
     remote_sources,
     shard_format,
     source_lists,
+    worker_errors,
 )
 from vidshard.build_config import BuildConfig
 from vidshard.build_log import BuildLog
@@ -51,6 +52,7 @@ from vidshard.sources import (
     Source,
     Video,
     check_labels,
+    check_no_class_folder,
     find_sources,
     label_table,
     path_bytes,
@@ -67,6 +69,8 @@ _BYTES_PER_TIMEOUT = 100 << 20  # reading packets: once, and again for each 100 
 _BYTES_PER_TIMEOUT_CHECKED = 2 << 20  # decoding all of it at once: about a minute of surveillance video
 _DOWNLOAD_SECONDS = 300.0  # of a video behind a URL, with all pauses between tries; and its bytes at this pace
 _DOWNLOAD_BYTES_PER_SECOND = 500_000
+# Settings of the decoding libraries in the environment, which would change frames or messages: not for the workers.
+_LIBRARY_VARIABLES = ("OPENCV_", "DECORD_", "AV_LOG_", "FFREPORT", "FFMPEG_", "PYAV_")
 _SAMPLE_SECONDS = 8.0  # how long a dry run decodes
 _SAMPLE_CLIPS = 16  # of one unit
 _SAVE_SECONDS = 30.0  # how often it is kept what was read of the packets
@@ -149,10 +153,12 @@ def find_sets(config: BuildConfig, tell: Callable[[str], None]) -> Iterator[tupl
     if note := decoders.missing_note(config.decoder):
         tell(note)
     folders = output_folders(config, sources)
+    if not config.yes:
+        check_no_class_folder(config.source, sources)
     for source in sources:
         check_labels(source, normal=config.normal, yes=config.yes)
     for source, folder in zip(sources, folders, strict=True):
-        tell(f"{source.root} → {folder}\n{label_table(source)}")
+        tell("\n".join([f"{source.root} → {folder}", label_table(source), *source.notes]))
         yield source, folder
 
 
@@ -605,6 +611,11 @@ class Run:
         if isinstance(result.error, OSError):  # a full disk: not the video's fault either
             result.error.filename = result.error.filename or str(self.work.out)
             raise result.error
+        if result.error is not None:
+            environment = worker_errors.environment_error(result.error, result.error_trace, path=video.path)
+            if environment is not None:
+                self.log.line(result.error_trace)
+                raise environment from result.error
         value = result.value
         if result.crash is not None:
             value = Rejected(reason=result.crash.reason, message=result.crash.message)
@@ -617,6 +628,9 @@ class Run:
             name = type(result.error).__name__
             value = Rejected(reason="unexpected_error", message=f"{name} in vidshard; build.log has the details")
         if isinstance(value, Rejected):
+            full_path = str(self.source.root / video.path)
+            message = worker_errors.failure_message(value.reason, value.message, path=video.path, full_path=full_path)
+            value = dataclasses.replace(value, message=message)
             self.log.line(f"failed: {video.path}: {value.reason}: {value.message}")
             failure = Failure(path=video.path, outcome="failed", reason=value.reason, message=value.message)
             self.new_failures.setdefault(video.path, failure)
@@ -697,7 +711,12 @@ def hire(log_folder: Path, config: BuildConfig, *, name: str = "workers.log") ->
 def _supervisor_config(log_folder: Path, config: BuildConfig, name: str) -> SupervisorConfig:
     # Not fewer for few videos: a long one is cut into several tasks, and a worker starts when a task needs it.
     workers = config.workers if config.workers is not None else available_cpus()
-    return SupervisorConfig(workers=workers, memory_bytes=config.memory_mb << 20, stderr_path=log_folder / name)
+    return SupervisorConfig(
+        workers=workers,
+        memory_bytes=config.memory_mb << 20,
+        unset_prefixes=_LIBRARY_VARIABLES,
+        stderr_path=log_folder / name,
+    )
 
 
 def available_cpus() -> int:

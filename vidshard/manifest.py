@@ -1,7 +1,7 @@
 """All about a shard set but its clips: the manifest, and the index with one row a clip.
 
 A set is finished when its manifest is there: it is written last, and names the SHA-256 of everything else.
-Imports the standard library, numpy and `shard_format` only, so that training nodes can read it.
+Imports the standard library, numpy and small modules only, so that training nodes can read it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import os
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -23,6 +25,12 @@ import numpy.typing as npt
 from vidshard import atomic, shard_format
 from vidshard.errors import FormatError, UserError
 from vidshard.shard_format import ClipShape
+from vidshard.video_lists import VIDEO_SUFFIXES
+
+# Where shards are looked for if a folder holds none: so far down, in so many folders and entries of each.
+_MAX_DEPTH = 3
+_MAX_LOOKED_AT = 1000
+_SHOWN = 4
 
 # One row a clip. `offset` and `size` are those of the encoded clip in its shard (its `.npy`, header included).
 CLIP_ROW = np.dtype(
@@ -362,13 +370,52 @@ def open_shards(folder: Path) -> ShardSet:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a shard folder. Raises UserError when it has none, FormatError when it cannot be read."""
     path = folder / shard_format.MANIFEST_NAME
-    if not folder.is_dir():
-        raise UserError(f"no shard folder {folder}: build it first with `vidshard build SOURCE --out {folder}`")
     if not path.is_file():
-        unfinished = any(shard_format.SHARD_PATTERN.fullmatch(entry.name) for entry in folder.iterdir())
-        hint = "its build did not finish: run the same build command again" if unfinished else "is it a shard folder?"
-        raise UserError(f"{folder} has no {shard_format.MANIFEST_NAME}; {hint}")
+        raise UserError(_no_shards(folder))
     return Manifest.from_bytes(path.read_bytes(), where=str(path))
+
+
+def _no_shards(folder: Path) -> str:
+    """What to tell of a place that is no finished shard folder: what it is, and which one may be meant."""
+    if folder.is_file() and folder.name.lower().endswith(VIDEO_SUFFIXES):
+        return f"{folder} is a video, not a shard folder; build shards first: vidshard build {folder}"
+    if not folder.is_dir():
+        return f"no shard folder {folder}: build it first with `vidshard build SOURCE --out {folder}`"
+    if any(shard_format.SHARD_PATTERN.fullmatch(entry.name) for entry in folder.iterdir()):
+        return (
+            f"{folder} has no {shard_format.MANIFEST_NAME}; its build did not finish: run the same build command again"
+        )
+    sets, holds_videos = _look_below(folder)
+    if holds_videos and not sets:
+        sets, _ = _look_below(Path("shards") / Path(os.path.abspath(folder)).name)  # where its shards go by default
+    if sets:
+        do, which = ("does", "it") if len(sets) == 1 else ("do", "one of them")
+        shown = ", ".join(map(str, sets[:_SHOWN])) + (", …" if len(sets) > _SHOWN else "")
+        return f"{folder} holds no shards, but {shown} {do}: did you mean {which}?"
+    if holds_videos:
+        return f"{folder} holds videos, not shards; build shards first: vidshard build {folder}"
+    return f"{folder} has no {shard_format.MANIFEST_NAME}; is it a shard folder?"
+
+
+def _look_below(folder: Path) -> tuple[list[Path], bool]:
+    """The shard folders at most three folders down, and whether there is a video; gives up in a large tree."""
+    sets, holds_videos, folders = [], False, deque([(folder, 0)])
+    for _ in range(_MAX_LOOKED_AT):
+        if not folders:
+            break
+        place, depth = folders.popleft()
+        with contextlib.suppress(OSError), os.scandir(place) as entries:
+            found = sorted(itertools.islice(entries, _MAX_LOOKED_AT), key=lambda entry: entry.name)
+            names = {entry.name for entry in found}
+            if {shard_format.MANIFEST_NAME, shard_format.shard_name(0)} <= names:
+                sets.append(place)
+            for entry in found:
+                if entry.is_dir(follow_symlinks=False):
+                    if depth < _MAX_DEPTH and not entry.name.startswith("."):
+                        folders.append((Path(entry.path), depth + 1))
+                else:
+                    holds_videos = holds_videos or entry.name.lower().endswith(VIDEO_SUFFIXES)
+    return sets, holds_videos
 
 
 def write_index_and_manifest(folder: Path, manifest: Manifest, index_data: bytes) -> None:

@@ -15,6 +15,7 @@ from vidshard.errors import FormatError, UserError
 from vidshard.manifest import Index, Manifest, ShardSet
 from vidshard.shard_cache import CacheConfig, ShardCache
 from vidshard.storage import Location, Url
+from vidshard.video_lists import VIDEO_SUFFIXES
 
 _THREADS = 4  # that download ahead
 _PINNED_SHARE = 0.4  # of the cache: how large a set may be to be kept in it as a whole; two fit
@@ -43,10 +44,23 @@ def read_manifest(url: Url) -> Manifest:
     try:
         return Manifest.from_bytes(storage.read_bytes(path), where=str(path))
     except storage.NotThereError as error:
-        raise UserError(
-            f"{url} has no {shard_format.MANIFEST_NAME}: build it first with `vidshard build SOURCE --out {url}`; if "
-            "that was interrupted, run the same command again"
-        ) from error
+        raise UserError(_no_shards(url)) from error
+
+
+def _no_shards(url: Url) -> str:
+    """What to tell of a place that is no finished shard folder."""
+    names = list(storage.list_files(url))
+    below = f"/{shard_format.MANIFEST_NAME}"
+    sets = sorted(str(url / name.removesuffix(below)) for name in names if name.endswith(below))
+    if sets:
+        do = "does: did you mean it?" if len(sets) == 1 else "do: did you mean one of them?"
+        return f"{url} holds no shards, but {', '.join(sets[:4])} {do}"
+    if any(name.lower().endswith(VIDEO_SUFFIXES) for name in names):
+        return f"{url} holds videos, not shards; build shards first: vidshard build {url}"
+    return (
+        f"{url} has no {shard_format.MANIFEST_NAME}: build it first with `vidshard build SOURCE --out {url}`; if that "
+        "was interrupted, run the same command again"
+    )
 
 
 def open_index(url: Url, about: Manifest) -> Index:

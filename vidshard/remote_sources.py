@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+import functools
 from collections.abc import Collection, Iterable, Mapping
 
 from vidshard import sources, storage
 from vidshard.errors import UserError
 from vidshard.manifest import Failure
 from vidshard.shard_format import UNKNOWN_LABEL
-from vidshard.sources import GROUPS_NAME, VIDEO_SUFFIXES, Source, Video, split_name
+from vidshard.sources import GROUPS_NAME, HEAD_BYTES, VIDEO_SUFFIXES, Groups, Source, Video, split_name
 from vidshard.storage import ObjectInfo, Url
+from vidshard.video_lists import SHOWN_SUFFIXES
 
 Listing = Mapping[str, ObjectInfo]  # name relative to a URL → what the store says of it
 
@@ -29,7 +30,7 @@ def find_sources(url: Url, *, normal: str | None = None, leave_out: Iterable[Url
     found = []
     for split, folder in sorted(splits.items()):
         below = {name[len(folder) + 1 :]: about for name, about in listing.items() if name.startswith(f"{folder}/")}
-        groups = _groups(url, f"{folder}/") if GROUPS_NAME in listing else {}
+        groups = _groups(url, f"{folder}/") if GROUPS_NAME in listing else Groups()
         found.append(_find_source(url / folder, split, below, normal, groups))
     return found
 
@@ -38,9 +39,9 @@ def _single_video(url: Url) -> Source:
     try:
         about = storage.info(url)
     except storage.NotThereError as error:
-        raise UserError(f"nothing at {url}; expected SOURCE/<Class>/*.mp4, MP4s, or one MP4") from error
-    if os.path.splitext(url.name)[1].lower() not in VIDEO_SUFFIXES:
-        raise UserError(f"{url} is no video name; expected one that ends in {', '.join(VIDEO_SUFFIXES)}")
+        raise UserError(f"nothing at {url}; expected SOURCE/<Class>/*.mp4, videos, or one video") from error
+    if sources.why_no_video(url.name, functools.partial(storage.read_head, url, HEAD_BYTES)) is not None:
+        raise UserError(f"{url} is no video name; expected one that ends in {SHOWN_SUFFIXES}")
     video = Video(path=url.name, class_name=None, label=UNKNOWN_LABEL, num_bytes=about.size, version=about.version)
     return Source(root=url.parent, split=None, videos=(video,), skipped=())
 
@@ -56,7 +57,8 @@ def _split_folders(url: Url, listing: Listing) -> dict[str, str]:
                     f"{url} holds {splits[split]}/ and {folder}/, which are the same split; build them one by one"
                 )
             splits[split] = folder
-    beside = [name for name in sorted(listing) if splits and not _is_below(name, splits.values()) and _is_video(name)]
+    outside = [name for name in sorted(listing) if splits and not _is_below(name, splits.values())]
+    beside = [name for name in outside if _is_video(url, name)]
     if beside:
         raise UserError(
             f"{url} holds {', '.join(sorted(splits.values()))} and {len(beside):,} videos beside them ({beside[0]}); "
@@ -65,26 +67,35 @@ def _split_folders(url: Url, listing: Listing) -> dict[str, str]:
     return splits
 
 
-def _find_source(
-    url: Url, split: str | None, listing: Listing, normal: str | None, groups: Mapping[str, str]
-) -> Source:
+def _find_source(url: Url, split: str | None, listing: Listing, normal: str | None, groups: Groups) -> Source:
     videos: list[str] = []
+    by_content: list[str] = []  # of these, the ones that have no video name
     skipped: dict[str, Failure] = {}
-    groups = {**groups, **(_groups(url, "") if GROUPS_NAME in listing else {})}
+    groups = _groups(url, "") if GROUPS_NAME in listing else groups
 
     def skip(path: str, reason: str, message: str) -> None:
         skipped.setdefault(path, Failure(path=path, outcome="skipped", reason=reason, message=message))
 
     for name in listing:
+        if name == GROUPS_NAME:
+            continue
         parts = name.split("/")
         hidden = next((number for number, part in enumerate(parts) if part.startswith(".")), None)
-        if hidden is not None:
-            skip("/".join(parts[: hidden + 1]), "hidden_file", "its name begins with a dot")
-        elif _is_video(name):
-            videos.append(name)
-        elif name != GROUPS_NAME:
-            skip(name, "not_a_video_name", f"its name ends in none of {', '.join(VIDEO_SUFFIXES)}")
-    source = sources.make_source(url, split, videos, list(skipped.values()), groups=groups, normal=normal)
+        read_head = functools.partial(storage.read_head, url / name, HEAD_BYTES)
+        try:
+            if hidden is not None and hidden < len(parts) - 1:
+                skip("/".join(parts[: hidden + 1]), *sources.why_hidden(parts[hidden], bytes))
+            elif hidden is not None:
+                skip(name, *sources.why_hidden(parts[hidden], read_head))
+            elif (no_video := sources.why_no_video(name, read_head)) is not None:
+                skip(name, *no_video)
+            else:
+                videos.append(name)
+                by_content += [] if name.lower().endswith(VIDEO_SUFFIXES) else [name]
+        except storage.StorageError:
+            skip(name, "unreadable", "it could not be read to see whether it is a video; run the same command again")
+    notes = sources.by_content_note(by_content)
+    source = sources.make_source(url, split, videos, list(skipped.values()), groups=groups, normal=normal, notes=notes)
     told = [
         dataclasses.replace(video, num_bytes=listing[video.path].size, version=listing[video.path].version)
         for video in source.videos
@@ -92,24 +103,24 @@ def _find_source(
     return dataclasses.replace(source, videos=tuple(told))
 
 
-def _outer_groups(url: Url, listing: Listing) -> dict[str, str]:
-    """Path → source group, of the list beside a split folder."""
+def _outer_groups(url: Url, listing: Listing) -> Groups:
+    """What the list beside a split folder says."""
     beside = url.parent
     if GROUPS_NAME in listing or split_name(url.name) is None or not storage.exists(beside / GROUPS_NAME):
-        return {}
+        return Groups()
     return _groups(beside, f"{url.name}/")
 
 
-def _groups(url: Url, prefix: str) -> dict[str, str]:
+def _groups(url: Url, prefix: str) -> Groups:
     path = url / GROUPS_NAME
     text = storage.read_bytes(path).decode("utf-8-sig", "replace")
-    groups = sources.parse_source_groups(text, where=str(path))
-    return {name.removeprefix(prefix): group for name, group in groups.items() if name.startswith(prefix)}
+    return Groups.from_text(text, where=str(path), prefix=prefix)
 
 
-def _is_video(name: str) -> bool:
-    hidden = any(part.startswith(".") for part in name.split("/"))
-    return not hidden and os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
+def _is_video(url: Url, name: str) -> bool:
+    if any(part.startswith(".") for part in name.split("/")) or name == GROUPS_NAME:
+        return False
+    return sources.why_no_video(name, functools.partial(storage.read_head, url / name, HEAD_BYTES)) is None
 
 
 def _is_below(name: str, folders: Collection[str]) -> bool:

@@ -74,6 +74,7 @@ class SplitReport:
     lists: dict[str, tuple[str, ...]]  # split → paths, sorted
     class_counts: dict[str, dict[str, int]]  # class → split → videos
     num_groups: int
+    notes: tuple[str, ...]  # how the videos were found
     warnings: tuple[str, ...]
 
 
@@ -83,7 +84,7 @@ def split(config: SplitConfig) -> SplitReport:
     Raises UserError when there is no video, two have one name, or the source groups are not clear.
     """
     shards = manifest.open_shards(config.source) if (config.source / shard_format.MANIFEST_NAME).exists() else None
-    videos, warnings = _find_videos(config, shards)
+    videos, notes, warnings = _find_videos(config, shards)
     groups = make_groups(videos)
     classes = [Counter(videos[member].class_name or "" for member in members) for members in groups]
     split_of_group = assign_groups(classes, config.fractions, seed=config.seed)
@@ -100,6 +101,7 @@ def split(config: SplitConfig) -> SplitReport:
         lists=lists,
         class_counts=_class_counts(videos, split_of),
         num_groups=len(groups),
+        notes=tuple(notes),
         warnings=tuple(warnings),
     )
 
@@ -134,19 +136,22 @@ def to_text(report: SplitReport) -> str:
         for row in [names, *rows]
     ]
     written = ", ".join(list_path(report.out, name).name for name in SPLITS)
-    return "\n".join([*table, "", f"✓ {written} in {report.out}; {report.num_groups:,} groups were dealt out"])
+    return "\n".join(
+        [*report.notes, *table, "", f"✓ {written} in {report.out}; {report.num_groups:,} groups were dealt out"]
+    )
 
 
 # ---- the videos
 
 
-def _find_videos(config: SplitConfig, shards: ShardSet | None) -> tuple[list[SplitVideo], list[str]]:
-    """All videos, and what to warn of; those of a shard folder in the order of its index.
+def _find_videos(config: SplitConfig, shards: ShardSet | None) -> tuple[list[SplitVideo], list[str], list[str]]:
+    """All videos, what to tell of them, and what to warn of; those of a shard folder in the order of its index.
 
     Of a folder of splits: the videos of all splits, which are dealt out anew.
     """
     sources = [_source_of_shards(shards)] if shards is not None else find_sources(config.source)
-    warnings = []
+    notes = [note for source in sources for note in source.notes if not note.startswith("WARNING: ")]
+    warnings = [note.removeprefix("WARNING: ") for source in sources for note in source.notes if note not in notes]
     if config.source_groups is not None:
         matched = apply_source_groups(sources, config.source_groups)
         sources, told = matched.sources, matched.told.split("WARNING: ")[1:]
@@ -167,7 +172,7 @@ def _find_videos(config: SplitConfig, shards: ShardSet | None) -> tuple[list[Spl
         SplitVideo(path=v.path, class_name=v.class_name, source_group=v.source_group, content=content)
         for (_, v), content in zip(found, contents, strict=True)
     ]
-    return videos, warnings
+    return videos, notes, warnings
 
 
 def _source_of_shards(shards: ShardSet) -> Source:

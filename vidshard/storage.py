@@ -137,6 +137,11 @@ def read_bytes(url: Url) -> bytes:
     return _try(url, "read", lambda: bytes(_filesystem(url).cat_file(_path(url))))
 
 
+def read_head(url: Url, num_bytes: int) -> bytes:
+    """The first bytes of an object, at most so many. Raises NotThereError, StorageError."""
+    return _try(url, "read", lambda: bytes(_filesystem(url).cat_file(_path(url), start=0, end=num_bytes))[:num_bytes])
+
+
 def info(url: Url) -> ObjectInfo:
     """Size and version of an object. Raises NotThereError, StorageError."""
     return _try(url, "looked up", lambda: _object_info(_filesystem(url).info(_path(url))))

@@ -44,6 +44,7 @@ class SupervisorConfig:
     memory_bytes: int | None = 4 << 30  # resident memory of one child; None: no limit. Needs /proc (Linux)
     attempts: int = 2  # how often a task is tried whose child died
     tasks_per_child: int = 500  # then the child is replaced: libraries leak
+    unset_prefixes: tuple[str, ...] = ()  # environment variables that begin so are taken away from the children
     stderr_path: Path | None = None  # where the children's output goes (decoders are noisy); None: the terminal
 
     def __post_init__(self) -> None:
@@ -384,6 +385,8 @@ def _child_main(connection: Connection, parent_pid: int, config: SupervisorConfi
     """Take tasks until the parent closes the pipe."""
     with contextlib.suppress(ValueError, OSError, AttributeError):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in [name for name in os.environ if name.startswith(config.unset_prefixes)]:
+        del os.environ[name]
     _die_with_parent(parent_pid)
     if config.stderr_path is not None:
         _redirect_output(config.stderr_path)

@@ -12,12 +12,17 @@ from pathlib import Path, PurePosixPath
 
 from vidshard.errors import UserError
 
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov")
+# Names of videos, upper or lower case. Whether a file is one, and which, its content decides when it is read; so names
+# of formats that are not read are here too: such a file fails with its reason, and is not passed over.
+VIDEO_SUFFIXES = (
+    ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".asf", ".flv",
+    ".f4v", ".3gp", ".3g2", ".ogv", ".vob", ".dav", ".divx", ".mxf", ".rm", ".rmvb", ".h264", ".264", ".h265", ".265",
+    ".hevc", ".m2v",
+)  # fmt: skip
+SHOWN_SUFFIXES = ".mp4, .mov, .avi, .mkv, .ts, .mpg, .wmv, .flv and others"  # for messages
 
 # A name, its suffix, and what official lists put behind it: frame counts, a class, the frames of events.
-_LISTED = re.compile(
-    rf"(?P<name>.+?)({'|'.join(map(re.escape, (*VIDEO_SUFFIXES, '.avi', '.mkv')))})(\s.*)?", re.IGNORECASE
-)
+_LISTED = re.compile(rf"(?P<name>.+?)({'|'.join(map(re.escape, VIDEO_SUFFIXES))})(\s.*)?", re.IGNORECASE)
 _INTEGER = re.compile(r"-?\d+")
 
 
