@@ -56,7 +56,7 @@ class PacketTable:
     interlaced: bool = False
     open_gops: bool = False  # some keyframe is followed by frames shown before it, which a seek to it loses
     clean_keyframes: bool = True  # each lets decoding begin there; not so where a container only says so
-    counted: bool = False  # the frames are those that decoding in sequence gave, because the packets do not tell them
+    counted: bool = False  # the packets were in doubt, and the frames are those that decoding in sequence gave
     estimated_times: bool = False  # some frame has no time in the file, or its clock started anew
     mirrored: bool = False  # a player shows the stored picture mirrored left to right, and then turned
     sample_aspect: float = 1.0  # width of a pixel by its height, as displayed
@@ -460,7 +460,7 @@ def _settle(path: Path, table: PacketTable, doubt: _Doubt) -> PacketTable:
     if found.num_lost or not found.num_frames:
         raise VideoError(DAMAGED, f"{doubt.why}, and FFmpeg cannot decode all of it: {found.loss or 'no frame at all'}")
     if table.pts is not None and found.times == table.pts.tolist():
-        return table  # all is as the packets tell
+        return dataclasses.replace(table, counted=True)  # all is as the packets tell
     if doubt.times == "unordered" and None not in found.times:
         times = np.sort(np.array(found.times, dtype=np.float64))
         is_estimated = bool(np.any(np.diff(times) <= 0))
