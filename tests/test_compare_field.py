@@ -64,6 +64,15 @@ def test_the_right_frames_are_right(reference: Reference) -> None:
     assert outcome == Outcome(verdict="right", frames=3, lowest_db=99.0)
 
 
+def test_times_that_run_backwards_are_no_reference() -> None:
+    assert compare_field.usable_seconds(np.array([0.0, 0.12, 0.08]), 3) is None
+    assert compare_field.usable_seconds(np.array([0.0, np.nan]), 2) is None
+    assert compare_field.usable_seconds(np.array([0.0, 0.04]), 3) is None
+    seconds = compare_field.usable_seconds(np.array([1.0, 1.04]), 2)
+    assert seconds is not None
+    assert seconds.tolist() == pytest.approx([0, 0.04])
+
+
 def test_swapped_frames_are_wrong(reference: Reference) -> None:
     swapped = asked(reference, [0, 20, 21])
     swapped.pictures[[1, 2]] = swapped.pictures[[2, 1]]

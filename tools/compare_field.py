@@ -9,7 +9,8 @@ newer, on PATH) says what is right. A result is *refused*, *wrong* or *right*; i
 
 - the number of frames is not ffmpeg's;
 - another frame of the video fits clearly better than the one that was asked for;
-- a frame is more than half a frame earlier or later than ffmpeg shows it (loops have no times);
+- a frame is more than half a frame earlier or later than ffmpeg shows it (not checked where the loops or ffmpeg have no
+  times, or ffmpeg's run backwards);
 - the pixels of a frame are below 26 dB of PSNR.
 
 Videos that ffmpeg cannot read, or reads with an error message, are listed and not counted. Of long videos only the
@@ -80,7 +81,7 @@ class Reference:
 
     num_frames: int
     pictures: Pictures  # the first ones: all, or as many as were asked for
-    seconds: Floats | None  # when each of `num_frames` is shown, from the first; None: ffprobe does not say
+    seconds: Floats | None  # when each of `num_frames` is shown, from the first; None: not known
     errors: str = ""  # what ffmpeg printed at level error
 
     @property
@@ -88,7 +89,7 @@ class Reference:
         """Half the median time from frame to frame, seconds."""
         if self.seconds is None or len(self.seconds) < 2:
             return 0.0
-        return float(np.nanmedian(np.diff(self.seconds))) / 2
+        return float(np.median(np.diff(self.seconds))) / 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -215,13 +216,19 @@ def read_reference(path: Path, max_frames: int) -> Reference:
         errors = one_line(messages.read())
     if not errors and (exit_code or not num_frames):
         errors = f"{num_frames} frames, exit code {exit_code}"
-    seconds = frame_seconds(path)
     return Reference(
         num_frames=num_frames,
         pictures=np.frombuffer(kept, np.uint8).reshape(-1, SIDE, SIDE, 3),
-        seconds=seconds - seconds[0] if len(seconds) == num_frames > 0 and np.isfinite(seconds[0]) else None,
+        seconds=usable_seconds(frame_seconds(path), num_frames),
         errors=errors,
     )
+
+
+def usable_seconds(seconds: Floats, num_frames: int) -> Floats | None:
+    """The times from the first frame on; None where some are missing or run backwards: nobody can say what is right."""
+    if len(seconds) != num_frames or not num_frames or np.isnan(seconds).any() or (np.diff(seconds) < 0).any():
+        return None
+    return seconds - seconds[0]
 
 
 def frame_seconds(path: Path) -> Floats:
@@ -259,7 +266,7 @@ def judge(num_frames: int, asked: Iterable[Asked], reference: Reference) -> Outc
             faults.setdefault("order", f"order: in place of frame {indices[index]} came frame {other}")
         if frames.seconds is not None and reference.seconds is not None:
             late = frames.seconds[there] - reference.seconds[indices]
-            worst = int(np.nan_to_num(np.abs(late)).argmax())
+            worst = int(np.abs(late).argmax())
             if abs(late[worst]) > reference.half_frame + CLOCK_TICK_SECONDS:
                 faults.setdefault("time", f"time: frame {indices[worst]} is {late[worst]:+.3f} s from ffmpeg's")
     return Outcome(
