@@ -228,7 +228,8 @@ def usable_seconds(seconds: Floats, num_frames: int) -> Floats | None:
     """The times from the first frame on; None where some are missing or run backwards: nobody can say what is right."""
     if len(seconds) != num_frames or not num_frames or np.isnan(seconds).any() or (np.diff(seconds) < 0).any():
         return None
-    return seconds - seconds[0]
+    shifted: Floats = seconds - seconds[0]
+    return shifted
 
 
 def frame_seconds(path: Path) -> Floats:
