@@ -25,6 +25,7 @@ from tiny_videos import damage_pictures, make_broken_video, make_tiny_video, mak
 from vidshard import SamplingConfig, builder, cli, clips, manifest, shard_format, shard_joiner, shard_writer
 from vidshard.builder import BuildConfig, build
 from vidshard.decode_task import Rejected
+from vidshard.decoders.decord_decoder import DecordDecoder
 from vidshard.errors import FormatError, UserError
 from vidshard.folder_lock import hold_lock
 from vidshard.sources import Source, Video
@@ -109,7 +110,7 @@ def test_records_and_index_tell_the_same(finished: Path) -> None:
                 assert (record.path, record.clip_index) == (index.paths[video], clip["clip"])
                 assert (record.class_name, record.label) == (index.class_name(video), clip["label"])
                 assert record.num_frames == index.videos[video]["num_frames"] == VIDEOS[record.path]
-                assert record.decoder == index.decoder(video) == "decord"
+                assert record.decoder == index.decoder(video) == DecordDecoder().name
                 assert record.timestamps_seconds == pytest.approx([i / 10 for i in record.frame_indices])
                 assert ("repeated" in record.flags) == (record.repeated_frames > 0) == (record.num_frames < 8)
                 row += 1
