@@ -421,17 +421,17 @@ def test_fps_annotations_and_resize_reach_the_shards(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("decoder", ["decord", "opencv", "pyav"])
 def test_crop_is_the_middle_of_every_decoder(decoder: str, tmp_path: Path) -> None:
-    make_tiny_video(tmp_path / "a.mp4", 8, size=(96, 48))
+    make_tiny_video(tmp_path / "a.mp4", 8, size=(80, 40))
     common: dict[str, Any] = {"source": tmp_path / "a.mp4", "workers": 1, "decoder": decoder}
     common["sampling"] = SamplingConfig(clip_len=2)
-    build(BuildConfig(out=tmp_path / "crop", resize="crop", frame_size=48, **common))
-    build(BuildConfig(out=tmp_path / "big", frame_size=96, **common))
+    build(BuildConfig(out=tmp_path / "crop", resize="crop", frame_size=40, **common))
+    build(BuildConfig(out=tmp_path / "big", frame_size=80, **common))
     crop, big = (
         next(shard_format.read_shard(open(tmp_path / name / "shard-000000.tar", "rb")))[1]  # noqa: SIM115
         for name in ("crop", "big")
     )
-    middle = np.frombuffer(big[-2 * 96 * 96 * 3 :], np.uint8).reshape(2, 48, 2, 96, 3).mean(2)[:, :, 24:72]
-    assert np.abs(np.frombuffer(crop[-2 * 48 * 48 * 3 :], np.uint8).reshape(2, 48, 48, 3) - middle).mean() < 8
+    middle = np.frombuffer(big[-2 * 80 * 80 * 3 :], np.uint8).reshape(2, 40, 2, 80, 3).mean(2)[:, :, 20:60]
+    assert np.abs(np.frombuffer(crop[-2 * 40 * 40 * 3 :], np.uint8).reshape(2, 40, 40, 3) - middle).mean() < 8
 
 
 def test_a_dry_run_tells_what_a_build_makes_and_writes_nothing(
