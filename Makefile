@@ -6,7 +6,8 @@ BIN := $(VENV)/Scripts
 else
 BIN := $(VENV)/bin
 endif
-READY := $(VENV)/.ready
+# One per Python: `make PYTHON=python3.13` sets .venv up anew.
+READY := $(VENV)/.ready-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 
 .PHONY: demo test check clean
 
@@ -23,7 +24,7 @@ check: $(READY)
 
 # opencv-python needs libGL, which servers often lack: there the headless build takes its place.
 $(READY): pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	$(BIN)/python -c 'import cv2' 2>/dev/null || { \
 	  $(BIN)/python -m pip uninstall --quiet --yes opencv-python && \

@@ -25,6 +25,7 @@ from tiny_videos import damage_pictures, make_broken_video, make_tiny_video, mak
 from vidshard import SamplingConfig, builder, cli, clips, manifest, shard_format, shard_joiner, shard_writer
 from vidshard.builder import BuildConfig, build
 from vidshard.decode_task import Rejected
+from vidshard.decoders.decord_decoder import DecordDecoder
 from vidshard.errors import FormatError, UserError
 from vidshard.folder_lock import hold_lock
 from vidshard.sources import Source, Video
@@ -109,7 +110,7 @@ def test_records_and_index_tell_the_same(finished: Path) -> None:
                 assert (record.path, record.clip_index) == (index.paths[video], clip["clip"])
                 assert (record.class_name, record.label) == (index.class_name(video), clip["label"])
                 assert record.num_frames == index.videos[video]["num_frames"] == VIDEOS[record.path]
-                assert record.decoder == index.decoder(video) == "decord"
+                assert record.decoder == index.decoder(video) == DecordDecoder().name
                 assert record.timestamps_seconds == pytest.approx([i / 10 for i in record.frame_indices])
                 assert ("repeated" in record.flags) == (record.repeated_frames > 0) == (record.num_frames < 8)
                 row += 1
@@ -420,17 +421,17 @@ def test_fps_annotations_and_resize_reach_the_shards(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("decoder", ["decord", "opencv", "pyav"])
 def test_crop_is_the_middle_of_every_decoder(decoder: str, tmp_path: Path) -> None:
-    make_tiny_video(tmp_path / "a.mp4", 8, size=(96, 48))
+    make_tiny_video(tmp_path / "a.mp4", 8, size=(80, 40))
     common: dict[str, Any] = {"source": tmp_path / "a.mp4", "workers": 1, "decoder": decoder}
     common["sampling"] = SamplingConfig(clip_len=2)
-    build(BuildConfig(out=tmp_path / "crop", resize="crop", frame_size=48, **common))
-    build(BuildConfig(out=tmp_path / "big", frame_size=96, **common))
+    build(BuildConfig(out=tmp_path / "crop", resize="crop", frame_size=40, **common))
+    build(BuildConfig(out=tmp_path / "big", frame_size=80, **common))
     crop, big = (
         next(shard_format.read_shard(open(tmp_path / name / "shard-000000.tar", "rb")))[1]  # noqa: SIM115
         for name in ("crop", "big")
     )
-    middle = np.frombuffer(big[-2 * 96 * 96 * 3 :], np.uint8).reshape(2, 48, 2, 96, 3).mean(2)[:, :, 24:72]
-    assert np.abs(np.frombuffer(crop[-2 * 48 * 48 * 3 :], np.uint8).reshape(2, 48, 48, 3) - middle).mean() < 8
+    middle = np.frombuffer(big[-2 * 80 * 80 * 3 :], np.uint8).reshape(2, 40, 2, 80, 3).mean(2)[:, :, 20:60]
+    assert np.abs(np.frombuffer(crop[-2 * 40 * 40 * 3 :], np.uint8).reshape(2, 40, 40, 3) - middle).mean() < 8
 
 
 def test_a_dry_run_tells_what_a_build_makes_and_writes_nothing(

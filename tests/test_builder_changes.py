@@ -187,6 +187,32 @@ def test_other_packages_are_refused(whole: Path, tmp_path: Path, monkeypatch: py
     assert digests(out) == digests(whole)
 
 
+@pytest.mark.parametrize(
+    ("decoder", "before", "now", "is_refused"),
+    [
+        ("auto", {"decord": "0.6.0"}, {"decord2": "3.4.0"}, True),
+        ("decord", {"decord2": "3.4.0"}, {"decord": "0.6.0"}, True),
+        ("auto", {"decord": "3.4.0"}, {"decord2": "3.4.0"}, False),  # as manifests once named decord2
+        ("opencv", {"decord": "0.6.0"}, {"decord2": "3.4.0"}, False),  # neither of them decoded it
+    ],
+)
+def test_one_set_never_mixes_decord_and_decord2(
+    decoder: str, before: Any, now: Any, is_refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_tiny_videos(tmp_path / "source", VIDEOS)
+    options: dict[str, Any] = {"source": source, "out": tmp_path / "out", "decoder": decoder, **SMALL}
+    monkeypatch.setattr(builder.build_config, "package_versions", lambda codec: before)
+    build(BuildConfig(**options))
+    make_tiny_video(source / "Abuse" / "c.mp4", 20)
+    monkeypatch.setattr(builder.build_config, "package_versions", lambda codec: now)
+    if is_refused:
+        ((name, version),) = before.items()
+        with pytest.raises(UserError, match=f"`pip uninstall decord decord2`, then `pip install {name}=={version}`"):
+            build(BuildConfig(extend=True, **options))
+    else:
+        assert build(BuildConfig(extend=True, **options)).videos["ok"] == 5
+
+
 # ----- crashes while it takes effect ----------------------------------------------------------------------------------
 
 

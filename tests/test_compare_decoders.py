@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -22,7 +23,15 @@ def test_every_frame_is_compared_once(
     assert compare_decoders.main() == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (figures["videos"], figures["frames"], figures["differently_built"]) == (2, 26, [])
-    assert 35 <= figures["pairs"]["decord/pyav"]["lowest_db"] <= figures["pairs"]["decord/pyav"]["mean_db"] < 99
+    decibels = figures["pairs"]["decord/pyav"]
+    assert 35 <= decibels["lowest_db"] <= decibels["mean_db"] < 99
+    for name in ("decord", "pyav"):
+        options = argparse.Namespace(workers=1)
+        compare_decoders.build_all(source, tmp_path / name, name, options)
+    sets = [str(tmp_path / name) for name in ("decord", "pyav")]
+    monkeypatch.setattr(sys, "argv", ["compare", "--sets", *sets])
+    assert compare_decoders.main() == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["pairs"] == {"/".join(sets): decibels}
 
 
 def test_psnr_of_each_frame() -> None:

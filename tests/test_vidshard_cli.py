@@ -14,6 +14,7 @@ import vidshard.builder
 import vidshard.clips
 from tiny_videos import make_broken_video, make_tiny_video, make_tiny_videos
 from vidshard.cli import main
+from vidshard.decoders.decord_decoder import DecordDecoder
 
 GOOD = {"Abuse/a.mp4": 20, "Fighting/f.mp4": 20, "NormalVideos/n.mp4": 20}
 
@@ -55,7 +56,8 @@ def test_build_inspect_and_build_again(source: Path, tmp_path: Path, monkeypatch
     assert about["split"] == "Train"
     shown = run("inspect", "shards/Train")
     assert shown.exit_code == 0
-    for text in ("3 found, 3 ok", "Fighting", "64×48 (3)", "decord (3)", "10 to 10 frames/s", "failures     none"):
+    decoders = f"{DecordDecoder().name} (3)"
+    for text in ("3 found, 3 ok", "Fighting", "64×48 (3)", decoders, "10 to 10 frames/s", "failures     none"):
         assert text in shown.stdout
 
     again = run("build", "Train")

@@ -2,6 +2,7 @@
 """How fast `vidshard build` decodes, against the least that decoding takes and against what others do.
 
     python tools/bench_build.py [--videos FOLDER] [--only dense sparse …] [--quick] [--video2dataset PYTHON]
+    python tools/bench_build.py [--other-python PATH] [--other-checkout FOLDER]   # another environment beside this one
 
 All is measured side by side in one run, in turns, and medians of five are taken; it takes about six minutes. Videos:
 short ones of two seconds and long ones of four minutes at about 0.2 and 1.4 Mb/s, all 320×240 at 30 frames/s with
@@ -19,6 +20,9 @@ wall, so let nothing else run.
   memory     the whole command, every frame of one video of 30 minutes: the memory of its processes
   others     video2dataset on the short videos, if PYTHON (default: this one) can import it. As published its resizing
              fails for every shard and the run exits 0: the attribute `encode_formats` is not there. It is added here.
+
+With another interpreter, another checkout of this repository, or both, only dense and sparse are measured, there and
+here in turns, each turn in a process of its own: how many times as fast as there it is here, as a ratio of medians.
 
 The last line is JSON, without what --only left out. `dense_fraction_of_floor` is that of the long video at 1.4 Mb/s,
 `sparse_ratio_to_notebook` the lower of the two long videos; the table above it has them all.
@@ -61,6 +65,9 @@ def main() -> None:
         root = Path(temporary)
         sets, minutes = make_videos(root / "videos", options)
         warm_up(sets["short"][0], options.decoders)
+        if options.other_python or options.other_checkout:
+            print(json.dumps(compare_environments(sets, minutes, options)))
+            return
         figures: dict[str, Any] = {}
         peaks: dict[str, float] = {"parent": 0, "worker": 0}
         if "dense" in options.only:
@@ -91,6 +98,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--decoders", nargs="+", default=DECODERS, choices=DECODERS)
     parser.add_argument("--ffmpeg", default=shutil.which("ffmpeg"), help="binary for the floor (default: on PATH)")
     parser.add_argument("--video2dataset", default=sys.executable, metavar="PYTHON")
+    parser.add_argument("--other-python", metavar="PATH", help="interpreter of another environment to compare with")
+    parser.add_argument("--other-checkout", type=Path, metavar="FOLDER", help="another checkout of this repository")
     options = parser.parse_args()
     options.alternations = options.alternations or (1 if options.quick else 5)
     options.num_short = 4 if options.quick else 24
@@ -211,6 +220,74 @@ def decode_sparse(video: Path, decoder_name: str) -> Any:
 
 def read_as_the_notebook(video: Path) -> Any:
     return notebook_way.read_clip(video, num_frames=NUM_FRAMES, frame_size=FRAME_SIZE)
+
+
+# ---- another environment
+
+# Runs in either environment, with the functions of its own checkout. Short work is repeated until it can be timed.
+_MEASURE_ONE = """
+import sys
+from pathlib import Path
+root, section, decoder, *names = sys.argv[1:]
+sys.path[:0] = [root, str(Path(root, "tools"))]
+import bench_build as bench
+videos = [Path(name) for name in names]
+tables = bench.read_tables(videos)
+bench.decode_sparse(videos[0], decoder)
+def work():
+    if section == "dense":
+        bench.decode_dense(videos, tables, decoder)
+    else:
+        for video in videos:
+            bench.decode_sparse(video, decoder)
+total = turns = 0
+while total < 1:
+    total += bench.cpu_seconds(work)
+    turns += 1
+print(f"\\n{total / turns}")
+"""
+_VERSIONS = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from vidshard import decoders; print(decoders.decoder_versions())"
+)
+
+
+def compare_environments(
+    sets: dict[str, list[Path]], minutes: dict[str, list[Path]], options: argparse.Namespace
+) -> dict[str, Any]:
+    """Section → set → decoder → how many times as fast as the other environment this one is, in seconds of CPU."""
+    here = Path(__file__).resolve().parent.parent
+    environments = {
+        "this": (sys.executable, here),
+        "other": (options.other_python or sys.executable, (options.other_checkout or here).resolve()),
+    }
+    for name, (python, checkout) in environments.items():
+        print(f"{name}: {checkout} by {python}: {printed_last(python, _VERSIONS, checkout)}", flush=True)
+    videos = {"dense": {"short": sets["short"], **minutes}, "sparse": sets}
+    ratios: dict[str, Any] = {}
+    for section in (section for section in videos if section in options.only):
+        print(f"\n{section}: CPU seconds, median of {options.alternations}; other ÷ this", flush=True)
+        for label, paths in videos[section].items():
+            for decoder in options.decoders:
+                ways = {
+                    name: lambda one=one, paths=paths, section=section, decoder=decoder: float(
+                        printed_last(one[0], _MEASURE_ONE, one[1], section, decoder, *paths)
+                    )
+                    for name, one in environments.items()
+                }
+                seconds = alternate(ways, options.alternations)
+                this, other = (statistics.median(seconds[name]) for name in environments)
+                ratios.setdefault(section, {}).setdefault(label, {})[decoder] = round(other / this, 3)
+                print(f"  {label:<14} {decoder:<7} {this:>8.3f} {other:>8.3f}  {other / this:>6.3f} ×", flush=True)
+    return {"speed_over_other": ratios}
+
+
+def printed_last(python: str, code: str, *arguments: object) -> str:
+    """The last line that this code prints, run in another process."""
+    line = [python, "-c", code, *map(str, arguments)]
+    done = subprocess.run(line, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{python} with {arguments[0]}: {last_line(done.stderr)}")
+    return last_line(done.stdout)
 
 
 # ---- whole builds

@@ -1,6 +1,7 @@
 """Build the same videos with every decoder and compare all frames.
 
     python tools/compare_decoders.py SOURCE [--decoders decord opencv pyav] [--workers 2]
+    python tools/compare_decoders.py --sets FOLDER FOLDER …   # built before, such as by decord and by decord2
 
 SOURCE is what `vidshard build` takes. Each decoder builds every frame of every video, dense, at 112×112, into a folder
 for temporary files; then each pair of sets is read side by side. Printed: the lowest and the mean PSNR of the frames
@@ -36,12 +37,19 @@ SAME_DB = 99.0  # counted for two equal frames, whose PSNR is infinite
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path)
+    parser.add_argument("source", type=Path, nargs="?")
+    parser.add_argument("--sets", nargs="+", type=Path, help="built with the same options, `--sampling dense`")
     parser.add_argument("--decoders", nargs="+", default=list(DECODERS), choices=list(DECODERS))
     parser.add_argument("--workers", type=int)
     options = parser.parse_args()
+    if (options.source is None) == (options.sets is None):
+        parser.error("give either SOURCE or --sets")
     with tempfile.TemporaryDirectory(prefix="compare-decoders-") as temporary:
-        folders = {name: build_all(options.source, Path(temporary, name), name, options) for name in options.decoders}
+        if options.sets:
+            folders = {str(folder): sets_in(folder) for folder in options.sets}
+        else:
+            places = {name: Path(temporary, name) for name in options.decoders}
+            folders = {name: build_all(options.source, place, name, options) for name, place in places.items()}
         figures = compare(folders)
     print(json.dumps(figures))
     good = all(pair["lowest_db"] >= LOWEST_DB and pair["mean_db"] >= MEAN_DB for pair in figures["pairs"].values())
@@ -55,6 +63,13 @@ def build_all(source: Path, out: Path, decoder: str, options: argparse.Namespace
     )
     print(f"{decoder}: {report.videos}", flush=True)
     return report.folders
+
+
+def sets_in(folder: Path) -> list[Path]:
+    """The folder itself if it is a set, else the sets that it holds."""
+    return (
+        [folder] if (folder / "manifest.json").is_file() else sorted(p.parent for p in folder.glob("*/manifest.json"))
+    )
 
 
 def compare(folders: dict[str, list[Path]]) -> dict[str, Any]:

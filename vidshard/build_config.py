@@ -192,13 +192,36 @@ def find_finished(out: Location, source: Source, settings: dict[str, Any], confi
 
 def check_packages(shards: ShardSet, codec: str) -> None:
     """Raises UserError when what is added to a finished set would be decoded by other versions."""
-    before, now = shards.manifest.packages, package_versions(codec)
-    if before != now:
-        difference = describe_difference({"packages": before}, {"packages": now}).removeprefix("settings ")
-        raise UserError(
-            f"{shards.folder} was built with other packages {difference}; install those versions, or build into "
-            "another --out: one set holds the pixels of one decoder"
-        )
+    before, now = _named_as_now(shards.manifest.packages), package_versions(codec)
+    if not decoders.asks_decord(shards.manifest.settings.get("decoder", decoders.AUTO)):
+        before, now = _without_decord(before), _without_decord(now)
+    if before == now:
+        return
+    difference = describe_difference({"packages": before}, {"packages": now}).removeprefix("settings ")
+    how = "install those versions"
+    for name in decoders.DECORDS:
+        if name in before and name not in now and before[name] != "absent":
+            how += f" (`pip uninstall {' '.join(decoders.DECORDS)}`, then `pip install {name}=={before[name]}`)"
+    raise UserError(
+        f"{shards.folder} was built with other packages {difference}; {how}, or build into another --out: one set "
+        "holds the pixels of one decoder"
+    )
+
+
+def _named_as_now(packages: Mapping[str, str]) -> dict[str, str]:
+    """The packages of a manifest, with decord2 under its own name, which once stood there as decord.
+
+    >>> _named_as_now({"decord": "3.4.0"}), _named_as_now({"decord": "0.6.0"})
+    ({'decord2': '3.4.0'}, {'decord': '0.6.0'})
+    """
+    old = packages.get("decord", "")
+    if old[:1].isdigit() and not old.startswith("0."):  # decord itself ended at 0.6.0
+        packages = {**_without_decord(packages), "decord2": old}
+    return dict(packages)
+
+
+def _without_decord(packages: Mapping[str, str]) -> dict[str, str]:
+    return {name: version for name, version in packages.items() if name not in decoders.DECORDS}
 
 
 def new_videos(shards: ShardSet, source: Source) -> list[int]:

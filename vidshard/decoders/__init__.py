@@ -14,9 +14,11 @@ from vidshard.errors import UserError
 __all__ = [
     "AUTO",
     "DECODERS",
+    "DECORDS",
     "Decoder",
     "Frame",
     "VideoError",
+    "asks_decord",
     "decoder_versions",
     "decoders_for",
     "missing_note",
@@ -31,29 +33,28 @@ DECODERS: dict[str, Callable[[], Decoder]] = {
 AUTO = "auto"
 AUTO_ORDER = ("decord", "opencv", "pyav")
 
-# The distributions that may hold each library; the first installed one counts.
-_DISTRIBUTIONS = {
-    "decord": decord_decoder.DISTRIBUTIONS,
-    "opencv": (
-        "opencv-python",
-        "opencv-python-headless",
-        "opencv-contrib-python",
-        "opencv-contrib-python-headless",
-    ),
-    "pyav": ("av",),
-}
+DECORDS = decord_decoder.DISTRIBUTIONS
+
+# The distributions that may hold OpenCV: which of them is installed makes no difference here.
+_OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
 
 
 def decoders_for(choice: str) -> list[Decoder]:
     """The decoders to ask, in this order: `auto` (decord, OpenCV for what decord does not read, PyAV for the rest) or
     one by name.
 
-    >>> [decoder.name for decoder in decoders_for("auto")]
-    ['decord', 'opencv', 'pyav']
+    `decord` is whichever of decord and decord2 is installed. Raises UserError when both are, or for another name.
+
+    >>> [type(decoder).__name__ for decoder in decoders_for("auto")]
+    ['DecordDecoder', 'OpenCVDecoder', 'PyAVDecoder']
     """
     if choice != AUTO and choice not in DECODERS:
         raise UserError(f"no decoder {choice!r}; choose one of {', '.join((AUTO, *DECODERS))}")
-    return [DECODERS[name]() for name in (AUTO_ORDER if choice == AUTO else (choice,))]
+    return [DECODERS[name]() for name in _asked(choice)]
+
+
+def _asked(choice: str) -> tuple[str, ...]:
+    return AUTO_ORDER if choice == AUTO else (choice,)
 
 
 def others_than(choice: str) -> list[str]:
@@ -62,16 +63,22 @@ def others_than(choice: str) -> list[str]:
     >>> others_than("pyav")
     ['decord', 'opencv']
     """
-    asked = {decoder.name for decoder in decoders_for(choice)}
-    return [name for name in DECODERS if name not in asked]
+    return [name for name in DECODERS if name not in _asked(choice)]
 
 
 def decoder_versions() -> dict[str, str]:
-    """The installed version of each decoding library, by decoder name, without importing any; else `absent`.
+    """The installed version of each decoding library, by the name in records, without importing any; else `absent`.
 
-    OpenCV and OpenCV headless are the same decoder: which of the two is installed makes no difference here.
+    The first is `decord2` where that is installed, else `decord`.
     """
-    return {name: installed_version(distributions) or "absent" for name, distributions in _DISTRIBUTIONS.items()}
+    names = [name for name in DECORDS if installed_version((name,))] or [DecordDecoder.name]
+    libraries = {**{name: (name,) for name in names}, OpenCVDecoder.name: _OPENCV, PyAVDecoder.name: ("av",)}
+    return {name: installed_version(distributions) or "absent" for name, distributions in libraries.items()}
+
+
+def asks_decord(choice: str) -> bool:
+    """Whether `choice` may decode by decord or decord2."""
+    return DecordDecoder.name in _asked(choice)
 
 
 def missing_note(choice: str) -> str:

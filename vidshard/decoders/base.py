@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +22,7 @@ Frame = npt.NDArray[np.uint8]
 class Decoder(Protocol):
     """A decoding library behind one face. `tests/contract` holds every decoder to it."""
 
-    name: str
+    name: str  # of the library, as records keep it
 
     def frames(
         self,
@@ -52,7 +53,8 @@ def check_frame_indices(table: PacketTable, frame_indices: Sequence[int]) -> Non
         )
 
 
-def installed_version(distributions: Sequence[str]) -> str | None:
+@functools.cache
+def installed_version(distributions: tuple[str, ...]) -> str | None:
     """The version of the first of these distributions that is installed; None if none is."""
     for distribution in distributions:
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +14,8 @@ from vidshard.decoders.base import Frame, check_frame_indices, installed_version
 from vidshard.errors import UserError
 from vidshard.packets import DAMAGED, UNSUPPORTED, PacketTable, VideoError, openable_name
 
-DISTRIBUTIONS = ("decord", "decord2")  # that may hold it; the first installed one counts
+# The package of 2021 and its maintained fork. Both install the module `decord`, and their pixels differ.
+DISTRIBUTIONS = ("decord", "decord2")
 _BATCH = 32  # frames in memory at once
 _CONTAINERS = ("mov", "matroska")  # of an MPEG transport stream it drops all before the second keyframe, silently
 _CANNOT_SCALE = "from_size == to_size"  # its text for some small widths (16, 24, 48, 72, …), at the first frame
@@ -22,7 +25,11 @@ _NO_DECODER = "cannot find video stream"  # its text when its FFmpeg has no deco
 class DecordDecoder:
     """decord with one thread. A reader is opened, used and closed here: a live one costs 32 MiB and its threads."""
 
-    name = "decord"
+    name = "decord"  # how it is chosen; that of an instance tells decord from decord2
+
+    def __init__(self) -> None:
+        """Raises UserError when both decord and decord2 are installed."""
+        self.name = installed_distribution() or type(self).name
 
     def frames(
         self,
@@ -113,19 +120,50 @@ def _read_through(reader: Any, frame_indices: Sequence[int]) -> Iterator[Frame]:
         position += 1
 
 
+def installed_distribution() -> str | None:
+    """Which of decord and decord2 is installed; None if neither is.
+
+    Raises UserError when both are: each overwrote files of the other, and which of the two decodes is chance.
+    """
+    found = [name for name in DISTRIBUTIONS if installed_version((name,))]
+    if len(found) > 1:
+        raise UserError(
+            f"{' and '.join(found)} are both installed, into the same folder; "
+            f"run `pip uninstall {' '.join(found)}`, then `pip install {found[-1]}`"
+        )
+    return found[0] if found else None
+
+
 def _load_decord() -> Any:
     try:
-        import decord
+        with _private_symbols():
+            import decord
+        decord.logging.set_level(decord.logging.INFO)  # it says at this level that it painted over damage
     except Exception as error:  # a library that lacks another says so in many ways
-        installed = installed_version(DISTRIBUTIONS)
-        if installed is None:
+        name = installed_distribution()
+        if name is None:
             raise VideoError(UNSUPPORTED, "decord is not installed") from error
+        wanted = f"{name}=={installed_version((name,))}"
         raise UserError(
-            f"decord {installed} is installed but cannot be imported ({_first_line(str(error))}); "
-            "install it anew, or choose --decoder opencv"
+            f"{name} is installed but cannot be imported ({_first_line(str(error))}); "
+            f"run `pip install --force-reinstall --no-deps {wanted}`, or choose --decoder opencv"
         ) from error
-    decord.logging.set_level(decord.logging.INFO)  # it says at this level that it painted over damage
     return decord
+
+
+@contextlib.contextmanager
+def _private_symbols() -> Iterator[None]:
+    """Load libraries for their own use only.
+
+    decord loads its FFmpeg with RTLD_GLOBAL. Where OpenCV, loaded later, brings the same major version of FFmpeg, the
+    linker would give it functions of decord's copy: what OpenCV decodes would depend on what was decoded before.
+    """
+    everywhere = ctypes.RTLD_GLOBAL
+    ctypes.RTLD_GLOBAL = ctypes.RTLD_LOCAL  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        ctypes.RTLD_GLOBAL = everywhere  # type: ignore[misc]
 
 
 def _first_line(text: str) -> str:
