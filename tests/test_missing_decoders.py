@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import types
@@ -98,3 +99,24 @@ def test_what_no_asked_decoder_supports_names_the_ones_not_asked(tmp_path: Path)
     (failure,) = report.sets[0].manifest.failures
     assert failure.reason == packets.UNSUPPORTED
     assert "OpenCV has no decoder for av1; not asked: decord, pyav (--decoder); try another" in failure.message
+
+
+def test_decord_loads_no_cuda_library(tmp_path: Path) -> None:
+    """decord2 would load all that came with torch: half a second and 650 MiB in every worker."""
+    (tmp_path / "nvidia" / "cublas" / "lib").mkdir(parents=True)
+    (tmp_path / "nvidia" / "cublas" / "lib" / "libfake.so").touch()
+    code = (
+        "import importlib.util\n"
+        "from vidshard.decoders.decord_decoder import _load_decord\n"
+        "import ctypes\n"
+        "loaded, real = [], ctypes.CDLL\n"
+        "ctypes.CDLL = lambda name, *args, **options: (loaded.append(str(name)), real(name, *args, **options))[1]\n"
+        "_load_decord()\n"
+        "assert not any('libfake' in name for name in loaded), loaded\n"
+        "assert importlib.util.find_spec('nvidia') is not None\n"
+    )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    run = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr

@@ -460,7 +460,7 @@ def _settle(path: Path, table: PacketTable, doubt: _Doubt) -> PacketTable:
     if found.num_lost or not found.num_frames:
         raise VideoError(DAMAGED, f"{doubt.why}, and FFmpeg cannot decode all of it: {found.loss or 'no frame at all'}")
     if table.pts is not None and found.times == table.pts.tolist():
-        return dataclasses.replace(table, counted=True)  # all is as the packets tell
+        return dataclasses.replace(table, counted=table.discarded > 0)  # all is as the packets tell
     if doubt.times == "unordered" and None not in found.times:
         times = np.sort(np.array(found.times, dtype=np.float64))
         is_estimated = bool(np.any(np.diff(times) <= 0))

@@ -85,11 +85,15 @@ def test_everything_else_is_built_and_the_ledger_names_the_cause(library: str, f
     assert time.monotonic() - start < 60
     assert living(build.pid) == []
     about = open_shards(tmp_path / "out").manifest
-    assert {f.path: f.reason for f in about.failures} == {f"Abuse/{name}.mp4": why for name, why in REASONS.items()}
-    assert about.videos == {"found": 9, "ok": 5, "failed": 4, "skipped": 0}
+    # What crashes decord is left to the next decoder; there is none for what crashes while the packets are read.
+    crashes = set() if library == "decord" else {"segfault", "abort"}
+    failed = {f"Abuse/{name}.mp4": why for name, why in REASONS.items() if name in {"memory", "hang"} | crashes}
+    assert {f.path: f.reason for f in about.failures} == failed
+    assert about.videos == {"found": 9, "ok": 9 - len(failed), "failed": len(failed), "skipped": 0}
     messages = {Path(f.path).stem: f.message for f in about.failures}
-    assert "SIGSEGV" in messages["segfault"]
-    assert "SIGABRT" in messages["abort"]
+    if crashes:
+        assert "SIGSEGV" in messages["segfault"]
+        assert "SIGABRT" in messages["abort"]
     assert "500 MiB" in messages["memory"]
     assert "4 seconds" in messages["hang"]
     assert not (tmp_path / "out" / ".work").exists()
