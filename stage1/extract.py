@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
-import hashlib
 import io
 import re
 from pathlib import Path
@@ -15,17 +15,16 @@ import numpy.typing as npt
 from stage1 import files, videos
 from stage1.attention_data import TRAINED_ON, AttentionData, load_attention_data
 from stage1.detections import OutputFiles, top_indices
-from vidshard import __version__, atomic, clip_codecs, console, manifest, shard_format, video_lists
+from vidshard import __version__, atomic, clip_codecs, console, video_lists
 from vidshard.errors import UserError
-from vidshard.manifest import CLIP_ROW, VIDEO_ROW, ClassCount, Index, Manifest, Shard
-from vidshard.shard_format import ClipShape, SampleRecord
+from vidshard.set_writer import ShardSetWriter
+from vidshard.shard_format import SampleRecord
 
 COLUMNS = (
     *("file", "class", "label", "split", "key", "source", "video_path", "clip_index", "position", "frame_index"),
     *("seconds", "attention", "rank", "confidence", "trained_on"),
 )
 SOURCES = ("clip", "video")
-SHARD_BYTES = 256 * 2**20
 UCF_CRIMES = frozenset(
     {
         *("Abuse", "Arrest", "Arson", "Assault", "Burglary", "Explosion", "Fighting"),
@@ -33,7 +32,6 @@ UCF_CRIMES = frozenset(
     }
 )
 NO_CLASS = "unknown"
-_NO_FAILURES = "path,outcome,reason,message\n"  # failures.csv of a set without any
 
 Frames = npt.NDArray[np.uint8]  # (k, H, W, 3)
 
@@ -103,10 +101,16 @@ def extract(config: ExtractConfig) -> ExtractReport:
     num_frames_of = _lengths(config.folder)
     k = min(config.top_k, data.clips.shape[1])
     size = (data.clips.shape[2], data.clips.shape[3]) if config.frame_size is None else (config.frame_size,) * 2
-    shards = _ShardWriter(config.out / "shards", ClipShape(num_frames=k, height=size[0], width=size[1]), config)
+    settings = {"mode": "attention", "clip_len": k, "top_k": config.top_k, "frames_from": config.frames_from}
+    shard_set = ShardSetWriter(
+        config.out / "shards", clip_len=k, size=size, settings=settings, packages={"vidshard": __version__}
+    )
     failures: dict[str, str] = {}
     rows: list[dict[str, object]] = []
-    with console.Progress("Extracting", total=len(data), unit="detection") as progress:
+    with (
+        contextlib.nullcontext() if config.for_looking else shard_set as shards,
+        console.Progress("Extracting", total=len(data), unit="detection") as progress,
+    ):
         for i in range(len(data)):
             weights = data.attention_weights[i].tolist()
             ranked = top_indices(weights, k)
@@ -121,14 +125,12 @@ def extract(config: ExtractConfig) -> ExtractReport:
                 row = _row(data, i, position, rank=ranked.index(position) + 1)
                 _write_picture(config.out / str(row["file"]), frame)
                 rows.append(row)
-            if not config.for_looking:
+            if shards is not None:
                 small = np.stack(
                     [videos.resized(frame, *size) if frame.shape[:2] != size else frame for frame in frames]
                 )
                 shards.append(_record(data, i, positions, num_frames_of), small)
             progress.advance()
-    if not config.for_looking:
-        shards.finish()
     _write_csv(config.out / "frames.csv", rows)
     done = [i for i in range(len(data)) if data.keys[i] not in failures]
     names = [data.classes[i] or NO_CLASS for i in done]
@@ -249,94 +251,3 @@ def _write_csv(path: Path, rows: list[dict[str, object]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     atomic.write_text(path, text.getvalue())
-
-
-class _ShardWriter:
-    """A shard set of samples that come one by one; its manifest is written last."""
-
-    def __init__(self, folder: Path, shape: ClipShape, config: ExtractConfig) -> None:
-        self.folder, self.shape = folder, shape
-        self.settings = {
-            "mode": "attention",
-            "clip_len": shape.num_frames,
-            "top_k": config.top_k,
-            "frames_from": config.frames_from,
-        }
-        self.shards: list[Shard] = []
-        self.rows: list[tuple[int, int, int, int, int, int, int, int, float]] = []
-        self.records: list[SampleRecord] = []  # the first of each video
-        self.video_of: dict[str, int] = {}
-        self._pending: list[bytes] = []
-        self._size = 0
-
-    def append(self, record: SampleRecord, clip: Frames) -> None:
-        if clip.shape != self.shape.thwc:
-            raise ValueError(f"sample {record.key!r} has shape {clip.shape}, expected {self.shape.thwc}")
-        data, member = shard_format.encode_sample(record, clip)
-        if record.path not in self.video_of:
-            self.video_of[record.path] = len(self.records)
-            self.records.append(record)
-        place = (len(self.shards), self._size + member.offset, member.size, member.crc32)
-        facts = (self.video_of[record.path], record.clip_index, record.label, 0, record.frame_gap_seconds)
-        self.rows.append((*place, *facts))
-        self._pending.append(data)
-        self._size += len(data)
-        if self._size >= SHARD_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        data = b"".join([*self._pending, shard_format.end_of_shard()])
-        name = shard_format.shard_name(len(self.shards))
-        atomic.write_bytes(self.folder / name, data)
-        sha256 = hashlib.sha256(data).hexdigest()
-        self.shards.append(Shard(name=name, bytes=len(data), samples=len(self._pending), sha256=sha256))
-        self._pending, self._size = [], 0
-
-    def finish(self) -> None:
-        if self._pending or not self.shards:
-            self._flush()
-        classes = sorted({record.class_name for record in self.records if record.class_name is not None})
-        splits = sorted({record.split for record in self.records if record.split is not None})
-        videos_table = np.zeros(len(self.records), VIDEO_ROW)
-        for i, record in enumerate(self.records):
-            class_row = classes.index(record.class_name) if record.class_name is not None else -1
-            split_row = splits.index(record.split) if record.split is not None else -1
-            size = (self.shape.width, self.shape.height)
-            videos_table[i] = (class_row, split_row, -1, 0, record.num_frames, *size, record.fps)
-        clips = np.array(self.rows, CLIP_ROW)
-        index = Index(
-            clips=clips,
-            videos=videos_table,
-            paths=[record.path for record in self.records],
-            classes=classes,
-            splits=splits,
-            source_groups=[],
-            decoders=["stage1"],
-        ).to_bytes()
-        kinds = sorted({(record.class_name or "", record.label) for record in self.records})
-        of_video = [(record.class_name or "", record.label) for record in self.records]
-        of_clip = [of_video[video] for video in clips["video"].tolist()]
-        atomic.write_text(self.folder / shard_format.FAILURES_NAME, _NO_FAILURES)
-        manifest.write_index_and_manifest(
-            self.folder,
-            Manifest(
-                split=splits[0] if len(splits) == 1 else None,
-                clip_shape=self.shape,
-                codec="raw",
-                settings=self.settings,
-                packages={"vidshard": __version__},
-                classes=tuple(
-                    ClassCount(
-                        name=kind[0] or None, label=kind[1], videos=of_video.count(kind), clips=of_clip.count(kind)
-                    )
-                    for kind in kinds
-                ),
-                videos_found=len(self.records),
-                videos_ok=len(self.records),
-                failures=(),
-                shards=tuple(self.shards),
-                index_bytes=len(index),
-                index_sha256=hashlib.sha256(index).hexdigest(),
-            ),
-            index,
-        )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import io
 import os
 from collections import Counter
@@ -13,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from vidshard import atomic, build_config, manifest, shard_format
+from vidshard import atomic, build_config, manifest, set_writer, shard_format
 from vidshard.decode_task import Rejected, VideoFacts
 from vidshard.errors import UserError
 from vidshard.manifest import Failure, Manifest
 from vidshard.planner import Plan
+from vidshard.set_writer import VideoEntry
 from vidshard.shard_format import ClipShape
 from vidshard.sources import Source, path_bytes
 from vidshard.work_folder import ShardRecord, WorkFolder
@@ -43,26 +44,25 @@ def close_ledger(
     """
     failures = all_failures(source, facts, records)
     failed = {failure.path for failure in failures if failure.outcome == "failed"}
-    index = make_index(source, facts, records)
+    rows, videos = _rows_and_videos(source, facts, records)
     breaks = {source.videos[n].path: fact.breaks for n, fact in enumerate(facts) if isinstance(fact, VideoFacts)}
-    index_data = index.to_bytes()
-    about = Manifest(
+    index_data = set_writer.make_index(rows, videos).to_bytes()
+    about = set_writer.make_manifest(
+        index_data,
+        rows,
+        videos,
+        [
+            manifest.Shard(name=shard_format.shard_name(n), bytes=r.bytes, samples=len(r.rows), sha256=r.sha256)
+            for n, r in enumerate(records)
+        ],
         split=source.split,
         clip_shape=clip_shape,
         codec=codec,
         settings={**settings, build_config.SOURCES: build_config.source_digests(source, failed, video_bytes)},
         packages=packages,
-        classes=_class_counts(source, index),
-        videos_found=len(source.videos) + len(source.skipped),
-        videos_ok=len(index.videos),
-        breaks={path: breaks[path] for path in index.paths if breaks[path]},
         failures=failures,
-        shards=tuple(
-            manifest.Shard(name=shard_format.shard_name(n), bytes=r.bytes, samples=len(r.rows), sha256=r.sha256)
-            for n, r in enumerate(records)
-        ),
-        index_bytes=len(index_data),
-        index_sha256=hashlib.sha256(index_data).hexdigest(),
+        num_found=len(source.videos) + len(source.skipped),
+        breaks={video.path: breaks[video.path] for video in videos if breaks[video.path]},
         extended=tuple(
             manifest.Extension(
                 first_shard=first, failed=tuple(path for n in videos if (path := source.videos[n].path) in failed)
@@ -159,54 +159,33 @@ def all_failures(
     return tuple(sorted([*rows, *source.skipped], key=lambda failure: path_bytes(failure.path)))
 
 
-def make_index(
+def _rows_and_videos(
     source: Source, facts: Sequence[VideoFacts | Rejected], records: Sequence[ShardRecord]
-) -> manifest.Index:
+) -> tuple[npt.NDArray[np.void], list[VideoEntry]]:
+    """The rows of all clips in shard order, and the videos that became clips."""
     rows = np.concatenate([record.rows for record in records])
     decoder_of = {video: name for record in records for video, name in record.decoders.items()}
-    numbers = sorted(decoder_of)  # of the videos that became clips
+    numbers = sorted(decoder_of)
     rows["video"] = np.searchsorted(np.array(numbers), rows["video"])
-    videos = [source.videos[number] for number in numbers]
-    classes, groups, used = (
-        sorted({name for name in names if name is not None}, key=path_bytes)
-        for names in (
-            [video.class_name for video in videos],
-            [video.source_group for video in videos],
-            list(decoder_of.values()),
-        )
-    )
-    splits = [source.split] if source.split is not None else []
-    tables = [{name: row for row, name in enumerate(names)} for names in (classes, splits, groups, used)]
-    table = np.zeros(len(videos), manifest.VIDEO_ROW)
-    for row, (number, video) in enumerate(zip(numbers, videos, strict=True)):
-        fact = facts[number]
+    entries = []
+    for number in numbers:
+        video, fact = source.videos[number], facts[number]
         assert isinstance(fact, VideoFacts)
-        names = (video.class_name, source.split, video.source_group, decoder_of[number])
-        columns = [-1 if name is None else of[name] for of, name in zip(tables, names, strict=True)]
-        table[row] = (*columns, fact.num_frames, fact.width, fact.height, fact.fps)
-    return manifest.Index(
-        clips=rows,
-        videos=table,
-        paths=[video.path for video in videos],
-        classes=classes,
-        splits=splits,
-        source_groups=groups,
-        decoders=used,
-    )
-
-
-def _class_counts(source: Source, index: manifest.Index) -> tuple[manifest.ClassCount, ...]:
-    labels = {video.class_name: video.label for video in source.videos}
-    class_of = [index.class_name(row) for row in range(len(index.videos))]
-    num_videos = Counter(class_of)
-    clips_of_video = np.bincount(index.clips["video"], minlength=len(class_of))
-    num_clips: Counter[str | None] = Counter()
-    for name, count in zip(class_of, clips_of_video.tolist(), strict=True):
-        num_clips[name] += count
-    return tuple(
-        manifest.ClassCount(name=name, label=labels[name], videos=num_videos[name], clips=num_clips[name])
-        for name in sorted(num_videos, key=lambda name: path_bytes(name or ""))
-    )
+        entries.append(
+            VideoEntry(
+                path=video.path,
+                class_name=video.class_name,
+                label=video.label,
+                split=source.split,
+                source_group=video.source_group,
+                decoder=decoder_of[number],
+                num_frames=fact.num_frames,
+                width=fact.width,
+                height=fact.height,
+                fps=fact.fps,
+            )
+        )
+    return rows, entries
 
 
 def write_failures(path: Path, failures: Sequence[Failure]) -> None:

@@ -42,7 +42,15 @@ class PartWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._file.close()
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self._size
 
     def append(self, record: SampleRecord, clip: Clip) -> None:
         """Write one sample. `clip`: uint8 (T, H, W, 3). Raises OSError (disk full)."""
