@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -50,7 +51,9 @@ def test_what_auto_refuses_is_told_and_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = make_tiny_videos(tmp_path / "mine", {"a.mp4": 20})
-    (folder / "a.mp4").rename(folder / "a.no_video_name")  # ffprobe looks at the content
+    command = ["ffmpeg", "-v", "error", "-i", str(folder / "a.mp4"), "-c", "copy", str(folder / "a.h264")]
+    subprocess.run(command, check=True)  # a stream without a container, and so without times
+    (folder / "a.mp4").unlink()
     monkeypatch.setattr(sys, "argv", ["compare", str(folder), "--decoders", "auto", "--workers", "1"])
     assert compare_field.main() == 1
     assert "refused " in capsys.readouterr().out

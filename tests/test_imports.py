@@ -92,7 +92,8 @@ ALLOWED: dict[str, set[str]] = {
     "vidshard.clip_codecs": {"vidshard.clips", "vidshard.errors"},
     "vidshard.clips": {"vidshard.errors"},
     "vidshard.console": {"vidshard.errors"},
-    "vidshard.damage": {"vidshard.packets"},
+    "vidshard.containers": set(),
+    "vidshard.damage": {"vidshard.containers"},
     "vidshard.decode_task": {
         "vidshard.clips",
         "vidshard.damage",
@@ -100,6 +101,7 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.fetched_video",
         "vidshard.packets",
         "vidshard.planner",
+        "vidshard.sequence",
         "vidshard.shard_format",
         "vidshard.shard_writer",
         "vidshard.sources",
@@ -120,7 +122,7 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.packets",
     },
     "vidshard.decoders.opencv_decoder": {"vidshard.clips", "vidshard.decoders.base", "vidshard.packets"},
-    "vidshard.decoders.pyav_decoder": {"vidshard.decoders.base", "vidshard.packets"},
+    "vidshard.decoders.pyav_decoder": {"vidshard.containers", "vidshard.decoders.base", "vidshard.packets"},
     "vidshard.errors": set(),
     "vidshard.fetched_video": {"vidshard.packets", "vidshard.storage"},
     "vidshard.folder_lock": {"vidshard.errors"},
@@ -151,7 +153,7 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.work_folder",
     },
     "vidshard.manifest": {"vidshard.atomic", "vidshard.errors", "vidshard.shard_format", "vidshard.video_lists"},
-    "vidshard.packets": {"vidshard.atomic"},
+    "vidshard.packets": {"vidshard.atomic", "vidshard.containers", "vidshard.damage", "vidshard.sequence"},
     "vidshard.planner": {"vidshard.shard_format"},
     "vidshard.preview": {
         "vidshard.atomic",
@@ -188,6 +190,7 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.storage",
         "vidshard.video_lists",
     },
+    "vidshard.sequence": {"vidshard.containers", "vidshard.damage"},
     "vidshard.shard_cache": {"vidshard.errors", "vidshard.storage"},
     "vidshard.shard_format": {"vidshard.clip_codecs", "vidshard.errors"},
     "vidshard.shard_joiner": {
@@ -207,9 +210,9 @@ ALLOWED: dict[str, set[str]] = {
         "vidshard.video_lists",
     },
     "vidshard.sources": {
+        "vidshard.containers",
         "vidshard.errors",
         "vidshard.manifest",
-        "vidshard.packets",
         "vidshard.shard_format",
         "vidshard.storage",
         "vidshard.video_lists",
@@ -585,7 +588,13 @@ ALLOWED: dict[str, set[str]] = {
 # Libraries that one room alone may import (a name stands for itself and what is below it).
 ONLY_IN = {
     "decord": {"vidshard.decoders.decord_decoder"},
-    "av": {"vidshard.damage", "vidshard.packets", "vidshard.decoders.pyav_decoder"},
+    "av": {
+        "vidshard.containers",
+        "vidshard.damage",
+        "vidshard.decoders.pyav_decoder",
+        "vidshard.packets",
+        "vidshard.sequence",
+    },
     "cv2": {"vidshard.decoders.opencv_decoder", "vidshard.clips"},
     "matplotlib": {"stage1.evaluation_plots", "stage1.plots", "stage1.film_strip"},
     "webdataset": {"stage1.dataloader"},

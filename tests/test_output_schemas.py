@@ -37,7 +37,7 @@ SCHEMA_OF = {
 }
 IN_SHARDS = ["attention_sample"]
 OF_RUN = ["anomalies", "events", "predictions", "run", "videos"]  # checked in a loop below
-OF_VIDSHARD = {"failures.csv"}  # docs/SHARD_FORMAT.md
+OF_VIDSHARD = {"failures.csv", "sources.json"}  # docs/SHARD_FORMAT.md, README.md
 
 
 def check_outputs(folder: Path) -> None:

@@ -207,9 +207,8 @@ class _Decoding:
                 raise
             suspicion = error
         damaged = self._second_opinion(suspicion)
-        touched = next((index for index in self.needed if index in damaged), None)
-        if touched is not None:
-            raise VideoError(packets.DAMAGED, _about_damage(damaged, touched)) from suspicion
+        if not damaged.keys().isdisjoint(self.needed):  # the same message for every job of a video
+            raise VideoError(packets.DAMAGED, _about_damage(damaged, min(damaged))) from suspicion
         try:  # Where other frames are damaged, that is what this decoder has to say.
             return self._decode_once(decoder, in_sequence=True, listen=not damaged)
         except VideoError as error:

@@ -503,6 +503,9 @@ def _rising_times(times: Sequence[int | None], step: float) -> tuple[npt.NDArray
         if time is None:
             continue
         if known and time + offset <= known[-1]:
+            if time + offset == known[-1]:  # of two frames of one moment, FFmpeg gave it to the first by mistake
+                places[-1] = place
+                continue
             if known[-1] - (time + offset) < _SMALL_STEP_BACK * step:  # FFmpeg's guess, a bit off
                 continue
             offset = known[-1] + (place - places[-1]) * step - time

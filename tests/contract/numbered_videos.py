@@ -15,6 +15,7 @@ from typing import Any
 import av
 import numpy as np
 import numpy.typing as npt
+from av.stream import Disposition
 
 BITS, ROWS, COLUMNS = 8, 2, 4
 FPS = 25
@@ -62,30 +63,37 @@ def make_video(
     container: str = "mp4",
     container_options: dict[str, str] | None = None,
     other_stream: Callable[[Any], list[Any]] | None = None,
+    sample_aspect: Fraction = Fraction(1),  # width of a pixel by its height
+    colorspace: int = 2,  # number of ITU-T H.273; 2: not told
+    cut_after: int | None = None,  # packets, as `ffmpeg -t SECONDS -c copy` leaves a video
 ) -> NumberedVideo:
     """Encode `num_frames` numbered frames into `path`."""
     times = list(range(num_frames)) if times is None else list(times)
-    ticks = 512  # per 1/25 s, as FFmpeg has it
+    ticks = 1 if container == "avi" else 512  # per 1/25 s, as FFmpeg has it
     with av.open(str(path), "w", format=container, options=container_options or {}) as output:
         stream = output.add_stream(codec, rate=FPS, options=options or {})
         stream.width, stream.height = size
         stream.pix_fmt = pixel_format
         stream.codec_context.time_base = Fraction(1, FPS * ticks)
         stream.codec_context.thread_count = 1
-        packets = other_stream(output) if other_stream is not None else []
+        stream.codec_context.sample_aspect_ratio = sample_aspect
+        stream.codec_context.colorspace = colorspace
+        others = other_stream(output) if other_stream is not None else []
+        packets = []
         for number, time in enumerate(times):
             frame = av.VideoFrame.from_ndarray(draw_number(number, *size), format="gray")
             frame = frame.reformat(format=pixel_format)
             frame.pts, frame.time_base = time * ticks, Fraction(1, FPS * ticks)
             packets += stream.encode(frame)
-        packets += stream.encode(None)
-        for packet in packets:
+        packets = (packets + stream.encode(None))[:cut_after]
+        kept = {round(packet.pts * packet.time_base * FPS) for packet in packets}
+        for packet in others + packets:
             if shift:
                 base = packet.time_base
                 packet.pts += int(shift * Fraction(1, FPS) / base)
                 packet.dts += int(shift * Fraction(1, FPS) / base)
             output.mux(packet)
-    shown = [number for number, time in enumerate(times) if time + shift >= 0]
+    shown = [number for number, time in enumerate(times) if time in kept and time + shift >= 0]
     return NumberedVideo(
         path=path,
         numbers=tuple(shown),
@@ -103,6 +111,25 @@ def rotate(path: Path, clockwise: int) -> None:
     x, y = {90: (height, 0), 180: (width, height), 270: (0, width)}[clockwise]
     data[at : at + 36] = struct.pack(">9i", a, b, 0, -b, a, 0, x, y, 1 << 30)
     path.write_bytes(data)
+
+
+def mirror(path: Path) -> None:
+    """Patch the display matrix of the first track of an MP4, so that players show its picture mirrored."""
+    one = 1 << 16
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 44
+    data[at : at + 36] = struct.pack(">9i", -one, 0, 0, 0, one, 0, 320 * one, 0, 1 << 30)
+    path.write_bytes(data)
+
+
+def _cover_picture(output: Any) -> list[Any]:
+    """A cover picture, as video sites and phones embed it; returns its packets."""
+    stream = output.add_stream("png", rate=1)
+    stream.width, stream.height, stream.pix_fmt = 64, 48, "rgb24"
+    stream.disposition = Disposition.attached_pic
+    frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 128, np.uint8), format="rgb24")
+    frame.pts = 0
+    return [*stream.encode(frame), *stream.encode(None)]
 
 
 def _other_stream(output: Any) -> list[Any]:
@@ -165,6 +192,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "vp9": {"codec": "libvpx-vp9", "options": {"deadline": "realtime", "cpu-used": "8"}},
     "av1": {"codec": "libsvtav1", "options": {"preset": "8", "crf": "20", "svtav1-params": "lp=1"}},
     "two_video_streams": {"options": _X264, "other_stream": _other_stream},
+    "cover_picture": {"options": _X264, "other_stream": _cover_picture},
+    "cut_without_encoding": {"options": {**_X264, "bf": "3", "b-adapt": "0", "sc_threshold": "0"}, "cut_after": 39},
+    "mirrored": {"options": _X264},
+    "bt2020": {"options": _X264, "colorspace": 9},
+    "avi_b_frames": {"options": {**_X264, "bf": "2"}, "container": "avi"},
 }
 
 
@@ -174,11 +206,15 @@ def make_kind(kind: str, folder: Path) -> NumberedVideo:
     video = make_video(folder / f"{kind}{suffix}", **KINDS[kind])
     if kind.startswith("rotated_"):
         rotate(video.path, int(kind.removeprefix("rotated_")))
+    elif kind == "mirrored":
+        mirror(video.path)
     return video
 
 
 def upright(frame: npt.NDArray[np.uint8], kind: str) -> npt.NDArray[np.uint8]:
-    """Undo the rotation that a player applies, so that the number can be read."""
+    """Undo what a player does to the picture, so that the number can be read."""
+    if kind == "mirrored":
+        return frame[:, ::-1]
     if not kind.startswith("rotated_"):
         return frame
     return np.rot90(frame, int(kind.removeprefix("rotated_")) // 90)

@@ -19,9 +19,9 @@ from vidshard.packets import PacketTable, read_packet_table
 
 # What a decoder may refuse, so that the next one is asked. Anything else must be decoded right.
 MAY_REFUSE = {
-    "decord": {"av1", "avi_named_mp4", "mpegts_named_mp4", "two_video_streams"},
-    "decord2": {"avi_named_mp4", "mpegts_named_mp4", "two_video_streams"},
-    "opencv": {"av1", "interlaced"},
+    "decord": {"av1", "avi_b_frames", "avi_named_mp4", "mirrored", "mpegts_named_mp4", "two_video_streams"},
+    "decord2": {"avi_b_frames", "avi_named_mp4", "mirrored", "mpegts_named_mp4", "two_video_streams"},
+    "opencv": {"av1", "bt2020", "interlaced", "mirrored"},
     "pyav": set(),
 }
 SIZE = 112
