@@ -27,10 +27,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vidshard import BuildConfig, SamplingConfig, build, builder
-from vidshard.manifest import open_shards
-from vidshard.shard_format import decode_clip, read_shard
-from vidshard.supervisor import Crew, SupervisorConfig, Task, TaskResult
+from vidshard import BuildConfig, SamplingConfig, build
+from vidshard.building import run as builder
+from vidshard.execution.local import Crew, SupervisorConfig, Task, TaskResult
+from vidshard.shards.layout import decode_clip, read_shard
+from vidshard.shards.manifest import open_shards
 
 SIZE = 112
 MAX_DIFFERENCE = 8.0  # mean over a 32 × 24 grid of points, grey levels

@@ -191,13 +191,13 @@ def decode_with_pyav(videos: Sequence[Path]) -> None:
 
 
 def read_tables(videos: Sequence[Path]) -> list[Any]:
-    from vidshard.packets import read_packet_table
+    from vidshard.video.packets import read_packet_table
 
     return [read_packet_table(video) for video in videos]
 
 
 def decode_dense(videos: Sequence[Path], tables: Sequence[Any], decoder_name: str) -> None:
-    from vidshard.decoders import decoders_for
+    from vidshard.video.decoders import decoders_for
 
     (decoder,) = decoders_for(decoder_name)
     for video, table in zip(videos, tables, strict=True):
@@ -208,8 +208,8 @@ def decode_dense(videos: Sequence[Path], tables: Sequence[Any], decoder_name: st
 
 def decode_sparse(video: Path, decoder_name: str) -> Any:
     """What a build does for a video with the default sampling: packets, then the frames of one clip."""
-    from vidshard.clips import frame_indices
-    from vidshard.decoders import decoders_for
+    from vidshard.video.decoders import decoders_for
+    from vidshard.video.sampling import frame_indices
 
     (table,) = read_tables([video])
     wanted = frame_indices(table.num_frames, num_frames=NUM_FRAMES)
@@ -343,7 +343,7 @@ def build(source: Path, out: Path, decoder: str, workers: int, peaks: dict[str, 
 
 
 def build_command(source: Path, out: Path, decoder: str, workers: int) -> list[str]:
-    run = [sys.executable, "-c", "from vidshard.cli import main; main()", "build", str(source), "--out", str(out)]
+    run = [sys.executable, "-c", "from vidshard.cli.main import main; main()", "build", str(source), "--out", str(out)]
     return [*run, "--decoder", decoder, "--workers", str(workers), "--yes", "--sampling", "dense"]
 
 

@@ -149,7 +149,7 @@ def start_pass(way: str, folder: Path, group: Path | None) -> dict[str, float]:
 def run_pass(way: str, folder: Path) -> dict[str, float]:
     if way != "block_shuffle":
         return read_in_sequence(folder, direct=way == "sequential_direct")
-    from stage1.dataloader import ClipLoader, ClipReader
+    from stage1.data.loader import ClipLoader, ClipReader
 
     start = time.perf_counter()
     reader = ClipReader(folder)

@@ -151,7 +151,7 @@ def train_the_notebooks_way(videos: Path, num_workers: int) -> None:
     import torch
 
     import notebook_way
-    from stage1.model import ModelConfig, Stage1Model
+    from stage1.model.network import ModelConfig, Stage1Model
 
     mean, std = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 

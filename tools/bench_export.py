@@ -22,9 +22,9 @@ import onnxruntime
 import torch
 
 from bench_infer import SHAPE, save_model
-from stage1.checkpoint import load_checkpoint
-from stage1.export import WholeModel, export
-from stage1.model import ModelConfig
+from stage1.model.checkpoint import load_checkpoint
+from stage1.model.network import ModelConfig
+from stage1.model.onnx import WholeModel, export
 
 BATCH = 8
 

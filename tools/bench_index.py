@@ -20,9 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vidshard import manifest, planner, shard_format
-from vidshard.manifest import ClassCount, Index, Manifest, Shard
-from vidshard.shard_format import ClipShape
+from vidshard.planning import shard_plan
+from vidshard.shards import layout, manifest
+from vidshard.shards.layout import ClipShape
+from vidshard.shards.manifest import ClassCount, Index, Manifest, Shard
 
 SHAPE = ClipShape(num_frames=16, height=112, width=112)
 CLIPS_PER_VIDEO = 100
@@ -31,12 +32,12 @@ CLIPS_PER_VIDEO = 100
 def write_synthetic_set(folder: Path, num_clips: int) -> Path:
     """A set of `num_clips` clips whose shards hold nothing: good for opening and planning only."""
     folder.mkdir(parents=True)
-    in_shard = planner.clips_per_shard(SHAPE, 64)
-    sample_bytes = planner.sample_bytes(SHAPE)
+    in_shard = shard_plan.clips_per_shard(SHAPE, 64)
+    sample_bytes = shard_plan.sample_bytes(SHAPE)
     rows = np.arange(num_clips)
     clips = np.zeros(num_clips, manifest.CLIP_ROW)
-    clips["shard"], clips["offset"] = rows // in_shard, rows % in_shard * sample_bytes + shard_format.TAR_BLOCK
-    clips["size"] = len(shard_format.npy_header(SHAPE)) + SHAPE.num_bytes
+    clips["shard"], clips["offset"] = rows // in_shard, rows % in_shard * sample_bytes + layout.TAR_BLOCK
+    clips["size"] = len(layout.npy_header(SHAPE)) + SHAPE.num_bytes
     clips["crc32"] = np.random.default_rng(0).integers(0, 2**32, num_clips, dtype=np.uint32)
     clips["video"], clips["clip"] = rows // CLIPS_PER_VIDEO, rows % CLIPS_PER_VIDEO
     num_videos = int(clips["video"][-1]) + 1
@@ -53,7 +54,7 @@ def write_synthetic_set(folder: Path, num_clips: int) -> Path:
     data = index.to_bytes()
     counts = np.bincount(clips["shard"])
     shards = tuple(
-        Shard(name=shard_format.shard_name(n), bytes=count * sample_bytes + 1024, samples=count, sha256="0" * 64)
+        Shard(name=layout.shard_name(n), bytes=count * sample_bytes + 1024, samples=count, sha256="0" * 64)
         for n, count in enumerate(counts.tolist())
     )
     for shard in shards:
@@ -86,9 +87,9 @@ def measure(folder: Path) -> dict[str, float]:
     """Open the set and plan an epoch, in this process, which should have done nothing before."""
     import time
 
-    from stage1.dataloader import ClipLoader
-    from stage1.reader import ClipReader
-    from stage1.sample_plan import rank_batch
+    from stage1.data.epoch_plan import rank_batch
+    from stage1.data.loader import ClipLoader
+    from stage1.data.reader import ClipReader
 
     Path("/proc/self/clear_refs").write_text("5")  # the highest memory counts from here
     before = _memory_mb("VmRSS")

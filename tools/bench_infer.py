@@ -38,14 +38,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from fake_shards import random_clips, write_shards
-from stage1 import checkpoint as checkpoints
-from stage1.checkpoint import Checkpoint
-from stage1.infer import InferConfig, infer
-from stage1.memory import keep_freed_memory
-from stage1.model import ModelConfig, Stage1Model
-from stage1.transforms import TransformConfig
+from stage1.common.memory import keep_freed_memory
+from stage1.data.transforms import TransformConfig
+from stage1.inference.run import InferConfig, infer
+from stage1.model import checkpoint as checkpoints
+from stage1.model.checkpoint import Checkpoint
+from stage1.model.network import ModelConfig, Stage1Model
 from synthetic_videos import VideoConfig, encode, plan_dataset, render_video
-from vidshard import manifest
+from vidshard.shards import manifest
 
 BATCH = 8
 SHAPE = (16, 112, 112)

@@ -48,7 +48,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from fake_shards import write_shards  # noqa: E402
-from stage1.dataloader import ClipLoader, ClipReader  # noqa: E402
+from stage1.data.loader import ClipLoader, ClipReader  # noqa: E402
 
 CLIP_SHAPE = (16, 112, 112)
 BATCH_SIZES = (4, 32)
@@ -93,7 +93,7 @@ def parse_options() -> argparse.Namespace:
 
 def make_shards(work: Path, options: argparse.Namespace) -> Path:
     if options.videos:
-        command = [sys.executable, "-c", "from vidshard.cli import main; main()", "build", str(options.videos)]
+        command = [sys.executable, "-c", "from vidshard.cli.main import main; main()", "build", str(options.videos)]
         settings = ["--sampling", "dense", "--out", str(work / "shards"), "--yes"]
         subprocess.run([*command, *settings], check=True)
         return work / "shards"

@@ -36,11 +36,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from stage1 import backbones
-from stage1.model import Stage1Model
-from stage1.motion_statistics import motion_statistics
-from stage1.train_config import PRESETS, make_config
-from stage1.transforms import ClipTransform, TransformConfig
+from stage1.data.transforms import ClipTransform, TransformConfig
+from stage1.model import backbones
+from stage1.model.motion_features import motion_statistics
+from stage1.model.network import Stage1Model
+from stage1.training.config import PRESETS, make_config
 
 OURS, OURS_TRAINING = "ours", "ours, its training input"
 SHAPE = (16, 112, 112)
@@ -208,9 +208,9 @@ def seconds_a_step(step: Any, count: int) -> float:
 
 def compare_auc(options: argparse.Namespace) -> dict[str, float | None]:
     """Print and return the AUC of ours and of r3d_18 after equal wall-clock."""
-    from stage1 import metrics
-    from stage1.crossval import open_clips, stratified_folds
-    from stage1.reader import ClipReader
+    from stage1.data.reader import ClipReader
+    from stage1.evaluation.crossval import open_clips, stratified_folds
+    from stage1.metrics import clips as metrics
 
     clips = open_clips([ClipReader(folder) for folder in options.shards])
     pixels = np.empty((len(clips.labels), *clips.reader.clip_shape.thwc), np.uint8)

@@ -23,10 +23,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from fake_shards import random_clips, write_shards  # noqa: E402
-from stage1.dataloader import ClipLoader, ClipReader  # noqa: E402
-from vidshard import remote_output  # noqa: E402
-from vidshard.shard_cache import CacheConfig  # noqa: E402
-from vidshard.storage import Url  # noqa: E402
+from stage1.data.loader import ClipLoader, ClipReader  # noqa: E402
+from vidshard.building import upload  # noqa: E402
+from vidshard.storage.cache import CacheConfig  # noqa: E402
+from vidshard.storage.urls import Url  # noqa: E402
 
 
 def read_epochs(loader: ClipLoader, number: int) -> tuple[float, float]:
@@ -66,7 +66,7 @@ def main(clips: int, turns: int, epochs: int, batch_size: int) -> None:
         )
         (local / "failures.csv").write_text("path,outcome,reason,message\n")
         url = Url("s3://bench/set")
-        remote_output.upload_set(local, url)
+        upload.upload_set(local, url)
         readers = {
             "local": ClipReader(local),
             "remote": ClipReader(url, cache=CacheConfig(folder=Path(folder, "cache"), limit_gb=10)),

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from stage1 import device as device_module
-from stage1 import optim
-from stage1.device import autocast, choose_device, device_name
-from stage1.model import Stage1Model
-from vidshard.errors import UserError
+from stage1.common import device as device_module
+from stage1.common.device import autocast, choose_device, device_name
+from stage1.model.network import Stage1Model
+from stage1.training import optim
+from vidshard.util.errors import UserError
 
 WAYS: dict[str, dict[str, Any]] = {
     "fp32": {},

@@ -25,9 +25,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vidshard import BuildConfig, SamplingConfig, build
-from vidshard.decoders import DECODERS
-from vidshard.manifest import open_shards
-from vidshard.shard_format import decode_clip, read_shard
+from vidshard.shards.layout import decode_clip, read_shard
+from vidshard.shards.manifest import open_shards
+from vidshard.video.decoders import DECODERS
 
 Pictures = npt.NDArray[np.uint8]  # (T, H, W, 3) RGB
 

@@ -41,11 +41,11 @@ import numpy as np
 import numpy.typing as npt
 
 from vidshard import BuildConfig, SamplingConfig, build
-from vidshard.decoders import AUTO, DECODERS, decoder_versions
-from vidshard.errors import UserError
-from vidshard.manifest import ShardSet, log_folder, open_shards
-from vidshard.shard_format import FAILURES_NAME, MANIFEST_NAME, decode_clip, read_record
-from vidshard.video_lists import VIDEO_SUFFIXES
+from vidshard.shards.layout import FAILURES_NAME, MANIFEST_NAME, decode_clip, read_record
+from vidshard.shards.manifest import ShardSet, log_folder, open_shards
+from vidshard.util.errors import UserError
+from vidshard.util.lists import VIDEO_SUFFIXES
+from vidshard.video.decoders import AUTO, DECODERS, decoder_versions
 
 Pictures = npt.NDArray[np.uint8]  # (N, SIDE, SIDE, 3) RGB
 Floats = npt.NDArray[np.float64]

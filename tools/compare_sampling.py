@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 
 import vidshard
-from stage1 import metrics
-from stage1.crossval import GROUPED, CrossvalConfig, Split, open_clips, run_split, stratified_folds
-from stage1.evaluate import top_mean
-from stage1.reader import ClipReader
-from stage1.train_config import TrainConfig
-from vidshard.clips import SamplingConfig
+from stage1.data.reader import ClipReader
+from stage1.evaluation.crossval import GROUPED, CrossvalConfig, Split, open_clips, run_split, stratified_folds
+from stage1.evaluation.run import top_mean
+from stage1.metrics import clips as metrics
+from stage1.training.config import TrainConfig
+from vidshard.video.sampling import SamplingConfig
 
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "uniform": {},

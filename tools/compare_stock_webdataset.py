@@ -24,7 +24,7 @@ import webdataset as wds
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from fake_shards import random_clips, write_shards
-from stage1.dataloader import ClipLoader, ClipReader
+from stage1.data.loader import ClipLoader, ClipReader
 
 NUM_CLIPS, BATCH_SIZE = 37, 4
 SHARDS = {"1 shard of 37 clips": 37, "7 uneven shards": 6}

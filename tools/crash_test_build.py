@@ -47,7 +47,7 @@ def make_videos(root: Path) -> None:
 
 
 def start_build(source: Path, out: Path, workers: int) -> subprocess.Popen[bytes]:
-    run_it = "from vidshard.cli import main; main()"
+    run_it = "from vidshard.cli.main import main; main()"
     command = [sys.executable, "-c", run_it, "build", str(source), "--out", str(out), "--workers", str(workers)]
     return subprocess.Popen(
         [*command, *OPTIONS], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True

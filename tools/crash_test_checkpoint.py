@@ -26,11 +26,11 @@ from pathlib import Path
 
 import torch
 
-from stage1.checkpoint import Checkpoint, load_checkpoint, load_last, save_last
-from stage1.files import LAST_NAME
-from stage1.model import ModelConfig, Stage1Model
-from stage1.transforms import TransformConfig
-from vidshard.errors import UserError
+from stage1.common.files import LAST_NAME
+from stage1.data.transforms import TransformConfig
+from stage1.model.checkpoint import Checkpoint, load_checkpoint, load_last, save_last
+from stage1.model.network import ModelConfig, Stage1Model
+from vidshard.util.errors import UserError
 
 
 def main() -> int:

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from bench_infer import save_model
 from fake_shards import random_clips, write_shards
-from stage1.model import ModelConfig
+from stage1.model.network import ModelConfig
 
 SHAPE = (4, 32, 32)
 NUM_CLIPS = 4000
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def run(folder: Path, out: str, *more: str) -> subprocess.Popen[bytes]:
-    program = "import sys; from stage1.cli import main; sys.argv[0] = 'stage1'; main()"
+    program = "import sys; from stage1.cli.main import main; sys.argv[0] = 'stage1'; main()"
     arguments = ["infer", "--shards", "shards", "--checkpoint", "model.pt", "--out", out, "--threshold", "0.5", *more]
     command = [sys.executable, "-c", program, *arguments]
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

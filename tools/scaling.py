@@ -15,9 +15,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from vidshard import packets, planner
-from vidshard.manifest import CLIP_ROW, VIDEO_ROW
-from vidshard.shard_format import ClipShape
+from vidshard.planning import shard_plan
+from vidshard.shards.layout import ClipShape
+from vidshard.shards.manifest import CLIP_ROW, VIDEO_ROW
+from vidshard.video import packets
 
 SHAPE = ClipShape(num_frames=16, height=112, width=112)
 FPS = 30
@@ -33,7 +34,7 @@ PACKET_TABLE_BYTES_PER_FRAME = 16
 OPEN_SECONDS_PER_MILLION, PLAN_SECONDS_PER_MILLION = 0.27, 0.06
 MEMORY_BYTES_PER_CLIP = 83  # of each process that reads
 # planner.sample_bytes: exact for raw, upper estimates for the others
-CLIP_BYTES = {codec: planner.sample_bytes(SHAPE, codec=codec) for codec in ("raw", "zstd", "jpeg")}
+CLIP_BYTES = {codec: shard_plan.sample_bytes(SHAPE, codec=codec) for codec in ("raw", "zstd", "jpeg")}
 SHARD_MB = 64
 VIDEO_NAME_BYTES = 40
 # Assumed, not measured: a status call for one file on a network disk; what a GPU gets through of the default model
@@ -98,7 +99,7 @@ def build_table(hours: float) -> str:
         clips = sampling.clips * videos
         decoding = (number(sampling.frames * videos / rate / 3600) for rate in FRAMES_PER_CPU_SECOND.values())
         stored = (size(clips * num_bytes) for num_bytes in CLIP_BYTES.values())
-        shards = clips / planner.clips_per_shard(SHAPE, SHARD_MB)
+        shards = clips / shard_plan.clips_per_shard(SHAPE, SHARD_MB)
         rows.append([sampling.name, number(clips), *decoding, *stored, number(max(1, shards))])
     header = ["sampling", "clips", *(f"core-hours {name}" for name in FRAMES_PER_CPU_SECOND), *CLIP_BYTES, "shards"]
     return table(header, rows)

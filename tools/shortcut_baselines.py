@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 import synthetic_videos
-from stage1.shortcut_baselines import frame_features
+from stage1.evaluation.baselines import frame_features
 
 FRAMES_PER_VIDEO = 4  # drawn for the classifiers of single frames
 FLOAT_MIN = 1e-6

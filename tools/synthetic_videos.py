@@ -33,7 +33,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from vidshard import atomic
+from vidshard.util import atomic
 
 NORMAL = "NormalVideos"
 CRIMES = ("Fighting", "Robbery")

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from stage1.dataloader import ClipLoader, ClipReader
-from stage1.model import ModelConfig, Stage1Model
-from stage1.selection import map_labels, select
-from stage1.transforms import ClipTransform, TransformConfig
+from stage1.data.loader import ClipLoader, ClipReader
+from stage1.data.selection import map_labels, select
+from stage1.data.transforms import ClipTransform, TransformConfig
+from stage1.model.network import ModelConfig, Stage1Model
 
 torch.manual_seed(0)
 train, test = (ClipReader(Path(folder)) for folder in sys.argv[1:3])

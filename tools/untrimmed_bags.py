@@ -29,15 +29,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from stage1 import evaluate as evaluation
-from stage1 import files, metrics, shortcut_baselines
-from stage1.calibration import Target, parse_target
-from stage1.checkpoint import load_checkpoint
-from stage1.evaluate import EvaluateConfig, ScoredClips
-from stage1.motion_statistics import motion_statistics
-from stage1.reader import ClipReader
-from stage1.transforms import ClipTransform, TransformConfig
-from stage1.truth import read_truth
+from stage1.common import files
+from stage1.data.reader import ClipReader
+from stage1.data.transforms import ClipTransform, TransformConfig
+from stage1.evaluation import baselines as shortcut_baselines
+from stage1.evaluation import run as evaluation
+from stage1.evaluation.run import EvaluateConfig, ScoredClips
+from stage1.metrics import clips as metrics
+from stage1.metrics.calibration import Target, parse_target
+from stage1.metrics.ground_truth import read_truth
+from stage1.model.checkpoint import load_checkpoint
+from stage1.model.motion_features import motion_statistics
 
 SPLITS = ("Train", "Validation", "Test")
 CLIP_LABELS = "clip labels"

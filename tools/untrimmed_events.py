@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from stage1.events import EventConfig, find_spans, smoothed
-from stage1.infer import InferConfig, infer
+from stage1.inference.events import EventConfig, find_spans, smoothed
+from stage1.inference.run import InferConfig, infer
 
 Span = tuple[float, float]
 THRESHOLDS = np.round(np.arange(0.3, 0.96, 0.025), 3).tolist()

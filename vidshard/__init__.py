@@ -4,8 +4,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vidshard.builder import BuildConfig, BuildReport, build, dry_run
-    from vidshard.clips import SamplingConfig
+    from vidshard.building.run import BuildConfig, BuildReport, build, dry_run
+    from vidshard.video.sampling import SamplingConfig
 
 try:
     __version__ = version("vidshard")
@@ -18,11 +18,11 @@ __all__ = ["BuildConfig", "BuildReport", "SamplingConfig", "__version__", "build
 def __getattr__(name: str) -> Any:
     """The public API, loaded on first use: training nodes import this package for the shard format alone."""
     if name in ("BuildConfig", "BuildReport", "build", "dry_run"):
-        from vidshard import builder
+        from vidshard.building import run
 
-        return getattr(builder, name)
+        return getattr(run, name)
     if name == "SamplingConfig":
-        from vidshard.clips import SamplingConfig
+        from vidshard.video.sampling import SamplingConfig
 
         return SamplingConfig
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contract import numbered_videos
-from contract.numbered_videos import KINDS, NumberedVideo
-from vidshard import damage
-from vidshard.decoders import DECODERS, VideoError, decoders_for
-from vidshard.packets import PacketTable, read_packet_table
+import numbered_videos
+from numbered_videos import KINDS, NumberedVideo
+from vidshard.video import damage
+from vidshard.video.decoders import DECODERS, VideoError, decoders_for
+from vidshard.video.packets import PacketTable, read_packet_table
 
 # What a decoder may refuse, so that the next one is asked. Anything else must be decoded right.
 MAY_REFUSE = {

@@ -12,7 +12,7 @@ import pytest
 
 from crash_test_build import living
 from tiny_videos import make_tiny_videos
-from vidshard.manifest import open_shards
+from vidshard.shards.manifest import open_shards
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals, memory limits and /proc")
 
@@ -72,7 +72,7 @@ def test_everything_else_is_built_and_the_ledger_names_the_cause(
     (shims / library).mkdir(parents=True)
     text = SHIM.format(folder=str(shims), library=library, function=function)
     (shims / library / "__init__.py").write_text(text)
-    command = [sys.executable, "-c", "from vidshard.cli import main; main()", "build", str(source), "--yes"]
+    command = [sys.executable, "-c", "from vidshard.cli.main import main; main()", "build", str(source), "--yes"]
     command += ["--out", str(tmp_path / "out"), "--workers", "2", "--timeout-seconds", "4", "--memory-mb", "500"]
     path = os.pathsep.join([str(shims), *filter(None, [os.environ.get("PYTHONPATH")])])
 

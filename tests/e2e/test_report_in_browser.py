@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from fake_shards import write_shards
+from inference_runs import write_checkpoint
 from schemas import check_rows
-from stage1.infer import InferConfig, infer
-from stage1.marks import apply_marks, read_marks
-from stage1.reader import ClipReader
-from stage1.report import ReportConfig, write_report
-from test_infer import write_checkpoint
+from stage1.data.reader import ClipReader
+from stage1.data.review_labels import apply_marks, read_marks
+from stage1.inference.run import InferConfig, infer
+from stage1.review.report import ReportConfig, write_report
 
 selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")

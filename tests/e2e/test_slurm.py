@@ -19,7 +19,7 @@ import torch
 
 from tiny_videos import make_broken_video, make_tiny_videos
 
-SLURM = Path(__file__).parents[2] / "tools" / "slurm"
+SLURM = Path(__file__).resolve().parents[2] / "tools" / "slurm"
 LACKING = [name for name in ("munged", "slurmctld", "slurmd") if shutil.which(name, path="/usr/sbin:/usr/bin") is None]
 pytestmark = [
     pytest.mark.slow,
@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def vidshard() -> list[str]:
-    return [sys.executable, "-c", "from vidshard.cli import main; main()"]
+    return [sys.executable, "-c", "from vidshard.cli.main import main; main()"]
 
 
 @pytest.fixture(scope="module")

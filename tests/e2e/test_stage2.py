@@ -11,22 +11,22 @@ import pytest
 from scipy.stats import binomtest
 
 from stage1 import load_attention_data
-from stage1.crossval import CrossvalConfig, crossval
-from stage1.extract import ExtractConfig, extract
-from stage1.infer import InferConfig, infer
-from stage1.model import ModelConfig
-from stage1.train_config import TrainConfig
+from stage1.evaluation.crossval import CrossvalConfig, crossval
+from stage1.inference.extract import ExtractConfig, extract
+from stage1.inference.run import InferConfig, infer
+from stage1.model.network import ModelConfig
+from stage1.training.config import TrainConfig
 from synthetic_videos import CRIMES, VideoConfig, make_dataset
-from vidshard.builder import BuildConfig, build
-from vidshard.clips import SamplingConfig
+from vidshard.building.run import BuildConfig, build
+from vidshard.video.sampling import SamplingConfig
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_twenty_lines_learn_the_crime_from_out_of_fold_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stage1.crossval.NUM_RESAMPLES", 20)
+    monkeypatch.setattr("stage1.evaluation.crossval.NUM_RESAMPLES", 20)
     # The demo's videos, smaller and shorter, to be quick.
     videos = VideoConfig(width=96, height=72, num_frames=(32, 48))
     make_dataset(tmp_path / "videos", num_videos={"Train": 140, "Validation": 100}, seed=1, config=videos, workers=1)

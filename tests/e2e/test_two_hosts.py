@@ -20,7 +20,7 @@ from fake_shards import write_shards
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 COMMAND_SECONDS = 120.0
-STAGE1 = [sys.executable, "-c", "from stage1.cli import main; main()"]
+STAGE1 = [sys.executable, "-c", "from stage1.cli.main import main; main()"]
 ADDRESSES = ("10.213.57.1", "10.213.57.2")
 PORT = 29471
 

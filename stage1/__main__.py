@@ -1,0 +1,3 @@
+from stage1.cli.main import main
+
+main()

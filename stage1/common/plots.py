@@ -1,0 +1,84 @@
+"""The curves of a training run, as PNG."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vidshard.util import atomic
+
+TRAIN_COLOUR, VALIDATION_COLOUR, AUC_COLOUR, GREY = "#4c78a8", "#e4572e", "#2a9d8f", "#8a8f98"
+
+
+def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw loss, accuracy and AUC over the epochs of `history` (lines of metrics.jsonl) into the PNG `path`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # draws without a screen
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    loss, accuracy = figure.subplots(1, 2)
+    _draw(loss, history, "loss", "Train", TRAIN_COLOUR)
+    _draw(loss, history, "val_loss", "Validation", VALIDATION_COLOUR)
+    loss.set_title("Loss", loc="left", fontweight="bold")
+    _draw(accuracy, history, "accuracy", "Train accuracy", TRAIN_COLOUR)
+    _draw(accuracy, history, "val_accuracy", "Validation accuracy", VALIDATION_COLOUR)
+    _draw(accuracy, history, "val_auc", "Validation AUC", AUC_COLOUR)
+    accuracy.axhline(0.5, color=GREY, linewidth=1, linestyle=":")
+    accuracy.set_ylim(0, 1.02)
+    accuracy.set_title("Accuracy and AUC", loc="left", fontweight="bold")
+    _mark_best(accuracy, history)
+    for axes in (loss, accuracy):
+        axes.set_xlabel("Epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.25, linewidth=0.7)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    with atomic.atomic_open(path) as file:
+        figure.savefig(file, format="png")
+
+
+def _draw(axes: Any, history: Sequence[dict[str, Any]], name: str, label: str, color: str) -> None:
+    points = [(row["epoch"], row[name]) for row in history if row.get(name) is not None]
+    if points:
+        axes.plot(*zip(*points, strict=True), label=label, color=color, linewidth=2, marker="o", markersize=3.5)
+
+
+def _mark_best(axes: Any, history: Sequence[dict[str, Any]]) -> None:
+    """A ring around the validation AUC of the epoch whose weights are kept."""
+    best = [row for row in history if row.get("best") and row.get("val_auc") is not None]
+    if best:
+        row = best[-1]
+        label = f"kept: epoch {row['epoch']}, AUC {row['val_auc']:.3f}"
+        axes.plot(row["epoch"], row["val_auc"], "o", markersize=11, fillstyle="none", color=AUC_COLOUR, label=label)
+
+
+def plot_sheet(
+    rows: Sequence[Sequence[Any]], *, row_names: Sequence[str], column_names: Sequence[str], path: Path
+) -> None:
+    """Draw pictures, uint8 (H, W, 3), in rows and columns into the PNG `path`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    num_columns = max(map(len, rows))
+    figure = Figure(figsize=(1.5 * num_columns, 1.62 * len(rows) + 0.3), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    for i, (grid_row, pictures) in enumerate(
+        zip(figure.subplots(len(rows), num_columns, squeeze=False), rows, strict=True)
+    ):
+        for j, axes in enumerate(grid_row):
+            axes.set_axis_off()
+            if j < len(pictures):
+                axes.imshow(pictures[j], interpolation="nearest")
+            if i == 0 and j < len(column_names):
+                axes.set_title(column_names[j], fontsize=9)
+        # Names of videos may hold $ and _, which matplotlib would set as formulas.
+        label = grid_row[0].text(
+            0, -0.02, row_names[i], fontsize=7, va="top", transform=grid_row[0].transAxes, parse_math=False
+        )
+        label.set_in_layout(False)  # a long name would push the columns apart
+    with atomic.atomic_open(path) as file, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a name, which then shows boxes
+        figure.savefig(file, format="png")

@@ -1,0 +1,175 @@
+"""MP4s brought by a user → shards in a temporary folder, through `vidshard`, which is imported only when this is asked.
+
+The one room of `stage1` that opens videos.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import glob
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vidshard.shards.layout import FAILURES_NAME, UNKNOWN_LABEL, ClipShape
+from vidshard.shards.manifest import Failure, log_folder
+from vidshard.util.errors import UserError
+
+if TYPE_CHECKING:
+    from vidshard.building.run import BuildConfig, SetReport
+    from vidshard.sources.folders import Source
+    from vidshard.video.sampling import SamplingConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BroughtVideos:
+    """The clips of the user's videos. The folder is gone when the block that made it ends."""
+
+    folder: Path  # a finished shard folder
+    root: Path  # what the videos' paths are relative to
+    failures: tuple[Failure, ...]  # videos that became no clip
+
+
+@contextlib.contextmanager
+def temporary_shards(
+    paths: Sequence[str], *, shape: ClipShape, sampling: dict[str, Any], workers: int | None
+) -> Iterator[BroughtVideos]:
+    """Clips of these videos, of `shape` and cut as `sampling` (the settings of a manifest) says, for the block's time.
+
+    Raises UserError when a path gives no video, or no video a clip.
+    """
+    from vidshard.building import run
+
+    source = find_videos(paths)
+    config = run.BuildConfig(
+        source=source.root,
+        sampling=sampling_config(sampling, shape=shape),
+        frame_size=shape.height,
+        resize=sampling.get("resize", "squash"),
+        codec=sampling.get("codec", "raw"),
+        workers=workers,
+        decoder=sampling.get("decoder", "auto"),
+    )
+    with tempfile.TemporaryDirectory(prefix="stage1-videos-", ignore_cleanup_errors=True) as folder:
+        report = _build(source, Path(folder) / "shards", config)
+        failures = tuple(failure for failure in report.manifest.failures if failure.outcome == "failed")
+        yield BroughtVideos(folder=report.folder, root=Path(str(source.root)), failures=failures)
+
+
+def _build(source: Source, out: Path, config: BuildConfig) -> SetReport:
+    """Build; where no video became a clip, say why, as the folder with the reasons will be gone."""
+    from vidshard.building import run
+
+    reasons = log_folder(out) / FAILURES_NAME
+    try:
+        return run.build_set(source, out, config)
+    except UserError as error:
+        if not reasons.is_file():
+            raise
+        with open(reasons, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            failed = [f"{row['path']}: {row['message']}" for row in csv.DictReader(file) if row["outcome"] == "failed"]
+        more = f"; and {len(failed) - 3:,} more" if len(failed) > 3 else ""
+        raise UserError(f"no video could be decoded: {'; '.join(failed[:3])}{more}; expected MP4s that play") from error
+
+
+def sampling_config(settings: dict[str, Any], *, shape: ClipShape) -> SamplingConfig:
+    """How the clips behind these settings of a manifest were cut. Raises UserError where this cannot be done again."""
+    from vidshard.video.sampling import SamplingConfig
+
+    if shape.height != shape.width or settings.get("clip_len") != shape.num_frames:
+        raise UserError(
+            f"the checkpoint takes clips of {shape}, which `vidshard build` cannot cut out of videos (square frames, "
+            f"{settings.get('clip_len')} of them); build the shards another way and name them with --shards"
+        )
+    names = {field.name for field in dataclasses.fields(SamplingConfig)}
+    return SamplingConfig(**{name: value for name, value in settings.items() if name in names})
+
+
+def find_videos(paths: Sequence[str]) -> Source:
+    """The videos in these files, folders and globs as one `Source`, none of them labelled.
+
+    Folder names are no labels here: a folder `cam1` is no class. Raises UserError where a path gives no video.
+    """
+    from vidshard.sources.folders import Source, Video, find_sources
+
+    videos: set[str] = set()
+    skipped: dict[str, Failure] = {}
+    for path in paths:
+        for match in _matches(path):
+            for source in find_sources(Path(match)):
+                videos |= {os.path.join(str(source.root), video.path) for video in source.videos}
+                skipped |= {os.path.join(str(source.root), failure.path): failure for failure in source.skipped}
+    try:
+        root = os.path.commonpath([os.path.dirname(video) for video in videos])
+    except ValueError:
+        raise UserError("the videos lie on different drives: give those of one drive at a time") from None
+
+    def relative(path: str) -> str:
+        return os.path.relpath(path, root).replace(os.sep, "/")
+
+    names = sorted((relative(video) for video in videos), key=lambda name: name.encode("utf-8", "surrogateescape"))
+    return Source(
+        root=Path(root),
+        split=None,
+        videos=tuple(Video(path=name, class_name=None, label=UNKNOWN_LABEL) for name in names),
+        skipped=tuple(dataclasses.replace(skipped[path], path=relative(path)) for path in sorted(skipped)),
+    )
+
+
+def _matches(path: str) -> list[str]:
+    """What a path stands for: itself, or what it matches as a glob (not every shell expands them), videos only.
+
+    Raises UserError when that is nothing.
+    """
+    from vidshard.sources.folders import VIDEO_SUFFIXES
+
+    if os.path.lexists(path):
+        return [path]
+    matches = [
+        match
+        for match in sorted(glob.glob(path, recursive=True))
+        if os.path.isfile(match) and match.lower().endswith(VIDEO_SUFFIXES)
+    ]
+    if not matches:
+        raise UserError(f"--videos {path}: no such file or folder, and as a pattern it matches no video")
+    return matches
+
+
+def read_frames(path: Path, frame_indices: Sequence[int], *, decoder: str = "auto") -> list[npt.NDArray[np.uint8]]:
+    """These frames (rising, presentation order) of a video as they are stored, uint8 (H, W, 3) RGB.
+
+    Raises UserError when the video, or one of the frames, cannot be decoded.
+    """
+    from vidshard.video.decoders import VideoError, decoders_for
+    from vidshard.video.packets import read_packet_table
+
+    reason = ""
+    try:
+        table = read_packet_table(path)
+        for one in decoders_for(decoder):
+            try:
+                with contextlib.closing(
+                    one.frames(path, table, frame_indices, height=table.height, width=table.width)
+                ) as frames:  # type: ignore[type-var]
+                    return [np.ascontiguousarray(frame) for frame in frames]
+            except VideoError as error:
+                reason = error.message
+                if error.reason != "unsupported_by_decoder":
+                    break
+    except (VideoError, ValueError, OSError) as error:
+        reason = str(error)
+    raise UserError(f"frames of {path} cannot be decoded: {reason}")
+
+
+def resized(frame: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
+    """A frame made smaller or larger as `vidshard build` does it."""
+    from vidshard.video.sampling import resize_frame
+
+    return resize_frame(frame, height, width)

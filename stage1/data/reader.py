@@ -1,0 +1,423 @@
+"""Random access to the clips of a shard folder: one copy from the page cache into a buffer of the caller.
+
+A clip is read with `preadv` first, which tells of failing disks, and verified. Of sets that fit into memory it is
+copied from a mapping of its shard from then on, which takes a quarter less time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from stage1.data.epoch_plan import Rows
+from vidshard.shards import layout
+from vidshard.shards.layout import Clip, ClipShape, SampleRecord
+from vidshard.shards.remote_set import Prefetch, RemoteSet, open_location
+from vidshard.storage.cache import CacheConfig
+from vidshard.storage.urls import Location, location
+from vidshard.util.errors import FormatError, UserError
+
+CHECKSUMS = ("first", "always", "never")
+MAX_OPEN_SHARDS = 64  # a thread; below any limit on open files
+_NOTHING = contextlib.nullcontext()
+MAX_MAPPED_SHARDS = 256  # each keeps a file open
+MAPPED_SHARE_OF_MEMORY = 0.5  # a larger set is not mapped: pages that were dropped come back slowly
+_READS_AT_OFFSET = hasattr(os, "preadv")  # Linux, macOS; elsewhere seek and readinto
+_ADVISES = hasattr(os, "posix_fadvise")  # Linux
+
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class ClipSource(Protocol):
+    """What a loader needs of a reader: columns of the index, and clips by their row."""
+
+    clip_shape: ClipShape
+    labels: npt.NDArray[np.int64]
+    videos: Rows  # of each row; numbers that tell videos apart
+    shards: Rows  # of each row; numbers that tell shards apart
+
+    @property
+    def digest(self) -> str: ...
+    def __len__(self) -> int: ...
+    def read_clips(self, rows: Sequence[int] | Rows, out: Pixels | Sequence[Pixels]) -> None: ...
+    def will_read(self, rows: Rows) -> None: ...
+    def fetch_ahead(self, rows: Rows) -> None: ...
+
+
+class ClipReader:
+    """Random access to the clips of a shard folder; opens only the shards that its manifest names.
+
+    `checksums`: verify those of pixels the ``first`` time a clip is read, ``always``, or ``never``. Usable from several
+    threads at once. Raises UserError or FormatError when the folder is no sound shard set.
+    """
+
+    def __init__(self, folder: Location, *, checksums: str = "first", cache: CacheConfig | None = None) -> None:
+        if checksums not in CHECKSUMS:
+            raise UserError(f"checksums is {checksums!r}, expected one of {', '.join(CHECKSUMS)}")
+        self.shard_set = open_location(location(folder), cache=cache)
+        self.manifest, self.index = self.shard_set.manifest, self.shard_set.index
+        self._may_vanish = self.shard_set.may_vanish
+        self.clip_shape = self.manifest.clip_shape
+        self._header = layout.npy_header(self.clip_shape)
+        self._header_crc32 = zlib.crc32(self._header)
+        self._is_raw = self.manifest.codec == "raw"
+        clips = self.index.clips
+        self._check_index()
+        self._offsets, self._sizes = clips["offset"], clips["size"]  # views: a million clips shall take below 100 MB
+        # Columns of their own, for those who compute with them.
+        self.shards: Rows = clips["shard"].astype(np.int64)  # [N]
+        self.labels = clips["label"].astype(np.int64)  # [N]
+        self.videos: Rows = clips["video"].astype(np.int64)  # [N], rows of index.videos
+        self._checks_again = checksums == "always"
+        self._trusted = np.full(len(clips), checksums == "never")
+        self._maps_shards = (
+            self._is_raw
+            and self.shard_set.may_pin
+            and _fits_into_memory([shard.bytes for shard in self.manifest.shards])
+        )
+        self._maps: dict[int, tuple[mmap.mmap, Pixels] | None] = {}
+        self._thread = threading.local()
+        self._ahead: Prefetch | None = None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 that names the data set: every shard and the index."""
+        return self.manifest.digest
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, row: int) -> Clip:
+        """The clip of index row `row` (negative counts from the end): uint8 (T, H, W, 3)."""
+        clip: Clip = np.empty(self.clip_shape.thwc, np.uint8)
+        self.read_clips([range(len(self))[row]], clip[None])
+        return clip
+
+    def read_clips(self, rows: Sequence[int] | Rows, out: Pixels | Sequence[Pixels]) -> None:
+        """Read the clips of index rows `rows` into `out`: uint8 (len(rows), T, H, W, 3), or a buffer for each clip.
+
+        Raw clips take one copy, from the page cache to `out`; others are decoded. Raises FormatError, naming shard, key
+        and offset, on a damaged clip.
+        """
+        picked = np.asarray(rows, np.int64)
+        shards, offsets = self.shards[picked].tolist(), self._offsets[picked].tolist()
+        trusted = self._trusted[picked].tolist()
+        maps = self._mapped(shards) if self._maps_shards and any(trusted) else {}
+        before, length = len(self._header), self.clip_shape.num_bytes
+        for row, shard, offset, is_trusted, pixels in zip(
+            picked.tolist(), shards, offsets, trusted, self._flat(out, len(picked)), strict=True
+        ):
+            if is_trusted and shard in maps:
+                pixels[:] = maps[shard][offset + before : offset + before + length]
+            else:
+                self._read_clip(row, shard, offset, pixels, trusted=is_trusted)
+
+    def _flat(self, out: Pixels | Sequence[Pixels], num_clips: int) -> Pixels | list[Pixels]:
+        """`out` with the pixels of each clip as one row. Raises ValueError when it is no buffer for `num_clips`."""
+        if isinstance(out, np.ndarray):
+            if out.shape == (num_clips, *self.clip_shape.thwc) and out.dtype == np.uint8 and out.flags.c_contiguous:
+                return out.reshape(num_clips, self.clip_shape.num_bytes)
+            got = f"{out.dtype} {out.shape}"
+        else:
+            if len(out) == num_clips:
+                return [self._flat(clip[None], 1)[0] for clip in out]
+            got = f"{len(out)} buffers"
+        raise ValueError(f"buffer is {got}, expected uint8 {(num_clips, *self.clip_shape.thwc)}, contiguous")
+
+    def _read_clip(self, row: int, shard: int, offset: int, pixels: Pixels, *, trusted: bool) -> None:
+        """Read one clip into `pixels`, one row of bytes. Raises FormatError when it is not what was written."""
+        try:
+            with self._in_use(shard) if self._may_vanish else _NOTHING:
+                if self._is_raw:
+                    sound = _read_at(self._open(shard), offset + len(self._header), pixels.data)
+                    sound = sound and (trusted or self._is_sound(row, pixels))
+                else:
+                    sound = self._read_encoded(row, shard, offset, pixels, trusted=trusted)
+        except OSError as error:
+            raise FormatError(f"{self._where(row)} cannot be read: {error.strerror}") from error
+        if not sound:
+            raise FormatError(
+                f"{self._where(row)} does not match its checksum: the shard was changed or damaged after it was "
+                "written; restore it, or build again"
+            )
+
+    def _read_encoded(self, row: int, shard: int, offset: int, pixels: Pixels, *, trusted: bool) -> bool:
+        payload = bytearray(int(self._sizes[row]))
+        if not _read_at(self._open(shard), offset, memoryview(payload)):
+            return False
+        if not trusted and not self._note(row, zlib.crc32(payload)):
+            return False
+        pixels[:] = layout.decode_clip(
+            memoryview(payload), self.clip_shape, codec=self.manifest.codec, where=self._where(row)
+        ).reshape(-1)
+        return True
+
+    def will_read(self, rows: Rows) -> None:
+        """Tell the system which clips come next, so that it reads them from the disk in sequence; a hint, no more."""
+        if not _ADVISES or self._may_vanish:  # of a URL whole shards are fetched
+            return
+        for shard in np.unique(self.shards[rows]).tolist():
+            here = np.unique(rows[self.shards[rows] == shard])  # rows lie in the shard in their order
+            begins = self._offsets[here].astype(np.int64)
+            ends = begins + self._sizes[here]
+            gaps = np.flatnonzero(begins[1:] - ends[:-1] > self.clip_shape.num_bytes) + 1  # small ones are read faster
+            file = self._open(shard)
+            for run in np.split(np.arange(len(here)), gaps):
+                first, end = int(begins[run[0]]), int(ends[run[-1]])
+                os.posix_fadvise(file.fileno(), first, end - first, os.POSIX_FADV_WILLNEED)
+
+    def fetch_ahead(self, rows: Rows) -> None:
+        """Begin to download the shards of these clips, in this order, where they are not on a disk of this machine."""
+        if isinstance(self.shard_set, RemoteSet):
+            shards, first = np.unique(self.shards[rows], return_index=True)
+            self.close_ahead()
+            self._ahead = self.shard_set.prefetch(shards[np.argsort(first)].tolist())
+
+    def close_ahead(self) -> None:
+        """Begin no more downloads ahead."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+
+    def read_record(self, row: int) -> SampleRecord:
+        """All that the shard says about the clip of index row `row`. Raises FormatError."""
+        clip = self.index.clips[row]
+        shard = int(clip["shard"])
+        with self._in_use(shard):
+            record = layout.read_record(self._open(shard), int(clip["offset"]), int(clip["size"]))
+        if record.key != self.index.key(row):
+            raise FormatError(f"{self._where(row)} is followed by the record of {record.key!r}; build again")
+        return record
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options of the build."""
+        return self.manifest.settings
+
+    def video_id(self, video: int) -> str:
+        """A name of row `video` of the video table that holds beyond this set: its split and its path below SOURCE."""
+        return f"{self.index.split(video) or self.manifest.split or ''}/{self.index.paths[video]}"
+
+    def frame_gap_seconds(self) -> float:
+        """Median time between neighbouring frames of the clips, in seconds; 0.0 without clips."""
+        return float(np.median(self.index.clips["frame_gap_seconds"])) if len(self) else 0.0
+
+    def _check_index(self) -> None:
+        clips, shards = self.index.clips, self.manifest.shards
+        size = len(self._header) + self.clip_shape.num_bytes
+        shard_bytes = np.array([shard.bytes for shard in shards], np.uint64)
+        sound = (
+            ((clips["size"] == size) if self._is_raw else (clips["size"] > 0))
+            & (clips["shard"] < len(shards))
+            & (clips["video"] < len(self.index.videos))
+            & (clips["label"] >= layout.UNKNOWN_LABEL)
+            & (clips["label"] <= layout.CRIME_LABEL)
+            & (clips["flags"] < 1 << len(layout.FLAGS))
+        )
+        if sound.all():
+            sound = clips["offset"] + clips["size"] <= shard_bytes[clips["shard"]] if len(clips) else sound
+        if not sound.all():
+            row = int(np.flatnonzero(~sound)[0])
+            raise FormatError(
+                f"row {row} of {self.shard_set.folder / self.manifest.index_name} is no clip of {self.clip_shape} in a "
+                f"shard of the manifest, or has a label or flag this version does not know: {clips[row]}"
+            )
+
+    def _is_sound(self, row: int, pixels: Pixels) -> bool:
+        """Whether the pixels just read, with the header before them, have the checksum of the index."""
+        header = bytearray(len(self._header))
+        complete = _read_at(self._open(int(self.shards[row])), int(self._offsets[row]), memoryview(header))
+        crc32 = zlib.crc32(pixels.data, self._header_crc32)
+        return complete and header == self._header and self._note(row, crc32)
+
+    def _note(self, row: int, crc32: int) -> bool:
+        """Whether `crc32` is the one of the index; the next time it is taken on trust."""
+        sound = crc32 == int(self.index.clips["crc32"][row])
+        self._trusted[row] = sound and not self._checks_again
+        return sound
+
+    def _mapped(self, shards: Sequence[int]) -> dict[int, Pixels]:
+        """The bytes of those of `shards` that are mapped and still as long as they were.
+
+        Touching a mapping behind the end of its file would kill the process; reading says that the shard was cut.
+        """
+        found = {}
+        for shard in set(shards):
+            if shard not in self._maps:
+                self._maps[shard] = self._map(shard)
+            mapped = self._maps[shard]
+            if mapped is not None and mapped[0].size() == len(mapped[1]):
+                found[shard] = mapped[1]
+        return found
+
+    def _map(self, shard: int) -> tuple[mmap.mmap, Pixels] | None:
+        try:
+            with self.shard_set.open_shard(shard) as file:
+                if not self.shard_set.pin(file):
+                    return None
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError):  # too many open files, or an empty one: reading takes its place
+            return None
+        return mapped, np.frombuffer(mapped, np.uint8)
+
+    def _open(self, shard: int) -> IO[bytes]:
+        """The open file of a shard: one a thread, as the fallback moves the file's position."""
+        files: OrderedDict[int, IO[bytes]] | None = getattr(self._thread, "files", None)
+        if files is None:
+            files = self._thread.files = OrderedDict()
+        if shard in files:
+            files.move_to_end(shard)
+        else:
+            files[shard] = self.shard_set.open_shard(shard)
+            if len(files) > MAX_OPEN_SHARDS:
+                files.popitem(last=False)[1].close()
+        return files[shard]
+
+    @contextlib.contextmanager
+    def _in_use(self, shard: int) -> Iterator[None]:
+        """Keep the file of a shard while the block runs."""
+        while self._may_vanish:
+            if self._ahead is not None:
+                self._ahead.opened(shard)
+            with self.shard_set.in_use(self._open(shard)) as is_there:
+                if is_there:
+                    yield
+                    return
+            self._thread.files.pop(shard).close()  # the cache dropped it: open it again
+        yield
+
+    def _where(self, row: int) -> str:
+        clip = self.index.clips[row]
+        return f"clip {self.index.key(row)!r} at byte {clip['offset']} of {self.shard_set.shard_where(clip['shard'])}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_thread", "_ahead", "_maps")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _ahead=None, _maps={})
+        self._thread = threading.local()
+
+
+class JoinedReader:
+    """Several shard sets as one: their rows one after another. All clips must have one shape."""
+
+    def __init__(self, readers: Sequence[ClipReader]) -> None:
+        if not readers:
+            raise UserError("no shard sets to join, expected at least one")
+        self.readers = tuple(readers)
+        self.clip_shape = readers[0].clip_shape
+        for reader in readers:
+            if reader.clip_shape != self.clip_shape:
+                raise UserError(
+                    f"{reader.shard_set.folder} has clips of {reader.clip_shape}, expected {self.clip_shape} as in "
+                    f"{readers[0].shard_set.folder}; build both with the same --clip-len and --frame-size"
+                )
+        sizes = [len(reader) for reader in readers]
+        self.sets = np.repeat(np.arange(len(readers)), sizes)  # of each row
+        self._first_rows = np.cumsum([0, *sizes[:-1]])
+        self.labels = np.concatenate([reader.labels for reader in readers])
+        self.videos = _stacked([reader.videos for reader in readers], [len(r.index.videos) for r in readers])
+        self.shards = _stacked([reader.shards for reader in readers], [len(r.manifest.shards) for r in readers])
+
+    @property
+    def digest(self) -> str:
+        """The digests of all sets, in order."""
+        return "+".join(reader.digest for reader in self.readers)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options of the first set's build."""
+        return self.readers[0].settings
+
+    def video_id(self, video: int) -> str:
+        """As `ClipReader.video_id`; `video` as in `videos`."""
+        for reader in self.readers:
+            if video < len(reader.index.videos):
+                return reader.video_id(video)
+            video -= len(reader.index.videos)
+        raise IndexError(f"there is no video {video} after the last")
+
+    def frame_gap_seconds(self) -> float:
+        """As `ClipReader.frame_gap_seconds`."""
+        gaps = [reader.index.clips["frame_gap_seconds"] for reader in self.readers]
+        return float(np.median(np.concatenate(gaps))) if len(self) else 0.0
+
+    def __len__(self) -> int:
+        return len(self.sets)
+
+    def read_clips(self, rows: Sequence[int] | Rows, out: Pixels | Sequence[Pixels]) -> None:
+        """As `ClipReader.read_clips`."""
+        picked = np.asarray(rows, np.int64)
+        if len(picked) != len(out):
+            raise ValueError(f"buffer is for {len(out)} clips, expected {len(picked)}")
+        sets = self.sets[picked]
+        for number in np.unique(sets).tolist():
+            here = np.flatnonzero(sets == number)
+            self.readers[number].read_clips(picked[here] - self._first_rows[number], [out[i] for i in here.tolist()])
+
+    def will_read(self, rows: Rows) -> None:
+        """As `ClipReader.will_read`."""
+        for number, reader in enumerate(self.readers):
+            reader.will_read(rows[self.sets[rows] == number] - self._first_rows[number])
+
+    def fetch_ahead(self, rows: Rows) -> None:
+        """As `ClipReader.fetch_ahead`."""
+        for number, reader in enumerate(self.readers):
+            reader.fetch_ahead(rows[self.sets[rows] == number] - self._first_rows[number])
+
+
+def _stacked(columns: Sequence[Rows], sizes: Sequence[int]) -> Rows:
+    """Numbers of several sets as numbers of one: each set's begin after those of the sets before it."""
+    firsts = np.cumsum([0, *sizes[:-1]]).tolist()
+    return np.concatenate([column + first for column, first in zip(columns, firsts, strict=True)])
+
+
+def _fits_into_memory(shard_bytes: Sequence[int]) -> bool:
+    """Whether mapping shards of these sizes pays: all of them stay in memory, and nothing forbids it."""
+    if os.name != "posix" or len(shard_bytes) > MAX_MAPPED_SHARDS:  # Windows cannot replace a file that is mapped
+        return False
+    return sum(shard_bytes) <= MAPPED_SHARE_OF_MEMORY * _memory_bytes()
+
+
+def _memory_bytes() -> int:
+    """Memory that this process may use: that of the machine, or less where a control group limits it (Linux)."""
+    limits = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]  # in a container
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+            _, kinds, group = line.split(":", 2)
+            if not kinds:
+                limits.append(Path(f"/sys/fs/cgroup{group}/memory.max"))
+            elif "memory" in kinds.split(","):
+                limits.append(Path(f"/sys/fs/cgroup/memory{group}/memory.limit_in_bytes"))
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for limit in limits:
+        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+            sizes.append(int(limit.read_text(encoding="ascii")))
+    return min(sizes)
+
+
+def _read_at(file: IO[bytes], offset: int, buffer: memoryview) -> bool:
+    """Fill `buffer` from `offset` of an unbuffered file; False when the file ends before."""
+    view = buffer.cast("B")
+    done = 0
+    while done < len(view):
+        if _READS_AT_OFFSET:
+            count = os.preadv(file.fileno(), [view[done:]], offset + done)
+        else:
+            file.seek(offset + done)
+            count = file.readinto(view[done:])  # type: ignore[attr-defined]
+        if not count:
+            return False
+        done += count
+    return True

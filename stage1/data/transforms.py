@@ -1,0 +1,279 @@
+"""uint8 clips → normalised float clips, on the device that holds them, with augmentation while training.
+
+What is random belongs to the clip (see `clip_random`) and is the same for all its frames: a transform that changed from
+frame to frame would look like motion to the model. Only time jitter moves frames, and never backwards: falls do not
+rise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+
+from stage1.data import clip_random
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+MIN_SIDE = 8  # pixels of a cut-out window, or of a clip scaled down
+BLOCK = 8  # side of the blocks that video codecs transform
+
+Floats = npt.NDArray[np.float64]
+Change = Callable[[torch.Tensor, npt.NDArray[np.int64]], torch.Tensor]  # some clips, their rows in the batch → changed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformConfig:
+    """How clips become model input. `mean` and `std`: of RGB in [0, 1]. The rest is augmentation, training only.
+
+    Probabilities are those of a clip. A probability or a range of 0 turns that part off.
+    """
+
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    augment: bool = False
+    train_scale: float = 6 / 7  # sides of the training input ÷ those of the clips: smaller ones train faster
+    flip_probability: float = 0.5  # left-right
+    min_scale: float = 0.6  # a window of this share of height and width, or more, is cut out and resized
+    brightness: float = 0.25  # added: up to this share of the full range, either way
+    contrast: float = 0.3  # factor: between 1 - contrast and 1 + contrast
+    grey_probability: float = 0.1  # infrared cameras at night have no colour
+    low_resolution_probability: float = 0.0  # scaled down and up again: cheap and far cameras
+    min_resolution: float = 0.4  # down to this share of the sides
+    compression_probability: float = 0.0  # noise of 8×8 blocks, as codecs leave it at low bit rates
+    compression_strength: float = 0.3  # largest quantisation step, as a share of the full range
+    border_probability: float = 0.0  # bars along the borders are blackened, each on its own
+    max_border: float = 0.12  # of height or width
+    overlay_probability: float = 0.0  # a still patch near the upper or lower border: clocks, names, logos
+    erase_probability: float = 0.0  # a rectangle is painted over
+    max_erase: float = 0.25  # of the area
+    time_shift: int = 0  # frames that a clip is moved, either way; its first or last frame fills the gap
+    time_stretch: float = 0.0  # frames taken closer together or further apart, by a factor of up to 1 + this
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(f"mean {self.mean} and std {self.std} must be three numbers each, std above 0")
+        for name in ("min_scale", "min_resolution", "train_scale"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected above 0 and at most 1")
+        for name in ("max_border", "max_erase"):
+            if not 0 <= getattr(self, name) < 0.5:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more and below 0.5")
+        shares = [field.name for field in dataclasses.fields(self) if field.name.endswith("_probability")]
+        for name in (*shares, "brightness", "contrast", "compression_strength", "time_stretch"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 to 1")
+        if self.time_shift < 0:
+            raise ValueError(f"time_shift is {self.time_shift}, expected 0 frames or more")
+
+    @property
+    def for_evaluation(self) -> TransformConfig:
+        """The same without augmentation."""
+        return dataclasses.replace(self, augment=False)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> TransformConfig:
+        return cls(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+
+
+class ClipTransform:
+    """uint8 (B, T, H, W, C) on any device → float32 (B, C, T, H, W) there, normalised.
+
+    With augmentation on, what is random belongs to the clip: drawn from `seed`, the epoch and its row in the index.
+    Height and width become `train_scale` of what they were.
+    """
+
+    def __init__(self, config: TransformConfig, *, seed: int = 0) -> None:
+        self.config, self.seed = config, seed
+
+    def __call__(
+        self, clips_BTHWC: torch.Tensor, indices_B: torch.Tensor | None = None, epoch: int = 0
+    ) -> torch.Tensor:
+        """`indices_B`: the row of each clip in the index, int64, on the same device; only augmentation needs it."""
+        config = self.config
+        if config.augment:
+            if indices_B is None:
+                raise ValueError("augmentation needs the rows of the clips: pass batch indices and the epoch")
+            seeds_B = clip_random.clip_seeds(indices_B, seed=self.seed, epoch=epoch)
+            clips_BCTHW = augment(clips_BTHWC, config, Draws(config, seeds_B))
+        else:
+            clips_BCTHW = clips_BTHWC.permute(0, 4, 1, 2, 3).float().div_(255.0)
+        mean, std = (clips_BCTHW.new_tensor(value).view(1, 3, 1, 1, 1) for value in (config.mean, config.std))
+        return (clips_BCTHW - mean).div_(std)
+
+
+class Draws:
+    """The random numbers of a batch: each a column of B values, one a clip.
+
+    All are drawn, whether used or not, and in one order: to turn one augmentation off leaves the others as they were.
+    """
+
+    COUNT = 32
+
+    def __init__(self, config: TransformConfig, seeds_B: torch.Tensor) -> None:
+        """`seeds_B`: of `clip_random.clip_seeds`."""
+        # On the CPU: these few numbers steer which windows, bars and rectangles are cut, which takes Python.
+        drawn_BN = clip_random.uniform(seeds_B, self.COUNT, stream=clip_random.AUGMENTATION)
+        u = iter(drawn_BN.cpu().double().numpy().T)
+
+        def between(low: float, high: float) -> Floats:
+            return np.asarray(low + (high - low) * next(u))
+
+        def happens(probability: float) -> npt.NDArray[np.bool_]:
+            return np.asarray(next(u) < probability)
+
+        self.flip = happens(config.flip_probability)
+        self.window = between(config.min_scale, 1), between(config.min_scale, 1)  # height, width
+        self.place = next(u), next(u)  # of the window in what is left: 0 top or left, 1 bottom or right
+        self.brightness = between(-config.brightness, config.brightness)
+        self.contrast = between(1 - config.contrast, 1 + config.contrast)
+        self.grey = happens(config.grey_probability)
+        self.low_resolution = happens(config.low_resolution_probability)
+        self.resolution = between(config.min_resolution, 1)
+        self.compression = happens(config.compression_probability)
+        self.step = between(config.compression_strength / 8, config.compression_strength)
+        self.border = happens(config.border_probability)
+        self.bars = [config.max_border * np.maximum(0, 2 * next(u) - 1) for _ in range(4)]  # half of them have none
+        self.overlay = happens(config.overlay_probability)
+        self.overlay_place = next(u), next(u), next(u)  # left to right, size, top or bottom
+        self.erase = happens(config.erase_probability)
+        self.erase_shape = between(0.02, max(0.02, config.max_erase)), np.exp(between(-1, 1))  # area, height ÷ width
+        self.erase_place = next(u), next(u)
+        self.erase_shade = next(u)
+        self.shift = np.rint(between(-config.time_shift, config.time_shift))  # frames
+        self.stretch = (1 + config.time_stretch) ** between(-1, 1)
+
+
+def augment(clips_BTHWC: torch.Tensor, config: TransformConfig, draws: Draws) -> torch.Tensor:
+    """uint8 (B, T, H, W, C) → float (B, C, T, H', W') in [0, 1], with what `draws` says."""
+    B, T, H, W, _ = clips_BTHWC.shape
+    device = clips_BTHWC.device
+    if config.time_shift or config.time_stretch:
+        frames_BT = torch.from_numpy(_jittered_frames(T, draws)).to(device)
+        clips_BTHWC = clips_BTHWC[torch.arange(B, device=device)[:, None], frames_BT]
+    size = [max(1, round(side * config.train_scale)) for side in (H, W)]
+    rows_BhH, columns_BwW = (_matrices(draws, side, size[axis], axis) for axis, side in enumerate((H, W)))
+    clips_BCTHW = _resample(clips_BTHWC, rows_BhH.to(device), columns_BwW.to(device))
+    clips_BCTHW = _only(draws.grey, clips_BCTHW, lambda some, _: some.mean(1, keepdim=True).expand_as(some))
+    clips_BCTHW = _only(draws.compression, clips_BCTHW, lambda some, rows: _compress(some, draws.step[rows]))
+
+    def column(values: Floats) -> torch.Tensor:
+        return torch.from_numpy(values).to(device, torch.float32).view(B, 1, 1, 1, 1)
+
+    means = clips_BCTHW.mean((1, 2, 3, 4), keepdim=True)
+    contrast = column(draws.contrast)
+    clips_BCTHW = clips_BCTHW.mul_(contrast).add_(means * (1 - contrast) + column(draws.brightness)).clamp_(0, 1)
+    for b in np.flatnonzero(draws.border | draws.overlay | draws.erase).tolist():
+        _cover(clips_BCTHW[b], draws, b)
+    return clips_BCTHW
+
+
+def _only(chosen: npt.NDArray[np.bool_], clips_BCTHW: torch.Tensor, change: Change) -> torch.Tensor:
+    """`clips_BCTHW` with those that are `chosen` changed, in place."""
+    rows = np.flatnonzero(chosen)
+    if len(rows):
+        places = torch.from_numpy(rows).to(clips_BCTHW.device)
+        clips_BCTHW[places] = change(clips_BCTHW[places], rows)
+    return clips_BCTHW
+
+
+def _jittered_frames(num_frames: int, draws: Draws) -> npt.NDArray[np.int64]:
+    """Which frame of the clip stands at each place, [B, T], never going back; both ends repeat their frame."""
+    middle = (num_frames - 1) / 2
+    places_BT = (np.arange(num_frames) - middle) * draws.stretch[:, None] + middle + draws.shift[:, None]
+    return np.clip(np.rint(places_BT), 0, num_frames - 1).astype(np.int64)
+
+
+def _matrices(draws: Draws, side: int, out: int, axis: int) -> torch.Tensor:
+    """What each clip's window, mirroring and lower resolution do along one axis: float [B, out, side]."""
+    matrices = []
+    for b in range(len(draws.flip)):
+        window = max(min(MIN_SIDE, side), side * draws.window[axis][b])
+        first = (side - window) * draws.place[axis][b]
+        mirrored = bool(axis == 1 and draws.flip[b])
+        if draws.low_resolution[b]:
+            low = max(min(MIN_SIDE, out), round(out * draws.resolution[b]))
+            down = resize_matrix(side, low, first=first, window=window, mirrored=mirrored)
+            matrices.append(resize_matrix(low, out) @ down)
+        else:
+            matrices.append(resize_matrix(side, out, first=first, window=window, mirrored=mirrored))
+    return torch.from_numpy(np.stack(matrices).astype(np.float32))
+
+
+def resize_matrix(
+    side: int, out: int, *, first: float = 0.0, window: float | None = None, mirrored: bool = False
+) -> Floats:
+    """[out, side]: linear interpolation of `out` pixels from a window of a line of `side` pixels, as a matrix.
+
+    The triangle is widened when the window shrinks, so that nothing is aliased (as Pillow does it).
+
+    >>> resize_matrix(4, 2).round(2).tolist()
+    [[0.43, 0.43, 0.14, 0.0], [0.0, 0.14, 0.43, 0.43]]
+    """
+    window = side if window is None else window
+    step = window / out
+    centers = first + (np.arange(out) + 0.5) * step - 0.5
+    if mirrored:
+        centers = centers[::-1]
+    weights = np.maximum(0, 1 - np.abs(centers[:, None] - np.arange(side)) / max(1.0, step))
+    return np.asarray(weights / weights.sum(1, keepdims=True))
+
+
+def _resample(clips_BTHWC: torch.Tensor, rows_BhH: torch.Tensor, columns_BwW: torch.Tensor) -> torch.Tensor:
+    """Resize each clip by its two matrices: two matrix products, on any device. Returns (B, C, T, h, w) in [0, 1]."""
+    B, T, H, W, C = clips_BTHWC.shape
+    lines = clips_BTHWC.permute(0, 2, 1, 4, 3).reshape(B, H, T * C * W).float()
+    lines = torch.bmm(rows_BhH / 255.0, lines)
+    h = lines.shape[1]
+    lines = torch.bmm(lines.view(B, h * T * C, W), columns_BwW.transpose(1, 2))
+    return lines.view(B, h, T, C, -1).permute(0, 3, 2, 1, 4)
+
+
+def _compress(clips_BCTHW: torch.Tensor, steps: Floats) -> torch.Tensor:
+    """Quantise the 8×8 cosine transform of each frame, high frequencies more coarsely, as JPEG and H.264 do."""
+    B, C, T, H, W = clips_BCTHW.shape
+    padded = functional.pad(clips_BCTHW.reshape(B, C * T, H, W), (0, -W % BLOCK, 0, -H % BLOCK), mode="replicate")
+    blocks = padded.view(B, C * T, padded.shape[2] // BLOCK, BLOCK, padded.shape[3] // BLOCK, BLOCK).transpose(3, 4)
+    cosines = _cosine_matrix().to(clips_BCTHW)
+    waves = torch.arange(BLOCK, device=clips_BCTHW.device)
+    step = torch.from_numpy(steps).to(clips_BCTHW).view(B, 1, 1, 1, 1, 1) * (1 + waves[:, None] + waves) / 4
+    coefficients = cosines @ blocks @ cosines.T
+    blocks = cosines.T @ ((coefficients / step).round_() * step) @ cosines
+    return blocks.transpose(3, 4).reshape(padded.shape)[..., :H, :W].reshape(B, C, T, H, W)
+
+
+def _cosine_matrix() -> torch.Tensor:
+    """The orthonormal discrete cosine transform (type II) of a block's side."""
+    places = np.arange(BLOCK)
+    matrix = np.cos(math.pi / BLOCK * (places + 0.5) * places[:, None]) * math.sqrt(2 / BLOCK)
+    matrix[0] /= math.sqrt(2)
+    return torch.from_numpy(matrix)
+
+
+def _cover(clip_CTHW: torch.Tensor, draws: Draws, b: int) -> None:
+    """Paint bars, an overlay and a rectangle into one clip, in place."""
+    H, W = clip_CTHW.shape[2:]
+    if draws.border[b]:
+        top, bottom, left, right = (int(draws.bars[i][b] * (H, H, W, W)[i]) for i in range(4))
+        clip_CTHW[:, :, :top] = clip_CTHW[:, :, H - bottom :] = 0
+        clip_CTHW[:, :, :, :left] = clip_CTHW[:, :, :, W - right :] = 0
+    if draws.overlay[b]:
+        place, size, below = (float(values[b]) for values in draws.overlay_place)
+        high, wide = max(2, int(H * (0.05 + 0.05 * size))), max(2, int(W * (0.2 + 0.25 * size)))
+        top = H - high - H // 32 if below < 0.5 else H // 32
+        left = int(place * (W - wide))
+        # Black and white in cells of 2 × 2 pixels stands for writing; the place decides the pattern.
+        cells = np.random.default_rng(int(place * 2**32)).integers(0, 2, ((high + 1) // 2, (wide + 1) // 2))
+        pattern = np.kron(cells, np.ones((2, 2)))[:high, :wide]
+        clip_CTHW[:, :, top : top + high, left : left + wide] = torch.from_numpy(pattern).to(clip_CTHW)
+    if draws.erase[b]:
+        area, ratio = (float(values[b]) for values in draws.erase_shape)
+        high, wide = min(H, int(H * math.sqrt(area * ratio))), min(W, int(W * math.sqrt(area / ratio)))
+        top, left = (int(draws.erase_place[i][b] * room) for i, room in enumerate((H - high, W - wide)))
+        clip_CTHW[:, :, top : top + high, left : left + wide] = float(draws.erase_shade[b])

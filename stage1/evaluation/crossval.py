@@ -1,0 +1,505 @@
+"""Grouped, stratified cross-validation: what accuracy to expect on recordings that were not trained on.
+
+Videos cut from one recording share camera, place and people, so a random split tests what was trained on: whole source
+groups go to a fold. Every run ends after its last epoch; nothing is chosen on what is held out. All of a seed's
+out-of-fold predictions are pooled, and intervals come from resampling source groups. A run that was finished is kept,
+so that the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stage1.common import files
+from stage1.common.device import choose_device
+from stage1.data.epoch_plan import Rows
+from stage1.data.loader import ClipReader, JoinedReader
+from stage1.evaluation import baselines
+from stage1.inference.run import Fold, InferConfig, infer_out_of_fold
+from stage1.inference.scoring import crime_probabilities
+from stage1.metrics import clips as metrics
+from stage1.model.checkpoint import load_checkpoint
+from stage1.training.config import MAX_SEED, TrainConfig, changed_options
+from stage1.training.data import TrainData, shared_videos
+from stage1.training.loop import train
+from vidshard import __version__
+from vidshard.storage.cache import CacheConfig
+from vidshard.storage.urls import Location
+from vidshard.util import atomic
+from vidshard.util.errors import UserError
+
+CONFIG_NAME, RESULT_NAME, TABLE_NAME, SCORES_NAME = "run.json", "crossval.json", "crossval.txt", "scores.npz"
+OUT_OF_FOLD = "out_of_fold"  # folder of --save-attention
+THRESHOLD = 0.5
+SHORTCUT_CLIPS = 8  # of a video, that shortcuts are fitted to and judged on
+NUM_RESAMPLES = 1000
+GROUPED, RANDOM, TEST = "grouped", "random", "test"
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CrossvalConfig:
+    """All options of a cross-validation."""
+
+    shards: tuple[Location, ...]  # joined: all of them are trained on and held out by turns
+    training: TrainConfig  # its shards, val_shards and out are not used; its seed is the first
+    test_shards: Location | None = None  # scored by models trained on all of `shards`
+    out: Path = Path("crossval")
+    folds: int = 5
+    seeds: int = 3  # whole repetitions, each with folds and first weights of its own
+    random_split: bool = True  # once more with a split that leaks, to show how much it flatters
+    shortcuts: bool = True  # beside the first seed, what shortcuts reach in the same folds
+    save_attention: bool = False  # out-of-fold predictions and attention of the first seed, as `stage1 infer` writes
+
+    def __post_init__(self) -> None:
+        if not self.shards:
+            raise UserError("no --shards, expected at least one shard set")
+        if self.folds < 2:
+            raise UserError(f"--folds is {self.folds}, expected at least 2")
+        if self.seeds < 1:
+            raise UserError(f"--seeds is {self.seeds}, expected at least 1")
+        if self.training.seed + self.seeds - 1 > MAX_SEED:
+            raise UserError(
+                f"--seed is {self.training.seed}, expected at most {MAX_SEED} with all --seeds {self.seeds}"
+            )
+        if self.training.marks is not None:
+            raise UserError(f"marks are {self.training.marks}, but stage1 crossval takes the labels of the shards")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clips:
+    """The clips of all sets, and what of them must not be torn apart."""
+
+    reader: JoinedReader
+    groups: npt.NDArray[np.int64]  # of each row: number of its source group, else of its video
+    num_grouped: int  # rows that have a source group
+    num_groups: int
+
+    @property
+    def labels(self) -> Rows:
+        return self.reader.labels
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Split:
+    """One run: what is trained on and what is scored."""
+
+    kind: str  # grouped, random or test
+    seed: int
+    fold: int
+    train_rows: Rows
+    held_rows: Rows  # of the clips of the run, or of the test set
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-seed{self.seed}" + (f"-fold{self.fold}" if self.kind != TEST else "")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What the model of a run says of the clips it was not trained on."""
+
+    rows: Rows
+    confidences: Floats  # P(crime)
+
+
+def crossval(config: CrossvalConfig) -> str:
+    """Train and score all splits, write crossval.json and crossval.txt to ``config.out``, and return the table.
+
+    Raises UserError on unusable input, or when the folder holds a cross-validation with other options.
+    """
+    files.check_out(config.out)
+    cache = CacheConfig(folder=config.training.cache_dir, limit_gb=config.training.cache_gb)
+    clips = open_clips([ClipReader(place, cache=cache) for place in config.shards])
+    test = None if config.test_shards is None else open_clips([ClipReader(config.test_shards, cache=cache)])
+    warnings = _check(clips, test, config)
+    splits = list(plan(config, clips, test))
+    _note_config(config, clips, test)
+    scores: dict[str, Scores] = {}
+    for number, split in enumerate(splits, 1):
+        print(f"Run {number} of {len(splits)}: {split.name}", flush=True)
+        held = clips if split.kind != TEST else test
+        assert held is not None
+        scores[split.name] = run_split(config, split, clips, held)
+    result = summarise(config, clips, test, splits, scores, warnings)
+    atomic.write_json(config.out / RESULT_NAME, result)
+    table = format_table(result)
+    atomic.write_text(config.out / TABLE_NAME, table + "\n")
+    if config.save_attention:
+        save_out_of_fold(config, clips, splits)
+    return table
+
+
+# --- clips and splits ---------------------------------------------------------------------------------------------
+
+
+def open_clips(readers: list[ClipReader]) -> Clips:
+    """The sets as one. A video without a source group is a group of its own; one name in two sets is one group."""
+    groups: list[str] = []
+    num_grouped = 0
+    for number, reader in enumerate(readers):
+        names = [reader.index.source_group(video) for video in range(len(reader.index.videos))]
+        own = [f"video {number} {video}" if name is None else f"group {name}" for video, name in enumerate(names)]
+        groups += [own[video] for video in reader.videos.tolist()]
+        num_grouped += sum(names[video] is not None for video in reader.videos.tolist())
+    units = metrics.units(groups)
+    return Clips(
+        reader=JoinedReader(readers), groups=units, num_grouped=num_grouped, num_groups=int(units.max(initial=-1)) + 1
+    )
+
+
+def plan(config: CrossvalConfig, clips: Clips, test: Clips | None) -> Iterator[Split]:
+    """Every run, those that matter most first."""
+    first = config.training.seed
+    for seed in range(first, first + config.seeds):
+        yield from _fold_splits(GROUPED, clips.labels, clips.groups, folds=config.folds, seed=seed)
+    if test is not None:
+        everything: Rows = np.arange(len(clips.labels))
+        for seed in range(first, first + config.seeds):
+            held: Rows = np.arange(len(test.labels))
+            yield Split(kind=TEST, seed=seed, fold=0, train_rows=everything, held_rows=held)
+    if config.random_split:
+        yield from _fold_splits(RANDOM, clips.labels, clips.reader.videos, folds=config.folds, seed=first)
+
+
+def _fold_splits(kind: str, labels: Rows, groups: Rows, *, folds: int, seed: int) -> Iterator[Split]:
+    for fold, held in enumerate(stratified_folds(labels, groups, folds=folds, seed=seed)):
+        train_rows = np.setdiff1d(np.arange(len(labels)), held)
+        if len(np.unique(labels[train_rows])) < 2:
+            raise UserError(
+                f"without fold {fold} there is one class left to train on, expected both; give more recordings of the "
+                "other, or fewer --folds"
+            )
+        yield Split(kind=kind, seed=seed, fold=fold, train_rows=train_rows, held_rows=held)
+
+
+def stratified_folds(labels: Rows, groups: Rows, *, folds: int, seed: int) -> list[Rows]:
+    """The rows of each fold: whole groups, and shares of the classes as alike as these allow (scikit-learn).
+
+    >>> [fold.tolist() for fold in stratified_folds(np.array([0, 0, 1, 1]), np.array([3, 3, 5, 5]), folds=2, seed=0)]
+    [[0, 1], [2, 3]]
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    num_groups = len(np.unique(groups))
+    if num_groups < folds:
+        raise UserError(f"there are {num_groups} source groups, expected at least as many as --folds ({folds})")
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    held = [np.asarray(rows, np.int64) for _, rows in splitter.split(labels, labels, groups)]
+    return sorted(held, key=lambda rows: int(rows[0]))
+
+
+def _check(clips: Clips, test: Clips | None, config: CrossvalConfig) -> list[str]:
+    """Warnings. Raises UserError where clips lack labels, or the test shares recordings with them."""
+    sets = [*zip(clips.reader.readers, config.shards, strict=True)]
+    for (one, place), (other, other_place) in itertools.combinations(sets, 2):
+        if one.digest == other.digest:
+            raise UserError(f"--shards {place} and {other_place} are the same set, expected each once")
+        if config.save_attention and (both := _video_ids(one) & _video_ids(other)):
+            raise UserError(
+                f"{place} and {other_place} both hold a video {min(both)!r}, and --save-attention must tell them "
+                "apart; build them with other names of folders or files"
+            )
+    for held, places in ((clips, config.shards), (test, (config.test_shards,))):
+        if held is not None and (len(held.labels) == 0 or (held.labels < 0).any()):
+            raise UserError(
+                f"{' and '.join(map(str, places))}: {int((held.labels < 0).sum())} of {len(held.labels)} clips have no "
+                "label, expected normal or crime for each, and at least one clip"
+            )
+    warnings = []
+    if clips.num_grouped < len(clips.labels):
+        warnings.append(
+            f"{len(clips.labels) - clips.num_grouped} of {len(clips.labels)} clips have no source group, so each of "
+            "their videos counts as a recording of its own: videos cut from one recording may be on both sides; build "
+            "with --source-groups"
+        )
+    if test is not None and config.test_shards is not None:
+        sets.append((test.reader.readers[0], config.test_shards))
+    for (one, place), (other, other_place) in itertools.combinations(sets, 2):
+        if videos := shared_videos(one, other):
+            warnings.append(
+                f"{len(videos)} of {len(other.index.videos)} videos of {other_place} are in {place} too (such as "
+                f"{videos[0]!r}): where one of the two is trained on, the score of the other is too good"
+            )
+    if test is not None:
+        names = [_group_names(held.reader) for held in (clips, test)]
+        shared = names[0] & names[1]
+        if shared:
+            raise UserError(
+                f"{len(shared)} source groups of {config.test_shards} are also trained on (such as {min(shared)!r}): "
+                "the test would say nothing about new recordings; build the test set from others"
+            )
+    return warnings
+
+
+def _video_ids(reader: ClipReader) -> set[str]:
+    return {reader.video_id(video) for video in range(len(reader.index.videos))}
+
+
+def _group_names(reader: JoinedReader) -> set[str]:
+    groups = (part.index.source_group(video) for part in reader.readers for video in range(len(part.index.videos)))
+    return {group for group in groups if group is not None}
+
+
+def _note_config(config: CrossvalConfig, clips: Clips, test: Clips | None) -> None:
+    """Write down what the folder holds. Raises UserError when it holds something else."""
+    training = config.training.to_dict()
+    for name in ("shards", "val_shards", "out", "device", "workers", "resume", "cache_dir", "cache_gb", "tensorboard"):
+        training.pop(name, None)
+    now = {
+        "stage1_version": __version__,
+        "training": training,
+        "folds": config.folds,
+        "shards": clips.reader.digest,
+        "test_shards": None if test is None else test.reader.digest,
+    }
+    now = json.loads(json.dumps(now))  # tuples become lists, as in the file
+    path = config.out / CONFIG_NAME
+    if path.is_file():
+        before = json.loads(path.read_bytes())
+        # More seeds, and a test set, may be added to what is there.
+        now["test_shards"] = now["test_shards"] or before["test_shards"]
+        before["test_shards"] = before["test_shards"] or now["test_shards"]
+        if before != now:
+            told = changed_options(before.pop("training"), now.pop("training")) + changed_options(before, now)
+            raise UserError(
+                f"{config.out} holds a cross-validation with other options or data "
+                f"({next(iter(told), 'of another version')}); name another --out, or remove it"
+            )
+    atomic.write_json(path, now)
+
+
+# --- a run --------------------------------------------------------------------------------------------------------
+
+
+def run_split(config: CrossvalConfig, split: Split, clips: Clips, held: Clips) -> Scores:
+    """Train on the split's rows to the last epoch and score the rest; or read what an earlier call left."""
+    folder = config.out / split.name
+    path = folder / SCORES_NAME
+    keeps = _keeps_checkpoint(split, config)
+    if path.is_file() and keeps and not (folder / files.BEST_NAME).is_file():
+        raise UserError(
+            f"{folder} keeps no checkpoint, which --save-attention needs: it was run without; name another --out"
+        )
+    if path.is_file():
+        with np.load(path) as saved:
+            return Scores(rows=saved["rows"], confidences=saved["confidences"])
+    training = dataclasses.replace(
+        config.training,
+        shards=Path(" + ".join(map(str, config.shards))),  # for people: `data` says what is read
+        seed=split.seed,
+        out=folder,
+        val_shards=None,
+        resume="auto",
+        patience=0,
+    )
+    data = TrainData(
+        train=clips.reader,
+        train_rows=split.train_rows,
+        validation=None,
+        validation_rows=np.zeros(0, np.int64),
+        notes=(),
+        warnings=(),
+    )
+    train(training, data=data)
+    scores = score_clips(folder / files.BEST_NAME, held.reader, split.held_rows, config.training)
+    with atomic.atomic_open(path) as file:
+        np.savez(file, rows=scores.rows, confidences=scores.confidences)
+    for name in (files.LAST_NAME, files.PREVIOUS_NAME, *(() if keeps else (files.BEST_NAME,))):
+        (folder / name).unlink(missing_ok=True)  # large
+    return scores
+
+
+def score_clips(checkpoint_path: Path, reader: JoinedReader, rows: Rows, config: TrainConfig) -> Scores:
+    """What the model of a checkpoint says of the clips of `rows`."""
+    checkpoint, device = load_checkpoint(checkpoint_path), choose_device(config.device)
+    confidences = crime_probabilities(checkpoint, reader, rows, batch_size=config.batch_size, device=device)
+    return Scores(rows=rows, confidences=confidences)
+
+
+# --- the result ---------------------------------------------------------------------------------------------------
+
+
+def summarise(
+    config: CrossvalConfig,
+    clips: Clips,
+    test: Clips | None,
+    splits: list[Split],
+    scores: dict[str, Scores],
+    warnings: list[str],
+) -> dict[str, Any]:
+    """Everything that is known, for crossval.json."""
+    rows: list[dict[str, Any]] = []
+    shortcuts: list[dict[str, Any]] = []
+    for kind, held in ((GROUPED, clips), (TEST, test), (RANDOM, clips)):
+        seeds = sorted({split.seed for split in splits if split.kind == kind})
+        if held is None or not seeds:
+            continue
+        by_seed = []
+        for seed in seeds:
+            pooled = np.full(len(held.labels), np.nan)
+            for split in splits:
+                if (split.kind, split.seed) == (kind, seed):
+                    pooled[scores[split.name].rows] = scores[split.name].confidences
+            by_seed.append(pooled)
+        rows += [
+            {"split": kind, "seed": seed, **measure(held.labels, held.groups, [pooled])}
+            for seed, pooled in zip(seeds, by_seed, strict=True)
+        ]
+        if len(seeds) > 1:
+            rows.append({"split": kind, "seed": None, **measure(held.labels, held.groups, by_seed)})
+        if config.shortcuts and kind != RANDOM:
+            first = [split for split in splits if (split.kind, split.seed) == (kind, seeds[0])]
+            shortcuts += [{"split": kind, **row} for row in beside_shortcuts(clips, held, first, by_seed[0])]
+    flags = [
+        f"not above the shortcut {row['name']!r} ({row['split']}, first seed): AUC higher by {above.text()}"
+        for row in shortcuts
+        if (above := metrics.Interval(**row["model_above"])).value is not None and not (above.low or 0) > 0
+    ]
+    return {
+        "stage1_version": __version__,
+        "shards": [str(place) for place in config.shards],
+        "test_shards": None if config.test_shards is None else str(config.test_shards),
+        "num_clips": len(clips.labels),
+        "num_groups": clips.num_groups,
+        "num_test_clips": None if test is None else len(test.labels),
+        "num_test_groups": None if test is None else test.num_groups,
+        "folds": config.folds,
+        "epochs": config.training.epochs,
+        "conventions": "clips; out-of-fold predictions pooled, after the last epoch; threshold 0.5; intervals of 95 % "
+        "by resampling source groups (else videos); within recording: pairs of one crime and one normal of a group",
+        "warnings": warnings,
+        "flags": flags,
+        "rows": rows,
+        "shortcuts": shortcuts,
+    }
+
+
+def beside_shortcuts(clips: Clips, held: Clips, splits: list[Split], confidences: Floats) -> list[dict[str, Any]]:
+    """What every shortcut reaches, fitted and judged in the splits of one seed, and how far the model is above its AUC.
+
+    At most SHORTCUT_CLIPS of each video count, to fit on and to judge, also of the model's `confidences`.
+    """
+    train_rows, train_features = _shortcut_features(clips.reader)
+    rows, features = (train_rows, train_features) if held is clips else _shortcut_features(held.reader)
+    scores = {name: np.full(len(held.labels), np.nan) for name in (baselines.MAJORITY, *features)}
+    # One for all folds: the share of crime of what is left falls where more is held out, and would rank the folds.
+    scores[baselines.MAJORITY][:] = clips.labels[train_rows].mean()
+    for split in splits:
+        fitted, judged = np.isin(train_rows, split.train_rows), np.isin(rows, split.held_rows)
+        known = np.asarray(clips.labels[train_rows[fitted]], np.int64)
+        for name, seen in train_features.items():
+            scores[name][rows[judged]] = baselines.fit_and_score(seen[fitted], known, features[name][judged])
+    labels, groups = held.labels[rows], held.groups[rows]
+    model = metrics.roc_auc_statistic(labels, confidences[rows])
+    found = []
+    for name, values in scores.items():
+        above = metrics.paired_bootstrap(
+            model, metrics.roc_auc_statistic(labels, values[rows]), groups, num_resamples=NUM_RESAMPLES
+        )
+        measured = measure(labels, groups, [values[rows]])
+        found.append({"name": name, **measured, "model_above": dataclasses.asdict(above)})
+    return found
+
+
+def _shortcut_features(reader: JoinedReader) -> tuple[Rows, dict[str, baselines.Features]]:
+    """Rows of the joined sets, and what each shortcut sees of them."""
+    parts = [(part, baselines.some_rows(part, per_video=SHORTCUT_CLIPS)) for part in reader.readers]
+    firsts = np.cumsum([0, *(len(part) for part, _ in parts)])
+    rows = np.concatenate([np.asarray(own, np.int64) + first for (_, own), first in zip(parts, firsts, strict=False)])
+    features = [baselines.all_features(part, own) for part, own in parts]
+    return rows, {name: np.concatenate([part[name] for part in features]) for name in features[0]}
+
+
+def measure(labels: Rows, groups: npt.NDArray[np.int64], confidences: list[Floats]) -> dict[str, Any]:
+    """Accuracy, AUC and AUC within recording with intervals: the mean over several predictions of the same clips."""
+    makers: dict[str, Callable[[Rows, Floats], metrics.Statistic]] = {
+        "accuracy": metrics.accuracy_statistic,
+        "auc": metrics.roc_auc_statistic,
+        "auc_within_group": lambda labels, values: metrics.within_group_auc_statistic(labels, values, groups),
+    }
+    measured = {}
+    for name, make in makers.items():
+        statistic = _mean([make(labels, values) for values in confidences])
+        measured[name] = dataclasses.asdict(metrics.bootstrap(statistic, groups, num_resamples=NUM_RESAMPLES))
+    return measured
+
+
+def _mean(statistics: list[metrics.Statistic]) -> metrics.Statistic:
+    def statistic(weights_N: Floats) -> float | None:
+        values = [value for part in statistics if (value := part(weights_N)) is not None]
+        return float(np.mean(values)) if len(values) == len(statistics) else None
+
+    return statistic
+
+
+def format_table(result: dict[str, Any]) -> str:
+    """The result for people: one row a seed and their mean, the split that leaks last."""
+    titles = {
+        GROUPED: f"{result['folds']} folds of {result['num_clips']} clips, {result['num_groups']} source groups",
+        TEST: f"trained on all of these → {result['num_test_clips']} test clips, {result['num_test_groups']} groups",
+        RANDOM: "RANDOM SPLIT: the same recordings on both sides. It leaks; never report it",
+    }
+    lines = [f"{result['epochs']} epochs each. Conventions: {result['conventions']}."]
+    lines += [f"WARNING: {warning}" for warning in result["warnings"]]
+    lines += [f"FLAG: {flag}" for flag in result["flags"]]
+    kind = None
+    for row in result["rows"]:
+        if row["split"] != kind:
+            kind = row["split"]
+            lines += ["", titles[kind], f"  {'':8}{'accuracy':24}{'AUC':24}AUC within recording"]
+        cells = [metrics.Interval(**row[name]).text().ljust(24) for name in ("accuracy", "auc", "auc_within_group")]
+        name = "mean" if row["seed"] is None else f"seed {row['seed']}"
+        lines.append(f"  {name:8}{''.join(cells)}".rstrip())
+    kind = None
+    for row in result["shortcuts"]:
+        if row["split"] != kind:
+            kind = row["split"]
+            lines += ["", f"Shortcuts, first seed of: {titles[kind]}"]
+            lines.append(f"  {'':26}{'accuracy':24}{'AUC':24}the model's AUC is above by")
+        cells = [metrics.Interval(**row[name]).text().ljust(24) for name in ("accuracy", "auc", "model_above")]
+        lines.append(f"  {row['name']:26}{''.join(cells)}".rstrip())
+    return "\n".join(lines)
+
+
+# --- what stage 2 should train on ---------------------------------------------------------------------------------
+
+
+def save_out_of_fold(config: CrossvalConfig, clips: Clips, splits: list[Split]) -> None:
+    """Write the out-of-fold predictions and attention of the first seed as `stage1 infer` would: docs/OUTPUTS.md.
+
+    One folder for each shard set. A model's attention on clips that it was trained on looks better than it will on new
+    ones, so stage 2 should learn from these.
+    """
+    for number, place in enumerate(config.shards):
+        own = np.flatnonzero(clips.reader.sets == number)
+        folds = [
+            Fold(checkpoint=config.out / split.name / files.BEST_NAME, rows=rows - own[0])
+            for split in splits
+            if _keeps_checkpoint(split, config) and len(rows := np.intersect1d(split.held_rows, own))
+        ]
+        infer_out_of_fold(
+            InferConfig(
+                shards=place,
+                out=config.out / OUT_OF_FOLD / f"{number}-{str(place).rstrip('/').rpartition('/')[2]}",
+                threshold=THRESHOLD,
+                batch_size=config.training.batch_size,
+                device=config.training.device,
+                cache_dir=config.training.cache_dir,
+                cache_gb=config.training.cache_gb,
+            ),
+            folds,
+        )
+
+
+def _keeps_checkpoint(split: Split, config: CrossvalConfig) -> bool:
+    return config.save_attention and split.kind == GROUPED and split.seed == config.training.seed

@@ -1,0 +1,471 @@
+"""Does attention tell which frames matter? Frames are taken away, and put back, by different orders of importance.
+
+For each clip and each number k of frames: the k most important ones are *frozen*, each replaced by the nearest frame
+that is left, so that what moved in them is gone and no picture is seen that was never filmed. How far P(crime) falls is
+compared with random frames in as many runs of the same lengths, because one long stretch hurts otherwise than
+scattered frames. The gap over these, in the mean over k, is what an order of frames knows. (Deletion and insertion
+curves: Petsiuk et al., "RISE", BMVC 2018.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from stage1.common import files
+from stage1.common.device import choose_device
+from stage1.data.loader import ClipReader
+from stage1.evaluation import plots
+from stage1.inference.scoring import crime_probabilities
+from stage1.metrics import annotations as truths
+from stage1.metrics import clips as metrics
+from stage1.metrics.calibration import logits as log_odds
+from stage1.metrics.clips import Array, Interval
+from stage1.metrics.ground_truth import read_truth
+from stage1.model.checkpoint import Checkpoint, load_checkpoint
+from stage1.model.network import Stage1Model
+from vidshard.shards.layout import CRIME_LABEL
+from vidshard.storage.urls import Location
+from vidshard.util import atomic, console
+from vidshard.util.errors import UserError
+
+METHODS = ("attention", "saliency", "mean pooling")
+EVENT = "true event"  # no method, but what one could know at best; only where every clip is annotated
+CONVENTIONS = {
+    "clips": "crimes that the model detects (P(crime) at or above its threshold), spread evenly over the set",
+    "frozen frame": "replaced by the nearest frame that is left, the earlier one where two are equally near",
+    "gap": "fall of the log-odds of crime minus that of random frames in as many runs of the same lengths, mean over k",
+    # Not of the motion statistics beside it: their square roots are steepest where nothing moves.
+    "saliency": "norm of the gradient of the network's log-odds of crime by the pixels of a frame",
+    "mean pooling": "evidence of each frame, weight of the classifier times its features, with even attention",
+    EVENT: "the frames of the annotated event, its inner ones first, then those nearest to it",
+    "effective frames": "exp of the entropy of attention: 1 is one frame, T is even",
+    "intervals": "95 % percentile bootstrap over source groups (recordings), else videos",
+}
+_Predict = Callable[[torch.Tensor], Array]  # uint8 (B, T, H, W, 3) → log-odds of crime [B]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExplainConfig:
+    """What to explain."""
+
+    checkpoint: Path = files.DEFAULT_CHECKPOINT
+    shards: Location = Path("shards/Test")
+    annotations: Path | None = None  # events: how much of the attention lies on them
+    out: Path = Path("explanation")
+    max_clips: int = 40
+    random_sets: int = 4  # of frames, for each clip, order and k
+    max_event_share: float = 0.4  # of the frames of a clip, for the attention mass; of 0.1 at least
+    batch_size: int = 8
+    device: str = "auto"
+    num_resamples: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("max_clips", "random_sets", "batch_size"):
+            if getattr(self, name) < 1:
+                option = "--" + name.replace("_", "-")
+                raise UserError(f"{option} is {getattr(self, name)}, expected at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExplainReport:
+    """What was found, as text and as a dictionary for JSON."""
+
+    text: str
+    fields: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExplainedClip:
+    """The curves of one clip. Deletion and insertion: log-odds for each k, of an order and of its random frames."""
+
+    key: str
+    group: str
+    probability: float
+    attention: Array  # [T]
+    deletion: dict[str, tuple[Array, Array]]  # method → (its own, random), [K]
+    insertion: dict[str, tuple[Array, Array]]
+    permuted: float  # P(crime) with the attention weights dealt out to other frames
+    event_share: float | None  # of the frames; None without annotation
+    attention_on_event: float | None
+
+
+def explain(config: ExplainConfig) -> ExplainReport:
+    """Measure, write explanation.json and explanation.png into ``config.out``, and return the report.
+
+    Raises UserError on unusable input, and where the model detects no crime that could be explained.
+    """
+    files.check_out(config.out)
+    checkpoint = load_checkpoint(config.checkpoint)
+    reader = ClipReader(config.shards)
+    if reader.clip_shape != checkpoint.shape:
+        raise UserError(
+            f"clips in {config.shards} are {reader.clip_shape}, {config.checkpoint} was trained on {checkpoint.shape}"
+        )
+    if not steps(checkpoint.shape.num_frames):
+        raise UserError(f"clips in {config.shards} are of one frame: there is no order of frames to explain")
+    events = _events(config, reader)
+    explainer = Explainer(checkpoint, torch.device(choose_device(config.device)), config)
+    rows, probabilities = _detected_crimes(reader, checkpoint, explainer, config)
+    clips = []
+    with console.Progress("Explaining", total=len(rows), unit="clip") as progress:
+        for row in rows:
+            clips.append(explainer.explain(reader, row, probabilities[row], events))
+            progress.advance()
+    fields = {"pooling": explainer.model.config.pooling, **summarise(clips, config)}
+    atomic.write_json(config.out / "explanation.json", fields)
+    plots.plot_explanation(fields, config.out / "explanation.png")
+    return ExplainReport(text=to_text(fields, config), fields=fields)
+
+
+class Explainer:
+    """A model, asked about clips with some frames frozen."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, config: ExplainConfig) -> None:
+        self.model: Stage1Model = checkpoint.build_model().to(device)
+        self.transform, self.calibration = checkpoint.build_transform(), checkpoint.build_calibration()
+        self.device, self.config = device, config
+
+    def probability(self, log_odds_B: Array) -> Array:
+        """Calibrated P(crime)."""
+        return self.calibration.apply(1 / (1 + np.exp(-log_odds_B)))
+
+    def predict(self, clips_BTHWC: torch.Tensor) -> Array:
+        """Log-odds of crime as the model gives them, [B]."""
+        found = []
+        with torch.inference_mode():
+            for part in torch.split(clips_BTHWC, self.config.batch_size):
+                logits_BK, _ = self.model(self.transform(part.to(self.device)))
+                found.append((logits_BK[:, CRIME_LABEL] - logits_BK[:, 1 - CRIME_LABEL]).double().cpu().numpy())
+        return np.concatenate(found)
+
+    def explain(
+        self, reader: ClipReader, row: int, probability: float, events: Mapping[int, truths.VideoTruth]
+    ) -> ExplainedClip:
+        clip = torch.from_numpy(reader[row])
+        T = len(clip)
+        orders, attention_T, permuted = self.orders(clip, seed=row)
+        share, mass = None, None
+        video = int(reader.videos[row])
+        if video in events:
+            labels = events[video].frame_labels()
+            indices = np.minimum(reader.read_record(row).frame_indices, len(labels) - 1)
+            inside = labels[indices] == 1
+            share, mass = float(inside.mean()), float(attention_T[inside].sum())
+            orders[EVENT] = np.argsort(-depth(inside), kind="stable").tolist()
+        ks = steps(T)
+        jobs: list[list[int]] = []  # frames that are frozen, of every clip to be asked about
+        for order in orders.values():
+            for k in ks:
+                chosen = sorted(order[:k])
+                generator = np.random.default_rng((self.config.seed, row, k))  # alike for methods with runs alike
+                randoms = [matched_frames(chosen, T, generator) for _ in range(self.config.random_sets)]
+                jobs += [chosen, *randoms]
+                jobs += [_others(frames, T) for frames in (chosen, *randoms)]  # insertion: only these are left
+        scores = self.predict(torch.stack([freeze(clip, frames) for frames in jobs]))
+        table = scores.reshape(len(orders), len(ks), 2, 1 + self.config.random_sets)
+        curves = [
+            {name: (table[m, :, kind, 0], table[m, :, kind, 1:].mean(1)) for m, name in enumerate(orders)}
+            for kind in (0, 1)
+        ]
+        return ExplainedClip(
+            key=reader.index.key(row),
+            group=reader.index.source_group(video) or f"video {reader.index.paths[video]}",
+            probability=probability,
+            attention=attention_T,
+            deletion=curves[0],
+            insertion=curves[1],
+            permuted=permuted,
+            event_share=share,
+            attention_on_event=mass,
+        )
+
+    def orders(self, clip: torch.Tensor, *, seed: int) -> tuple[dict[str, list[int]], Array, float]:
+        """Frames from most to least important by each method; attention, [T]; P(crime) with permuted attention."""
+        T = len(clip)
+        pixels = self.transform(clip[None].to(self.device)).detach().requires_grad_(True)
+        features: list[torch.Tensor] = []
+        network: list[torch.Tensor] = []
+        hooks = [
+            self.model.features_norm.register_forward_hook(lambda _module, _inputs, out: features.append(out)),
+            self.model.classifier.register_forward_hook(lambda _module, _inputs, out: network.append(out)),
+        ]
+        try:
+            _, attention_BT = self.model(pixels)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        margin = network[0][0, CRIME_LABEL] - network[0][0, 1 - CRIME_LABEL]
+        (gradient,) = torch.autograd.grad(margin, pixels)
+        saliency_T = gradient[0].pow(2).sum((0, 2, 3)).sqrt().detach().cpu().numpy()
+        with torch.inference_mode():
+            features_TD = features[0][0]
+            weight_KD = self.model.classifier.weight
+            evidence_T = (features_TD @ (weight_KD[CRIME_LABEL] - weight_KD[1 - CRIME_LABEL])).cpu().numpy()
+            places = np.random.default_rng((self.config.seed, seed, 1)).permutation(features_TD.shape[0])
+            mixed_D = attention_BT[0][torch.from_numpy(places).to(self.device)] @ features_TD
+            mixed_K = self.model.logits(mixed_D[None], pixels)[0]
+            mixed = float(mixed_K[CRIME_LABEL] - mixed_K[1 - CRIME_LABEL])
+        ranges = self.model.attention_frame_ranges(T)
+        attention_T = _on_frames(attention_BT[0].detach().double().cpu().numpy(), ranges, T, shared=True)
+        evidence_T = _on_frames(evidence_T, ranges, T, shared=False)
+        by_method = {"attention": attention_T, "saliency": saliency_T, "mean pooling": evidence_T}
+        orders = {name: np.argsort(-values, kind="stable").tolist() for name, values in by_method.items()}
+        return orders, attention_T, float(self.probability(np.array([mixed]))[0])
+
+
+# --- frames -------------------------------------------------------------------------------------------------------
+
+
+def steps(num_frames: int) -> list[int]:
+    """The numbers of frames that are taken away: few, then more, but never all.
+
+    >>> steps(16), steps(3)
+    ([1, 2, 3, 4, 6, 8, 12], [1, 2])
+    """
+    return [k for k in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32) if k < num_frames]
+
+
+def freeze(clip: torch.Tensor, frames: Sequence[int]) -> torch.Tensor:
+    """`clip` (T, …) with each of `frames` replaced by the nearest one that is left, the earlier where two are as near.
+
+    >>> freeze(torch.tensor([10, 11, 12, 13, 14]), [0, 2, 3]).tolist()
+    [11, 11, 11, 14, 14]
+    """
+    left = np.array(_others(frames, len(clip)))
+    distance = np.abs(np.arange(len(clip))[:, None] - left[None, :])
+    return clip[torch.from_numpy(left[distance.argmin(1)])]
+
+
+def depth(inside: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """How far each frame lies within an event, and, below 0, how far from the nearest one.
+
+    >>> depth(np.array([False, False, True, True, True, False])).tolist()
+    [-2, -1, 1, 2, 1, -1]
+    """
+    places = np.arange(len(inside))
+    far = len(inside)  # where there is no other side
+    distance = np.abs(places[:, None] - places[None, :])
+    to_event = np.where(inside[None, :], distance, far).min(1)
+    to_rest = np.where(inside[None, :], far, distance).min(1)
+    depths: npt.NDArray[np.int64] = to_rest - to_event
+    return depths
+
+
+def run_lengths(frames: Sequence[int]) -> list[int]:
+    """Lengths of the runs of neighbours among rising `frames`.
+
+    >>> run_lengths([0, 1, 4, 6, 7, 8])
+    [2, 1, 3]
+    """
+    if not len(frames):
+        return []
+    breaks = np.flatnonzero(np.diff(frames) > 1) + 1
+    return [len(run) for run in np.split(np.asarray(frames), breaks)]
+
+
+def matched_frames(frames: Sequence[int], num_frames: int, generator: np.random.Generator) -> list[int]:
+    """As many frames in runs of the same lengths, at random places, with a gap between two runs.
+
+    >>> drawn = matched_frames([0, 1, 2, 7], 16, np.random.default_rng(0))
+    >>> len(drawn), sorted(run_lengths(drawn))
+    (4, [1, 3])
+    """
+    lengths = generator.permutation(sorted(run_lengths(frames))).tolist()
+    free = num_frames - sum(lengths) - (len(lengths) - 1)  # frames that lie in no run and in no needed gap
+    # Where the runs begin among the free frames: every way to deal out the gaps is equally likely.
+    slots = np.sort(generator.choice(free + len(lengths), size=len(lengths), replace=False)) - np.arange(len(lengths))
+    drawn: list[int] = []
+    start = 0
+    for slot, length in zip(slots.tolist(), lengths, strict=True):
+        first = start + slot
+        drawn += range(first, first + length)
+        start += length + 1
+    return drawn
+
+
+def effective_frames(attention: Array) -> float:
+    """The number of frames that would give the same entropy if attention were even over them.
+
+    >>> effective_frames(np.array([0.5, 0.5, 0.0, 0.0]))
+    2.0
+    """
+    known = attention[attention > 0]
+    return float(np.exp(-(known * np.log(known)).sum()).round(9))
+
+
+def _others(frames: Sequence[int], num_frames: int) -> list[int]:
+    taken = set(frames)
+    return [frame for frame in range(num_frames) if frame not in taken]
+
+
+def _on_frames(values: npt.NDArray[Any], ranges: Sequence[tuple[int, int]], num_frames: int, *, shared: bool) -> Array:
+    """Values of time steps on the frames they stand for; `shared`: dealt out evenly among these."""
+    found = np.zeros(num_frames)
+    for value, (first, last) in zip(values.tolist(), ranges, strict=True):
+        found[first : last + 1] += value / (last + 1 - first) if shared else value
+    return found
+
+
+# --- input --------------------------------------------------------------------------------------------------------
+
+
+def _events(config: ExplainConfig, reader: ClipReader) -> dict[int, truths.VideoTruth]:
+    """Video number → where its events are; empty without annotations."""
+    if config.annotations is None:
+        return {}
+    known = read_truth(config.annotations, reader)
+    return {number: known[path] for number, path in enumerate(reader.index.paths) if path in known}
+
+
+def _detected_crimes(
+    reader: ClipReader, checkpoint: Checkpoint, explainer: Explainer, config: ExplainConfig
+) -> tuple[list[int], dict[int, float]]:
+    """Index rows of detected crimes, at most `max_clips`, spread evenly; and P(crime) of each."""
+    crimes = np.flatnonzero(reader.labels == CRIME_LABEL).tolist()
+    if not crimes:
+        raise UserError(f"no clip of {config.shards} is labelled a crime: there is nothing to explain")
+    raw = crime_probabilities(
+        checkpoint, reader, np.array(crimes), batch_size=config.batch_size, device=explainer.device
+    )
+    scores = explainer.calibration.apply(raw)
+    found = {row: score for row, score in zip(crimes, scores.tolist(), strict=True) if score >= checkpoint.threshold}
+    if not found:
+        raise UserError(f"of the {len(crimes)} crimes of {config.shards} the model detects none: nothing to explain")
+    rows = sorted(found)
+    picked = np.unique(np.linspace(0, len(rows) - 1, min(config.max_clips, len(rows))).round().astype(int))
+    return [rows[i] for i in picked.tolist()], found
+
+
+# --- summary ------------------------------------------------------------------------------------------------------
+
+
+def summarise(clips: Sequence[ExplainedClip], config: ExplainConfig) -> dict[str, Any]:
+    """Means over clips with intervals, and what may be claimed."""
+    groups = [clip.group for clip in clips]
+    has_event = all(EVENT in clip.deletion for clip in clips)
+    names = (*METHODS, EVENT) if has_event else METHODS
+
+    def interval(values: Sequence[float], own: Sequence[str] | None = None) -> dict[str, Any]:
+        found = metrics.bootstrap(
+            metrics.mean_statistic(values),
+            groups if own is None else own,
+            num_resamples=config.num_resamples,
+            seed=config.seed,
+        )
+        return dataclasses.asdict(found)
+
+    gaps = {
+        kind: {
+            name: [sign * float((random - own).mean()) for own, random in (getattr(c, kind)[name] for c in clips)]
+            for name in names
+        }
+        for kind, sign in (("deletion", 1), ("insertion", -1))
+    }
+    fields: dict[str, Any] = {
+        "conventions": CONVENTIONS,
+        "clips": len(clips),
+        "recordings_or_videos": len(set(groups)),
+        "frames": steps(len(clips[0].attention)),
+        "effective_frames": interval([effective_frames(clip.attention) for clip in clips]),
+        "of_frames": len(clips[0].attention),
+        "permuted_attention_fall": interval(
+            [
+                float(log_odds(np.array([clip.probability]))[0] - log_odds(np.array([clip.permuted]))[0])
+                for clip in clips
+            ]
+        ),
+    }
+    for kind, by_method in gaps.items():
+
+        def above(name: str, others: Sequence[str], of_name: Mapping[str, list[float]] = by_method) -> dict[str, Any]:
+            pairs = {other: zip(of_name[name], of_name[other], strict=True) for other in others}
+            return {other: interval([a - b for a, b in values]) for other, values in pairs.items()}
+
+        fields[kind] = {
+            "gap": {name: interval(values) for name, values in by_method.items()},
+            "attention_above": above("attention", METHODS[1:]),
+            "event_above": above(EVENT, METHODS) if has_event else None,
+            "curves": {
+                name: {
+                    "own": np.mean([getattr(clip, kind)[name][0] for clip in clips], axis=0).tolist(),
+                    "random": np.mean([getattr(clip, kind)[name][1] for clip in clips], axis=0).tolist(),
+                }
+                for name in names
+            },
+        }
+    on_event = [
+        clip for clip in clips if clip.event_share is not None and 0.1 <= clip.event_share <= config.max_event_share
+    ]
+    fields["attention_on_event"] = None
+    if on_event:
+        fields["attention_on_event"] = {
+            "clips": len(on_event),
+            "event_share": [0.1, config.max_event_share],
+            "mass": interval([clip.attention_on_event or 0.0 for clip in on_event], [c.group for c in on_event]),
+            "even_attention": float(np.mean([clip.event_share for clip in on_event])),
+        }
+    fields["claims"] = _claims(fields)
+    return fields
+
+
+def _claims(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Attention explains only where its gap is above 0, and above both other orders, all at 95 %."""
+    checks = {"above matched random frames": fields["deletion"]["gap"]["attention"]}
+    checks |= {f"above {name}": fields["deletion"]["attention_above"][name] for name in METHODS[1:]}
+    met = {name: (low := Interval(**found).low) is not None and low > 0 for name, found in checks.items()}
+    return {"attention_explains": all(met.values()), "checks": met}
+
+
+def to_text(fields: Mapping[str, Any], config: ExplainConfig) -> str:
+    """The report for people."""
+
+    def shown(found: Mapping[str, Any]) -> str:
+        return Interval(**found).text()
+
+    lines = [
+        f"{config.checkpoint} on {fields['clips']} detected crimes of {config.shards}, from "
+        f"{fields['recordings_or_videos']} recordings or videos",
+        f"Intervals: {CONVENTIONS['intervals']}. Gap: {CONVENTIONS['gap']}.",
+        "",
+    ]
+    for kind in ("deletion", "insertion"):
+        lines.append(f"{kind.capitalize()} gap over matched random frames:")
+        lines += [f"  {name:<13} {shown(found)}" for name, found in fields[kind]["gap"].items()]
+        lines += [
+            f"  attention above {name}: {shown(found)}" for name, found in fields[kind]["attention_above"].items()
+        ]
+        lines += [
+            f"  {EVENT} above {name}: {shown(found)}" for name, found in (fields[kind]["event_above"] or {}).items()
+        ]
+    lines += [
+        f"Attention is spread as if even over {shown(fields['effective_frames'])} of {fields['of_frames']} frames",
+        f"Dealt out to other frames, it takes {shown(fields['permuted_attention_fall'])} off the log-odds of crime",
+    ]
+    event = fields["attention_on_event"]
+    if event is not None:
+        low, high = event["event_share"]
+        lines.append(
+            f"Attention on the event, where it fills {low:.0%} to {high:.0%} of the frames ({event['clips']} clips): "
+            f"{shown(event['mass'])}; even attention: {event['even_attention']:.3f}"
+        )
+    claims = fields["claims"]
+    if fields["pooling"] in ("mean", "max"):
+        lines.append(
+            f"This model pools frames by their {fields['pooling']}: what is called attention here was not learnt"
+        )
+    lines += ["", *(f"  {'yes' if met else 'no ':<3} deletion gap {name}" for name, met in claims["checks"].items())]
+    lines.append(
+        "Attention tells which frames matter, better than both."
+        if claims["attention_explains"]
+        else "Nothing is claimed for attention: it is not above all of these with 95 % confidence."
+    )
+    lines += ["", f"✓ {config.out / 'explanation.json'} and {config.out / 'explanation.png'}"]
+    return "\n".join(lines)

@@ -1,0 +1,279 @@
+"""Frame metrics of anybody's scores, all published conventions side by side; without scores, what trivial ones reach.
+
+No video and no model is needed: `stage1 evaluate --annotations FILE [--frame-counts FILE] [--scores DIR|CSV]`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stage1.common import files
+from stage1.evaluation import plots, score_files
+from stage1.evaluation.score_files import VideoScores
+from stage1.metrics import annotations as truths
+from stage1.metrics import clips
+from stage1.metrics import frames as frame_metrics
+from stage1.metrics.annotations import CONVENTIONS, DEFAULT_CONVENTION, Annotations, VideoTruth
+from stage1.metrics.clips import Array
+from stage1.metrics.frames import SNIPPET_FRAMES, FrameMetrics, ScoredVideo
+from vidshard.util import atomic
+from vidshard.util.errors import UserError
+
+Spread = Callable[[VideoScores, int], Array]  # scores of a video and its number of frames → a score a frame
+
+SEGMENTS = 32
+KEPT = "scores on their frames, all frames"
+WHOLE = "whole snippets only"
+SEGMENTED = f"mean over {SEGMENTS} segments"
+EVEN = "spread evenly"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoresConfig:
+    """What to evaluate against what."""
+
+    annotations: Path
+    frame_counts: Path | None = None
+    scores: Path | None = None
+    trained_on: tuple[Path, ...] = ()  # lists of videos that any stage was trained on
+    snippet_frames: int = SNIPPET_FRAMES
+    fps: float = 30.0  # of the videos, where scores are told in seconds
+    threshold: float = 0.5  # for the share of false alarms
+    out: Path = Path("evaluation")
+    num_resamples: int = 200
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.snippet_frames < 1 or not self.fps > 0:
+            raise UserError(
+                f"--snippet-frames is {self.snippet_frames} and --fps {self.fps:g}, expected at least 1 and above 0"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoresReport:
+    """What was found, as text and as a dictionary for JSON."""
+
+    text: str
+    fields: dict[str, Any]
+
+
+def evaluate_scores(config: ScoresConfig) -> ScoresReport:
+    """Evaluate, write evaluation.json and evaluation.png into ``config.out``, and return the report.
+
+    Raises UserError on unusable files, and when a list of training videos names one that is tested on.
+    """
+    files.check_out(config.out)
+    listed = truths.read_annotations(config.annotations, config.frame_counts)
+    truths.refuse_overlap(listed, config.trained_on)
+    scores = score_files.read_scores(config.scores, fps=config.fps) if config.scores is not None else None
+    lengths = {} if scores is None else _lengths(scores, config.snippet_frames)
+    by_convention = {name: truths.make_annotations(listed, num_frames=lengths, convention=name) for name in CONVENTIONS}
+    annotations = by_convention[DEFAULT_CONVENTION]
+    notes = list(annotations.notes)
+    if scores is not None:
+        notes += _check_scores(scores, annotations, config)
+        if any(video.num_frames is None for video in listed):
+            notes.append(
+                f"where no list gives the number of frames it is {config.snippet_frames} times the number of scores"
+            )
+    references = _reference_rows(by_convention, config)
+    rows = [] if scores is None else _score_rows(scores, by_convention, config)
+    far = None if scores is None else _false_alarm_share(scores, annotations, config)
+    fields = {
+        "annotations": {
+            "videos": len(annotations.videos),
+            "crime_videos": annotations.num_crimes,
+            "videos_with_two_events": annotations.num_with_two_events,
+            "frames": annotations.num_frames,
+            "event_frames": annotations.num_event_frames,
+            "overruns_cut": annotations.overruns,
+        },
+        "conventions": {"events": CONVENTIONS, "default": DEFAULT_CONVENTION, "intervals": _INTERVALS},
+        "references": references,
+        "scores": rows,
+        "false_alarm_share": far,
+        "notes": notes,
+    }
+    atomic.write_json(config.out / "evaluation.json", fields)
+    picture = rows or references
+    plots.plot_conventions(
+        picture, config.out / "evaluation.png", title=str(config.scores or "Scorers that know the truth")
+    )
+    return ScoresReport(text=_text(annotations, references, rows, far, notes, config), fields=fields)
+
+
+_INTERVALS = "95 % percentile bootstrap over videos"
+
+
+def _lengths(scores: Mapping[str, VideoScores], snippet_frames: int) -> dict[str, int]:
+    """Frames of each video as its scores tell: where no list does."""
+    return {
+        stem: int(video.frames[:, 1].max()) + 1 if video.frames is not None else snippet_frames * len(video.scores)
+        for stem, video in scores.items()
+    }
+
+
+def _check_scores(scores: Mapping[str, VideoScores], annotations: Annotations, config: ScoresConfig) -> list[str]:
+    """Raise UserError unless every annotated video has scores that fit its length."""
+    missing = [video.stem for video in annotations.videos if video.stem not in scores]
+    if missing:
+        raise UserError(
+            f"{config.scores} lacks {len(missing):,} of the {len(annotations.videos):,} annotated videos "
+            f"({', '.join(missing[:3])}); expected one file, or rows, for each: leaving some out changes the figures"
+        )
+    for video in annotations.videos:
+        _layout(scores[video.stem], video.num_frames, config.snippet_frames, where=video.stem)
+    layouts = sorted({_layout(scores[v.stem], v.num_frames, config.snippet_frames) for v in annotations.videos})
+    unused = len(scores.keys() - {video.stem for video in annotations.videos})
+    notes = [f"scores are read as: {', '.join(layouts)}"]
+    return notes + ([f"{unused:,} videos with scores are not annotated, and left out"] if unused else [])
+
+
+def _layout(scores: VideoScores, num_frames: int, snippet_frames: int, *, where: str = "") -> str:
+    """What the scores of a video stand for. Raises UserError where that is not clear."""
+    count = len(scores.scores)
+    if scores.frames is not None:
+        return "clips with their frames"
+    if count == num_frames:
+        return "frames"
+    if count == SEGMENTS and abs(count - num_frames / snippet_frames) > 1:
+        return f"{SEGMENTS} segments"
+    if abs(count - num_frames / snippet_frames) <= 1:
+        return f"{snippet_frames}-frame snippets"
+    raise UserError(
+        f"{where} has {count:,} scores for {num_frames:,} frames: neither one a frame, nor one for each "
+        f"{snippet_frames} frames ({num_frames / snippet_frames:.1f}), nor {SEGMENTS} segments; name the length of a "
+        "snippet by --snippet-frames, or give first_frame and last_frame in a CSV"
+    )
+
+
+def _spread(scores: VideoScores, num_frames: int, snippet_frames: int) -> Array:
+    if scores.frames is not None:
+        first, last = np.minimum(scores.frames, num_frames - 1).T
+        return frame_metrics.spread_clips(scores.scores, first, last, num_frames)
+    layout = _layout(scores, num_frames, snippet_frames)
+    if layout == "frames":
+        return scores.scores
+    if layout == f"{SEGMENTS} segments":
+        return frame_metrics.spread_evenly(scores.scores, num_frames)
+    return frame_metrics.spread_snippets(scores.scores, num_frames, snippet_frames=snippet_frames)
+
+
+def _score_rows(
+    scores: Mapping[str, VideoScores], by_convention: Mapping[str, Annotations], config: ScoresConfig
+) -> list[dict[str, Any]]:
+    """One row for each way of turning scores into frames, and each reading of the events."""
+    snippet = config.snippet_frames
+
+    def segmented(video: VideoScores, num_frames: int) -> Array:
+        means = frame_metrics.mean_over_segments(video.scores, SEGMENTS)
+        return frame_metrics.spread_evenly(means, num_frames)
+
+    def kept(video: VideoScores, num_frames: int) -> Array:
+        return _spread(video, num_frames, snippet)
+
+    spreads: dict[str, Spread] = {
+        KEPT: kept,
+        WHOLE: kept,
+        EVEN: lambda video, num_frames: frame_metrics.spread_evenly(video.scores, num_frames),
+        SEGMENTED: segmented,
+    }
+    rows = []
+    for name, spread in spreads.items():
+        for convention in CONVENTIONS if name == KEPT else (DEFAULT_CONVENTION,):
+            scored = []
+            for video in by_convention[convention].videos:
+                labels, values = video.frame_labels(), spread(scores[video.stem], video.num_frames)
+                if name == WHOLE:
+                    whole = max(snippet, video.num_frames // snippet * snippet)
+                    labels, values = labels[:whole], values[:whole]
+                scored.append(_scored(video, values, labels))
+            headline = name == KEPT and convention == DEFAULT_CONVENTION
+            rows.append(_row(name, convention, scored, config, intervals=headline))
+    return rows
+
+
+def _reference_rows(by_convention: Mapping[str, Annotations], config: ScoresConfig) -> list[dict[str, Any]]:
+    rows = []
+    for convention, truth in by_convention.items():
+        scored: dict[str, list[ScoredVideo]] = {}
+        for video in truth.videos:
+            for name, values in frame_metrics.reference_scores(video, snippet_frames=config.snippet_frames).items():
+                scored.setdefault(name, []).append(_scored(video, values, video.frame_labels()))
+        rows += [_row(name, convention, videos, config, intervals=False) for name, videos in scored.items()]
+    return sorted(rows, key=lambda row: list(scored).index(row["name"]))  # same names side by side
+
+
+def _scored(video: VideoTruth, scores: Array, labels: Any) -> ScoredVideo:
+    return ScoredVideo(stem=video.stem, group=video.stem, is_crime=video.is_crime, labels=labels, scores=scores)
+
+
+def _row(
+    name: str, convention: str, videos: Sequence[ScoredVideo], config: ScoresConfig, *, intervals: bool
+) -> dict[str, Any]:
+    found: FrameMetrics = frame_metrics.frame_metrics(
+        videos, num_resamples=config.num_resamples if intervals else 0, seed=config.seed
+    )
+    return {"name": name, "events": convention, **dataclasses.asdict(found)}
+
+
+def _false_alarm_share(
+    scores: Mapping[str, VideoScores], annotations: Annotations, config: ScoresConfig
+) -> dict[str, Any]:
+    """Share of the frames of normal videos that score at or above the threshold, as published beside frame AUC."""
+    normal = [video for video in annotations.videos if not video.is_crime]
+    flagged = [
+        float((_spread(scores[video.stem], video.num_frames, config.snippet_frames) >= config.threshold).sum())
+        for video in normal
+    ]
+    frames = np.array([video.num_frames for video in normal], np.float64)
+    flagged_V = np.array(flagged)
+
+    def statistic(weights_V: Array) -> float | None:
+        total = float(weights_V @ frames)
+        return float(weights_V @ flagged_V) / total if total else None
+
+    found = clips.bootstrap(statistic, [v.stem for v in normal], num_resamples=config.num_resamples, seed=config.seed)
+    return {"threshold": config.threshold, "normal_videos": len(normal), **dataclasses.asdict(found)}
+
+
+def _text(
+    annotations: Annotations,
+    references: Sequence[dict[str, Any]],
+    rows: Sequence[dict[str, Any]],
+    far: Mapping[str, Any] | None,
+    notes: Sequence[str],
+    config: ScoresConfig,
+) -> str:
+    lines = [annotations.describe(), *(f"Note: {note}" for note in notes)]
+    if rows:
+        lines += ["", f"{config.scores}, {_INTERVALS} where shown:", *_table(rows)]
+    if far is not None:
+        share = clips.Interval(**{name: far[name] for name in ("value", "low", "high", "num_units", "level")})
+        lines.append(
+            f"Of the frames of {far['normal_videos']} normal videos a share of {share.text(4)} "
+            f"scores {far['threshold']:g} or more (the published false alarm rate; no calibration)"
+        )
+    lines += ["", "What scorers reach that know the truth (a frame AUC means little that is near the first):"]
+    lines += _table(references)
+    lines += ["", "Events, as read:", *(f"  {name}: {what}" for name, what in CONVENTIONS.items())]
+    lines += ["", f"✓ {config.out / 'evaluation.json'} and {config.out / 'evaluation.png'}"]
+    return "\n".join(lines)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    columns = ("auc", "average_precision", "auc_anomalous", "average_precision_anomalous")
+    cells = [["frame scores", "events", "AUC", "AP", "AUC, anomalous videos", "AP, anomalous videos"]]
+    cells += [[row["name"], row["events"], *(_cell(row[name]) for name in columns)] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    return ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+
+def _cell(interval: Mapping[str, Any]) -> str:
+    return clips.Interval(**interval).text(5)

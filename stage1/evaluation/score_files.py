@@ -1,0 +1,109 @@
+"""Scores of anybody's model, read from a folder or a table: video → one score for each frame, snippet or clip.
+
+A folder holds one file a video, named after it (`Abuse028_x264.npy`, or `.txt`, `.csv`: numbers, one a line). A table
+is a CSV with a row a score: the columns `video` (or `source`) and `score` (or `confidence`), and, where clips do not
+follow one another without a gap, `first_frame` and `last_frame` (or `start_seconds` and `end_seconds`, as in the
+predictions.csv of `stage1 infer`).
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+
+from stage1.metrics.clips import Array
+from vidshard.util.errors import UserError
+from vidshard.util.lists import read_text
+
+_SUFFIXES = (".npy", ".txt", ".csv")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoScores:
+    """The scores of one video, in time: [N]."""
+
+    scores: Array
+    frames: npt.NDArray[np.int64] | None = None  # (N, 2): first and last of each clip; None: they follow one another
+
+
+def read_scores(path: Path, *, fps: float) -> dict[str, VideoScores]:
+    """File stem of the video → its scores. `fps` turns seconds into frames. Raises UserError, naming file and row."""
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
+        if not files:
+            raise UserError(
+                f"--scores {path} holds no score file, expected NAME.npy, NAME.txt or NAME.csv, one a video"
+            )
+        found: dict[str, VideoScores] = {}
+        for file in files:
+            if file.stem in found:
+                raise UserError(f"--scores {path} holds two files for {file.stem}, expected one a video")
+            found[file.stem] = VideoScores(scores=_read_array(file))
+        return found
+    if not path.exists():
+        raise UserError(f"--scores {path} does not exist, expected a folder of NAME.npy or a CSV")
+    return _read_table(path, fps)
+
+
+def _read_array(path: Path) -> Array:
+    try:
+        if path.suffix.lower() == ".npy":
+            values = np.asarray(np.load(path, allow_pickle=False), np.float64)
+        else:
+            values = np.array([float(word) for word in read_text(path).replace(",", " ").split()])
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} holds no numbers ({error}); expected one score a snippet") from error
+    values = np.squeeze(values)
+    values = values[None] if values.ndim == 0 else values
+    if values.ndim != 1 or not len(values):
+        raise UserError(
+            f"{path} has the shape {values.shape}, expected one score a snippet, (N,); average over crops before"
+        )
+    if not np.isfinite(values).all():
+        raise UserError(f"{path} holds scores that are not numbers, expected finite ones")
+    return values
+
+
+def _read_table(path: Path, fps: float) -> dict[str, VideoScores]:
+    reader = csv.DictReader(io.StringIO(read_text(path)))
+    columns = reader.fieldnames or []
+    video = next((name for name in ("video", "source") if name in columns), None)
+    score = next((name for name in ("score", "confidence") if name in columns), None)
+    if video is None or score is None:
+        raise UserError(
+            f"{path} has the columns {', '.join(columns) or 'none'}; expected video (or source) and score (or "
+            "confidence), a row a score"
+        )
+    in_frames = {"first_frame", "last_frame"} <= set(columns)
+    in_seconds = not in_frames and {"start_seconds", "end_seconds"} <= set(columns)
+    rows: dict[str, list[tuple[int, int, float]]] = {}
+    for number, row in enumerate(reader, start=2):
+        if row[score] == "":
+            continue  # a clip that could not be read has no score
+        try:
+            value = float(row[score])
+            first, last = 0, 0
+            if in_frames:
+                first, last = int(row["first_frame"]), int(row["last_frame"])
+            elif in_seconds:
+                first, last = (round(float(row[name]) * fps) for name in ("start_seconds", "end_seconds"))
+            if not np.isfinite(value) or last < first or first < 0:
+                raise ValueError("expected finite scores, and frames from 0 that do not run backwards")
+        except (TypeError, ValueError) as error:
+            raise UserError(f"line {number} of {path} cannot be read: {error}") from error
+        stem = PurePosixPath(row[video].replace("\\", "/")).name
+        rows.setdefault(stem.rpartition(".")[0] or stem, []).append((first, last, value))
+    if not rows:
+        raise UserError(f"{path} holds no score")
+    found = {}
+    for stem, entries in rows.items():
+        if in_frames or in_seconds:
+            entries.sort(key=lambda entry: entry[:2])
+        frames = np.array([entry[:2] for entry in entries], np.int64) if in_frames or in_seconds else None
+        found[stem] = VideoScores(scores=np.array([entry[2] for entry in entries]), frames=frames)
+    return found

@@ -1,0 +1,463 @@
+"""What stage 2 gets: the detections with their frames, as one file of tensors or as WebDataset shards of any size.
+
+Both hold the same, and `load_attention_data` reads both; docs/OUTPUTS.md is the normative text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from stage1.inference.outputs import SCHEMA_VERSION, Detection
+from vidshard.shards import layout
+from vidshard.shards.layout import ClipShape
+from vidshard.util import atomic
+from vidshard.util.errors import FormatError, UserError
+
+FORMAT_NAME = "stage1 attention data"
+FORMATS = ("pt", "shards")
+MAX_CLIP_BYTES = 8 * 2**30  # of clips in one file of tensors
+SHARD_BYTES = 256 * 2**20
+TRAINED_ON = {"yes": 1, "no": 0, "unknown": -1}
+_READ_CLIPS = 64  # at a time
+
+ReadClips = Callable[[range, npt.NDArray[np.uint8]], None]  # the clips of these detections, into this buffer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionSource:
+    """Where detections come from: the same for all of them."""
+
+    clip_shape: ClipShape
+    checkpoint_sha256: str  # of the model; of all models, joined by +, where each scored the videos it had not seen
+    shards_digest: str
+    threshold: float
+    out_of_fold: bool
+    missed_crimes: int  # clips of crimes that were not detected: stage 2 never sees them
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionData:
+    """The detections as tensors, for stage 2. N detections of T frames; N may be 0."""
+
+    video_paths: list[str]
+    keys: list[str]
+    sources: list[str]  # paths of the videos below SOURCE
+    classes: list[str | None]  # the folder of the video; Normal for normals detected by mistake
+    splits: list[str | None]
+    clip_indices: torch.Tensor  # int64 [N]: number of the clip within its video
+    labels: torch.Tensor  # int64 [N]: 0 normal (a false alarm), 1 crime, -1 unknown
+    confidences: torch.Tensor  # float32 [N]
+    attention_weights: torch.Tensor  # float32 [N, T]
+    frame_indices: torch.Tensor  # int64 [N, T]
+    seconds: torch.Tensor  # float64 [N, T]
+    fps: torch.Tensor  # float32 [N], of the video
+    trained_on: torch.Tensor  # int8 [N]: 1 the model was trained on this video, 0 it was not, -1 unknown
+    clips: torch.Tensor | ShardClips  # uint8 [N, T, H, W, 3]; read when touched
+    checkpoint_sha256: str
+    shards_digest: str
+    threshold: float
+    out_of_fold: bool
+    missed_crimes: int
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+class ShardClips:
+    """The clips in attention shards, read when they are asked for: uint8 [N, T, H, W, 3].
+
+    Index it as a tensor's first dimension: by a number, a slice, or a list of numbers.
+    """
+
+    ndim = 5
+
+    def __init__(self, places: Sequence[tuple[Path, int]], shape: ClipShape) -> None:
+        self._places, self._shape = list(places), shape
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        return (len(self._places), *self._shape.thwc)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, key: int | slice | Sequence[int]) -> torch.Tensor:
+        if isinstance(key, int):
+            return self._read(key)
+        rows = range(len(self))[key] if isinstance(key, slice) else [int(row) for row in key]
+        clips = torch.empty((len(rows), *self._shape.thwc), dtype=torch.uint8)
+        for i, row in enumerate(rows):
+            clips[i] = self._read(row)
+        return clips
+
+    def _read(self, row: int) -> torch.Tensor:
+        path, offset = self._places[row]
+        with open(path, "rb") as file:
+            file.seek(offset)
+            data = bytearray(file.read(self._shape.num_bytes))
+        if len(data) != self._shape.num_bytes:
+            raise FormatError(f"{path} ends within the clip at byte {offset}; run `stage1 infer` again")
+        return torch.frombuffer(data, dtype=torch.uint8).reshape(self._shape.thwc)
+
+
+# --- writing ------------------------------------------------------------------------------------------------------
+
+
+def check_clip_bytes(num_detections: int, clip_shape: ClipShape, *, threshold: float) -> None:
+    """Refuse a file of tensors that would be too large to be read in one piece. Raises UserError."""
+    total = num_detections * clip_shape.num_bytes
+    if total > MAX_CLIP_BYTES:
+        raise UserError(
+            f"the clips of {num_detections:,} detections are {total / 2**30:.1f} GiB, a file of tensors holds at most "
+            f"{MAX_CLIP_BYTES / 2**30:.0f} GiB; the scores are kept: run the same command with --resume and "
+            f"--attention-format shards, which have no limit, or with a --threshold above {threshold:g}"
+        )
+
+
+def write_file(
+    path: Path,
+    detections: Iterable[Detection],
+    num_detections: int,
+    trained_on: Sequence[int],
+    read_clips: ReadClips,
+    source: AttentionSource,
+) -> None:
+    """One file for `torch.load(weights_only=True)`. The clips go through a file beside it, not through memory."""
+    columns = _Columns(num_detections, source.clip_shape.num_frames)
+    for detection in detections:
+        columns.append(detection)
+    with atomic.atomic_open(path) as file, _spooled_clips(path, num_detections, read_clips, source) as clips:
+        fields = {
+            "schema_version": SCHEMA_VERSION,
+            **columns.strings,
+            **columns.tensors,
+            "trained_on": torch.tensor(trained_on, dtype=torch.int8),
+            "clips": clips,
+            **_of_all(source),
+        }
+        torch.save(fields, file)
+
+
+class _Columns:
+    """The fields of detections as columns, filled as they come: a list of them would take ten times the memory."""
+
+    def __init__(self, count: int, num_frames: int) -> None:
+        self.strings: dict[str, list[str | None]] = {
+            name: [] for name in ("video_paths", "keys", "sources", "classes", "splits")
+        }
+        self.tensors = {
+            "clip_indices": torch.empty(count, dtype=torch.int64),
+            "labels": torch.empty(count, dtype=torch.int64),
+            "confidences": torch.empty(count, dtype=torch.float32),
+            "attention_weights": torch.empty((count, num_frames), dtype=torch.float32),
+            "frame_indices": torch.empty((count, num_frames), dtype=torch.int64),
+            "seconds": torch.empty((count, num_frames), dtype=torch.float64),
+            "fps": torch.empty(count, dtype=torch.float32),
+        }
+
+    def append(self, detection: Detection) -> None:
+        row, columns = len(self.strings["keys"]), self.tensors
+        for name, value in (
+            ("video_paths", detection.video_path),
+            ("keys", detection.key),
+            ("sources", detection.source),
+            ("classes", detection.stage2_class),
+            ("splits", detection.split),
+        ):
+            self.strings[name].append(value)
+        columns["clip_indices"][row], columns["labels"][row] = detection.clip_index, detection.label
+        columns["confidences"][row] = detection.confidence
+        columns["attention_weights"][row] = torch.tensor(detection.attention_weights)
+        columns["frame_indices"][row] = torch.tensor(detection.frame_indices)
+        columns["seconds"][row] = torch.tensor(detection.seconds, dtype=torch.float64)
+        columns["fps"][row] = detection.fps
+
+
+def _of_all(source: AttentionSource) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(source).items() if name != "clip_shape"}
+
+
+def _rows(values: Sequence[Sequence[float]], dtype: torch.dtype, shape: tuple[int, int]) -> torch.Tensor:
+    return torch.tensor(values, dtype=dtype).reshape(shape)
+
+
+@contextlib.contextmanager
+def _spooled_clips(
+    path: Path, num_clips: int, read_clips: ReadClips, source: AttentionSource
+) -> Iterator[torch.Tensor]:
+    """All clips as one tensor whose memory is a temporary file."""
+    shape = (num_clips, *source.clip_shape.thwc)
+    if not num_clips:
+        yield torch.empty(shape, dtype=torch.uint8)
+        return
+    spool = atomic.partial_path(path.with_name(path.name + ".clips"))
+    try:
+        with open(spool, "wb") as file:
+            for rows, clips in _read_in_pieces(num_clips, read_clips, source.clip_shape):
+                file.write(clips[: len(rows)].tobytes())
+        yield torch.from_numpy(np.memmap(spool, np.uint8, "c", shape=shape))
+    finally:
+        with contextlib.suppress(OSError):
+            spool.unlink()
+
+
+def _read_in_pieces(
+    num_clips: int, read_clips: ReadClips, shape: ClipShape
+) -> Iterator[tuple[range, npt.NDArray[np.uint8]]]:
+    buffer = np.empty((min(num_clips, _READ_CLIPS), *shape.thwc), np.uint8)
+    for first in range(0, num_clips, _READ_CLIPS):
+        rows = range(first, min(first + _READ_CLIPS, num_clips))
+        read_clips(rows, buffer[: len(rows)])
+        yield rows, buffer
+
+
+def write_shards(
+    folder: Path,
+    detections: Iterable[Detection],
+    num_detections: int,
+    trained_on: Sequence[int],
+    read_clips: ReadClips,
+    source: AttentionSource,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Shards of `<key>.npy` (the clip) and `<key>.json` (all about the detection), and their manifest, written last."""
+    samples = _samples(iter(detections), num_detections, trained_on, read_clips, source)
+    shards: list[dict[str, Any]] = []
+    counts: dict[str, int] = {}
+    splits: set[str] = set()
+    sample = next(samples, None)
+    while sample is not None:
+        path = folder / layout.shard_name(len(shards))
+        num_samples = num_bytes = 0
+        with atomic.atomic_open(path) as file:
+            hashed = _Hashed(file)
+            with tarfile.open(fileobj=hashed, mode="w|", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
+                while sample is not None and num_bytes < shard_bytes:
+                    fields, clip = sample
+                    _add(tar, fields["key"] + ".npy", layout.encode_clip(clip, codec="raw"))
+                    _add(tar, fields["key"] + ".json", json.dumps(fields, allow_nan=False).encode("ascii"))
+                    counts[fields["stage2_class"] or ""] = counts.get(fields["stage2_class"] or "", 0) + 1
+                    splits |= {fields["split"]} - {None}
+                    num_samples, num_bytes = num_samples + 1, num_bytes + clip.nbytes
+                    sample = next(samples, None)
+        shards.append({"name": path.name, "bytes": hashed.size, "samples": num_samples, "sha256": hashed.hexdigest()})
+    manifest = {
+        "format": FORMAT_NAME,
+        "schema_version": SCHEMA_VERSION,
+        "clip_shape": dataclasses.asdict(source.clip_shape),
+        **_of_all(source),
+        "num_detections": sum(shard["samples"] for shard in shards),
+        "splits": sorted(splits),
+        "stage2_classes": dict(sorted(counts.items())),
+        "shards": shards,
+    }
+    atomic.write_json(folder / layout.MANIFEST_NAME, manifest)
+
+
+def _samples(
+    detections: Iterator[Detection],
+    num_detections: int,
+    trained_on: Sequence[int],
+    read_clips: ReadClips,
+    source: AttentionSource,
+) -> Iterator[tuple[dict[str, Any], npt.NDArray[np.uint8]]]:
+    words = {number: word for word, number in TRAINED_ON.items()}
+    for rows, clips in _read_in_pieces(num_detections, read_clips, source.clip_shape):
+        for position, row in enumerate(rows):
+            detection = next(detections)
+            fields = {
+                **detection.to_json(),
+                "stage2_class": detection.stage2_class,
+                "trained_on": words[trained_on[row]],
+            }
+            yield fields, clips[position]
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)  # mtime, uid, gid are 0: nothing varies from run to run
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+
+class _Hashed:
+    """A file for writing that knows its size and SHA-256."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._sha256, self.size = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        self._sha256.update(data)
+        self.size += len(data)
+        return self._file.write(data)
+
+    def hexdigest(self) -> str:
+        return self._sha256.hexdigest()
+
+
+# --- reading ------------------------------------------------------------------------------------------------------
+
+
+def load_attention_data(path: str | os.PathLike[str], *, for_training: bool = False) -> AttentionData:
+    """Read what `stage1 infer` wrote for stage 2: the file of tensors, the folder of shards, or the run's folder.
+
+    Clips stay on disk until they are touched. `for_training` refuses what nobody should train on: detections of the
+    split Test, and of videos that the model was trained on (or may have been). Raises UserError where there is no such
+    file or it is refused, FormatError where it is another one.
+    """
+    found = _find(Path(path))
+    data = _load_shards(found) if found.is_dir() else _load_file(found)
+    if for_training:
+        _check_for_training(found, data)
+    return data
+
+
+def _find(path: Path) -> Path:
+    """The file or folder of shards that `path` means: itself, or what lies below the output folder of a run."""
+    folders = (path, path / "shards", path / "attention_data" / "shards")
+    for folder in folders:
+        if (folder / layout.MANIFEST_NAME).is_file():
+            return folder
+    name = "stage1_attention_data.pt"
+    for file in (path, path / name, path / "attention_data" / name):
+        if file.is_file():
+            return file
+    raise UserError(f"no attention data at {path}: run `stage1 infer` first")
+
+
+def _check_for_training(path: Path, data: AttentionData) -> None:
+    test = sum(split == "Test" for split in data.splits)
+    if test:
+        raise UserError(
+            f"{test:,} of {len(data):,} detections in {path} are of the split Test: train stage 2 on out-of-fold "
+            "detections over Train (`stage1 crossval --save-attention`)"
+        )
+    seen = int((data.trained_on != 0).sum())
+    if seen:
+        sure = "were" if bool((data.trained_on == 1).any()) else "may have been"
+        raise UserError(
+            f"the videos of {seen:,} of {len(data):,} detections in {path} {sure} trained on by the model itself, "
+            "whose attention there says nothing about new videos: train stage 2 on out-of-fold detections "
+            "(`stage1 crossval --save-attention`)"
+        )
+
+
+def _load_file(path: Path) -> AttentionData:
+    try:
+        fields = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch raises half a dozen kinds on files that are not its own
+        reason = str(error).partition("\n")[0]
+        raise FormatError(f"{path} is no attention data written by stage1 infer: {reason}") from error
+    version = fields.pop("schema_version", None) if isinstance(fields, dict) else None
+    return _checked(path, version, fields)
+
+
+def _load_shards(folder: Path) -> AttentionData:
+    path = folder / layout.MANIFEST_NAME
+    try:
+        manifest = json.loads(path.read_bytes())
+        if manifest["format"] != FORMAT_NAME:
+            raise FormatError(f"{path} is of {manifest['format']!r}, expected {FORMAT_NAME!r}")
+        shape = ClipShape(**manifest["clip_shape"])
+        entries: list[dict[str, Any]] = []
+        places: list[tuple[Path, int]] = []
+        for shard in manifest["shards"]:
+            for fields, offset in _read_shard(folder / shard["name"], shard["bytes"], shape):
+                entries.append(fields)
+                places.append((folder / shard["name"], offset))
+    except (ValueError, KeyError, TypeError) as error:
+        raise FormatError(f"{path} is no manifest of attention shards: {error!r}") from error
+    if len(entries) != manifest["num_detections"]:
+        raise FormatError(f"the shards of {path} hold {len(entries)} detections, expected {manifest['num_detections']}")
+    rows = (len(entries), shape.num_frames)
+    fields = {
+        "video_paths": [entry["video_path"] for entry in entries],
+        "keys": [entry["key"] for entry in entries],
+        "sources": [entry["source"] for entry in entries],
+        "classes": [entry["stage2_class"] for entry in entries],
+        "splits": [entry["split"] for entry in entries],
+        "clip_indices": torch.tensor([entry["clip_index"] for entry in entries], dtype=torch.int64),
+        "labels": torch.tensor([entry["label"] for entry in entries], dtype=torch.int64),
+        "confidences": torch.tensor([entry["confidence"] for entry in entries], dtype=torch.float32),
+        "attention_weights": _rows([entry["attention_weights"] for entry in entries], torch.float32, rows),
+        "frame_indices": _rows([entry["frame_indices"] for entry in entries], torch.int64, rows),
+        "seconds": _rows([entry["seconds"] for entry in entries], torch.float64, rows),
+        "fps": torch.tensor([entry["fps"] for entry in entries], dtype=torch.float32),
+        "trained_on": torch.tensor([TRAINED_ON[entry["trained_on"]] for entry in entries], dtype=torch.int8),
+        "clips": ShardClips(places, shape),
+    }
+    names = {field.name for field in dataclasses.fields(AttentionSource)} - {"clip_shape"}
+    return _checked(path, manifest["schema_version"], {**fields, **{name: manifest[name] for name in names}})
+
+
+def _read_shard(path: Path, size: int, shape: ClipShape) -> Iterator[tuple[dict[str, Any], int]]:
+    """What a shard says of each of its samples, and where the pixels of its clip begin."""
+    got = path.stat().st_size if path.is_file() else None
+    if got != size:
+        raise FormatError(f"{path} {'is missing' if got is None else f'has {got:,} bytes'}, expected {size:,} bytes")
+    header = len(layout.npy_header(shape))
+    try:
+        with tarfile.open(path, "r:") as tar:
+            while (member := tar.next()) is not None:
+                text = tar.next()
+                file = tar.extractfile(text) if text is not None else None
+                if file is None or member.size != header + shape.num_bytes:
+                    raise FormatError(f"{path} has no clip of {shape} and record at {member.name!r}")
+                yield json.loads(file.read()), member.offset_data + header
+    except tarfile.TarError as error:
+        raise FormatError(f"{path} is no shard: {error}") from error
+
+
+def _checked(path: Path, version: object, fields: dict[str, Any]) -> AttentionData:
+    if version != SCHEMA_VERSION:
+        raise FormatError(
+            f"{path} has schema version {version!r}, this stage1 reads {SCHEMA_VERSION}; run `stage1 infer` again"
+        )
+    try:
+        data = AttentionData(**fields)
+    except TypeError as error:
+        raise FormatError(f"{path} lacks or has an unknown field: {error}") from error
+    fault = _wrong_length(data)
+    if fault:
+        raise FormatError(f"{path} is damaged: {fault}; run `stage1 infer` again")
+    return data
+
+
+def _wrong_length(data: AttentionData) -> str | None:
+    """Which field has not one entry for each of the N detections, or of their T frames; None if all have."""
+    if data.clips.ndim != 5:
+        return f"clips has the shape {tuple(data.clips.shape)}, expected (N, T, H, W, 3)"
+    shape_NT = (len(data), data.clips.shape[1])
+    names = (
+        "video_paths",
+        "sources",
+        "classes",
+        "splits",
+        "clip_indices",
+        "labels",
+        "confidences",
+        "fps",
+        "trained_on",
+    )
+    for name in (*names, "clips"):
+        if len(getattr(data, name)) != len(data):
+            return f"{name} has {len(getattr(data, name))} entries, expected {len(data)} as keys has"
+    for name in ("attention_weights", "frame_indices", "seconds"):
+        if tuple(getattr(data, name).shape) != shape_NT:
+            return f"{name} has the shape {tuple(getattr(data, name).shape)}, expected {shape_NT}"
+    return None

@@ -1,0 +1,178 @@
+"""Scores of clips → a score per second of a video → events. Numbers and arrays; knows no file and no model."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from vidshard.util.errors import UserError
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EventConfig:
+    """How a score per second becomes events."""
+
+    low_ratio: float = 0.8  # an event goes on while the score is at least this share of the threshold
+    smooth_seconds: float = 5.0  # moving mean over so many seconds, centred; at most 1: none
+    min_seconds: float = 4.0  # shorter events are dropped, unless the whole video is shorter
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low_ratio <= 1:
+            raise UserError(f"--event-low-ratio is {self.low_ratio:g}, expected a share from 0 to 1")
+        for name in ("smooth_seconds", "min_seconds"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise UserError(f"--event-{name.replace('_', '-')} is {value:g}, expected 0 or more seconds")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Event:
+    """A stretch of a video that scores high."""
+
+    start_frame: int  # the first, in presentation order from 0
+    end_frame: int  # the last
+    start_seconds: float
+    end_seconds: float  # when it is over
+    peak_confidence: float  # highest score of a second
+    peak_seconds: float  # when that second begins
+    mean_confidence: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoClips:
+    """The scored clips of one video, any order. Arrays [N]."""
+
+    confidences: Floats
+    first_frames: npt.NDArray[np.int64]
+    last_frames: npt.NDArray[np.int64]
+    start_seconds: Floats  # when the first frame is shown
+    last_seconds: Floats  # when the last frame is shown
+    num_frames: int  # of the video
+    fps: float  # mean frames per second of the video; 0 where not known
+
+    @property
+    def frame_seconds(self) -> float:
+        """How long a frame is shown; 0 where not known."""
+        return 1 / self.fps if self.fps > 0 else 0.0
+
+    @property
+    def duration_seconds(self) -> float:
+        """When the last frame is over."""
+        last = float(self.last_seconds.max()) if len(self.last_seconds) else 0.0
+        return max(self.num_frames * self.frame_seconds, last + self.frame_seconds)
+
+
+def second_scores(clips: VideoClips) -> Floats:
+    """The score of each second of the video, [ceil(duration)]: the mean confidence of the clips in it.
+
+    Clips count by how long they overlap the second, each from its first frame to the end of its last. NaN where there
+    is no clip.
+    """
+    num_seconds = max(1, math.ceil(clips.duration_seconds - 1e-6))
+    begins = clips.start_seconds
+    ends = np.maximum(clips.last_seconds + clips.frame_seconds, begins + 1e-3)  # a clip of one moment counts, too
+    edges = np.arange(num_seconds + 1, dtype=np.float64)
+    edges[-1] = max(edges[-1], float(ends.max(initial=0.0)))
+    weights = np.diff(_covered(edges, begins, ends, np.ones(len(begins))))
+    sums = np.diff(_covered(edges, begins, ends, clips.confidences))
+    return np.where(weights > 1e-6, sums / np.maximum(weights, 1e-6), np.nan)
+
+
+def _covered(times: Floats, begins: Floats, ends: Floats, values: Floats) -> Floats:
+    """The integral up to each of `times` of the sum of `values`, each from its begin to its end."""
+    points = np.concatenate([begins, ends])
+    order = np.argsort(points, kind="stable")
+    points, slopes = points[order], np.cumsum(np.concatenate([values, -values])[order])
+    integral = np.concatenate([[0.0], np.cumsum(slopes[:-1] * np.diff(points))])
+    return np.interp(times, points, integral) if len(points) else np.zeros(len(times))
+
+
+def smoothed(scores: Floats, seconds: float) -> Floats:
+    """The moving mean over `seconds`, rounded down to an odd number, and fewer at both ends. NaN stays NaN.
+
+    >>> smoothed(np.array([0.0, 3.0, 0.0, np.nan]), 3).tolist()
+    [1.5, 1.0, 1.5, nan]
+    """
+    half = max(0, (int(seconds) - 1) // 2)
+    known = ~np.isnan(scores)
+    if not half or not len(scores):
+        return scores.copy()
+    sums = np.concatenate([[0.0], np.cumsum(np.where(known, scores, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(known)])
+    low = np.maximum(np.arange(len(scores)) - half, 0)
+    high = np.minimum(np.arange(len(scores)) + half + 1, len(scores))
+    means = (sums[high] - sums[low]) / np.maximum(counts[high] - counts[low], 1)
+    return np.where(known, means, np.nan)
+
+
+def find_spans(
+    scores: Sequence[float] | Floats, *, high: float, low: float, min_seconds: float
+) -> list[tuple[int, int]]:
+    """Stretches of seconds, end excluded, by thresholds with hysteresis (Canny, PAMI 1986).
+
+    A stretch holds a second of at least `high`, and all its seconds are at least `low`; one without a score (NaN)
+    neither ends a stretch nor lies at its edge. Stretches under `min_seconds` are dropped, but for one that fills the
+    video.
+
+    >>> find_spans([0.2, 0.6, 0.9, 0.6, 0.2, 0.6], high=0.8, low=0.5, min_seconds=2)
+    [(1, 4)]
+    >>> find_spans([0.9, 0.2], high=0.8, low=0.5, min_seconds=2), find_spans([0.9], high=0.8, low=0.5, min_seconds=2)
+    ([], [(0, 1)])
+    """
+    spans = []
+    first = last = -1  # of the stretch that is open
+    reached = False
+    for second, score in enumerate([*scores, -math.inf]):
+        if math.isnan(score):
+            continue
+        if score >= low:
+            first = second if first < 0 else first
+            last, reached = second, reached or score >= high
+            continue
+        if reached and last + 1 - first >= min(min_seconds, len(scores)):
+            spans.append((first, last + 1))
+        first, reached = -1, False
+    return spans
+
+
+def find_events(clips: VideoClips, *, threshold: float, config: EventConfig) -> tuple[Floats, list[Event]]:
+    """The score of each second, smoothed and rounded to 6 digits (NaN where there is no clip), and the events."""
+    scores = np.round(smoothed(second_scores(clips), config.smooth_seconds), 6)
+    spans = find_spans(
+        scores, high=threshold, low=round(threshold * config.low_ratio, 6), min_seconds=config.min_seconds
+    )
+    return scores, [_event(clips, scores, *span) for span in spans]
+
+
+def _event(clips: VideoClips, scores: Floats, first: int, end: int) -> Event:
+    within = scores[first:end]
+    end_seconds = min(float(end), clips.duration_seconds)
+    start_frame, after = frames_at(clips, np.array([first, end_seconds], np.float64))
+    return Event(
+        start_frame=start_frame,
+        end_frame=max(start_frame, after - 1),
+        start_seconds=float(first),
+        end_seconds=round(end_seconds, 6),
+        peak_confidence=float(np.nanmax(within)),
+        peak_seconds=float(first + int(np.nanargmax(within))),
+        mean_confidence=round(float(np.nanmean(within)), 6),
+    )
+
+
+def frames_at(clips: VideoClips, seconds: Floats) -> list[int]:
+    """For each moment the first frame that is shown then or later; the number of frames where there is none.
+
+    Between the frames whose time the clips tell, time runs evenly.
+    """
+    end = clips.num_frames * clips.frame_seconds
+    times = np.concatenate([clips.start_seconds, clips.last_seconds, [max(end, clips.duration_seconds)]])
+    frames = np.concatenate([clips.first_frames, clips.last_frames, [clips.num_frames]])
+    times, places = np.unique(times, return_index=True)
+    exact = np.interp(seconds, times, frames[places])
+    return [int(np.clip(math.ceil(frame - 1e-6), 0, clips.num_frames)) for frame in exact]

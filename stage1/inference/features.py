@@ -1,0 +1,266 @@
+"""Features of every clip, one array a video: what multiple-instance learning trains on, and anyone can make again."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from stage1.common import files
+from stage1.common.device import choose_device, cuda_memory_errors, device_name
+from stage1.data.epoch_plan import Rows
+from stage1.data.loader import Batch, ClipReader
+from stage1.data.transforms import ClipTransform, TransformConfig
+from stage1.inference.scoring import ScoringConfig, clip_loader, for_each_batch
+from stage1.metrics import ground_truth
+from stage1.metrics.annotations import VideoTruth
+from stage1.model import backbones
+from stage1.model.backbones import TorchvisionBackbone
+from stage1.model.checkpoint import load_checkpoint
+from vidshard.shards import layout, manifest
+from vidshard.storage.urls import Location
+from vidshard.util import atomic, console
+from vidshard.util.errors import FormatError, UserError
+
+SCHEMA_VERSION = 1
+SUMMARY_NAME, PLAN_NAME = "features.json", "plan.json"
+DEFAULT_WEIGHTS = "KINETICS400_V1"
+
+Extract = Callable[[torch.Tensor], torch.Tensor]  # uint8 (B, T, H, W, 3) on the device → float (B, D)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeaturesConfig:
+    """One run: features of the clips of `shards` by a checkpoint, or by a backbone."""
+
+    shards: Location
+    out: Path
+    checkpoint: Path | None = None
+    backbone: str | None = None  # a name of torchvision, or a file of torch.export
+    weights: str = DEFAULT_WEIGHTS  # of a backbone by name: torchvision's name for them, or a file
+    annotations: Path | None = None
+    batch_size: int = 8
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if (self.checkpoint is None) == (self.backbone is None):
+            raise UserError("features are made by --checkpoint or by --backbone: give one of them")
+        if self.batch_size < 1:
+            raise UserError(f"--batch-size is {self.batch_size}, expected at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeaturesReport:
+    """What was written."""
+
+    folder: Path
+    num_videos: int
+    num_clips: int
+    dimensions: int
+    unscored: dict[str, str]  # key of the clip → why it could not be read
+    notes: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        return console.EXIT_PARTLY_FAILED if self.unscored else console.EXIT_OK
+
+    @property
+    def summary(self) -> str:
+        return (
+            f"✓ Features of {self.num_clips:,} clips of {self.num_videos:,} videos, {self.dimensions} numbers a clip, "
+            f"in {self.folder} (see {SUMMARY_NAME})"
+        )
+
+
+def features(config: FeaturesConfig, *, confirm: backbones.Confirm = lambda _: False) -> FeaturesReport:
+    """Write the features of every video of the shards to ``config.out``; videos that are there already are kept.
+
+    `confirm` is asked before weights are downloaded. Raises UserError when shards and model do not fit, or the folder
+    holds other features.
+    """
+    files.check_out(config.out)
+    device = choose_device(config.device)
+    reader = ClipReader(config.shards)
+    extract, facts, notes = _extractor(config, reader, device, confirm)
+    known = {} if config.annotations is None else ground_truth.read_truth(config.annotations, reader)
+    facts |= {"schema_version": SCHEMA_VERSION, "shards_digest": reader.digest, "batch_size": config.batch_size}
+    _start(config.out, facts)
+    run = _Run(config, reader, device, extract, known)
+    print(f"Features of {len(reader):,} clips on {device_name(device)}")
+    run.go()
+    # What was written is read again for the summary: videos kept from an earlier run count as well.
+    return run.finish(facts, notes)
+
+
+def _extractor(
+    config: FeaturesConfig, reader: ClipReader, device: torch.device, confirm: backbones.Confirm
+) -> tuple[Extract, dict[str, Any], tuple[str, ...]]:
+    """What turns clips into features, what names it, and what to tell the user."""
+    if config.checkpoint is not None:
+        return *_of_checkpoint(config.checkpoint, reader, device), ()
+    assert config.backbone is not None
+    if config.backbone in backbones.NAMES:
+        backbone = TorchvisionBackbone(config.backbone, norm="frozen")
+        report = backbones.load_weights(backbone, config.weights, confirm=confirm)
+        network = backbone.eval().to(device)
+        transform = ClipTransform(TransformConfig(mean=backbones.MEAN, std=backbones.STD))
+        facts = {"backbone": config.backbone, "weights_sha256": report.sha256}
+        return lambda clips: network(transform(clips)).mean(1), facts, (report.text,)
+    path = Path(config.backbone)
+    if not path.is_file():
+        raise UserError(
+            f"--backbone {config.backbone}: no such file, and none of {', '.join(backbones.NAMES)}; a file is one of "
+            "torch.export.save whose program takes uint8 clips (B, T, H, W, 3) and gives features (B, D)"
+        )
+    try:
+        program = torch.export.load(path).module().to(device)
+    except Exception as error:  # torch and zipfile raise a dozen kinds on other files
+        reason = str(error).strip().partition("\n")[0][:120]
+        raise UserError(f"--backbone {path} is no file of torch.export.save ({reason})") from error
+    return program, {"backbone": path.name, "weights_sha256": manifest.file_sha256(path)}, ()
+
+
+def _of_checkpoint(path: Path, reader: ClipReader, device: torch.device) -> tuple[Extract, dict[str, Any]]:
+    """The input of the classifier: features of the frames, weighted by attention."""
+    checkpoint = load_checkpoint(path)
+    if reader.clip_shape != checkpoint.shape:
+        raise UserError(
+            f"clips in {reader.shard_set.where} are {reader.clip_shape} (frames×height×width), {path} was trained on "
+            f"{checkpoint.shape}; build the shards as those for training were"
+        )
+    model, transform = checkpoint.build_model().to(device), checkpoint.build_transform()
+
+    def extract(clips: torch.Tensor) -> torch.Tensor:
+        return model.pooled(transform(clips))[0]
+
+    return extract, {"checkpoint": str(path), "checkpoint_sha256": manifest.file_sha256(path)}
+
+
+def _start(out: Path, facts: dict[str, Any]) -> None:
+    """Make the folder ready: a new one, or one of the same features, of which what is finished stays."""
+    plan = out / PLAN_NAME
+    wanted = {name: value for name, value in facts.items() if name != "checkpoint"}
+    if plan.is_file():
+        if json.loads(plan.read_bytes()) != wanted:
+            raise UserError(f"{out} holds features of another model, or of other shards: name another --out")
+        (out / SUMMARY_NAME).unlink(missing_ok=True)
+        return
+    if any(out.glob("*.npy")):
+        raise UserError(f"{out} holds arrays that are not of this command: name another --out")
+    atomic.write_json(plan, wanted)
+
+
+class _Run:
+    """The videos one after another; memory holds one batch and one video."""
+
+    def __init__(
+        self,
+        config: FeaturesConfig,
+        reader: ClipReader,
+        device: torch.device,
+        extract: Extract,
+        known: dict[str, VideoTruth],
+    ) -> None:
+        self.config, self.reader, self.device, self.extract, self.known = config, reader, device, extract, known
+        self.rows_of_video: list[Rows] = []
+        order = np.argsort(reader.videos, kind="stable")
+        if len(order):
+            self.rows_of_video = np.split(order, np.flatnonzero(np.diff(reader.videos[order])) + 1)
+        self.unscored: dict[str, str] = {}
+
+    def file(self, video: int, suffix: str = ".npy") -> Path:
+        return self.config.out / (layout.video_key(self.reader.index.paths[video]) + suffix)
+
+    def go(self) -> None:
+        left = deque(rows for rows in self.rows_of_video if not self.file(int(self.reader.videos[rows[0]])).is_file())
+        if not left:
+            return
+        rows = np.concatenate(left)
+        scoring = ScoringConfig(device=self.device, batch_size=self.config.batch_size)
+        loader = clip_loader(self.reader, rows, scoring, max_bad_clips=None)
+        waiting: list[npt.NDArray[np.float32]] = []  # features of the first clips of the first video that is left
+        progress = console.Progress("Stage 1 Features", total=len(rows), unit="clip")
+
+        def compute(rows: Rows, batch: Batch) -> npt.NDArray[np.float32]:
+            features_BD: npt.NDArray[np.float32] = self.extract(batch.clips)[: len(rows)].float().cpu().numpy()
+            for feature, row in zip(features_BD, rows.tolist(), strict=True):
+                if row in loader.bad_clips:
+                    self.unscored[self.reader.index.key(row)] = loader.bad_clips[row]
+                    feature[:] = np.nan
+            return features_BD
+
+        def take(rows: Rows, features_BD: npt.NDArray[np.float32]) -> None:
+            waiting.extend(features_BD)
+            while left and len(waiting) >= len(left[0]):
+                video = left.popleft()
+                self._write(video, np.stack(waiting[: len(video)]))
+                del waiting[: len(video)]
+            progress.advance(len(rows))
+
+        with progress, cuda_memory_errors(scoring.batch_size):
+            for_each_batch(loader, compute, take, scoring)
+
+    def _write(self, rows: Rows, values: npt.NDArray[np.float32]) -> None:
+        """The arrays of a video, its features last: where these are, the others are whole."""
+        video = int(self.reader.videos[rows[0]])
+        frames = np.full((len(rows), self.reader.clip_shape.num_frames), -1, np.int64)
+        for i, row in enumerate(rows.tolist()):
+            try:
+                frames[i] = self.reader.read_record(row).frame_indices
+            except FormatError as error:
+                self.unscored[self.reader.index.key(row)] = str(error)
+                values[i] = np.nan
+        _save(self.file(video, ".frames.npy"), frames)
+        of_video = self.known.get(self.reader.index.paths[video])
+        if of_video is not None:
+            _save(self.file(video, ".truth.npy"), of_video.frame_labels())
+        _save(self.file(video), values.astype(np.float32))
+
+    def finish(self, facts: dict[str, Any], notes: tuple[str, ...]) -> FeaturesReport:
+        index = self.reader.index
+        videos, dimensions, lost = [], 0, dict(self.unscored)
+        for rows in self.rows_of_video:
+            video = int(self.reader.videos[rows[0]])
+            values = np.load(self.file(video), mmap_mode="r")
+            dimensions = values.shape[1]
+            for i in np.flatnonzero(np.isnan(values[:, 0])).tolist():
+                lost.setdefault(index.key(int(rows[i])), "could not be read in an earlier run")
+            has_truth = self.file(video, ".truth.npy").is_file()
+            videos.append(
+                {
+                    "source": index.paths[video],
+                    "features": self.file(video).name,
+                    "frames": self.file(video, ".frames.npy").name,
+                    "truth": self.file(video, ".truth.npy").name if has_truth else None,
+                    "class": index.class_name(video),
+                    "label": int(index.clips["label"][rows[0]]),
+                    "split": index.split(video),
+                    "num_clips": len(rows),
+                    "num_frames": int(index.videos["num_frames"][video]),
+                    "fps": float(str(index.videos["fps"][video])),
+                }
+            )
+        summary = {**facts, "dimensions": dimensions, "clips": len(self.reader), "unscored": lost, "videos": videos}
+        atomic.write_json(self.config.out / SUMMARY_NAME, summary)
+        return FeaturesReport(
+            folder=self.config.out,
+            num_videos=len(videos),
+            num_clips=len(self.reader),
+            dimensions=dimensions,
+            unscored=lost,
+            notes=notes,
+        )
+
+
+def _save(path: Path, values: npt.NDArray[Any]) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    atomic.write_bytes(path, buffer.getvalue())

@@ -1,0 +1,379 @@
+"""What inference writes, and how it is read again: docs/OUTPUTS.md is the normative text.
+
+Row i of the attention data belongs to entry i of anomalies.json; both stand in index order, that is video by video
+and in time, not by confidence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import numpy.typing as npt
+
+from stage1.inference.events import Event
+from vidshard.shards import layout
+from vidshard.util import atomic
+from vidshard.util.errors import FormatError, UserError
+
+SCHEMA_VERSION = 1
+NUM_TOP_FRAMES = 5
+PREDICTION_COLUMNS = (
+    "key",
+    "source",
+    "clip_index",
+    "class",
+    "label",
+    "split",
+    "confidence",
+    "predicted",
+    "start_seconds",
+    "end_seconds",
+)
+VIDEO_COLUMNS = (
+    *("source", "video_path", "class", "label", "split"),
+    *("num_frames", "fps", "duration_seconds", "num_clips", "num_unscored"),
+    *("confidence", "mean_confidence", "predicted", "num_events", "event_seconds"),
+)
+NORMAL_CLASS = "Normal"  # to stage 2, the class of normals detected by mistake
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutputFiles:
+    """Every file name below the folder that `stage1 infer` writes to."""
+
+    folder: Path
+
+    @property
+    def anomalies(self) -> Path:
+        return self.folder / "anomalies.json"
+
+    @property
+    def predictions(self) -> Path:
+        return self.folder / "predictions.csv"
+
+    @property
+    def videos(self) -> Path:
+        return self.folder / "videos.csv"
+
+    @property
+    def events(self) -> Path:
+        return self.folder / "events.json"
+
+    @property
+    def attention_data(self) -> Path:
+        return self.folder / "attention_data" / "stage1_attention_data.pt"
+
+    @property
+    def attention_shards(self) -> Path:
+        """The same as shards, whichever was asked for."""
+        return self.folder / "attention_data" / "shards"
+
+    @property
+    def journal(self) -> Path:
+        """What an unfinished run has scored so far."""
+        return self.folder / ".unfinished"
+
+    @property
+    def picture(self) -> Path:
+        return self.folder / "attention_visualization.png"
+
+    @property
+    def report(self) -> Path:
+        """The page that `stage1 report` writes."""
+        return self.folder / "report.html"
+
+    @property
+    def run(self) -> Path:
+        """Written last, removed first: where it is, the others belong together."""
+        return self.folder / "run.json"
+
+    def remove_old(self) -> None:
+        """Remove what an earlier run left, and nothing else, so that no two runs mix."""
+        texts = (self.anomalies, self.predictions, self.videos, self.events)
+        for path in (self.run, self.picture, self.report, self.attention_data, *texts):
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+        for pattern in ("manifest.json", "shard-*.tar"):
+            for path in self.attention_shards.glob(pattern):
+                path.unlink()
+        with contextlib.suppress(OSError):  # it is not there, or holds what is not ours
+            self.attention_shards.rmdir()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The score of one clip: a row of predictions.csv."""
+
+    key: str
+    source: str  # path of the video relative to SOURCE, with forward slashes
+    clip_index: int
+    class_name: str | None
+    label: int  # 0 normal, 1 crime, -1 unknown
+    split: str | None
+    confidence: float | None  # P(crime); None where the clip could not be read
+    start_seconds: float | None  # of the first frame of the clip
+    end_seconds: float | None  # of the last
+
+    def is_crime(self, threshold: float) -> bool:
+        return self.confidence is not None and self.confidence >= threshold
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Detection:
+    """A clip with a confidence at or above the threshold: an entry of anomalies.json."""
+
+    video_path: str  # opens as it stands
+    key: str
+    source: str
+    clip_index: int
+    class_name: str | None
+    label: int
+    split: str | None
+    confidence: float
+    attention_weights: tuple[float, ...]  # one a frame, sum 1: relative within the clip, not an anomaly score
+    frame_indices: tuple[int, ...]  # in the video, presentation order
+    seconds: tuple[float, ...]  # of these frames, from the start of the video
+    fps: float  # mean frames per second of the video
+
+    @property
+    def stage2_class(self) -> str | None:
+        """What stage 2 should call it: a normal detected by mistake is Normal, whatever its folder was called."""
+        return NORMAL_CLASS if self.label == layout.NORMAL_LABEL else self.class_name
+
+    @property
+    def top_attention_indices(self) -> list[int]:
+        """Positions in the clip of the most attended frames, highest first."""
+        return top_indices(self.attention_weights)
+
+    @property
+    def frame_importance(self) -> list[float]:
+        """Attention over its maximum, in [0, 1]: what to threshold for "important frames"."""
+        highest = max(self.attention_weights)
+        return [round(weight / highest, 6) for weight in self.attention_weights]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "video_path": self.video_path,
+            "confidence": self.confidence,
+            "attention_weights": list(self.attention_weights),
+            "top_attention_indices": self.top_attention_indices,
+            "frame_importance": self.frame_importance,
+            "key": self.key,
+            "source": self.source,
+            "clip_index": self.clip_index,
+            "class": self.class_name,
+            "label": self.label,
+            "split": self.split,
+            "frame_indices": list(self.frame_indices),
+            "seconds": list(self.seconds),
+            "fps": self.fps,
+        }
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Detection:
+        """Raises KeyError or TypeError where `fields` is no entry of anomalies.json."""
+        values: dict[str, Any] = {"class_name": fields["class"]}
+        for name in (field.name for field in dataclasses.fields(cls) if field.name != "class_name"):
+            values[name] = tuple(fields[name]) if isinstance(fields[name], list) else fields[name]
+        return cls(**values)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoScore:
+    """A video over time: a row of videos.csv, and an entry of events.json."""
+
+    source: str
+    video_path: str
+    class_name: str | None
+    label: int
+    split: str | None
+    num_frames: int
+    fps: float
+    duration_seconds: float
+    num_clips: int
+    num_unscored: int
+    scores: tuple[float | None, ...]  # of each second, smoothed; None where no clip lies
+    events: tuple[Event, ...]
+    truth: tuple[tuple[int, int], ...] | None  # first and last frame of each true event; None where not known
+
+    @property
+    def confidence(self) -> float | None:
+        """The highest score of a second; None without one."""
+        return max((score for score in self.scores if score is not None), default=None)
+
+    @property
+    def mean_confidence(self) -> float | None:
+        known = [score for score in self.scores if score is not None]
+        return round(math.fsum(known) / len(known), 6) if known else None
+
+    @property
+    def event_seconds(self) -> float:
+        return round(math.fsum(event.end_seconds - event.start_seconds for event in self.events), 6)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "source": self.source,
+            "video_path": self.video_path,
+            "class": self.class_name,
+            "label": self.label,
+            "split": self.split,
+            "num_frames": self.num_frames,
+            "fps": self.fps,
+            "duration_seconds": self.duration_seconds,
+            "events": [dataclasses.asdict(event) for event in self.events],
+            "truth": None if self.truth is None else [self._true_event(*frames) for frames in self.truth],
+            "scores": list(self.scores),
+        }
+
+    def _true_event(self, first: int, last: int) -> dict[str, Any]:
+        seconds_a_frame = self.duration_seconds / self.num_frames
+        return {
+            "start_frame": first,
+            "end_frame": last,
+            "start_seconds": round(first * seconds_a_frame, 6),
+            "end_seconds": round((last + 1) * seconds_a_frame, 6),
+        }
+
+
+def top_indices(weights: Sequence[float], count: int = NUM_TOP_FRAMES) -> list[int]:
+    """Positions of the `count` highest weights, highest first; of equal ones the earlier first.
+
+    >>> top_indices([0.1, 0.5, 0.1, 0.3], count=3)
+    [1, 3, 0]
+    """
+    return sorted(range(len(weights)), key=lambda i: (-weights[i], i))[:count]
+
+
+def shortest_floats(values: npt.NDArray[np.float32]) -> list[float]:
+    """The shortest decimals that give back these float32 values: what is printed is what is compared.
+
+    >>> shortest_floats(np.array([0.1, 0.7], np.float32))
+    [0.1, 0.7]
+    """
+    return [shortest_float(value) for value in values.astype(np.float32)]
+
+
+def shortest_float(value: np.float32) -> float:
+    """The shortest decimal that gives back this float32 value.
+
+    >>> shortest_float(np.float32(0.7))
+    0.7
+    """
+    return float(str(value))
+
+
+def decided(confidences: npt.NDArray[np.float32], threshold: float) -> npt.NDArray[np.bool_]:
+    """Which confidences, as the files give them, are at or above the threshold; those that are NaN are not.
+
+    >>> decided(np.array([0.7, np.nan], np.float32), 0.7)
+    array([ True, False])
+    """
+    return np.array([value >= threshold for value in shortest_floats(confidences)], np.bool_)
+
+
+def write_predictions(path: Path, predictions: Iterable[Prediction], *, threshold: float) -> None:
+    """Every clip as a CSV row; an unreadable one has no confidence and no prediction."""
+    with _text_file(path) as text:
+        writer = csv.DictWriter(text, PREDICTION_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for row in predictions:
+            writer.writerow(
+                {
+                    "key": row.key,
+                    "source": row.source,
+                    "clip_index": row.clip_index,
+                    "class": row.class_name,
+                    "label": row.label,
+                    "split": row.split,
+                    "confidence": row.confidence,
+                    "predicted": None if row.confidence is None else int(row.is_crime(threshold)),
+                    "start_seconds": row.start_seconds,
+                    "end_seconds": row.end_seconds,
+                }
+            )
+
+
+def write_anomalies(path: Path, detections: Iterable[Detection]) -> None:
+    """A JSON list, one detection a line."""
+    with _text_file(path) as text:
+        _write_list(text, (detection.to_json() for detection in detections))
+        text.write("\n")
+
+
+def read_anomalies(path: Path) -> list[Detection]:
+    """The entries of anomalies.json. Raises UserError where there is none, FormatError where it cannot be read."""
+    try:
+        entries = json.loads(path.read_bytes())
+        return [Detection.from_json(fields) for fields in entries]
+    except FileNotFoundError:
+        raise UserError(f"no {path}: run `stage1 infer --out {path.parent}` first") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise FormatError(f"{path} is no list of detections written by stage1 infer: {error!r}") from error
+
+
+def write_videos(
+    csv_path: Path, events_path: Path, videos: Iterable[VideoScore], *, threshold: float, settings: Mapping[str, Any]
+) -> None:
+    """Both files of the video level. `settings`: how events were found, for the head of events.json."""
+    with _text_file(csv_path) as table, _text_file(events_path) as text:
+        writer = csv.DictWriter(table, VIDEO_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        head = {"schema_version": SCHEMA_VERSION, "threshold": threshold, **settings}
+        text.write("{\n" + "".join(f"{json.dumps(name)}: {json.dumps(head[name])},\n" for name in head))
+        text.write('"videos": ')
+        _write_list(text, (_noted(video, writer, threshold) for video in videos))
+        text.write("\n}\n")
+
+
+def _noted(video: VideoScore, writer: csv.DictWriter[str], threshold: float) -> dict[str, Any]:
+    """The entry of events.json, once the row of videos.csv is written."""
+    confidence = video.confidence
+    writer.writerow(
+        {
+            "source": video.source,
+            "video_path": video.video_path,
+            "class": video.class_name,
+            "label": video.label,
+            "split": video.split,
+            "num_frames": video.num_frames,
+            "fps": video.fps,
+            "duration_seconds": video.duration_seconds,
+            "num_clips": video.num_clips,
+            "num_unscored": video.num_unscored,
+            "confidence": confidence,
+            "mean_confidence": video.mean_confidence,
+            "predicted": None if confidence is None else int(confidence >= threshold),
+            "num_events": len(video.events),
+            "event_seconds": video.event_seconds,
+        }
+    )
+    return video.to_json()
+
+
+def _write_list(text: TextIO, entries: Iterable[Mapping[str, Any]]) -> None:
+    """A JSON list, an entry a line, so that it never lies in memory as a whole."""
+    separator = "[\n"
+    for entry in entries:
+        text.write(separator + json.dumps(entry, allow_nan=False))
+        separator = ",\n"
+    text.write("[]" if separator == "[\n" else "\n]")
+
+
+@contextlib.contextmanager
+def _text_file(path: Path) -> Iterator[TextIO]:
+    """A text file that appears when it is whole. Names that are not UTF-8 are written with their raw bytes."""
+    with atomic.atomic_open(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+        try:
+            yield text
+        finally:
+            text.detach()

@@ -1,0 +1,676 @@
+"""Score every clip of a shard folder with a checkpoint, and write down what was detected.
+
+Clips are read, scored and let go; their scores go to a journal on disk, from which a killed run goes on. At the end the
+outputs are written from the journal, row by row: memory does not grow with the number of clips but for a few numbers
+a clip (its row of the index, label, score and place).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from stage1.common import distributed, files
+from stage1.common.device import choose_device, device_name
+from stage1.data import from_videos
+from stage1.data.epoch_plan import Rows
+from stage1.data.loader import ClipReader
+from stage1.inference import attention_data
+from stage1.inference import outputs as output
+from stage1.inference.attention_data import AttentionSource
+from stage1.inference.events import EventConfig, VideoClips, find_events
+from stage1.inference.outputs import Detection, OutputFiles, Prediction, VideoScore
+from stage1.inference.score_log import ScoreJournal
+from stage1.inference.scoring import BatchPlan, Part, ScoringConfig, score
+from stage1.metrics import clips as metrics
+from stage1.metrics import ground_truth, relative_scores
+from stage1.metrics.calibration import Calibration
+from stage1.model.checkpoint import Checkpoint, load_checkpoint
+from vidshard import __version__
+from vidshard.shards import layout, manifest
+from vidshard.shards.manifest import Failure
+from vidshard.storage.cache import CacheConfig
+from vidshard.storage.urls import Location, Url
+from vidshard.util import atomic, console
+from vidshard.util.errors import UserError
+
+DEFAULT_SHARDS = Path("shards/Test")
+DEFAULT_OUT = Path("stage1_output")
+MAX_GAP_RATIO = 2.0 * (1 + 1e-6)  # the index keeps gaps as 32-bit floats
+RULE = "=" * 60
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InferConfig:
+    """One run of inference, over the clips of `shards` or over MP4s."""
+
+    shards: Location = DEFAULT_SHARDS
+    videos: tuple[str, ...] = ()  # files, folders, globs; instead of shards
+    checkpoint: Path = files.DEFAULT_CHECKPOINT
+    out: Path = DEFAULT_OUT
+    threshold: float | None = None  # of P(crime); None: the checkpoint's
+    relative: bool = False  # score a clip beside the other clips of its video
+    batch_size: int = 8
+    device: str = "auto"
+    precision: str = "fp32"
+    threads: int | None = None  # batches at once, on the CPU; None: all cores
+    resume: bool = False
+    attention_format: str = "pt"
+    annotations: Path | None = None  # true events, to be shown beside the predicted ones
+    events: EventConfig = dataclasses.field(default_factory=EventConfig)
+    video_root: Path | None = None  # where the videos are, if not where they were at build time
+    allow_sampling_mismatch: bool = False
+    workers: int | None = None  # processes that decode, with `videos`; None: as many as vidshard takes
+    cache_dir: Path | None = None  # where shards of a URL are kept; None: the default of CacheConfig
+    cache_gb: float | None = None  # how much of them
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise UserError(f"--threshold is {self.threshold:g}, expected a probability from 0 to 1")
+        if self.attention_format not in attention_data.FORMATS:
+            raise UserError(
+                f"--attention-format is {self.attention_format!r}, expected one of {', '.join(attention_data.FORMATS)}"
+            )
+        ScoringConfig(
+            device=torch.device("cpu"), batch_size=self.batch_size, precision=self.precision, threads=self.threads
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fold:
+    """A checkpoint, and the clips that it scores: index rows of the shards."""
+
+    checkpoint: Path
+    rows: Rows
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InferReport:
+    """What a run found and wrote."""
+
+    files: OutputFiles
+    attention: Path  # the file of tensors, or the folder of shards
+    num_clips: int
+    num_detections: int
+    missed_crimes: int  # labelled clips of crimes below the threshold
+    num_videos: int
+    num_events: int
+    threshold: float
+    device: str
+    metrics: metrics.Scores | None  # None without a labelled clip
+    unscored: dict[str, str]  # key of the clip → why it could not be read
+    failures: tuple[Failure, ...]  # videos brought by the user that could not be decoded
+    warnings: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        return console.EXIT_PARTLY_FAILED if self.unscored or self.failures else console.EXIT_OK
+
+    @property
+    def problems(self) -> str:
+        """What the user should know, one line each; empty if nothing."""
+        lines = [f"warning: {warning}" for warning in self.warnings]
+        lines += [f"not scored: {reason}" for reason in self.unscored.values()]
+        lines += [f"not decoded: {failure.path}: {failure.message} ({failure.reason})" for failure in self.failures]
+        return "\n".join(lines)
+
+    @property
+    def summary(self) -> str:
+        """The end of the output: metrics, where the clips have labels, and what was written."""
+        lines = _metrics_lines(self.metrics, self.threshold) if self.metrics else []
+        lines.append(
+            f"Videos: {self.num_events:,} events in {self.num_videos:,} videos, see {shown_path(self.files.events)} "
+            "and videos.csv"
+        )
+        return "\n".join(
+            [
+                *lines,
+                RULE,
+                "✓ Stage 1 Complete!",
+                f"  - Detected {self.num_detections} crime clips",
+                f"  - Anomaly records saved to: {shown_path(self.files.anomalies)}",
+                f"  - Attention data saved to: {shown_path(self.attention)}",
+                "  - Ready for Stage 2 training",
+                RULE,
+            ]
+        )
+
+
+def shown_path(path: Path) -> str:
+    """A path as the output shows it: relative ones begin with a dot, so that they can be told from names.
+
+    >>> shown_path(Path("stage1_output/anomalies.json"))
+    './stage1_output/anomalies.json'
+    """
+    return str(path) if path.is_absolute() else f"./{path.as_posix()}"
+
+
+def infer(config: InferConfig) -> InferReport | None:
+    """Score all clips, write the outputs to ``config.out`` and return what was found; None on ranks other than 0.
+
+    Raises UserError (FormatError included) before anything is written when shards and checkpoint do not fit.
+    """
+    files.check_out(config.out)
+    checkpoint = load_checkpoint(config.checkpoint)
+    if not config.videos:
+        return _on_all_ranks(config, [Fold(checkpoint=config.checkpoint, rows=np.zeros(0, np.int64))], [checkpoint])
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("--videos takes one process; for several build shards first, then name these with --shards")
+    with from_videos.temporary_shards(
+        config.videos, shape=checkpoint.shape, sampling=checkpoint.sampling, workers=config.workers
+    ) as brought:
+        config = dataclasses.replace(config, shards=brought.folder)
+        fold = Fold(checkpoint=config.checkpoint, rows=np.zeros(0, np.int64))
+        return _Run(config, [fold], [checkpoint], root=brought.root, failures=brought.failures).go()
+
+
+def infer_out_of_fold(config: InferConfig, folds: Sequence[Fold]) -> InferReport | None:
+    """Score each clip with the one checkpoint that has not seen it, and write one set of outputs: for stage 2.
+
+    ``config.checkpoint`` is not used. Clips in no fold are neither found nor scored. Raises UserError when a clip is in
+    two folds, a checkpoint was trained on a video that it would score, or checkpoints do not fit the shards.
+    """
+    files.check_out(config.out)
+    if config.relative:
+        raise UserError("relative scores are of one checkpoint, which knows their threshold: not out of fold")
+    if not folds:
+        raise UserError("no folds to score, expected at least one checkpoint with its clips")
+    return _on_all_ranks(config, folds, [load_checkpoint(fold.checkpoint) for fold in folds], out_of_fold=True)
+
+
+def _on_all_ranks(
+    config: InferConfig, folds: Sequence[Fold], checkpoints: Sequence[Checkpoint], *, out_of_fold: bool = False
+) -> InferReport | None:
+    device = distributed.device_of_rank(choose_device(config.device))
+    with distributed.joined_ranks(device):
+        return _Run(config, folds, checkpoints, root=_video_root(config), out_of_fold=out_of_fold).go()
+
+
+class _Run:
+    """One run: what it reads, and the steps of `go`."""
+
+    def __init__(
+        self,
+        config: InferConfig,
+        folds: Sequence[Fold],
+        checkpoints: Sequence[Checkpoint],
+        *,
+        root: Path | None,
+        failures: tuple[Failure, ...] = (),
+        out_of_fold: bool = False,
+    ) -> None:
+        self.config, self.checkpoints, self.root = config, checkpoints, root
+        self.failures, self.out_of_fold = failures, out_of_fold
+        self.device = distributed.device_of_rank(choose_device(config.device))
+        cache = CacheConfig(folder=config.cache_dir, limit_gb=config.cache_gb)
+        self.reader = reader = ClipReader(config.shards, cache=cache)
+        self.warnings: list[str] = []
+        for fold, checkpoint in zip(folds, checkpoints, strict=True):
+            _check_shape(reader, checkpoint, config, fold.checkpoint)
+            for warning in _check_sampling(reader, checkpoint, config, fold.checkpoint):
+                self.warnings += [warning] if warning not in self.warnings else []
+        self.folds = folds if out_of_fold else [dataclasses.replace(folds[0], rows=np.arange(len(reader)))]
+        self.sha256 = [manifest.file_sha256(fold.checkpoint) for fold in folds]
+        self.threshold = _threshold(config, checkpoints)
+        self._relative: npt.NDArray[np.float32] | None = None  # with config.relative: the confidence of every row
+        if config.relative:
+            relative_scores.check_videos(reader.videos, where=str(reader.shard_set.where))
+        parts = [
+            Part(checkpoint=checkpoint, rows=np.asarray(fold.rows, np.int64))
+            for fold, checkpoint in zip(self.folds, checkpoints, strict=True)
+        ]
+        if out_of_fold:
+            _check_folds(reader, self.folds, checkpoints)
+        batch_size = min(config.batch_size, max((1, *(len(part.rows) for part in parts))))
+        self.plan = BatchPlan(parts, num_rows=len(reader), batch_size=batch_size)
+        self.scoring = ScoringConfig(
+            device=self.device,
+            batch_size=batch_size,
+            precision=config.precision,
+            log_odds=config.relative,
+            threads=config.threads,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+        )
+        self.rows = self.plan.rows
+        self.files = OutputFiles(folder=config.out)
+        self.truth = {} if config.annotations is None else ground_truth.read_truth(config.annotations, reader)
+        self.journal = ScoreJournal(
+            self.files.journal,
+            plan=self._facts(),
+            num_batches=self.plan.num_batches,
+            num_frames=reader.clip_shape.num_frames,
+        )
+        self._seen = [set(checkpoint.train_videos) for checkpoint in checkpoints]
+        self._part_of_row = np.zeros(len(reader), np.int32)
+        for number, part in enumerate(parts):
+            self._part_of_row[part.rows] = number
+
+    def _facts(self) -> dict[str, Any]:
+        """All that decides the scores: what a resumed run must share with the one that was stopped."""
+        rows = [hash_of_rows(part.rows) for part in self.plan.parts] if self.out_of_fold else []
+        return {
+            "shards": self.reader.digest,
+            "checkpoint": "+".join(self.sha256),
+            "rows": "+".join(rows),
+            "batch size": self.scoring.batch_size,
+            "precision": self.config.precision,
+            "device": self.device.type,
+            "relative": self.config.relative,
+        }
+
+    def go(self) -> InferReport | None:
+        """Score on all ranks; write on rank 0."""
+        distributed.check_agreement(self._facts())
+        is_first = distributed.rank() == 0
+        if is_first:
+            print(f"Scoring {len(self.rows):,} clips on {device_name(self.device)}")
+            self.journal.start(resume=self.config.resume)
+        distributed.check_agreement({})  # wait until the journal is ready
+        self.journal.load()
+        done = self.plan.num_batches - len(self.journal.missing)
+        # Ranks share out what is missing: none may add to the journal before all have read it.
+        distributed.check_agreement({"batches on disk": done})
+        if is_first and done:
+            print(f"Resumed: {done:,} of {self.plan.num_batches:,} batches were scored before")
+        score(self.reader, self.plan, self.journal, self.scoring)
+        distributed.check_agreement({})  # wait until all are scored
+        if not is_first:
+            self.journal.close()
+            return None
+        self.journal.load()
+        if len(self.journal.missing):
+            raise UserError(
+                f"the scores of {len(self.journal.missing):,} batches are not in {self.journal.folder}: --out must be "
+                "a folder that all processes of the run see; run again with --resume"
+            )
+        if self.config.relative:
+            self._relative = self._relative_confidences()
+        report = self._write()
+        self.journal.remove()
+        return report
+
+    # --- what was scored
+
+    def _score_of(self, row: int) -> tuple[np.void, str | None]:
+        """The scores of an index row, and why it has none (None if it has)."""
+        batch, position = int(self.plan.batch_of_row[row]), int(self.plan.position_of_row[row])
+        scored = self.journal.read(batch)
+        scores, reason = scored.rows[position], scored.reasons.get(position)
+        if self._relative is not None:
+            scores = scores.copy()
+            scores["confidence"] = self._relative[row]
+        return scores, reason
+
+    def _relative_confidences(self) -> npt.NDArray[np.float32]:
+        """P(crime) of every index row beside its video, calibrated for that; NaN where it has none."""
+        log_odds = np.full(len(self.reader), np.nan)
+        for row in self.rows.tolist():
+            log_odds[row] = self._score_of(row)[0]["confidence"]
+        chosen = self.checkpoints[0].relative or {"calibration": {}}
+        found = relative_scores.relative_scores(log_odds, self.reader.videos)
+        return Calibration(**chosen["calibration"]).apply(found).astype(np.float32)
+
+    def _predictions(self) -> Iterator[Prediction]:
+        index = self.reader.index
+        for row in self.rows.tolist():
+            scores, reason = self._score_of(row)
+            clip, scored = index.clips[row], reason is None
+            video = int(clip["video"])
+            yield Prediction(
+                key=index.key(row),
+                source=index.paths[video],
+                clip_index=int(clip["clip"]),
+                class_name=index.class_name(video),
+                label=int(clip["label"]),
+                split=index.split(video),
+                confidence=output.shortest_float(scores["confidence"]) if scored else None,
+                start_seconds=float(scores["start_seconds"]) if scored else None,
+                end_seconds=float(scores["last_seconds"]) if scored else None,
+            )
+
+    def _detection(self, row: int) -> Detection:
+        record = self.reader.read_record(row)
+        scores, _ = self._score_of(row)
+        return Detection(
+            video_path=self._video_path(record.path),
+            key=record.key,
+            source=record.path,
+            clip_index=record.clip_index,
+            class_name=record.class_name,
+            label=record.label,
+            split=record.split,
+            confidence=output.shortest_float(scores["confidence"]),
+            attention_weights=tuple(output.shortest_floats(scores["attention"])),
+            frame_indices=record.frame_indices,
+            seconds=record.timestamps_seconds,
+            fps=output.shortest_float(np.float32(record.fps)),
+        )
+
+    def _video_scores(self) -> Iterator[VideoScore]:
+        """Videos in the order of their first clip."""
+        rows = self.rows[np.argsort(self.reader.videos[self.rows], kind="stable")]
+        groups = np.split(rows, np.flatnonzero(np.diff(self.reader.videos[rows])) + 1) if len(rows) else []
+        for group in sorted(groups, key=lambda group: int(group[0])):
+            yield self._video_score(group)
+
+    def _video_score(self, rows: Rows) -> VideoScore:
+        index, video = self.reader.index, int(self.reader.videos[rows[0]])
+        scored = [scores for scores, reason in map(self._score_of, rows.tolist()) if reason is None]
+        facts = index.videos[video]
+        clips = VideoClips(
+            confidences=np.array([scores["confidence"] for scores in scored], np.float64),
+            first_frames=np.array([scores["first_frame"] for scores in scored], np.int64),
+            last_frames=np.array([scores["last_frame"] for scores in scored], np.int64),
+            start_seconds=np.array([scores["start_seconds"] for scores in scored], np.float64),
+            last_seconds=np.array([scores["last_seconds"] for scores in scored], np.float64),
+            num_frames=int(facts["num_frames"]),
+            fps=float(facts["fps"]),
+        )
+        seconds, events = find_events(clips, threshold=self.threshold, config=self.config.events)
+        path = index.paths[video]
+        return VideoScore(
+            source=path,
+            video_path=self._video_path(path),
+            class_name=index.class_name(video),
+            label=int(index.clips["label"][rows[0]]),
+            split=index.split(video),
+            num_frames=clips.num_frames,
+            fps=output.shortest_float(facts["fps"]),
+            duration_seconds=round(clips.duration_seconds, 6),
+            num_clips=len(rows),
+            num_unscored=len(rows) - len(scored),
+            scores=tuple(None if math.isnan(score) else score for score in seconds.tolist()),
+            events=tuple(events),
+            truth=self.truth[path].events if path in self.truth else None,
+        )
+
+    def _video_path(self, source: str) -> str:
+        return str(self.root / source) if self.root is not None else source
+
+    def _trained_on(self, row: int) -> int:
+        """1 if the model that scored this clip was trained on its video, 0 if not, -1 if that is not known."""
+        part = int(self._part_of_row[row])
+        if not self._seen[part]:
+            return attention_data.TRAINED_ON["unknown"]
+        return int(self.reader.video_id(int(self.reader.videos[row])) in self._seen[part])
+
+    # --- writing
+
+    def _write(self) -> InferReport:
+        """Write the outputs; run.json last, so that a folder with one holds the files of one run."""
+        written, config, reader = self.files, self.config, self.reader
+        written.remove_old()
+        confidences = np.full(len(self.rows), np.nan, np.float32)
+        unscored: dict[str, str] = {}
+        for i, row in enumerate(self.rows.tolist()):
+            scores, reason = self._score_of(row)
+            confidences[i] = scores["confidence"]
+            if reason is not None:
+                unscored[reader.index.key(row)] = reason
+        labels = reader.labels[self.rows]
+        is_detected = output.decided(confidences, self.threshold)
+        detected = self.rows[is_detected]
+        missed = int(((labels == layout.CRIME_LABEL) & ~is_detected & ~np.isnan(confidences)).sum())
+        self.warnings += _check_paths(
+            {self._video_path(reader.index.paths[video]) for video in np.unique(reader.videos[detected]).tolist()},
+            self.root,
+            config,
+        )
+
+        output.write_predictions(written.predictions, self._predictions(), threshold=self.threshold)
+        output.write_anomalies(written.anomalies, map(self._detection, detected.tolist()))
+        counts = {"videos": 0, "events": 0, "with_events": 0}
+        output.write_videos(
+            written.videos,
+            written.events,
+            _counted(self._video_scores(), counts),
+            threshold=self.threshold,
+            settings=dataclasses.asdict(config.events),
+        )
+        attention = self._write_attention(detected, missed)
+        report = InferReport(
+            files=written,
+            attention=attention,
+            num_clips=len(self.rows),
+            num_detections=len(detected),
+            missed_crimes=missed,
+            num_videos=counts["videos"],
+            num_events=counts["events"],
+            threshold=self.threshold,
+            device=device_name(self.device),
+            metrics=_metrics(labels, confidences, self.threshold),
+            unscored=unscored,
+            failures=self.failures,
+            warnings=tuple(self.warnings),
+        )
+        trained_on = sum(self._trained_on(row) == 1 for row in self.rows.tolist())
+        atomic.write_json(written.run, self._run_json(report, counts, trained_on))
+        return report
+
+    def _write_attention(self, detected: Rows, missed: int) -> Path:
+        reader, written = self.reader, self.files
+        source = AttentionSource(
+            clip_shape=reader.clip_shape,
+            checkpoint_sha256="+".join(self.sha256),
+            shards_digest=reader.manifest.digest,
+            threshold=self.threshold,
+            out_of_fold=self.out_of_fold,
+            missed_crimes=missed,
+        )
+        trained_on = [self._trained_on(row) for row in detected.tolist()]
+
+        def read_clips(numbers: range, out: npt.NDArray[np.uint8]) -> None:
+            reader.read_clips(detected[numbers.start : numbers.stop], out)
+
+        detections = map(self._detection, detected.tolist())
+        if self.config.attention_format == "shards":
+            attention_data.write_shards(
+                written.attention_shards, detections, len(detected), trained_on, read_clips, source
+            )
+            return written.attention_shards
+        attention_data.check_clip_bytes(len(detected), reader.clip_shape, threshold=self.threshold)
+        attention_data.write_file(written.attention_data, detections, len(detected), trained_on, read_clips, source)
+        return written.attention_data
+
+    def _run_json(self, report: InferReport, counts: dict[str, int], trained_on: int) -> dict[str, Any]:
+        config = self.config
+        models = [
+            {
+                "path": str(fold.checkpoint),
+                "sha256": sha256,
+                "epoch": checkpoint.epoch,
+                "warnings": list(checkpoint.warnings),
+                "clips": len(fold.rows),
+            }
+            for fold, checkpoint, sha256 in zip(self.folds, self.checkpoints, self.sha256, strict=True)
+        ]
+        return {
+            "schema_version": output.SCHEMA_VERSION,
+            "stage1_version": __version__,
+            "shards": {"path": None if config.videos else str(config.shards), "digest": self.reader.manifest.digest},
+            "videos": list(config.videos),
+            "checkpoint": None if self.out_of_fold else models[0],
+            "folds": models if self.out_of_fold else None,
+            "threshold": report.threshold,
+            "relative": config.relative,
+            "batch_size": config.batch_size,
+            "precision": config.precision,
+            "device": report.device,
+            "attention_format": config.attention_format,
+            "annotations": None if config.annotations is None else str(config.annotations),
+            "events": dataclasses.asdict(config.events),
+            "clips": {
+                "found": report.num_clips,
+                "scored": report.num_clips - len(report.unscored),
+                "unscored": len(report.unscored),
+                "detected": report.num_detections,
+                "missed_crimes": report.missed_crimes,
+                "trained_on": trained_on,
+            },
+            "video_counts": counts,
+            "unscored": report.unscored,
+            "failures": [dataclasses.asdict(failure) for failure in report.failures],
+            "metrics": None if report.metrics is None else dataclasses.asdict(report.metrics),
+            "warnings": list(report.warnings),
+        }
+
+
+def _counted(scores: Iterator[VideoScore], counts: dict[str, int]) -> Iterator[VideoScore]:
+    """The same videos, counted as they pass."""
+    for video in scores:
+        counts["videos"] += 1
+        counts["events"] += len(video.events)
+        counts["with_events"] += bool(video.events)
+        yield video
+
+
+def hash_of_rows(rows: Rows) -> str:
+    """A short name of these rows in this order."""
+    return hashlib.sha256(np.ascontiguousarray(rows, "<i8").tobytes()).hexdigest()[:16]
+
+
+def _threshold(config: InferConfig, checkpoints: Sequence[Checkpoint]) -> float:
+    """The threshold given, else that of the checkpoint; of several checkpoints their mean."""
+    if config.threshold is not None:
+        return config.threshold
+    if config.relative:
+        if (chosen := checkpoints[0].relative) is None:
+            raise UserError(
+                f"{config.checkpoint} has no threshold for scores beside their video: choose one with `stage1 evaluate "
+                "--relative --val-shards PLACE --target TARGET`, or give --threshold"
+            )
+        return float(chosen["threshold"])
+    return math.fsum(checkpoint.threshold for checkpoint in checkpoints) / len(checkpoints)
+
+
+def _check_folds(reader: ClipReader, folds: Sequence[Fold], checkpoints: Sequence[Checkpoint]) -> None:
+    """Refuse folds that share clips, and checkpoints that were trained on what they would score."""
+    counts = np.bincount(np.concatenate([fold.rows for fold in folds]), minlength=len(reader))
+    if (counts > 1).any():
+        raise UserError(f"clip {reader.index.key(int(counts.argmax()))!r} is in two folds, expected one at most")
+    for fold, checkpoint in zip(folds, checkpoints, strict=True):
+        held_out = {reader.video_id(video) for video in np.unique(reader.videos[fold.rows]).tolist()}
+        seen = sorted(held_out & set(checkpoint.train_videos))
+        if seen:
+            raise UserError(
+                f"{fold.checkpoint} was trained on {len(seen)} of the videos of its fold (such as {seen[0]!r}): these "
+                "predictions would not be out of fold"
+            )
+
+
+def _check_shape(reader: ClipReader, checkpoint: Checkpoint, config: InferConfig, path: Path) -> None:
+    expected = checkpoint.shape
+    if reader.clip_shape != expected:
+        raise UserError(
+            f"clips in {reader.shard_set.where} are {reader.clip_shape} (frames×height×width), "
+            f"{path} was trained on {expected}; build them with `vidshard build SOURCE "
+            f"{_build_options(checkpoint)}`, or use another checkpoint"
+        )
+
+
+def _check_sampling(reader: ClipReader, checkpoint: Checkpoint, config: InferConfig, path: Path) -> list[str]:
+    """Refuse clips whose frames became square another way, or lie much closer or farther apart, than in training.
+
+    MP4s brought by the user are sampled as the training clips were, and can be sampled no better: a warning for them.
+    """
+    subject = "the videos" if config.videos else f"clips in {reader.shard_set.where}"
+    mismatches = []
+    resize, expected_resize = (
+        settings.get("resize", "squash") for settings in (reader.manifest.settings, checkpoint.sampling)
+    )
+    if resize != expected_resize:
+        mismatches.append(
+            f"frames of {subject} were made square by --resize {resize}, {path} was trained on "
+            f"{expected_resize}, where shapes look different"
+        )
+    got, expected = reader.frame_gap_seconds(), checkpoint.frame_gap_seconds
+    if min(got, expected) > 0 and max(got, expected) / min(got, expected) > MAX_GAP_RATIO:
+        mismatches.append(
+            f"frames of {subject} lie {got:.3g} s apart (median), {path} was trained on {expected:.3g} s, "
+            "where motion means something else"
+        )
+    if not mismatches or config.videos or config.allow_sampling_mismatch:
+        return [f"{mismatch}: the scores may be meaningless" for mismatch in mismatches]
+    raise UserError(
+        f"{'; '.join(mismatches)}; build the shards as those for training were, `vidshard build SOURCE "
+        f"{_build_options(checkpoint)}`, or go on with --allow-sampling-mismatch"
+    )
+
+
+def _build_options(checkpoint: Checkpoint) -> str:
+    """The options of `vidshard build` that cut clips as the checkpoint knows them.
+
+    Dense in place of annotated: the events of videos to be scored are not known.
+    """
+    sampling, shape = checkpoint.sampling, checkpoint.shape
+    mode = sampling.get("mode")
+    options = {"sampling": "dense" if mode == "annotated" else mode}
+    options |= {name: sampling.get(name) for name in ("clips_per_video", "stride", "frame_step", "fps")}
+    options |= {"clip_len": shape.num_frames, "frame_size": shape.height}
+    options |= {name: sampling.get(name) for name in ("resize", "codec")}
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items() if value is not None)
+
+
+def _video_root(config: InferConfig) -> Path | None:
+    """Where the videos of the shards are: as the user says, else as the log of the build says, else unknown."""
+    if config.video_root is not None:
+        if not config.video_root.is_dir():
+            raise UserError(f"--video-root {config.video_root} is no folder: expected the one the videos are in")
+        return config.video_root.resolve()
+    if isinstance(config.shards, Url):
+        return None
+    log = manifest.log_folder(Path(os.path.abspath(config.shards))) / layout.SOURCE_NAME
+    try:
+        return Path(json.loads(log.read_bytes())["root"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _check_paths(paths: set[str], root: Path | None, config: InferConfig) -> list[str]:
+    """A warning where the `video_path` of a detection does not open as it stands."""
+    if paths and root is None:
+        return [
+            f"where the videos of {config.shards} are is not known (its log folder is gone): video_path is relative; "
+            "name their folder with --video-root"
+        ]
+    missing = sorted(path for path in paths if not Path(path).is_file())
+    if missing:
+        return [
+            f"{len(missing)} of {len(paths)} detected videos are not where they were ({missing[0]}): "
+            "name their folder with --video-root"
+        ]
+    return []
+
+
+def _metrics(
+    labels: npt.NDArray[np.int64], confidences: npt.NDArray[np.float32], threshold: float
+) -> metrics.Scores | None:
+    """Metrics over the scored clips of known label; None where there are none."""
+    scored = ~np.isnan(confidences)
+    scores = metrics.score(labels[scored], output.shortest_floats(confidences[scored]), threshold=threshold)
+    return scores if scores.num_clips else None
+
+
+def _metrics_lines(scores: metrics.Scores, threshold: float) -> list[str]:
+    """Metrics as people read them."""
+    auc = "not defined: the clips are of one class only" if scores.auc is None else f"{scores.auc:.3f}"
+    normal, crime = scores.confusion
+    return [
+        f"On {scores.num_clips} labelled clips, crime from a confidence of {threshold:g}:",
+        f"  Accuracy: {100 * (scores.accuracy or 0.0):.2f}%",
+        f"  ROC-AUC:  {auc}",
+        "  Confusion matrix   predicted normal   predicted crime",
+        f"    actual normal  {normal[0]:>18,}{normal[1]:>18,}",
+        f"    actual crime   {crime[0]:>18,}{crime[1]:>18,}",
+    ]

@@ -1,0 +1,289 @@
+"""Clips → P(crime) and attention, batch by batch, in memory that does not grow with the number of clips.
+
+Every batch has the same shape (padded with black) and the same clips however many processes share the work, and is
+computed by one thread; several batches at once keep the cores busy. So a score depends on the clip, its batch and the
+machine, not on the number of processes, threads or cores, nor on which other clips can be read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from stage1.common.device import cuda_memory_errors
+from stage1.data.epoch_plan import Rows
+from stage1.data.loader import Batch, ClipLoader, ClipReader
+from stage1.data.reader import ClipSource
+from stage1.inference.score_log import ScoredBatch, ScoreJournal, score_row
+from stage1.metrics.calibration import logits as log_odds_of
+from stage1.model.checkpoint import Checkpoint
+from stage1.model.network import Stage1Model
+from vidshard.shards import layout
+from vidshard.util import console
+from vidshard.util.errors import FormatError, UserError
+
+T = TypeVar("T")
+
+PRECISIONS = ("fp32", "bf16")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """Clips that one checkpoint scores."""
+
+    checkpoint: Checkpoint
+    rows: Rows  # of the index, each once
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoringConfig:
+    """How clips are scored. Of these, batch size, device, precision and `log_odds` decide the scores."""
+
+    device: torch.device
+    batch_size: int = 8
+    precision: str = "fp32"  # or bf16: autocast
+    log_odds: bool = False  # in place of P(crime), and not calibrated
+    threads: int | None = None  # batches at once, on the CPU; None: as many as this process has cores
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"--batch-size is {self.batch_size}, expected at least 1")
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"--threads is {self.threads}, expected at least 1")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"--precision is {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
+
+    @property
+    def num_threads(self) -> int:
+        """Batches at once in this process."""
+        if self.device.type != "cpu":
+            return 1
+        return self.threads or max(1, _available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+class BatchPlan:
+    """Which clip is in which batch: the rows of each part, in order, `batch_size` at a time."""
+
+    def __init__(self, parts: Sequence[Part], *, num_rows: int, batch_size: int) -> None:
+        self.parts, self.batch_size = tuple(parts), batch_size
+        self.first_batches = []  # of each part
+        self.batch_of_row = np.full(num_rows, -1, np.int32)  # -1: in no part
+        self.position_of_row = np.zeros(num_rows, np.int32)  # in its batch
+        number = 0
+        for part in parts:
+            self.first_batches.append(number)
+            places = np.arange(len(part.rows))
+            self.batch_of_row[part.rows] = number + places // batch_size
+            self.position_of_row[part.rows] = places % batch_size
+            number += -(-len(part.rows) // batch_size)
+        self.num_batches = number
+
+    @property
+    def rows(self) -> Rows:
+        """Index rows that are in a part, rising."""
+        return np.flatnonzero(self.batch_of_row >= 0)
+
+    def rows_of_part(self, number: int, batches: Rows) -> Rows:
+        """The rows of those of `batches` (rising) that belong to a part, in order."""
+        part, first = self.parts[number], self.first_batches[number]
+        of_row = first + np.arange(len(part.rows)) // self.batch_size
+        rows: Rows = part.rows[np.isin(of_row, batches)]
+        return rows
+
+
+def score(reader: ClipReader, plan: BatchPlan, journal: ScoreJournal, config: ScoringConfig) -> None:
+    """Score this rank's share of the batches that `journal` lacks. A clip that cannot be read is noted there, with why.
+
+    Raises UserError when the model gives values that are not numbers.
+    """
+    missing = journal.missing
+    rows_of_parts = [plan.rows_of_part(number, missing) for number in range(len(plan.parts))]
+    num_clips = sum(len(rows) for rows in rows_of_parts) // config.world_size
+    reader.fetch_ahead(np.concatenate(rows_of_parts))
+    with (
+        console.Progress("Stage 1 Inference", total=num_clips, unit="clip") as progress,
+        cuda_memory_errors(config.batch_size),
+    ):
+
+        def take(rows: Rows, scored: ScoredBatch) -> None:
+            journal.append(int(plan.batch_of_row[rows[0]]), scored)
+            progress.advance(len(rows))
+
+        for part, rows in zip(plan.parts, rows_of_parts, strict=True):
+            if len(rows):
+                loader = clip_loader(reader, rows, config, max_bad_clips=None)
+                for_each_batch(loader, _Scorer(part.checkpoint, reader, loader, config), take, config)
+
+
+def clip_loader(source: ClipSource, rows: Rows, config: ScoringConfig, *, max_bad_clips: int | None) -> ClipLoader:
+    """A loader of this rank's share of `rows`, in their order, in batches of one shape."""
+    return ClipLoader(
+        source,
+        rows=rows,
+        batch_size=config.batch_size,
+        shuffle=False,
+        pad=True,
+        rank=config.rank,
+        world_size=config.world_size,
+        max_bad_clips=max_bad_clips,
+        num_threads=1,
+        device=config.device,
+    )
+
+
+def for_each_batch(
+    loader: ClipLoader, compute: Callable[[Rows, Batch], T], take: Callable[[Rows, T], None], config: ScoringConfig
+) -> None:
+    """Call ``take(rows, compute(rows, batch))`` for every batch of the loader that has clips, `rows` without padding.
+
+    `compute` runs on one thread a batch, and for several batches at once; `take` here, in the order of the loader.
+    """
+
+    def run(rows: Rows, batch: Batch) -> T:
+        with torch.inference_mode():
+            return compute(rows, batch)
+
+    pending: deque[tuple[Rows, Future[T]]] = deque()
+
+    def take_first() -> None:
+        rows, future = pending.popleft()
+        take(rows, future.result())
+
+    with _one_thread_a_batch():
+        threads = ThreadPoolExecutor(config.num_threads, thread_name_prefix="scorer")
+        try:
+            for planned, batch in zip(loader.plan(), loader, strict=True):
+                rows = planned[planned >= 0].astype(np.int64)
+                if len(rows):  # else another rank has the last batch
+                    pending.append((rows, threads.submit(run, rows, batch)))
+                del batch  # its buffer is lent to a later one
+                if len(pending) > config.num_threads:
+                    take_first()
+            while pending:
+                take_first()
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+
+class _Scorer:
+    """What inference keeps of a batch: P(crime), attention, and where in its video each clip lies."""
+
+    def __init__(self, checkpoint: Checkpoint, reader: ClipReader, loader: ClipLoader, config: ScoringConfig) -> None:
+        self.model = checkpoint.build_model().to(config.device)
+        self.transform, self.calibration = checkpoint.build_transform(), checkpoint.build_calibration()
+        self.reader, self.loader, self.config = reader, loader, config
+
+    def __call__(self, rows: Rows, batch: Batch) -> ScoredBatch:
+        config, count, num_frames = self.config, len(rows), self.reader.clip_shape.num_frames
+        clips = self.transform(batch.clips.to(config.device, non_blocking=True))
+        with torch.autocast(config.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            logits_BK, attention_BT = self.model(clips)
+        scores = np.zeros(count, score_row(num_frames))
+        probabilities = _crime_probabilities(logits_BK[:count])
+        scores["confidence"] = log_odds_of(probabilities) if config.log_odds else self.calibration.apply(probabilities)
+        scores["attention"] = attention_of_frames(self.model, attention_BT[:count].float().cpu(), num_frames)
+        reasons: dict[int, str] = {}
+        for position, row in enumerate(rows.tolist()):
+            reason = self.loader.bad_clips.get(row) or _fill_times(self.reader, row, scores, position)
+            if reason is not None:
+                reasons[position] = reason
+                scores[position] = 0
+                scores["confidence"][position] = np.nan
+        sound = [position for position in range(count) if position not in reasons]
+        _check_numbers(scores["confidence"][sound], scores["attention"][sound])
+        return ScoredBatch(rows=scores, reasons=reasons)
+
+
+def crime_probabilities(
+    checkpoint: Checkpoint,
+    reader: ClipSource,
+    rows: Rows,
+    *,
+    batch_size: int,
+    device: torch.device,
+    advance: Callable[[int], None] = lambda num_clips: None,
+) -> npt.NDArray[np.float64]:
+    """P(crime), not calibrated, of the clips of `rows` in their order, [N], as `score` has them, in this process.
+
+    Raises FormatError on a clip that is damaged, UserError where the model gives no numbers or memory is too small.
+    """
+    config = ScoringConfig(device=device, batch_size=min(batch_size, max(1, len(rows))))
+    probabilities: list[npt.NDArray[np.float64]] = []
+
+    def take(rows: Rows, of_batch: npt.NDArray[np.float64]) -> None:
+        probabilities.append(of_batch)
+        advance(len(rows))
+
+    with cuda_memory_errors(batch_size):
+        transform, model = checkpoint.build_transform(), checkpoint.build_model().to(device)
+
+        def compute(rows: Rows, batch: Batch) -> npt.NDArray[np.float64]:
+            return _crime_probabilities(model(transform(batch.clips.to(device)))[0][: len(rows)])
+
+        for_each_batch(clip_loader(reader, rows, config, max_bad_clips=0), compute, take, config)
+    found = np.concatenate(probabilities)
+    _check_numbers(found)
+    return found
+
+
+def _crime_probabilities(logits_BK: torch.Tensor) -> npt.NDArray[np.float64]:
+    probabilities_B: npt.NDArray[np.float64] = logits_BK.double().softmax(1)[:, layout.CRIME_LABEL].cpu().numpy()
+    return probabilities_B
+
+
+def _check_numbers(*values: npt.NDArray[Any]) -> None:
+    if not all(np.isfinite(array).all() for array in values):
+        raise UserError("the model gives values that are not numbers: the checkpoint is unusable; train it again")
+
+
+def attention_of_frames(model: Stage1Model, attention_BT: torch.Tensor, num_frames: int) -> npt.NDArray[np.float32]:
+    """Attention with one weight a frame, (B, num_frames), sum 1.
+
+    Where a backbone shrinks time, the frames that a step stands for share its weight evenly.
+    """
+    ranges = model.attention_frame_ranges(num_frames)
+    weights = np.zeros((len(attention_BT), num_frames), np.float32)
+    for step, (first, last) in enumerate(ranges):
+        weights[:, first : last + 1] = attention_BT[:, step : step + 1].numpy() / (last + 1 - first)
+    return weights
+
+
+def _fill_times(reader: ClipReader, row: int, scores: npt.NDArray[np.void], position: int) -> str | None:
+    """Note where in the video the clip of `row` lies. Returns why its record cannot be read, None if it can."""
+    try:
+        record = reader.read_record(row)
+    except FormatError as error:
+        return str(error)
+    scores["first_frame"][position], scores["last_frame"][position] = record.frame_indices[0], record.frame_indices[-1]
+    seconds = record.timestamps_seconds
+    scores["start_seconds"][position], scores["last_seconds"][position] = seconds[0], seconds[-1]
+    return None
+
+
+@contextlib.contextmanager
+def _one_thread_a_batch() -> Iterator[None]:
+    """Compute every operation on one thread, and on CUDA with kernels that give the same again."""
+    before, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
+    torch.set_num_threads(1)
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        torch.backends.cudnn.deterministic = deterministic
+
+
+def _available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

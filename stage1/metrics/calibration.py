@@ -1,0 +1,251 @@
+"""Probabilities that are right as often as they say, and thresholds for a stated target: both chosen on validation.
+
+Everything is about P(crime) of clips or videos, [N], with labels 0 and 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import numpy as np
+
+from stage1.metrics import clips
+from stage1.metrics.clips import Array, Floats, Labels
+from vidshard.util.errors import UserError
+
+NUM_BINS = 15
+MAX_TEMPERATURE = 100.0
+MIN_ALARM_SECONDS = 10.0  # of a video, to say anything about false alarms per hour
+_EPSILON = 1e-12  # how near to 0 and 1 a probability may be, so that its logit is finite
+# Without one failure in n independent trials the rate is below 3/n with 95 % confidence (Hanley and Lippman-Hand, "If
+# nothing goes wrong, is everything all right?", JAMA 1983).
+RULE_OF_THREE = 3.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """How P(crime) as the model gives it becomes one to be believed: logit → logit / temperature + shift."""
+
+    temperature: float = 1.0  # (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017)
+    shift: float = 0.0  # of the log-odds, where the share of crime is another one than that of the validation clips
+    prior: float | None = None  # the share of crime for which the probabilities hold; None: never calibrated
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise UserError(f"the temperature is {self.temperature}, expected above 0")
+        if self.prior is not None and not 0 < self.prior < 1:
+            raise UserError(f"the prior is {self.prior}, expected a share of crime above 0 and below 1")
+
+    def apply(self, crime_probabilities: Floats) -> Array:
+        """Calibrated P(crime); NaN stays NaN.
+
+        >>> Calibration(temperature=2.0).apply([0.5, 0.9]).round(3).tolist()
+        [0.5, 0.75]
+        """
+        probabilities = np.asarray(crime_probabilities, np.float64)
+        if self.temperature == 1 and self.shift == 0:
+            return probabilities
+        return _sigmoid(logits(probabilities) / self.temperature + self.shift)
+
+    def invert(self, crime_probabilities: Floats) -> Array:
+        """P(crime) as the model gave it, from the calibrated one."""
+        calibrated = np.asarray(crime_probabilities, np.float64)
+        if self.temperature == 1 and self.shift == 0:
+            return calibrated
+        return _sigmoid((logits(calibrated) - self.shift) * self.temperature)
+
+    def for_prior(self, prior: float) -> Calibration:
+        """The same for clips of which the share `prior` is crime (Saerens et al., Neural Computation 2002).
+
+        >>> Calibration(prior=0.5).for_prior(0.1).apply([0.5]).round(3).tolist()
+        [0.1]
+        """
+        if not 0 < prior < 1:
+            raise UserError(f"--prior is {prior:g}, expected a share of crime above 0 and below 1")
+        if self.prior is None:
+            raise UserError("probabilities that were never calibrated hold for no prior that could be changed")
+        shift = float(logits(np.array([prior]))[0] - logits(np.array([self.prior]))[0])
+        return dataclasses.replace(self, shift=self.shift + shift, prior=prior)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def fit(labels: Labels, crime_probabilities: Floats) -> Calibration:
+    """The temperature of the highest likelihood; the prior is the share of crime in `labels`.
+
+    1 where all clips are on the right side of 0.5: the likelihood then rises without end as the temperature falls,
+    until every probability is 0 or 1 and the order of the clips is lost. Raises UserError unless there are
+    both classes.
+    """
+    from scipy.optimize import minimize_scalar
+
+    labels_N, logits_N = np.asarray(labels), logits(np.asarray(crime_probabilities, np.float64))
+    check_classes(num_normal=int((labels_N == 0).sum()), num_crime=int((labels_N == 1).sum()))
+    prior = float(labels_N.mean())
+
+    margins_N = np.where(labels_N == 1, logits_N, -logits_N)
+    if (margins_N >= 0).all():
+        return Calibration(prior=prior)
+
+    def loss(log_temperature: float) -> float:
+        return float(np.logaddexp(0.0, -margins_N / math.exp(log_temperature)).mean())
+
+    bound = math.log(MAX_TEMPERATURE)
+    found = minimize_scalar(loss, bounds=(-bound, bound), method="bounded")
+    return Calibration(temperature=math.exp(float(found.x)), prior=prior)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reliability:
+    """A reliability curve: of each bin of P(crime), from 0 to 1, how many there are and how often it was crime."""
+
+    edges: tuple[float, ...]  # [bins + 1]
+    counts: tuple[int, ...]
+    mean_probability: tuple[float | None, ...]  # None in an empty bin
+    crime_share: tuple[float | None, ...]
+    ece: float  # expected calibration error: mean of |crime_share − mean_probability|, weighted by counts
+
+
+def reliability(labels: Labels, crime_probabilities: Floats, *, num_bins: int = NUM_BINS) -> Reliability:
+    """The reliability curve over `num_bins` bins of equal width in P(crime).
+
+    >>> round(reliability([0, 1, 1, 1], [0.25, 0.25, 0.9, 0.9], num_bins=2).ece, 3)
+    0.175
+    """
+    labels_N, probabilities_N = np.asarray(labels), np.asarray(crime_probabilities, np.float64)
+    bins_N = np.minimum((probabilities_N * num_bins).astype(np.int64), num_bins - 1)
+    counts = np.bincount(bins_N, minlength=num_bins)
+    sums = np.bincount(bins_N, weights=probabilities_N, minlength=num_bins)
+    crimes = np.bincount(bins_N, weights=labels_N, minlength=num_bins)
+    ece = float(np.abs(crimes - sums).sum() / max(1, len(labels_N)))
+    return Reliability(
+        edges=tuple(np.linspace(0, 1, num_bins + 1).round(6).tolist()),
+        counts=tuple(counts.tolist()),
+        mean_probability=tuple(float(s / n) if n else None for s, n in zip(sums, counts, strict=True)),
+        crime_share=tuple(float(c / n) if n else None for c, n in zip(crimes, counts, strict=True)),
+        ece=ece,
+    )
+
+
+def logits(probabilities: Array) -> Array:
+    """Log-odds of probabilities, finite."""
+    clipped = np.clip(probabilities, _EPSILON, 1 - _EPSILON)
+    log_odds: Array = np.log(clipped) - np.log1p(-clipped)
+    return log_odds
+
+
+def _sigmoid(values: Array) -> Array:
+    from scipy.special import expit
+
+    return np.asarray(expit(values), np.float64)
+
+
+# --- thresholds ---------------------------------------------------------------------------------------------------
+
+TARGETS = ("f1", "accuracy", "recall", "fpr", "false-alarms-per-hour")
+_TARGET = re.compile(r"(?P<name>[a-z0-9-]+)(=(?P<value>\d+(\.\d*)?|\.\d+))?")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """What a threshold is chosen for, on validation."""
+
+    name: str
+    value: float | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.value is None else f"{self.name}={self.value:g}"
+
+
+def parse_target(text: str) -> Target:
+    """`f1` or `accuracy` (the highest), `recall=R` (at least), `fpr=R` (at most, of normal clips) or
+    `false-alarms-per-hour=R` (at most, of normal footage).
+
+    >>> parse_target("fpr=0.05")
+    Target(name='fpr', value=0.05)
+    """
+    match = _TARGET.fullmatch(text)
+    name, value = (match["name"], match["value"]) if match else ("", None)
+    needs_value = name not in ("f1", "accuracy")
+    if name not in TARGETS or needs_value != (value is not None):
+        raise UserError(f"--target is {text!r}, expected one of f1, accuracy, recall=R, fpr=R, false-alarms-per-hour=R")
+    target = Target(name=name, value=None if value is None else float(value))
+    if target.value is not None and (target.value <= 0 or (name in ("recall", "fpr") and target.value >= 1)):
+        raise UserError(f"--target {text} cannot be met: expected above 0{' and below 1' * (name != TARGETS[-1])}")
+    return target
+
+
+def choose_threshold(labels: Labels, crime_probabilities: Floats, target: Target) -> float:
+    """The threshold that meets `target` (all but false-alarms-per-hour) on these validation clips.
+
+    Thresholds lie in the middle between two scores that occur. Raises UserError where the clips are too few to support
+    the target: `RULE_OF_THREE`.
+    """
+    labels_N, scores_N = np.asarray(labels), np.asarray(crime_probabilities, np.float64)
+    num_normal, num_crime = int((labels_N == 0).sum()), int((labels_N == 1).sum())
+    check_classes(num_normal=num_normal, num_crime=num_crime)
+    check_support(target, num_normal=num_normal, num_crime=num_crime)
+    thresholds = candidate_thresholds(scores_N)
+    if target.name == "recall":
+        assert target.value is not None
+        met = [t for t in thresholds if (scores_N[labels_N == 1] >= t).mean() >= target.value]
+        return float(max(met))
+    if target.name == "fpr":
+        assert target.value is not None
+        met = [t for t in thresholds if (scores_N[labels_N == 0] >= t).mean() <= target.value]
+        return float(min(met))
+    measure = clips.f1 if target.name == "f1" else clips.accuracy
+    reached = [measure(labels_N, scores_N >= t) or 0.0 for t in thresholds]
+    # Of thresholds that do equally well the one in the middle: it is the least at the mercy of single clips.
+    best = np.flatnonzero(np.array(reached) >= max(reached) - 1e-12)
+    return float(thresholds[best[len(best) // 2]])
+
+
+def check_classes(*, num_normal: int, num_crime: int) -> None:
+    """Raise UserError where the validation clips lack a class."""
+    if not num_normal or not num_crime:
+        raise UserError(
+            f"the validation clips are of one class only ({num_normal} normal, {num_crime} crime), expected both: "
+            "calibration and thresholds take clips of either"
+        )
+
+
+def check_support(target: Target, *, num_normal: int, num_crime: int, normal_hours: float | None = None) -> None:
+    """Raise UserError where validation is too small for anybody to know that `target` is met (`RULE_OF_THREE`)."""
+    if target.name == "false-alarms-per-hour":
+        assert target.value is not None
+        hours = normal_hours or 0.0
+        if hours * target.value < RULE_OF_THREE:
+            possible = f"there may be {RULE_OF_THREE / hours:.3g} an hour" if hours else "there may be any number"
+            raise UserError(
+                f"--target {target} cannot be supported by {hours:.2f} hours of normal validation footage (videos of "
+                f"{MIN_ALARM_SECONDS:g} s or more): even without one false alarm in them {possible}; "
+                f"expected at least {RULE_OF_THREE / target.value:.3g} hours, or a target of more alarms"
+            )
+        return
+    share, count, what = {
+        "recall": (1 - (target.value or 0), num_crime, "crime"),
+        "fpr": (target.value or 1, num_normal, "normal"),
+    }.get(target.name, (1.0, 10**9, ""))
+    if share * count < RULE_OF_THREE:
+        raise UserError(
+            f"--target {target} cannot be supported by {count} {what} validation clips: even without one mistake "
+            f"in them the share of mistakes may be {RULE_OF_THREE / count:.2g}; expected at least "
+            f"{math.ceil(round(RULE_OF_THREE / share, 6))}, or another target"
+        )
+
+
+def candidate_thresholds(scores: Array) -> Array:
+    """Every threshold that decides differently on `scores`: below all, between two neighbours, above all.
+
+    >>> candidate_thresholds(np.array([0.2, 0.6, 0.2])).tolist()
+    [0.0, 0.4, 0.8]
+    """
+    values = np.unique(scores)
+    between = (values[1:] + values[:-1]) / 2
+    middle = between[(between > values[:-1]) & (between <= values[1:])]
+    return np.concatenate([[0.0], middle, [(1 + values[-1]) / 2 if values[-1] < 1 else 1.0]])

@@ -1,0 +1,192 @@
+"""Metrics over the frames of many videos. Runs of equal frames are one weighted row: a million is quick."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from stage1.metrics import clips
+from stage1.metrics.annotations import VideoTruth
+from stage1.metrics.clips import Array, Interval, Statistic
+
+SNIPPET_FRAMES = 16
+# What a perfect scorer of snippets may take as the score of one: none of them reaches a frame AUC of 1.
+SNIPPET_RULES: dict[str, Callable[[Array], Array]] = {
+    "share of event frames": lambda share: share,
+    "any event frame": lambda share: (share > 0).astype(np.float64),
+    "majority of event frames": lambda share: (share > 0.5).astype(np.float64),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoredVideo:
+    """One score and one label a frame, [F]."""
+
+    stem: str
+    group: str  # recording, else the video: what is resampled together
+    is_crime: bool
+    labels: npt.NDArray[np.uint8]
+    scores: Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrameMetrics:
+    """Over all frames pooled, and over those of videos with an event alone, where knowing the video cannot win."""
+
+    num_videos: int
+    num_frames: int
+    num_event_frames: int
+    auc: Interval
+    average_precision: Interval
+    auc_anomalous: Interval
+    average_precision_anomalous: Interval
+    mean_auc_of_anomalous_videos: Interval  # each video by itself, then the mean
+
+
+def frame_metrics(videos: Sequence[ScoredVideo], *, num_resamples: int = 200, seed: int = 0) -> FrameMetrics:
+    """Frame AUC and AP with bootstrap intervals over the groups of the videos; `num_resamples` 0: no intervals."""
+    anomalous = [video for video in videos if video.is_crime]
+
+    def interval(statistic_of: Callable[..., Statistic], part: Sequence[ScoredVideo]) -> Interval:
+        cells = _cells(part)
+        by_row = statistic_of(cells.labels, cells.scores)
+        return clips.bootstrap(
+            lambda weights_V: by_row(weights_V[cells.videos] * cells.counts),
+            [video.group for video in part],
+            num_resamples=num_resamples,
+            seed=seed,
+        )
+
+    single = [clips.roc_auc(video.labels, video.scores) for video in anomalous]
+    known = [(auc, video.group) for auc, video in zip(single, anomalous, strict=True) if auc is not None]
+    return FrameMetrics(
+        num_videos=len(videos),
+        num_frames=sum(len(video.labels) for video in videos),
+        num_event_frames=sum(int(video.labels.sum()) for video in videos),
+        auc=interval(clips.roc_auc_statistic, videos),
+        average_precision=interval(clips.average_precision_statistic, videos),
+        auc_anomalous=interval(clips.roc_auc_statistic, anomalous),
+        average_precision_anomalous=interval(clips.average_precision_statistic, anomalous),
+        mean_auc_of_anomalous_videos=clips.bootstrap(
+            clips.mean_statistic([auc for auc, _ in known]),
+            [group for _, group in known],
+            num_resamples=num_resamples,
+            seed=seed,
+        ),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Cells:
+    """Runs of frames of one video with one label and one score, [R]."""
+
+    videos: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.uint8]
+    scores: Array
+    counts: Array
+
+
+def _cells(videos: Sequence[ScoredVideo]) -> _Cells:
+    numbers, labels, scores, counts = [], [], [], []
+    for number, video in enumerate(videos):
+        changes = (np.diff(video.labels) != 0) | (np.diff(video.scores) != 0)
+        starts = np.concatenate([[0], np.flatnonzero(changes) + 1]) if len(video.labels) else np.zeros(0, np.int64)
+        numbers.append(np.full(len(starts), number))
+        labels.append(video.labels[starts])
+        scores.append(video.scores[starts])
+        counts.append(np.diff(np.concatenate([starts, [len(video.labels)]])).astype(np.float64))
+    empty = np.zeros(0)
+    return _Cells(
+        videos=np.concatenate(numbers or [empty]).astype(np.int64),
+        labels=np.concatenate(labels or [empty]).astype(np.uint8),
+        scores=np.concatenate(scores or [empty]),
+        counts=np.concatenate(counts or [empty]),
+    )
+
+
+# --- scores of clips → scores of frames ---------------------------------------------------------------------------
+
+
+def spread_clips(
+    scores: Array, first_frames: npt.NDArray[np.int64], last_frames: npt.NDArray[np.int64], num_frames: int
+) -> Array:
+    """A score for each frame, [num_frames]: the mean of the clips over it, each from its first to its last frame.
+
+    A frame that no clip covers has the score of the nearest clip frame, the earlier one where two are equally near.
+
+    >>> spread_clips(np.array([0.2, 0.6]), np.array([0, 1]), np.array([1, 2]), 5).round(3).tolist()
+    [0.2, 0.4, 0.6, 0.6, 0.6]
+    """
+    if not len(scores):
+        raise ValueError("no clip, expected at least one to spread over the frames")
+    sums, counts = np.zeros(num_frames + 1), np.zeros(num_frames + 1)
+    ends = np.minimum(last_frames + 1, num_frames)
+    for array, values in ((sums, scores), (counts, np.ones(len(scores)))):
+        np.add.at(array, first_frames, values)
+        np.add.at(array, ends, -values)
+    sums, counts = np.cumsum(sums)[:-1], np.round(np.cumsum(counts)[:-1])
+    covered = np.flatnonzero(counts)
+    # Rounded, so that frames under the same clips get the same score whatever was added and taken away before.
+    known = np.round(sums[covered] / counts[covered], 12)
+    after = np.clip(np.searchsorted(covered, np.arange(num_frames)), 0, len(covered) - 1)
+    before = np.maximum(after - (covered[after] > np.arange(num_frames)), 0)
+    nearer_before = np.abs(np.arange(num_frames) - covered[before]) <= np.abs(covered[after] - np.arange(num_frames))
+    return np.asarray(known[np.where(nearer_before, before, after)], np.float64)
+
+
+def spread_snippets(scores: Array, num_frames: int, *, snippet_frames: int = SNIPPET_FRAMES) -> Array:
+    """Each score on its `snippet_frames` frames, the last one on to the end: [num_frames].
+
+    >>> spread_snippets(np.array([0.1, 0.9]), 5, snippet_frames=2).tolist()
+    [0.1, 0.1, 0.9, 0.9, 0.9]
+    """
+    return scores[np.minimum(np.arange(num_frames) // snippet_frames, len(scores) - 1)]
+
+
+def spread_evenly(scores: Array, num_frames: int) -> Array:
+    """N scores, each on one of N equal stretches of the video: [num_frames].
+
+    >>> spread_evenly(np.array([0.1, 0.9]), 5).tolist()
+    [0.1, 0.1, 0.1, 0.9, 0.9]
+    """
+    return scores[np.minimum(np.arange(num_frames) * len(scores) // num_frames, len(scores) - 1)]
+
+
+def mean_over_segments(scores: Array, num_segments: int = 32) -> Array:
+    """Scores of snippets averaged into so many equal segments, as Sultani et al. (CVPR 2018) do with features.
+
+    >>> mean_over_segments(np.array([0.0, 1.0, 1.0, 1.0]), 2).tolist()
+    [0.5, 1.0]
+    """
+    edges = np.linspace(0, len(scores), num_segments + 1).astype(np.int64)
+    return np.array([scores[first : max(first + 1, end)].mean() for first, end in itertools.pairwise(edges.tolist())])
+
+
+def snippet_shares(labels: npt.NDArray[np.uint8], *, snippet_frames: int = SNIPPET_FRAMES) -> Array:
+    """Share of event frames of each snippet; the last may be shorter.
+
+    >>> snippet_shares(np.array([0, 1, 1, 1, 0], np.uint8), snippet_frames=2).tolist()
+    [0.5, 1.0, 0.0]
+    """
+    starts = np.arange(0, len(labels), snippet_frames)
+    sums = np.add.reduceat(labels.astype(np.float64), starts)
+    return np.asarray(sums / np.minimum(snippet_frames, len(labels) - starts), np.float64)
+
+
+def reference_scores(truth: VideoTruth, *, snippet_frames: int = SNIPPET_FRAMES) -> dict[str, Array]:
+    """What scorers that know the truth give each frame: how far a frame AUC goes without, or only by, finding events.
+
+    The first knows which *videos* hold an event, and nothing else; the others are perfect on snippets.
+    """
+    shares = snippet_shares(truth.frame_labels(), snippet_frames=snippet_frames)
+    perfect = {
+        f"perfect on {snippet_frames}-frame snippets: {name}": spread_snippets(
+            rule(shares), truth.num_frames, snippet_frames=snippet_frames
+        )
+        for name, rule in SNIPPET_RULES.items()
+    }
+    return {"true label of the video": np.full(truth.num_frames, float(truth.is_crime)), **perfect}

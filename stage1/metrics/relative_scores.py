@@ -1,0 +1,46 @@
+"""A clip judged beside the other clips of its video.
+
+What a camera, a scene or a codec adds to all clips of a video alike goes away; so does what only whole videos tell.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import expit
+
+from stage1.metrics.clips import Array
+from vidshard.util.errors import UserError
+
+MIN_CLIPS = 5
+CONVENTION = "P(crime) of the log-odds of a clip less their median over its video: 0.5 is like most of the video"
+
+
+def check_videos(videos_N: npt.NDArray[np.integer], *, where: str) -> None:
+    """Raise UserError where most videos have too few clips for a median to mean anything.
+
+    `videos_N`: the video of each clip; `where` the clips are, for the user.
+    """
+    counts_V = np.unique(videos_N, return_counts=True)[1]
+    if len(counts_V) and np.median(counts_V) < MIN_CLIPS:
+        raise UserError(
+            f"--relative compares a clip with the others of its video; half of the videos of {where} have fewer than "
+            f"{MIN_CLIPS} clips: build them with --sampling dense"
+        )
+
+
+def relative_scores(log_odds_N: Array, videos_N: npt.NDArray[np.integer]) -> Array:
+    """The log-odds of each clip less their median over its video, as a probability, [N].
+
+    A NaN stays one, and counts for no median.
+
+    >>> relative_scores(np.array([5.0, 3.0, np.nan, 3.0, -2.0]), np.array([7, 7, 7, 7, 4])).round(2).tolist()
+    [0.88, 0.5, nan, 0.5, 0.5]
+    """
+    relative_N = np.full(len(log_odds_N), np.nan)
+    known = np.flatnonzero(~np.isnan(log_odds_N))
+    by_video = known[np.argsort(videos_N[known], kind="stable")]
+    for rows in np.split(by_video, np.flatnonzero(np.diff(videos_N[by_video])) + 1):
+        relative_N[rows] = log_odds_N[rows] - np.median(log_odds_N[rows]) if len(rows) else np.nan
+    found: Array = np.asarray(expit(relative_N), np.float64)
+    return found

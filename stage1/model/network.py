@@ -1,0 +1,308 @@
+"""The stage 1 model: 3D convolutions that keep every time step, attention over the frames, two classifiers.
+
+Read it from top to bottom: `Stage1Model.forward` is the whole way from a clip to logits and attention.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from stage1.data.clip_random import ClipDropout
+from stage1.model import backbones
+from stage1.model.motion_features import MotionClassifier
+
+NUM_CLASSES = 2  # normal, crime
+BACKBONES = ("stage1", *backbones.NAMES)
+INPUTS = ("rgb+motion", "rgb", "motion")
+POOLINGS = ("attention", "gated", "mean", "max")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What the model is made of; any clip length, height and width go through it."""
+
+    backbone: str = "stage1"  # the network of this module, or one of torchvision's
+    channels: tuple[int, ...] = (32, 64, 96)  # of each stage; every stage but the first halves height and width
+    temporal_stages: tuple[int, ...] = (0, 1, 2)  # stages that also look one frame back and one ahead
+    stem_kernel: int = 7
+    stem_stride: int = 4  # of the first stage
+    groups: int = 8  # of the group normalisation
+    inputs: str = "rgb+motion"  # motion: frame differences as three more input channels
+    motion_gain: float = 2.0  # differences are small beside the pixels
+    pooling: str = "attention"  # over the frames; gated is attention too, mean and max are baselines
+    attention_units: int = 64
+    motion_prior: float = 1.0  # attention begins on the frames that move: score a deviation of a frame's mean motion
+    statistics_share: float = 0.75  # of the motion statistics' log-odds in those of the model; the rest: the network's
+    dropout: float = 0.5
+    norm: str = "group"  # of torchvision's backbones: group, batch, or frozen (that of their weights)
+
+    def __post_init__(self) -> None:
+        if not self.channels or any(count % self.groups or count < 1 for count in self.channels):
+            raise ValueError(f"channels {self.channels} must be multiples of groups ({self.groups})")
+        if not set(self.temporal_stages) <= set(range(len(self.channels))):
+            raise ValueError(f"temporal_stages {self.temporal_stages} must be stages 0 to {len(self.channels) - 1}")
+        if not 0 <= self.statistics_share < 1:
+            raise ValueError(f"statistics_share is {self.statistics_share}, expected 0 or more and below 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}, expected 0 or more and below 1")
+        for name, known in (
+            ("backbone", BACKBONES),
+            ("inputs", INPUTS),
+            ("pooling", POOLINGS),
+            ("norm", backbones.NORMS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}")
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> ModelConfig:
+        lists = {name: tuple(fields[name]) for name in ("channels", "temporal_stages")}
+        before = {"motion_prior": 0.0, "statistics_share": 0.0}  # what models had before there were these
+        return cls(**{**before, **fields, **lists})
+
+
+# What --model-size stands for.
+SIZES: dict[str, dict[str, Any]] = {
+    "small": {"channels": (16, 32, 64)},
+    "base": {"channels": ModelConfig.channels},
+    "large": {"channels": (48, 96, 160)},
+}
+
+
+class Stage1Model(nn.Module):
+    """Clips → class logits and attention over the frames: a backbone, pooling over time, a classifier.
+
+    Attention pooling, plain or gated, as in Ilse et al., "Attention-based Deep Multiple Instance Learning", ICML 2018,
+    with frames as the instances. With mean pooling the attention is even; with maximum pooling it is the share of the
+    features that have their maximum at a frame. Beside the network stands a linear classifier on motion statistics,
+    which knows no attention; the log-odds of both are averaged (`statistics_share`).
+    """
+
+    def __init__(self, config: ModelConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or ModelConfig()
+        self.backbone: nn.Module = (
+            FrameNetwork(config)
+            if config.backbone == "stage1"
+            else backbones.TorchvisionBackbone(config.backbone, norm=config.norm)
+        )
+        features = int(self.backbone.features)
+        self.features_norm = nn.LayerNorm(features)  # without it attention settles on one frame before it has learnt
+        if config.pooling in ("attention", "gated"):
+            self.attention = FrameAttention(features, config.attention_units, gated=config.pooling == "gated")
+        # Both are of our own network: torchvision's are compared as they are.
+        self.has_motion_prior = bool(config.motion_prior) and hasattr(self, "attention") and config.backbone == "stage1"
+        if self.has_motion_prior:
+            self.motion_score = nn.Parameter(torch.tensor([config.motion_prior]))
+        self.dropout = ClipDropout(config.dropout)
+        self.classifier = nn.Linear(features, NUM_CLASSES)
+        nn.init.zeros_(self.classifier.weight)  # start undecided: random logits cost the first epochs
+        nn.init.zeros_(self.classifier.bias)
+        if config.statistics_share and config.backbone == "stage1":
+            self.motion_classifier: MotionClassifier | None = MotionClassifier()
+        else:
+            self.motion_classifier = None
+
+    def forward(
+        self, clips_BCTHW: torch.Tensor, frames_BT: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`clips_BCTHW`: float (B, 3, T, H, W), normalised. `frames_BT`: bool, False where a frame is padding.
+
+        Returns logits (B, 2) and attention (B, T'), 0 or more, sum 1, 0 on padding. T' is T, but for backbones that
+        shrink time: see `attention_frame_ranges`.
+        """
+        if frames_BT is not None:
+            clips_BCTHW = _without_padding(clips_BCTHW, frames_BT)
+        pooled_BD, attention_BT = self.pooled(clips_BCTHW, frames_BT)
+        return self.logits(pooled_BD, clips_BCTHW), attention_BT
+
+    def pooled(
+        self, clips_BCTHW: torch.Tensor, frames_BT: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features of the frames weighted by attention, (B, D), and the attention, as `forward` has them."""
+        features_BTD = self.features_norm(self.backbone(clips_BCTHW))
+        steps_BT = None
+        if frames_BT is not None:
+            ranges = self.attention_frame_ranges(frames_BT.shape[1])
+            steps_BT = torch.stack([frames_BT[:, first : last + 1].any(1) for first, last in ranges], 1)
+        if self.config.pooling == "max":
+            pooled_BD, attention_BT = _pool_maximum(features_BTD, steps_BT)
+        else:
+            scores_BT = features_BTD.new_zeros(features_BTD.shape[:2])
+            if self.config.pooling != "mean":
+                scores_BT = self.attention(features_BTD)
+                if self.has_motion_prior:
+                    scores_BT = scores_BT + self.motion_score * relative_motion(clips_BCTHW)
+            if steps_BT is not None:
+                scores_BT = scores_BT.masked_fill(~steps_BT, -torch.inf)
+            attention_BT = scores_BT.softmax(1)
+            pooled_BD = (attention_BT.unsqueeze(2) * features_BTD).sum(1)
+        return pooled_BD, attention_BT
+
+    def logits(self, pooled_BD: torch.Tensor, clips_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Logits (B, 2) of clips whose frames were pooled to `pooled_BD`.
+
+        In training those of the network alone: beside a classifier that is right already it would learn nothing.
+        """
+        network_BK: torch.Tensor = self.classifier(self.dropout(pooled_BD))
+        if self.training or self.motion_classifier is None:
+            return network_BK
+        half_B = self.motion_classifier(clips_BCTHW).to(network_BK) / 2
+        return torch.lerp(network_BK, torch.stack([-half_B, half_B], 1), self.config.statistics_share)
+
+    def attention_frame_ranges(self, num_frames: int) -> list[tuple[int, int]]:
+        """The first and last frame (of `num_frames`) that each attention weight stands for."""
+        ranges: list[tuple[int, int]] = self.backbone.attention_frame_ranges(num_frames)  # type: ignore[operator]
+        return ranges
+
+
+class FrameAttention(nn.Module):
+    """One score a frame from its features: (B, T, D) → (B, T)."""
+
+    def __init__(self, features: int, units: int, *, gated: bool) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(features, units)
+        self.gate = nn.Linear(features, units) if gated else None
+        self.score = nn.Linear(units, 1)
+        # It shifts all scores alike, which softmax does not see: its gradient is rounding, and AdamW would follow it.
+        self.score.bias.requires_grad_(False)
+
+    def forward(self, features_BTD: torch.Tensor) -> torch.Tensor:
+        hidden = self.hidden(features_BTD).tanh()
+        if self.gate is not None:
+            hidden = hidden * self.gate(features_BTD).sigmoid()
+        scores_BT: torch.Tensor = self.score(hidden).squeeze(2)
+        return scores_BT
+
+
+class FrameNetwork(nn.Module):
+    """Clips → features of every frame: float (B, 3, T, H, W) → (B, T, D).
+
+    Factorised 3D convolutions (R(2+1)D: Tran et al., "A Closer Look at Spatiotemporal Convolutions for Action
+    Recognition", CVPR 2018) with strides in space only, so that T frames stay T steps.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.inputs, self.motion_gain = config.inputs, config.motion_gain
+        channels = (6 if config.inputs == "rgb+motion" else 3, *config.channels)
+        self.stages = nn.ModuleList(
+            Stage(
+                channels[i],
+                channels[i + 1],
+                kernel=config.stem_kernel if i == 0 else 3,
+                stride=config.stem_stride if i == 0 else 2,
+                temporal=i in config.temporal_stages,
+                groups=config.groups,
+            )
+            for i in range(len(config.channels))
+        )
+        self.features = 2 * channels[-1]  # mean and maximum over the frame
+
+    def forward(self, clips_BCTHW: torch.Tensor) -> torch.Tensor:
+        B, _, T, _, _ = clips_BCTHW.shape
+        if self.inputs != "rgb":
+            motion = self.motion_gain * frame_differences(clips_BCTHW)
+            clips_BCTHW = motion if self.inputs == "motion" else torch.cat([clips_BCTHW, motion], dim=1)
+        frames = frames_of_clips(clips_BCTHW)
+        for stage in self.stages:
+            frames = stage(frames, T)
+        return torch.cat([frames.mean((2, 3)), frames.amax((2, 3))], dim=1).view(B, T, -1)
+
+    def attention_frame_ranges(self, num_frames: int) -> list[tuple[int, int]]:
+        return [(frame, frame) for frame in range(num_frames)]
+
+
+def _without_padding(clips_BCTHW: torch.Tensor, frames_BT: torch.Tensor) -> torch.Tensor:
+    """Clips with the nearest frame before (else after) in place of padding, so that no motion begins or ends there."""
+    if not frames_BT.any(1).all():
+        raise ValueError("a clip has no frame that is not padding, expected at least one")
+    T = frames_BT.shape[1]
+    places = torch.arange(T, device=frames_BT.device)
+    before_BT = torch.where(frames_BT, places, -1).cummax(1).values
+    first_B1 = frames_BT.int().argmax(1, keepdim=True)
+    source_BT = torch.where(before_BT < 0, first_B1, before_BT)
+    return clips_BCTHW.gather(2, source_BT[:, None, :, None, None].expand_as(clips_BCTHW))
+
+
+def _pool_maximum(features_BTD: torch.Tensor, steps_BT: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The maximum of every feature over time, and the share of the features that have it at each step."""
+    if steps_BT is not None:
+        features_BTD = features_BTD.masked_fill(~steps_BT.unsqueeze(2), -torch.inf)
+    pooled_BD, where_BD = features_BTD.max(1)
+    return pooled_BD, functional.one_hot(where_BD, features_BTD.shape[1]).to(features_BTD).mean(1)
+
+
+class Stage(nn.Module):
+    """A 1×k×k convolution with a stride in space, then (when `temporal`) a residual 3×1×1 convolution.
+
+    Both are written as 2D convolutions over the same channels-last memory, which is 2–3 times as fast on a CPU as
+    Conv3d: the spatial one over B·T frames, the temporal one over B images of T × (H·W) pixels.
+    """
+
+    def __init__(
+        self, channels_in: int, channels_out: int, *, kernel: int, stride: int, temporal: bool, groups: int
+    ) -> None:
+        super().__init__()
+        self.spatial = nn.Conv2d(channels_in, channels_out, kernel, stride=stride, padding=kernel // 2, bias=False)
+        self.spatial_norm = nn.GroupNorm(groups, channels_out)
+        self.temporal = nn.Conv2d(channels_out, channels_out, (3, 1), padding=(1, 0), bias=False) if temporal else None
+        self.temporal_norm = nn.GroupNorm(groups, channels_out) if temporal else None
+
+    def forward(self, frames: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """`frames`: (B·T, C, H, W), channels last. Returns the same, height and width divided by the stride."""
+        frames = self.spatial(frames)
+        shape = frames.shape
+        # Normalise over the whole clip: over single frames it would hide which frame holds the motion.
+        pixels = _as_images(frames, num_frames)
+        pixels = torch.relu_(self.spatial_norm(pixels))
+        if self.temporal is not None and self.temporal_norm is not None:
+            pixels = torch.relu_(pixels + self.temporal_norm(self.temporal(pixels)))
+        return _as_frames(pixels, shape)
+
+
+def relative_motion(clips_BCTHW: torch.Tensor) -> torch.Tensor:
+    """How much each frame moves beside the others of its clip: (B, T), mean 0 and deviation 1 over the frames.
+
+    >>> clip = torch.tensor([1.0, 1.0, 4.0, 4.0]).view(1, 1, 4, 1, 1)
+    >>> [round(value, 1) for value in relative_motion(clip).flatten().tolist()]
+    [-0.6, -0.6, 1.7, -0.6]
+    """
+    motion_BT = frame_differences(clips_BCTHW).abs().mean((1, 3, 4))
+    deviations_BT = motion_BT - motion_BT.mean(1, keepdim=True)
+    return deviations_BT / (deviations_BT.square().mean(1, keepdim=True).sqrt() + 1e-3)
+
+
+def frame_differences(clips_BCTHW: torch.Tensor) -> torch.Tensor:
+    """What changed since the frame before, at the frame where it is seen; the first frame repeats the second's.
+
+    >>> frame_differences(torch.tensor([1.0, 1.0, 4.0]).view(1, 1, 3, 1, 1)).flatten().tolist()
+    [0.0, 0.0, 3.0]
+    """
+    if clips_BCTHW.shape[2] == 1:
+        return torch.zeros_like(clips_BCTHW)
+    differences = clips_BCTHW[:, :, 1:] - clips_BCTHW[:, :, :-1]
+    return torch.cat([differences[:, :, :1], differences], dim=2)
+
+
+def frames_of_clips(clips_BCTHW: torch.Tensor) -> torch.Tensor:
+    """(B, C, T, H, W) → (B·T, C, H, W) in channels-last memory."""
+    B, C, T, H, W = clips_BCTHW.shape
+    return clips_BCTHW.permute(0, 2, 3, 4, 1).reshape(B * T, H, W, C).permute(0, 3, 1, 2)
+
+
+def _as_images(frames: torch.Tensor, num_frames: int) -> torch.Tensor:
+    """(B·T, C, H, W) → (B, C, T, H·W), channels last both: the same memory."""
+    BT, C, H, W = frames.shape
+    return frames.permute(0, 2, 3, 1).reshape(BT // num_frames, num_frames, H * W, C).permute(0, 3, 1, 2)
+
+
+def _as_frames(pixels: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """The inverse of `_as_images`."""
+    BT, C, H, W = shape
+    return pixels.permute(0, 2, 3, 1).reshape(BT, H, W, C).permute(0, 3, 1, 2)

@@ -1,0 +1,210 @@
+"""A checkpoint as an ONNX file that needs none of our code: uint8 clips in, P(crime) and attention out."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from stage1.data.reader import ClipReader
+from stage1.model.checkpoint import Checkpoint, load_checkpoint
+from vidshard.shards import layout, manifest
+from vidshard.storage.urls import Location
+from vidshard.util import atomic
+from vidshard.util.errors import UserError
+
+FORMATS = ("onnx",)
+TOLERANCE = 1e-4
+NUM_CHECKED = 32
+_BATCH = 4
+INPUT, OUTPUTS = "clips", ("probabilities", "attention")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """What was written, and how near it is to the checkpoint on the clips it was checked with."""
+
+    path: Path
+    num_checked: int
+    probability_difference: float  # the largest, absolute
+    attention_difference: float
+
+    @property
+    def summary(self) -> str:
+        return (
+            f"✓ {self.path}: on {self.num_checked} clips within {self.probability_difference:.1e} (P(crime)) and "
+            f"{self.attention_difference:.1e} (attention) of the checkpoint"
+        )
+
+
+class WholeModel(nn.Module):
+    """Preprocessing, model and calibration as one: uint8 (B, T, H, W, 3) → P(crime) (B,) and attention (B, T')."""
+
+    scale: torch.Tensor
+    offset: torch.Tensor
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__()
+        self.model = checkpoint.build_model()
+        calibration = checkpoint.build_calibration()
+        self.temperature, self.shift = calibration.temperature, calibration.shift
+        config = checkpoint.build_transform().config
+        self.register_buffer("scale", (255 * torch.tensor(config.std)).reciprocal().view(1, 3, 1, 1, 1))
+        self.register_buffer("offset", (-torch.tensor(config.mean) / torch.tensor(config.std)).view(1, 3, 1, 1, 1))
+
+    def forward(self, clips_BTHWC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        clips_BCTHW = clips_BTHWC.permute(0, 4, 1, 2, 3).float() * self.scale + self.offset
+        logits_BK, attention_BT = self.model(clips_BCTHW)
+        normal, crime = layout.NORMAL_LABEL, layout.CRIME_LABEL
+        log_odds_B = (logits_BK[:, crime] - logits_BK[:, normal]) / self.temperature + self.shift
+        return log_odds_B.sigmoid(), attention_BT
+
+
+def export(
+    checkpoint_path: Path, out: Path, *, shards: Location | None = None, num_checked: int = NUM_CHECKED
+) -> ExportReport:
+    """Write `out`, once onnxruntime gave the same as the checkpoint with it.
+
+    Checked on clips of `shards` (evenly spaced), or else on noise. Raises UserError when packages are missing, shards
+    and checkpoint do not fit, or the difference is above 1e-4.
+    """
+    _onnxruntime()  # missing packages first
+    checkpoint = load_checkpoint(checkpoint_path)
+    model = WholeModel(checkpoint).eval()
+    clips = _clips_to_check(checkpoint, shards, num_checked)
+    data = _to_onnx(model, checkpoint, manifest.file_sha256(checkpoint_path))
+    differences = np.zeros(2)
+    run = _run_by_onnxruntime(data, checkpoint_path)
+    for first in range(0, len(clips), _BATCH):
+        batch = clips[first : first + _BATCH]
+        with torch.inference_mode():
+            expected = [value.numpy() for value in model(torch.from_numpy(batch))]
+        got = run(batch)
+        differences = np.maximum(differences, [np.abs(a - b).max() for a, b in zip(got, expected, strict=True)])
+    if not (differences <= TOLERANCE).all():
+        raise UserError(
+            f"onnxruntime differs from {checkpoint_path} by {differences[0]:.1e} in P(crime) and {differences[1]:.1e} "
+            f"in attention, allowed is {TOLERANCE:.0e}: nothing was written; try another version of onnxruntime"
+        )
+    atomic.write_bytes(out, data)
+    return ExportReport(
+        path=out,
+        num_checked=len(clips),
+        probability_difference=float(differences[0]),
+        attention_difference=float(differences[1]),
+    )
+
+
+def _run_by_onnxruntime(data: bytes, checkpoint_path: Path) -> Callable[[npt.NDArray[np.uint8]], Any]:
+    """What gives the outputs of an ONNX file. It raises UserError where onnxruntime cannot read or run that."""
+    session = None
+
+    def run(clips: npt.NDArray[np.uint8]) -> Any:
+        nonlocal session
+        try:
+            if session is None:
+                session = _onnxruntime().InferenceSession(data, providers=["CPUExecutionProvider"])
+            return session.run(list(OUTPUTS), {INPUT: clips})
+        except Exception as error:  # it has a dozen classes of its own, without one above them
+            reason = str(error).partition("\n")[0][:200]
+            raise UserError(
+                f"onnxruntime cannot run the export of {checkpoint_path} ({reason}): nothing was written; try another "
+                "version of onnxruntime, or a model of --backbone stage1"
+            ) from error
+
+    return run
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed: pip install 'vidshard[onnx]'") from error
+    return onnxruntime
+
+
+def _clips_to_check(checkpoint: Checkpoint, shards: Location | None, count: int) -> npt.NDArray[np.uint8]:
+    shape = checkpoint.shape
+    if shards is None:
+        return np.random.default_rng(0).integers(0, 256, (min(count, NUM_CHECKED), *shape.thwc), np.uint8)
+    reader = ClipReader(shards)
+    if reader.clip_shape != shape:
+        raise UserError(f"clips in {shards} are {reader.clip_shape}, the checkpoint takes {shape}: name others")
+    rows = np.unique(np.linspace(0, len(reader) - 1, min(count, len(reader))).astype(np.int64))
+    clips = np.empty((len(rows), *shape.thwc), np.uint8)
+    reader.read_clips(rows, clips)
+    return clips
+
+
+def _to_onnx(model: WholeModel, checkpoint: Checkpoint, sha256: str) -> bytes:
+    """The bytes of the ONNX file: any batch size, clips of the checkpoint's shape, and its origin as metadata."""
+    example = torch.zeros((2, *checkpoint.shape.thwc), dtype=torch.uint8)
+    batch = torch.export.Dim("batch", min=1)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet_logs():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            model,
+            (example,),
+            dynamo=True,
+            dynamic_shapes={"clips_BTHWC": {0: batch}},
+            input_names=[INPUT],
+            output_names=list(OUTPUTS),
+            custom_translation_table={torch.ops.aten.mean.dim: _mean_in_double()},
+            optimize=False,  # it leaves out additions of 1e-8, as if of 0; onnxruntime optimises by itself
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    facts = {
+        "checkpoint_sha256": sha256,
+        "threshold": checkpoint.threshold,
+        "clip_shape": list(checkpoint.shape.thwc),
+        "sampling": checkpoint.sampling,
+        "frame_gap_seconds": checkpoint.frame_gap_seconds,
+        "attention_frame_ranges": model.model.attention_frame_ranges(checkpoint.shape.num_frames),
+    }
+    for name, value in facts.items():
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = f"stage1.{name}", value if isinstance(value, str) else json.dumps(value)
+    data: bytes = proto.SerializeToString()
+    return data
+
+
+def _mean_in_double() -> Callable[..., Any]:
+    """The ONNX operators of a mean: onnxruntime adds up one number after another, which single precision is too coarse
+    for over the pixels of a clip. Motion statistics of what hardly moves would tell.
+    """
+    import onnx
+    import onnxscript
+
+    operators: Any = onnxscript.opset18
+
+    def mean(x: Any, dim: Any, keepdim: bool = False, dtype: int = -1) -> Any:
+        doubles = operators.Cast(x, to=onnx.TensorProto.DOUBLE)
+        return operators.Cast(operators.ReduceMean(doubles, dim, keepdims=keepdim), to=onnx.TensorProto.FLOAT)
+
+    return mean
+
+
+@contextlib.contextmanager
+def _quiet_logs() -> Any:
+    """The exporter tells of operators that it does not need."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,280 @@
+"""The picture of the strongest detections: their frames as film strips, the attention as bars under the frames."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stage1.inference.attention_data import load_attention_data
+from stage1.inference.outputs import Detection, OutputFiles, read_anomalies
+from vidshard.shards import layout
+from vidshard.util import atomic
+from vidshard.util.errors import FormatError, UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MAX_DETECTIONS = 6
+MAX_FRAMES = 16  # more than fit side by side at a readable size
+
+# Okabe and Ito's orange and blue stay apart for every kind of colour blindness, and in grey.
+TOP_COLOUR = "#D55E00"
+BAR_COLOUR = "#8FB4CE"
+TEXT_COLOUR = "#222222"
+QUIET_COLOUR = "#6B6B6B"
+LINE_COLOUR = "#A8A8A8"
+
+# Lengths in pixels at 100 % zoom.
+_DPI = 100
+_WIDTH = 1600
+_MARGIN = 40
+_HEAD = 92
+_CAPTION = 36
+_BARS = 64
+_TIMES = 24
+_ROW_GAP = 30
+_FRAME_GAP = 4
+_MAX_FRAME_HEIGHT = 190
+# Names in other scripts: what is installed of these stands in where the first lacks a letter.
+_FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Microsoft YaHei", "PingFang SC", "Malgun Gothic", "Yu Gothic", "Arial")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Strip:
+    """One row of the picture. `shown`: positions in the clip of the frames that are drawn, rising."""
+
+    detection: Detection
+    frames: npt.NDArray[np.uint8]  # (len(shown), H, W, 3) RGB
+    shown: tuple[int, ...]
+
+
+def visualize(folder: Path) -> tuple[Path, int]:
+    """Draw the strongest detections below the output folder of `stage1 infer`.
+
+    Returns the path of the picture and the number of detections in it. Without a detection the picture says so.
+    Raises UserError where the folder holds no finished run, FormatError where its files do not belong together.
+    """
+    files = OutputFiles(folder=folder)
+    if not files.run.is_file():
+        raise UserError(f"{folder} holds no finished run of stage1 infer: run `stage1 infer --out {folder}` first")
+    detections = read_anomalies(files.anomalies)
+    data = load_attention_data(folder)
+    if [detection.key for detection in detections] != data.keys:
+        raise FormatError(
+            f"{files.anomalies} and the attention data of {folder} come from different runs; run `stage1 infer` again"
+        )
+    strips = []
+    for row in strongest(detections):
+        shown = shown_positions(detections[row].attention_weights)
+        strips.append(Strip(detection=detections[row], frames=data.clips[row][list(shown)].numpy().copy(), shown=shown))
+    atomic.write_bytes(files.picture, draw(strips, num_detections=len(detections)))
+    return files.picture, len(strips)
+
+
+def strongest(detections: Sequence[Detection], count: int = MAX_DETECTIONS) -> list[int]:
+    """Positions of the detections to show, strongest first: the best of each video before the second of any.
+
+    Six overlapping clips of one scene would say less than six scenes.
+    """
+    by_confidence = sorted(range(len(detections)), key=lambda i: (-detections[i].confidence, i))
+    seen: dict[str, int] = {}
+    turn = {}  # how many stronger ones the same video has
+    for i in by_confidence:
+        turn[i] = seen.get(detections[i].source, 0)
+        seen[detections[i].source] = turn[i] + 1
+    chosen = sorted(by_confidence, key=lambda i: turn[i])[:count]
+    return sorted(chosen, key=lambda i: (-detections[i].confidence, i))
+
+
+def shown_positions(weights: Sequence[float], count: int = MAX_FRAMES) -> tuple[int, ...]:
+    """Which frames of a clip to draw: all, or of a long clip the most attended one of each of `count` equal spans.
+
+    >>> shown_positions([0.1, 0.2, 0.3, 0.4], count=2)
+    (1, 3)
+    """
+    num_frames = len(weights)
+    if num_frames <= count:
+        return tuple(range(num_frames))
+    edges = [num_frames * i // count for i in range(count + 1)]
+    return tuple(max(range(first, end), key=lambda i: (weights[i], -i)) for first, end in itertools.pairwise(edges))
+
+
+def time_texts(seconds: Sequence[float]) -> list[str]:
+    """Times as people read them: seconds up to a minute, then minutes and hours, as fine as they lie apart.
+
+    >>> time_texts([0.0, 0.12, 0.24]), time_texts([58.0, 60.0, 62.0]), time_texts([0, 3725.0])
+    (['0.0 s', '0.1 s', '0.2 s'], ['0:58', '1:00', '1:02'], ['0:00:00', '1:02:05'])
+    """
+    gap = (seconds[-1] - seconds[0]) / max(1, len(seconds) - 1)
+    decimals = 0 if gap >= 1 else 1 if gap >= 0.1 else 2
+    if seconds[-1] < 60:
+        return [f"{second:.{decimals}f} s" for second in seconds]
+    texts = []
+    for second in seconds:
+        minutes, rest = divmod(round(second * 10**decimals), 60 * 10**decimals)
+        hours, minutes_left = divmod(minutes, 60)
+        clock = f"{hours}:{minutes_left:02d}" if seconds[-1] >= 3600 else f"{minutes}"
+        texts.append(f"{clock}:{rest / 10**decimals:0{3 + decimals if decimals else 2}.{decimals}f}")
+    return texts
+
+
+def draw(strips: Sequence[Strip], *, num_detections: int) -> bytes:
+    """The picture as PNG. Its bytes depend on the arguments (and on matplotlib and its fonts) alone."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.font_manager import get_font_names
+
+    installed = set(get_font_names())
+    fonts = [name for name in _FONTS if name in installed]
+    with matplotlib.rc_context({"font.family": fonts or ["sans-serif"], "text.color": TEXT_COLOUR}):
+        heights = [_row_height(strip) for strip in strips] or [_CAPTION]
+        total = _HEAD + sum(heights) + _ROW_GAP * len(heights)
+        figure = Figure(figsize=(_WIDTH / _DPI, total / _DPI), dpi=_DPI, facecolor="white")
+        FigureCanvasAgg(figure)
+        _draw_head(figure, strips, num_detections, total)
+        top = _HEAD
+        for strip, height in zip(strips, heights, strict=False):
+            _draw_strip(figure, strip, top, total)
+            top += height + _ROW_GAP
+        buffer = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a name, which then shows boxes
+            figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _draw_head(figure: Figure, strips: Sequence[Strip], num_detections: int, total: int) -> None:
+    num_shown = len(strips)
+    if not strips:
+        title, legend = "No clip was detected as crime", "Every clip scored below the threshold: see predictions.csv"
+    else:
+        which = f"the {num_shown} strongest of {num_detections}" if num_shown < num_detections else f"all {num_shown}"
+        title = f"Clips detected as crime: {which}" if num_detections > 1 else "The clip detected as crime"
+        legend = (
+            "Bars: attention, how the network weighs the frames; those of a clip sum to 100 %. Dashed: equal shares."
+        )
+        num_frames = len(strips[0].detection.attention_weights)
+        if num_frames > len(strips[0].shown):
+            legend += f" Shown: {len(strips[0].shown)} of {num_frames} frames."
+    _text(figure, _MARGIN, 30, total, title, size=22, weight="bold")
+    _text(figure, _MARGIN, 64, total, legend, size=14, color=QUIET_COLOUR)
+    if strips:
+        _text(figure, _WIDTH - _MARGIN, 64, total, "■ most attended frames", size=14, color=TOP_COLOUR, align="right")
+
+
+def _draw_strip(figure: Figure, strip: Strip, top: int, total: int) -> None:
+    """Caption, frames, bars and times of one detection; the bars share the frames' horizontal axis."""
+    detection, (frame_width, frame_height) = strip.detection, _frame_size(strip)
+    num_shown = len(strip.shown)
+    width = num_shown * frame_width + (num_shown - 1) * _FRAME_GAP
+    lefts = [i * (frame_width + _FRAME_GAP) for i in range(num_shown)]
+    highlighted = [position in detection.top_attention_indices for position in strip.shown]
+
+    _text(figure, _MARGIN, top + 12, total, _name(detection), size=17, weight="bold")
+    _text(figure, _WIDTH - _MARGIN, top + 12, total, _facts(detection), size=17, align="right")
+
+    frames = _pixel_axes(figure, _MARGIN, top + _CAPTION, width, frame_height, total)
+    for left, frame, is_top in zip(lefts, strip.frames, highlighted, strict=True):
+        frames.imshow(frame, extent=(left, left + frame_width, frame_height, 0), interpolation="bilinear", zorder=1)
+        if is_top:
+            _box(frames, left + 2, 2, frame_width - 4, frame_height - 4, fill=False, linewidth=2.9, zorder=2)
+    frames.set(xlim=(0, width), ylim=(frame_height, 0), aspect="auto")
+
+    bars = _pixel_axes(figure, _MARGIN, top + _CAPTION + frame_height + 2, width, _BARS, total)
+    weights = np.asarray(detection.attention_weights)
+    equal_share = 1 / len(weights)
+    scale = (_BARS - 20) / max(weights.max(), 2 * equal_share)  # bars of no preference stay low
+    for left, position, is_top in zip(lefts, strip.shown, highlighted, strict=True):
+        height = max(2.0, float(weights[position]) * scale)
+        colour = TOP_COLOUR if is_top else BAR_COLOUR
+        _box(bars, left + frame_width * 0.15, 0, frame_width * 0.7, height, color=colour, linewidth=0)
+        if is_top:
+            bars.text(
+                left + frame_width / 2,
+                height + 4,
+                f"{100 * weights[position]:.0f} %",
+                fontsize=_points(13),
+                ha="center",
+                va="bottom",
+                weight="bold",
+                color=TOP_COLOUR,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},  # the dashed line stays off the digits
+            )
+    bars.axhline(0, color=LINE_COLOUR, linewidth=0.8, zorder=0)
+    bars.axhline(equal_share * scale, color=LINE_COLOUR, linewidth=0.8, linestyle=(0, (4, 4)), zorder=0)
+    bars.set(xlim=(0, width), ylim=(0, _BARS))
+
+    times = time_texts(detection.seconds)
+    for left, position in zip(lefts, strip.shown, strict=True):
+        x, y = _MARGIN + left + frame_width / 2, top + _CAPTION + frame_height + 2 + _BARS + 12
+        _text(figure, x, y, total, times[position], size=12, color=QUIET_COLOUR, align="center")
+
+
+def _row_height(strip: Strip) -> int:
+    return _CAPTION + _frame_size(strip)[1] + 2 + _BARS + _TIMES
+
+
+def _frame_size(strip: Strip) -> tuple[float, int]:
+    """Width and height in pixels of a drawn frame: as wide as fits, the shape kept, no higher than the limit."""
+    height, width = strip.frames.shape[1:3]
+    num_shown = len(strip.shown)
+    fitting = (_WIDTH - 2 * _MARGIN - (num_shown - 1) * _FRAME_GAP) / num_shown
+    drawn = min(fitting, _MAX_FRAME_HEIGHT * width / height)
+    return drawn, max(1, round(drawn * height / width))
+
+
+def _name(detection: Detection) -> str:
+    """The video, cut in the middle where it is long."""
+    name = detection.source.encode("utf-8", "replace").decode()
+    return name if len(name) <= 70 else f"{name[:30]}…{name[-39:]}"
+
+
+def _facts(detection: Detection) -> str:
+    """Class, time and confidence of a detection in one line."""
+    times = time_texts(detection.seconds)
+    truth = {layout.NORMAL_LABEL: " (false alarm)"}.get(detection.label, "")
+    class_name = [f"{detection.class_name}{truth}"] if detection.class_name else []
+    return "   ·   ".join([*class_name, f"{times[0]} – {times[-1]}", f"confidence {100 * detection.confidence:.1f} %"])
+
+
+def _pixel_axes(figure: Figure, left: float, top: float, width: float, height: float, total: int) -> Axes:
+    """Axes without decoration at these pixels, counted from the top left corner of the figure."""
+    axes = figure.add_axes((left / _WIDTH, 1 - (top + height) / total, width / _WIDTH, height / total))
+    axes.set_axis_off()
+    return axes
+
+
+def _box(axes: Axes, left: float, bottom: float, width: float, height: float, **style: Any) -> None:
+    from matplotlib.patches import Rectangle
+
+    axes.add_patch(Rectangle((left, bottom), width, height, **{"color": TOP_COLOUR, **style}))
+
+
+def _text(
+    figure: Figure, x: float, y: float, total: int, text: str, *, size: int, align: str = "left", **style: Any
+) -> None:
+    """Text with its middle at these pixels; a dollar sign in a name is a dollar sign."""
+    figure.text(
+        x / _WIDTH,
+        1 - y / total,
+        text,
+        fontsize=_points(size),
+        ha=align,
+        va="center",
+        parse_math=False,
+        **style,
+    )
+
+
+def _points(pixels: int) -> float:
+    return pixels * 72 / _DPI

@@ -1,0 +1,159 @@
+"""Learning from bags: a video is a bag of clips, and only the video has a label (multiple-instance learning).
+
+In untrimmed video most clips of a crime show none. Training them all as crime teaches noise; here a crime video must
+hold some clip that looks like one, and a normal video none. The model stays one of single clips: clip and frame scores
+come out as ever. (Top-k: Sultani et al., CVPR 2018, and Tian et al., ICCV 2021. Attention: softmax of the clips' own
+log-odds, as in Ilse et al., ICML 2018, without weights of its own.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn import functional
+
+from stage1.data import clip_random
+from stage1.data.epoch_plan import Rows
+from stage1.data.loader import BagLoader, Batch, ClipLoader
+from stage1.model.motion_features import Line
+from stage1.training.clip_objective import BatchLoss, ClipTask, Forward
+from stage1.training.config import TrainConfig
+from stage1.training.data import TrainData
+from vidshard.util.errors import UserError
+
+AGGREGATORS = ("topk", "attention")
+TOP_SHARE = 1 / 8  # of the clips of a bag, at least one
+LINE_RIDGE = 0.3  # on the weights of the line through motion statistics: bags are few (docs/EXPERIMENTS.md)
+LINE_STEPS = 300
+
+
+@dataclasses.dataclass(kw_only=True)
+class BagTask(ClipTask):
+    """Classify videos by what their clips say together; `config.bags` names how."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = [f"--{name}" for name in ("mixup", "balanced", "marks") if getattr(self.config, name)]
+        if given:
+            raise UserError(f"{given[0]} and --bags exclude each other: a bag has one label and its clips have none")
+        if self.config.block_shards:
+            raise UserError("--block-shards and --bags exclude each other: bags are read video by video")
+        if self.config.clips_per_video_per_epoch != TrainConfig.clips_per_video_per_epoch:
+            raise UserError(
+                "--clips-per-video-per-epoch goes without --bags: how many clips a bag has says --bag-clips"
+            )
+
+    def training_loader(self, data: TrainData, device: torch.device) -> ClipLoader:
+        self._videos = None if data.validation is None else data.validation.videos
+        return BagLoader(
+            data.train,
+            rows=data.train_rows,
+            max_clips=self.config.bag_clips,
+            shuffle=True,
+            **self.loader_options(device),
+        )
+
+    def line(self, data: TrainData, rows_N: Rows) -> Line:
+        videos_N = data.train.videos[rows_N]
+        return lambda standard_NF, labels_N: bag_line(standard_NF, labels_N, videos_N, self.config.bags)
+
+    def loss(self, model: nn.Module, forward: Forward, batch: Batch, epoch: int) -> BatchLoss:
+        seeds_B = clip_random.clip_seeds(batch.indices, seed=self.config.seed, epoch=epoch)
+        clip_random.seed_dropout(model, seeds_B)
+        logits_BK, _ = forward(self._train_transform(batch.clips, batch.indices, epoch))
+        known_B = batch.labels >= 0
+        if not known_B.any():  # padding alone: a rank without a video
+            nothing = logits_BK.sum() * 0
+            return BatchLoss(nothing, nothing.detach(), nothing.detach(), nothing.detach())
+        label = int(batch.labels[known_B][0])
+        score = bag_score(log_odds(logits_BK[known_B]), self.config.bags)
+        weight = self.class_weights[label]
+        smoothed = abs(label - self.config.label_smoothing / 2)
+        loss = functional.binary_cross_entropy_with_logits(score, score.new_tensor(smoothed))
+        one = torch.ones_like(score.detach())
+        return BatchLoss(weight * loss, weight * one, one * ((score.detach() >= 0) == (label == 1)), one)
+
+    def judge(
+        self, logits_NK: torch.Tensor, labels_N: torch.Tensor, rows_N: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and labels of videos: validation is about what has a label."""
+        assert self._videos is not None
+        videos_N = self._videos[rows_N.numpy()]
+        scores, labels = [], []
+        for video in np.unique(videos_N).tolist():
+            own = torch.from_numpy(np.flatnonzero(videos_N == video))
+            scores.append(bag_score(log_odds(logits_NK[own]), self.config.bags))
+            labels.append(labels_N[own].max())
+        margins_V = torch.stack(scores)
+        return torch.stack([torch.zeros_like(margins_V), margins_V], dim=1), torch.stack(labels)
+
+
+def log_odds(logits_BK: torch.Tensor) -> torch.Tensor:
+    return logits_BK[:, 1] - logits_BK[:, 0]
+
+
+def bag_score(log_odds_B: torch.Tensor, aggregator: str) -> torch.Tensor:
+    """Log-odds that a video holds a crime, a scalar, from those of its clips.
+
+    >>> float(bag_score(torch.tensor([-2.0, 3.0, 0.0]), "topk"))
+    3.0
+    >>> round(float(bag_score(torch.tensor([-2.0, 3.0, 0.0]), "attention")), 2)
+    2.83
+    """
+    return bag_scores(log_odds_B[None], torch.ones(1, len(log_odds_B), dtype=torch.bool), aggregator)[0]
+
+
+def bag_scores(log_odds_VN: torch.Tensor, known_VN: torch.Tensor, aggregator: str) -> torch.Tensor:
+    """The same of several videos, (V,); `known_VN` is False where a video has no more clips."""
+    known_VN = known_VN.to(log_odds_VN.device)
+    if aggregator == "attention":
+        weights_VN = log_odds_VN.masked_fill(~known_VN, -torch.inf).softmax(1)
+        return (weights_VN * log_odds_VN).sum(1)
+    counts_V = (TOP_SHARE * known_VN.sum(1) - 1e-9).ceil().clamp(min=1)
+    highest_VN = log_odds_VN.masked_fill(~known_VN, -torch.inf).sort(1, descending=True).values
+    taken_VN = torch.arange(log_odds_VN.shape[1], device=log_odds_VN.device) < counts_V[:, None]
+    return highest_VN.masked_fill(~taken_VN, 0.0).sum(1) / counts_V
+
+
+def bag_line(
+    standard_NF: npt.NDArray[np.float64], labels_N: npt.NDArray[np.int64], videos_N: Rows, aggregator: str
+) -> tuple[npt.NDArray[np.float64], float]:
+    """A line through statistics of clips by which *videos* are told apart: weights (F,) and a bias.
+
+    Cross-entropy of the bags' scores, both classes counting the same in sum, and a ridge.
+    """
+    videos, number_N, counts_V = np.unique(videos_N, return_inverse=True, return_counts=True)
+    known_VN = torch.arange(int(counts_V.max())) < torch.from_numpy(counts_V)[:, None]
+    clips_VN = torch.zeros(known_VN.shape, dtype=torch.int64)
+    clips_VN[known_VN] = torch.from_numpy(np.argsort(number_N, kind="stable"))
+    labels_V = torch.tensor([labels_N[number_N == number].max() for number in range(len(videos))])
+    share = labels_V.double().mean()
+    weight_V = torch.where(labels_V == 1, 0.5 / share, 0.5 / (1 - share))
+    points_NF = torch.from_numpy(standard_NF)
+    weight_F, bias, factor = (torch.tensor(x, dtype=torch.float64) for x in (np.zeros(points_NF.shape[1]), 0.0, 1.0))
+
+    def bag_loss() -> torch.Tensor:
+        clips_N = factor * (points_NF @ weight_F) + bias
+        scores_V = bag_scores(clips_N[clips_VN], known_VN, aggregator)
+        losses_V = functional.binary_cross_entropy_with_logits(scores_V, labels_V.double(), reduction="none")
+        return (weight_V * losses_V).mean()
+
+    _minimise([weight_F, bias], lambda: bag_loss() + LINE_RIDGE * weight_F.square().sum())
+    _minimise([factor, bias], bag_loss)  # the ridge is for the direction: it makes log-odds too small
+    return (factor * weight_F).numpy(), float(bias)
+
+
+def _minimise(values: list[torch.Tensor], loss: Callable[[], torch.Tensor]) -> None:
+    """Change `values` in place: by Adam, in as many steps as these few numbers take to settle."""
+    optimizer = torch.optim.Adam([value.requires_grad_() for value in values], lr=0.02)
+    for _ in range(LINE_STEPS):
+        optimizer.zero_grad()
+        loss().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    for value in values:
+        value.requires_grad_(False)

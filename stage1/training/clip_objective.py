@@ -1,0 +1,292 @@
+"""What a training run learns: from a labelled clip, normal or crime. The loop in `train` knows batches and losses only.
+
+Another task, such as learning from bags of clips, has the same methods.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from stage1.common import distributed
+from stage1.data import clip_random
+from stage1.data.epoch_plan import Rows
+from stage1.data.loader import Batch, ClipLoader
+from stage1.data.selection import Balance
+from stage1.data.transforms import ClipTransform
+from stage1.model import backbones
+from stage1.model.motion_features import Line, logistic_line, motion_statistics
+from stage1.model.network import NUM_CLASSES, Stage1Model
+from stage1.training import optim
+from stage1.training.config import TrainConfig
+from stage1.training.data import TrainData
+from stage1.training.log import progress, warn
+from vidshard.util.errors import UserError
+
+MAX_FITTED = 2048  # clips: plenty for 29 numbers, and soon read
+# float clips (B, C, T, H, W) → logits (B, 2) and attention (B, T), float32
+Forward = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+# uint8 clips (B, T, H, W, C), their rows in the index (B,), epoch → float (B, C, T, H, W), on the device
+Transform = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
+
+
+class BatchLoss(NamedTuple):
+    """The loss of a batch in parts that can be added up over batches and ranks. Scalars on the device."""
+
+    loss_sum: torch.Tensor  # of weight × loss
+    weight: torch.Tensor  # sum of the weights; padding has none
+    num_right: torch.Tensor  # of clips that are not mixed with others
+    num_known: torch.Tensor  # clips with a label
+
+
+class Task(Protocol):
+    """What the loop needs to know of what is learnt."""
+
+    def make_model(self) -> nn.Module:
+        """The model before training, on the CPU."""
+        ...
+
+    def fit(self, model: nn.Module, data: TrainData, device: torch.device) -> None:
+        """What of the model is found from the training clips at once, before the first step; on the device."""
+        ...
+
+    def make_loaders(self, data: TrainData, device: torch.device) -> tuple[ClipLoader, ClipLoader | None]:
+        """The batches of this rank: to train on, and to validate on where there is something; those of equal shape."""
+        ...
+
+    def loss(self, model: nn.Module, forward: Forward, batch: Batch, epoch: int) -> BatchLoss:
+        """What a training step learns from; `batch` is on the device. `forward` calls `model`, which is in training."""
+        ...
+
+    def score(self, forward: Forward, batch: Batch) -> torch.Tensor:
+        """Logits (B, 2) of the clips of `batch`, with gradients off and the model in evaluation."""
+        ...
+
+    def judge(
+        self, logits_NK: torch.Tensor, labels_N: torch.Tensor, rows_N: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and labels of what validation is about, from those of its clips and their rows in the index."""
+        ...
+
+
+@dataclasses.dataclass(kw_only=True)
+class ClipTask:
+    """Classify single clips by weighted cross-entropy."""
+
+    config: TrainConfig
+    transform: Transform | None = None  # in place of the augmentation of the config; training only
+    class_weights: tuple[float, float] = (1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        self._train_transform = self.transform or ClipTransform(self.config.transform, seed=self.config.seed)
+        self._evaluation_transform = ClipTransform(self.config.transform.for_evaluation)
+
+    def make_model(self) -> Stage1Model:
+        model = Stage1Model(self.config.model)
+        if self.config.weights:
+            self._load_weights(model)
+        return model
+
+    def _load_weights(self, model: Stage1Model) -> None:
+        if not isinstance(model.backbone, backbones.TorchvisionBackbone):
+            raise UserError(f"weights {self.config.weights} go with a backbone of torchvision, see --backbone")
+        report = backbones.load_weights(model.backbone, self.config.weights, confirm=backbones.never)
+        if self.config.weights_sha256 not in ("", report.sha256):
+            raise UserError(
+                f"{report.source} has the SHA-256 {report.sha256}, expected {self.config.weights_sha256}: it is not "
+                "the file that this run began with"
+            )
+        if distributed.rank() == 0:
+            print(report.text, flush=True)
+
+    def fit(self, model: nn.Module, data: TrainData, device: torch.device) -> None:
+        """The classifier on motion statistics, from clips as inference sees them: the same on every rank."""
+        if not isinstance(model, Stage1Model) or model.motion_classifier is None:
+            return
+        rows = fitted_rows(data.train_rows, data.labels, data.train.videos)
+        loader = ClipLoader(
+            data.train,
+            rows=rows,
+            labels=data.labels,
+            shuffle=False,
+            batch_size=self.config.batch_size,
+            max_bad_clips=None,  # training is to say what may be damaged
+            num_threads=self.config.workers,
+            device=device,
+        )
+        statistics, labels, rows_read = [], [], []
+        with torch.inference_mode(), progress("Motion statistics", total=len(rows), unit="clip") as shown:
+            for batch in loader:
+                shown.advance(len(batch.labels))
+                there = batch.labels >= 0
+                statistics.append(motion_statistics(self._evaluation_transform(batch.clips))[there].cpu().numpy())
+                labels.append(batch.labels[there].cpu().numpy())
+                rows_read.append(batch.indices[there].cpu().numpy())
+        labels_N = np.concatenate(labels)
+        if len(np.unique(labels_N)) < NUM_CLASSES:
+            warn(
+                f"the network decides alone: the {len(labels_N)} clips that motion statistics are fitted to are not of "
+                f"both classes (they are the sound ones of {len(rows)}, drawn from all to train on)"
+            )
+            return
+        line = self.line(data, np.concatenate(rows_read))
+        model.motion_classifier.fit(np.concatenate(statistics), labels_N, line)
+
+    def line(self, data: TrainData, rows_N: Rows) -> Line:
+        """How the classifier on motion statistics is found from clips of these rows of the index."""
+        return logistic_line
+
+    def make_loaders(self, data: TrainData, device: torch.device) -> tuple[ClipLoader, ClipLoader | None]:
+        loader = self.training_loader(data, device)
+        self.class_weights = optim.class_weights(data.labels[loader.order()].astype(np.int64))
+        return loader, self.validation_loader(data, device)
+
+    def training_loader(self, data: TrainData, device: torch.device) -> ClipLoader:
+        """What an epoch takes of the clips to train on."""
+        config = self.config
+        return ClipLoader(
+            data.train,
+            rows=data.train_rows,
+            labels=data.labels,
+            batch_size=config.batch_size,
+            shuffle=True,
+            clips_per_video=config.clips_per_video_per_epoch,
+            balance=Balance(groups=data.labels, weights=(1.0, 1.0)) if config.balanced else None,
+            block_shards=config.block_shards,
+            **self.loader_options(device),
+        )
+
+    def validation_loader(self, data: TrainData, device: torch.device) -> ClipLoader | None:
+        """Every validation clip once, over all ranks; None where there is none."""
+        if data.validation is None:
+            return None
+        return ClipLoader(
+            data.validation,
+            rows=data.validation_rows,
+            labels=data.validation_labels,
+            batch_size=self.config.batch_size,
+            shuffle=False,
+            pad=True,
+            **self.loader_options(device),
+        )
+
+    def loader_options(self, device: torch.device) -> dict[str, Any]:
+        """What every loader of a run has in common."""
+        return {
+            "seed": self.config.seed,
+            "rank": distributed.rank(),
+            "world_size": distributed.world_size(),
+            "max_bad_clips": self.config.max_bad_clips,
+            "num_threads": self.config.workers,
+            "device": device,
+        }
+
+    def loss(self, model: nn.Module, forward: Forward, batch: Batch, epoch: int) -> BatchLoss:
+        seeds_B = clip_random.clip_seeds(batch.indices, seed=self.config.seed, epoch=epoch)
+        clip_random.seed_dropout(model, seeds_B)
+        clips_BCTHW = self._train_transform(batch.clips, batch.indices, epoch)
+        known_B = batch.labels >= 0
+        if not self.config.mixup:
+            logits_BK, _ = forward(clips_BCTHW)
+            loss_B, weight_B = self._cross_entropy(logits_BK, batch.labels)
+        else:
+            share_B = shares_of_pairs(seeds_B, known_B, alpha=self.config.mixup)
+            mixed_BK, _ = forward(mix_pairs(clips_BCTHW, share_B))
+            loss_B, weight_B = torch.zeros_like(share_B), torch.zeros_like(share_B)
+            for labels_B, part_B in ((batch.labels, share_B), (swap_pairs(batch.labels), 1 - share_B)):
+                for total, own in zip((loss_B, weight_B), self._cross_entropy(mixed_BK, labels_B), strict=True):
+                    total += part_B * own
+            with torch.no_grad():
+                logits_BK, _ = forward(clips_BCTHW)
+        right_B = (logits_BK.argmax(1) == batch.labels) & known_B
+        return BatchLoss(loss_B.sum(), weight_B.sum(), right_B.sum(), known_B.sum())
+
+    def score(self, forward: Forward, batch: Batch) -> torch.Tensor:
+        return forward(self._evaluation_transform(batch.clips))[0]
+
+    def judge(
+        self, logits_NK: torch.Tensor, labels_N: torch.Tensor, rows_N: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return logits_NK, labels_N
+
+    def _cross_entropy(self, logits_BK: torch.Tensor, labels_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weighted loss and weight of each clip; 0 and 0 where it has no label."""
+        weights_K = logits_BK.new_tensor(self.class_weights)
+        loss_B = functional.cross_entropy(
+            logits_BK,
+            labels_B,
+            weight=weights_K,
+            ignore_index=-1,
+            reduction="none",
+            label_smoothing=self.config.label_smoothing,
+        )
+        return loss_B, torch.where(labels_B >= 0, weights_K[labels_B.clamp(min=0)], 0.0)
+
+
+def fitted_rows(rows: Rows, labels: Rows, videos: Rows) -> Rows:
+    """Those of `rows` that the motion statistics are fitted to, rising: all, or MAX_FITTED.
+
+    Of either class as many, where there are so many, and of the videos of a class one clip each, then another: neither
+    is a rare crime missed among normal clips, nor a short video beside long ones. `labels` and `videos`: of every row
+    of the index.
+    """
+    if len(rows) <= MAX_FITTED:
+        return rows
+    shuffled = np.random.default_rng(0).permutation(rows)
+    shuffled = shuffled[np.argsort(turns(videos[shuffled]), kind="stable")]
+    return np.sort(shuffled[np.argsort(turns(labels[shuffled]), kind="stable")][:MAX_FITTED])
+
+
+def turns(values: Rows) -> Rows:
+    """How many equal values stand before each.
+
+    >>> turns(np.array([7, 7, 3, 7, 3])).tolist()
+    [0, 1, 0, 2, 1]
+    """
+    order = np.argsort(values, kind="stable")
+    _, firsts, counts = np.unique(values[order], return_index=True, return_counts=True)
+    found = np.empty(len(values), np.int64)
+    found[order] = np.arange(len(values)) - np.repeat(firsts, counts)
+    return found
+
+
+# --- mixup (Zhang et al., ICLR 2018) ------------------------------------------------------------------------------
+
+
+def shares_of_pairs(seeds_B: torch.Tensor, known_B: torch.Tensor, *, alpha: float) -> torch.Tensor:
+    """The share that each clip keeps of itself when neighbours (0 and 1, 2 and 3, …) are mixed, float32 (B,).
+
+    Drawn from Beta(alpha, alpha), for each pair from the seed of its first clip: the same on any number of ranks whose
+    batches are even. 1 for the last clip of an odd batch, and beside padding.
+    """
+    pairs = len(seeds_B) // 2
+    draws = [
+        np.random.default_rng((seed % (1 << 64), clip_random.MIXUP)).beta(alpha, alpha)
+        for seed in seeds_B[: 2 * pairs : 2].tolist()
+    ]
+    share_B = torch.ones(len(seeds_B))
+    share_B[: 2 * pairs] = torch.tensor(draws, dtype=torch.float32).repeat_interleave(2)
+    return torch.where(known_B & swap_pairs(known_B), share_B.to(seeds_B.device), 1.0)
+
+
+def mix_pairs(clips: torch.Tensor, share_B: torch.Tensor) -> torch.Tensor:
+    """Each clip mixed with its neighbour, of which it keeps `share_B`."""
+    shares = share_B.view(-1, *[1] * (clips.ndim - 1))
+    return clips * shares + swap_pairs(clips) * (1 - shares)
+
+
+def swap_pairs(rows: torch.Tensor) -> torch.Tensor:
+    """Every row in the place of its neighbour; the last one of an odd number stays.
+
+    >>> swap_pairs(torch.tensor([1, 2, 3, 4, 5])).tolist()
+    [2, 1, 4, 3, 5]
+    """
+    order = torch.arange(len(rows), device=rows.device)
+    partner = order ^ 1
+    return rows[torch.where(partner < len(rows), partner, order)]

@@ -1,0 +1,275 @@
+"""The clips of a training run: what is trained on, what is held out, and what the user should know about both.
+
+Nothing is opened but the shards that were named.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from stage1.data.epoch_plan import Rows
+from stage1.data.reader import ClipReader, JoinedReader
+from stage1.data.review_labels import apply_marks, read_marks
+from stage1.training.config import TrainConfig
+from vidshard.shards.remote_set import check_room
+from vidshard.storage.cache import CacheConfig
+from vidshard.util.errors import UserError
+
+MAX_MOTION_GAP_SECONDS = 0.5
+# Settings of a build that say which videos and where to, not which pixels a video gives.
+SETTINGS_WITHOUT_PIXELS = ("sources_sha256", "limit", "normal", "seed", "shard_mb")
+CLASS_NAMES = ("normal", "crime")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainData:
+    """The clips of a run: row numbers of the readers' indexes."""
+
+    train: ClipReader | JoinedReader
+    train_rows: Rows
+    validation: ClipReader | None
+    validation_rows: Rows
+    notes: tuple[str, ...]  # for the user to know
+    warnings: tuple[str, ...]  # kept in the checkpoint
+    marked_labels: Rows | None = None  # of every row of `train`, where a reviewer marked some
+
+    @property
+    def labels(self) -> Rows:
+        """Of every row of `train`: those of the shards, or as marked."""
+        return self.train.labels if self.marked_labels is None else self.marked_labels
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Digest of each shard set, by its role."""
+        digests = {"train": self.train.digest}
+        if self.validation is not None:
+            digests["validation"] = self.validation.manifest.digest
+        return digests
+
+    @property
+    def train_videos(self) -> list[str]:
+        """The videos trained on: what a model says of these is worthless to whoever learns from it."""
+        return sorted({self.train.video_id(video) for video in np.unique(self.train.videos[self.train_rows]).tolist()})
+
+    @property
+    def train_labels(self) -> Rows:
+        return self.labels[self.train_rows]
+
+    @property
+    def validation_labels(self) -> Rows | None:
+        """Of every row of `validation`."""
+        if self.validation is None:
+            return None
+        return self.labels if self.validation is self.train else self.validation.labels
+
+
+def open_data(config: TrainConfig) -> TrainData:
+    """Open the shards named and nothing else, and say what is to be known about them."""
+    cache = CacheConfig(folder=config.cache_dir, limit_gb=config.cache_gb)
+    reader = ClipReader(config.shards, checksums=config.checksums, cache=cache)
+    check_room(reader.shard_set, block_shards=config.block_shards)
+    rows: Rows = np.arange(len(reader))
+    labels: Rows = reader.labels
+    kept = np.ones(len(reader), np.bool_)
+    notes, warnings = [], []
+    if config.marks is not None:
+        marked = apply_marks(reader, read_marks(config.marks), use=config.marks_as, path=config.marks)
+        labels, kept = marked.labels, marked.kept
+        notes.append(marked.note(config.marks, config.marks_as))
+    _check_labels(reader, labels)
+    if config.val_shards is not None:
+        validation: ClipReader | None = ClipReader(config.val_shards, checksums=config.checksums, cache=cache)
+        assert validation is not None
+        validation_rows: Rows = np.arange(len(validation))
+        _check_validation(reader, validation)
+        warnings += validation_warnings(reader, validation)
+    else:
+        train_rows, validation_rows = hold_out(reader, fraction=config.val_fraction, seed=config.seed)
+        validation = reader if len(validation_rows) else None
+        notes.append(_describe_hold_out(reader, validation_rows, config.val_fraction))
+        rows, validation_rows = train_rows, validation_rows[kept[validation_rows]]
+    rows = rows[kept[rows]]
+    _check_both_classes(reader, labels[rows])
+    if reader.manifest.split == "Test":
+        warnings.append(f"{config.shards} is marked Test: a model trained on it cannot be judged on it")
+    gap = reader.frame_gap_seconds()
+    if gap > MAX_MOTION_GAP_SECONDS:
+        notes.append(
+            f"the frames of a clip lie {gap:.1f} s apart (median): above {MAX_MOTION_GAP_SECONDS} s motion input means "
+            "little; dense sampling (see `vidshard build --help`) keeps frames close"
+        )
+    return TrainData(
+        train=reader,
+        train_rows=rows,
+        validation=validation,
+        validation_rows=validation_rows,
+        notes=tuple(notes),
+        warnings=tuple(warnings),
+        marked_labels=labels,
+    )
+
+
+def hold_out(reader: ClipReader, *, fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """Rows to train on and rows held out: `fraction` of the videos of each class, whole source groups at a time.
+
+    A video without a source group is a group of its own. The last group of a class stays in training, whatever other
+    classes it holds.
+    """
+    index = reader.index
+    groups: dict[str, list[int]] = {}  # source group → its videos
+    for video in np.unique(index.clips["video"]).tolist():
+        group = index.source_group(video)
+        groups.setdefault(f"video {index.paths[video]}" if group is None else f"group {group}", []).append(video)
+    names = sorted(groups)
+    order = [names[i] for i in np.random.default_rng((seed, 1)).permutation(len(names))]
+
+    videos_of_class = {group: Counter(_class_of(reader, video) for video in groups[group]) for group in order}
+    groups_left = Counter(name for counts in videos_of_class.values() for name in counts)  # class → groups in training
+    held: set[str] = set()
+    for class_name in sorted(groups_left):
+        sizes = {group: counts[class_name] for group, counts in videos_of_class.items() if class_name in counts}
+        wanted = max(1, round(fraction * sum(sizes.values()))) if fraction else 0
+        wanted -= sum(size for group, size in sizes.items() if group in held)
+        while wanted > 0:
+            free = {
+                group: size
+                for group, size in sizes.items()
+                if group not in held and all(groups_left[name] > 1 for name in videos_of_class[group])
+            }
+            if not free:
+                break
+            fitting = [group for group, size in free.items() if size <= wanted]
+            group = fitting[0] if fitting else min(free, key=lambda name: free[name])
+            if not fitting and free[group] > 2 * wanted and groups_left[class_name] < len(sizes):
+                break  # nearer to what is wanted without it
+            held.add(group)
+            groups_left.subtract(videos_of_class[group].keys())
+            wanted -= free[group]
+    is_held = np.isin(index.clips["video"], sorted(video for group in held for video in groups[group]))
+    return np.flatnonzero(~is_held), np.flatnonzero(is_held)
+
+
+def validation_warnings(train: ClipReader, validation: ClipReader) -> list[str]:
+    """What makes a validation set unfit to choose a checkpoint by: it is the Test set, or was trained on."""
+    warnings = []
+    folder = validation.shard_set.where
+    splits = {validation.manifest.split} | {
+        validation.index.split(video) for video in range(len(validation.index.videos))
+    }
+    if "Test" in splits:
+        warnings.append(
+            f"{folder} is marked Test: the checkpoint is chosen on it, so its accuracy there says nothing about new "
+            "videos; choose on a Validation split"
+        )
+    shared = shared_videos(train, validation)
+    if shared:
+        warnings.append(
+            f"{len(shared)} of {len(validation.index.videos)} videos of {folder} are also trained on (such as "
+            f"{shared[0]!r}): validation accuracy will look better than it is"
+        )
+    groups = _source_groups(train) & _source_groups(validation)
+    if groups:
+        warnings.append(
+            f"{len(groups)} source groups of {folder} are also trained on (such as {min(groups)!r}): videos cut from "
+            "one recording look alike, so validation accuracy will look better than it is"
+        )
+    resizes = [reader.manifest.settings.get("resize", "squash") for reader in (train, validation)]
+    if resizes[0] != resizes[1]:
+        warnings.append(
+            f"frames were made square by --resize {resizes[1]} in {folder}, but by {resizes[0]} in training: build "
+            "both with the same --resize"
+        )
+    gaps = train.frame_gap_seconds(), validation.frame_gap_seconds()
+    if max(gaps) > 2 * min(gaps) and min(gaps) > 0:
+        warnings.append(
+            f"frames lie {gaps[1]:.2g} s apart in {folder}, but {gaps[0]:.2g} s in training: build both with the "
+            "same sampling"
+        )
+    return warnings
+
+
+def shared_videos(train: ClipReader, validation: ClipReader) -> list[str]:
+    """Paths (in `validation`) of the videos that are in both sets.
+
+    Built with the same sampling, a video gives the same clips under any name. With another, the same name, length
+    and size must do.
+    """
+
+    def sampling(reader: ClipReader) -> dict[str, Any]:
+        settings = reader.manifest.settings.items()
+        return {name: value for name, value in settings if name not in SETTINGS_WITHOUT_PIXELS}
+
+    def pixels(reader: ClipReader, row: int) -> tuple[int, int]:
+        clip = reader.index.clips[row]
+        return int(clip["crc32"]), int(reader.index.videos["num_frames"][clip["video"]])
+
+    def identity(reader: ClipReader, video: int) -> tuple[Any, ...]:
+        row = reader.index.videos[video]
+        return reader.index.paths[video], *(row[name].item() for name in ("num_frames", "width", "height", "fps"))
+
+    if sampling(train) == sampling(validation):
+        known = {pixels(train, row) for row in range(len(train))}
+        rows = [row for row in range(len(validation)) if pixels(validation, row) in known]
+        videos = sorted({int(validation.index.clips["video"][row]) for row in rows})
+    else:
+        names = {identity(train, video) for video in range(len(train.index.videos))}
+        videos = [v for v in range(len(validation.index.videos)) if identity(validation, v) in names]
+    return [validation.index.paths[video] for video in videos]
+
+
+def _check_labels(reader: ClipReader, labels: Rows) -> None:
+    folder = reader.shard_set.where
+    if not len(labels):
+        raise UserError(f"{folder} holds no clips; see what failed with `vidshard inspect {folder}`")
+    unknown = int((labels < 0).sum())
+    if unknown:
+        raise UserError(
+            f"{unknown} of {len(labels)} clips of {folder} have no label, expected normal or crime; build from "
+            "SOURCE/<Class>/*.mp4, where the folder names the class"
+        )
+
+
+def _check_both_classes(reader: ClipReader, labels: Rows) -> None:
+    counts = np.bincount(labels, minlength=2)
+    if not counts.all():
+        there, lacking = (CLASS_NAMES[i] for i in (int(counts.argmax()), int(counts.argmin())))
+        raise UserError(
+            f"{reader.shard_set.where} has {counts.max()} {there} clips to train on and no {lacking} one, expected "
+            f"both; add {lacking} videos and build again"
+        )
+
+
+def _check_validation(train: ClipReader, validation: ClipReader) -> None:
+    _check_labels(validation, validation.labels)
+    if validation.clip_shape != train.clip_shape:
+        raise UserError(
+            f"{validation.shard_set.where} has clips of {validation.clip_shape}, expected {train.clip_shape} as in "
+            f"{train.shard_set.where}; build both with the same --clip-len and --frame-size"
+        )
+
+
+def _describe_hold_out(reader: ClipReader, rows: Rows, fraction: float) -> str:
+    if not len(rows):
+        reason = "--val-fraction 0" if not fraction else "too few videos to hold any out"
+        return f"no validation ({reason}): the last epoch is kept"
+    videos = np.unique(reader.index.clips["video"][rows])
+    note = (
+        f"no --val-shards: {len(videos)} of {len(reader.index.videos)} videos ({len(rows)} clips) of "
+        f"{reader.shard_set.where} are held out for validation, by source group and class"
+    )
+    if not _source_groups(reader):
+        note += "; its source groups are unknown, so videos of one recording may be on both sides"
+    return note
+
+
+def _class_of(reader: ClipReader, video: int) -> str:
+    return reader.index.class_name(video) or ""
+
+
+def _source_groups(reader: ClipReader) -> set[str]:
+    groups = (reader.index.source_group(video) for video in range(len(reader.index.videos)))
+    return {group for group in groups if group is not None}

@@ -1,0 +1,97 @@
+"""What a training run tells: lines for the user, metrics.jsonl, curves, TensorBoard. All of rank 0 alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stage1.common import distributed, files, plots
+from vidshard.util import atomic, console
+from vidshard.util.errors import UserError
+
+SECONDS_BETWEEN_DRAWINGS = 30.0  # of the curves
+
+
+def say(line: str) -> None:
+    """Print a line on standard output."""
+    if distributed.rank() == 0:
+        print(line, flush=True)
+
+
+def warn(line: str) -> None:
+    """Print a warning on standard error."""
+    if distributed.rank() == 0:
+        print(f"WARNING: {line}", file=sys.stderr, flush=True)
+
+
+def progress(title: str, *, total: int, unit: str) -> console.Progress:
+    """Shows how far rank 0 has come: all ranks keep step, and their bars would write over each other."""
+    return console.Progress(title, total=total, unit=unit, shown=distributed.rank() == 0)
+
+
+def epoch_line(entry: dict[str, Any]) -> str:
+    """What is printed after an epoch.
+
+    >>> epoch_line({"epoch": 1, "loss": 0.69314, "accuracy": 0.5125, "lr": 1e-4})
+    'Epoch 1 | Loss: 0.6931 | Accuracy: 51.25% | LR: 0.000100'
+    """
+    line = f"Epoch {entry['epoch']} | Loss: {entry['loss']:.4f} | Accuracy: {entry['accuracy']:.2%}"
+    line += f" | LR: {entry['lr']:.6f}"
+    if "val_loss" in entry:
+        auc = "n/a" if entry["val_auc"] is None else f"{entry['val_auc']:.3f}"
+        line += f" | Val Accuracy: {entry['val_accuracy']:.2%} | Val AUC: {auc}"
+    return line
+
+
+class RunLog:
+    """The files about the course of a run in the folder `out`."""
+
+    def __init__(self, out: Path, *, tensorboard: bool = False) -> None:
+        self.out = out
+        self._draw_after = time.monotonic() + SECONDS_BETWEEN_DRAWINGS
+        self._writer: Any = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise UserError(
+                    "--tensorboard needs the package tensorboard: pip install 'vidshard[tensorboard]'"
+                ) from error
+            self._make_writer = SummaryWriter
+
+    def start(self, step: int) -> None:
+        """Begin after `step` steps: what TensorBoard holds beyond, of a run that was killed, is hidden."""
+        if hasattr(self, "_make_writer") and distributed.rank() == 0:
+            self._writer = self._make_writer(self.out / files.TENSORBOARD_NAME, purge_step=step + 1)
+
+    def add_step(self, step: int, *, loss: float, lr: float) -> None:
+        """Note one step."""
+        if self._writer is not None:
+            self._writer.add_scalar("step/loss", loss, step)
+            self._writer.add_scalar("step/lr", lr, step)
+
+    def add_epoch(self, entry: dict[str, Any], step: int) -> None:
+        """Note one epoch, which ended with `step`."""
+        say(epoch_line(entry))
+        if self._writer is not None:
+            for name, value in entry.items():
+                if isinstance(value, int | float) and name not in ("epoch", "best"):
+                    self._writer.add_scalar(f"epoch/{name}", value, step)
+            self._writer.flush()
+
+    def write(self, history: Sequence[dict[str, Any]], *, last: bool) -> None:
+        """Write metrics.jsonl, and the curves where the last drawing is a while ago or none is to follow."""
+        lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in history)
+        atomic.write_text(self.out / files.METRICS_NAME, lines)
+        # Drawing takes half a second: of short epochs not every one is drawn.
+        if last or time.monotonic() >= self._draw_after:
+            plots.plot_curves(history, self.out / files.CURVES_NAME)
+            self._draw_after = time.monotonic() + SECONDS_BETWEEN_DRAWINGS
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()

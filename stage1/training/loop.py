@@ -1,0 +1,557 @@
+"""One training run, from shards to checkpoints.
+
+What is random belongs to (seed, epoch, clip) and to nothing else, so that a resumed run ends with the same weights as
+one that was never stopped, the same seed gives the same weights (on the CPU; CUDA kernels may differ in the last bit),
+and the number of ranks does not change what is learnt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
+
+from stage1.common import distributed, files, versions
+from stage1.common.device import autocast, channels_last, choose_device, compile_errors, cuda_memory_errors, device_name
+from stage1.common.signals import StopSignal
+from stage1.data.loader import Batch, ClipLoader
+from stage1.metrics import clips
+from stage1.model.checkpoint import Checkpoint, load_last, save_checkpoint, save_last
+from stage1.training import log as train_log
+from stage1.training import optim
+from stage1.training.bag_objective import BagTask
+from stage1.training.clip_objective import ClipTask, Task, Transform
+from stage1.training.config import FREE_ON_RESUME, TrainConfig, changed_options, to_toml
+from stage1.training.data import TrainData, open_data
+from stage1.training.log import RunLog, say, warn
+from vidshard.util import atomic
+from vidshard.util.errors import UserError
+
+__all__ = ["Run", "RunStopped", "TrainConfig", "train"]
+
+
+class RunStopped(Exception):  # noqa: N818 (it is no error)
+    """A signal asked the run to stop: it did so, with a checkpoint of all it had done. The text is for the user."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class EpochSoFar:
+    """What an epoch that is not finished has come to, over all ranks."""
+
+    loss_sum: float = 0.0  # of weight × loss
+    weight: float = 0.0
+    num_right: float = 0.0
+    num_known: float = 0.0  # clips, or bags of clips, with a label
+    num_clips: float = 0.0
+    lr: float = 0.0  # of the step that came last
+    seconds: float = 0.0
+    waited: float = 0.0  # of these, for clips
+    loader_state: dict[str, Any] | None = None  # where the loader stands; None: at the start of the epoch
+
+
+@dataclasses.dataclass(kw_only=True)
+class Run:
+    """What changes while training."""
+
+    config: TrainConfig
+    data: TrainData
+    device: torch.device
+    task: Task
+    model: nn.Module
+    averaged: AveragedModel | None
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LambdaLR
+    scaler: torch.amp.GradScaler
+    loader: ClipLoader
+    validation_loader: ClipLoader | None
+    log: RunLog
+    stop: StopSignal = dataclasses.field(default_factory=StopSignal)
+    compiled: Callable[..., Any] | None = None  # the model, called through torch.compile
+    step: int = 0  # optimizer steps done
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # an entry an epoch, as in metrics.jsonl
+    so_far: EpochSoFar = dataclasses.field(default_factory=EpochSoFar)
+    saved_at: float = dataclasses.field(default_factory=time.monotonic)
+
+    @property
+    def global_batch(self) -> int:
+        """Clips of one step, over all ranks."""
+        return self.config.batch_size * self.config.accumulate * distributed.world_size()
+
+    @property
+    def best_weights(self) -> nn.Module:
+        """The model to validate and to keep: the averaged one, where there is one."""
+        return self.model if self.averaged is None else self.averaged.module
+
+    def forward(self, clips_BCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The model that is trained, in the precision and memory order of the config. Returns float32."""
+        if self.config.channels_last:
+            clips_BCTHW = clips_BCTHW.contiguous(memory_format=torch.channels_last_3d)
+        model = self.model if self.compiled is None else self.compiled  # which has no truth value
+        with autocast(self.device, self.config.precision):
+            logits_BK, attention_BT = model(clips_BCTHW)
+        return logits_BK.float(), attention_BT.float()
+
+
+def train(
+    config: TrainConfig, *, transform: Transform | None = None, data: TrainData | None = None, task: Task | None = None
+) -> Path:
+    """Train a model on `config.shards` and return the path of its checkpoint, the best by validation AUC.
+
+    `transform`, when given, takes the place of the augmentation of training; validation and inference keep that of
+    ``config.transform``. `data` takes the place of all clips of the config's shards, `task` that of classifying clips.
+    Raises UserError on unusable input, and RunStopped when SIGTERM or SIGUSR1 came: then all is kept.
+    """
+    device = distributed.device_of_rank(choose_device(config.device))
+    resuming = check_out(config)
+    stopped: RunStopped | None = None
+    with (
+        StopSignal() as stop,
+        distributed.joined_ranks(device),
+        hint_to_resume(config),
+        cuda_memory_errors(config.batch_size),
+        compile_errors(),
+    ):
+        task = task or make_task(config, transform)
+        run = start_run(config, data or open_data(config), device, task, resuming=resuming)
+        run.stop = stop
+        if resuming:
+            resume(run)
+        distributed.check_agreement({**run.loader.agreement(), "steps done": run.step})
+        begin(run)
+        try:
+            run_epochs(run)
+        except RunStopped as error:  # on all ranks at the same step: none has failed
+            stopped = error
+        run.log.close()
+        path = config.out / files.BEST_NAME
+        if stopped is None:  # said while ranks are known: of all, one says it
+            say(f"✓ Model checkpoint saved to: {path}")
+    if stopped is not None:
+        raise stopped
+    return path
+
+
+def make_task(config: TrainConfig, transform: Transform | None = None) -> Task:
+    """What the config says is to be learnt."""
+    return (BagTask if config.bags else ClipTask)(config=config, transform=transform)
+
+
+def check_out(config: TrainConfig) -> bool:
+    """Whether the run in the output folder is to be resumed.
+
+    Raises UserError when the folder cannot be written to, holds another run, or none to resume.
+    """
+    files.check_out(config.out)
+    held = [
+        name
+        for name in (files.BEST_NAME, files.LAST_NAME, files.PREVIOUS_NAME, files.METRICS_NAME)
+        if (config.out / name).exists()
+    ]
+    can_resume = files.LAST_NAME in held or files.PREVIOUS_NAME in held
+    if config.resume is True and not can_resume:
+        raise UserError(f"nothing to resume: no {config.out / files.LAST_NAME}; start the run without --resume")
+    if held and not (config.resume and can_resume):
+        go_on = "go on with it by --resume, " if can_resume else ""
+        raise UserError(f"{config.out} holds another run ({', '.join(held)}); {go_on}name another --out, or remove it")
+    return bool(held)
+
+
+@contextlib.contextmanager
+def hint_to_resume(config: TrainConfig) -> Iterator[None]:
+    """Tell the user of a run that is interrupted, or finds the disk full, how to go on: that takes a checkpoint."""
+    try:
+        yield
+    except (KeyboardInterrupt, OSError) as error:
+        if (config.out / files.LAST_NAME).is_file():
+            error.add_note(how_to_go_on(config))
+        raise
+
+
+def how_to_go_on(config: TrainConfig) -> str:
+    """What to do after a run that was stopped; `stage1 crossval` resumes its runs by itself."""
+    return f"run the same command {'again' if config.resume else 'with --resume'} to go on"
+
+
+# --- the run ------------------------------------------------------------------------------------------------------
+
+
+def start_run(config: TrainConfig, data: TrainData, device: torch.device, task: Task, *, resuming: bool) -> Run:
+    """A run before its first step; before `resume`, where that gives the model what else is found at the start."""
+    torch.manual_seed(config.seed)
+    model = task.make_model().to(device)
+    if config.channels_last:
+        channels_last(model)
+    optimizer = optim.make_optimizer(model, lr=config.lr, weight_decay=config.weight_decay)
+    loader, validation_loader = task.make_loaders(data, device)
+    if not resuming:  # else it comes with the weights
+        task.fit(model, data, device)
+    steps_of_epoch = -(-len(loader) // config.accumulate)
+    return Run(
+        config=config,
+        data=data,
+        device=device,
+        task=task,
+        model=model,
+        averaged=optim.averaged_model(model, decay=config.ema) if config.ema else None,
+        optimizer=optimizer,
+        scheduler=optim.make_scheduler(
+            optimizer, num_steps=config.epochs * steps_of_epoch, warmup_fraction=config.warmup_fraction
+        ),
+        scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
+        loader=loader,
+        validation_loader=validation_loader,
+        log=RunLog(config.out, tensorboard=config.tensorboard),
+        compiled=torch.compile(model) if config.compile else None,
+    )
+
+
+def begin(run: Run) -> None:
+    """Say what is about to be done, and write it down."""
+    data, config = run.data, run.config
+    counts = np.bincount(data.train_labels, minlength=2)
+    say(f"Device: {device_name(run.device)}")
+    say(f"Train: {counts[0]} normal and {counts[1]} crime clips of {data.train.clip_shape} from {config.shards}")
+    num_taken = len(run.loader.order())
+    if config.bags:
+        say(f"An epoch takes {num_taken} videos, each a bag of clips (--bags {config.bags})")
+    elif num_taken < len(data.train_rows):
+        say(
+            f"An epoch takes {num_taken} of {len(data.train_rows)} clips (--clips-per-video-per-epoch "
+            f"{config.clips_per_video_per_epoch}; 0 takes all)"
+        )
+    if config.val_shards is not None and data.validation is not None:
+        counts = np.bincount(data.validation.labels, minlength=2)
+        say(f"Validation: {counts[0]} normal and {counts[1]} crime clips from {config.val_shards}")
+    if data.validation is not None and getattr(run.model, "motion_classifier", None) is not None:
+        say("Note: loss and accuracy of training are those of the network alone; validation adds the motion statistics")
+    for note in data.notes:
+        say(f"Note: {note}")
+    for warning in data.warnings:
+        warn(warning)
+    if run.step:
+        where = f"in epoch {len(run.history) + 1}" if run.so_far.loader_state else f"after epoch {len(run.history)}"
+        say(f"Resumed {where} of {config.epochs}, after {run.step} steps")
+    if distributed.rank() == 0:
+        atomic.write_text(config.out / files.CONFIG_NAME, to_toml(config))
+    run.log.start(run.step)
+    run.saved_at = time.monotonic()
+
+
+def run_epochs(run: Run) -> None:
+    """Train to the last epoch, or to where there is nothing more to gain. Raises RunStopped."""
+    while not is_finished(run):
+        trained = train_epoch(run, len(run.history))
+        validated = validate(run)
+        finish_epoch(run, {**trained, **validated})
+
+
+def is_finished(run: Run) -> bool:
+    """Whether all epochs are done, or there were `patience` without a better one."""
+    since_best = next((i for i, row in enumerate(reversed(run.history)) if row["best"]), 0)
+    return len(run.history) >= run.config.epochs or 0 < run.config.patience <= since_best
+
+
+def train_epoch(run: Run, epoch: int) -> dict[str, Any]:
+    """What is left of one pass over the training clips. Returns the metrics of the whole epoch. Raises RunStopped."""
+    run.loader.set_epoch(epoch)
+    if run.so_far.loader_state is not None:
+        run.loader.load_state_dict(run.so_far.loader_state)
+    run.model.train()
+    clock = _WaitClock(run.loader)
+    batches = iter(clock)
+    so_far, seconds_before = run.so_far, run.so_far.seconds
+    num_steps = -(-len(run.loader) // run.config.accumulate)
+    start = time.perf_counter()
+    title = f"Epoch {epoch + 1}/{run.config.epochs}"
+    with train_log.progress(title, total=num_steps, unit="step") as progress:
+        for step in range(1, num_steps + 1):
+            asked_to_stop = train_step(run, itertools.islice(batches, run.config.accumulate), epoch)
+            so_far.seconds = seconds_before + time.perf_counter() - start
+            so_far.waited += clock.take_seconds()
+            progress.advance(
+                note=f"loss {so_far.loss_sum / so_far.weight:.4f}, {so_far.num_clips / so_far.seconds:.0f} clips/s, "
+                f"{_mb_per_second(run, so_far):.1f} MB/s, "
+                f"{so_far.waited / so_far.seconds:.0%} waiting for data"
+            )
+            is_last, is_due = step == num_steps, _is_time_to_save(run)
+            if asked_to_stop or is_last or is_due:
+                so_far.loader_state = run.loader.state_dict()
+            if asked_to_stop:
+                stop_run(run)
+            elif is_due and not is_last:
+                save(run)
+    next(batches, None)  # lets the loader end its epoch
+    for module in run.model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # statistics that each rank took of its own clips
+            for buffer in (module.running_mean, module.running_var):
+                if buffer is not None:
+                    distributed.sum_over_ranks(buffer).div_(distributed.world_size())
+    return {
+        "epoch": epoch + 1,
+        "loss": so_far.loss_sum / so_far.weight,
+        "accuracy": so_far.num_right / so_far.num_known,
+        "lr": so_far.lr,
+        "seconds": round(so_far.seconds, 3),
+        "clips_per_second": round(so_far.num_clips / so_far.seconds, 2),
+        "mb_per_second": round(_mb_per_second(run, so_far), 2),
+        "data_wait": round(so_far.waited / so_far.seconds, 4),  # share of the time spent waiting for clips
+    }
+
+
+def train_step(run: Run, batches: Iterable[Batch], epoch: int) -> bool:
+    """One optimizer step on a global batch. Returns whether a rank was asked to stop."""
+    run.optimizer.zero_grad()
+    sums = torch.zeros(6, dtype=torch.float64, device=run.device)
+    for batch in batches:
+        on_device = Batch(*(tensor.to(run.device, non_blocking=True) for tensor in batch))
+        loss = run.task.loss(run.model, run.forward, on_device, epoch)
+        run.scaler.scale(loss.loss_sum / run.global_batch).backward()  # type: ignore[no-untyped-call]
+        sums[:4] += torch.stack([part.detach().double() for part in loss])
+        sums[4] += (on_device.labels >= 0).sum()
+    sums[5] = run.stop.received is not None
+    loss_sum, weight, num_right, num_known, num_clips, asked_to_stop = distributed.sum_over_ranks(sums).tolist()
+
+    parameters = [parameter for parameter in run.model.parameters() if parameter.grad is not None]
+    distributed.sum_gradients(parameters)
+    run.scaler.unscale_(run.optimizer)
+    for parameter in parameters:  # the loss of the step is the weighted mean over all clips of the global batch
+        parameter.grad *= run.global_batch / weight
+    norm = torch.nn.utils.clip_grad_norm_(parameters, run.config.grad_clip or math.inf)
+    _check_finite(run, loss_sum / weight, norm, where=f"epoch {epoch + 1}, step {run.step + 1} of the run")
+    run.so_far.lr = float(run.scheduler.get_last_lr()[0])
+    run.scaler.step(run.optimizer)  # not when a gradient in fp16 overflowed
+    run.scaler.update()
+    run.scheduler.step()
+    if run.averaged is not None:
+        run.averaged.update_parameters(run.model)
+    run.step += 1
+
+    run.so_far.loss_sum += loss_sum
+    run.so_far.weight += weight
+    run.so_far.num_right += num_right
+    run.so_far.num_known += num_known
+    run.so_far.num_clips += num_clips
+    run.log.add_step(run.step, loss=loss_sum / weight, lr=run.so_far.lr)
+    return bool(asked_to_stop)
+
+
+@torch.no_grad()
+def validate(run: Run) -> dict[str, Any]:
+    """Metrics on the validation clips, as inference would score them; nothing without them. Raises RunStopped."""
+    if run.validation_loader is None:
+        return {}
+    model = run.best_weights.eval()
+    results, indices = [], []
+    for batch in run.validation_loader:
+        if _is_asked_to_stop(run):
+            stop_run(run)
+        on_device = Batch(*(tensor.to(run.device) for tensor in batch))
+        logits_BK = run.task.score(model, on_device).double()
+        results.append(torch.cat([logits_BK, on_device.labels[:, None]], dim=1))
+        indices.append(on_device.indices)
+    num_rows = len(run.validation_loader.labels)
+    table, is_scored = distributed.merge_rows(torch.cat(results), torch.cat(indices), num_rows=num_rows)
+    logits_NK, labels_N = table[is_scored, :-1].cpu(), table[is_scored, -1].long().cpu()
+    logits_NK, labels_N = run.task.judge(logits_NK, labels_N, is_scored.nonzero()[:, 0].cpu())
+    scores = clips.score(labels_N.numpy(), logits_NK.softmax(1)[:, 1].numpy())
+    loss_sum = float(functional.cross_entropy(logits_NK, labels_N, ignore_index=-1, reduction="sum"))
+    return {
+        "val_loss": loss_sum / max(1, scores.num_clips),
+        "val_accuracy": scores.accuracy,
+        "val_auc": scores.auc,
+        "val_confusion": [list(row) for row in scores.confusion],
+    }
+
+
+def finish_epoch(run: Run, entry: dict[str, Any]) -> None:
+    """Note the epoch, say so, and write the files of the run: last.pt first, from which `resume` writes the others."""
+    entry["best"] = is_best(entry, run.history)
+    run.history.append(entry)
+    run.so_far = EpochSoFar()
+    run.log.add_epoch(entry, run.step)
+    saved = save(run)
+    if distributed.rank() == 0:
+        write_the_rest(run, saved)
+
+
+def write_the_rest(run: Run, last: Checkpoint) -> None:
+    """Write what follows from last.pt: the best checkpoint, where that is it, metrics and curves."""
+    if run.history[-1]["best"]:
+        save_checkpoint(run.config.out / files.BEST_NAME, last)
+    run.log.write(run.history, last=is_finished(run))
+
+
+def is_best(entry: dict[str, Any], history: Sequence[dict[str, Any]]) -> bool:
+    """Whether the checkpoint of `entry` is the one to keep: highest validation AUC, then lowest validation loss.
+
+    Without validation it is always the last. Where AUC is undefined (one class), loss decides.
+
+    >>> is_best({"val_auc": 0.8, "val_loss": 0.5}, [{"val_auc": 0.8, "val_loss": 0.6}])
+    True
+    """
+
+    def rank(row: dict[str, Any]) -> tuple[float, float]:
+        return (-1.0 if row["val_auc"] is None else row["val_auc"], -row["val_loss"])
+
+    return "val_loss" not in entry or all(rank(entry) > rank(row) for row in history)
+
+
+# --- checkpoints --------------------------------------------------------------------------------------------------
+
+
+def save(run: Run) -> Checkpoint:
+    """Write last.pt, on rank 0."""
+    checkpoint = make_checkpoint(run)
+    if distributed.rank() == 0:
+        save_last(run.config.out, checkpoint)
+    run.saved_at = time.monotonic()
+    return checkpoint
+
+
+def stop_run(run: Run) -> NoReturn:
+    """Save, and raise RunStopped, on all ranks at once."""
+    save(run)
+    distributed.wait_for_all()  # a rank that ends early might have the others killed
+    raise RunStopped(
+        f"stopped by {run.stop.received or 'a signal to another process'} after {run.step} steps; "
+        + how_to_go_on(run.config)
+    )
+
+
+def make_checkpoint(run: Run) -> Checkpoint:
+    """The run as it stands."""
+    data = run.data
+    return Checkpoint(
+        epoch=len(run.history),
+        step=run.step,
+        model_state_dict=run.best_weights.state_dict(),
+        optimizer_state_dict=run.optimizer.state_dict(),
+        scheduler_state_dict=run.scheduler.state_dict(),
+        model_config=dataclasses.asdict(run.config.model),
+        transform_config=dataclasses.asdict(run.config.transform.for_evaluation),
+        clip_shape=dataclasses.asdict(data.train.clip_shape),
+        sampling=data.train.settings,
+        frame_gap_seconds=data.train.frame_gap_seconds(),
+        metrics=run.history[-1] if run.history else {},
+        warnings=list(data.warnings),
+        train_config=run.config.to_dict(),
+        data_digests=data.digests,
+        train_videos=data.train_videos,
+        packages=versions.package_versions(),
+        git_commit=versions.git_commit(),
+        run_state={
+            "history": run.history,
+            "epoch_so_far": dataclasses.asdict(run.so_far),
+            "global_batch": run.global_batch,
+            "scaler": run.scaler.state_dict(),
+            # Of an averaged model the weights that training goes on with.
+            "trained_weights": run.model.state_dict() if run.averaged is not None else None,
+        },
+    )
+
+
+def resume(run: Run) -> None:
+    """Go on where the last checkpoint ended. Raises UserError when data or options are others."""
+    out = run.config.out
+    saved, warning = load_last(out)
+    path = out / files.LAST_NAME
+    for role, digest in run.data.digests.items():
+        if saved.data_digests.get(role) != digest:
+            raise UserError(f"the {role} shards are not those {path} was trained with; name those, or another --out")
+    now = {name: value for name, value in run.config.to_dict().items() if name not in FREE_ON_RESUME}
+    changed = changed_options(saved.train_config, now)
+    if changed:
+        raise UserError(
+            f"{path} was trained with {changed[0]}; resume with the same options (only those that do not decide the "
+            "weights may differ), or name another --out"
+        )
+    if saved.run_state["global_batch"] != run.global_batch:
+        raise UserError(
+            f"{path} was trained with {saved.run_state['global_batch']} clips a step, got {run.global_batch} "
+            f"(--batch-size {run.config.batch_size} × --accumulate {run.config.accumulate} × "
+            f"{distributed.world_size()} processes); keep the product, or name another --out"
+        )
+    if run.averaged is None:
+        run.model.load_state_dict(saved.model_state_dict)
+    else:
+        run.model.load_state_dict(saved.run_state["trained_weights"])
+        run.averaged.module.load_state_dict(saved.model_state_dict)
+        run.averaged.n_averaged.fill_(saved.step)
+    run.optimizer.load_state_dict(saved.optimizer_state_dict)
+    run.scheduler.load_state_dict(saved.scheduler_state_dict)
+    run.scaler.load_state_dict(saved.run_state["scaler"])
+    run.step, run.history = saved.step, saved.run_state["history"]
+    run.so_far = EpochSoFar(**saved.run_state["epoch_so_far"])
+    if run.so_far.loader_state is not None:
+        run.loader.load_state_dict(run.so_far.loader_state)
+    if warning is not None:
+        warn(warning)
+    if (epochs := saved.train_config["epochs"]) != run.config.epochs and run.history:
+        say(
+            f"Note: --epochs was {epochs}: the learning rate now follows that of a run of {run.config.epochs}, whose "
+            "weights these will not be"
+        )
+    if distributed.rank() == 0:
+        if warning is not None:
+            path.unlink(missing_ok=True)  # so that it does not become the previous one
+        if run.history and run.so_far.loader_state is None:  # killed, perhaps, before these were written
+            write_the_rest(run, saved)
+
+
+# --- small things -------------------------------------------------------------------------------------------------
+
+
+def _mb_per_second(run: Run, so_far: EpochSoFar) -> float:
+    """Megabytes of clips that this rank has seen a second."""
+    return so_far.num_clips * run.data.train.clip_shape.num_bytes / 1e6 / so_far.seconds
+
+
+class _WaitClock:
+    """Iterates over `batches` and adds up the seconds spent waiting for them."""
+
+    def __init__(self, batches: ClipLoader) -> None:
+        self.batches, self._seconds = batches, 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        iterator = iter(self.batches)
+        while True:
+            start = time.perf_counter()
+            batch = next(iterator, None)
+            self._seconds += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+    def take_seconds(self) -> float:
+        """Seconds waited since this was called last."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+
+def _is_asked_to_stop(run: Run) -> bool:
+    """Whether any rank was; to be called by all of them."""
+    return bool(distributed.sum_over_ranks(torch.tensor(float(run.stop.received is not None), device=run.device)))
+
+
+def _is_time_to_save(run: Run) -> bool:
+    return 0 < run.config.checkpoint_minutes * 60 <= time.monotonic() - run.saved_at
+
+
+def _check_finite(run: Run, loss: float, norm: torch.Tensor, *, where: str) -> None:
+    # An overflow of gradients in fp16 is met by a smaller scale, and the step is left out.
+    if not math.isfinite(loss) or (not torch.isfinite(norm) and not run.scaler.is_enabled()):
+        raise UserError(
+            f"the loss is {loss:g} and its gradient {float(norm):g} at {where}, expected finite numbers; "
+            f"lower --lr (now {run.config.lr:g})"
+        )

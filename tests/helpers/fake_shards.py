@@ -1,0 +1,89 @@
+"""A small valid shard folder made from arrays: for tests of what reads shards, without any video."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vidshard.shards import layout
+from vidshard.shards.layout import SampleRecord
+from vidshard.shards.set_writer import ShardSetWriter
+
+CLASS_OF_LABEL = {0: "NormalVideos", 1: "Fighting", -1: None}
+
+
+def write_shards(
+    folder: Path,
+    clips: npt.NDArray[np.uint8],
+    labels: Sequence[int],
+    *,
+    class_names: Sequence[str | None] | None = None,
+    split: str | None = None,
+    settings: dict[str, Any] | None = None,
+    clips_per_shard: int = 8,
+    clips_per_video: int = 1,
+    frame_gap_seconds: float = 0.1,
+    source_groups: Sequence[str | None] | None = None,
+    prefix: str = "",
+    codec: str = "raw",
+) -> Path:
+    """Write `clips` (N, T, H, W, 3) as the shard folder `folder` and return it.
+
+    Clip i is clip ``i % clips_per_video`` of video ``i // clips_per_video``, at ``CLASS/video-000.mp4`` (`prefix` comes
+    before ``video``). Labels, classes and source groups are one a clip; classes follow from the labels by default.
+    """
+    num_frames, height, width = clips.shape[1:4]
+    names = class_names if class_names is not None else [CLASS_OF_LABEL[int(label)] for label in labels]
+    groups = source_groups if source_groups is not None else [None] * len(clips)
+    records = [
+        SampleRecord(
+            path="/".join(part for part in (names[i], f"{prefix}video-{i // clips_per_video:03d}.mp4") if part),
+            class_name=names[i],
+            label=int(labels[i]),
+            split=split,
+            clip_index=i % clips_per_video,
+            frame_indices=tuple(range(num_frames)),
+            timestamps_seconds=tuple(frame * frame_gap_seconds for frame in range(num_frames)),
+            frame_gap_seconds=frame_gap_seconds,
+            fps=1 / frame_gap_seconds if frame_gap_seconds else 0.0,
+            num_frames=num_frames * clips_per_video,
+            decoder="decord",
+            repeated_frames=0,
+            source_group=groups[i],
+        )
+        for i in range(len(clips))
+    ]
+    sample_bytes = len(layout.encode_sample(records[0], clips[0], codec=codec)[0]) if records else 1
+    with ShardSetWriter(
+        folder,
+        clip_len=num_frames,
+        size=(height, width),
+        split=split,
+        codec=codec,
+        settings=settings or {"mode": "uniform", "clip_len": num_frames, "clips_per_video": clips_per_video},
+        shard_mb=clips_per_shard * sample_bytes / 2**20,
+    ) as writer:
+        for record, clip in zip(records, clips, strict=True):
+            writer.append(record, clip)
+    return folder
+
+
+def random_clips(num_clips: int, *, shape: tuple[int, int, int] = (4, 16, 16), seed: int = 0) -> npt.NDArray[np.uint8]:
+    """Noise clips, uint8 (N, T, H, W, 3)."""
+    return np.random.default_rng(seed).integers(0, 256, (num_clips, *shape, 3), np.uint8)
+
+
+def moving_clips(num_clips: int, *, shape: tuple[int, int, int] = (8, 16, 16), seed: int = 0) -> tuple[Any, list[int]]:
+    """Clips and labels that a network learns in seconds: the odd ones (label 1) flicker in the second half."""
+    generator = np.random.default_rng(seed)
+    num_frames, height, width = shape
+    background = generator.integers(60, 180, (num_clips, 1, height, width, 3))
+    clips = np.repeat(background, num_frames, axis=1)
+    labels = [i % 2 for i in range(num_clips)]
+    for i in range(1, num_clips, 2):
+        clips[i, num_frames // 2 :: 2] += 60
+    return clips.astype(np.uint8), labels

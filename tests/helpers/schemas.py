@@ -1,0 +1,39 @@
+"""Files held to their JSON Schemas in docs/schemas."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+SCHEMAS = Path(__file__).resolve().parents[2] / "docs" / "schemas"
+
+
+def check(value: Any, name: str) -> None:
+    schema = json.loads((SCHEMAS / f"{name}.schema.json").read_bytes())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.Draft202012Validator(schema).validate(value)
+
+
+def check_json(path: Path, name: str) -> None:
+    check(json.loads(path.read_bytes()), name)
+
+
+def check_lines(path: Path, name: str) -> None:
+    """Every line of a file of JSON lines, of which there is one at least."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines
+    for line in lines:
+        check(json.loads(line), name)
+
+
+def check_rows(path: Path, name: str) -> None:
+    """Every row of a CSV, of which there is one at least, as an object of text."""
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert rows
+    for row in rows:
+        check(row, name)

@@ -1,0 +1,68 @@
+"""The manifests of tools/kubernetes are valid, and agree with each other and with the commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from stage1.cli import main as stage1_cli
+from vidshard.cli import main as vidshard_cli
+from vidshard.execution.array_task import Numbering, find_task
+
+FOLDER = Path(__file__).resolve().parents[2] / "tools" / "kubernetes"
+MANIFESTS = {
+    f"{path.name}:{document['kind']}": document
+    for path in sorted(FOLDER.glob("*.yaml"))
+    for document in yaml.safe_load_all(path.read_text())
+}
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_manifest_is_valid(name: str) -> None:
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    kubernetes_validate.validate(MANIFESTS[name], kubernetes_validate.latest_version(), strict=True)
+
+
+def command(name: str) -> list[str]:
+    (container,) = MANIFESTS[name]["spec"]["template"]["spec"]["containers"]
+    words: list[str] = container["command"]
+    return words
+
+
+def test_every_pod_of_the_build_is_a_task_of_it() -> None:
+    job = MANIFESTS["build.yaml:Job"]["spec"]
+    words = command("build.yaml:Job")
+    count = int(words[words.index("--task-count") + 1])
+    assert job["completions"] == count
+    assert job["parallelism"] <= count
+    task = find_task(None, count, {"JOB_COMPLETION_INDEX": str(count - 1)})
+    assert task is not None
+    assert task.resolve(None) == (count - 1, Numbering(count=count))
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "start"),
+    [
+        ("build.yaml:Job", vidshard_cli.main, "vidshard"),
+        ("finalize.yaml:Job", vidshard_cli.main, "vidshard"),
+        ("train.yaml:Job", stage1_cli.main, "stage1"),
+    ],
+)
+def test_the_commands_know_their_options(name: str, group: Any, start: str) -> None:
+    words = command(name)
+    words = words[words.index(start) + 1 :]
+    known = {option for parameter in group.commands[words[0]].params for option in parameter.opts}
+    assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known
+
+
+def test_the_training_finds_its_first_pod() -> None:
+    service, job = MANIFESTS["train.yaml:Service"], MANIFESTS["train.yaml:Job"]
+    name = job["metadata"]["name"]
+    assert service["spec"]["selector"] == {"job-name": name}
+    assert job["spec"]["template"]["spec"]["subdomain"] == service["metadata"]["name"]
+    (port,) = service["spec"]["ports"]
+    assert f"--rdzv-endpoint={name}-0.{service['metadata']['name']}:{port['port']}" in command("train.yaml:Job")
+    assert f"--nnodes={job['spec']['completions']}" in command("train.yaml:Job")

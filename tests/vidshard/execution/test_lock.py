@@ -1,0 +1,66 @@
+"""One holder; the lock of a dead one is taken over."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vidshard.execution import lock as folder_lock
+from vidshard.execution.lock import hold_lock
+from vidshard.util.errors import UserError
+
+
+def dead_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def lock_of(path: Path, **holder: object) -> Path:
+    path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": "1", **holder}))
+    return path
+
+
+def test_it_is_given_back(tmp_path: Path) -> None:
+    for _ in range(2):
+        with hold_lock(tmp_path / "lock", what="out"):
+            assert (tmp_path / "lock").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_living_holder_is_named(tmp_path: Path) -> None:
+    with hold_lock(tmp_path / "lock", what="shards/Train"):
+        told = f"shards/Train is being built by process {os.getpid()} on "
+        with pytest.raises(UserError, match=told), hold_lock(tmp_path / "lock", what="shards/Train"):
+            pass
+        assert (tmp_path / "lock").exists()
+
+
+def test_a_dead_holder_is_replaced(tmp_path: Path) -> None:
+    with hold_lock(lock_of(tmp_path / "lock", pid=dead_pid()), what="out"):
+        assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="start times are read from /proc")
+def test_a_later_process_with_the_same_number_is_not_the_holder(tmp_path: Path) -> None:
+    with hold_lock(lock_of(tmp_path / "lock", started="long ago"), what="out"):
+        assert json.loads((tmp_path / "lock").read_text())["started"] == folder_lock.process_start(os.getpid())
+
+
+@pytest.mark.parametrize("content", [{"host": "another"}, None])
+def test_the_lock_of_another_host_or_of_nobody_expires(tmp_path: Path, content: dict[str, str] | None) -> None:
+    lock = tmp_path / "lock"
+    lock.touch() if content is None else lock_of(lock, **content)
+    with pytest.raises(UserError, match="is being built by"), hold_lock(lock, what="out"):
+        pass
+    old = time.time() - folder_lock.STALE_SECONDS - 1
+    os.utime(lock, (old, old))
+    with hold_lock(lock, what="out"):
+        assert json.loads(lock.read_text())["host"] == socket.gethostname()

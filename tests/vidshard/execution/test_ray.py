@@ -1,0 +1,99 @@
+"""Builds on a Ray cluster: the bytes of a local build, whatever happens to its workers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from builds import OPTIONS, digests, run
+from tiny_videos import make_broken_video, make_tiny_videos
+from vidshard.execution.lock import process_start
+
+pytest.importorskip("ray", reason="ray is not installed: pip install '.[ray]'")
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the tests look for processes in /proc")
+
+COMMAND = [sys.executable, "-c", "from vidshard.cli.main import main; main()", "build"]
+
+
+def descendants(pid: int) -> dict[int, tuple[str | None, str]]:
+    """All processes below `pid`: pid → when it started, and what it calls itself now."""
+    parents, names = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                names[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+    below, found = {pid}, {}
+    while more := {child for child, parent in parents.items() if parent in below and child not in below}:
+        below |= more
+        found |= {child: (process_start(child), names.get(child, "")) for child in more}
+    return found
+
+
+def wait_for(condition: Callable[[], object], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return bool(condition())
+
+
+def environment(tmp_path: Path) -> dict[str, str]:
+    return {**{k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}, "HOME": str(tmp_path)}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_a_killed_worker_changes_nothing_and_none_is_left(tmp_path: Path) -> None:
+    videos = {f"{name}/{i:02d}.mp4": 40 for name in ("Abuse", "NormalVideos") for i in range(20)}
+    source = make_tiny_videos(tmp_path / "source", videos)
+    make_broken_video(source / "Abuse" / "broken.mp4")
+    assert run(source, tmp_path / "expected").exit_code == 2
+    arguments = [str(source), "--out", str(tmp_path / "out"), *OPTIONS, "--executor", "ray", "--workers", "2"]
+    seen: dict[int, str | None] = {}  # every process below the build: when it started
+    workers: set[int] = set()
+    with subprocess.Popen(
+        [*COMMAND, *arguments], env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as build:
+        parts = tmp_path / "out" / ".work" / "parts"
+
+        def busy_workers() -> list[int]:
+            now = descendants(build.pid)
+            seen.update({pid: started for pid, (started, _) in now.items()})
+            slots = [pid for pid, (_, name) in now.items() if name.startswith("ray::_Slot")]
+            workers.update(slots)
+            return slots if len(slots) == 2 and parts.is_dir() and any(parts.iterdir()) else []
+
+        assert wait_for(busy_workers, 120), build.communicate()
+        os.kill(busy_workers()[0], signal.SIGKILL)
+        while build.poll() is None:
+            busy_workers()
+            time.sleep(0.1)
+        output, errors = build.communicate()
+    assert build.returncode == 2, output + errors
+    assert "a worker of Ray was lost" in errors
+    assert "1 failed" in output
+    assert digests(tmp_path / "out") == digests(tmp_path / "expected")
+    assert len(workers) == 3, "the lost one was replaced"
+
+    def left() -> list[int]:
+        return [pid for pid, started in seen.items() if started is not None and process_start(pid) == started]
+
+    assert wait_for(lambda: not left(), 15), left()
+
+
+def test_without_ray_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    source = make_tiny_videos(tmp_path / "source", {"Abuse/a.mp4": 8, "NormalVideos/n.mp4": 8})
+    result = run(source, tmp_path / "out", "--executor", "ray")
+    assert result.exit_code == 1
+    assert "pip install 'vidshard[ray]'" in result.stderr

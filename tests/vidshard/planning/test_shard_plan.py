@@ -1,0 +1,60 @@
+"""The plan is a pure function of the videos' clip counts and the shard size."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import numpy as np
+import pytest
+
+from vidshard.planning import shard_plan
+from vidshard.planning.shard_plan import Unit
+from vidshard.shards import layout
+from vidshard.shards.layout import ClipShape, SampleRecord
+
+
+def test_every_clip_is_planned_once_in_order_and_shards_are_full() -> None:
+    counts = [random.Random(0).randint(0, 40) for _ in range(200)]
+    plan = shard_plan.plan_units(counts, shard_clips=16)
+    planned = [(unit.video, clip) for unit in plan.units for clip in range(unit.clip_start, unit.clip_stop)]
+    assert planned == [(video, clip) for video, count in enumerate(counts) for clip in range(count)]
+    sizes = [sum(unit.num_clips for unit in plan.units if unit.shard == shard) for shard in range(plan.num_shards)]
+    assert sizes[:-1] == [16] * (plan.num_shards - 1)
+    assert 0 < sizes[-1] <= 16
+    assert [unit.shard for unit in plan.units] == sorted(unit.shard for unit in plan.units)
+
+
+def test_a_long_video_spans_shards() -> None:
+    assert shard_plan.plan_units([7], shard_clips=3).units == (
+        Unit(video=0, clip_start=0, clip_stop=3, shard=0),
+        Unit(video=0, clip_start=3, clip_stop=6, shard=1),
+        Unit(video=0, clip_start=6, clip_stop=7, shard=2),
+    )
+
+
+def test_nothing_to_plan() -> None:
+    assert shard_plan.plan_units([0, 0], shard_clips=3).num_shards == 0
+
+
+def test_a_clip_larger_than_a_shard_gets_one_of_its_own() -> None:
+    assert shard_plan.clips_per_shard(ClipShape(num_frames=64, height=512, width=512), 1) == 1
+
+
+def test_millions_of_clips_are_cheap() -> None:
+    start = time.perf_counter()
+    assert shard_plan.plan_units([5_000] * 1_000, shard_clips=111).num_clips == 5_000_000
+    assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize("num_frames", [8, 16, 64])
+def test_the_estimate_of_a_sample_is_no_less_than_a_usual_one(num_frames: int) -> None:
+    shape = ClipShape(num_frames=num_frames, height=32, width=32)
+    record = SampleRecord(
+        path="Train/RoadAccidents/RoadAccidents001_x264.mp4", class_name="RoadAccidents", label=1, split="Validation",
+        clip_index=100, frame_indices=tuple(range(10_000, 10_000 + num_frames)),
+        timestamps_seconds=tuple(333.333333 + i / 30 // 1e-6 * 1e-6 for i in range(num_frames)),
+        frame_gap_seconds=0.033333, fps=29.97, num_frames=100_000, decoder="opencv", repeated_frames=0,
+    )  # fmt: skip
+    data, _ = layout.encode_sample(record, np.zeros(shape.thwc, np.uint8))
+    assert 0 <= shard_plan.sample_bytes(shape) - len(data) <= 2 * layout.TAR_BLOCK

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import errno
+import io
+
+import click
+import pytest
+
+from vidshard.util.console import ExitCodeGroup, Progress
+from vidshard.util.errors import UserError
+
+
+@click.group(cls=ExitCodeGroup)
+def cli() -> None:
+    pass
+
+
+@cli.command()
+@click.argument("what")
+def run(what: str) -> int | None:
+    if what == "user":
+        raise UserError("no folder x: build it first")
+    if what == "disk":
+        raise OSError(errno.ENOSPC, "No space left on device", "shard-000000.tar")
+    if what == "interrupt":
+        raise KeyboardInterrupt
+    if what == "bug":
+        raise OSError(errno.ENOTSOCK, "a bug")
+    return 2 if what == "partly" else None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["run", "well"], 0, ""),
+        (["run", "partly"], 2, ""),
+        (["run"], 1, "Missing argument"),
+        (["run", "well", "--no-such"], 1, "No such option"),
+        (["nothing"], 1, "No such command"),
+        (["--help"], 0, ""),
+        (["run", "user"], 1, "error: no folder x: build it first\n"),
+        (["run", "disk"], 1, "error: No space left on device: shard-000000.tar; free some space and run the same"),
+        (["run", "interrupt"], 1, "interrupted; run the same command again"),
+    ],
+)
+def test_exit_codes_and_texts(arguments: list[str], code: int, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == code
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["interrupt", "disk"])
+def test_a_command_may_say_how_to_go_on(
+    what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(_: object) -> None:
+        error = KeyboardInterrupt() if what == "interrupt" else OSError(errno.ENOSPC, "No space left on device")
+        error.add_note("add --resume")
+        raise error
+
+    monkeypatch.setattr(cli.commands["run"], "callback", lambda **_: stop(None))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", what])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.strip().endswith("add --resume")
+
+
+def test_an_error_that_is_ours_keeps_its_traceback() -> None:
+    with pytest.raises(OSError, match="a bug"):
+        cli.main(["run", "bug"])
+
+
+def test_without_a_terminal_progress_is_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    with Progress("Building", total=3, unit="video", stream=stream) as progress:
+        monkeypatch.setattr("vidshard.util.console.PLAIN_LINE_SECONDS", 0.0)
+        progress.advance()
+        progress.advance(2, note="1 failed")
+    first, last = stream.getvalue().splitlines()
+    assert first.startswith("Building: 1/3 videos, 0 s, 0 s left")
+    assert last == "Building: 3/3 videos, 0 s, 1 failed"

@@ -1,0 +1,144 @@
+"""What is refused before a decoder sees it, and how a packet table is kept. Frame counts: tests/contract."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from numbered_videos import make_video
+from vidshard.video import containers, packets
+from vidshard.video.packets import PacketTable, VideoError, read_packet_table
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_video(tmp_path_factory.mktemp("packets") / "v.mp4", num_frames=30).path
+
+
+def refusal(path: Path) -> VideoError:
+    with pytest.raises(VideoError) as caught:
+        read_packet_table(path)
+    assert str(path.parent) not in caught.value.message
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("content", "reason", "text"),
+    [
+        (b"", "empty_file", "0 bytes"),
+        (b"\0" * 5000, "not_a_video", "only zeros"),
+        (b"<!DOCTYPE html><title>404</title>", "not_a_video", "text"),
+        (b"ffconcat version 1.0\nfile other.mp4\n", "not_a_video", "text"),
+        (b"#EXTM3U\n#EXTINF:3,\nhttp://127.0.0.1:9/x.ts\n", "not_a_video", "text"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "not_a_video", "git lfs pull"),
+        (b"\0\0\0\1\x67" + bytes(500), "not_a_video", "raw H.264"),
+        (b"\xff\xd8\xff\xe0" + bytes(500), "not_a_video", "JPEG"),
+        (b"PK\x03\x04" + bytes(500), "not_a_video", "ZIP"),
+        (b"\0\0\0\x1cftypavif" + bytes(500), "not_a_video", "picture"),
+        (b"\0\0\0\x1cftypisom" + bytes(16), "damaged", ""),
+    ],
+)
+def test_what_is_no_video_is_told_by_its_content(content: bytes, reason: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.mp4"
+    path.write_bytes(content)
+    error = refusal(path)
+    assert error.reason == reason
+    assert text in error.message
+
+
+def test_a_folder_and_a_pipe_are_refused_without_waiting(tmp_path: Path) -> None:
+    assert refusal(tmp_path).reason == "not_a_regular_file"
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.mp4")
+        assert refusal(tmp_path / "pipe.mp4").reason == "not_a_regular_file"
+    assert refusal(tmp_path / "gone.mp4").reason == "unreadable"
+
+
+@pytest.mark.parametrize("index_first", [False, True])
+def test_a_cut_file_is_damaged(index_first: bool, tmp_path: Path) -> None:
+    options = {"movflags": "+faststart"} if index_first else {}
+    path = make_video(tmp_path / "v.mp4", num_frames=60, container_options=options).path
+    data = path.read_bytes()
+    assert (data.index(b"moov") < data.index(b"mdat")) == index_first
+    path.write_bytes(data[: len(data) * 7 // 10])
+    assert refusal(path).reason == "damaged"
+
+
+def test_an_index_that_lost_its_last_bytes_is_damaged(video: Path, tmp_path: Path) -> None:
+    """FFmpeg reads such a file without a word, as long as it misses nothing but metadata."""
+    data = video.read_bytes()
+    assert data.index(b"mdat") < data.index(b"moov")
+    path = tmp_path / "cut.mp4"
+    path.write_bytes(data[:-20])
+    assert "20 bytes of its moov" in refusal(path).message
+    path.write_bytes(data + b"\xff" * 5000)
+    assert read_packet_table(path).num_frames == 30
+
+
+def test_clocks_that_cannot_be_true_are_damage(video: Path, tmp_path: Path) -> None:
+    data = video.read_bytes()
+    path = tmp_path / "slow.mp4"
+    place = data.index(b"stts") + 16  # ticks from frame to frame, of 12,800 a second
+    path.write_bytes(data[:place] + (12_800 * 3601).to_bytes(4, "big") + data[place + 4 :])
+    assert "seconds pass" in refusal(path).message
+    path = tmp_path / "hole.mp4"
+    place = data.index(b"ctts") + 12 + 5 * 8 + 4  # the offset of its sixth entry
+    path.write_bytes(data[:place] + (9000).to_bytes(4, "big") + data[place + 4 :])
+    assert "steady pace" in refusal(path).message
+
+
+def test_a_disk_that_fails_fails_this_video_alone(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, size: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(containers, "check_boxes", fail)
+    error = refusal(video)
+    assert error.reason == "damaged"
+    assert str(video) not in error.message
+
+
+def test_sound_alone_is_no_video(tmp_path: Path) -> None:
+    import av
+
+    path = tmp_path / "sound.mp4"
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("aac", rate=16000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 16000
+        output.mux(stream.encode(frame) + stream.encode(None))
+    assert refusal(path).reason == "no_video_stream"
+
+
+def test_a_format_that_ffmpeg_does_not_know_is_named(video: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.mp4"
+    path.write_bytes(video.read_bytes().replace(b"avc1", b"zzzz").replace(b"avcC", b"zzzC"))
+    assert refusal(path).reason == "unsupported_codec"
+
+
+def test_a_huge_picture_is_refused_before_decoding(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packets, "MAX_PIXELS", 320 * 240 - 1)
+    error = refusal(video)
+    assert error.reason == "too_large"
+    assert "320x240" in error.message
+
+
+def test_table_survives_saving(video: Path, tmp_path: Path) -> None:
+    table = dataclasses.replace(read_packet_table(video), pixel_format=None)
+    table.save(tmp_path / "t.npz")
+    loaded = PacketTable.load(tmp_path / "t.npz")
+    for field in dataclasses.fields(PacketTable):
+        np.testing.assert_array_equal(getattr(loaded, field.name), getattr(table, field.name))
+    assert loaded.num_frames == 30
+    assert loaded.fps == pytest.approx(25)
+
+
+def test_video_error_survives_a_pipe_between_processes() -> None:
+    import pickle
+
+    error = pickle.loads(pickle.dumps(VideoError("empty_file", "it has 0 bytes")))
+    assert (error.reason, error.message, str(error)) == ("empty_file", "it has 0 bytes", "empty_file: it has 0 bytes")

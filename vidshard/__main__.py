@@ -1,0 +1,3 @@
+from vidshard.cli.main import main
+
+main()

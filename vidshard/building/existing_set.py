@@ -1,0 +1,165 @@
+"""A finished set that is changed: what it gives to the build that tries failed videos again, or adds new ones.
+
+What it holds is not decoded again: where a shard must be made anew, its samples are copied out of the old shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vidshard.building import worker
+from vidshard.building.worker import Decoded, DecodeJob, Rejected, VideoFacts
+from vidshard.planning.build_state import ShardRecord
+from vidshard.planning.shard_plan import Plan, Unit
+from vidshard.shards import layout
+from vidshard.shards.manifest import ShardSet
+from vidshard.shards.writer import Rows
+from vidshard.sources.folders import Source, Video
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyJob:
+    """Units of one video whose samples a finished set holds; each goes into a part file of its own."""
+
+    video: Video
+    units: tuple[Unit, ...]
+    part_paths: tuple[Path, ...]
+    rows: tuple[Rows, ...]  # for each unit: its rows of the old index
+    folder: Path  # of the finished set
+    decoder: str  # the one that served
+
+
+def run_job(job: DecodeJob | CopyJob) -> Decoded | Rejected:
+    """Make the part files of a job. Raises OSError when a part cannot be written, FormatError on a damaged shard."""
+    return _copy_units(job) if isinstance(job, CopyJob) else worker.decode_units(job)
+
+
+def _copy_units(job: CopyJob) -> Decoded:
+    pairs = zip(job.part_paths, job.rows, strict=True)
+    copied = tuple(copy_samples(job.folder, rows, part_path) for part_path, rows in pairs)
+    return Decoded(decoder=job.decoder, rows=copied)
+
+
+def copy_samples(folder: Path, rows: Rows, part_path: Path) -> Rows:
+    """Copy samples out of the shards in `folder` into a part file; return their rows, as of a part just decoded.
+
+    Raises OSError when the part cannot be written, FormatError on a damaged shard.
+    """
+    rows = rows.copy()
+    size = 0
+    with open(part_path, "wb") as part:
+        for row in rows:
+            path = folder / layout.shard_name(int(row["shard"]))
+            with open(path, "rb") as shard:
+                sample = layout.read_sample(
+                    shard, int(row["offset"]), int(row["size"]), crc32=int(row["crc32"]), where=str(path)
+                )
+            part.write(sample)
+            row["offset"] = size + layout.TAR_BLOCK
+            size += len(sample)
+    rows["shard"] = rows["video"] = 0
+    return rows
+
+
+class KeptSet:
+    """The finished set `shards`, its videos by their number in `source`, which holds all of them."""
+
+    def __init__(self, shards: ShardSet, source: Source) -> None:
+        self.shards, self.source = shards, source
+        self._number = {video.path: number for number, video in enumerate(source.videos)}
+        self._row = {
+            self._number[path]: row for row, path in enumerate(shards.index.paths)
+        }  # of the videos that are ok
+        numbers = np.array([self._number[path] for path in shards.index.paths])
+        self._rows = shards.index.clips.copy()
+        self._rows["video"] = numbers[self._rows["video"]]
+        order = np.lexsort((self._rows["clip"], self._rows["video"]))
+        self._by_video: dict[int, Rows] = {
+            int(rows["video"][0]): rows
+            for rows in np.split(
+                self._rows[order], np.flatnonzero(np.diff(self._rows["video"][order].astype(np.int64))) + 1
+            )
+        }
+
+    @property
+    def failed(self) -> dict[int, Rejected]:
+        """The videos that failed, and why."""
+        return {
+            self._number[failure.path]: Rejected(reason=failure.reason, message=failure.message)
+            for failure in self.shards.manifest.failures
+            if failure.outcome == "failed"
+        }
+
+    @property
+    def facts(self) -> dict[int, VideoFacts]:
+        """Of the videos that became clips."""
+        table, breaks = self.shards.index.videos, self.shards.manifest.breaks
+        return {
+            number: VideoFacts(
+                num_frames=int(table["num_frames"][row]),
+                fps=float(table["fps"][row]),
+                width=int(table["width"][row]),
+                height=int(table["height"][row]),
+                num_clips=len(self._by_video[number]),
+                breaks=breaks.get(self.shards.index.paths[row], 0),
+            )
+            for number, row in self._row.items()
+        }
+
+    @property
+    def generations(self) -> list[list[int]]:
+        """The videos that came together, each time some were added."""
+        extended = self.shards.manifest.extended
+        starts = [extension.first_shard for extension in extended]
+        generation = {n: int(np.searchsorted(starts, r["shard"][0], side="right")) for n, r in self._by_video.items()}
+        generation |= dict.fromkeys(self.failed, 0)
+        for number, extension in enumerate(extended, start=1):
+            generation |= {self._number[path]: number for path in extension.failed}
+        return [sorted(n for n, of in generation.items() if of == number) for number in range(len(extended) + 1)]
+
+    @property
+    def shards_of_generations(self) -> list[int]:
+        """How many shards each generation has."""
+        starts = [0, *(e.first_shard for e in self.shards.manifest.extended), len(self.shards.manifest.shards)]
+        return np.diff(starts).tolist()
+
+    def unchanged(self, plan: Plan) -> dict[int, ShardRecord]:
+        """The shards that stay as they are: of which nothing is planned, or nothing but the samples they hold."""
+        planned: dict[int, list[tuple[int, int]]] = {shard: [] for shard in {unit.shard for unit in plan.units}}
+        for unit in plan.units:
+            planned[unit.shard] += [(unit.video, clip) for clip in range(unit.clip_start, unit.clip_stop)]
+        records = {}
+        for number in range(min(len(self.shards.manifest.shards), plan.num_shards)):
+            rows = self._rows[self._rows["shard"] == number]
+            held = list(zip(rows["video"].tolist(), rows["clip"].tolist(), strict=True))
+            if number not in planned or planned[number] == held:
+                records[number] = self._record(number, rows)
+        return records
+
+    def _record(self, number: int, rows: Rows) -> ShardRecord:
+        shard = self.shards.manifest.shards[number]
+        served = {video: self._decoder(video) for video in sorted(set(rows["video"].tolist()))}
+        return ShardRecord(bytes=shard.bytes, sha256=shard.sha256, rows=rows, decoders=served, failures={})
+
+    def _decoder(self, number: int) -> str:
+        name = self.shards.index.decoder(self._row[number])
+        assert name is not None
+        return name
+
+    def copy_job(self, number: int, units: Sequence[Unit], part_paths: Sequence[Path]) -> CopyJob | None:
+        """How to get the samples of these units of a video; None when the set does not hold the video."""
+        rows = self._by_video.get(number)
+        if rows is None:
+            return None
+        return CopyJob(
+            video=self.source.videos[number],
+            units=tuple(units),
+            part_paths=tuple(part_paths),
+            rows=tuple(rows[unit.clip_start : unit.clip_stop] for unit in units),
+            folder=self.shards.folder,
+            decoder=self._decoder(number),
+        )

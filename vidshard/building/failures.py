@@ -1,0 +1,112 @@
+"""What is told of a task that went wrong: a message about its video, or that a library does not fit this package."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import re
+from pathlib import PurePosixPath
+
+from vidshard.building.fetched_video import NOT_DOWNLOADED
+from vidshard.util.errors import UserError
+from vidshard.video import decoders
+from vidshard.video.packets import DAMAGED, UNSUPPORTED
+
+_RE_ENCODE = "re-encode it (ffmpeg -i IN -c:v libx264 OUT.mp4)"
+# Reason → what to do, the end of each message.
+ADVICE = {
+    DAMAGED: "copy it again from where it came from, or keep what can be read, flagged, with --allow-damaged",
+    UNSUPPORTED: f"try another --decoder, or {_RE_ENCODE}",
+    NOT_DOWNLOADED: "check the store, then build with --retry-failed",
+    "unreadable": "check its permissions and its disk, then build with --retry-failed",
+    "not_a_regular_file": "put the file itself there, or delete this",
+    "empty_file": "copy it again from where it came from, or delete it",
+    "not_a_video": "copy it again if it should be a video, else move it out of SOURCE",
+    "no_video_stream": "move it out of SOURCE",
+    "unsupported_codec": _RE_ENCODE,
+    "no_frames": "copy it again from where it came from, or delete it",
+    "too_large": "make it smaller or cut it into parts with ffmpeg",
+    "no_event": "correct the file of --annotations, or take another --sampling",
+    "timeout": "build with --retry-failed and a larger --timeout-seconds",
+    "out_of_memory": "build with --retry-failed and a larger --memory-mb",
+    "worker_lost": "build with --retry-failed",
+    "exited": "build with --retry-failed",
+    "unexpected_error": "report it, with the video if you can",
+}
+_OTHER_ADVICE = f"build with --retry-failed; if it fails again, {_RE_ENCODE}"
+
+# Escape sequences of terminals (colours, titles), as FFmpeg writes them where it takes its output for a terminal.
+_ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-_]?|\x9b[0-?]*[ -/]*[@-~]")
+_CONTROL = re.compile(r"[\x00-\x20\x7f-\x9f]+")
+_PATH = re.compile(
+    r"""(?P<quote>['"])(?:/|[A-Za-z]:[\\/]).*?(?P=quote)|(?<![\w.:/])(?:/|[A-Za-z]:[\\/])[^\s'",;()<>|]+"""
+)
+
+_NAMES = {"pyav": "PyAV", "opencv": "OpenCV", "decord": "decord"}
+_TRACES = {
+    "decord": re.compile(r"\bdecord2?[./\\]|decord_decoder\.py|import decord"),
+    "opencv": re.compile(r"\bcv2\b|opencv_decoder\.py"),
+    "pyav": re.compile(r"\bav[./\\]|pyav_decoder\.py|import av\b"),
+}
+
+
+def failure_message(reason: str, text: str, *, path: str, full_path: str = "") -> str:
+    """`text` for failures.csv, with what to do: one line, without escape sequence or absolute path.
+
+    `path`: of the video relative to SOURCE, `full_path`: where it lies. Of another absolute path its last part stays,
+    but of one with the suffix of the video the name of the video: it is a copy under a passing name.
+
+    >>> failure_message("empty_file", "\\x1b[31m/tmp/xyz.mp4\\x1b[0m has 0 bytes", path="Abuse/a.mp4")
+    'a.mp4 has 0 bytes; copy it again from where it came from, or delete it'
+    """
+    video = PurePosixPath(path)
+
+    def shortened(match: re.Match[str]) -> str:
+        found = match.group().strip("'\"").rstrip(".:")
+        name = re.split(r"[\\/]", found.rstrip("\\/"))[-1]
+        is_video = found.startswith("/proc/self/fd/") or (video.suffix and name.endswith(video.suffix))
+        return (video.name if is_video else name) + match.group().strip("'\"")[len(found) :]
+
+    text = _CONTROL.sub(" ", _ESCAPE.sub("", text)).strip()
+    if full_path:
+        text = text.replace(full_path, video.name)
+    text = _PATH.sub(shortened, text)
+    text = text.rstrip(". ")
+    return text if "`" in text else f"{text}; {ADVICE.get(reason, _OTHER_ADVICE)}"  # a command is advice already
+
+
+def environment_error(error: Exception, trace: str, *, path: str) -> UserError | None:
+    """The error to stop the build with where no video can be the cause: a library is not as this package knows it.
+
+    `trace`: the traceback; `path`: of the video. None where a video may be the cause, such as one that lacks something.
+    """
+    kinds = (TypeError, ImportError, AttributeError, NameError)
+    if not isinstance(error, kinds) or isinstance(error, UnboundLocalError) or "NoneType" in str(error):
+        return None
+    said = _CONTROL.sub(" ", f"{type(error).__name__}: {error}")
+    library = _library(trace)
+    if library is None:
+        return UserError(f"vidshard does not work with the installed libraries: {said}, at {path}; build.log has more")
+    version = decoders.decoder_versions()[library]
+    return UserError(
+        f"{_NAMES[library]} {version} does not work with this vidshard: {said}, at {path}; {_install(library)}; "
+        "if only this video does it, move it out of SOURCE and report it"
+    )
+
+
+def _library(trace: str) -> str | None:
+    """The library that a traceback names last."""
+    for line in reversed(trace.splitlines()):
+        for library, pattern in _TRACES.items():
+            if pattern.search(line):
+                return library
+    return None
+
+
+def _install(library: str) -> str:
+    """What to install, as the installed vidshard asks for it."""
+    wanted = {"decord": "decord", "opencv": "opencv-python", "pyav": "av"}[library]
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        found = [line.partition(";")[0].strip() for line in importlib.metadata.requires("vidshard") or ()]
+        wanted = next((line for line in found if re.match(rf"{wanted}(-\w+|2)?\b", line)), wanted)
+    return f"install a version that does: pip install '{wanted}'"

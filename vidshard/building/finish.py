@@ -1,0 +1,207 @@
+"""What became of every file: failures.csv, the index, and last the manifest."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vidshard.building.worker import Rejected, VideoFacts
+from vidshard.planning import config
+from vidshard.planning.build_state import ShardRecord, WorkFolder
+from vidshard.planning.shard_plan import Plan
+from vidshard.shards import layout, manifest, set_writer
+from vidshard.shards.layout import ClipShape
+from vidshard.shards.manifest import Failure, Manifest
+from vidshard.shards.set_writer import VideoEntry
+from vidshard.sources.folders import Source, path_bytes
+from vidshard.util import atomic
+from vidshard.util.errors import UserError
+
+
+def close_ledger(
+    source: Source,
+    *,
+    clip_shape: ClipShape,
+    settings: dict[str, Any],
+    codec: str,
+    packages: dict[str, str],
+    plan: Plan,
+    facts: Sequence[VideoFacts | Rejected],
+    records: Sequence[ShardRecord],
+    video_bytes: Mapping[str, int] | None = None,
+) -> tuple[Manifest, bytes]:
+    """The manifest and the bytes of the index of a set whose shards are all there; some video must have become clips.
+
+    `facts`: one for each video of `source`; `records`: one for each shard; `video_bytes`: path → size of its file,
+    where SOURCE itself shall not be asked.
+    """
+    failures = all_failures(source, facts, records)
+    failed = {failure.path for failure in failures if failure.outcome == "failed"}
+    rows, videos = _rows_and_videos(source, facts, records)
+    breaks = {source.videos[n].path: fact.breaks for n, fact in enumerate(facts) if isinstance(fact, VideoFacts)}
+    index_data = set_writer.make_index(rows, videos).to_bytes()
+    about = set_writer.make_manifest(
+        index_data,
+        rows,
+        videos,
+        [
+            manifest.Shard(name=layout.shard_name(n), bytes=r.bytes, samples=len(r.rows), sha256=r.sha256)
+            for n, r in enumerate(records)
+        ],
+        split=source.split,
+        clip_shape=clip_shape,
+        codec=codec,
+        settings={**settings, config.SOURCES: config.source_digests(source, failed, video_bytes)},
+        packages=packages,
+        failures=failures,
+        num_found=len(source.videos) + len(source.skipped),
+        breaks={video.path: breaks[video.path] for video in videos if breaks[video.path]},
+        extended=tuple(
+            manifest.Extension(
+                first_shard=first, failed=tuple(path for n in videos if (path := source.videos[n].path) in failed)
+            )
+            for first, videos in zip(plan.first_shards[1:], plan.generations[1:], strict=True)
+        ),
+    )
+    found, *ended = about.videos.values()
+    assert found == sum(ended), f"the ledger does not close: {about.videos}"
+    return about, index_data
+
+
+def refuse_empty(
+    work: WorkFolder, source: Source, facts: Sequence[VideoFacts | Rejected], records: Sequence[ShardRecord]
+) -> None:
+    """Raises UserError if no video became a clip; leaves nothing that looks like a set, but the reasons."""
+    if any(len(record.rows) for record in records):
+        return
+    failures = all_failures(source, facts, records)
+    path = manifest.log_folder(work.out) / layout.FAILURES_NAME
+    write_failures(path, failures)
+    for shard in range(len(records)):
+        work.shard_path(shard).unlink()
+    work.remove_all_but_lock()
+    failed = [failure for failure in failures if failure.outcome == "failed"]
+    reason, count = Counter(failure.reason for failure in failed).most_common(1)[0]
+    message = next(failure.message for failure in failed if failure.reason == reason)
+    raise UserError(
+        f"none of the {len(source.videos):,} videos of {source.root} could be decoded; most often "
+        f"({count:,} times) the reason is {reason}: {message}; all reasons are in {path}"
+    )
+
+
+def finish(work: WorkFolder, about: Manifest, index_data: bytes) -> None:
+    """Write failures.csv, the index and, last, the manifest: the set is finished then."""
+    if work.staged:
+        before = manifest.read_manifest(work.out)
+        if about == before:
+            return  # nothing came of it
+        for shard in set(about.shards) & set(before.shards):
+            (work.commit_path / shard.name).unlink(missing_ok=True)
+        manifest.write_index_and_manifest(work.commit_path, about, index_data)
+        commit(work)
+    else:
+        write_failures(work.out / layout.FAILURES_NAME, about.failures)
+        manifest.write_index_and_manifest(work.out, about, index_data)
+
+
+def commit(work: WorkFolder) -> None:
+    """Let a change to a finished set take effect, if all of it is there; go on with one that was cut short.
+
+    Until the new manifest stands under its name the old one describes a valid set, where only shards were added; where
+    some are replaced there is none in between.
+    """
+    if not (work.commit_path / layout.MANIFEST_NAME).exists():
+        return
+    about = manifest.read_manifest(work.commit_path)
+    staged = [path for path in sorted(work.commit_path.iterdir()) if path.name != layout.MANIFEST_NAME]
+    if any((work.out / path.name).exists() for path in staged):
+        (work.out / layout.MANIFEST_NAME).unlink(missing_ok=True)
+        atomic.sync_folder(work.out)
+    for path in staged:
+        os.replace(path, work.out / path.name)
+    atomic.sync_folder(work.out)
+    os.replace(work.commit_path / layout.MANIFEST_NAME, work.out / layout.MANIFEST_NAME)
+    atomic.sync_folder(work.out)
+    tidy(work.out, about)
+
+
+def tidy(out: Path, about: Manifest) -> None:
+    """Bring what the manifest does not name in line with it: failures.csv, and leftovers of the set it replaced."""
+    failures = failures_csv(about.failures)
+    path = out / layout.FAILURES_NAME
+    if not path.exists() or path.read_bytes() != failures.encode("utf-8", "surrogateescape"):
+        atomic.write_text(path, failures)
+    named = {about.index_name, *(shard.name for shard in about.shards)}
+    for entry in sorted(out.iterdir()):
+        patterns = (layout.SHARD_PATTERN, layout.INDEX_PATTERN)
+        if entry.name not in named and any(pattern.fullmatch(entry.name) for pattern in patterns):
+            entry.unlink()
+
+
+def all_failures(
+    source: Source, facts: Sequence[VideoFacts | Rejected], records: Sequence[ShardRecord]
+) -> tuple[Failure, ...]:
+    """Every file found that became no sample, sorted by path."""
+    failed = {n: (fact.reason, fact.message) for n, fact in enumerate(facts) if isinstance(fact, Rejected)}
+    for record in records:
+        failed.update(record.failures)
+    rows = [
+        Failure(path=source.videos[n].path, outcome="failed", reason=reason, message=message)
+        for n, (reason, message) in failed.items()
+    ]
+    return tuple(sorted([*rows, *source.skipped], key=lambda failure: path_bytes(failure.path)))
+
+
+def _rows_and_videos(
+    source: Source, facts: Sequence[VideoFacts | Rejected], records: Sequence[ShardRecord]
+) -> tuple[npt.NDArray[np.void], list[VideoEntry]]:
+    """The rows of all clips in shard order, and the videos that became clips."""
+    rows = np.concatenate([record.rows for record in records])
+    decoder_of = {video: name for record in records for video, name in record.decoders.items()}
+    numbers = sorted(decoder_of)
+    rows["video"] = np.searchsorted(np.array(numbers), rows["video"])
+    entries = []
+    for number in numbers:
+        video, fact = source.videos[number], facts[number]
+        assert isinstance(fact, VideoFacts)
+        entries.append(
+            VideoEntry(
+                path=video.path,
+                class_name=video.class_name,
+                label=video.label,
+                split=source.split,
+                source_group=video.source_group,
+                decoder=decoder_of[number],
+                num_frames=fact.num_frames,
+                width=fact.width,
+                height=fact.height,
+                fps=fact.fps,
+            )
+        )
+    return rows, entries
+
+
+def write_failures(path: Path, failures: Sequence[Failure]) -> None:
+    """Write failures.csv: one line for each file found that became no sample."""
+    atomic.write_text(path, failures_csv(failures))
+
+
+def failures_csv(failures: Sequence[Failure]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([field.name for field in dataclasses.fields(Failure)])
+    in_quotes = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for failure in failures:
+        row = dataclasses.astuple(failure)
+        # A carriage return ends a line for every reader, but csv quotes only the end of line it writes itself.
+        (in_quotes if any("\r" in field for field in row) else writer).writerow(row)
+    return text.getvalue()

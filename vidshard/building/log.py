@@ -1,0 +1,65 @@
+"""The log folder beside the output: all that varies from run to run."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from vidshard import __version__
+from vidshard.shards import layout
+from vidshard.storage import urls
+from vidshard.storage.urls import Location
+from vidshard.util import atomic
+
+
+class BuildLog:
+    """`build.log`, lines for people, and `source.json`, where SOURCE was. `root`: of the videos, absolute.
+
+    A task of an array has a log of its own, `build.task-00002.log`, and leaves `source.json` to `finalize`.
+    """
+
+    def __init__(self, folder: Path, *, root: Location, about: str, task: int | None = None) -> None:
+        self.folder = folder
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._root = root
+        self._seconds: dict[str, float] = defaultdict(float)  # video → time of decoding
+        self._task = task
+        name = "build.log" if task is None else f"build.task-{task:05d}.log"
+        self._file = open(self.folder / name, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+        self._command = [urls.scrub(word) for word in sys.argv]
+        self.line(f"vidshard {__version__}: {' '.join(self._command)}")
+        self.line(about)
+        self._write_source({})
+
+    def __enter__(self) -> BuildLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            self.line(f"stopped: {type(error).__name__}: {error}")
+        with contextlib.suppress(OSError):  # a full disk; the error that matters is on its way
+            self._file.close()
+
+    def line(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=self._file, flush=True)
+
+    def add_seconds(self, path: str, seconds: float) -> None:
+        self._seconds[path] += seconds
+
+    def finish(self, seconds: float) -> None:
+        self.line(f"finished in {seconds:.1f} s")
+        slow = {path: round(spent, 3) for path, spent in self._seconds.items()}
+        self._write_source({"seconds": round(seconds, 1), "seconds_per_video": slow})
+
+    def _write_source(self, more: dict[str, Any]) -> None:
+        """`root` / `path` of a record is the video again."""
+        if self._task is not None:
+            return
+        about = {"root": str(self._root), "host": socket.gethostname(), "command": self._command}
+        atomic.write_json(self.folder / layout.SOURCE_NAME, {**about, **more})

@@ -1,0 +1,762 @@
+"""A build: a folder of videos → a folder of shards. Joins all the other rooms of `vidshard`.
+
+A video ends as ok or failed, never half. What is committed is recorded last, so that the same command goes on after
+any crash; the plan depends on no run, so that the result is the same, byte for byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import random
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vidshard.building import existing_set, finish, upload, worker
+from vidshard.building import failures as worker_errors
+from vidshard.building.existing_set import CopyJob, KeptSet
+from vidshard.building.join import ShardJoiner
+from vidshard.building.log import BuildLog
+from vidshard.building.worker import Decoded, DecodeJob, ProbeJob, Rejected, VideoFacts
+from vidshard.execution import lock
+from vidshard.execution.local import Crew, Supervisor, SupervisorConfig, Task, TaskResult, too_little_memory
+from vidshard.planning import config as build_config
+from vidshard.planning import shard_plan
+from vidshard.planning.build_state import ShardRecord, WorkFolder, check_output
+from vidshard.planning.config import BuildConfig
+from vidshard.planning.shard_plan import Plan, Unit
+from vidshard.shards import layout, manifest
+from vidshard.shards.manifest import Failure, Manifest, ShardSet
+from vidshard.sources import lists
+from vidshard.sources import urls as remote_sources
+from vidshard.sources.folders import (
+    MAY_HIDE_VIDEOS,
+    SPLITS,
+    Source,
+    Video,
+    check_labels,
+    check_no_class_folder,
+    find_sources,
+    label_table,
+    path_bytes,
+)
+from vidshard.storage.urls import Location, Url
+from vidshard.util.console import Progress
+from vidshard.util.errors import UserError
+from vidshard.video import decoders
+
+__all__ = ["BuildConfig", "BuildReport", "Estimate", "SetReport", "build", "build_set", "dry_run"]
+
+DEFAULT_OUT = Path("shards")
+_FRAMES_PER_TIMEOUT = 1800  # `timeout_seconds` is granted once, and again for each minute of video at 30 frames/s
+_BYTES_PER_TIMEOUT = 100 << 20  # reading packets: once, and again for each 100 MiB
+_BYTES_PER_TIMEOUT_CHECKED = 2 << 20  # decoding all of it at once: about a minute of surveillance video
+_DOWNLOAD_SECONDS = 300.0  # of a video behind a URL, with all pauses between tries; and its bytes at this pace
+_DOWNLOAD_BYTES_PER_SECOND = 500_000
+# Settings of the decoding libraries in the environment, which would change frames or messages: not for the workers.
+_LIBRARY_VARIABLES = ("OPENCV_", "DECORD_", "AV_LOG_", "FFREPORT", "FFMPEG_", "PYAV_")
+_SAMPLE_SECONDS = 8.0  # how long a dry run decodes
+_SAMPLE_CLIPS = 16  # of one unit
+_SAVE_SECONDS = 30.0  # how often it is kept what was read of the packets
+_TASKS_PER_WORKER = 2  # a long video is cut into tasks no larger than this share of the work
+
+Facts = Sequence[VideoFacts | Rejected]  # one for each video
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetReport:
+    """One shard folder that was built, or found finished."""
+
+    folder: Path  # where it was built
+    url: Url | None = None  # where it was sent: the folder may be gone then
+    manifest: Manifest
+    seconds: float
+    decoded_clips: int = 0  # in this run; the rest was there already
+    already_finished: bool = False
+
+    @property
+    def log_folder(self) -> Path:
+        return manifest.log_folder(self.folder)
+
+    @property
+    def where(self) -> Location:
+        return self.url or self.folder
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(shard.bytes for shard in self.manifest.shards)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildReport:
+    """What a build made: one set, or one per split."""
+
+    sets: tuple[SetReport, ...]
+
+    @property
+    def folders(self) -> list[Path]:
+        return [one.folder for one in self.sets]
+
+    @property
+    def videos(self) -> dict[str, int]:
+        """found = ok + failed + skipped, over all sets."""
+        total: Counter[str] = Counter()
+        for one in self.sets:
+            total.update(one.manifest.videos)
+        return {name: total[name] for name in ("found", "ok", "failed", "skipped")}
+
+    @property
+    def num_clips(self) -> int:
+        return sum(one.manifest.num_clips for one in self.sets)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no video failed, and nothing was skipped behind which there may be one."""
+        failures = (failure for one in self.sets for failure in one.manifest.failures)
+        return not any(f.outcome == "failed" or f.reason in MAY_HIDE_VIDEOS for f in failures)
+
+
+def _silent(line: str) -> None:
+    """Tells nobody."""
+
+
+def build(config: BuildConfig, *, tell: Callable[[str], None] = _silent) -> BuildReport:
+    """Decode the videos of `config.source` once, into shards.
+
+    `tell` takes what people should read while it runs, such as the table class → label. Raises UserError on wrong use,
+    OSError when the disk is full, KeyboardInterrupt on Ctrl-C and SIGTERM; the same call goes on afterwards.
+    """
+    return BuildReport(
+        sets=tuple(build_set(source, folder, config, tell=tell) for source, folder in find_sets(config, tell))
+    )
+
+
+def find_sets(config: BuildConfig, tell: Callable[[str], None]) -> Iterator[tuple[Source, Location]]:
+    """The sources and where the shards of each go. Raises UserError on wrong use, before the first is given."""
+    sources = _apply_lists(_find_sources(config), config, tell)
+    if note := decoders.missing_note(config.decoder):
+        tell(note)
+    folders = output_folders(config, sources)
+    if not config.yes:
+        check_no_class_folder(config.source, sources)
+    for source in sources:
+        check_labels(source, normal=config.normal, yes=config.yes)
+    for source, folder in zip(sources, folders, strict=True):
+        tell("\n".join([f"{source.root} → {folder}", label_table(source), *source.notes]))
+        yield source, folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a build of one set would make, and how long that would take."""
+
+    folder: Location
+    videos: int
+    unreadable: int  # videos whose packets cannot be read
+    hours: float  # of video
+    clips: int
+    shards: int
+    bytes: int
+    seconds: float | None  # None where no clip of the sample could be decoded
+    workers: int
+    sampled_clips: int  # that were decoded to know
+
+
+def dry_run(config: BuildConfig, *, tell: Callable[[str], None] = _silent) -> tuple[Estimate, ...]:
+    """What `build` would do from the start: packets are read, and clips drawn by the seed decoded for some seconds.
+
+    The output folders are not looked at and nothing is written to them; what is decoded goes into the system's folder
+    for temporary files, and from there at the end. Raises UserError on wrong use of the sources and options, OSError.
+    """
+    return tuple(_estimate(limited(source, config), folder, config, tell) for source, folder in find_sets(config, tell))
+
+
+def _estimate(source: Source, folder: Location, config: BuildConfig, tell: Callable[[str], None]) -> Estimate:
+    with tempfile.TemporaryDirectory(prefix="vidshard-", ignore_cleanup_errors=True) as scratch:
+        work = WorkFolder(out=Path(scratch) / "out")
+        work.path.mkdir(parents=True)
+        work.start(build_config.fingerprint(source, build_config.build_settings(config)))
+        log_folder = manifest.log_folder(work.out)
+        with (
+            BuildLog(log_folder, root=source.root, about=str(config)) as log,
+            sigterm_as_ctrl_c(),
+            hire(log_folder, config) as crew,
+        ):
+            run = Run(source, config, work, None, crew, log, tell)
+            facts = run.probe_videos()
+            plan = run.plan(facts)
+            seconds_per_clip, bytes_per_clip, sampled_clips = run.sample(plan, facts)
+    good = [fact for fact in facts if isinstance(fact, VideoFacts)]
+    seconds = seconds_per_clip * plan.num_clips / crew.config.workers if sampled_clips else None
+    return Estimate(
+        folder=folder,
+        videos=len(facts),
+        unreadable=len(facts) - len(good),
+        hours=sum(fact.num_frames / fact.fps for fact in good if fact.fps) / 3600,
+        clips=plan.num_clips,
+        shards=plan.num_shards,
+        bytes=round(plan.num_clips * bytes_per_clip),
+        seconds=seconds,
+        workers=crew.config.workers,
+        sampled_clips=sampled_clips,
+    )
+
+
+def _find_sources(config: BuildConfig) -> list[Source]:
+    """The sources, without the output, which may lie inside: what is found must be the same in every run."""
+    outputs = [config.out or DEFAULT_OUT / _source_name(config)]
+    if isinstance(config.source, Url):
+        urls = [out for out in outputs if isinstance(out, Url)]
+        return remote_sources.find_sources(config.source, normal=config.normal, leave_out=urls)
+    if config.out is None and os.path.realpath(DEFAULT_OUT) != os.path.realpath(config.source):
+        outputs += [DEFAULT_OUT / split for split in SPLITS]
+    local = [out for out in outputs if isinstance(out, Path)]
+    both = [folder for out in local for folder in (out, manifest.log_folder(out))]
+    return find_sources(config.source, normal=config.normal, leave_out=both, follow_links=config.follow_links)
+
+
+def _source_name(config: BuildConfig) -> str:
+    if isinstance(config.source, Url):
+        return os.path.splitext(config.source.name)[0] or "root"
+    given = Path(os.path.abspath(config.source))  # `.` and a trailing slash have no name of their own
+    return (given.name if given.is_dir() else given.stem) or "root"
+
+
+def _apply_lists(sources: list[Source], config: BuildConfig, tell: Callable[[str], None]) -> list[Source]:
+    """What the lists that the user brought make of the sources."""
+    if config.sampling.mode == "annotated" and config.annotations is None:
+        raise UserError("annotated sampling needs the events: give --annotations FILE")
+    for path, apply in (
+        (config.split_list, lists.apply_split_list),
+        (config.source_groups, lists.apply_source_groups),
+        (config.annotations, lists.apply_annotations),
+    ):
+        if path is not None:
+            matched = apply(sources, path)
+            tell(matched.told)
+            sources = matched.sources
+    return sources
+
+
+def output_folders(config: BuildConfig, sources: Sequence[Source]) -> list[Location]:
+    """Where the shards of each source go."""
+    if isinstance(config.source, Url):
+        are_splits = any(source.root.as_posix().startswith(f"{config.source.place}/") for source in sources)
+    else:
+        given = Path(os.path.abspath(config.source))
+        are_splits = any(source.root != given and given.is_dir() for source in sources)
+    if are_splits:
+        return [(config.out or DEFAULT_OUT) / (source.split or source.root.name) for source in sources]
+    return [config.out or DEFAULT_OUT / _source_name(config)]
+
+
+def build_set(
+    source: Source, out: Location, config: BuildConfig, *, tell: Callable[[str], None] = _silent
+) -> SetReport:
+    """Build the videos of one source into the shard folder `out`; `config.source` and `config.out` are not looked at.
+
+    Raises what `build` does. A folder that holds the same build, finished, is left as it is.
+    """
+    return _send_set(source, out, config, tell) if isinstance(out, Url) else _build_folder(source, out, config, tell)
+
+
+def _send_set(source: Source, url: Url, config: BuildConfig, tell: Callable[[str], None]) -> SetReport:
+    """Build into a local folder, and send it when all of it is there; of a finished set, what changes."""
+    start = time.monotonic()
+    upload.check_output(url)
+    staging = upload.staging_folder(url, config.staging, of_several=url != config.out)
+    taken = limited(source, config)
+    finished = build_config.find_finished(url, taken, build_config.build_settings(config), config)
+    if finished is not None and _change(finished, taken, config) is None:
+        seconds = time.monotonic() - start
+        return SetReport(folder=staging, url=url, manifest=finished.manifest, seconds=seconds, already_finished=True)
+    if finished is not None:
+        upload.download_set(url, staging)
+    report = _build_folder(source, staging, config, tell)
+    uploaded = upload.upload_set(staging, url)
+    tell(f"{url}: {uploaded.sent:,} objects sent, {uploaded.kept:,} were there")
+    if config.staging is None:
+        shutil.rmtree(staging)
+    return dataclasses.replace(report, url=url, seconds=time.monotonic() - start, already_finished=False)
+
+
+def _build_folder(source: Source, out: Path, config: BuildConfig, tell: Callable[[str], None]) -> SetReport:
+    start = time.monotonic()
+    source = limited(source, config)
+    settings = build_config.build_settings(config)
+    check_output(out)
+    work = WorkFolder(out=out)
+    finished = build_config.find_finished(out, source, settings, config)
+    if finished is None or work.path.exists() or _change(finished, source, config):
+        work.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with lock.hold_whole(work.lock_path, work.tasks_path, what=str(out)):
+                finish.commit(work)  # of a run that was killed while its changes took effect
+                finished = build_config.find_finished(out, source, settings, config)  # by another builder, a moment ago
+                if finished is None or _change(finished, source, config):
+                    try:
+                        return _build_locked(source, config, settings, work, finished, tell, start)
+                    finally:
+                        work.drop_parts()  # of no use to another run; a full disk wants the space
+                finish.tidy(out, finished.manifest)
+                work.remove_all_but_lock()  # killed between the manifest and this
+        finally:
+            work.remove_if_empty()
+    return _already_finished(finished, source, config, start)
+
+
+def _change(finished: ShardSet, source: Source, config: BuildConfig) -> str | None:
+    """What there is to do to a finished set; None if nothing."""
+    if config.retry_failed and finished.manifest.videos["failed"]:
+        return f"retry what failed in {finished.manifest.digest}"
+    if config.extend and build_config.new_videos(finished, source):
+        return f"extend {finished.manifest.digest}"
+    return None
+
+
+def _build_locked(
+    source: Source,
+    config: BuildConfig,
+    settings: dict[str, Any],
+    work: WorkFolder,
+    finished: ShardSet | None,
+    tell: Callable[[str], None],
+    start: float,
+) -> SetReport:
+    change = None
+    if finished is not None:
+        build_config.check_packages(finished, config.codec)
+        change = _change(finished, source, config)
+        work = dataclasses.replace(work, staged=True)
+    elif config.extend:
+        raise UserError(
+            f"{work.out} holds no finished set that --extend could add to; build it first, without --extend"
+        )
+    work.start(build_config.fingerprint(source, settings, change=change), retry_failed=config.retry_failed)
+    log_folder = manifest.log_folder(work.out)
+    with (
+        BuildLog(log_folder, root=source.root, about=str(config)) as log,
+        sigterm_as_ctrl_c(),
+        hire(log_folder, config) as crew,
+    ):
+        run = Run(source, config, work, KeptSet(finished, source) if finished else None, crew, log, tell)
+        facts = run.probe_videos()
+        plan = run.plan(facts)
+        records = run.decode(plan, facts)
+        finish.refuse_empty(work, source, facts, records)
+        about, index_data = finish.close_ledger(
+            source,
+            clip_shape=config.shape,
+            settings=settings,
+            codec=config.codec,
+            packages=build_config.package_versions(config.codec),
+            plan=plan,
+            facts=facts,
+            records=records,
+        )
+        finish.finish(work, about, index_data)
+        work.remove_all_but_lock()
+        seconds = time.monotonic() - start
+        log.finish(seconds)
+    return SetReport(folder=work.out, manifest=about, seconds=seconds, decoded_clips=run.decoded_clips)
+
+
+class Run:
+    """One build at work: its steps, and what they share."""
+
+    def __init__(
+        self,
+        source: Source,
+        config: BuildConfig,
+        work: WorkFolder,
+        kept: KeptSet | None,  # the finished set that is changed, if it is one
+        crew: Crew,
+        log: BuildLog,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.source, self.config, self.work, self.crew, self.log, self.tell = source, config, work, crew, log, tell
+        self.kept = kept
+        self.decoded_clips = 0
+        self.new_failures: dict[str, Failure] = {}  # in this run, by path: a video may fail in several tasks
+
+    def probe_videos(self) -> list[VideoFacts | Rejected]:
+        """What the packets of each video tell. Kept: the plan follows from it and must not change."""
+        probes = self.work.read_probes()
+        facts = dict(enumerate(facts_of(probes or [])))
+        if probes is None and self.kept is not None:
+            facts |= self.kept.facts
+            facts |= self.kept.failed if self.config.extend else {}
+        if probes is None:
+            some = self.work.read_some_probes()
+            some_facts = dict(zip(some, facts_of(list(some.values())), strict=True))
+            good = {number: fact for number, fact in some_facts.items() if isinstance(fact, VideoFacts)}
+            facts |= good if self.config.retry_failed else some_facts
+        before = [facts[number] for number in sorted(facts)] if probes is not None else None
+        if probes is not None and self.config.retry_failed:
+            facts = {number: fact for number, fact in facts.items() if isinstance(fact, VideoFacts)}
+        missing = [number for number in range(len(self.source.videos)) if number not in facts]
+        if missing:
+            save_at = time.monotonic() + _SAVE_SECONDS
+            with Progress("Reading packets", total=len(missing), unit="video") as progress:
+                for number, fact in self._probe(missing):
+                    facts[number] = fact
+                    progress.advance()
+                    if time.monotonic() >= save_at:  # with --full-check this takes hours
+                        self.work.write_some_probes({n: dataclasses.asdict(fact) for n, fact in facts.items()})
+                        save_at = time.monotonic() + _SAVE_SECONDS
+        ordered = [facts[number] for number in range(len(self.source.videos))]
+        if before is not None and self.config.retry_failed:
+            self._forget_failures(before, ordered)
+        self.work.write_probes([dataclasses.asdict(fact) for fact in ordered])
+        self._check_max_failures()
+        return ordered
+
+    def _probe(self, numbers: Sequence[int]) -> Iterator[tuple[int, VideoFacts | Rejected]]:
+        for result in self.crew.run(worker.probe_video, self._probe_tasks(numbers)):
+            number = int(result.task.argument.table_path.stem)
+            yield number, self._value(result, self.source.videos[number])
+
+    def _forget_failures(self, before: Facts, now: Facts) -> None:
+        """Of an unfinished build, drop the shards that lack a failed video, or that the plan fills otherwise now."""
+        self.work.forget_failures()
+        units: list[dict[int, list[Unit]]] = []
+        for facts in (before, now):
+            units.append(defaultdict(list))
+            for unit in self.plan(facts).units:
+                units[-1][unit.shard].append(unit)
+        for shard in units[0].keys() | units[1].keys():
+            if units[0][shard] != units[1][shard]:
+                self.work.drop_record(shard)
+
+    def _probe_tasks(self, numbers: Sequence[int]) -> Iterator[Task]:
+        for number in numbers:
+            video = self.source.videos[number]
+            job = ProbeJob(
+                video_path=self.source.root / video.path,
+                table_path=self.work.table_path(number),
+                sampling=self.config.sampling,
+                events=video.events,
+                full_check=self.config.full_check,
+                allow_damaged=self.config.allow_damaged,
+            )
+            granted = _BYTES_PER_TIMEOUT_CHECKED if job.full_check or job.allow_damaged else _BYTES_PER_TIMEOUT
+            extra = max(0, build_config.file_bytes(self.source, video)) / granted
+            seconds = self.config.timeout_seconds * (1 + extra) + self._download_seconds(video)
+            yield Task(argument=job, timeout_seconds=seconds)
+
+    def _download_seconds(self, video: Video) -> float:
+        """How long the download of a video may take, all tries together."""
+        if isinstance(self.source.root, Path):
+            return 0.0
+        return _DOWNLOAD_SECONDS + max(0, build_config.file_bytes(self.source, video)) / _DOWNLOAD_BYTES_PER_SECOND
+
+    def plan(self, facts: Facts) -> Plan:
+        """Which clip goes into which shard."""
+        counts = [fact.num_clips if isinstance(fact, VideoFacts) else 0 for fact in facts]
+        generations, finished_shards = [list(range(len(facts)))], []
+        if self.kept is not None:
+            generations = self.kept.generations
+        if self.kept is not None and self.config.extend:
+            finished_shards = self.kept.shards_of_generations
+            generations.append(build_config.new_videos(self.kept.shards, self.source))
+        return shard_plan.plan_generations(
+            counts, generations, shard_clips=self._shard_clips, finished_shards=finished_shards
+        )
+
+    @property
+    def _shard_clips(self) -> int:
+        return shard_plan.clips_per_shard(self.config.shape, self.config.shard_mb)
+
+    def decode(self, plan: Plan, facts: Facts, shards: range | None = None) -> list[ShardRecord]:
+        """Decode what is not committed yet; return the records of all shards, or of those in `shards`, in order."""
+        shards = range(plan.num_shards) if shards is None else shards
+        committed = self._committed(plan, shards)
+        if committed and self.kept is None:
+            self.tell(f"going on: {len(committed):,} of {len(shards):,} shards were finished before")
+        elif self.kept is not None:
+            self.tell(f"{len(self.kept.unchanged(plan)):,} of {plan.num_shards:,} shards stay as they are")
+        while True:
+            records = {**committed, **self._decode_missing(plan, facts, committed, shards)}
+            failed = {video for record in records.values() for video in record.failures}
+            half = [shard for shard, record in records.items() if failed & set(record.rows["video"].tolist())]
+            if not half:
+                return [records[shard] for shard in shards]
+            # A video that spans shards failed now, after an earlier run had committed some of them. A video is ok or
+            # failed, never half: make these shards again, without it.
+            for shard in half:
+                self.work.drop_record(shard)
+            committed = self._committed(plan, shards)
+
+    def _committed(self, plan: Plan, shards: range) -> dict[int, ShardRecord]:
+        unchanged = self.kept.unchanged(plan) if self.kept is not None else {}
+        records = {shard: self.work.read_record(shard) for shard in shards if shard not in unchanged}
+        return {**unchanged, **{shard: record for shard, record in records.items() if record is not None}}
+
+    def _decode_missing(
+        self, plan: Plan, facts: Facts, committed: Mapping[int, ShardRecord], shards: range
+    ) -> dict[int, ShardRecord]:
+        known_failures = self.work.read_failures()  # of a run that was stopped: not tried again by the next one
+        known_failures |= {video: why for record in committed.values() for video, why in record.failures.items()}
+        todo = {n: unit for n, unit in enumerate(plan.units) if unit.shard in shards and unit.shard not in committed}
+        missing = [shard for shard in shards if shard not in committed]
+        if not missing:
+            return {}
+        self._check_free_disk(list(todo.values()))
+        num_videos = len({unit.video for unit in todo.values()} - known_failures.keys())
+        with (
+            ShardJoiner(self.work, todo, missing, known_failures) as joiner,
+            Progress("Decoding", total=num_videos, unit="video") as progress,
+        ):
+            tasks = self._decode_tasks(todo, facts, joiner)
+            for result in self._results(tasks):
+                job: DecodeJob | CopyJob = result.task.argument
+                outcome = self._value(result, job.video)
+                self.log.add_seconds(job.video.path, result.seconds)
+                if isinstance(outcome, Decoded) and isinstance(job, DecodeJob):
+                    self.decoded_clips += sum(unit.num_clips for unit in job.units)
+                if joiner.settle(job, outcome):
+                    progress.advance(note=f"{self.decoded_clips:,} clips, {len(joiner.failures):,} failed")
+                self._check_max_failures(joiner.failures)
+            return joiner.wait()
+
+    def _results(self, tasks: Iterator[Task]) -> Iterator[TaskResult]:
+        """How the tasks ended. Where a decoder crashed the worker, and `auto` has others, the task is done by those."""
+        while True:
+            crashed: list[Task] = []
+            for result in self.crew.run(existing_set.run_job, tasks):
+                if result.crash is not None and result.crash.is_of_decoder and self.config.decoder == decoders.AUTO:
+                    self.log.line(f"{result.task.argument.video.path}: {result.crash.message}; next decoder")
+                    crashed.append(result.task)  # the worker knows which decoder it was
+                else:
+                    yield result
+            if not crashed:
+                return
+            tasks = iter(crashed)
+
+    def sample(self, plan: Plan, facts: Facts) -> tuple[float, float, int]:
+        """Decode some clips: seconds a clip on one core, bytes a clip, and how many clips that were."""
+        units = [dataclasses.replace(u, clip_stop=min(u.clip_stop, u.clip_start + _SAMPLE_CLIPS)) for u in plan.units]
+        random.Random(self.config.seed).shuffle(units)
+        deadline = time.monotonic() + _SAMPLE_SECONDS
+        tasks = itertools.takewhile(
+            lambda _: time.monotonic() < deadline,
+            (self._decode_task((number,), {number: unit}, facts) for number, unit in enumerate(units)),
+        )
+        seconds, size, count = 0.0, 0, 0
+        for result in self.crew.run(existing_set.run_job, tasks):
+            job: DecodeJob = result.task.argument
+            if isinstance(self._value(result, job.video), Decoded):
+                seconds += result.seconds
+                size += sum(path.stat().st_size for path in job.part_paths)
+                count += sum(unit.num_clips for unit in job.units)
+            for path in job.part_paths:
+                path.unlink(missing_ok=True)
+        estimate = shard_plan.sample_bytes(self.config.shape, codec=self.config.codec)
+        return (seconds / count, size / count, count) if count else (0.0, float(estimate), 0)
+
+    def _decode_tasks(self, todo: Mapping[int, Unit], facts: Facts, joiner: ShardJoiner) -> Iterator[Task]:
+        share = sum(unit.num_clips for unit in todo.values()) // (_TASKS_PER_WORKER * self.crew.config.workers)
+        for numbers in shard_plan.group_units(todo, max_clips=share):
+            if todo[numbers[0]].video not in joiner.failures:
+                yield self._decode_task(numbers, todo, facts)
+
+    def _decode_task(self, numbers: Sequence[int], todo: Mapping[int, Unit], facts: Facts) -> Task:
+        """The task that makes the parts of these units, all of one video."""
+        units = tuple(todo[n] for n in numbers)
+        number = units[0].video
+        video = self.source.videos[number]
+        part_paths = tuple(self.work.part_path(n) for n in numbers)
+        extra = _num_frames(facts[number]) / _FRAMES_PER_TIMEOUT
+        job: DecodeJob | CopyJob | None = None
+        if self.kept is not None:
+            job = self.kept.copy_job(number, units, part_paths)
+        if job is None:
+            job = DecodeJob(
+                video=video,
+                split=self.source.split,
+                video_path=self.source.root / video.path,
+                table_path=self.work.table_path(number),
+                units=units,
+                part_paths=part_paths,
+                sampling=self.config.sampling,
+                shape=self.config.shape,
+                decoder=self.config.decoder,
+                resize=self.config.resize,
+                codec=self.config.codec,
+                damaged=_is_damaged(facts[number]),
+            )
+        seconds = self.config.timeout_seconds * (1 + extra) + self._download_seconds(video)
+        return Task(argument=job, timeout_seconds=seconds)
+
+    def _value(self, result: TaskResult, video: Video) -> Any:
+        """The value of a task; of one that crashed, or met an error that nobody foresaw, the video's rejection."""
+        if isinstance(result.error, UserError):  # a missing library: not the video's fault
+            raise result.error
+        if isinstance(result.error, OSError):  # a full disk: not the video's fault either
+            result.error.filename = result.error.filename or str(self.work.out)
+            raise result.error
+        if result.error is not None:
+            environment = worker_errors.environment_error(result.error, result.error_trace, path=video.path)
+            if environment is not None:
+                self.log.line(result.error_trace)
+                raise environment from result.error
+        value = result.value
+        if result.crash is not None:
+            value = Rejected(reason=result.crash.reason, message=result.crash.message)
+            if result.crash.measured:
+                self.log.line(f"{video.path}: {result.crash.measured}")
+        elif isinstance(result.error, MemoryError):
+            value = Rejected(reason="out_of_memory", message=too_little_memory(self.config.memory_mb << 20))
+        elif result.error is not None:
+            self.log.line(result.error_trace)
+            name = type(result.error).__name__
+            value = Rejected(reason="unexpected_error", message=f"{name} in vidshard; build.log has the details")
+        if isinstance(value, Rejected):
+            full_path = str(self.source.root / video.path)
+            message = worker_errors.failure_message(value.reason, value.message, path=video.path, full_path=full_path)
+            value = dataclasses.replace(value, message=message)
+            self.log.line(f"failed: {video.path}: {value.reason}: {value.message}")
+            failure = Failure(path=video.path, outcome="failed", reason=value.reason, message=value.message)
+            self.new_failures.setdefault(video.path, failure)
+        return value
+
+    def _check_max_failures(self, failures: Mapping[int, tuple[str, str]] | None = None) -> None:
+        """Raises UserError when too many videos failed in this run. The next run goes on behind them: they are kept."""
+        if self.config.max_failures is None or len(self.new_failures) <= self.config.max_failures:
+            return
+        if failures is not None:
+            self.work.write_failures(failures)
+        path = self.log.folder / layout.FAILURES_NAME
+        finish.write_failures(path, list(self.new_failures.values()))
+        reason, count = Counter(failure.reason for failure in self.new_failures.values()).most_common(1)[0]
+        raise UserError(
+            f"{len(self.new_failures):,} videos of {self.source.root} failed, more than --max-failures "
+            f"{self.config.max_failures} allows, most often ({count:,} times) because of {reason}; all are in {path}; "
+            "finished shards are kept: the same command goes on behind these videos, without trying them again"
+        )
+
+    def _check_free_disk(self, units: Sequence[Unit]) -> None:
+        needed = shard_plan.needed_bytes(
+            units, self.config.shape, shard_clips=self._shard_clips, codec=self.config.codec
+        )
+        free = shutil.disk_usage(self.work.path).free
+        if needed > free:
+            num_clips = sum(unit.num_clips for unit in units)
+            raise UserError(
+                f"not enough free disk for {self.work.out}: {num_clips:,} clips need {_size(needed)}, "
+                f"{_size(free)} are free; free some space, give another --out, or take fewer or smaller clips"
+            )
+
+
+def limited(source: Source, config: BuildConfig) -> Source:
+    """`config.limit` videos of a source, drawn by the seed, the classes taken in turn; the others are skipped."""
+    if config.limit is None or config.limit >= len(source.videos):
+        return source
+    generator = random.Random(config.seed)
+    of_class: dict[str | None, list[Video]] = defaultdict(list)
+    for video in source.videos:
+        of_class[video.class_name].append(video)
+    ranked = []
+    for class_videos in of_class.values():
+        generator.shuffle(class_videos)
+        ranked += [(turn, path_bytes(video.path), video) for turn, video in enumerate(class_videos)]
+    taken = {video.path for _, _, video in sorted(ranked, key=lambda row: row[:2])[: config.limit]}
+    message = f"not among the {config.limit:,} videos of --limit"
+    over = [
+        Failure(path=video.path, outcome="skipped", reason="over_limit", message=message)
+        for video in source.videos
+        if video.path not in taken
+    ]
+    return dataclasses.replace(
+        source,
+        videos=tuple(video for video in source.videos if video.path in taken),
+        skipped=tuple(sorted([*source.skipped, *over], key=lambda failure: path_bytes(failure.path))),
+    )
+
+
+def _already_finished(shards: ShardSet, source: Source, config: BuildConfig, start: float) -> SetReport:
+    with (
+        contextlib.suppress(OSError),  # SOURCE may have moved: remember where it is, if this disk can be written
+        BuildLog(shards.log_folder, root=source.root, about=str(config)) as log,
+    ):
+        log.line("finished before, nothing to do")
+    seconds = time.monotonic() - start
+    return SetReport(folder=shards.folder, manifest=shards.manifest, seconds=seconds, already_finished=True)
+
+
+def hire(log_folder: Path, config: BuildConfig, *, name: str = "workers.log") -> Crew:
+    """Who runs the tasks of a build; `name`: of the file for what the workers print."""
+    limits = _supervisor_config(log_folder, config, name)
+    if config.executor == "ray":
+        from vidshard.execution.ray import RayExecutor
+
+        return RayExecutor(limits, all_cpus=config.workers is None)
+    return Supervisor(limits)
+
+
+def _supervisor_config(log_folder: Path, config: BuildConfig, name: str) -> SupervisorConfig:
+    # Not fewer for few videos: a long one is cut into several tasks, and a worker starts when a task needs it.
+    workers = config.workers if config.workers is not None else available_cpus()
+    return SupervisorConfig(
+        workers=workers,
+        memory_bytes=config.memory_mb << 20,
+        unset_prefixes=_LIBRARY_VARIABLES,
+        stderr_path=log_folder / name,
+    )
+
+
+def available_cpus() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "process_cpu_count"):  # Python 3.13
+        return os.process_cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """End in good order on SIGTERM too: it raises KeyboardInterrupt. Only the main thread may ask for that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def facts_of(probes: Sequence[dict[str, Any]]) -> list[VideoFacts | Rejected]:
+    return [Rejected(**probe) if "reason" in probe else VideoFacts(**probe) for probe in probes]
+
+
+def _num_frames(fact: VideoFacts | Rejected) -> int:
+    return fact.num_frames if isinstance(fact, VideoFacts) else 0
+
+
+def _is_damaged(fact: VideoFacts | Rejected) -> bool:
+    return isinstance(fact, VideoFacts) and fact.damage is not None
+
+
+def _size(num_bytes: int) -> str:
+    """A number of bytes for people.
+
+    >>> _size(1_500_000_000)
+    '1.5 GB'
+    """
+    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:,.1f} MB"

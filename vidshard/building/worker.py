@@ -1,0 +1,325 @@
+"""What a worker process does: read a video's packets, or decode some of its clips into part files.
+
+The functions here run in the children of the supervisor: they take and return small picklable values, and whatever is
+wrong with a video is a value too (`Rejected`), not an exception.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vidshard.building import fetched_video
+from vidshard.planning.shard_plan import Unit
+from vidshard.shards.layout import Clip, ClipShape, SampleRecord
+from vidshard.shards.writer import PartWriter, Rows
+from vidshard.sources.folders import Video
+from vidshard.storage.urls import Location
+from vidshard.video import damage, decoders, packets, sequence
+from vidshard.video import sampling as clips
+from vidshard.video.decoders import Decoder
+from vidshard.video.packets import PacketTable, VideoError
+from vidshard.video.sampling import Frame, SamplingConfig, VideoClips
+
+_DECIMALS = 6  # of seconds and frames per second in a record: microseconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejected:
+    """A video that cannot be used: a reason code, and a message for people without any absolute path."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeJob:
+    video_path: Location
+    table_path: Path  # where the packet table is kept for those who decode
+    sampling: SamplingConfig
+    events: tuple[tuple[int, int], ...] = ()
+    full_check: bool = False  # decode every frame now, not only later those that clips need
+    allow_damaged: bool = False  # what the full check finds is a fact, not a rejection
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoFacts:
+    """What planning and the index need to know of a video."""
+
+    num_frames: int
+    fps: float
+    width: int
+    height: int
+    num_clips: int
+    damage: str | None = None  # what the full check found, where damaged videos are allowed
+    breaks: int = 0  # moments at which the recording stood still, or its clock was set
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeJob:
+    """Consecutive units of one video; each goes into a part file of its own."""
+
+    video: Video
+    split: str | None
+    video_path: Location
+    table_path: Path
+    units: tuple[Unit, ...]
+    part_paths: tuple[Path, ...]
+    sampling: SamplingConfig
+    shape: ClipShape
+    decoder: str  # `auto` or one by name
+    resize: str = "squash"
+    codec: str = "raw"
+    damaged: bool = False  # known to be, and allowed: its clips are flagged, and what the decoder says is no news
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    decoder: str  # which one served
+    rows: tuple[Rows, ...]  # for each unit: its index rows, offsets from the start of its part
+
+
+def probe_video(job: ProbeJob) -> VideoFacts | Rejected:
+    """Read the packet table of a video and keep it at `table_path`."""
+    try:
+        with fetched_video.local_file(job.video_path) as path:
+            table, damage_found = _read_and_check(job, path)
+    except VideoError as error:
+        return Rejected(reason=error.reason, message=error.message)
+    clips_of_video = _clips(table, job.sampling, job.events)
+    if not len(clips_of_video):
+        message = f"it has {table.num_frames:,} frames, and its events begin behind them"
+        return Rejected(reason="no_event", message=message)
+    table.save(job.table_path)
+    return VideoFacts(
+        num_frames=table.num_frames,
+        fps=round(table.fps, _DECIMALS),
+        width=table.width,
+        height=table.height,
+        num_clips=len(clips_of_video),
+        damage=damage_found,
+        breaks=len(clips.find_breaks(table.timestamps_seconds)),
+    )
+
+
+def _read_and_check(job: ProbeJob, path: Path) -> tuple[PacketTable, str | None]:
+    """The packet table, and what damage there is if that is allowed. Raises VideoError."""
+    with damage.listening():
+        table = packets.read_packet_table(path)
+        if not (job.full_check or job.allow_damaged):
+            return table, None
+        found = _damaged_frames(path, table)
+    if not found:
+        return table, None
+    message = _about_damage(found, min(found))
+    if not job.allow_damaged:
+        raise VideoError(packets.DAMAGED, message)
+    return table, message
+
+
+def _damaged_frames(path: Path, table: PacketTable) -> dict[int, str]:
+    """What FFmpeg says of each damaged frame when it decodes the whole video in sequence, by frame index."""
+    found = sequence.decode_in_sequence(path, table.container, table.stream_index)
+    if table.pts is None:
+        if found.num_frames == table.num_frames:
+            return found.damage
+    else:
+        index_of = {int(time): index for index, time in enumerate(table.pts)}
+        indices = [index_of.get(time, -1) if time is not None else -1 for time in found.times]
+        if all(b > a for a, b in itertools.pairwise([-1, *indices])):
+            missing = dict.fromkeys(set(range(table.num_frames)).difference(indices), "it is not decoded at all")
+            return missing | {indices[place]: said for place, said in found.damage.items()}
+    said = (
+        f"{found.num_frames:,} frames are decoded where its packets promise {table.num_frames:,}, or in another order"
+    )
+    return dict.fromkeys(range(table.num_frames), said)
+
+
+def _about_damage(damaged: Mapping[int, str], frame_index: int) -> str:
+    return f"frame {frame_index:,} is damaged, one of {len(damaged):,} ({damaged[frame_index]})"
+
+
+def decode_units(job: DecodeJob) -> Decoded | Rejected:
+    """Decode the clips of a job into its part files. Raises OSError when a part cannot be written."""
+    try:
+        with fetched_video.local_file(job.video_path) as path:
+            return _Decoding(job, path).run()
+    except VideoError as error:
+        return Rejected(reason=error.reason, message=error.message)
+
+
+class _Decoding:
+    """One decode job: asks the decoders in turn, and settles every suspicion by decoding in sequence."""
+
+    def __init__(self, job: DecodeJob, path: Path) -> None:
+        self.job = job
+        self.path = path
+        self.table = PacketTable.load(job.table_path)
+        self.clips = _clips(self.table, job.sampling, job.video.events)
+        first, stop = job.units[0].clip_start, job.units[-1].clip_stop
+        self.wanted = [self.clips[number] for number in range(first, stop)]
+        self.needed = sorted(set().union(*self.wanted))  # each frame once: the decoder runs through
+        self._damaged: dict[int, str] | None = None  # not known yet
+        # Names the decoder at work. Where it lies still, a worker died of that decoder.
+        self._at_work = job.part_paths[0].with_suffix(".decoder")
+
+    def run(self) -> Decoded | Rejected:
+        crashed = self._crashed()
+        refusals: list[VideoError] = []
+        for decoder in decoders.decoders_for(self.job.decoder):
+            try:
+                if crashed.count(decoder.name) > 1:
+                    raise VideoError(packets.UNSUPPORTED, f"{decoder.name} crashes on it")
+                self._at_work.write_text(" ".join([*crashed, decoder.name]))
+                rows = self._decode(decoder)
+                return Decoded(decoder=decoder.name, rows=rows)
+            except VideoError as error:
+                refusals.append(error)
+                # Another decoder is asked for what one does not read; for what is damaged only where that is no secret.
+                if error.reason != packets.UNSUPPORTED and not (self.job.damaged and error.reason == packets.DAMAGED):
+                    return Rejected(reason=error.reason, message=error.message)
+            finally:
+                self._at_work.unlink(missing_ok=True)
+        damaged = self._damaged or any(error.reason == packets.DAMAGED for error in refusals)
+        message = "; ".join(error.message for error in refusals)
+        if not damaged and (others := decoders.others_than(self.job.decoder)):
+            message += f"; not asked: {', '.join(others)} (--decoder)"
+        return Rejected(reason=packets.DAMAGED if damaged else packets.UNSUPPORTED, message=message)
+
+    def _crashed(self) -> list[str]:
+        """The decoders at whose work a worker died, as often as one did."""
+        try:
+            return self._at_work.read_text().split()
+        except FileNotFoundError:
+            return []
+
+    def _decode(self, decoder: Decoder) -> tuple[Rows, ...]:
+        """The clips by one decoder. Raises VideoError: `damaged` only when damage touches frames that are asked for."""
+        if self.job.damaged:
+            return self._decode_once(decoder, in_sequence=False, listen=False)
+        try:
+            return self._decode_once(decoder, in_sequence=False, listen=True)
+        except VideoError as error:
+            if error.reason != packets.DAMAGED:
+                raise
+            suspicion = error
+        damaged = self._second_opinion(suspicion)
+        if not damaged.keys().isdisjoint(self.needed):  # the same message for every job of a video
+            raise VideoError(packets.DAMAGED, _about_damage(damaged, min(damaged))) from suspicion
+        try:  # Where other frames are damaged, that is what this decoder has to say.
+            return self._decode_once(decoder, in_sequence=True, listen=not damaged)
+        except VideoError as error:
+            message = f"{decoder.name} does not read it right ({error.message})"
+            raise VideoError(packets.UNSUPPORTED, message) from error
+
+    def _second_opinion(self, suspicion: VideoError) -> dict[int, str]:
+        if self._damaged is None:
+            try:
+                self._damaged = _damaged_frames(self.path, self.table)
+            except VideoError:  # FFmpeg has no decoder for it here: there is no other opinion
+                raise suspicion from None
+        return self._damaged
+
+    def _decode_once(self, decoder: Decoder, *, in_sequence: bool, listen: bool) -> tuple[Rows, ...]:
+        """Raises VideoError; `damaged` also for what is said meanwhile, if that is listened to."""
+        job, first = self.job, self.job.units[0].clip_start
+        with (
+            damage.listening() as messages,
+            # Closed here, not when the garbage is collected: a reader that is left alive decodes on in a thread of its
+            # own, and what it says of this video would be heard while the next one is decoded.
+            contextlib.closing(self._frames(decoder, in_sequence)) as frames,
+        ):
+            stream = clips_of(frames, self.needed, self.wanted)
+            rows = []
+            for unit, part_path in zip(job.units, job.part_paths, strict=True):
+                with PartWriter(part_path, codec=job.codec) as part:
+                    for clip_index in range(unit.clip_start, unit.clip_stop):
+                        clip = next(stream)
+                        if clip.shape != job.shape.thwc:
+                            raise ValueError(f"{decoder.name} gave a clip {clip.shape}, expected {job.shape.thwc}")
+                        part.append(self._record(decoder.name, clip_index, self.wanted[clip_index - first]), clip)
+                        if listen:
+                            messages.refuse_damage(self.table.codec)
+                rows.append(part.rows)
+            # Decoders look behind the last frame of the video, but only when they are asked for one more.
+            if not job.damaged and next(frames, None) is not None:
+                raise VideoError(packets.DAMAGED, f"{decoder.name} gives more frames than it was asked for")
+            if listen:
+                messages.refuse_damage(self.table.codec)
+        return tuple(rows)
+
+    def _frames(self, decoder: Decoder, in_sequence: bool) -> Generator[Frame, None, None]:
+        """The frames of a decoder. What cannot be read is the video's fault; a part that cannot be written is not."""
+        table, to_height, to_width = self.table, self.job.shape.height, self.job.shape.width
+        try:
+            height, width = clips.scaled_size(
+                table.height,
+                table.width,
+                to_height=to_height,
+                to_width=to_width,
+                resize=self.job.resize,
+                sample_aspect=table.sample_aspect,
+            )
+            for frame in decoder.frames(
+                self.path, table, self.needed, height=height, width=width, in_sequence=in_sequence
+            ):
+                yield clips.place_frame(frame, to_height, to_width)
+        except OSError as error:
+            raise VideoError("unreadable", f"reading it failed: {error.strerror or type(error).__name__}") from error
+
+    def _record(self, decoder: str, clip_index: int, frame_indices: tuple[int, ...]) -> SampleRecord:
+        job, table = self.job, self.table
+        timestamps = [round(float(table.timestamps_seconds[index]), _DECIMALS) for index in frame_indices]
+        repeated = sum(a == b for a, b in itertools.pairwise(frame_indices))
+        # In resampled time frames repeat anyway.
+        too_short = repeated > 0 and (job.sampling.fps is None or self.clips.is_short(clip_index))
+        flags = {"repeated": too_short, "damaged": job.damaged, "estimated_times": table.estimated_times}
+        return SampleRecord(
+            path=job.video.path,
+            class_name=job.video.class_name,
+            label=job.video.label,
+            split=job.split,
+            clip_index=clip_index,
+            frame_indices=frame_indices,
+            timestamps_seconds=tuple(timestamps),
+            frame_gap_seconds=round(clips.frame_gap_seconds(timestamps), _DECIMALS),
+            fps=round(table.fps, _DECIMALS),
+            num_frames=table.num_frames,
+            decoder=decoder,
+            repeated_frames=repeated,
+            flags=tuple(name for name, is_set in flags.items() if is_set),
+            source_group=job.video.source_group,
+        )
+
+
+def _clips(table: PacketTable, sampling: SamplingConfig, events: Sequence[tuple[int, int]]) -> VideoClips:
+    return VideoClips(table.num_frames, sampling, timestamps_seconds=table.timestamps_seconds, events=events)
+
+
+def clips_of(frames: Iterable[Frame], needed: Sequence[int], wanted: Sequence[Sequence[int]]) -> Iterator[Clip]:
+    """Build clips from a stream of frames, holding only those that the next clips still want.
+
+    `frames`: one for each frame index of `needed` (rising). `wanted`: the frame indices of each clip; neither the first
+    nor the last ones may fall from clip to clip. Yields uint8 (T, H, W, 3). Raises VideoError when frames run out.
+
+    >>> frames = [np.full((1, 1, 3), i, np.uint8) for i in (0, 1, 2, 3)]
+    >>> [clip[:, 0, 0, 0].tolist() for clip in clips_of(frames, (0, 1, 2, 3), [(0, 1), (1, 2), (3, 3)])]
+    [[0, 1], [1, 2], [3, 3]]
+    """
+    stream = iter(frames)
+    indices = iter(needed)
+    held: dict[int, Frame] = {}
+    for number, clip in enumerate(wanted):
+        while clip[-1] not in held:
+            frame = next(stream, None)
+            if frame is None:
+                raise VideoError(packets.DAMAGED, f"it gave no frame {next(indices):,} although its packets promise it")
+            held[next(indices)] = frame
+        yield np.stack([held[index] for index in clip])
+        if number + 1 < len(wanted):
+            held = {index: frame for index, frame in held.items() if index >= wanted[number + 1][0]}

@@ -1,0 +1,196 @@
+"""Which part of a build this process does: the engine that started it says so, or the user.
+
+SLURM arrays, Kubernetes indexed Jobs and `torchrun` number their tasks each in its own way, and a SLURM array that is
+submitted again for its failed tasks (`--array=2,5`) calls itself an array of two. So the first task of a folder writes
+down how its array counts, and a smaller array that comes later is a part of that one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vidshard.util.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbering:
+    """How an array counts: `count` tasks with the numbers first, first + step, …"""
+
+    count: int
+    first: int = 0
+    step: int = 1
+
+    def index_of(self, number: int) -> int | None:
+        """Which task, from 0, has this number; None if none has.
+
+        >>> Numbering(count=4, first=1).index_of(4), Numbering(count=4).index_of(4)
+        (3, None)
+        """
+        index, rest = divmod(number - self.first, self.step)
+        return index if not rest and 0 <= index < self.count else None
+
+    def numbers(self, indices: Iterable[int]) -> str:
+        """The numbers of tasks as `sbatch --array` takes them.
+
+        >>> Numbering(count=9).numbers([2, 5, 6, 7])
+        '2,5-7'
+        """
+        runs: list[list[int]] = []
+        for index in sorted(indices):
+            number = self.first + index * self.step
+            if runs and self.step == 1 and number == runs[-1][1] + 1:
+                runs[-1][1] = number
+            else:
+                runs.append([number, number])
+        return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskRequest:
+    """What is known of a task before the folder is looked at. `first` to `members` are those of an array of SLURM."""
+
+    told_by: str  # for people: which variables or options
+    number: int
+    count: int | None  # None: `members` tells, unless this array is a later part of a larger one
+    first: int = 0
+    step: int = 1
+    last: int | None = None
+    members: int | None = None
+
+    def resolve(self, recorded: Numbering | None) -> tuple[int, Numbering]:
+        """Which task this is, from 0, and of which array. `recorded`: the array that began in this folder, if any.
+
+        Raises UserError when that cannot be told.
+
+        >>> again = TaskRequest(told_by="--array=4,5", number=5, count=None, first=4, last=5, members=2)
+        >>> again.resolve(Numbering(count=8))
+        (5, Numbering(count=8, first=0, step=1))
+        >>> again.resolve(None)
+        (1, Numbering(count=2, first=4, step=1))
+        """
+        if self.members is None:  # numbered from 0, whatever the array of the folder is numbered from
+            assert self.count is not None
+            numbering, index = Numbering(count=self.count), Numbering(count=self.count).index_of(self.number)
+            if recorded is not None and recorded.count == self.count:
+                numbering = recorded
+        else:
+            numbering = self._numbering(recorded)
+            index = numbering.index_of(self.number)
+        if index is None:
+            last = numbering.first + (numbering.count - 1) * numbering.step
+            raise UserError(
+                f"{self.told_by} is task {self.number}, expected {numbering.first} to {last}, as there are "
+                f"{numbering.count} tasks; give --task-index and --task-count"
+            )
+        return index, numbering
+
+    def _numbering(self, recorded: Numbering | None) -> Numbering:
+        """Of an array of SLURM."""
+        first, last, members = self.first, self.last, self.members
+        assert last is not None
+        assert members is not None
+        if (
+            recorded is not None
+            and self.count in (None, recorded.count)
+            and members <= recorded.count
+            and all(recorded.index_of(number) is not None for number in (first, last, self.number))
+        ):
+            return recorded
+        if last - first == (members - 1) * self.step and self.count in (None, members):
+            return Numbering(count=members, first=first, step=self.step)
+        if self.count is not None and first == 0 and last < self.count:
+            return Numbering(count=self.count)
+        raise UserError(
+            f"{self.told_by} is task {self.number} of an array with gaps, and no array has begun here before: "
+            "it cannot be told which part that is; give --task-index I --task-count N, I from 0"
+        )
+
+
+def find_task(
+    index: int | None, count: int | None, environment: Mapping[str, str], *, command: str = "this build"
+) -> TaskRequest | None:
+    """The task that the options and, where they are None, the environment describe; None to build everything here.
+
+    Raises UserError on numbers that cannot be, and where two engines disagree about which task this is.
+    """
+    if count is not None and count < 1:
+        raise UserError(f"--task-count is {count}, expected at least 1")
+    if count == 1 and index in (None, 0):
+        return None
+    if index is not None and count is not None:
+        if not 0 <= index < count:
+            raise UserError(f"--task-index is {index}, expected 0 to {count - 1} with --task-count {count}")
+        return TaskRequest(told_by=f"--task-index {index} --task-count {count}", number=index, count=count)
+    found = [task for task in (_slurm(environment), _kubernetes(environment), _ranks(environment)) if task is not None]
+    if not found:
+        if index is not None or count is not None:
+            missing = "--task-count" if count is None else "--task-index"
+            raise UserError(
+                f"{missing} is missing: no SLURM array, indexed Job of Kubernetes or RANK and WORLD_SIZE tell it"
+            )
+        return None
+    if len(found) > 1:
+        told = " and ".join(str(task["told_by"]) for task in found)
+        raise UserError(
+            f"{told} both number this process; say which part it builds by --task-index and --task-count, "
+            f"or --task-count 1 for {command} to do everything here"
+        )
+    task = found[0]
+    if index is not None:
+        task = {**task, "number": index, "count": task["count"] or task.get("members"), "members": None}
+    if count is not None:
+        task["count"] = count
+    if task["count"] is None and task.get("members") is None:
+        raise UserError(
+            f"{task['told_by']} is task {task['number']} of a Job whose spec.completions is not known here; give "
+            "--task-count COMPLETIONS, or --task-count 1 to build everything here"
+        )
+    return TaskRequest(**task)
+
+
+def _slurm(environment: Mapping[str, str]) -> dict[str, Any] | None:
+    if not environment.get("SLURM_ARRAY_TASK_ID"):
+        return None
+    number = _number(environment, "SLURM_ARRAY_TASK_ID")
+    first = _number(environment, "SLURM_ARRAY_TASK_MIN")
+    last = _number(environment, "SLURM_ARRAY_TASK_MAX")
+    members = _number(environment, "SLURM_ARRAY_TASK_COUNT")
+    step = _number(environment, "SLURM_ARRAY_TASK_STEP") if environment.get("SLURM_ARRAY_TASK_STEP") else 1
+    return {
+        "told_by": f"SLURM_ARRAY_TASK_ID={number}",
+        "number": number,
+        "count": None,
+        "first": first,
+        "step": max(1, step),
+        "last": last,
+        "members": members,
+    }
+
+
+def _kubernetes(environment: Mapping[str, str]) -> dict[str, Any] | None:
+    if not environment.get("JOB_COMPLETION_INDEX"):
+        return None
+    number = _number(environment, "JOB_COMPLETION_INDEX")
+    return {"told_by": f"JOB_COMPLETION_INDEX={number}", "number": number, "count": None}
+
+
+def _ranks(environment: Mapping[str, str]) -> dict[str, Any] | None:
+    if not environment.get("RANK") or not environment.get("WORLD_SIZE"):
+        return None
+    number, count = _number(environment, "RANK"), _number(environment, "WORLD_SIZE")
+    if count == 1:
+        return None
+    return {"told_by": f"RANK={number} WORLD_SIZE={count}", "number": number, "count": count}
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    text = environment.get(name, "")
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(
+            f"the environment variable {name} is {text!r}, expected a number; unset it, or give --task-index and "
+            "--task-count"
+        ) from None

@@ -1,0 +1,459 @@
+"""Worker processes that may crash or hang, and a job that does not.
+
+Knows nothing of video. A decoding library can segfault, eat all memory, or hang while it holds the interpreter's lock;
+`multiprocessing.Pool` and `ProcessPoolExecutor` then never return, or break whole. Here each child has its own pipe and
+one task at a time: the parent always knows which task a dead child had, kills what exceeds its limits (only SIGKILL
+ends a thread that holds the lock), starts another child, and tries the task once more before it gives it up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing import util
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Protocol
+
+from vidshard.util.errors import UserError
+
+_POLL_SECONDS = 0.2  # how often the memory of the children is looked at
+_START_SECONDS = 120.0  # a child that is not up by then never will be
+_MAX_FAILED_STARTS = 3
+_PR_SET_PDEATHSIG = 1
+_TRACKER_SECONDS = 1.0  # what Python's resource tracker has to end in
+_LAST = -1000  # of what `multiprocessing` does at the end: some of the rest talks to the tracker
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisorConfig:
+    """Limits of the worker processes."""
+
+    workers: int  # how many processes
+    memory_bytes: int | None = 4 << 30  # resident memory of one child; None: no limit. Needs /proc (Linux)
+    attempts: int = 2  # how often a task is tried whose child died
+    tasks_per_child: int = 500  # then the child is replaced: libraries leak
+    unset_prefixes: tuple[str, ...] = ()  # environment variables that begin so are taken away from the children
+    stderr_path: Path | None = None  # where the children's output goes (decoders are noisy); None: the terminal
+
+    def __post_init__(self) -> None:
+        if min(self.workers, self.attempts, self.tasks_per_child) < 1:
+            raise ValueError(f"workers, attempts and tasks_per_child must be at least 1, got {self}")
+        if self.memory_bytes is not None and self.memory_bytes < 1:
+            raise ValueError(f"memory_bytes must be positive, got {self.memory_bytes}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One call: the argument of the task function and its wall-time limit."""
+
+    argument: Any  # picklable
+    timeout_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crash:
+    """Why a task was given up."""
+
+    reason: str  # a code: `timeout`, `out_of_memory`, `killed_by_sigsegv`, `exited`
+    message: str  # the same in every run
+    measured: str = ""  # what is not; for a log
+
+    @property
+    def is_of_decoder(self) -> bool:
+        """Whether native code ended the worker, not a limit and not the system."""
+        return self.reason == "exited" or (self.reason.startswith("killed_by_") and self.reason != "killed_by_sigkill")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskResult:
+    """How a task ended: with a `value`, with an `error` that the function raised, or with a `crash` of its child."""
+
+    task: Task
+    value: Any = None
+    error: Exception | None = None
+    error_trace: str = ""
+    crash: Crash | None = None
+    seconds: float = 0.0
+
+
+def too_little_memory(memory_bytes: int) -> str:
+    """The message about a task that needs more than this, whether the parent saw it or the child was refused some."""
+    return f"needs more than {memory_bytes >> 20:,} MiB of memory"
+
+
+class Crew(Protocol):
+    """Whoever runs tasks: a `Supervisor`, or what takes its place."""
+
+    config: SupervisorConfig
+
+    def __enter__(self) -> Crew: ...
+    def __exit__(self, *exc: object) -> None: ...
+    def run(self, function: Callable[[Any], Any], tasks: Iterable[Task]) -> Iterator[TaskResult]: ...
+
+
+class RemoteError(Exception):
+    """Stands for an exception of a child that could not be sent to the parent."""
+
+
+class WorkerStartError(UserError):
+    """Child after child died before it took a task."""
+
+
+class Supervisor:
+    """Runs tasks in child processes. A context manager: when it ends, however it ends, no child is left.
+
+    >>> with Supervisor(SupervisorConfig(workers=1)) as supervisor:
+    ...     tasks = [Task(argument=word, timeout_seconds=60) for word in ("a", "bc")]
+    ...     [result.value for result in supervisor.run(len, tasks)]
+    [1, 2]
+    """
+
+    def __init__(self, config: SupervisorConfig) -> None:
+        self.config = config
+        self._children: list[_Child] = []
+        self._failed_starts = 0
+
+    def __enter__(self) -> Supervisor:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for child in self._children:
+            child.kill()
+        for child in self._children:
+            child.close()
+        self._children.clear()
+
+    def run(self, function: Callable[[Any], Any], tasks: Iterable[Task]) -> Iterator[TaskResult]:
+        """Call `function` (importable from its module) on each task; yield the results as they come, in any order.
+
+        `tasks` is read lazily: no more than one for each child is in hand. Raises WorkerStartError.
+        """
+        source = iter(tasks)
+        again: deque[_Attempt] = deque()  # tasks whose child died
+        exhausted = False
+        try:
+            while True:
+                while len(busy := [child for child in self._children if child.attempt]) < self.config.workers:
+                    attempt = again.popleft() if again else None
+                    if attempt is None and not exhausted:
+                        task = next(source, None)
+                        exhausted = task is None
+                        attempt = _Attempt(task) if task is not None else None
+                    if attempt is None:
+                        break
+                    self._idle_child().give(function, attempt)
+                if not busy:
+                    return
+                for child in self._wait(busy):
+                    result = self._result(child, again)
+                    if result is not None:
+                        yield result
+        finally:
+            for child in [child for child in self._children if child.attempt]:  # left early: do not wait for them
+                self._discard(child)
+
+    def _idle_child(self) -> _Child:
+        for child in [child for child in self._children if not child.attempt]:
+            if child.tasks_done < self.config.tasks_per_child and child.process.is_alive():
+                return child
+            self._discard(child)
+        child = _Child(self.config)
+        self._children.append(child)
+        return child
+
+    def _discard(self, child: _Child) -> None:
+        child.kill()
+        child.close()
+        self._children.remove(child)
+
+    def _wait(self, busy: list[_Child]) -> list[_Child]:
+        """The children that have something to say, died, or went over a limit (these are killed here)."""
+        deadline = min(child.deadline for child in busy)
+        timeout = max(0.0, min(deadline - time.monotonic(), _POLL_SECONDS))
+        ready = set(wait([handle for child in busy for handle in (child.connection, child.process.sentinel)], timeout))
+        ended = []
+        for child in busy:
+            if ready & {child.connection, child.process.sentinel} or child.over_limit():
+                ended.append(child)
+        return ended
+
+    def _result(self, child: _Child, again: deque[_Attempt]) -> TaskResult | None:
+        """What a child that `_wait` named has to say; None when it only reported that it is up, or is tried again."""
+        attempt = child.attempt
+        assert attempt is not None
+        message = child.receive() if child.crash is None else None
+        if message == ("ready",):
+            self._failed_starts = 0
+            return None
+        if message is not None:
+            _, value, error, error_trace, seconds = message
+            child.finish()
+            return TaskResult(task=attempt.task, value=value, error=error, error_trace=error_trace, seconds=seconds)
+        crash = child.crash or child.exit_crash()
+        self._discard(child)
+        if not child.is_up and crash.reason != "out_of_memory":
+            self._failed_starts += 1
+            if self._failed_starts >= _MAX_FAILED_STARTS:
+                raise WorkerStartError(
+                    f"worker processes cannot start ({crash.message}); when build() is called from a script of yours, "
+                    "call it under `if __name__ == '__main__':`"
+                )
+            again.append(attempt)  # not the task's fault
+            return None
+        attempt.count += 1
+        if attempt.count < self.config.attempts:
+            again.append(attempt)
+            return None
+        return TaskResult(task=attempt.task, crash=crash, seconds=time.monotonic() - child.given)
+
+
+class _Attempt:
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.count = 0  # children that died over it
+
+
+class _Child:
+    """A child process as the parent sees it."""
+
+    def __init__(self, config: SupervisorConfig) -> None:
+        context = multiprocessing.get_context("spawn")  # never fork: a decoder used before a fork hangs in the child
+        self.connection, theirs = context.Pipe(duplex=True)
+        self.process: BaseProcess = context.Process(
+            target=_child_main, args=(theirs, os.getpid(), config), name="vidshard-worker", daemon=True
+        )
+        _start_resource_tracker()  # before the block: it would let SIGINT through again
+        with _interrupt_blocked():
+            self.process.start()
+        theirs.close()
+        self.memory_bytes = config.memory_bytes
+        self.attempt: _Attempt | None = None
+        self.crash: Crash | None = None  # set when this side ended it
+        self.is_up = False
+        self.tasks_done = 0
+        self.given = 0.0
+        self.deadline = 0.0
+
+    def give(self, function: Callable[[Any], Any], attempt: _Attempt) -> None:
+        self.attempt = attempt
+        self.given = time.monotonic()
+        self.deadline = self.given + (attempt.task.timeout_seconds if self.is_up else _START_SECONDS)
+        with contextlib.suppress(OSError):  # it is dead: `_wait` will see that
+            self.connection.send((function, attempt.task.argument))
+
+    def finish(self) -> None:
+        self.attempt = None
+        self.tasks_done += 1
+
+    def receive(self) -> Any:
+        """The next message, or None when there is none because the child died."""
+        try:
+            message = self.connection.recv() if self.connection.poll() else None
+        except (EOFError, OSError, pickle.UnpicklingError):
+            return None
+        if message == ("ready",) and self.attempt is not None:
+            self.is_up = True
+            self.given = time.monotonic()  # the time of a task runs from when the child is up
+            self.deadline = self.given + self.attempt.task.timeout_seconds
+        return message
+
+    def over_limit(self) -> bool:
+        """Whether the child went over its time or memory; it is killed then."""
+        resident = _resident_bytes(self.process.pid) if self.memory_bytes is not None else 0
+        if self.memory_bytes is not None and resident > self.memory_bytes:
+            self.crash = Crash(
+                reason="out_of_memory",
+                message=too_little_memory(self.memory_bytes),
+                measured=f"used {resident >> 20:,} MiB of memory",
+            )
+        elif time.monotonic() >= self.deadline:
+            limit_seconds = self.deadline - self.given
+            self.crash = Crash(reason="timeout", message=f"not done within {limit_seconds:.0f} seconds")
+        if self.crash is not None:
+            self.kill()
+        return self.crash is not None
+
+    def exit_crash(self) -> Crash:
+        """Why a child died that this side did not end."""
+        self.process.join(1.0)
+        code = self.process.exitcode
+        if code is None:  # it closed its pipe and lives on
+            self.kill()
+            return Crash(reason="exited", message="the worker process closed its pipe")
+        if code < 0:
+            name = _signal_name(-code)
+            hint = "; perhaps the machine ran out of memory" if name == "sigkill" else ""
+            message = f"the worker process was killed by {name.upper()}{hint}"
+            return Crash(reason=f"killed_by_{name}", message=message)
+        return Crash(reason="exited", message=f"the worker process ended with exit code {code}")
+
+    def kill(self) -> None:
+        if self.process.is_alive():
+            self.process.kill()
+
+    def close(self) -> None:
+        self.process.join(5.0)  # a killed process only outlives this inside a system call that does not return
+        self.connection.close()
+        if self.process.exitcode is not None:
+            self.process.close()
+
+
+@contextlib.contextmanager
+def _interrupt_blocked() -> Iterator[None]:
+    """Start a child with SIGINT blocked, which it inherits: Ctrl-C is the parent's to handle.
+
+    A pending Ctrl-C reaches the parent when the block ends. A no-op where there are no signal masks (Windows).
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_resource_tracker() -> None:
+    """Start the process that Python starts beside every spawned child, to end it before this process ends.
+
+    It cleans up shared memory, of which there is none here, and sees that its parent is gone only when it is: it would
+    outlive a build by what a Python takes to end, and by seconds on a machine with other things to do. Newer
+    Pythons wait for it. One that another library has started already is left alone.
+    """
+    if os.name != "posix":
+        return
+    from multiprocessing import resource_tracker
+
+    tracker: Any = resource_tracker._resource_tracker
+    if tracker._fd is None:
+        tracker.ensure_running()
+        util.Finalize(None, _end_resource_tracker, args=(tracker,), exitpriority=_LAST)
+
+
+def _end_resource_tracker(tracker: Any) -> None:
+    descriptor, pid = tracker._fd, tracker._pid
+    if descriptor is None or pid is None:
+        return
+    tracker._fd = tracker._pid = None
+    os.close(descriptor)  # it ends when nobody holds the other end of its pipe
+    deadline = time.monotonic() + _TRACKER_SECONDS
+    with contextlib.suppress(ChildProcessError):  # somebody else waited for it
+        while os.waitpid(pid, os.WNOHANG) == (0, 0):
+            if time.monotonic() > deadline:  # a child holds it that even SIGKILL does not end, on a disk that hangs
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.002)
+
+
+def _signal_name(number: int) -> str:
+    """Lower-case name of a signal.
+
+    >>> _signal_name(11)
+    'sigsegv'
+    """
+    try:
+        return signal.Signals(number).name.lower()
+    except ValueError:
+        return f"signal_{number}"
+
+
+def _resident_bytes(pid: int | None) -> int:
+    """Resident memory of a process; 0 where it cannot be told (no /proc, or the process is gone)."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0
+
+
+# ----- in the child ---------------------------------------------------------------------------------------------------
+
+
+def _child_main(connection: Connection, parent_pid: int, config: SupervisorConfig) -> None:
+    """Take tasks until the parent closes the pipe."""
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in [name for name in os.environ if name.startswith(config.unset_prefixes)]:
+        del os.environ[name]
+    _die_with_parent(parent_pid)
+    if config.stderr_path is not None:
+        _redirect_output(config.stderr_path)
+    if config.memory_bytes is not None:
+        _limit_memory(2 * config.memory_bytes)
+    connection.send(("ready",))
+    while True:
+        try:
+            function, argument = connection.recv()
+        except (EOFError, OSError):
+            return
+        connection.send(_call(function, argument))
+
+
+def _call(function: Callable[[Any], Any], argument: Any) -> tuple[str, Any, Exception | None, str, float]:
+    start = time.monotonic()
+    try:
+        value, error, trace = function(argument), None, ""
+    except Exception as raised:
+        value, error, trace = None, _sendable(raised), traceback.format_exc()
+    return ("done", value, error, trace, time.monotonic() - start)
+
+
+def _sendable(error: Exception) -> Exception:
+    """The exception itself if it survives pickling, which those with arguments of their own often do not."""
+    try:
+        pickle.loads(pickle.dumps(error))
+        return error
+    except Exception:
+        return RemoteError(f"{type(error).__name__}: {error}")
+
+
+def _die_with_parent(parent_pid: int) -> None:
+    """End this process when its parent ends, even by SIGKILL, and even when this one hangs with the lock held (Linux).
+
+    Elsewhere a thread watches the parent, which a hang with the lock held defeats.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(Exception):
+            import ctypes
+
+            if ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) == 0:
+                if os.getppid() != parent_pid:  # it died before the call
+                    os._exit(1)
+                return
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_exit_when, args=(parent.sentinel,), daemon=True).start()
+
+
+def _exit_when(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)
+
+
+def _redirect_output(path: Path) -> None:
+    """Send the output of C libraries, which knows nothing of `sys.stderr`, to the end of a file."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        os.close(descriptor)
+
+
+def _limit_memory(num_bytes: int) -> None:
+    """A second fence behind the parent's watch, for what is faster than it. Not on Windows."""
+    with contextlib.suppress(ImportError, ValueError, OSError, AttributeError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (num_bytes, resource.getrlimit(resource.RLIMIT_DATA)[1]))

@@ -1,0 +1,288 @@
+"""One builder a folder: a lock file that names its holder, and is taken over from a holder that is dead.
+
+A plain file made with O_EXCL, not an advisory lock: these exist on no two systems alike and not on every cluster disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vidshard.util.errors import UserError
+
+REFRESH_SECONDS = 60.0
+STALE_SECONDS = (
+    600.0  # the lock of another host, or one without a readable holder, is dead after so long without refresh
+)
+SILENT_SECONDS = 180.0  # the same, for one that is watched: three times it should have been refreshed
+_WAIT_SECONDS = 1.0  # between two looks at a lock
+_STILL_ACTIVE = 259  # Windows: exit code of a process that runs
+_PROCESS_QUERY_LIMITED_INFORMATION = 0x1000
+
+
+class LockHeldError(UserError):
+    """Another process that is alive, or may be, has the lock."""
+
+
+@contextlib.contextmanager
+def hold_lock(path: Path, *, what: str, silence: Silence | None = None) -> Iterator[None]:
+    """Hold the lock file `path` while the block runs. Raises LockHeldError that names its holder, if another has it.
+
+    `silence`: what the caller has seen of the lock before; a holder that was silent for long is taken for dead.
+    """
+    me = _take(path, what, silence)
+    done = threading.Event()
+    refresher = threading.Thread(target=_refresh, args=(path, done), daemon=True)
+    refresher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        refresher.join()
+        with contextlib.suppress(OSError):
+            if path.read_text(encoding="utf-8") == me:  # not of one that took this process for dead
+                path.unlink()
+
+
+class Silence:
+    """How long locks have shown no sign of life while they were watched, by the clock of this process alone.
+
+    The age of a file on a shared disk is told by two clocks that may differ, and a task that is started again after its
+    machine died should not wait until that age is beyond doubt.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[Path, tuple[tuple[str, float], float]] = {}
+        self._refreshed: set[Path] = set()
+
+    def seconds(self, path: Path, content: str, modified: float) -> float:
+        """For how long the lock has been seen so; 0.0 if it is new or was refreshed."""
+        now = time.monotonic()
+        seen, since = self._seen.get(path, (None, now))
+        if seen != (content, modified):
+            if seen is not None:
+                self._refreshed.add(path)
+            since = now
+            self._seen[path] = ((content, modified), now)
+        return now - since
+
+    def may_end(self, path: Path) -> bool:
+        """Whether the holder of a lock may still turn out to be dead: it is elsewhere, and gave no sign of life."""
+        return path not in self._refreshed and _is_elsewhere(path)
+
+
+@contextlib.contextmanager
+def hold_whole(path: Path, parts: Path, *, what: str, wait: bool = False) -> Iterator[None]:
+    """Hold the lock `path` of all of a folder, while nobody has one of a part of it (a `.lock` in the folder `parts`).
+
+    `wait`: until it is sure that those who have one elsewhere are dead. Raises LockHeldError.
+    """
+    with hold_lock(path, what=what):
+        silence = Silence()
+        while living := _living(parts, silence):
+            if not wait or not all(silence.may_end(lock) for lock in living):
+                told = ", ".join(f"{lock.stem} ({holder})" for lock, holder in list(living.items())[:8])
+                raise LockHeldError(
+                    f"{what} is being built by an array of tasks, of which these run: {told}; wait for them, or build "
+                    f"into another --out (locks: {parts})"
+                )
+            time.sleep(_WAIT_SECONDS)
+        yield
+
+
+@contextlib.contextmanager
+def hold_part(path: Path, whole: Path, *, what: str, tell: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock `path` of a part, while nobody has the lock `whole` of all of it.
+
+    Waits until it is sure that a holder on another machine is dead, which may be this task before it was started again.
+    Raises LockHeldError.
+    """
+    silence = Silence()
+    told = False
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(hold_lock(path, what=what, silence=silence))
+                break
+            except LockHeldError as error:
+                if not silence.may_end(path):
+                    raise
+                if not told:
+                    tell(f"waiting for up to {SILENT_SECONDS:.0f} s whether it is alive: {error}")
+                told = True
+            time.sleep(_WAIT_SECONDS)
+        if (holder := holder_of(whole)) is not None:
+            raise LockHeldError(f"{what} is being built whole by {holder}; wait for it (lock: {whole})")
+        yield
+
+
+@contextlib.contextmanager
+def wait_for_lock(path: Path, *, what: str) -> Iterator[None]:
+    """Hold the lock `path`, which others hold for moments only: wait until they gave it back, or are dead."""
+    silence = Silence()
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(hold_lock(path, what=what, silence=silence))
+                break
+            except LockHeldError:
+                time.sleep(_WAIT_SECONDS / 10)
+        yield
+
+
+def _living(parts: Path, silence: Silence) -> dict[Path, str]:
+    """Lock → holder, of those in a folder whose holder is not known to be dead."""
+    living = {}
+    for path in sorted(parts.glob("*.lock")):
+        holder = holder_of(path)
+        with contextlib.suppress(OSError):
+            quiet = silence.seconds(path, path.read_text(encoding="utf-8"), path.stat().st_mtime)
+            if holder is not None and quiet <= SILENT_SECONDS:
+                living[path] = holder
+    return living
+
+
+def holder_of(path: Path) -> str | None:
+    """Who has the lock, in words; None if nobody has it, or one who is dead."""
+    try:
+        text, age = path.read_text(encoding="utf-8"), time.time() - path.stat().st_mtime
+    except OSError:
+        return None
+    holder = _parse(text)
+    return None if _is_dead(holder, age) else _named(holder)
+
+
+def _is_elsewhere(path: Path) -> bool:
+    """Whether the lock is that of another machine, of which nothing but silence can tell that it is dead."""
+    try:
+        holder = _parse(path.read_text(encoding="utf-8"))
+    except OSError:
+        return False
+    return holder is None or holder["host"] != socket.gethostname()
+
+
+def _take(path: Path, what: str, silence: Silence | None) -> str:
+    """Make the lock file; return its content."""
+    me = json.dumps(
+        {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started": process_start(os.getpid()),
+            "job": os.environ.get("SLURM_JOB_ID", ""),
+            "restart": _num_restarts(),
+        }
+    )
+    for _ in range(3):
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            _remove_if_dead(path, what, silence)
+            continue
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(me)
+        return me
+    raise LockHeldError(f"{what} is being built by others who come and go; run the same command again")
+
+
+def _remove_if_dead(path: Path, what: str, silence: Silence | None) -> None:
+    """Remove the lock if its holder is dead; raise LockHeldError if not."""
+    try:
+        text, modified = path.read_text(encoding="utf-8"), path.stat().st_mtime
+    except FileNotFoundError:
+        return  # just given back
+    holder = _parse(text)
+    is_silent = silence is not None and silence.seconds(path, text, modified) > SILENT_SECONDS
+    if not is_silent and not _is_dead(holder, time.time() - modified):
+        raise LockHeldError(
+            f"{what} is being built by {_named(holder)}; wait for it, or build into another --out (lock: {path})"
+        )
+    # Renamed first, and looked at again: of two who find it dead only one may take it, and nobody a new holder's.
+    grave = path.with_name(f"{path.name}.{os.getpid()}")
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(path, grave)
+        if grave.read_text(encoding="utf-8") != text:
+            os.replace(grave, path)
+        else:
+            grave.unlink()
+
+
+def _num_restarts() -> int:
+    """How often SLURM has queued this job again."""
+    count = os.environ.get("SLURM_RESTART_COUNT", "")
+    return int(count) if count.isdigit() else 0
+
+
+def _named(holder: dict[str, Any] | None) -> str:
+    return f"process {holder['pid']} on {holder['host']}" if holder else "another process"
+
+
+def _is_dead(holder: dict[str, Any] | None, age_seconds: float) -> bool:
+    if holder is not None and holder["job"] and holder["job"] == os.environ.get("SLURM_JOB_ID"):
+        is_older = holder["restart"] < _num_restarts()
+        if is_older:  # this job was queued again: SLURM has ended that holder
+            return True
+    if holder is None or holder["host"] != socket.gethostname():
+        return age_seconds > STALE_SECONDS
+    started = process_start(holder["pid"])
+    return started is None or started != holder["started"]
+
+
+def _parse(text: str) -> dict[str, Any] | None:
+    try:
+        holder = json.loads(text)
+        return {
+            "pid": int(holder["pid"]),
+            "host": str(holder["host"]),
+            "started": holder["started"],
+            "job": holder.get("job", ""),
+            "restart": int(holder.get("restart", 0)),
+        }
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def process_start(pid: int) -> str | None:
+    """What tells a process from a later one with its number, "" where that is unknown; None if it is gone."""
+    if os.name == "nt":
+        return "" if _runs_on_windows(pid) else None
+    try:
+        # Field 22 of /proc/PID/stat; the name, field 2, may hold spaces. A zombie (field 3) holds nothing any more.
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return None if fields[0] == "Z" else fields[19]
+    except (OSError, IndexError):
+        if Path("/proc/self/stat").exists():
+            return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except OSError:
+        return ""  # it runs and belongs to another user
+    return ""
+
+
+def _runs_on_windows(pid: int) -> bool:
+    """os.kill(pid, 0) would end the process there."""
+    import ctypes
+
+    kernel32 = ctypes.windll.kernel32  # type: ignore[attr-defined,unused-ignore]
+    handle = kernel32.OpenProcess(_PROCESS_QUERY_LIMITED_INFORMATION, False, pid)
+    if not handle:
+        return False
+    code = ctypes.c_ulong()
+    known = kernel32.GetExitCodeProcess(handle, ctypes.byref(code))
+    kernel32.CloseHandle(handle)
+    return bool(known) and code.value == _STILL_ACTIVE
+
+
+def _refresh(path: Path, done: threading.Event) -> None:
+    while not done.wait(REFRESH_SECONDS):
+        with contextlib.suppress(OSError):
+            os.utime(path)

@@ -1,0 +1,203 @@
+"""The workers of a build on a Ray cluster, or on one that Ray starts here; the only user of Ray.
+
+It runs tasks as `Supervisor` does, and with it: an actor holds a supervisor of one child, so that the limits of time
+and memory hold, and a crash stays in the child. What is watched here are the actors: one whose process or node is lost
+is replaced, and its task is given to another. Output and log folder must be on a disk that all nodes share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from vidshard.execution.local import Crash, Supervisor, SupervisorConfig, Task, TaskResult
+from vidshard.util.errors import UserError
+
+_MAX_LOST = 4  # workers lost over one task: then it is the task
+_MAX_FAILED_STARTS = 3  # in a row
+_START_SECONDS = 180.0  # until the first worker is there
+_POLL_SECONDS = 1.0
+_OBJECT_BYTES = 100 << 20  # the store of a local cluster: results are small, clips go through files
+
+
+class RayExecutor:
+    """Runs tasks in the workers of a Ray cluster. A context manager: when it ends, no worker is left.
+
+    The cluster is that of RAY_ADDRESS; without it one is started on this machine and ended again. `all_cpus`: as many
+    workers as the cluster of RAY_ADDRESS has processors, in place of ``config.workers``. Raises UserError without Ray.
+    """
+
+    def __init__(self, config: SupervisorConfig, *, all_cpus: bool = False) -> None:
+        self.config = config
+        self._all_cpus = all_cpus
+        self._slots: list[Any] = []  # actors
+        self._owns_cluster = False
+
+    def __enter__(self) -> RayExecutor:
+        ray = _import_ray()
+        if not ray.is_initialized():
+            self._owns_cluster = True
+            _connect(ray, self.config.workers)
+        if self._all_cpus and os.environ.get("RAY_ADDRESS"):
+            workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
+            self.config = dataclasses.replace(self.config, workers=workers)
+        self._ray = ray
+        self._slot_class = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(_Slot)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for slot in list(self._slots):
+            self._drop(slot)
+        if self._owns_cluster:
+            self._ray.shutdown()
+
+    def run(self, function: Callable[[Any], Any], tasks: Iterable[Task]) -> Iterator[TaskResult]:
+        """As `Supervisor.run`. Raises UserError when no worker can be started."""
+        source = iter(tasks)
+        waiting: deque[_Attempt] = deque()
+        starting: dict[Any, Any] = {}  # what Ray calls the answer to come → slot
+        busy: dict[Any, tuple[Any, _Attempt]] = {}
+        idle = list(self._slots)
+        exhausted, failed_starts, deadline = False, 0, time.monotonic() + _START_SECONDS
+        try:
+            while True:
+                while not exhausted and len(waiting) + len(busy) < self.config.workers:
+                    task = next(source, None)
+                    exhausted = task is None
+                    if task is not None:
+                        waiting.append(_Attempt(task))
+                if not waiting and not busy:
+                    return
+                while idle and waiting:
+                    slot, attempt = idle.pop(), waiting.popleft()
+                    busy[slot.run.remote(function, attempt.task)] = slot, attempt
+                while len(starting) < len(waiting) and len(self._slots) < self.config.workers:
+                    slot = self._new_slot()
+                    starting[slot.ready.remote()] = slot
+                if not busy and time.monotonic() > deadline:
+                    raise UserError(self._none_started())
+                answered, _ = self._ray.wait([*busy, *starting], num_returns=1, timeout=_POLL_SECONDS)
+                for answer in answered:
+                    if answer in starting:
+                        slot = starting.pop(answer)
+                        failed_starts = self._check_started(slot, answer, failed_starts)
+                        idle += [slot] if slot in self._slots else []
+                        continue
+                    slot, attempt = busy.pop(answer)
+                    result = self._result(slot, answer, attempt)
+                    idle += [slot] if slot in self._slots else []
+                    if result is None:
+                        waiting.appendleft(attempt)
+                    else:
+                        yield result
+        finally:
+            for slot in [*starting.values(), *(slot for slot, _ in busy.values())]:  # left early: not waited for
+                self._drop(slot)
+
+    def _new_slot(self) -> Any:
+        slot = self._slot_class.remote(self.config)
+        self._slots.append(slot)
+        return slot
+
+    def _check_started(self, slot: Any, answer: Any, failed_starts: int) -> int:
+        """How many workers in a row failed to start. Raises UserError when too many did."""
+        try:
+            self._ray.get(answer)
+        except self._ray.exceptions.RayError as error:
+            self._drop(slot)
+            if failed_starts + 1 >= _MAX_FAILED_STARTS:
+                raise UserError(f"workers of Ray cannot start: {_first_line(error)}") from error
+            return failed_starts + 1
+        return 0
+
+    def _none_started(self) -> str:
+        return (
+            f"no worker of the Ray cluster was there in {_START_SECONDS:.0f} seconds; each takes one CPU, and it has "
+            f"{self._ray.cluster_resources().get('CPU', 0):g}, of which "
+            f"{self._ray.available_resources().get('CPU', 0):g} are free"
+        )
+
+    def _result(self, slot: Any, answer: Any, attempt: _Attempt) -> TaskResult | None:
+        """How a task ended; None to try it again, because its worker was lost."""
+        try:
+            result: TaskResult = pickle.loads(self._ray.get(answer))
+        except self._ray.exceptions.RayTaskError as error:  # the supervisor of that worker gave up
+            raise (error.cause if isinstance(error.cause, UserError) else error) from error
+        except self._ray.exceptions.RayError as error:
+            self._drop(slot)
+            attempt.lost += 1
+            print(f"a worker of Ray was lost: {_first_line(error)}", file=sys.stderr, flush=True)
+            if attempt.lost < _MAX_LOST:
+                return None
+            message = f"the worker was lost {_MAX_LOST} times"
+            return TaskResult(task=attempt.task, crash=Crash(reason="worker_lost", message=message))
+        return dataclasses.replace(result, task=attempt.task)
+
+    def _drop(self, slot: Any) -> None:
+        self._slots.remove(slot)
+        with contextlib.suppress(Exception):  # it is dead, or the cluster is
+            self._ray.kill(slot, no_restart=True)
+
+
+class _Attempt:
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.lost = 0  # workers that were lost over it
+
+
+class _Slot:
+    """The actor: a supervisor of one child. The child dies with it, whatever ends it (see the supervisor)."""
+
+    def __init__(self, config: SupervisorConfig) -> None:
+        self._supervisor = Supervisor(dataclasses.replace(config, workers=1))
+
+    def ready(self) -> int:
+        return os.getpid()
+
+    def run(self, function: Callable[[Any], Any], task: Task) -> bytes:
+        (result,) = self._supervisor.run(function, [task])
+        return pickle.dumps(result)  # arrays that Ray sends by itself cannot be written to
+
+
+def _import_ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a build tells nobody
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError(f"--executor ray needs Ray ({error}): pip install 'vidshard[ray]'") from error
+    return ray
+
+
+def _connect(ray: Any, workers: int) -> None:
+    """Join the cluster of RAY_ADDRESS, or start one. Ray's own handler of SIGTERM does not stay."""
+    quiet = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
+    address = os.environ.get("RAY_ADDRESS")
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM) if in_main else None
+    try:
+        if address:
+            ray.init(address=address, **quiet)
+        else:
+            ray.init(
+                address="local", num_cpus=workers, include_dashboard=False, object_store_memory=_OBJECT_BYTES, **quiet
+            )
+    except Exception as error:  # Ray raises a dozen kinds
+        where = f"the Ray cluster at {address}" if address else "a local Ray cluster"
+        raise UserError(f"{where} cannot be used: {_first_line(error)}") from error
+    finally:
+        if in_main and before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

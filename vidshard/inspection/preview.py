@@ -1,0 +1,248 @@
+"""A shard folder as one HTML page that needs nothing else: contact sheets, histograms, failures.
+
+Reads the index, the records of repeated clips and the clips that are shown, so that it takes seconds for any set.
+The same set and options give the same page.
+"""
+
+from __future__ import annotations
+
+import base64
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vidshard.inspection.contents import inspect_shards
+from vidshard.shards import layout, manifest
+from vidshard.shards.manifest import ShardSet
+from vidshard.util import atomic, console
+from vidshard.util.errors import FormatError, UserError
+from vidshard.util.opencv import load_cv2
+
+PREVIEW_NAME = "preview.html"
+_JPEG_QUALITY = 80
+_NUM_BINS = 24
+_MAX_BARS = 10  # of counted things, such as resolutions
+_MAX_RECORDS = 5000  # of repeated clips; more are a sample of them
+_MAX_FAILURES = 2000  # rows of the table; failures.csv has the rest
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewConfig:
+    """What to show of which shard folder."""
+
+    folder: Path
+    out: Path | None = None  # default: preview.html in the log folder beside the set
+    clips_per_class: int = 24
+    seed: int = 0  # which clips are drawn
+
+    def __post_init__(self) -> None:
+        if self.clips_per_class < 1:
+            raise UserError(f"clips_per_class is {self.clips_per_class}, expected at least 1")
+        if self.out is not None and self.out.is_dir():
+            raise UserError(
+                f"{self.out} is a folder, expected the name of a page; give --out {self.out / PREVIEW_NAME}"
+            )
+        if self.out is not None and self.folder.resolve() in self.out.resolve().parents:
+            raise UserError(f"{self.out} lies in the shard folder, which must hold nothing else; give another --out")
+
+    @property
+    def path(self) -> Path:
+        return self.out if self.out is not None else manifest.log_folder(self.folder) / PREVIEW_NAME
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thumbnail:
+    """The middle frame of a clip. `image` is a data URI; None where the clip cannot be read: `error` says why."""
+
+    key: str
+    caption: str
+    title: str
+    image: str | None
+    error: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """One bar of a histogram: its label, its count, and its height as a share of the highest."""
+
+    label: str
+    count: int
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """`bars` lie side by side on an axis from `low` to `high`; of counted things (`low` is empty) they are rows."""
+
+    title: str
+    bars: tuple[Bar, ...]
+    unit: str = ""
+    low: str = ""
+    high: str = ""
+    note: str = ""
+
+
+def write_preview(config: PreviewConfig) -> Path:
+    """Write the page and return where it is.
+
+    Raises UserError when there is no finished shard folder, FormatError when its manifest or index is damaged; a clip
+    that cannot be read is shown as such.
+    """
+    shards = manifest.open_shards(config.folder)
+    rows = draw_clips(shards, config.clips_per_class, seed=config.seed)
+    page = _template().render(
+        name=config.folder.resolve().name,
+        about=inspect_shards(config.folder),
+        sheets=[_sheet(shards, name, rows[name]) for name in sorted(rows, key=lambda name: name or "")],
+        histograms=_histograms(shards, seed=config.seed),
+        failures=shards.manifest.failures[:_MAX_FAILURES],
+        num_failures=len(shards.manifest.failures),
+    )
+    atomic.write_bytes(config.path, page.encode("utf-8", "backslashreplace"))  # names of other encodings: as escapes
+    return config.path
+
+
+def _template() -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("vidshard.inspection", "templates")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(PREVIEW_NAME)
+
+
+# ---- contact sheets
+
+
+def draw_clips(shards: ShardSet, clips_per_class: int, *, seed: int) -> dict[str | None, list[int]]:
+    """Class → rows of the index, rising: one clip of each video in turn, so that one long video fills no sheet."""
+    index = shards.index
+    of_class: dict[str | None, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for row, video in enumerate(index.clips["video"].tolist()):
+        of_class[index.class_name(video)][video].append(row)
+    drawn = {}
+    for name, of_video in of_class.items():
+        generator = random.Random(f"{seed} {name}")
+        videos = list(of_video.values())
+        generator.shuffle(videos)
+        videos = [generator.sample(rows, min(len(rows), clips_per_class)) for rows in videos[:clips_per_class]]
+        turns = (rows[turn] for turn in range(clips_per_class) for rows in videos if turn < len(rows))
+        drawn[name] = sorted(row for row, _ in zip(turns, range(clips_per_class), strict=False))
+    return drawn
+
+
+def _sheet(shards: ShardSet, name: str | None, rows: Sequence[int]) -> dict[str, Any]:
+    (count,) = (row for row in shards.manifest.classes if row.name == name)
+    thumbnails = [_thumbnail(shards, row) for row in rows]
+    return {"name": name, "label": count.label, "count": count, "thumbnails": thumbnails}
+
+
+def _thumbnail(shards: ShardSet, row: int) -> Thumbnail:
+    clip_row = shards.index.clips[row]
+    key, path = shards.index.key(row), shards.index.paths[clip_row["video"]]
+    try:
+        with open(shards.shard_path(int(clip_row["shard"])), "rb") as file:
+            offset, size = int(clip_row["offset"]), int(clip_row["size"])
+            file.seek(offset)
+            clip = layout.decode_clip(
+                file.read(size), shards.manifest.clip_shape, codec=shards.manifest.codec, where=f"clip {key!r}"
+            )
+            record = layout.read_record(file, offset, size)
+    except (FormatError, OSError) as error:
+        return Thumbnail(key=key, caption=path, title=key, image=None, error=str(error))
+    middle = len(clip) // 2
+    seconds = record.timestamps_seconds[middle]
+    flags = f" · {', '.join(record.flags)}" if record.flags else ""
+    about = (
+        f"{path}\nframe {record.frame_indices[middle]:,} of {record.num_frames:,}, {console.time_text(seconds)}{flags}"
+    )
+    caption = f"{Path(path).stem} · {console.time_text(seconds)}"
+    return Thumbnail(key=key, caption=caption, title=f"{key}\n{about}", image=_data_uri(clip[middle]))
+
+
+def _data_uri(frame: npt.NDArray[np.uint8]) -> str:
+    cv2 = load_cv2()
+    done, data = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    assert done, f"OpenCV encodes no JPEG of shape {frame.shape}"
+    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode("ascii")
+
+
+# ---- histograms
+
+
+def _histograms(shards: ShardSet, *, seed: int) -> Iterator[Histogram]:
+    videos, rows = shards.index.videos, shards.index.clips
+    fps = videos["fps"].astype(np.float64)
+    seconds = np.divide(videos["num_frames"], fps, out=np.zeros(len(videos)), where=fps > 0)
+    sizes = Counter(f"{w}×{h}" for w, h in zip(videos["width"].tolist(), videos["height"].tolist(), strict=True))
+    yield histogram("Length of the videos", "s", seconds)
+    yield histogram("Frame rate of the videos", "frames/s", fps)
+    yield counts("Resolution of the videos", "videos", sizes)
+    yield histogram("Time from frame to frame in a clip", "s", rows["frame_gap_seconds"].astype(np.float64))
+    yield _repeats(shards, seed)
+    decoders = (shards.index.decoder(row) or "unknown" for row in range(len(videos)))
+    yield counts("Decoder that served", "videos", Counter(decoders))
+
+
+def _repeats(shards: ShardSet, seed: int) -> Histogram:
+    """How many frames of a clip repeat the one before: read from the records of the clips that are flagged so."""
+    rows = np.flatnonzero(shards.index.clips["flags"] & layout.flags_to_bits(("repeated",))).tolist()
+    read = sorted(random.Random(seed).sample(rows, min(len(rows), _MAX_RECORDS)))
+    found: Counter[str] = Counter({"none": len(shards.index) - len(rows)})
+    for row in read:
+        clip = shards.index.clips[row]
+        try:
+            with open(shards.shard_path(int(clip["shard"])), "rb") as file:
+                record = layout.read_record(file, int(clip["offset"]), int(clip["size"]))
+            found[str(record.repeated_frames)] += 1
+        except (FormatError, OSError):
+            found["unreadable"] += 1
+    note = f"{len(read):,} of {len(rows):,} clips with repeats were looked at" if len(read) < len(rows) else ""
+    return counts("Frames of a clip that repeat the one before", "clips", found, note=note)
+
+
+def histogram(title: str, unit: str, values: npt.NDArray[np.float64]) -> Histogram:
+    """Values in equal bins, from 0 where they begin near it. The last one per cent at the top goes into the last bin.
+
+    >>> chart = histogram("Length", "s", np.array([1.0, 2.0, 2.0, 24.0]))
+    >>> chart.low, chart.high, [bar.count for bar in chart.bars if bar.count]
+    ('0', '24 s', [1, 2, 1])
+    """
+    if not len(values):
+        return Histogram(title=title, bars=())
+    low, top, highest = float(values.min()), float(np.quantile(values, 0.99)), float(values.max())
+    high = highest if highest <= 1.5 * top else top
+    low = 0.0 if low < high / 2 else low
+    if high <= low:
+        high, low = low + 0.5 * max(abs(low), 1.0), low - 0.5 * max(abs(low), 1.0)
+    edges = np.linspace(low, high, _NUM_BINS + 1)
+    numbers, _ = np.histogram(np.clip(values, low, high), edges)
+    bars = tuple(
+        Bar(label=f"{left:.4g} to {right:.4g} {unit}", count=int(count), share=float(count / numbers.max()))
+        for left, right, count in zip(edges[:-1], edges[1:], numbers, strict=True)
+    )
+    beyond = f" (the last bar holds all up to {highest:.4g})" if high < highest else ""
+    note = f"median {np.median(values):.4g} {unit} · highest bar {numbers.max():,}"
+    ends = {"low": f"{low:.4g}", "high": f"{high:.4g} {unit}{beyond}"}
+    return Histogram(title=title, bars=bars, note=note, **ends)
+
+
+def counts(title: str, unit: str, found: Mapping[str, int], *, note: str = "") -> Histogram:
+    """Things and how often they occur, the most frequent first; rare ones are summed.
+
+    >>> [(bar.label, bar.count) for bar in counts("Decoder", "videos", {"opencv": 1, "decord": 9}).bars]
+    [('decord', 9), ('opencv', 1)]
+    """
+    ranked = sorted(((name, count) for name, count in found.items() if count), key=lambda row: (-row[1], row[0]))
+    rest = ranked[_MAX_BARS:]
+    shown = [*ranked[:_MAX_BARS], *([(f"{len(rest)} others", sum(count for _, count in rest))] if rest else [])]
+    highest = max((count for _, count in shown), default=1)
+    bars = tuple(Bar(label=name, count=count, share=count / highest) for name, count in shown)
+    return Histogram(title=title, unit=unit, bars=bars, note=note)

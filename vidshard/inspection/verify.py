@@ -1,0 +1,532 @@
+"""Is a shard folder what its build wrote? Every fault is named, not only the first; nothing is changed.
+
+The manifest names the SHA-256 of the index and of every shard, so that the plain check already finds any changed bit.
+The samples of a shard that fails it are then read one by one, to say which are hurt; `deep` reads those of all shards.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import csv
+import dataclasses
+import hashlib
+import io
+import itertools
+import os
+import tempfile
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vidshard.shards import layout, remote_set
+from vidshard.shards.layout import TAR_BLOCK, ClipShape, SampleRecord
+from vidshard.shards.manifest import Failure, Index, Manifest, Shard, file_sha256, read_manifest
+from vidshard.storage import urls
+from vidshard.storage.urls import Location, Url
+from vidshard.util import atomic
+from vidshard.util.console import Progress
+from vidshard.util.errors import FormatError
+
+_MAX_THREADS = 4  # hashing and crc32 let other threads run
+_SHOWN_PER_FILE = 10  # faults of one file that people get to see
+# What a record whose values are of the wrong kind may end in, wherever it is used.
+_MALFORMED = (FormatError, TypeError, ValueError, LookupError, ArithmeticError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One thing that is wrong: in which file of the folder, in which sample (None: in none by itself), and what."""
+
+    file: str
+    key: str | None
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport:
+    """What a check found. `faults` is empty when all is well."""
+
+    folder: Location
+    deep: bool
+    num_shards: int
+    num_clips: int
+    num_bytes: int
+    faults: tuple[Fault, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        faults = [dataclasses.asdict(fault) for fault in self.faults]
+        return {
+            "folder": str(self.folder),
+            "deep": self.deep,
+            "shards": self.num_shards,
+            "clips": self.num_clips,
+            "bytes": self.num_bytes,
+            "faults": faults,
+        }
+
+
+def verify(folder: Location, *, deep: bool = False) -> VerifyReport:
+    """Check a finished shard folder against its manifest; with `deep`, every sample against the index too.
+
+    Raises UserError when there is no finished shard folder, or a URL cannot be read; whatever is wrong with one that is
+    there is a fault. The shards of a URL are downloaded one after another and let go.
+    """
+    files = SetFiles(folder) if isinstance(folder, Path) else RemoteFiles(folder)
+    try:
+        manifest = files.manifest()
+    except FormatError as error:
+        message = f"{error}; without it no shard can be checked"
+        fault = Fault(file=layout.MANIFEST_NAME, key=None, message=message)
+        return VerifyReport(folder=folder, deep=deep, num_shards=0, num_clips=0, num_bytes=0, faults=(fault,))
+    index, index_faults = _check_index_file(files, manifest)
+    faults = [
+        *_check_manifest(manifest),
+        *_check_failures(files, manifest),
+        *index_faults,
+        *(_check_index(manifest, index) if index is not None else ()),
+        *_check_shards(files, manifest, index, deep=deep),
+        *_check_other_files(files, manifest),
+    ]
+    return VerifyReport(
+        folder=folder,
+        deep=deep,
+        num_shards=len(manifest.shards),
+        num_clips=manifest.num_clips,
+        num_bytes=sum(shard.bytes for shard in manifest.shards),
+        faults=tuple(faults),
+    )
+
+
+def to_text(report: VerifyReport) -> str:
+    """A report for people; of a file with many faults, the first ones."""
+    if not report.faults:
+        checked = "checksums and every sample" if report.deep else "checksums"
+        return (
+            f"✓ {report.folder}: {report.num_clips:,} clips in {report.num_shards:,} shards, "
+            f"{report.num_bytes / 1e6:,.1f} MB: {checked} are right"
+        )
+    of_file: dict[str, list[Fault]] = defaultdict(list)
+    for fault in report.faults:
+        of_file[fault.file].append(fault)
+    plural = "" if len(report.faults) == 1 else "s"
+    lines = [f"✗ {report.folder}: {len(report.faults):,} fault{plural}"]
+    for file, faults in of_file.items():
+        for fault in faults[:_SHOWN_PER_FILE]:
+            lines.append(f"  {file}: {f'sample {fault.key}: ' if fault.key else ''}{fault.message}")
+        if len(faults) > _SHOWN_PER_FILE:
+            lines.append(f"  {file}: {len(faults) - _SHOWN_PER_FILE:,} faults more; --json tells them all")
+    lines.append("what is damaged can only be restored from a copy or built again: delete the folder and build it anew")
+    return "\n".join(lines)
+
+
+# ---- the files
+
+
+class SetFiles:
+    """The files of a shard folder, by name."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def manifest(self) -> Manifest:
+        return read_manifest(self._folder)
+
+    def names(self) -> list[str]:
+        return sorted(entry.name for entry in self._folder.iterdir())
+
+    def read(self, name: str) -> bytes:
+        """The content of a file. Raises OSError."""
+        return (self._folder / name).read_bytes()
+
+    @contextlib.contextmanager
+    def local(self, name: str) -> Iterator[Path]:
+        """Where a file can be read while the block runs; nothing is there if it is missing."""
+        yield self._folder / name
+
+
+class RemoteFiles(SetFiles):
+    """The same behind a URL."""
+
+    def __init__(self, url: Url) -> None:
+        self._url = url
+
+    def manifest(self) -> Manifest:
+        return remote_set.read_manifest(self._url)
+
+    def names(self) -> list[str]:
+        return sorted(urls.list_files(self._url))
+
+    def read(self, name: str) -> bytes:
+        try:
+            return urls.read_bytes(self._url / name)
+        except urls.NotThereError as error:
+            raise FileNotFoundError(str(error)) from error
+
+    @contextlib.contextmanager
+    def local(self, name: str) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(prefix="vidshard-verify-") as folder:
+            path = Path(folder) / name
+            with contextlib.suppress(urls.NotThereError):
+                urls.download(self._url / name, path)
+            yield path
+
+
+# ---- manifest, index, failures.csv, and what does not belong there
+
+
+def _check_manifest(manifest: Manifest) -> Iterator[Fault]:
+    """What a checksum cannot tell: whether a manifest that is as it was written is also right."""
+    for number, shard in enumerate(manifest.shards):
+        if shard.name != layout.shard_name(number):
+            yield _fault(f"names shard {number} {shard.name!r}, expected {layout.shard_name(number)!r}")
+    found, *ended = manifest.videos.values()
+    if found != sum(ended):
+        yield _fault(f"its counts do not close: {manifest.videos}, expected found = ok + failed + skipped")
+
+
+def _check_failures(files: SetFiles, manifest: Manifest) -> Iterator[Fault]:
+    """failures.csv says the same as the manifest."""
+    name = layout.FAILURES_NAME
+    try:
+        text = files.read(name).decode("utf-8", "surrogateescape")
+        rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    except FileNotFoundError:
+        yield _fault("is missing", file=name)
+        return
+    except (OSError, csv.Error) as error:
+        yield _fault(f"cannot be read: {error}", file=name)
+        return
+    expected = [[field.name for field in dataclasses.fields(Failure)]]
+    expected += [list(dataclasses.astuple(failure)) for failure in manifest.failures]
+    for number, (got, want) in enumerate(itertools.zip_longest(rows, expected), start=1):
+        if got != want:
+            yield _fault(f"row {number} is {_row(got)}, the manifest says {_row(want)}", file=name)
+
+
+def _row(row: Sequence[str] | None) -> str:
+    return "missing" if row is None else repr(",".join(row))
+
+
+def _check_index_file(files: SetFiles, manifest: Manifest) -> tuple[Index | None, list[Fault]]:
+    """The index, None if it is not the one that the manifest names."""
+    name = manifest.index_name
+    try:
+        data = files.read(name)
+    except OSError as error:
+        what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        return None, [_fault(f"{what}; without it no sample is checked against it", file=name)]
+    message = _wrong_bytes(len(data), hashlib.sha256(data).hexdigest(), manifest.index_bytes, manifest.index_sha256)
+    if message:
+        return None, [_fault(f"{message}; no sample is checked against it", file=name)]
+    try:
+        return Index.from_bytes(data, where=name), []
+    except FormatError as error:
+        return None, [_fault(str(error), file=name)]
+
+
+def _check_index(manifest: Manifest, index: Index) -> list[Fault]:
+    """Counts, row numbers, uniqueness and order of an index whose checksum is right."""
+    name = manifest.index_name
+    rows, videos = index.clips, index.videos
+    faults: list[Fault] = []
+
+    def expect(right: object, message: str) -> None:
+        if not right:
+            faults.append(_fault(message, file=name))
+
+    expect(len(rows) == manifest.num_clips, f"has {len(rows):,} clips, the manifest {manifest.num_clips:,}")
+    expect(len(videos) == manifest.videos_ok, f"has {len(videos):,} videos, the manifest {manifest.videos_ok:,} ok")
+    expect(len(set(index.paths)) == len(index.paths), f"names a video twice: {_repeated(index.paths)}")
+    expect(not len(rows) or int(rows["flags"].max()) >> len(layout.FLAGS) == 0, "has clip flags nobody knows")
+    in_range = not len(rows) or int(rows["video"].max()) < len(videos)
+    expect(in_range, f"has clips of video rows up to {rows['video'].max(initial=0)}, but {len(videos):,} videos")
+    tables = {"class": index.classes, "split": index.splits, "source_group": index.source_groups}
+    for column, table in {**tables, "decoder": index.decoders}.items():
+        outside = (videos[column] < -1) | (videos[column] >= len(table))
+        in_range = in_range and not outside.any()
+        expect(not outside.any(), f"has {column} numbers outside of its table of {len(table)}")
+    if not in_range:  # the names behind the numbers mean nothing
+        return faults
+
+    known = manifest.classes
+    counts = Counter(zip([index.class_name(v) for v in rows["video"].tolist()], rows["label"].tolist(), strict=True))
+    expected = Counter({(row.name, row.label): row.clips for row in known if row.clips})
+    expect(counts == expected, f"counts clips by class and label as {dict(counts)}, the manifest as {dict(expected)}")
+    per_class = Counter(index.class_name(video) for video in range(len(videos)))
+    expected_videos = {row.name: row.videos for row in known}
+    expect(per_class == expected_videos, f"counts videos as {dict(per_class)}, the manifest as {expected_videos}")
+
+    pairs = np.stack([rows["video"], rows["clip"]], axis=1).astype(np.int64)
+    _, first = np.unique(pairs, axis=0, return_index=True)
+    for row in sorted(set(range(len(rows))) - set(first.tolist())):
+        faults.append(_fault("is there twice", file=name, key=index.key(row)))
+    shard_counts = np.bincount(rows["shard"], minlength=len(manifest.shards))
+    expect(len(shard_counts) == len(manifest.shards), f"has clips in {len(shard_counts):,} shards, more than there are")
+    for shard, count in zip(manifest.shards, shard_counts.tolist(), strict=False):
+        expect(count == shard.samples, f"has {count:,} clips in {shard.name}, the manifest {shard.samples:,}")
+    faults += _order_faults(manifest, index)
+    return faults
+
+
+def _order_faults(manifest: Manifest, index: Index) -> Iterator[Fault]:
+    """Shards and offsets rise; of the videos that came together, so do the bytes of their path, then the clip index.
+
+    Videos that were added later have shards of their own behind the others.
+    """
+    name, rows = manifest.index_name, index.clips
+    paths = [path.encode("utf-8", "surrogateescape") for path in index.paths]
+    columns = [rows[column].tolist() for column in ("shard", "offset", "video", "clip")]
+    first_shards = [extension.first_shard for extension in manifest.extended]
+    before: tuple[Any, ...] | None = None
+    for row, (shard, offset, video, clip) in enumerate(zip(*columns, strict=True)):
+        place = ((shard, offset), (bisect.bisect_right(first_shards, shard), paths[video], clip))
+        if before is not None and (place[0] <= before[0] or place[1] <= before[1]):
+            yield _fault("stands out of order", file=name, key=index.key(row))
+        before = place
+
+
+def _repeated(names: Sequence[str]) -> str:
+    return ", ".join(name for name, count in Counter(names).items() if count > 1)
+
+
+def _check_other_files(files: SetFiles, manifest: Manifest) -> Iterator[Fault]:
+    """Whatever lies in the folder and is not of the set; a shard among them is looked at."""
+    digests = {shard.sha256: shard.name for shard in manifest.shards}
+    ours = {layout.MANIFEST_NAME, manifest.index_name, layout.FAILURES_NAME}
+    ours |= {shard.name for shard in manifest.shards}
+    for name in files.names():
+        if name in ours:
+            continue
+        if name.endswith(atomic.PARTIAL_SUFFIX):
+            message = "is the unfinished file of a write that was interrupted; delete it"
+        elif layout.SHARD_PATTERN.fullmatch(name):
+            try:
+                with files.local(name) as path:
+                    twin = digests.get(file_sha256(path))
+            except OSError:
+                twin = None
+            message = "is no shard of this set: the manifest does not name it" + (f"; a copy of {twin}" if twin else "")
+        else:
+            message = "is no file of this set: the manifest does not name it"
+        yield _fault(message, file=name)
+
+
+# ---- shards
+
+
+def _check_shards(files: SetFiles, manifest: Manifest, index: Index | None, *, deep: bool) -> list[Fault]:
+    """The faults of all shards, in order; several shards are read at a time."""
+    check = _ShardCheck(files, manifest, index, deep)
+    threads = min(_MAX_THREADS, os.cpu_count() or 1)
+    faults: list[Fault] = []
+    keys: dict[str, str] = {}  # key → shard, where there is no index to promise that they differ
+    with (
+        ThreadPoolExecutor(threads) as pool,
+        Progress("Checking", total=len(manifest.shards), unit="shard") as progress,
+    ):
+        for shard, (found, found_keys) in zip(
+            manifest.shards, pool.map(check.faults_of, range(len(manifest.shards))), strict=True
+        ):
+            faults += found
+            for key in found_keys:
+                if keys.setdefault(key, shard.name) != shard.name:
+                    faults.append(_fault(f"is in {keys[key]} as well", file=shard.name, key=key))
+            progress.advance()
+    return faults
+
+
+class _ShardCheck:
+    """Checks one shard by its number; shared by the threads, which only read."""
+
+    def __init__(self, files: SetFiles, manifest: Manifest, index: Index | None, deep: bool) -> None:
+        self.files, self.manifest, self.index, self.deep = files, manifest, index, deep
+        self.name_of_digest = {shard.sha256: shard.name for shard in manifest.shards}
+        shard_of = index.clips["shard"] if index is not None else np.zeros(0, np.uint32)
+        self.rows = np.argsort(shard_of, kind="stable")  # of the index, shard by shard, and where each shard begins
+        self.first = np.searchsorted(shard_of[self.rows], np.arange(len(manifest.shards) + 1))
+
+    def faults_of(self, number: int) -> tuple[list[Fault], list[str]]:
+        """The faults of a shard, and the keys found in it if there is no index."""
+        with self.files.local(self.manifest.shards[number].name) as path:
+            return self._faults_of(number, path)
+
+    def _faults_of(self, number: int, path: Path) -> tuple[list[Fault], list[str]]:
+        shard = self.manifest.shards[number]
+        keys: list[str] = []
+        try:
+            if not path.is_file():
+                what = "is no regular file" if os.path.lexists(path) else "is missing"
+                return [_fault(f"{what}; {shard.samples:,} samples are lost", file=shard.name)], keys
+            size, digest = path.stat().st_size, file_sha256(path)
+            message = _wrong_bytes(size, digest, shard.bytes, shard.sha256)
+            faults = [_fault(message, file=shard.name)] if message else []
+            twin = self.name_of_digest.get(digest)
+            if message and twin:  # swapped, or copied over: its samples are right, but not here
+                return [_fault(f"holds the samples of {twin}, byte for byte", file=shard.name)], keys
+            if message or self.deep:
+                if self.index is not None:
+                    faults += self._samples_by_index(path, number, size, self.index)
+                else:
+                    faults += self._samples_in_turn(path, shard, keys)
+            return faults, keys
+        except OSError as error:
+            return [_fault(f"cannot be read: {error.strerror}", file=shard.name)], keys
+
+    def _samples_by_index(self, path: Path, number: int, size: int, index: Index) -> Iterator[Fault]:
+        """Read each sample at its place, so that one that is damaged hides none of those behind it."""
+        rows = self.rows[self.first[number] : self.first[number + 1]]
+        starts = [max(0, int(offset) - TAR_BLOCK) for offset in index.clips["offset"][rows]]
+        end = self.manifest.shards[number].bytes - len(layout.end_of_shard())
+        lost: list[str] = []
+        with open(path, "rb") as file:
+            if rows.size and starts[0] != 0:
+                yield _fault(f"holds {starts[0]:,} bytes before its first sample", file=path.name)
+            for row, start, stop in zip(rows.tolist(), starts, [*starts[1:], end], strict=True):
+                if stop > size:
+                    lost.append(index.key(row))
+                    continue
+                file.seek(start)
+                for message in self._sample_faults(file.read(max(0, stop - start)), row, index):
+                    yield _fault(message, file=path.name, key=index.key(row))
+            if lost:
+                message = f"lies behind the end of the file, with the {len(lost) - 1:,} samples after it"
+                yield _fault(message, file=path.name, key=lost[0])
+            file.seek(end if rows.size else 0)
+            if not lost and file.read() != layout.end_of_shard():
+                yield _fault(f"does not end with two empty blocks at byte {end:,}", file=path.name)
+
+    def _sample_faults(self, data: bytes, row: int, index: Index) -> Iterator[str]:
+        """What is wrong with the bytes of a sample, which are those up to the next one."""
+        clip_row = index.clips[row]
+        payload = memoryview(data)[TAR_BLOCK : TAR_BLOCK + int(clip_row["size"])]
+        crc32 = zlib.crc32(payload)
+        if crc32 != clip_row["crc32"]:
+            yield f"its clip has crc32 {crc32:08x}, the index {int(clip_row['crc32']):08x}"
+        try:
+            yield from self._read_sample_faults(data, row, index, intact=crc32 == clip_row["crc32"])
+        except _MALFORMED as error:
+            yield f"it cannot be read: {error}"
+
+    def _read_sample_faults(self, data: bytes, row: int, index: Index, *, intact: bool) -> Iterator[str]:
+        size = int(index.clips["size"][row])
+        samples = list(layout.read_shard(io.BytesIO(data + layout.end_of_shard())))
+        if len(samples) != 1:
+            yield f"there are {len(samples)} samples where the index has one"
+            return
+        key, payload, record, offset = samples[0]
+        if key != index.key(row):
+            yield f"there is sample {key!r} in its place"
+            return
+        if (offset, len(payload)) != (TAR_BLOCK, size):
+            yield f"its clip has {len(payload):,} bytes, the index {size:,}"
+        yield from record_faults(record, self.manifest.clip_shape, self.manifest.split)
+        yield from _index_faults(record, row, index)
+        if intact:  # of one that is not, enough was said
+            self._decode(payload)
+        expected = layout.join_members(record, payload, codec=self.manifest.codec)
+        if data != expected:
+            size = min(len(data), len(expected))
+            same = np.frombuffer(data, np.uint8, size) == np.frombuffer(expected, np.uint8, size)
+            byte = size if same.all() else int(np.argmin(same))
+            yield f"its headers, record or padding are not as they were written (byte {byte:,} of the sample)"
+
+    def _decode(self, payload: bytes) -> None:
+        """Raises FormatError when the payload is no clip of the shape of the set."""
+        layout.decode_clip(payload, self.manifest.clip_shape, codec=self.manifest.codec, where="its clip")
+
+    def _samples_in_turn(self, path: Path, shard: Shard, keys: list[str]) -> Iterator[Fault]:
+        """Read front to back, without an index: up to the first damage."""
+        known = set()
+        with open(path, "rb") as file:
+            try:
+                for key, payload, record, _ in layout.read_shard(file):
+                    if key in known:
+                        yield _fault("is there twice", file=path.name, key=key)
+                    known.add(key)
+                    keys.append(key)
+                    self._decode(payload)
+                    for message in record_faults(record, self.manifest.clip_shape, self.manifest.split):
+                        yield _fault(message, file=path.name, key=key)
+            except _MALFORMED as error:
+                place = f"behind sample {keys[-1]}" if keys else "at its first sample"
+                yield _fault(f"cannot be read {place}: {error}", file=path.name)
+                return
+        if len(keys) != shard.samples:
+            yield _fault(f"has {len(keys):,} samples, the manifest {shard.samples:,}", file=path.name)
+
+
+def record_faults(record: SampleRecord, shape: ClipShape, split: str | None) -> Iterator[str]:
+    """What a record says that cannot be true of any clip of this shape.
+
+    >>> fields = dict(path="a.mp4", class_name=None, label=-1, split=None, clip_index=0, frame_gap_seconds=0.1, fps=9.0)
+    >>> record = SampleRecord(**fields, frame_indices=(0, 9), timestamps_seconds=(0.0, 0.1), num_frames=5,
+    ...     decoder="decord", repeated_frames=0)
+    >>> list(record_faults(record, ClipShape(num_frames=2, height=1, width=1), None))
+    ['its record names frame 9 of a video of 5 frames']
+    """
+    indices, times = record.frame_indices, record.timestamps_seconds
+    if (len(indices), len(times)) != (shape.num_frames, shape.num_frames):
+        yield f"its record has {len(indices)} frames and {len(times)} times, expected {shape.num_frames} of both"
+        return
+    if not 0 <= min(indices) <= max(indices) < record.num_frames:
+        worst = max(indices) if min(indices) >= 0 else min(indices)
+        yield f"its record names frame {worst:,} of a video of {record.num_frames:,} frames"
+    if any(b < a for a, b in itertools.pairwise(indices)) or any(b < a for a, b in itertools.pairwise(times)):
+        yield "its record names frames or times that fall"
+    repeated = sum(a == b for a, b in itertools.pairwise(indices))
+    if record.repeated_frames != repeated:
+        yield f"its record counts {record.repeated_frames} repeated frames, its frame indices {repeated}"
+    if record.split != split:
+        yield f"its record says split {record.split!r}, the manifest {split!r}"
+
+
+def _index_faults(record: SampleRecord, row: int, index: Index) -> Iterator[str]:
+    """Where a record and the index disagree."""
+    clip = index.clips[row]
+    number = int(clip["video"])
+    video = index.videos[number]
+    try:
+        bits = layout.flags_to_bits(record.flags)
+    except ValueError:
+        bits = -1
+    columns: dict[str, tuple[object, object]] = {
+        "path": (record.path, index.paths[number]),
+        "class": (record.class_name, index.class_name(number)),
+        "split": (record.split, index.split(number)),
+        "source_group": (record.source_group, index.source_group(number)),
+        "decoder": (record.decoder, index.decoder(number)),
+        "label": (record.label, int(clip["label"])),
+        "clip_index": (record.clip_index, int(clip["clip"])),
+        "num_frames": (record.num_frames, int(video["num_frames"])),
+        "fps": (np.float32(record.fps), video["fps"]),
+        "frame_gap_seconds": (np.float32(record.frame_gap_seconds), clip["frame_gap_seconds"]),
+        "flags": (bits, int(clip["flags"])),
+    }
+    for name, (got, expected) in columns.items():
+        if got != expected:
+            yield f"its record says {name} {got!s}, the index {expected!s}"
+
+
+# ---- small things
+
+
+def _fault(message: str, *, file: str = layout.MANIFEST_NAME, key: str | None = None) -> Fault:
+    return Fault(file=file, key=key, message=message)
+
+
+def _wrong_bytes(size: int, sha256: str, expected_size: int, expected_sha256: str) -> str:
+    """How the bytes of a file differ from those that the manifest names; empty if they do not."""
+    if size < expected_size:
+        return f"is cut short: it has {size:,} bytes, the manifest {expected_size:,}"
+    if size > expected_size:
+        return f"is too long: it has {size:,} bytes, the manifest {expected_size:,}"
+    if sha256 != expected_sha256:
+        return f"was changed after it was written: SHA-256 {sha256[:12]}…, the manifest {expected_sha256[:12]}…"
+    return ""

@@ -1,0 +1,331 @@
+"""The hidden folder of a build that is not finished: what makes the same command go on instead of beginning again.
+
+    shards/Train/.work/
+      lock                 who builds all of it
+      tasks/               task-00002.lock: who builds part 2, where an array of tasks does
+      start.lock           which of the tasks writes the files below that all share
+      tasks/array.json     how the array counts its tasks
+      fingerprint.json     settings, packages and videos of this build: another one is refused
+      some-probes.json     the same of the videos read so far, for a run that is killed before all are
+      probes.json          what the packets told of each video; written once, so that the plan never changes
+      probes/00003.json    the same of some videos, read by one of the tasks; .lock: who reads them now
+      source.json          the videos with their labels, for `finalize`, which needs no SOURCE
+      packets/000012.npz   packet table of video 12
+      failures.json        videos that failed before --max-failures stopped a run: not tried again
+      parts/000345.part    decoded samples of unit 345; of no use to another run (parts-00002/: of task 2)
+      shard-000007.json    shard 7 is committed: its digest, index rows and failures
+      commit/              shards, index and manifest that will replace or extend those of a finished set
+
+It is gone when the build is finished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vidshard.shards import layout
+from vidshard.shards.manifest import CLIP_ROW
+from vidshard.shards.writer import Rows
+from vidshard.util import atomic
+from vidshard.util.errors import UserError
+
+WORK_NAME = ".work"
+_FINAL_NAMES = (layout.MANIFEST_NAME, layout.FAILURES_NAME)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord:
+    """A committed shard. `rows` hold the video's number in the sorted list of videos."""
+
+    bytes: int
+    sha256: str
+    rows: Rows
+    decoders: dict[int, str]  # video → which decoder served
+    failures: dict[int, tuple[str, str]]  # video → reason, message
+
+    def to_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "rows": self.rows.tolist()}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> ShardRecord:
+        return cls(
+            bytes=fields["bytes"],
+            sha256=fields["sha256"],
+            rows=np.array([tuple(row) for row in fields["rows"]], CLIP_ROW),
+            decoders={int(video): name for video, name in fields["decoders"].items()},
+            failures={int(video): (reason, message) for video, (reason, message) in fields["failures"].items()},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkFolder:
+    """All paths of an unfinished build, and what is kept there."""
+
+    out: Path
+    staged: bool = False  # shards are kept aside until all are there: the set in `out` stays valid
+    task: int | None = None  # this process makes one part of it, and others the others at the same time
+
+    @property
+    def path(self) -> Path:
+        return self.out / WORK_NAME
+
+    @property
+    def lock_path(self) -> Path:
+        return self.path / "lock"
+
+    @property
+    def tasks_path(self) -> Path:
+        return self.path / "tasks"
+
+    @property
+    def start_lock_path(self) -> Path:
+        return self.path / "start.lock"
+
+    def task_lock_path(self, task: int) -> Path:
+        return self.tasks_path / f"task-{task:05d}.lock"
+
+    @property
+    def array_path(self) -> Path:
+        return self.tasks_path / "array.json"
+
+    def some_probes_path(self, number: int) -> Path:
+        return self.path / "probes" / f"{number:06d}.json"
+
+    @property
+    def source_path(self) -> Path:
+        return self.path / "source.json"
+
+    def table_path(self, video: int) -> Path:
+        return self.path / "packets" / f"{video:06d}.npz"
+
+    @property
+    def parts_path(self) -> Path:
+        return self.path / ("parts" if self.task is None else f"parts-{self.task:05d}")
+
+    def part_path(self, unit: int) -> Path:
+        return self.parts_path / f"{unit:06d}.part"
+
+    def shard_path(self, shard: int) -> Path:
+        return (self.commit_path if self.staged else self.out) / layout.shard_name(shard)
+
+    @property
+    def commit_path(self) -> Path:
+        return self.path / "commit"
+
+    def _record_path(self, shard: int) -> Path:
+        return self.path / Path(layout.shard_name(shard)).with_suffix(".json").name
+
+    @functools.cached_property
+    def fingerprint_sha256(self) -> str:
+        """Of the build that began here: what tells its shards from those of another one."""
+        return hashlib.sha256((self.path / "fingerprint.json").read_bytes()).hexdigest()
+
+    def start(self, fingerprint: dict[str, Any], *, retry_failed: bool = False) -> None:
+        """Begin, or go on with, the build that `fingerprint` describes. Raises UserError when another one lies here.
+
+        `retry_failed`: videos that failed may have changed.
+        """
+        path = self.path / "fingerprint.json"
+        kept = _read_json(path)
+        fingerprint = json.loads(json.dumps(fingerprint))
+        if kept is not None and kept != fingerprint:
+            difference = self._difference(kept, fingerprint, may_change=retry_failed)
+            if difference and self.staged:  # of a change to the finished set, which is another now
+                self.remove_all_but_lock()
+                kept = None
+            elif difference:
+                raise UserError(
+                    f"{self.out} holds an unfinished build with other {difference}; "
+                    f"give another --out, or delete {self.out} to begin anew"
+                )
+        self.drop_parts()
+        for folder in (self.path / "packets", self.parts_path, *([self.commit_path] if self.staged else [])):
+            folder.mkdir(exist_ok=True)
+        if self.task is None:
+            self.drop_partial()
+        if kept != fingerprint:
+            atomic.write_json(path, fingerprint)
+
+    def _difference(self, old: dict[str, Any], new: dict[str, Any], *, may_change: bool) -> str:
+        """What of two fingerprints differs in words, "" if it is only videos that failed and `may_change`."""
+        if {**old, "videos": None} != {**new, "videos": None}:
+            return describe_difference({**old, "videos": {}}, {**new, "videos": {}})
+        before, now = ({path: facts for path, *facts in rows["videos"]} for rows in (old, new))
+        changed = [path for path in before if path in now and before[path] != now[path]]
+        failed = {new["videos"][number][0] for number in self.failed_videos()} if before.keys() == now.keys() else set()
+        if before.keys() == now.keys() and may_change and failed.issuperset(changed):
+            return ""
+        return f"videos ({describe_changes(sorted(now.keys() - before), sorted(before.keys() - now), changed)})"
+
+    def failed_videos(self) -> set[int]:
+        """The videos that have failed so far."""
+        failed = {number for number, probe in enumerate(self.read_probes() or []) if "reason" in probe}
+        for path in self.path.glob("shard-*.json"):
+            failed |= {int(video) for video in (_read_json(path) or {"failures": {}})["failures"]}
+        return failed | self.read_failures().keys()
+
+    def forget_failures(self) -> None:
+        """Drop the records of all shards that lack a video because it failed."""
+        for path in self.path.glob("failures*.json"):
+            path.unlink()
+        for path in self.path.glob("shard-*.json"):
+            if (_read_json(path) or {"failures": {}})["failures"]:
+                path.unlink()
+        atomic.sync_folder(self.path)
+
+    def drop_parts(self) -> None:
+        """Remove the parts of this process: of the tasks too, where no task runs."""
+        for folder in [self.parts_path] if self.task is not None else self.path.glob("parts*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def drop_partial(self) -> None:
+        """Remove what killed runs were writing. Only where no other process writes."""
+        for leftover in self.out.glob("*" + atomic.PARTIAL_SUFFIX):
+            leftover.unlink(missing_ok=True)
+
+    def read_probes(self) -> list[dict[str, Any]] | None:
+        probes = _read_json(self.path / "probes.json")
+        return probes if isinstance(probes, list) else None
+
+    def read_some_probes(self) -> dict[int, dict[str, Any]]:
+        """Video → probe, of those that a run had read before it was killed."""
+        kept = _read_json(self.path / "some-probes.json") or {}
+        return {int(video): probe for video, probe in kept.items()}
+
+    def write_some_probes(self, probes: Mapping[int, dict[str, Any]]) -> None:
+        atomic.write_json(self.path / "some-probes.json", {str(video): probe for video, probe in probes.items()})
+
+    def write_probes(self, probes: list[dict[str, Any]]) -> None:
+        atomic.write_json(self.path / "probes.json", probes)
+
+    def read_failures(self) -> dict[int, tuple[str, str]]:
+        """Video → reason, message, of the runs that `write_failures` ended."""
+        kept: dict[str, Any] = {}
+        for path in sorted(self.path.glob("failures*.json")):
+            kept |= _read_json(path) or {}
+        return {int(video): (reason, message) for video, (reason, message) in kept.items()}
+
+    def write_failures(self, failures: Mapping[int, tuple[str, str]]) -> None:
+        name = "failures.json" if self.task is None else f"failures-{self.task:05d}.json"
+        atomic.write_json(self.path / name, {str(video): why for video, why in failures.items()})
+
+    def read_record(self, shard: int) -> ShardRecord | None:
+        """The record of a committed shard; None when it is not committed, or its file is not as it was left.
+
+        Where tasks built it, those count only that were made for the same settings, packages and videos.
+        """
+        fields = _read_json(self._record_path(shard))
+        if fields is None or (self.task is not None and fields.get("made_for") != self.fingerprint_sha256):
+            return None
+        record = ShardRecord.from_json(fields)
+        path = self.shard_path(shard)
+        return record if path.is_file() and path.stat().st_size == record.bytes else None
+
+    def write_record(self, shard: int, record: ShardRecord) -> None:
+        """Commit a shard: the last write about it."""
+        atomic.write_json(self._record_path(shard), {**record.to_json(), "made_for": self.fingerprint_sha256})
+
+    def drop_record(self, shard: int) -> None:
+        self._record_path(shard).unlink(missing_ok=True)
+        atomic.sync_folder(self.path)
+
+    def remove_all_but_lock(self) -> None:
+        for entry in self.path.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry != self.lock_path:
+                entry.unlink()
+
+    def remove_if_empty(self) -> None:
+        """Remove the work folder, then the output folder, if nothing is in them."""
+        for folder in (self.path, self.out):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def check_output(out: Path) -> None:
+    """Raises UserError when `out` cannot be the output of a build: it is a file, or holds what no build wrote."""
+    above = next((folder for folder in Path(os.path.abspath(out)).parents if folder.exists()), None)
+    if above is not None and not above.is_dir():
+        raise UserError(f"the output {out} lies in {above}, which is a file, not a folder; give another --out")
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UserError(f"the output {out} is a file, expected a folder or nothing; give another --out")
+    foreign = sorted(entry.name for entry in out.iterdir() if not _is_ours(entry.name))
+    if foreign:
+        shown = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
+        raise UserError(f"the output {out} holds other files ({shown}); give another --out")
+    started = any((out / WORK_NAME / name).exists() for name in ("fingerprint.json", "lock", "commit", "tasks"))
+    finished = (out / layout.MANIFEST_NAME).exists()
+    if not started and not finished and any(entry.name != WORK_NAME for entry in out.iterdir()):
+        raise UserError(f"the output {out} holds shards without a manifest; delete it, or give another --out")
+
+
+def describe_changes(new: Sequence[str], gone: Sequence[str], changed: Sequence[str] = ()) -> str:
+    """What was added to, removed from and changed in a list of paths, in words.
+
+    >>> describe_changes(["a", "b"], [])
+    '2 new: a, b'
+    """
+    told = [
+        f"{len(paths):,} {what}: {', '.join(paths[:3])}{', …' if len(paths) > 3 else ''}"
+        for what, paths in (("new", new), ("gone", gone), ("changed", changed))
+        if paths
+    ]
+    return "; ".join(told) or "same names, other sizes, labels or source groups"
+
+
+def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """How two fingerprints differ, in words.
+
+    >>> describe_difference({"settings": {"clip_len": 16}, "videos": 3}, {"settings": {"clip_len": 8}, "videos": 4})
+    'settings (clip_len 16, now 8; videos 3, now 4)'
+    """
+    flat_old, flat_new = _flatten(old), _flatten(new)
+    names = [name for name in sorted(flat_old.keys() | flat_new.keys()) if flat_old.get(name) != flat_new.get(name)]
+    told = [
+        f"{name} {_shown(flat_old.get(name))}, now {_shown(flat_new.get(name))}"
+        for name in names
+        if not name.endswith("sha256")
+    ]
+    if not told and names:
+        return "videos (their names, sizes or times changed)"
+    return f"settings ({'; '.join(told)})"
+
+
+def _flatten(fields: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        flat |= _flatten(value) if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+def _is_ours(name: str) -> bool:
+    name = name.removesuffix(atomic.PARTIAL_SUFFIX)
+    patterns = (layout.SHARD_PATTERN, layout.INDEX_PATTERN)
+    return name in (WORK_NAME, *_FINAL_NAMES) or any(pattern.fullmatch(name) for pattern in patterns)
+
+
+def _read_json(path: Path) -> Any:
+    """The content of a JSON file, None when there is none or it is no JSON (its write was cut short long ago)."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None

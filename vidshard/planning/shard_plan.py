@@ -1,0 +1,207 @@
+"""Which clip goes into which shard, before anything is decoded.
+
+The plan depends on the sorted videos, their numbers of clips and the shard size alone, not on workers or failures. So a
+video that fails makes its shards smaller and moves no other clip, and a build that was cut short can go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from vidshard.shards.layout import TAR_BLOCK, ClipShape, npy_header, padded
+
+# An estimate of the record of a clip, for the check of free disk: names and paths; and per frame its index and time.
+_RECORD_BYTES = 600
+_CODEC_SHARE = {"raw": 1.0, "zstd": 0.5, "jpeg": 0.2}  # of the pixels, on surveillance videos
+_RECORD_BYTES_PER_FRAME = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """A unit of work: consecutive clips of one video that go into one shard."""
+
+    video: int  # row of the sorted list of videos
+    clip_start: int
+    clip_stop: int
+    shard: int
+
+    @property
+    def num_clips(self) -> int:
+        return self.clip_stop - self.clip_start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All units, in shard order and within a shard in the order of their samples."""
+
+    units: tuple[Unit, ...]
+    num_shards: int
+    generations: tuple[tuple[int, ...], ...] = ()  # the videos that came together, each time some were added
+    first_shards: tuple[int, ...] = ()  # of each generation
+
+    @property
+    def num_clips(self) -> int:
+        return sum(unit.num_clips for unit in self.units)
+
+
+def clips_per_shard(shape: ClipShape, shard_mb: int) -> int:
+    """How many clips fill a shard of `shard_mb` MiB of pixels; at least one.
+
+    >>> clips_per_shard(ClipShape(num_frames=16, height=112, width=112), 64)
+    111
+    """
+    return max(1, (shard_mb << 20) // shape.num_bytes)
+
+
+def plan_units(num_clips: Sequence[int], *, shard_clips: int) -> Plan:
+    """Cut the clips of all videos, in their order, into shards of `shard_clips` clips each.
+
+    `num_clips`: for each video, in sorted order; 0 for one that has none (it could not be read). A few numbers a unit,
+    not a clip: millions of clips are cheap.
+
+    >>> for unit in plan_units([3, 0, 4], shard_clips=5).units:
+    ...     print(unit.video, (unit.clip_start, unit.clip_stop), unit.shard)
+    0 (0, 3) 0
+    2 (0, 2) 0
+    2 (2, 4) 1
+    """
+    if shard_clips < 1:
+        raise ValueError(f"shard_clips must be at least 1, got {shard_clips}")
+    units: list[Unit] = []
+    position = 0  # number of the clip in the whole set
+    for video, count in enumerate(num_clips):
+        start = 0
+        while start < count:
+            shard, filled = divmod(position, shard_clips)
+            stop = min(count, start + shard_clips - filled)
+            units.append(Unit(video=video, clip_start=start, clip_stop=stop, shard=shard))
+            position += stop - start
+            start = stop
+    return Plan(units=tuple(units), num_shards=-(-position // shard_clips))
+
+
+def plan_generations(
+    num_clips: Sequence[int],
+    generations: Sequence[Sequence[int]],
+    *,
+    shard_clips: int,
+    finished_shards: Sequence[int] = (),
+) -> Plan:
+    """The plan of a set to which videos were added: each generation of them begins with a shard of its own.
+
+    `generations`: the videos of each, in sorted order. `finished_shards`: how many shards each of the first ones has,
+    of which nothing is planned any more.
+
+    >>> for unit in plan_generations([3, 1, 2], [[0, 2], [1]], shard_clips=4).units:
+    ...     print(unit.video, (unit.clip_start, unit.clip_stop), unit.shard)
+    0 (0, 3) 0
+    2 (0, 1) 0
+    2 (1, 2) 1
+    1 (0, 1) 2
+    """
+    units: list[Unit] = []
+    first_shards: list[int] = []
+    num_shards = 0
+    for number, videos in enumerate(generations):
+        first_shards.append(num_shards)
+        if number < len(finished_shards):
+            num_shards += finished_shards[number]
+            continue
+        plan = plan_units([num_clips[video] for video in videos], shard_clips=shard_clips)
+        units += [replace(unit, video=videos[unit.video], shard=unit.shard + num_shards) for unit in plan.units]
+        num_shards += plan.num_shards
+    return Plan(
+        units=tuple(units),
+        num_shards=num_shards,
+        generations=tuple(tuple(videos) for videos in generations),
+        first_shards=tuple(first_shards),
+    )
+
+
+def group_units(units: Mapping[int, Unit], *, max_clips: int) -> list[tuple[int, ...]]:
+    """Group consecutive units of one video, up to `max_clips` clips, so that one decoder runs through all of them.
+
+    `units`: number in the plan → unit. A single unit may be larger. Nothing of this shows in the shards.
+
+    >>> units = dict(enumerate(plan_units([7, 2], shard_clips=2).units))
+    >>> group_units(units, max_clips=4)
+    [(0, 1), (2, 3), (4, 5)]
+    """
+    groups: list[list[int]] = []
+    filled = 0
+    for number, unit in units.items():
+        before = units[groups[-1][-1]] if groups else None
+        continues = before is not None and (before.video, before.clip_stop) == (unit.video, unit.clip_start)
+        if continues and filled + unit.num_clips <= max_clips:
+            groups[-1].append(number)
+            filled += unit.num_clips
+        else:
+            groups.append([number])
+            filled = unit.num_clips
+    return [tuple(group) for group in groups]
+
+
+def sample_bytes(shape: ClipShape, *, codec: str = "raw") -> int:
+    """About how many bytes a sample takes in its shard: exact for a raw clip, an estimate for others and its record."""
+    clip = TAR_BLOCK + padded(len(npy_header(shape)) + int(shape.num_bytes * _CODEC_SHARE[codec]))
+    return clip + TAR_BLOCK + padded(_RECORD_BYTES + _RECORD_BYTES_PER_FRAME * shape.num_frames)
+
+
+def needed_bytes(units: Sequence[Unit], shape: ClipShape, *, shard_clips: int, codec: str = "raw") -> int:
+    """Disk space that decoding these units takes at its peak.
+
+    Decoded parts lie beside the shards until they are joined, and one shard at a time lies there twice.
+    """
+    return (sum(unit.num_clips for unit in units) + shard_clips) * sample_bytes(shape, codec=codec) if units else 0
+
+
+def share_shards(costs: Sequence[int], num_tasks: int) -> list[range]:
+    """Share out shards among tasks, each a run of consecutive ones, so that the largest sum of `costs` is smallest.
+
+    Consecutive, because a video may span shards: so it is read by one task, or by two at the border. `costs`: a whole
+    number for each shard, such as milliseconds of video. Tasks beyond the number of shards get none.
+
+    >>> share_shards([3, 1, 1, 1, 3, 3], 3)
+    [range(0, 3), range(3, 5), range(5, 6)]
+    >>> share_shards([5, 5], 3)
+    [range(0, 1), range(1, 2), range(2, 2)]
+    """
+    low, high = max(costs, default=0), sum(costs)
+    while low < high:  # the smallest limit that so many runs can keep
+        middle = (low + high) // 2
+        if len(_runs_below(costs, middle, num_tasks)) <= num_tasks:
+            high = middle
+        else:
+            low = middle + 1
+    runs = _runs_below(costs, high, num_tasks)
+    return runs + [range(len(costs), len(costs))] * (num_tasks - len(runs))
+
+
+def _runs_below(costs: Sequence[int], limit: int, num_tasks: int) -> list[range]:
+    """Cut into runs whose sum is at most `limit`; earlier where a task would get nothing otherwise."""
+    starts: list[int] = []
+    filled = 0
+    for shard, cost in enumerate(costs):
+        if not starts or filled + cost > limit or len(costs) - shard <= num_tasks - len(starts):
+            starts.append(shard)
+            filled = 0
+        filled += cost
+    return [range(start, stop) for start, stop in zip(starts, [*starts[1:], len(costs)], strict=True)]
+
+
+def shard_costs(plan: Plan, video_seconds: Sequence[float]) -> list[int]:
+    """About how long each shard takes to make: the milliseconds of video that its clips are taken from.
+
+    `video_seconds`: for each video. A video with clips in several shards counts in each by its share of them.
+
+    >>> shard_costs(plan_units([3, 1], shard_clips=2), [6.0, 1.0])
+    [4000, 3000]
+    """
+    clips_of_video: dict[int, int] = {}
+    for unit in plan.units:
+        clips_of_video[unit.video] = clips_of_video.get(unit.video, 0) + unit.num_clips
+    costs = [0.0] * plan.num_shards
+    for unit in plan.units:
+        costs[unit.shard] += 1000 * video_seconds[unit.video] * unit.num_clips / clips_of_video[unit.video]
+    return [round(cost) for cost in costs]

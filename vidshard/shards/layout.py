@@ -1,0 +1,359 @@
+"""The written format that `vidshard` writes and `stage1` reads; the normative text is docs/SHARD_FORMAT.md.
+
+The leaf of both packages: it imports the standard library and numpy; what codecs need is loaded when they are used.
+
+A sample is two members of a plain ustar file, ``<key>.npy`` (the clip, uint8, T H W C, RGB; or compressed) and
+``<key>.json`` (its `SampleRecord`), so that ``tar`` and stock ``webdataset`` read a shard without us.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vidshard.shards import codecs
+from vidshard.util.errors import FormatError
+
+FORMAT_NAME = "vidshard"
+FORMAT_VERSION = 1
+
+# All file names of a shard folder.
+MANIFEST_NAME = "manifest.json"
+INDEX_NAME = "index.npz"
+FAILURES_NAME = "failures.csv"
+LOG_SUFFIX = ".log"  # shards/Train → shards/Train.log/, where everything that varies from run to run goes
+SOURCE_NAME = "source.json"  # in the log folder: where SOURCE was
+SHARD_PATTERN = re.compile(r"shard-(\d{6,})\.tar")
+INDEX_PATTERN = re.compile(r"index(-\d{6,})?\.npz")
+
+CODEC_SUFFIX = {"raw": ".npy", "zstd": ".npy.zst", "jpeg": ".jpg"}
+READABLE_CODECS = tuple(CODEC_SUFFIX)
+RECORD_SUFFIX = ".json"
+
+NORMAL_LABEL = 0
+CRIME_LABEL = 1
+UNKNOWN_LABEL = -1
+
+# Flags of a clip, one bit each, in this order. A reader refuses a bit that is not here.
+FLAGS = ("repeated", "damaged", "estimated_times")
+
+TAR_BLOCK = 512
+KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
+_MAX_SLUG = 60
+_HASH_DIGITS = 10
+_PLAIN_PART = re.compile(r"[A-Za-z0-9-](?:[A-Za-z0-9-]|_(?!_))*(?<!_)")
+
+Clip = npt.NDArray[np.uint8]
+Piece = bytes | memoryview  # of what is written
+
+
+def shard_name(number: int) -> str:
+    """File name of shard `number`.
+
+    >>> shard_name(12)
+    'shard-000012.tar'
+    """
+    return f"shard-{number:06d}.tar"
+
+
+def index_name(generation: int) -> str:
+    """File name of the index of a set of this generation. It differs: the old one lives until the new one counts.
+
+    >>> index_name(1), index_name(2)
+    ('index.npz', 'index-000002.npz')
+    """
+    return INDEX_NAME if generation == 1 else f"index-{generation:06d}.npz"
+
+
+def video_key(path: str) -> str:
+    """The ASCII name of a video, from its path relative to SOURCE and nothing else.
+
+    Folders are joined by ``__`` and ``.mp4`` is dropped. A path that this would not give back letter by letter
+    (spaces, dots, Unicode, another suffix, too long) gets a hash of the whole path, so that no two paths share a key
+    and adding a video never renames another.
+
+    >>> video_key("Abuse/Abuse001_x264.mp4")
+    'Abuse__Abuse001_x264'
+    >>> video_key("Abuse/a b.mp4")
+    'Abuse__a_b-1bec5b7e1b'
+    """
+    parts = PurePosixPath(path).parts
+    stem, dot, suffix = parts[-1].rpartition(".")
+    names = [*parts[:-1], stem if dot else suffix]
+    plain = suffix == "mp4" and dot == "." and all(_PLAIN_PART.fullmatch(name) for name in names)
+    slug = "__".join(names)
+    if plain and len(slug) <= _MAX_SLUG:
+        return slug
+    slug = "__".join(re.sub(r"[^A-Za-z0-9-]+", "_", name).strip("_") for name in names)
+    digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{slug[: _MAX_SLUG - _HASH_DIGITS - 1]}-{digest[:_HASH_DIGITS]}"
+
+
+def sample_key(path: str, clip_index: int) -> str:
+    """The key of clip `clip_index` of the video at `path`: ``[A-Za-z0-9_-]``, at most 80 characters, no dot.
+
+    >>> sample_key("Abuse/Abuse001_x264.mp4", 3)
+    'Abuse__Abuse001_x264-000003'
+    """
+    return f"{video_key(path)}-{clip_index:06d}"
+
+
+def flags_to_bits(flags: tuple[str, ...]) -> int:
+    """The flags of a clip as an integer.
+
+    >>> flags_to_bits(("repeated", "damaged"))
+    3
+    """
+    return sum(1 << FLAGS.index(flag) for flag in flags)
+
+
+def bits_to_flags(bits: int) -> tuple[str, ...]:
+    """The inverse of `flags_to_bits`. Raises FormatError on a bit that this version does not know."""
+    if bits >> len(FLAGS):
+        raise FormatError(
+            f"clip flags {bits:#x} hold a bit this version does not know, expected only {', '.join(FLAGS)}"
+        )
+    return tuple(flag for bit, flag in enumerate(FLAGS) if bits >> bit & 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipShape:
+    """Shape of every clip of a shard set: T frames of H × W pixels, RGB."""
+
+    num_frames: int
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if min(self.num_frames, self.height, self.width) < 1:
+            raise ValueError(f"clip shape {self} must be positive")
+
+    @property
+    def thwc(self) -> tuple[int, int, int, int]:
+        return (self.num_frames, self.height, self.width, 3)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the pixels, without the header of the `.npy`."""
+        return self.num_frames * self.height * self.width * 3
+
+    def __str__(self) -> str:
+        return f"{self.num_frames}×{self.height}×{self.width}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleRecord:
+    """What ``<key>.json`` holds of a clip; `class_name` is ``class`` there."""
+
+    path: str  # of the video, relative to SOURCE, with forward slashes
+    class_name: str | None  # None where the video lay in no class folder
+    label: int  # 0 normal, 1 crime, -1 unknown
+    split: str | None  # Train, Validation, Test, or None
+    clip_index: int
+    frame_indices: tuple[int, ...]  # presentation order, from 0; one for each of the T frames
+    timestamps_seconds: tuple[float, ...]  # of these frames, from the first frame of the video
+    frame_gap_seconds: float  # median time between neighbouring, different frames; 0 where all are one frame
+    fps: float  # mean frames per second of the video
+    num_frames: int  # of the video
+    decoder: str  # which decoder served
+    repeated_frames: int  # how many of the T frames repeat the one before
+    flags: tuple[str, ...] = ()
+    source_group: str | None = None  # videos cut from one recording share it
+
+    @property
+    def key(self) -> str:
+        return sample_key(self.path, self.clip_index)
+
+    def to_json(self) -> bytes:
+        fields = {**vars(self)}  # `asdict` would copy each tuple deeply
+        fields["class"] = fields.pop("class_name")
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+    @classmethod
+    def from_json(cls, data: bytes) -> SampleRecord:
+        """Raises FormatError when `data` is not a record of this format version."""
+        try:
+            fields = json.loads(data)
+            fields["class_name"] = fields.pop("class")
+            for name in ("frame_indices", "timestamps_seconds", "flags"):
+                fields[name] = tuple(fields[name])
+            return cls(**fields)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise FormatError(f"sample record is not one of format version {FORMAT_VERSION}: {error!r}") from error
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Member:
+    """Where the encoded clip of a sample lies, relative to the start of its first tar header."""
+
+    offset: int  # bytes from that start to the first byte of the encoded clip
+    size: int  # bytes of the encoded clip, the header of the `.npy` included
+    crc32: int  # of these bytes
+
+
+@functools.lru_cache(maxsize=16)
+def npy_header(shape: ClipShape) -> bytes:
+    """The bytes before the pixels in the `.npy` of a clip of this shape; the same for every clip of a set.
+
+    >>> len(npy_header(ClipShape(num_frames=16, height=112, width=112)))
+    128
+    """
+    buffer = io.BytesIO()
+    fields: dict[str, Any] = {"descr": "|u1", "fortran_order": False, "shape": shape.thwc}
+    np.lib.format.write_array_header_1_0(buffer, fields)
+    return buffer.getvalue()
+
+
+def encode_sample(record: SampleRecord, clip: Clip, *, codec: str = "raw") -> tuple[bytes, Member]:
+    """A sample as the bytes of its two tar members (headers and padding included), and where its clip lies in them.
+
+    `clip`: uint8 (T, H, W, 3). The bytes depend on the arguments alone.
+    """
+    pieces, member = encode_pieces(record, clip, codec=codec)
+    return b"".join(pieces), member
+
+
+def encode_pieces(record: SampleRecord, clip: Clip, *, codec: str = "raw") -> tuple[list[Piece], Member]:
+    """What `encode_sample` gives, in pieces to be written one after another: of raw pixels no copy is made."""
+    if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[3] != 3:
+        raise ValueError(f"clip {record.key!r} is {clip.dtype} {clip.shape}, expected uint8 (T, H, W, 3)")
+    payload = _clip_pieces(clip, codec=codec)
+    crc32 = 0
+    for piece in payload:
+        crc32 = zlib.crc32(piece, crc32)
+    member = Member(offset=TAR_BLOCK, size=sum(map(len, payload)), crc32=crc32)
+    return _member_pieces(record, payload, codec=codec), member
+
+
+def join_members(record: SampleRecord, payload: Piece, *, codec: str) -> bytes:
+    """The two tar members of a sample whose clip is encoded already."""
+    return b"".join(_member_pieces(record, [payload], codec=codec))
+
+
+def encode_clip(clip: Clip, *, codec: str) -> bytes:
+    """The bytes of the clip's tar member: a `.npy`, the same compressed, or its frames side by side as one JPEG."""
+    return b"".join(_clip_pieces(clip, codec=codec))
+
+
+def _member_pieces(record: SampleRecord, payload: Sequence[Piece], *, codec: str) -> list[Piece]:
+    key = record.key
+    return _tar_member(key + CODEC_SUFFIX[codec], payload) + _tar_member(key + RECORD_SUFFIX, [record.to_json()])
+
+
+def _clip_pieces(clip: Clip, *, codec: str) -> list[Piece]:
+    if codec == "jpeg":
+        return [codecs.jpeg_encode(np.concatenate(clip, axis=1))]
+    shape = ClipShape(num_frames=clip.shape[0], height=clip.shape[1], width=clip.shape[2])
+    pieces: list[Piece] = [npy_header(shape), np.ascontiguousarray(clip).data.cast("B")]
+    return [codecs.zstd_compress(b"".join(pieces))] if codec == "zstd" else pieces
+
+
+def decode_clip(payload: bytes | memoryview, shape: ClipShape, *, codec: str = "raw", where: str) -> Clip:
+    """The clip in the bytes of its tar member, uint8 (T, H, W, 3).
+
+    Raises FormatError, naming `where`, when there is no clip of this shape in them, UserError when the library of the
+    codec is not installed.
+    """
+    if codec == "jpeg":
+        strip = codecs.jpeg_decode(payload, where=where)
+        if strip.shape != (shape.height, shape.num_frames * shape.width, 3):
+            raise FormatError(
+                f"{where} is a picture of shape {strip.shape}, expected the frames of {shape.thwc} in a row"
+            )
+        frames = strip.reshape(shape.height, shape.num_frames, shape.width, 3)
+        return np.ascontiguousarray(frames.transpose(1, 0, 2, 3))
+    if codec == "zstd":
+        payload = codecs.zstd_decompress(payload, len(npy_header(shape)) + shape.num_bytes, where=where)
+    header = npy_header(shape)
+    if bytes(payload[: len(header)]) != header or len(payload) != len(header) + shape.num_bytes:
+        raise FormatError(f"{where} is no uint8 clip of shape {shape.thwc} ({len(payload):,} bytes)")
+    return np.frombuffer(payload, np.uint8, offset=len(header)).reshape(shape.thwc)
+
+
+def end_of_shard() -> bytes:
+    """What closes a tar: two empty blocks."""
+    return bytes(2 * TAR_BLOCK)
+
+
+def read_shard(file: IO[bytes]) -> Iterator[tuple[str, bytes, SampleRecord, int]]:
+    """The samples of an open shard in order: key, bytes of the encoded clip, record, offset of the clip's first byte.
+
+    Reads front to back. Raises FormatError on anything that is not a shard of this format, a cut one included.
+    """
+    offset = 0
+    while True:
+        clip_name, payload = _read_member(file, offset)
+        if not clip_name:
+            return
+        clip_offset = offset + TAR_BLOCK
+        offset = clip_offset + padded(len(payload))
+        record_name, text = _read_member(file, offset)
+        offset += TAR_BLOCK + padded(len(text))
+        record = SampleRecord.from_json(text)
+        clip_names = {record.key + suffix for suffix in CODEC_SUFFIX.values()}
+        if clip_name not in clip_names or record_name != record.key + RECORD_SUFFIX:
+            raise FormatError(f"members {clip_name!r}, {record_name!r} do not belong to sample {record.key!r}")
+        yield record.key, payload, record, clip_offset
+
+
+def read_record(file: IO[bytes], clip_offset: int, clip_size: int) -> SampleRecord:
+    """The record of the sample whose clip lies at `clip_offset` of an open shard. Raises FormatError."""
+    offset = clip_offset + padded(clip_size)
+    file.seek(offset)
+    _, text = _read_member(file, offset)
+    return SampleRecord.from_json(text)
+
+
+def read_sample(file: IO[bytes], clip_offset: int, clip_size: int, *, crc32: int, where: str) -> bytes:
+    """All bytes of the sample whose clip lies at `clip_offset`: both members, as they can be put into another shard.
+
+    Raises FormatError, naming `where`, when the clip is not the one of this checksum.
+    """
+    file.seek(clip_offset - TAR_BLOCK)
+    clip = file.read(TAR_BLOCK + padded(clip_size))
+    if zlib.crc32(clip[TAR_BLOCK : TAR_BLOCK + clip_size]) != crc32:
+        raise FormatError(f"{where} is damaged: a clip has another checksum than its index says; build the set again")
+    header = file.read(TAR_BLOCK)
+    file.seek(clip_offset + padded(clip_size))
+    _, text = _read_member(file, clip_offset + padded(clip_size))
+    return clip + header + text + bytes(padded(len(text)) - len(text))
+
+
+def padded(size: int) -> int:
+    """Bytes that a tar member of this size takes, without its header."""
+    return -(-size // TAR_BLOCK) * TAR_BLOCK
+
+
+def _tar_member(name: str, data: Sequence[Piece]) -> list[Piece]:
+    info = tarfile.TarInfo(name)  # mtime, uid, gid are 0, mode 0644: nothing varies from run to run
+    info.size = sum(map(len, data))
+    return [info.tobuf(tarfile.USTAR_FORMAT), *data, bytes(padded(info.size) - info.size)]
+
+
+def _read_member(file: IO[bytes], offset: int) -> tuple[str, bytes]:
+    """Name and data of the tar member at the file's position (`offset` is for messages), ('', b'') at the end."""
+    header = file.read(TAR_BLOCK)
+    if header == bytes(TAR_BLOCK):
+        return "", b""
+    try:
+        info = tarfile.TarInfo.frombuf(header, "ascii", "strict")
+    except (tarfile.HeaderError, UnicodeDecodeError) as error:
+        raise FormatError(f"no tar header at byte {offset}: {error}") from error
+    if not info.isreg():
+        raise FormatError(f"member {info.name!r} at byte {offset} is no regular file")
+    data = file.read(info.size)
+    if len(data) < info.size or len(file.read(padded(info.size) - info.size)) < padded(info.size) - info.size:
+        raise FormatError(f"member {info.name!r} at byte {offset} is cut short")
+    return info.name, data

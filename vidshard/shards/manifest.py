@@ -1,0 +1,446 @@
+"""All about a shard set but its clips: the manifest, and the index with one row a clip.
+
+A set is finished when its manifest is there: it is written last, and names the SHA-256 of everything else.
+Imports the standard library, numpy and small modules only, so that training nodes can read it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import itertools
+import json
+import os
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vidshard.util import atomic
+from vidshard.shards import layout
+from vidshard.util.errors import FormatError, UserError
+from vidshard.shards.layout import ClipShape
+from vidshard.util.lists import VIDEO_SUFFIXES
+
+# Where shards are looked for if a folder holds none: so far down, in so many folders and entries of each.
+_MAX_DEPTH = 3
+_MAX_LOOKED_AT = 1000
+_SHOWN = 4
+
+# One row a clip. `offset` and `size` are those of the encoded clip in its shard (its `.npy`, header included).
+CLIP_ROW = np.dtype(
+    [
+        ("shard", "<u4"),
+        ("offset", "<u8"),
+        ("size", "<u4"),
+        ("crc32", "<u4"),
+        ("video", "<u4"),  # row of the video table
+        ("clip", "<u4"),  # clip index within the video
+        ("label", "i1"),
+        ("flags", "u1"),
+        ("frame_gap_seconds", "<f4"),
+    ]
+)
+
+# One row a video that became clips. Names are row numbers of the string tables; -1 is none.
+VIDEO_ROW = np.dtype(
+    [
+        ("class", "<i2"),
+        ("split", "i1"),
+        ("source_group", "<i4"),
+        ("decoder", "i1"),
+        ("num_frames", "<u4"),
+        ("width", "<u2"),
+        ("height", "<u2"),
+        ("fps", "<f4"),
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One shard as the manifest lists it."""
+
+    name: str
+    bytes: int
+    samples: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A video found that became no sample, with its reason."""
+
+    path: str  # relative to SOURCE
+    outcome: str  # "failed" or "skipped"
+    reason: str  # a code, such as `damaged`
+    message: str  # for people; holds no absolute path
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassCount:
+    """How many videos and clips a class has in the set."""
+
+    name: str | None
+    label: int
+    videos: int
+    clips: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Extension:
+    """Videos that were added to a finished set: their shards lie behind those that were there."""
+
+    first_shard: int
+    failed: tuple[str, ...]  # paths of those that became no sample
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What was built. The same input, settings and package versions give the same manifest, byte for byte."""
+
+    split: str | None
+    clip_shape: ClipShape
+    codec: str
+    settings: dict[str, Any]  # all that decides the bytes: sampling, resize, seed, …
+    packages: dict[str, str]
+    classes: tuple[ClassCount, ...]
+    videos_found: int
+    videos_ok: int
+    failures: tuple[Failure, ...]
+    shards: tuple[Shard, ...]
+    index_bytes: int
+    index_sha256: str
+    extended: tuple[Extension, ...] = ()  # one each time videos were added
+    breaks: Mapping[str, int] = dataclasses.field(default_factory=dict)  # path of a video that has some → how many
+
+    @property
+    def generation(self) -> int:
+        """1, and one more each time videos were added."""
+        return 1 + len(self.extended)
+
+    @property
+    def index_name(self) -> str:
+        return layout.index_name(self.generation)
+
+    @property
+    def num_clips(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+    def num_outcome(self, outcome: str) -> int:
+        return sum(failure.outcome == outcome for failure in self.failures)
+
+    @property
+    def videos(self) -> dict[str, int]:
+        """The closed ledger: found = ok + failed + skipped."""
+        return {
+            "found": self.videos_found,
+            "ok": self.videos_ok,
+            "failed": self.num_outcome("failed"),
+            "skipped": self.num_outcome("skipped"),
+        }
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 that names this data set: it covers the manifest, and through it every shard and the index."""
+        return _digest(self._fields())
+
+    def _fields(self) -> dict[str, Any]:
+        return {
+            "format": layout.FORMAT_NAME,
+            "format_version": layout.FORMAT_VERSION,
+            "generation": self.generation,
+            "split": self.split,
+            "clip_shape": dataclasses.asdict(self.clip_shape),
+            "codec": self.codec,
+            "settings": self.settings,
+            "packages": self.packages,
+            "videos": self.videos,
+            "clips": self.num_clips,
+            "classes": [
+                {"class": row.name, "label": row.label, "videos": row.videos, "clips": row.clips}
+                for row in self.classes
+            ],
+            "failures": [dataclasses.asdict(failure) for failure in self.failures],
+            "shards": [dataclasses.asdict(shard) for shard in self.shards],
+            "extended": [dataclasses.asdict(extension) for extension in self.extended],
+            "index": {"name": self.index_name, "bytes": self.index_bytes, "sha256": self.index_sha256},
+            **({"breaks": dict(self.breaks)} if self.breaks else {}),
+        }
+
+    def to_bytes(self) -> bytes:
+        fields = self._fields()
+        return _canonical({**fields, "digest": _digest(fields)})
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, where: str) -> Manifest:
+        """Raises FormatError, naming `where`, when `data` is damaged or of a format that this version cannot read."""
+        try:
+            fields = json.loads(data)
+            digest = fields.pop("digest", None)
+            _canonical(fields)  # refuses what JSON does not have: NaN and infinity
+        except (ValueError, AttributeError, TypeError, RecursionError) as error:
+            raise FormatError(f"{where} is not JSON: {error}; is it a manifest written by vidshard build?") from error
+        if fields.get("format") != layout.FORMAT_NAME:
+            raise FormatError(f"{where} has format {fields.get('format')!r}, expected {layout.FORMAT_NAME!r}")
+        if fields.get("format_version") != layout.FORMAT_VERSION:
+            raise FormatError(
+                f"{where} has format version {fields.get('format_version')!r}, this vidshard reads "
+                f"version {layout.FORMAT_VERSION}; install the vidshard that wrote it, or build again"
+            )
+        if fields.get("codec") not in layout.READABLE_CODECS:
+            readable = ", ".join(layout.READABLE_CODECS)
+            raise FormatError(f"{where} has codec {fields.get('codec')!r}, this vidshard reads {readable}")
+        if digest != _digest(fields) or data != _canonical({**fields, "digest": digest}):
+            raise FormatError(f"{where} was changed or damaged after it was written; build again or restore it")
+        try:
+            return cls(
+                split=fields["split"],
+                clip_shape=ClipShape(**fields["clip_shape"]),
+                codec=fields["codec"],
+                settings=fields["settings"],
+                packages=fields["packages"],
+                classes=tuple(
+                    ClassCount(name=row["class"], label=row["label"], videos=row["videos"], clips=row["clips"])
+                    for row in fields["classes"]
+                ),
+                videos_found=fields["videos"]["found"],
+                videos_ok=fields["videos"]["ok"],
+                failures=tuple(Failure(**row) for row in fields["failures"]),
+                shards=tuple(Shard(**row) for row in fields["shards"]),
+                index_bytes=fields["index"]["bytes"],
+                index_sha256=fields["index"]["sha256"],
+                extended=tuple(
+                    Extension(first_shard=row["first_shard"], failed=tuple(row["failed"])) for row in fields["extended"]
+                ),
+                breaks=dict(fields.get("breaks", {})),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FormatError(f"{where} lacks a field, or has one that is unknown or wrong: {error!r}") from error
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Index:
+    """One row a clip, in shard order, and one row a video; strings are stored once."""
+
+    clips: npt.NDArray[np.void]  # CLIP_ROW
+    videos: npt.NDArray[np.void]  # VIDEO_ROW
+    paths: Sequence[str]  # of the videos, relative to SOURCE
+    classes: Sequence[str]
+    splits: Sequence[str]
+    source_groups: Sequence[str]
+    decoders: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def key(self, row: int) -> str:
+        clip = self.clips[row]
+        return layout.sample_key(self.paths[clip["video"]], int(clip["clip"]))
+
+    def class_name(self, video: int) -> str | None:
+        return _name(self.classes, self.videos["class"][video])
+
+    def split(self, video: int) -> str | None:
+        return _name(self.splits, self.videos["split"][video])
+
+    def source_group(self, video: int) -> str | None:
+        return _name(self.source_groups, self.videos["source_group"][video])
+
+    def decoder(self, video: int) -> str | None:
+        return _name(self.decoders, self.videos["decoder"][video])
+
+    def to_bytes(self) -> bytes:
+        buffer = io.BytesIO()
+        tables: dict[str, Any] = {name: _pack(getattr(self, name)) for name in _STRING_TABLES}
+        np.savez(buffer, clips=self.clips, videos=self.videos, **tables)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, where: str) -> Index:
+        """Raises FormatError, naming `where`, when `data` is no index of this format version."""
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                clips, videos = arrays["clips"], arrays["videos"]
+                tables = {name: _unpack(arrays[name]) for name in _STRING_TABLES}
+        except Exception as error:  # numpy and zipfile raise a dozen kinds on damaged files
+            raise FormatError(f"{where} is no index written by vidshard build: {error}") from error
+        if clips.dtype != CLIP_ROW or videos.dtype != VIDEO_ROW or len(tables["paths"]) != len(videos):
+            raise FormatError(
+                f"{where} has columns {clips.dtype}, expected {CLIP_ROW}; was it built by another version?"
+            )
+        try:
+            layout.bits_to_flags(int(np.bitwise_or.reduce(clips["flags"])))
+        except FormatError as error:
+            raise FormatError(f"{where}: {error}; install the vidshard that wrote it, or build again") from error
+        return cls(clips=clips, videos=videos, **tables)
+
+
+_STRING_TABLES = ("paths", "classes", "splits", "source_groups", "decoders")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShardSet:
+    """A finished shard folder, opened: its manifest and its index."""
+
+    folder: Path
+    manifest: Manifest
+    index: Index
+
+    @property
+    def where(self) -> str:
+        """What messages call it."""
+        return str(self.folder)
+
+    @property
+    def may_vanish(self) -> bool:
+        """Whether shards are copies that may be dropped, and must be read inside of `in_use`."""
+        return False
+
+    def shard_path(self, number: int) -> Path:
+        return self.folder / self.manifest.shards[number].name
+
+    @property
+    def may_pin(self) -> bool:
+        """Whether all shards may be kept from being dropped at once."""
+        return True
+
+    def pin(self, file: IO[bytes]) -> bool:
+        """Keep an open shard as long as the file, a duplicate or a mapping of it is there; False when it is gone."""
+        return True
+
+    def shard_where(self, number: int) -> str:
+        """What messages call a shard."""
+        return str(self.shard_path(number))
+
+    def open_shard(self, number: int) -> IO[bytes]:
+        """A shard, open for unbuffered reading."""
+        return open(self.shard_path(number), "rb", buffering=0)
+
+    def in_use(self, file: IO[bytes]) -> AbstractContextManager[bool]:
+        """Keeps an open shard while the block runs; False when it is gone and has to be opened again."""
+        return contextlib.nullcontext(True)
+
+    @property
+    def log_folder(self) -> Path:
+        return log_folder(self.folder)
+
+
+def log_folder(folder: Path) -> Path:
+    """Where the log of the build of `folder` lies: beside it, so that the folder itself never varies."""
+    named = folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))
+    if not named.name:
+        raise UserError(f"the folder {folder} has no name that a log folder could be named after; give another one")
+    return named.with_name(named.name + layout.LOG_SUFFIX)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of the content of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_shards(folder: Path) -> ShardSet:
+    """Open a finished shard folder: the manifest and the index are checked, the shards' names and sizes too.
+
+    Raises UserError when there is none, FormatError when it is damaged or of an unknown format.
+    """
+    manifest = read_manifest(folder)
+    index_path = folder / manifest.index_name
+    try:
+        data = index_path.read_bytes()
+    except OSError as error:
+        raise FormatError(f"{index_path} cannot be read: {error.strerror}; the manifest names it") from error
+    if len(data) != manifest.index_bytes or hashlib.sha256(data).hexdigest() != manifest.index_sha256:
+        raise FormatError(f"{index_path} is not the one its manifest names: it was changed or damaged; build again")
+    for shard in manifest.shards:
+        path = folder / shard.name
+        size = path.stat().st_size if path.is_file() else None
+        if size != shard.bytes:
+            got = "is missing" if size is None else f"has {size:,} bytes"
+            raise FormatError(f"{path} {got}, expected {shard.bytes:,} bytes; build again or restore it")
+    return ShardSet(folder=folder, manifest=manifest, index=Index.from_bytes(data, where=str(index_path)))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a shard folder. Raises UserError when it has none, FormatError when it cannot be read."""
+    path = folder / layout.MANIFEST_NAME
+    if not path.is_file():
+        raise UserError(_no_shards(folder))
+    return Manifest.from_bytes(path.read_bytes(), where=str(path))
+
+
+def _no_shards(folder: Path) -> str:
+    """What to tell of a place that is no finished shard folder: what it is, and which one may be meant."""
+    if folder.is_file() and folder.name.lower().endswith(VIDEO_SUFFIXES):
+        return f"{folder} is a video, not a shard folder; build shards first: vidshard build {folder}"
+    if not folder.is_dir():
+        return f"no shard folder {folder}: build it first with `vidshard build SOURCE --out {folder}`"
+    if any(layout.SHARD_PATTERN.fullmatch(entry.name) for entry in folder.iterdir()):
+        return (
+            f"{folder} has no {layout.MANIFEST_NAME}; its build did not finish: run the same build command again"
+        )
+    sets, holds_videos = _look_below(folder)
+    if holds_videos and not sets:
+        sets, _ = _look_below(Path("shards") / Path(os.path.abspath(folder)).name)  # where its shards go by default
+    if sets:
+        do, which = ("does", "it") if len(sets) == 1 else ("do", "one of them")
+        shown = ", ".join(map(str, sets[:_SHOWN])) + (", …" if len(sets) > _SHOWN else "")
+        return f"{folder} holds no shards, but {shown} {do}: did you mean {which}?"
+    if holds_videos:
+        return f"{folder} holds videos, not shards; build shards first: vidshard build {folder}"
+    return f"{folder} has no {layout.MANIFEST_NAME}; is it a shard folder?"
+
+
+def _look_below(folder: Path) -> tuple[list[Path], bool]:
+    """The shard folders at most three folders down, and whether there is a video; gives up in a large tree."""
+    sets, holds_videos, folders = [], False, deque([(folder, 0)])
+    for _ in range(_MAX_LOOKED_AT):
+        if not folders:
+            break
+        place, depth = folders.popleft()
+        with contextlib.suppress(OSError), os.scandir(place) as entries:
+            found = sorted(itertools.islice(entries, _MAX_LOOKED_AT), key=lambda entry: entry.name)
+            names = {entry.name for entry in found}
+            if {layout.MANIFEST_NAME, layout.shard_name(0)} <= names:
+                sets.append(place)
+            for entry in found:
+                if entry.is_dir(follow_symlinks=False):
+                    if depth < _MAX_DEPTH and not entry.name.startswith("."):
+                        folders.append((Path(entry.path), depth + 1))
+                else:
+                    holds_videos = holds_videos or entry.name.lower().endswith(VIDEO_SUFFIXES)
+    return sets, holds_videos
+
+
+def write_index_and_manifest(folder: Path, manifest: Manifest, index_data: bytes) -> None:
+    """Write the index, then the manifest that names it: the last write of a build."""
+    atomic.write_bytes(folder / manifest.index_name, index_data)
+    atomic.write_bytes(folder / layout.MANIFEST_NAME, manifest.to_bytes())
+
+
+def _canonical(fields: dict[str, Any]) -> bytes:
+    return (json.dumps(fields, indent=1, sort_keys=True, allow_nan=False) + "\n").encode("ascii")
+
+
+def _digest(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(_canonical(fields)).hexdigest()
+
+
+def _name(table: Sequence[str], row: int) -> str | None:
+    return table[row] if row >= 0 else None
+
+
+def _pack(strings: Sequence[str]) -> npt.NDArray[np.uint8]:
+    """Strings as one array of bytes, each ended by a zero byte (no file name holds one)."""
+    return np.frombuffer(b"".join(s.encode("utf-8", "surrogateescape") + b"\0" for s in strings), np.uint8)
+
+
+def _unpack(packed: npt.NDArray[np.uint8]) -> list[str]:
+    return packed.tobytes().decode("utf-8", "surrogateescape").split("\0")[:-1]

@@ -1,0 +1,211 @@
+"""A finished shard folder behind a URL, read as one on the disk: through the cache, ahead of its reader."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from vidshard.shards import manifest
+from vidshard.shards import layout
+from vidshard.storage import urls
+from vidshard.util.errors import FormatError, UserError
+from vidshard.shards.manifest import Index, Manifest, ShardSet
+from vidshard.storage.cache import CacheConfig, ShardCache
+from vidshard.storage.urls import Location, Url
+from vidshard.util.lists import VIDEO_SUFFIXES
+
+_THREADS = 4  # that download ahead
+_PINNED_SHARE = 0.4  # of the cache: how large a set may be to be kept in it as a whole; two fit
+_AHEAD_SHARE = 0.5  # of the cache: how far they may be ahead of the reader
+
+
+def open_location(where: Location, *, cache: CacheConfig | None = None) -> ShardSet:
+    """Open a finished shard folder by path or URL; the shards of a URL come when they are read.
+
+    Raises UserError when there is none, FormatError when it is damaged or of an unknown format.
+    """
+    if isinstance(where, Path):
+        return manifest.open_shards(where)
+    kept = ShardCache(cache or CacheConfig())
+    about = read_manifest(where)
+    url = where / about.index_name
+    path = kept.fetch(url, size=about.index_bytes, sha256=about.index_sha256)
+    assert path is not None
+    index = Index.from_bytes(path.read_bytes(), where=str(url))
+    return RemoteSet(folder=path.parent, manifest=about, index=index, url=where, cache=kept)
+
+
+def read_manifest(url: Url) -> Manifest:
+    """The manifest behind a URL. Raises UserError when there is none, FormatError when it cannot be read."""
+    path = url / layout.MANIFEST_NAME
+    try:
+        return Manifest.from_bytes(urls.read_bytes(path), where=str(path))
+    except urls.NotThereError as error:
+        raise UserError(_no_shards(url)) from error
+
+
+def _no_shards(url: Url) -> str:
+    """What to tell of a place that is no finished shard folder."""
+    names = list(urls.list_files(url))
+    below = f"/{layout.MANIFEST_NAME}"
+    sets = sorted(str(url / name.removesuffix(below)) for name in names if name.endswith(below))
+    if sets:
+        do = "does: did you mean it?" if len(sets) == 1 else "do: did you mean one of them?"
+        return f"{url} holds no shards, but {', '.join(sets[:4])} {do}"
+    if any(name.lower().endswith(VIDEO_SUFFIXES) for name in names):
+        return f"{url} holds videos, not shards; build shards first: vidshard build {url}"
+    return (
+        f"{url} has no {layout.MANIFEST_NAME}: build it first with `vidshard build SOURCE --out {url}`; if that "
+        "was interrupted, run the same command again"
+    )
+
+
+def open_index(url: Url, about: Manifest) -> Index:
+    """The index behind a URL, without any cache. Raises FormatError when it is not the one of its manifest."""
+    path = url / about.index_name
+    data = urls.read_bytes(path)
+    if hashlib.sha256(data).hexdigest() != about.index_sha256:
+        raise FormatError(f"{path} is not the one its manifest names: it was changed or damaged; build again")
+    return Index.from_bytes(data, where=str(path))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outline(ShardSet):
+    """Manifest and index of a set behind a URL, without its shards. `folder` means nothing."""
+
+    url: Url
+
+    @property
+    def where(self) -> str:
+        return str(self.url)
+
+
+def outline(where: Location) -> ShardSet:
+    """Manifest and index of a set, to know what is in it. Raises UserError when there is none, FormatError."""
+    if isinstance(where, Path):
+        return manifest.open_shards(where)
+    about = read_manifest(where)
+    return Outline(folder=Path(), manifest=about, index=open_index(where, about), url=where)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteSet(ShardSet):
+    """A shard set behind a URL. `folder` is where its index is kept."""
+
+    url: Url
+    cache: ShardCache
+
+    @property
+    def where(self) -> str:
+        return str(self.url)
+
+    @property
+    def may_vanish(self) -> bool:
+        return True
+
+    @property
+    def may_pin(self) -> bool:
+        return sum(shard.bytes for shard in self.manifest.shards) <= _PINNED_SHARE * self.cache.limit_bytes
+
+    def pin(self, file: IO[bytes]) -> bool:
+        return self.cache.pin(file)
+
+    def shard_path(self, number: int) -> Path:
+        return self.cache.path(self._shard_url(number), self.manifest.shards[number].sha256)
+
+    def shard_where(self, number: int) -> str:
+        return f"{self._shard_url(number)} (copy: {self.shard_path(number)})"
+
+    def _shard_url(self, number: int) -> Url:
+        return self.url / self.manifest.shards[number].name
+
+    def open_shard(self, number: int) -> IO[bytes]:
+        shard = self.manifest.shards[number]
+        return self.cache.open(self._shard_url(number), size=shard.bytes, sha256=shard.sha256)
+
+    def in_use(self, file: IO[bytes]) -> AbstractContextManager[bool]:
+        return self.cache.in_use(file)
+
+    def fetch(self, number: int, *, wait: bool) -> bool:
+        """Bring a shard into the cache; False when another is at it and `wait` is off."""
+        shard = self.manifest.shards[number]
+        url = self._shard_url(number)
+        return self.cache.fetch(url, size=shard.bytes, sha256=shard.sha256, wait=wait) is not None
+
+    def prefetch(self, shards: Sequence[int]) -> Prefetch:
+        return Prefetch(self, shards)
+
+
+def check_room(shards: ShardSet, *, block_shards: int) -> None:
+    """Raises UserError when reading in a random order would download shards over and over.
+
+    `block_shards`: how many are read at a time before the next ones; 0: all.
+    """
+    if not isinstance(shards, RemoteSet):
+        return
+    sizes, limit = [shard.bytes for shard in shards.manifest.shards], shards.cache.limit_bytes
+    largest = max(sizes, default=1)
+    if sum(sizes) > limit and not 0 < 2 * block_shards * largest <= limit:
+        fitting = limit // (2 * largest)
+        block = f"--block-shards {fitting}, " if fitting else ""
+        raise UserError(
+            f"{shards.where} has {sum(sizes) / 1e9:.3g} GB, the cache {shards.cache.folder} holds {limit / 1e9:.3g}: "
+            f"in this order shards would be downloaded over and over; give {block}a larger --cache-gb, or another "
+            "--cache-dir"
+        )
+
+
+class Prefetch:
+    """Downloads the shards that a reader will open, in that order, some ahead of it, in threads of its own.
+
+    What another process downloads at that moment is left to it. Errors are left to the reader, who will meet them.
+    """
+
+    def __init__(self, shards: RemoteSet, order: Sequence[int]) -> None:
+        self._shards, self._order = shards, list(order)
+        self._place = {shard: place for place, shard in reversed(list(enumerate(order)))}
+        self._ends: list[int] = []  # bytes up to and with each shard of the order
+        for shard in order:
+            self._ends.append((self._ends[-1] if self._ends else 0) + shards.manifest.shards[shard].bytes)
+        self._next = self._opened = 0  # places in the order
+        self._condition = threading.Condition()
+        self._closed = False
+        for _ in range(min(_THREADS, len(self._order))):
+            threading.Thread(target=self._run, name="prefetch-shards", daemon=True).start()
+
+    def opened(self, shard: int) -> None:
+        """To be called when the reader opens a shard: more may come now."""
+        place = self._place.get(shard, 0)
+        if place > self._opened:
+            with self._condition:
+                self._opened = max(self._opened, place)
+                self._condition.notify_all()
+
+    def close(self) -> None:
+        """Begin no more downloads."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify_all()
+
+    def _run(self) -> None:
+        while (shard := self._take()) is not None:
+            try:
+                self._shards.fetch(shard, wait=False)
+            except UserError:
+                return
+
+    def _take(self) -> int | None:
+        with self._condition:
+            while not self._closed and self._next < len(self._order):
+                before = self._ends[self._opened - 1] if self._opened else 0
+                ahead = self._ends[self._next] - before
+                if ahead <= _AHEAD_SHARE * self._shards.cache.limit_bytes or self._next <= self._opened:
+                    self._next += 1
+                    return self._order[self._next - 1]
+                self._condition.wait()
+        return None

@@ -1,0 +1,99 @@
+"""Samples → ``shard-000000.tar``: atomic, and byte for byte reproducible.
+
+Each unit of work is decoded into a part file, by whichever worker is free; the parts of a shard are joined in the order
+of the plan. So the bytes of a shard do not depend on who decoded what, or when.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from vidshard.util import atomic
+from vidshard.shards import layout
+from vidshard.shards.manifest import CLIP_ROW
+from vidshard.shards.layout import Clip, SampleRecord
+
+_COPY_BYTES = 1 << 20
+
+Rows = npt.NDArray[np.void]  # CLIP_ROW
+
+
+class PartWriter:
+    """Appends the samples of one unit to a part file, which is of no use before the block ends without an error.
+
+    `rows` are the index rows of the samples; `offset` counts from the start of the part, `shard` and `video` are 0.
+    """
+
+    def __init__(self, path: Path, *, codec: str = "raw") -> None:
+        self._codec = codec
+        self._file = open(path, "wb")  # noqa: SIM115
+        self._size = 0
+        self._rows: list[tuple[int, ...]] = []
+        self._gaps: list[float] = []
+
+    def __enter__(self) -> PartWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self._size
+
+    def append(self, record: SampleRecord, clip: Clip) -> None:
+        """Write one sample. `clip`: uint8 (T, H, W, 3). Raises OSError (disk full)."""
+        pieces, member = layout.encode_pieces(record, clip, codec=self._codec)
+        self._file.writelines(pieces)
+        flags = layout.flags_to_bits(record.flags)
+        self._rows.append(
+            (self._size + member.offset, member.size, member.crc32, record.clip_index, record.label, flags)
+        )
+        self._gaps.append(record.frame_gap_seconds)
+        self._size += sum(map(len, pieces))
+
+    @property
+    def rows(self) -> Rows:
+        rows = np.zeros(len(self._rows), CLIP_ROW)
+        for column, name in enumerate(("offset", "size", "crc32", "clip", "label", "flags")):
+            rows[name] = [row[column] for row in self._rows]
+        rows["frame_gap_seconds"] = self._gaps
+        return rows
+
+
+class Cancelled(Exception):  # noqa: N818
+    """The join was told to stop."""
+
+
+def join_parts(path: Path, parts: Sequence[Path], *, cancelled: Callable[[], bool] = lambda: False) -> tuple[int, str]:
+    """Join part files into the shard `path`, atomically; return its size in bytes and its SHA-256.
+
+    No part gives an empty shard. Raises OSError (disk full), or Cancelled when `cancelled()` becomes true.
+    """
+    digest = hashlib.sha256()
+    size = 0
+    with atomic.atomic_open(path) as shard:
+        for part in parts:
+            with open(part, "rb") as file:
+                while block := file.read(_COPY_BYTES):
+                    if cancelled():
+                        raise Cancelled
+                    shard.write(block)
+                    digest.update(block)
+                    size += len(block)
+        end = layout.end_of_shard()
+        shard.write(end)
+        digest.update(end)
+    return size + len(end), digest.hexdigest()

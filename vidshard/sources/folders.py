@@ -1,0 +1,558 @@
+"""Which videos there are, of which class and split: a folder layout → a sorted list of `Video`.
+
+A video goes by its name, or by how its content begins where the name does not tell. Whatever is found and not used is
+said: every file beside the videos is in `skipped`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import csv
+import dataclasses
+import io
+import itertools
+import json
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from vidshard.shards.layout import CRIME_LABEL, MANIFEST_NAME, NORMAL_LABEL, SHARD_PATTERN, UNKNOWN_LABEL
+from vidshard.shards.manifest import Failure
+from vidshard.storage.urls import Location
+from vidshard.util.errors import UserError
+from vidshard.util.lists import SHOWN_SUFFIXES, read_text
+from vidshard.util.lists import VIDEO_SUFFIXES as VIDEO_SUFFIXES
+from vidshard.video import containers
+from vidshard.video.containers import VideoError
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+# Files of these names are no videos, and are not opened to see whether they are; sound alone is among them.
+OTHER_SUFFIXES = frozenset(
+    """
+    .txt .md .rst .log .csv .tsv .json .jsonl .xml .yaml .yml .toml .ini .cfg .html .htm .css .js .py .ipynb .sh .bat .c
+    .h .cpp .java .nfo .rtf .pdf .doc .docx .xls .xlsx .ppt .pptx .url .lnk .lock .md5 .sha1 .sha256 .torrent
+    .jpg .jpeg .png .bmp .webp .tif .tiff .gif .svg .ico .psd .heic .heif .avif .cr3 .thm .db .sqlite
+    .srt .vtt .ass .ssa .sub .idx .lrc .mp3 .m4a .m4b .aac .wav .flac .ogg .oga .opus .mka .wma .amr .aiff
+    .npy .npz .mat .h5 .hdf5 .pkl .pt .pth .ckpt .onnx .safetensors .parquet .arrow
+    .zip .tar .tgz .gz .bz2 .xz .zst .7z .rar .iso .exe .dll .so .o .a .pyc
+    """.split()  # noqa: SIM905
+)
+_TEXT_TOO = (".ts", ".mts")  # names of TypeScript as well
+HEAD_BYTES = 4096
+
+# The classes of UCF-Crime: NormalVideos, the folders of normal videos in its zips and lists, and the 13 crimes.
+NORMAL_CLASSES = (
+    "NormalVideos",
+    "Training_Normal_Videos_Anomaly",
+    "Testing_Normal_Videos_Anomaly",
+    "Normal_Videos_event",
+    "z_Normal_Videos_event",
+    "Training-Normal-Videos-Part-1",
+    "Training-Normal-Videos-Part-2",
+    "Training-Normal-Videos",
+    "Testing_Normal_Videos",
+    "Normal_Videos_for_Event_Recognition",
+    "Normal_Videos",
+)
+CRIME_CLASSES = (
+    "Abuse", "Arrest", "Arson", "Assault", "Burglary", "Explosion", "Fighting", "RoadAccidents", "Robbery", "Shooting",
+    "Shoplifting", "Stealing", "Vandalism",
+)  # fmt: skip
+
+_MAX_LOOKED_AT = 1000  # entries of a folder, to guess what it is
+
+_SPLIT_NAMES = {
+    "train": "Train", "training": "Train",
+    "test": "Test", "testing": "Test",
+    "val": "Validation", "valid": "Validation", "validation": "Validation",
+}  # fmt: skip
+
+SPLITS = ("Train", "Validation", "Test")
+
+# Why something is skipped behind which there may be videos; of the other reasons, none hides one. (A folder with the
+# name of a video is `not_a_regular_file`, but is read.)
+MAY_HIDE_VIDEOS = (
+    "broken_link", "link_outside_source", "link_to_folder", "unreadable", "unreadable_folder", "unusable_name",
+    "hidden_video",
+)  # fmt: skip
+
+# Optional, in SOURCE or beside its split folders: [{"file": "Train/Abuse/a.mp4", "source": "recording 7"}, …].
+GROUPS_NAME = "sources.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Video:
+    """One source video."""
+
+    path: str  # relative to SOURCE, with forward slashes
+    class_name: str | None  # the folder that directly holds it; None directly in SOURCE
+    label: int  # 0 normal, 1 crime, -1 unknown
+    source_group: str | None = None  # the recording it was cut from, if known
+    events: tuple[tuple[int, int], ...] = ()  # first and last frame of each, if annotations tell
+    num_bytes: int | None = None  # of its file, where a listing told; None: ask the file system
+    version: str | None = None  # what an object store calls this content; another one when it was replaced
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """The videos of one split (or of a folder that is none), sorted by the bytes of their paths."""
+
+    root: Location  # absolute
+    split: str | None  # Train, Validation, Test or None
+    videos: tuple[Video, ...]
+    skipped: tuple[Failure, ...]
+    notes: tuple[str, ...] = ()  # what people should know of how they were found
+
+
+def find_sources(
+    source: Path, *, normal: str | None = None, leave_out: Iterable[Path] = (), follow_links: bool = False
+) -> list[Source]:
+    """The videos in `source`: one `Source`, or one per split when it holds Train/, Test/ or Validation/.
+
+    `normal` names the class that is normal, if it is not told by its name; every other class is then a crime.
+    `leave_out`: folders that are not looked into and not mentioned, such as those of the output.
+    `follow_links`: links that lead out of `source` are read too, each place once.
+    Raises UserError when there is no such folder or nothing to use in it.
+    """
+    root = Path(os.path.abspath(source))
+    if not os.path.lexists(root):
+        raise UserError(f"no folder or file {source}; expected SOURCE/<Class>/*.mp4, a folder of videos, or one video")
+    if not root.is_dir():
+        return [_single_file(root, source)]
+    not_ours = {os.path.realpath(folder) for folder in leave_out}
+    try:
+        splits = _split_folders(root, not_ours, follow_links)
+    except OSError as error:
+        raise UserError(f"{source} cannot be read: {error.strerror}; check its permissions") from error
+    if splits:
+        return [_find_source(folder, split, normal, not_ours, follow_links) for split, folder in sorted(splits.items())]
+    return [_find_source(root, split_name(root.name), normal, not_ours, follow_links)]
+
+
+def class_label(class_name: str | None, *, normal: str | None = None) -> int:
+    """0 for a normal class, 1 for a crime, -1 for no class. `normal` overrules the names: it is normal, no other is.
+
+    >>> class_label("Testing_Normal_Videos_Anomaly"), class_label("Abuse"), class_label(None)
+    (0, 1, -1)
+    >>> class_label("Quiet", normal="Quiet"), class_label("Abnormal", normal="Quiet")
+    (0, 1)
+    """
+    if class_name is None:
+        return UNKNOWN_LABEL
+    is_normal = class_name == normal if normal is not None else "normal" in class_name.lower()
+    return NORMAL_LABEL if is_normal else CRIME_LABEL
+
+
+def split_name(folder_name: str) -> str | None:
+    """The split that a folder of this name holds.
+
+    >>> split_name("validation"), split_name("Training"), split_name("Abuse")
+    ('Validation', 'Train', None)
+    """
+    return _SPLIT_NAMES.get(folder_name.lower())
+
+
+def label_table(source: Source) -> str:
+    """The table class → label → number of videos, for people."""
+    counts = Counter((video.class_name, video.label) for video in source.videos)
+    meanings = {NORMAL_LABEL: "0 normal", CRIME_LABEL: "1 crime", UNKNOWN_LABEL: "-1 unknown"}
+    rows = [
+        ("(no class folder)" if name is None else name, meanings[label], f"{count:,}")
+        for (name, label), count in sorted(counts.items(), key=lambda row: (row[0][1], path_bytes(row[0][0] or "")))
+    ]
+    rows = [("class", "label", "videos"), *rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows)
+
+
+def is_known_class(name: str) -> bool:
+    """Whether a folder is named as a class of UCF-Crime; upper and lower case, `-`, `_` and spaces do not count.
+
+    >>> is_known_class("training_normal_videos_part_1"), is_known_class("Road Accidents"), is_known_class("Abuses")
+    (True, True, False)
+    """
+    return _plain_name(name) in _KNOWN_CLASSES
+
+
+def _plain_name(name: str) -> str:
+    return re.sub(r"[-_ ]", "", name.lower())
+
+
+_KNOWN_CLASSES = frozenset(_plain_name(name) for name in (*NORMAL_CLASSES, *CRIME_CLASSES))
+
+
+def check_no_class_folder(given: Location, sources: Sequence[Source]) -> None:
+    """Raises UserError when `given` seems to be the folder of one class, so that its videos would have no label.
+
+    That is: it holds videos itself, and either lies in the folder of a split or beside another class folder, of which
+    one has a class name of UCF-Crime.
+    """
+    place = Path(os.path.abspath(given)) if isinstance(given, Path) else given
+    if len(sources) != 1 or sources[0].root != place or sources[0].split is not None:
+        return
+    if all(video.class_name is not None for video in sources[0].videos):
+        return
+    parent = place.parent
+    beside = isinstance(parent, Path) and _lies_beside_a_class(parent, place.name)
+    if split_name(parent.name) is not None or beside:
+        raise UserError(
+            f"{given} seems to be the folder of one class, whose videos would have no label: did you mean {parent}? "
+            "To build it without labels, go on with --yes"
+        )
+
+
+def _lies_beside_a_class(parent: Path, name: str) -> bool:
+    with contextlib.suppress(OSError), os.scandir(parent) as entries:
+        for entry in itertools.islice(entries, _MAX_LOOKED_AT):
+            named = is_known_class(entry.name) or is_known_class(name)
+            if named and entry.name != name and entry.is_dir() and _holds_video(entry.path):
+                return True
+    return False
+
+
+def _holds_video(folder: str) -> bool:
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        return any(e.name.lower().endswith(VIDEO_SUFFIXES) for e in itertools.islice(entries, _MAX_LOOKED_AT))
+    return False
+
+
+def check_labels(source: Source, *, normal: str | None, yes: bool) -> None:
+    """Raises UserError, with the table, when the labels may be wrong and the user has not confirmed them.
+
+    That is: no normal class, no crime class, or a class name that is not one of UCF-Crime's.
+    """
+    classes = {video.class_name: video.label for video in source.videos if video.class_name is not None}
+    if normal is not None and normal not in classes:
+        names = ", ".join(sorted(classes, key=path_bytes)) or "none"
+        raise UserError(f"--normal {normal} names no class folder of {source.root}; the classes are: {names}")
+    if not classes or yes or normal is not None:
+        return
+    doubts = []
+    unknown = sorted((name for name in classes if not is_known_class(name)), key=path_bytes)
+    if unknown:
+        doubts.append(f"not a class name of UCF-Crime: {', '.join(unknown)}")
+    if NORMAL_LABEL not in classes.values():
+        doubts.append("no class is normal")
+    if CRIME_LABEL not in classes.values():
+        doubts.append("no class is a crime")
+    if doubts:
+        raise UserError(
+            f"check the labels of {source.root}: {'; '.join(doubts)}\n\n{label_table(source)}\n\n"
+            "If this is right, go on with --yes; to make one class normal and every other a crime, with --normal CLASS"
+        )
+
+
+def why_no_video(name: str, read_head: Callable[[], bytes]) -> tuple[str, str] | None:
+    """Reason and message with which a file is skipped; None if it is taken as a video.
+
+    `read_head` gives the first bytes of the file; called only where the name does not tell. Raises what that raises.
+
+    >>> why_no_video("a.MP4", bytes), why_no_video("recorder/0001", lambda: b"FLV\\1\\5")
+    (None, None)
+    >>> why_no_video("app.ts", lambda: b"export default 1")[0], why_no_video("notes.txt", bytes)[0]
+    ('not_a_video', 'not_a_video_name')
+    """
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix in _TEXT_TOO and _is_text(read_head()):
+        return "not_a_video", "it is text, although its name is that of a video; nothing is to be done"
+    if suffix in VIDEO_SUFFIXES or (suffix not in OTHER_SUFFIXES and _begins_like_video(read_head())):
+        return None
+    return "not_a_video_name", "its name is not that of a video; if it is one, rename it so that it ends in .mp4"
+
+
+def _begins_like_video(head: bytes) -> bool:
+    try:
+        containers.container_format(head)
+    except VideoError:
+        return False
+    return True
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether a file that is not empty begins like text in UTF-8."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # a character may be cut at the end
+    except UnicodeDecodeError:
+        return False
+    return bool(text) and not any(ord(character) < 32 and character not in "\t\n\r\f" for character in text)
+
+
+def by_content_note(paths: Collection[str]) -> list[str]:
+    """What to tell of videos whose names are not those of videos."""
+    if not paths:
+        return []
+    some = sorted(paths, key=path_bytes)
+    shown = ", ".join(some[:3]) + (", …" if len(some) > 3 else "")
+    return [f"taken as videos by their content, whatever their names: {len(some):,} ({shown})"]
+
+
+def _single_file(path: Path, given: Path) -> Source:
+    if not path.is_file():
+        raise UserError(f"{given} is neither a folder nor a regular file; expected a video or a folder of them")
+    if why_no_video(path.name, lambda: _read_head(path)) is not None:
+        raise UserError(f"{given} is no video name; expected one that ends in {SHOWN_SUFFIXES}")
+    video = Video(path=path.name, class_name=None, label=UNKNOWN_LABEL)
+    return Source(root=path.parent, split=None, videos=(video,), skipped=())
+
+
+def _read_head(path: Path | str) -> bytes:
+    """The first bytes of a regular file, nothing of a pipe or folder (a pipe would wait for ever). Raises OSError."""
+    if not os.path.isfile(path):
+        return b""
+    with open(path, "rb") as file:
+        return file.read(HEAD_BYTES)
+
+
+def _split_folders(root: Path, leave_out: Collection[str], follow_links: bool) -> dict[str, Path]:
+    """Split → folder, if `root` holds split folders; {} if not. Raises UserError on videos that no split holds."""
+    with os.scandir(root) as entries:
+        found = sorted(entries, key=lambda entry: path_bytes(entry.name))
+    splits: dict[str, Path] = {}
+    for entry in found:
+        split = split_name(entry.name)
+        if split is None or not entry.is_dir() or os.path.realpath(entry.path) in leave_out:
+            continue
+        real = os.path.realpath(entry.path)
+        if entry.is_symlink() and not follow_links and not _is_below(real, os.path.realpath(root)):
+            raise UserError(
+                f"{entry.path} is a link that leads out of {root}; read it with --follow-links, or give {real} itself"
+            )
+        if split in splits:
+            raise UserError(
+                f"{root} holds {splits[split].name}/ and {entry.name}/, which are the same split; "
+                "build them one by one, or merge them"
+            )
+        splits[split] = Path(entry.path)
+    if not splits:
+        return {}
+    used = {folder.name for folder in splits.values()}
+    beside = _Walk(root, leave_out={*leave_out, *(os.path.join(os.path.realpath(root), name) for name in used)})
+    if beside.videos:
+        shown = ", ".join(beside.videos[:3]) + (", …" if len(beside.videos) > 3 else "")
+        raise UserError(
+            f"{root} holds {', '.join(f'{name}/' for name in sorted(used))} and {len(beside.videos):,} videos beside "
+            f"them ({shown}); move those into a split, or build each folder by itself"
+        )
+    return splits
+
+
+def _find_source(
+    root: Path, split: str | None, normal: str | None, leave_out: Collection[str], follow_links: bool
+) -> Source:
+    walk = _Walk(root, leave_out, follow_links)
+    groups = _read_groups(root, split)
+    notes = by_content_note(walk.by_content)
+    return make_source(root, split, walk.videos, walk.skipped, groups=groups, normal=normal, notes=notes)
+
+
+def make_source(
+    root: Location,
+    split: str | None,
+    paths: Iterable[str],
+    skipped: Collection[Failure],
+    *,
+    groups: Groups,
+    normal: str | None,
+    notes: Sequence[str] = (),
+) -> Source:
+    """The source of the videos at `paths`, in any order. Raises UserError when there is none."""
+    videos = []
+    for path in sorted(paths, key=path_bytes):
+        class_name = path.rpartition("/")[0].rpartition("/")[2] or None
+        label = class_label(class_name, normal=normal)
+        videos.append(Video(path=path, class_name=class_name, label=label, source_group=groups.of.get(path)))
+    if not videos:
+        raise UserError(_nothing_found(root, skipped))
+    in_order = sorted(skipped, key=lambda failure: path_bytes(failure.path))
+    told = (*notes, *groups.notes(videos))
+    return Source(root=root, split=split, videos=tuple(videos), skipped=tuple(in_order), notes=told)
+
+
+def _nothing_found(root: Location, skipped: Collection[Failure]) -> str:
+    others = [PurePosixPath(failure.path) for failure in skipped]
+    shard_folders = {path.parent for path in others if SHARD_PATTERN.fullmatch(path.name)}
+    sets = sorted(shard_folders & {path.parent for path in others if path.name == MANIFEST_NAME})
+    if sets:
+        places = ", ".join(str(root / str(place) if place.name else root) for place in sets[:3])
+        return f"no video in {root}, but finished shards ({places}): give the folder of the videos, or that of one set"
+    pictures = [f.path for f in skipped if f.path.lower().endswith(PICTURE_SUFFIXES)]
+    if pictures:
+        return (
+            f"{root} holds {len(pictures):,} pictures (such as {pictures[0]}) and no video: folders of frames cannot "
+            f"be built, because they do not say when a frame was shown; give the videos ({SHOWN_SUFFIXES})"
+        )
+    reasons = Counter(failure.reason for failure in skipped)
+    found = f"; skipped: {', '.join(f'{n:,} {reason}' for reason, n in sorted(reasons.items()))}" if reasons else ""
+    return f"no video in {root}: expected SOURCE/<Class>/*.mp4 or *.mp4 ({SHOWN_SUFFIXES}, upper or lower case){found}"
+
+
+class _Walk:
+    """All that lies below `root`: `videos` (relative paths) and `skipped`, in no particular order.
+
+    `leave_out`: folders, absolute and without links on the way. `follow_links`: those out of `root` too.
+    """
+
+    def __init__(self, root: Path, leave_out: Collection[str], follow_links: bool = False) -> None:
+        self.root = root
+        self.real_root = os.path.realpath(root)
+        self.leave_out = leave_out
+        self.follow_links = follow_links
+        self.real_folders = [self.real_root]  # all below these is read
+        self.videos: list[str] = []
+        self.by_content: list[str] = []  # of these, the ones that have no video name
+        self.skipped: list[Failure] = []
+        folders = [""]
+        while folders:  # a list, not recursion: a tree may be deeper than the stack
+            folders += self._scan(folders.pop())
+
+    def _scan(self, folder: str) -> list[str]:
+        """Sort the entries of one folder; returns its sub-folders."""
+        folders = []
+        try:
+            real_folder = os.path.realpath(os.path.join(self.root, folder))
+            with os.scandir(real_folder) as entries:
+                for entry in sorted(entries, key=lambda entry: path_bytes(entry.name)):  # always the same of two links
+                    path = f"{folder}/{entry.name}" if folder else entry.name
+                    if os.path.join(real_folder, entry.name) not in self.leave_out:
+                        folders += self._sort_or_skip(entry, path)
+        except OSError as error:
+            self._skip(folder or ".", "unreadable_folder", f"it cannot be listed: {error.strerror}")
+        return folders
+
+    def _sort_or_skip(self, entry: os.DirEntry[str], path: str) -> list[str]:
+        try:
+            return self._sort(entry, path)
+        except OSError as error:  # of this entry alone: what lies beside it is read
+            return self._skip(path, "unreadable", f"it cannot be looked at: {error.strerror}")
+
+    def _sort(self, entry: os.DirEntry[str], path: str) -> list[str]:
+        if entry.name.startswith("."):
+            return self._skip(path, *why_hidden(entry.name, lambda: _read_head(entry.path)))
+        if not _is_utf8_or_bytes(path):
+            return self._skip(path, "unusable_name", "its name is not valid Unicode; rename it")
+        if entry.is_symlink():
+            real = os.path.realpath(entry.path)
+            if not os.path.exists(real):
+                return self._skip(path, "broken_link", "it is a link to nothing; mend the link or delete it")
+            if not _is_below(real, self.real_root) and not self.follow_links:
+                message = "it is a link that leads out of SOURCE; --follow-links reads it"
+                return self._skip(path, "link_outside_source", message)
+            if os.path.isdir(real):
+                if any(_is_below(real, folder) or _is_below(folder, real) for folder in self.real_folders):
+                    return self._skip(path, "link_to_folder", "it is a link to a folder that is read anyway")
+                self.real_folders.append(real)
+                return [path]
+        elif entry.is_dir(follow_symlinks=False):
+            if os.path.splitext(entry.name)[1].lower() in VIDEO_SUFFIXES:
+                self._skip(
+                    path, "not_a_regular_file", "it is a folder, although its name is that of a video; it is read"
+                )
+            return [path]
+        if path == GROUPS_NAME:
+            return []
+        no_video = why_no_video(entry.name, lambda: _read_head(entry.path))
+        if no_video is not None:
+            return self._skip(path, *no_video)
+        if not stat.S_ISREG(entry.stat().st_mode):
+            return self._skip(path, "not_a_regular_file", "it is a pipe, socket or device, not a file; delete it")
+        if os.path.splitext(entry.name)[1].lower() not in VIDEO_SUFFIXES:
+            self.by_content.append(path)
+        self.videos.append(path)
+        return []
+
+    def _skip(self, path: str, reason: str, message: str) -> list[str]:
+        self.skipped.append(Failure(path=path, outcome="skipped", reason=reason, message=message))
+        return []
+
+
+def why_hidden(name: str, read_head: Callable[[], bytes]) -> tuple[str, str]:
+    """Reason and message with which a file or folder whose name begins with a dot is skipped."""
+    if name.lower().endswith(VIDEO_SUFFIXES) and _begins_like_video(read_head()):
+        return "hidden_video", "its name begins with a dot, and it is a video; rename it to have it built, or delete it"
+    return "hidden_file", "its name begins with a dot; rename it if it is to be read"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Groups:
+    """What a `sources.json` says: which recording each video was cut from."""
+
+    where: str = ""  # the file; "" if there is none
+    of: Mapping[str, str] = dataclasses.field(default_factory=dict)  # path relative to the source → recording
+    fault: str = ""  # why nothing was taken from it
+
+    @classmethod
+    def from_text(cls, text: str, *, where: str, prefix: str) -> Groups:
+        """Those of the paths that begin with `prefix`, which is taken off. A file of another kind gives none."""
+        try:
+            groups = parse_source_groups(text, where=where)
+        except UserError as error:
+            return cls(where=where, fault=str(error))
+        return cls(where=where, of={n.removeprefix(prefix): g for n, g in groups.items() if n.startswith(prefix)})
+
+    def notes(self, videos: Sequence[Video]) -> list[str]:
+        """What to tell of it."""
+        if not self.where:
+            return []
+        grouped = [video.source_group for video in videos if video.source_group is not None]
+        if grouped:
+            return [
+                f"{self.where} was read: {len(grouped):,} of {len(videos):,} videos are cut from "
+                f"{len(set(grouped)):,} recordings"
+            ]
+        fault = self.fault or f"{self.where} names none of the videos; expected paths such as {videos[0].path}"
+        return [f"WARNING: no video is grouped by recording: {fault}"]
+
+
+def _read_groups(root: Path, split: str | None) -> Groups:
+    """What `sources.json` says that lies in `root`, or beside it when it is a split folder. Raises UserError."""
+    places = [(root, "")] + ([(root.parent, f"{root.name}/")] if split is not None else [])
+    for folder, prefix in places:
+        path = folder / GROUPS_NAME
+        if path.is_file():
+            try:
+                text = path.read_bytes().decode("utf-8-sig", "replace")
+            except OSError as error:
+                raise UserError(
+                    f"{path} cannot be read: {error.strerror}; it groups the videos by recording"
+                ) from error
+            return Groups.from_text(text, where=str(path), prefix=prefix)
+    return Groups()
+
+
+def read_source_groups(path: Path) -> dict[str, str]:
+    """File → source, of a JSON list of {"file": …, "source": …} or a CSV with the columns file and source."""
+    return parse_source_groups(read_text(path), where=str(path))
+
+
+def parse_source_groups(text: str, *, where: str) -> dict[str, str]:
+    """The same of a text that was read from `where`."""
+    try:
+        rows = json.loads(text) if text.lstrip()[:1] in ("[", "{") else list(csv.DictReader(io.StringIO(text)))
+        return {str(row["file"]): str(row["source"]) for row in rows}
+    except (ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
+        raise UserError(
+            f'{where} is not a list of {{"file": …, "source": …}}, or a CSV with these columns, which names the '
+            f"recording each video was cut from ({error!r}); correct it, or rename it if it is about something else"
+        ) from error
+
+
+def path_bytes(path: str) -> bytes:
+    """What paths are sorted by: the same order on every system."""
+    return path.encode("utf-8", "surrogateescape")
+
+
+def _is_utf8_or_bytes(name: str) -> bool:
+    try:
+        path_bytes(name)
+    except UnicodeEncodeError:  # half a surrogate pair, which Windows allows in a name
+        return False
+    return True
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return os.path.commonpath((path, folder)) == folder if path[:1] == folder[:1] else False

@@ -1,0 +1,213 @@
+"""Lists that users bring along with their videos: which belong to a split, which come from one recording.
+
+Names in such lists rarely are paths as they lie here; they are matched from their end: `Train/Abuse/a.mp4` in a list is
+`/data/ucf/Abuse/a.mp4`, as long as only one thing can be meant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from vidshard.shards.layout import NORMAL_LABEL, UNKNOWN_LABEL
+from vidshard.shards.manifest import Failure
+from vidshard.sources.folders import Source, path_bytes, read_source_groups
+from vidshard.util.errors import UserError
+from vidshard.util.lists import line_events, listed_name, read_lines
+
+_SHOWN = 5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Matched:
+    """Sources after a list was applied to them, and what to tell the user of it ("" if nothing)."""
+
+    sources: list[Source]
+    told: str
+
+
+def common_suffix(a: str, b: str) -> int:
+    """How many parts of two paths are the same, counted from the end.
+
+    >>> common_suffix("Train/Abuse/a.mp4", "/data/Abuse/a.mp4"), common_suffix("b/a", "c")
+    (2, 0)
+    """
+    count = 0
+    for x, y in zip(reversed(PurePosixPath(a).parts), reversed(PurePosixPath(b).parts), strict=False):
+        if x != y:
+            break
+        count += 1
+    return count
+
+
+def apply_split_list(sources: Sequence[Source], path: Path) -> Matched:
+    """Keep the videos that the list names, matched by file stem; the rest is skipped as `not_in_list`.
+
+    Raises UserError when the list cannot be read, names none of the videos, or a name may be one of several.
+    """
+    names = sorted({name for line in read_lines(path) if (name := listed_name(line))})
+    taken, missing = set(), []
+    for name, matches in match_names(sources, names, what=f"--split-list {path}").items():
+        taken |= set(matches)
+        missing += [] if matches else [name]
+    total = sum(len(source.videos) for source in sources)
+    if not taken:
+        raise UserError(
+            f"--split-list {path} names none of the {total:,} videos (its first: {', '.join(names[:3]) or 'nothing'}"
+            "); expected one video a line, as in Anomaly_Train.txt of UCF-Crime"
+        )
+    message = f"not in the list {path.name}"
+    kept = []
+    for number, source in enumerate(sources):
+        rest = [
+            Failure(path=video.path, outcome="skipped", reason="not_in_list", message=message)
+            for row, video in enumerate(source.videos)
+            if (number, row) not in taken
+        ]
+        kept.append(
+            dataclasses.replace(
+                source,
+                videos=tuple(video for row, video in enumerate(source.videos) if (number, row) in taken),
+                skipped=tuple(sorted([*source.skipped, *rest], key=lambda failure: path_bytes(failure.path))),
+            )
+        )
+    told = f"{path.name}: {len(taken):,} of {total:,} videos are in the list"
+    if missing:
+        told += (
+            f"\nWARNING: {len(missing):,} of {len(names):,} entries of {path.name} name no video here: {shown(missing)}"
+        )
+    return Matched(sources=[source for source in kept if source.videos], told=told)
+
+
+def apply_source_groups(sources: Sequence[Source], path: Path) -> Matched:
+    """Give each video the recording it was cut from, by a JSON list of {"file", "source"} or a CSV with these columns.
+
+    Raises UserError when the file cannot be read, or a row may mean several videos, or a video several recordings.
+    """
+    groups = read_source_groups(path)
+    what = f"--source-groups {path}"
+    group_of: dict[tuple[int, int], tuple[int, str, str]] = {}  # video → parts in common, row, group
+    names = {os.path.splitext(name.replace("\\", "/"))[0]: name for name in groups}
+    for stem, matches in match_names(sources, sorted(names), what=what).items():
+        group = groups[names[stem]]
+        for number, row in matches:
+            score = common_suffix(stem, _full_path(sources[number], row))
+            before = group_of.get((number, row))
+            if before is not None and before[0] == score and before[2] != group:
+                raise UserError(
+                    f"{what} gives {sources[number].videos[row].path} two sources: {before[2]} ({before[1]}) and "
+                    f"{group} ({names[stem]}); write more of its path in the file, or remove a row"
+                )
+            if before is None or score > before[0]:
+                group_of[number, row] = (score, names[stem], group)
+    grouped = [
+        dataclasses.replace(
+            source,
+            videos=tuple(
+                dataclasses.replace(
+                    video,
+                    source_group=group_of[number, row][2] if (number, row) in group_of else None,
+                )
+                for row, video in enumerate(source.videos)
+            ),
+        )
+        for number, source in enumerate(sources)
+    ]
+    unknown = [video.path for source in grouped for video in source.videos if video.source_group is None]
+    told = f"{path.name}: {len(group_of):,} videos of {len({g for *_, g in group_of.values()}):,} recordings"
+    if unknown:
+        told += f"\nWARNING: {path.name} says nothing about {len(unknown):,} videos: {shown(unknown)}"
+    return Matched(sources=grouped, told=told)
+
+
+def apply_annotations(sources: Sequence[Source], path: Path) -> Matched:
+    """Give each video its events, by a temporal annotation file of UCF-Crime (`name class start1 end1 start2 end2`).
+
+    A crime without an event in the file is skipped as `no_annotation`: where in it the crime is, nobody knows. Raises
+    UserError when the file cannot be read, contradicts a label, or a name may be one of several videos.
+    """
+    events_of: dict[str, tuple[tuple[int, int], ...]] = {}
+    for number, line in enumerate(read_lines(path), start=1):
+        try:
+            events_of[listed_name(line)] = line_events(line)
+        except ValueError as error:
+            raise UserError(
+                f"line {number} of {path} is no annotation ({error}): {line.strip()}; expected name, class and frames, "
+                "such as: Abuse028_x264.mp4 Abuse 165 240 -1 -1"
+            ) from error
+    events: dict[tuple[int, int], tuple[tuple[int, int], ...]] = {}
+    missing = []
+    for name, matches in match_names(sources, sorted(events_of), what=f"--annotations {path}").items():
+        events |= dict.fromkeys(matches, events_of[name])
+        missing += [] if matches else [name]
+    annotated = []
+    for number, source in enumerate(sources):
+        videos, skipped = [], list(source.skipped)
+        for row, video in enumerate(source.videos):
+            of_video = events.get((number, row))
+            if video.label == NORMAL_LABEL and of_video:
+                raise UserError(
+                    f"{path} says that {video.path} holds a crime, but its class {video.class_name} is normal; correct "
+                    "the file, move the video, or name the normal class with --normal CLASS"
+                )
+            if of_video or video.label == NORMAL_LABEL or (video.label == UNKNOWN_LABEL and of_video is not None):
+                videos.append(dataclasses.replace(video, events=of_video or ()))
+            else:
+                message = f"{path.name} tells no event in it"
+                skipped.append(Failure(path=video.path, outcome="skipped", reason="no_annotation", message=message))
+        skipped.sort(key=lambda failure: path_bytes(failure.path))
+        annotated.append(dataclasses.replace(source, videos=tuple(videos), skipped=tuple(skipped)))
+    with_events = [video for source in annotated for video in source.videos if video.events]
+    if not with_events:
+        raise UserError(
+            f"--annotations {path} tells no event of any of the {sum(len(source.videos) for source in sources):,} "
+            "videos; is it the file for these?"
+        )
+    left_out = sum(len(a.videos) - len(b.videos) for a, b in zip(sources, annotated, strict=True))
+    told = f"{path.name}: {sum(len(video.events) for video in with_events):,} events in {len(with_events):,} videos"
+    if left_out:
+        told += f"\nWARNING: {left_out:,} videos of crimes are left out: {path.name} tells no event in them"
+    if missing:
+        told += f"\n{_without_file(path, missing, sorted(events_of))}"
+    return Matched(sources=[source for source in annotated if source.videos], told=told)
+
+
+def match_names(sources: Sequence[Source], names: Sequence[str], *, what: str) -> dict[str, list[tuple[int, int]]]:
+    """For each name (a path or its end, without suffix) the videos it means: (source, row), at most one a source root.
+
+    Of videos with the same stem it is the one whose path has most parts in common with the name. Raises UserError,
+    naming `what`, where that is more than one.
+    """
+    of_stem: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for number, source in enumerate(sources):
+        for row, video in enumerate(source.videos):
+            of_stem[PurePosixPath(video.path).stem].append((number, row))
+    found: dict[str, list[tuple[int, int]]] = {}
+    for name in names:
+        candidates = of_stem.get(PurePosixPath(name).name, [])
+        scores = [common_suffix(name, _full_path(sources[number], row)) for number, row in candidates]
+        best = [place for place, score in zip(candidates, scores, strict=True) if score == max(scores)]
+        if len(best) > 1:
+            paths = [str(sources[number].root / sources[number].videos[row].path) for number, row in best]
+            raise UserError(
+                f"{what}: {name} may be {' or '.join(paths[:2])}; write more of its path, or build the folders by "
+                "themselves"
+            )
+        found[name] = best
+    return found
+
+
+def shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+
+
+def _full_path(source: Source, row: int) -> str:
+    """Where a video lies, without its suffix, with forward slashes."""
+    return os.path.splitext(f"{source.root.as_posix()}/{source.videos[row].path}")[0]
+
+
+def _without_file(path: Path, missing: Sequence[str], names: Sequence[str]) -> str:
+    return f"WARNING: {len(missing):,} of {len(names):,} entries of {path.name} name no video here: {shown(missing)}"

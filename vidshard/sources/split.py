@@ -1,0 +1,427 @@
+"""Train, validation and test lists that do not leak: what was cut from one recording stays on one side.
+
+The lists have UCF-Crime's form, one `Class/Name.mp4` a line, and are made from a folder of videos or a shard folder.
+Videos are dealt out by source group where that is known, else one by one; every class is spread alike; the same input
+and seed give the same lists. Exact copies count as one recording. What may still leak is a warning.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from vidshard.shards import layout, manifest
+from vidshard.shards.manifest import ShardSet
+from vidshard.sources.folders import SPLITS as SPLITS
+from vidshard.sources.folders import Source, Video, find_sources, path_bytes
+from vidshard.sources.lists import apply_source_groups
+from vidshard.util import atomic
+from vidshard.util.errors import FormatError, UserError
+from vidshard.util.lists import read_list
+from vidshard.video.sampling import frame_indices, resize_frame
+
+_SHOWN = 20  # warnings of one kind before the rest is counted
+
+# The signature of a video: 8 frames of its first clip, 16 × 16, grey. A copy that was scaled to a quarter, brightened,
+# brought to another frame rate and compressed hard correlates to 0.99 in its mean picture and to 0.57–0.97 in what
+# moves (22 copies of short surveillance clips). Other videos of the same camera reach the first, but only 0.28 of the
+# second (11,325 pairs).
+_SIGNATURE_FRAMES, _SIGNATURE_SIDE = 8, 16
+_SAME_LOOK, _SAME_MOTION = 0.97, 0.45
+_STILL, _SAME_STILL_LOOK = 0.5, 0.995  # grey levels of movement below which the picture alone must do, then closer
+_BLOCK = 1024  # videos compared at a time
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """What to split how. `fractions` are those of Train, Validation and Test, and sum to 1."""
+
+    source: Path  # a folder of videos, as `vidshard build` takes it, or a shard folder
+    out: Path
+    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
+    source_groups: Path | None = None  # JSON list or CSV of file and source
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6:
+            shown = ",".join(f"{fraction:g}" for fraction in self.fractions)
+            raise UserError(f"fractions are {shown}, expected three numbers from 0 that sum to 1, such as 0.7,0.1,0.2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitVideo:
+    """A video to be dealt out."""
+
+    path: str  # as the list names it
+    class_name: str | None
+    source_group: str | None
+    content: str | None  # equal for videos of the same content; None where that was not needed to tell, or unknown
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitReport:
+    """The lists that were written, and what people should know of them."""
+
+    out: Path
+    lists: dict[str, tuple[str, ...]]  # split → paths, sorted
+    class_counts: dict[str, dict[str, int]]  # class → split → videos
+    num_groups: int
+    notes: tuple[str, ...]  # how the videos were found
+    warnings: tuple[str, ...]
+
+
+def split(config: SplitConfig) -> SplitReport:
+    """Write Train.txt, Validation.txt and Test.txt into `config.out`.
+
+    Raises UserError when there is no video, two have one name, or the source groups are not clear.
+    """
+    shards = manifest.open_shards(config.source) if (config.source / layout.MANIFEST_NAME).exists() else None
+    videos, notes, warnings = _find_videos(config, shards)
+    groups = make_groups(videos)
+    classes = [Counter(videos[member].class_name or "" for member in members) for members in groups]
+    split_of_group = assign_groups(classes, config.fractions, seed=config.seed)
+    split_of = {member: SPLITS[s] for members, s in zip(groups, split_of_group, strict=True) for member in members}
+    warnings += _leak_warnings(videos, split_of, shards)
+    warnings += _thin_class_warnings(videos, split_of, groups, config.fractions)
+    lists = {
+        name: tuple(video.path for number, video in enumerate(videos) if split_of[number] == name) for name in SPLITS
+    }
+    for name, paths in lists.items():
+        atomic.write_text(list_path(config.out, name), "".join(f"{path}\n" for path in paths))
+    return SplitReport(
+        out=config.out,
+        lists=lists,
+        class_counts=_class_counts(videos, split_of),
+        num_groups=len(groups),
+        notes=tuple(notes),
+        warnings=tuple(warnings),
+    )
+
+
+def parse_fractions(text: str) -> tuple[float, float, float]:
+    """The option `--fractions`. Raises UserError unless it is three numbers.
+
+    >>> parse_fractions("0.7,0.1,0.2")
+    (0.7, 0.1, 0.2)
+    """
+    try:
+        train, validation, test = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UserError(f"--fractions is {text!r}, expected three numbers, such as 0.7,0.1,0.2") from error
+    return train, validation, test
+
+
+def list_path(out: Path, split_name: str) -> Path:
+    return out / f"{split_name}.txt"
+
+
+def to_text(report: SplitReport) -> str:
+    """The table class × split for people."""
+    names = ["class", *SPLITS]
+    rows = [[name or "(no class)", *(f"{found[s]:,}" for s in SPLITS)] for name, found in report.class_counts.items()]
+    rows.append(["all", *(f"{len(report.lists[s]):,}" for s in SPLITS)])
+    widths = [max(len(row[column]) for row in [names, *rows]) for column in range(len(names))]
+    table = [
+        "  ".join(
+            f"{cell:<{w}}" if n == 0 else f"{cell:>{w}}" for n, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in [names, *rows]
+    ]
+    written = ", ".join(list_path(report.out, name).name for name in SPLITS)
+    return "\n".join(
+        [*report.notes, *table, "", f"✓ {written} in {report.out}; {report.num_groups:,} groups were dealt out"]
+    )
+
+
+# ---- the videos
+
+
+def _find_videos(config: SplitConfig, shards: ShardSet | None) -> tuple[list[SplitVideo], list[str], list[str]]:
+    """All videos, what to tell of them, and what to warn of; those of a shard folder in the order of its index.
+
+    Of a folder of splits: the videos of all splits, which are dealt out anew.
+    """
+    sources = [_source_of_shards(shards)] if shards is not None else find_sources(config.source)
+    notes = [note for source in sources for note in source.notes if not note.startswith("WARNING: ")]
+    warnings = [note.removeprefix("WARNING: ") for source in sources for note in source.notes if note not in notes]
+    if config.source_groups is not None:
+        matched = apply_source_groups(sources, config.source_groups)
+        sources, told = matched.sources, matched.told.split("WARNING: ")[1:]
+        warnings += told
+    found = [(Path(str(source.root)) / video.path, video) for source in sources for video in source.videos]
+    if shards is not None:
+        contents: Sequence[str | None] = _clip_checksums(shards)
+    else:
+        found.sort(key=lambda pair: path_bytes(pair[1].path))
+        contents = content_hashes([path for path, _ in found])
+        warnings.append("re-encoded copies were not looked for: only a shard folder shows them; exact copies were")
+    repeated = [path for path, count in Counter(video.path for _, video in found).items() if count > 1]
+    if repeated:
+        raise UserError(
+            f"{config.source} holds {repeated[0]} in two splits: a list cannot tell them apart; rename one of them"
+        )
+    videos = [
+        SplitVideo(path=v.path, class_name=v.class_name, source_group=v.source_group, content=content)
+        for (_, v), content in zip(found, contents, strict=True)
+    ]
+    return videos, notes, warnings
+
+
+def _source_of_shards(shards: ShardSet) -> Source:
+    index = shards.index
+    label_of = {row.name: row.label for row in shards.manifest.classes}
+    videos = tuple(
+        Video(
+            path=path,
+            class_name=index.class_name(number),
+            label=label_of[index.class_name(number)],
+            source_group=index.source_group(number),
+        )
+        for number, path in enumerate(index.paths)
+    )
+    return Source(root=shards.folder.absolute(), split=shards.manifest.split, videos=videos, skipped=())
+
+
+def _clip_checksums(shards: ShardSet) -> list[str]:
+    """Equal for videos whose clips are all equal; no pixel is read for that."""
+    crcs: dict[int, list[int]] = defaultdict(list)
+    clips = shards.index.clips
+    for video, crc in zip(clips["video"].tolist(), clips["crc32"].tolist(), strict=True):
+        crcs[video].append(crc)
+    return [repr(crcs[number]) for number in range(len(shards.index.videos))]
+
+
+def content_hashes(paths: Sequence[Path]) -> list[str | None]:
+    """SHA-256 of each file that has the size of another one; None for the rest, which have no copy."""
+    sizes = [path.stat().st_size for path in paths]
+    shared = {size for size, count in Counter(sizes).items() if count > 1}
+    return [manifest.file_sha256(path) if size in shared else None for path, size in zip(paths, sizes, strict=True)]
+
+
+# ---- groups
+
+
+def make_groups(videos: Sequence[SplitVideo]) -> list[list[int]]:
+    """Numbers of the videos that must stay together: those of one source group, and copies of each other."""
+    parent = list(range(len(videos)))
+
+    def root(number: int) -> int:
+        while parent[number] != number:
+            number = parent[number]
+        return number
+
+    for attribute in ("source_group", "content"):
+        first: dict[str, int] = {}
+        for number, video in enumerate(videos):
+            value = getattr(video, attribute)
+            if value is not None:
+                a, b = root(first.setdefault(value, number)), root(number)
+                parent[max(a, b)] = min(a, b)
+    groups: dict[int, list[int]] = defaultdict(list)
+    for number in range(len(videos)):
+        groups[root(number)].append(number)
+    return list(groups.values())
+
+
+# ---- dealing out
+
+
+def assign_groups(groups: Sequence[Mapping[str, int]], fractions: Sequence[float], *, seed: int) -> list[int]:
+    """The split of each group; `groups` tell how many videos of each class they hold.
+
+    Greedy: the largest groups first, in drawn order where equal; each goes to the split that lacks the most of its
+    classes, and of equal ones to the one that is least filled. No group is cut.
+
+    >>> groups = [{"Abuse": 4, "Normal": 2}, {"Abuse": 1}, {"Abuse": 1}, {"Normal": 2}, {"Normal": 1}, {"Normal": 1}]
+    >>> assign_groups(groups, (0.7, 0.0, 0.3), seed=0)
+    [0, 2, 2, 0, 2, 2]
+    """
+    totals: Counter[str] = Counter()
+    for group in groups:
+        totals.update(group)
+    lacking = [{name: fraction * count for name, count in totals.items()} for fraction in fractions]
+    targets = [max(sum(of_class.values()), 1e-9) for of_class in lacking]
+    order = list(range(len(groups)))
+    random.Random(seed).shuffle(order)
+    order.sort(key=lambda number: -sum(groups[number].values()))
+    split_of = [0] * len(groups)
+    for number in order:
+        group = groups[number]
+
+        def need(split: int, group: Mapping[str, int] = group) -> tuple[float, float]:
+            wanted = sum(count * lacking[split][name] for name, count in group.items())
+            return round(wanted, 6), round(sum(lacking[split].values()) / targets[split], 6)
+
+        best = max((s for s in range(len(fractions)) if fractions[s] > 0), key=need)
+        split_of[number] = best
+        for name, count in group.items():
+            lacking[best][name] -= count
+    return split_of
+
+
+def _class_counts(videos: Sequence[SplitVideo], split_of: Mapping[int, str]) -> dict[str, dict[str, int]]:
+    found = Counter((video.class_name or "", split_of[number]) for number, video in enumerate(videos))
+    return {name: {s: found[name, s] for s in SPLITS} for name in sorted({name for name, _ in found})}
+
+
+# ---- warnings
+
+
+def _thin_class_warnings(
+    videos: Sequence[SplitVideo],
+    split_of: Mapping[int, str],
+    groups: Sequence[Sequence[int]],
+    fractions: Sequence[float],
+) -> Iterator[str]:
+    if all(video.source_group is None for video in videos):
+        yield (
+            "no source groups are known: videos cut from one recording may lie in different splits; name them with "
+            "--source-groups"
+        )
+    elif alone := sum(video.source_group is None for video in videos):
+        yield f"{alone:,} of {len(videos):,} videos have no source group; each counts as a recording of its own"
+    num_groups = Counter(name for group in groups for name in {videos[member].class_name or "" for member in group})
+    for name, found in _class_counts(videos, split_of).items():
+        for split_name, fraction in zip(SPLITS, fractions, strict=True):
+            if fraction > 0 and not found[split_name]:
+                count = sum(found.values())
+                yield (
+                    f"class {name or '(no class)'} has no video in {split_name}: its {count:,} videos are "
+                    f"{num_groups[name]:,} groups"
+                )
+
+
+def _leak_warnings(videos: Sequence[SplitVideo], split_of: Mapping[int, str], shards: ShardSet | None) -> Iterator[str]:
+    copies: dict[str, list[int]] = defaultdict(list)
+    for number, video in enumerate(videos):
+        if video.content is not None:
+            copies[video.content].append(number)
+    told = []
+    for numbers in copies.values():
+        if len(numbers) > 1:
+            names = " and ".join(videos[number].path for number in numbers)
+            classes = {videos[number].class_name for number in numbers}
+            contradiction = ", although their classes differ" if len(classes) > 1 else ""
+            told.append(f"{names} are the same video; all are in {split_of[numbers[0]]}{contradiction}")
+    yield from _capped(told)
+    if shards is None:
+        return
+    signatures, unreadable = _signatures(shards)
+    yield from _capped([f"{videos[number].path} was not compared: {error}" for number, error in unreadable.items()])
+    yield from _capped(
+        [
+            f"{videos[a].path} ({split_of[a]}) and {videos[b].path} ({split_of[b]}) look like one video, encoded "
+            "twice; give them one source group"
+            for a, b in similar_pairs(signatures)
+            if split_of[a] != split_of[b]
+        ]
+    )
+
+
+def _capped(lines: Sequence[str]) -> list[str]:
+    more = len(lines) - _SHOWN
+    return [*lines[:_SHOWN], *([f"… and {more:,} more of this kind"] if more > 0 else [])]
+
+
+def _signatures(shards: ShardSet) -> tuple[Floats, dict[int, str]]:
+    """Small grey frames of the first clip of each video, float32 [V, K, S, S], and why some are missing (zeros)."""
+    index, shape = shards.index, shards.manifest.clip_shape
+    signatures = np.zeros((len(index.videos), _SIGNATURE_FRAMES, _SIGNATURE_SIDE, _SIGNATURE_SIDE), np.float32)
+    unreadable = {}
+    first_rows = np.unique(index.clips["video"], return_index=True)[1]
+    for row in np.sort(first_rows).tolist():
+        clip_row = index.clips[row]
+        number, key = int(clip_row["video"]), index.key(row)
+        try:
+            with open(shards.shard_path(int(clip_row["shard"])), "rb") as file:
+                file.seek(int(clip_row["offset"]))
+                payload, codec = file.read(int(clip_row["size"])), shards.manifest.codec
+                clip = layout.decode_clip(payload, shape, codec=codec, where=f"clip {key!r}")
+            signatures[number] = signature(clip)
+        except (FormatError, OSError) as error:
+            unreadable[number] = str(error)
+    return signatures, unreadable
+
+
+def signature(clip: npt.NDArray[np.uint8]) -> Floats:
+    """Frames spread over a clip (uint8 T H W C), small and grey: float32 [K, S, S]."""
+    chosen = frame_indices(len(clip), num_frames=_SIGNATURE_FRAMES)
+    small = [resize_frame(clip[index], _SIGNATURE_SIDE, _SIGNATURE_SIDE) for index in chosen]
+    grey: Floats = np.stack(small).astype(np.float32).mean(axis=-1)
+    return grey
+
+
+def similar_pairs(signatures: Floats) -> list[tuple[int, int]]:
+    """Pairs of videos that look and move alike; `signatures` as `_signatures` gives them.
+
+    Two correlations must be high: of the mean pictures, and of what is left of the frames without them. The second
+    tells a copy from another video of the same camera; where nothing moves, the first must be higher.
+    """
+    if not len(signatures):
+        return []
+    mean = signatures.mean(axis=1)
+    motion = (signatures - mean[:, None]).reshape(len(signatures), -1)
+    still = motion.std(axis=1) < _STILL
+    look, motion = (
+        _normalised((mean - mean.mean(axis=(1, 2), keepdims=True)).reshape(len(mean), -1)),
+        _normalised(motion),
+    )
+    pairs = []
+    for start in range(0, len(look), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        looks, motions = look[block] @ look.T, motion[block] @ motion.T
+        both_still = still[block, None] & still[None]
+        same = np.where(both_still, looks >= _SAME_STILL_LOOK, (looks >= _SAME_LOOK) & (motions >= _SAME_MOTION))
+        pairs += [(a + start, b) for a, b in np.argwhere(same).tolist() if a + start < b]
+    return pairs
+
+
+def _normalised(rows: Floats) -> Floats:
+    """Rows of length 1; a row of zeros stays one."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: Floats = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 1e-6)
+    return unit
+
+
+# ---- lists of others
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """Two lists that name the same videos."""
+
+    first: Path
+    second: Path
+    num_first: int
+    num_second: int
+    names: tuple[str, ...]  # as the first list writes them
+
+    def to_text(self) -> str:
+        lists = f"{self.first} ({self.num_first:,} videos) and {self.second} ({self.num_second:,})"
+        return "\n".join([f"{lists} share {len(self.names):,}:", *(f"  {name}" for name in self.names)])
+
+
+def check_lists(paths: Sequence[Path], *, written: Sequence[Path] = ()) -> list[Overlap]:
+    """Every pair of lists that share videos, by file stem: the folder of a video differs from list to list.
+
+    Lists of `written` are compared with those of `paths`, not with each other.
+    Raises UserError on a file that is no list.
+    """
+    lists = {path: read_list(path) for path in paths}
+    lists |= {path: read_list(path) if path.stat().st_size else {} for path in written}  # a share of 0 gives none
+    overlaps = []
+    for first, second in itertools.combinations(lists, 2):
+        shared = tuple(name for stem, name in lists[first].items() if stem in lists[second])
+        if shared and not (first in written and second in written):
+            sizes = {"num_first": len(lists[first]), "num_second": len(lists[second])}
+            overlaps.append(Overlap(first=first, second=second, names=shared, **sizes))
+    return overlaps

@@ -1,0 +1,128 @@
+"""The videos behind a URL: what a store lists → the same sorted list of `Video` as for a folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Collection, Iterable, Mapping
+
+from vidshard.shards.layout import UNKNOWN_LABEL
+from vidshard.shards.manifest import Failure
+from vidshard.sources import folders as sources
+from vidshard.sources.folders import GROUPS_NAME, HEAD_BYTES, VIDEO_SUFFIXES, Groups, Source, Video, split_name
+from vidshard.storage import urls
+from vidshard.storage.urls import ObjectInfo, Url
+from vidshard.util.errors import UserError
+from vidshard.util.lists import SHOWN_SUFFIXES
+
+Listing = Mapping[str, ObjectInfo]  # name relative to a URL → what the store says of it
+
+
+def find_sources(url: Url, *, normal: str | None = None, leave_out: Iterable[Url] = ()) -> list[Source]:
+    """As `sources.find_sources`, of the objects below a URL, or of the one video that it names."""
+    listing = urls.list_files(url)
+    if not listing:
+        return [_single_video(url)]
+    outputs = [out.place.removeprefix(url.place + "/") for out in leave_out if out.place.startswith(url.place + "/")]
+    listing = {name: about for name, about in listing.items() if not _is_below(name, outputs)}
+    splits = _split_folders(url, listing)
+    if not splits:
+        return [_find_source(url, split_name(url.name), listing, normal, _outer_groups(url, listing))]
+    found = []
+    for split, folder in sorted(splits.items()):
+        below = {name[len(folder) + 1 :]: about for name, about in listing.items() if name.startswith(f"{folder}/")}
+        groups = _groups(url, f"{folder}/") if GROUPS_NAME in listing else Groups()
+        found.append(_find_source(url / folder, split, below, normal, groups))
+    return found
+
+
+def _single_video(url: Url) -> Source:
+    try:
+        about = urls.info(url)
+    except urls.NotThereError as error:
+        raise UserError(f"nothing at {url}; expected SOURCE/<Class>/*.mp4, videos, or one video") from error
+    if sources.why_no_video(url.name, functools.partial(urls.read_head, url, HEAD_BYTES)) is not None:
+        raise UserError(f"{url} is no video name; expected one that ends in {SHOWN_SUFFIXES}")
+    video = Video(path=url.name, class_name=None, label=UNKNOWN_LABEL, num_bytes=about.size, version=about.version)
+    return Source(root=url.parent, split=None, videos=(video,), skipped=())
+
+
+def _split_folders(url: Url, listing: Listing) -> dict[str, str]:
+    """Split → name of its folder; {} where there is none. Raises UserError on videos that no split holds."""
+    splits: dict[str, str] = {}
+    for folder in sorted({name.partition("/")[0] for name in listing if "/" in name}, key=sources.path_bytes):
+        split = split_name(folder)
+        if split is not None:
+            if split in splits:
+                raise UserError(
+                    f"{url} holds {splits[split]}/ and {folder}/, which are the same split; build them one by one"
+                )
+            splits[split] = folder
+    outside = [name for name in sorted(listing) if splits and not _is_below(name, splits.values())]
+    beside = [name for name in outside if _is_video(url, name)]
+    if beside:
+        raise UserError(
+            f"{url} holds {', '.join(sorted(splits.values()))} and {len(beside):,} videos beside them ({beside[0]}); "
+            "move those into a split, or build each by itself"
+        )
+    return splits
+
+
+def _find_source(url: Url, split: str | None, listing: Listing, normal: str | None, groups: Groups) -> Source:
+    videos: list[str] = []
+    by_content: list[str] = []  # of these, the ones that have no video name
+    skipped: dict[str, Failure] = {}
+    groups = _groups(url, "") if GROUPS_NAME in listing else groups
+
+    def skip(path: str, reason: str, message: str) -> None:
+        skipped.setdefault(path, Failure(path=path, outcome="skipped", reason=reason, message=message))
+
+    for name in listing:
+        if name == GROUPS_NAME:
+            continue
+        parts = name.split("/")
+        hidden = next((number for number, part in enumerate(parts) if part.startswith(".")), None)
+        read_head = functools.partial(urls.read_head, url / name, HEAD_BYTES)
+        try:
+            if hidden is not None and hidden < len(parts) - 1:
+                skip("/".join(parts[: hidden + 1]), *sources.why_hidden(parts[hidden], bytes))
+            elif hidden is not None:
+                skip(name, *sources.why_hidden(parts[hidden], read_head))
+            elif (no_video := sources.why_no_video(name, read_head)) is not None:
+                skip(name, *no_video)
+            else:
+                videos.append(name)
+                by_content += [] if name.lower().endswith(VIDEO_SUFFIXES) else [name]
+        except urls.StorageError:
+            skip(name, "unreadable", "it could not be read to see whether it is a video; run the same command again")
+    notes = sources.by_content_note(by_content)
+    source = sources.make_source(url, split, videos, list(skipped.values()), groups=groups, normal=normal, notes=notes)
+    told = [
+        dataclasses.replace(video, num_bytes=listing[video.path].size, version=listing[video.path].version)
+        for video in source.videos
+    ]
+    return dataclasses.replace(source, videos=tuple(told))
+
+
+def _outer_groups(url: Url, listing: Listing) -> Groups:
+    """What the list beside a split folder says."""
+    beside = url.parent
+    if GROUPS_NAME in listing or split_name(url.name) is None or not urls.exists(beside / GROUPS_NAME):
+        return Groups()
+    return _groups(beside, f"{url.name}/")
+
+
+def _groups(url: Url, prefix: str) -> Groups:
+    path = url / GROUPS_NAME
+    text = urls.read_bytes(path).decode("utf-8-sig", "replace")
+    return Groups.from_text(text, where=str(path), prefix=prefix)
+
+
+def _is_video(url: Url, name: str) -> bool:
+    if any(part.startswith(".") for part in name.split("/")) or name == GROUPS_NAME:
+        return False
+    return sources.why_no_video(name, functools.partial(urls.read_head, url / name, HEAD_BYTES)) is None
+
+
+def _is_below(name: str, folders: Collection[str]) -> bool:
+    return any(name == folder or name.startswith(f"{folder}/") for folder in folders)

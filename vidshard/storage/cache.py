@@ -1,0 +1,252 @@
+"""Objects of a store as local files: downloaded once for all processes of a machine, checked, and of bounded size.
+
+A file is kept under the place of its URL and the SHA-256 of its content, so that equal names in two places never mix.
+Locks are the kernel's own (`flock`), so that none outlives its holder: one on the unfinished file for who downloads it,
+a shared one on the finished file for who reads it, and one on the folder for who makes room.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import random
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from vidshard.storage import urls
+from vidshard.storage.urls import Url
+from vidshard.util.errors import FormatError, UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+FREE_SHARE = 0.8  # of what is free, where the user names no limit
+WAIT_SECONDS = 120.0  # for others to be done with what fills the cache
+_PARTIAL = re.compile(r"[0-9a-f]{64}\.(\d+)\.partial")  # its name tells how large it will be
+_FINISHED = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """Where objects are kept, and how many bytes at most."""
+
+    folder: Path | None = None  # default: vidshard-cache-<user> in the folder for temporary files, which is local
+    limit_gb: float | None = None  # 10⁹ bytes; default: 80 % of what is free
+
+    def __post_init__(self) -> None:
+        if self.limit_gb is not None and not self.limit_gb > 0:
+            raise UserError(f"--cache-gb is {self.limit_gb:g}, expected more than 0")
+
+
+class ShardCache:
+    """The cache in one folder. Any number of processes and threads may use it at once."""
+
+    def __init__(self, config: CacheConfig) -> None:
+        if fcntl is None:
+            raise UserError("reading shards from a URL needs file locks that this system lacks; copy them to a folder")
+        user = os.getuid() if hasattr(os, "getuid") else "user"
+        self.folder = config.folder or Path(tempfile.gettempdir()) / f"vidshard-cache-{user}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            free = shutil.disk_usage(self.folder).free
+        except OSError as error:
+            raise UserError(f"--cache-dir {self.folder} cannot be used: {error.strerror}; name another one") from error
+        limit = int(config.limit_gb * 1e9) if config.limit_gb else int(FREE_SHARE * (free + self._used_bytes()))
+        self.limit_bytes = limit
+
+    def path(self, url: Url, sha256: str) -> Path:
+        """Where the object is kept, once it is there."""
+        return self.folder / hashlib.sha256(url.place.encode()).hexdigest()[:16] / sha256
+
+    def fetch(self, url: Url, *, size: int, sha256: str, wait: bool = True) -> Path | None:
+        """The local copy of an object, downloaded if need be. With `wait` off, None when another is at it.
+
+        Raises FormatError when the object is another one, StorageError when it cannot be had, UserError when there is
+        no room for it.
+        """
+        final = self.path(url, sha256)
+        if _has_size(final, size):
+            return final
+        if size > self.limit_bytes:
+            raise UserError(
+                f"{url} has {_gb(size)}, more than the cache may hold ({_gb(self.limit_bytes)} in {self.folder}); give "
+                "a larger --cache-gb"
+            )
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            return self._fetch(url, final, size, sha256, wait)
+        except urls.NotThereError as error:
+            raise FormatError(f"{url} is missing, although its manifest names it; restore it or build again") from error
+        except OSError as error:
+            if error.errno == errno.ENOSPC or error.errno == getattr(errno, "EDQUOT", -1):
+                raise self._disk_is_full(url, size) from error
+            raise UserError(f"the cache {self.folder} cannot be written: {error.strerror}") from error
+
+    def _fetch(self, url: Url, final: Path, size: int, sha256: str, wait: bool) -> Path | None:
+        deadline = time.monotonic() + WAIT_SECONDS
+        while True:
+            with _download_lock(final.with_name(f"{sha256}.{size}.partial"), wait=wait) as partial:
+                if partial is None:
+                    return None
+                if _has_size(final, size):
+                    return final
+                if self._make_room(partial, size):
+                    if shutil.disk_usage(self.folder).free < size:
+                        raise self._disk_is_full(url, size)
+                    self._download(url, partial, size, sha256)
+                    os.replace(partial, final)
+                    return final
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"the cache {self.folder} is full of shards that are in use: {_gb(self.limit_bytes)} are allowed; "
+                    "give a larger --cache-gb"
+                )
+            time.sleep(random.uniform(0.05, 0.5))
+
+    def _download(self, url: Url, partial: Path, size: int, sha256: str) -> None:
+        try:
+            urls.download(url, partial, size=size, sha256=sha256)
+        except urls.NotThereError:
+            raise
+        except urls.StorageError as error:
+            about = urls.info(url)
+            if about.size == size and "SHA-256" not in str(error):
+                raise
+            raise FormatError(
+                f"{url} is not the object that its manifest names ({about.size} bytes, expected {size:,}): it was "
+                f"replaced or damaged; build again or restore it ({error})"
+            ) from error
+
+    def _disk_is_full(self, url: Url, size: int) -> UserError:
+        return UserError(
+            f"the disk of the cache {self.folder} is full: {url} needs {_gb(size)}; free some space, give a smaller "
+            f"--cache-gb (now {self.limit_bytes / 1e9:.3g}), or another --cache-dir"
+        )
+
+    # ---- reading
+
+    def open(self, url: Url, *, size: int, sha256: str) -> IO[bytes]:
+        """Open the local copy, unbuffered. What is read from it counts only inside of `in_use`."""
+        while True:
+            path = self.fetch(url, size=size, sha256=sha256)
+            assert path is not None
+            with contextlib.suppress(FileNotFoundError):  # dropped a moment ago
+                return open(path, "rb", buffering=0)
+
+    @contextlib.contextmanager
+    def in_use(self, file: IO[bytes]) -> Iterator[bool]:
+        """Keep an open copy from being dropped while the block runs. False when it was dropped before."""
+        fcntl.flock(file, fcntl.LOCK_SH)
+        try:
+            is_there = os.fstat(file.fileno()).st_nlink > 0
+            if is_there:
+                os.utime(file.fileno())  # by which the least recently used is known
+            yield is_there
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+    def pin(self, file: IO[bytes]) -> bool:
+        """Keep an open copy from being dropped until it, every duplicate and every mapping of it are closed."""
+        fcntl.flock(file, fcntl.LOCK_SH)
+        return os.fstat(file.fileno()).st_nlink > 0
+
+    # ---- room
+
+    def _make_room(self, own: Path, size: int) -> bool:
+        """Drop what was least recently used until the limit holds, the unfinished files at their full size."""
+        with open(self.folder / ".lock", "wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            finished, used = [], 0
+            for path in self._files():
+                try:
+                    status = path.stat()
+                except FileNotFoundError:
+                    continue
+                partial = _PARTIAL.fullmatch(path.name)
+                if partial and path != own and _drop(path):  # of a process that was killed
+                    continue
+                used += int(partial[1]) if partial else status.st_size
+                if not partial:
+                    finished.append((status.st_mtime_ns, status.st_size, path))
+            for _, freed, path in sorted(finished):
+                if used <= self.limit_bytes:
+                    break
+                if _drop(path):
+                    used -= freed
+            return used <= self.limit_bytes
+
+    def _files(self) -> Iterator[Path]:
+        for folder in self.folder.iterdir():
+            if folder.is_dir():
+                yield from (p for p in folder.iterdir() if _PARTIAL.fullmatch(p.name) or _FINISHED.fullmatch(p.name))
+
+    def _used_bytes(self) -> int:
+        used = 0
+        for path in self._files():
+            with contextlib.suppress(OSError):
+                used += path.stat().st_size
+        return used
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def _download_lock(partial: Path, *, wait: bool) -> Iterator[Path | None]:
+    """Hold the unfinished file `partial`, made if it is not there; it is gone at the end unless it was renamed."""
+    while True:
+        with open(partial, "ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield None
+                return
+            if not _is_same(file, partial):  # the one who held it is done with it
+                continue
+            try:
+                yield partial
+            finally:
+                if _is_same(file, partial):
+                    partial.unlink()
+            return
+
+
+def _drop(path: Path) -> bool:
+    """Remove a file that nobody holds; False when somebody does."""
+    try:
+        with open(path, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_same(file, path):
+                path.unlink()
+                file.truncate()  # who has it open would keep its bytes on the disk
+            return True
+    except FileNotFoundError:
+        return True
+    except BlockingIOError:
+        return False
+
+
+def _is_same(file: IO[bytes], path: Path) -> bool:
+    """Whether `path` is still the open `file`."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _gb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.3g} GB"

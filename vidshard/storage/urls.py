@@ -1,0 +1,359 @@
+"""Files behind URLs: object stores and web servers, through fsspec; the only user of it.
+
+Whatever fails on the way is tried again with growing pauses, and what arrives is compared with what was promised.
+Credentials come from the usual environment (`AWS_PROFILE`, `AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`, …, or
+fsspec's own `FSSPEC_S3`); a query string, which may be a signature, is part of no message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote, unquote
+
+from vidshard.util.errors import UserError
+
+# Pauses between tries, seconds. With those of the libraries it takes half a minute until a dead server is given up.
+RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
+STALL_SECONDS = 30.0  # a download that brings next to nothing for so long is begun anew
+STALL_BYTES = 64 << 10
+_SHA256 = "sha256"  # name of the metadata of an object, where the store keeps any
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+_WEB = ("http", "https")
+# Of this machine's disk; every other OSError is the network's, and is tried again.
+_DISK_ERRORS = {
+    errno.ENOSPC, errno.EROFS, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOTDIR, errno.EISDIR,
+    getattr(errno, "EDQUOT", -1),
+}  # fmt: skip
+_T = TypeVar("_T")
+
+
+class StorageError(UserError):
+    """An object that could not be read or written, however often it was tried."""
+
+
+class NotThereError(StorageError):
+    """There is no such object."""
+
+
+class Url:
+    """The URL of an object or, as stores have no folders, of all objects whose names begin with it and a slash.
+
+    >>> Url("s3://bucket/Train/") / "Abuse/a.mp4"
+    s3://bucket/Train/Abuse/a.mp4
+    >>> Url("https://me:secret@host/a.mp4?Signature=abc")
+    https://host/a.mp4?…
+    """
+
+    def __init__(self, full: str) -> None:
+        self.full = full  # as given: may hold what must not be shown
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Url) and self.full == other.full
+
+    def __hash__(self) -> int:
+        return hash(self.full)
+
+    @property
+    def scheme(self) -> str:
+        return self.full.partition("://")[0].lower()
+
+    @property
+    def place(self) -> str:
+        """Without query, user and closing slash: the same object, whoever may read it."""
+        return scrub(self.full).removesuffix("?…").rstrip("/")
+
+    @property
+    def name(self) -> str:
+        name = self.place.partition("://")[2].rpartition("/")[2]
+        return unquote(name) if self.scheme in _WEB else name
+
+    @property
+    def parent(self) -> Url:
+        """What holds it; of a whole bucket or host, itself."""
+        base, mark, query = self.full.partition("?") if self.scheme in _WEB else (self.full, "", "")
+        scheme, _, rest = base.rstrip("/").partition("://")
+        return Url(f"{scheme}://{rest.rpartition('/')[0]}{mark}{query}") if "/" in rest else self
+
+    def as_posix(self) -> str:
+        """As paths have it: the place."""
+        return self.place
+
+    def __truediv__(self, name: str) -> Url:
+        base, mark, query = self.full.partition("?") if self.scheme in _WEB else (self.full, "", "")
+        return Url(f"{base.rstrip('/')}/{quote(name) if self.scheme in _WEB else name}{mark}{query}")
+
+    def __str__(self) -> str:
+        return scrub(self.full)
+
+    __repr__ = __str__
+
+
+Location = Path | Url
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectInfo:
+    """What a store says of an object without sending it."""
+
+    size: int | None  # bytes; None where it does not say
+    version: str | None  # another one when the object is replaced; None where it does not say
+
+
+def location(text: str | Path | Url) -> Location:
+    """A path, or a URL where the text is one; `file://` is a path.
+
+    >>> location("shards/Train"), location("s3://bucket/shards"), location("file:///data/Train")
+    (PosixPath('shards/Train'), s3://bucket/shards, PosixPath('/data/Train'))
+    """
+    if not isinstance(text, str) or not _URL.match(text):
+        return text if isinstance(text, Url) else Path(text)
+    return Path(text.removeprefix("file://")) if text.startswith("file://") else Url(text)
+
+
+def scrub(text: str) -> str:
+    """`text` with the query and the user of every URL in it taken out.
+
+    >>> scrub("503 for https://key:secret@host/a.mp4?X-Amz-Signature=abc, tried twice")
+    '503 for https://host/a.mp4?…, tried twice'
+    """
+    text = re.sub(r"(://)[^/\s@'\"]*@", r"\1", text)
+    return re.sub(r"(://[^\s?'\"]*)\?[^\s'\",)]*", r"\1?…", text)
+
+
+# ---- reading
+
+
+def read_bytes(url: Url) -> bytes:
+    """The content of a small object. Raises NotThereError, StorageError."""
+    return _try(url, "read", lambda: bytes(_filesystem(url).cat_file(_path(url))))
+
+
+def read_head(url: Url, num_bytes: int) -> bytes:
+    """The first bytes of an object, at most so many. Raises NotThereError, StorageError."""
+    return _try(url, "read", lambda: bytes(_filesystem(url).cat_file(_path(url), start=0, end=num_bytes))[:num_bytes])
+
+
+def info(url: Url) -> ObjectInfo:
+    """Size and version of an object. Raises NotThereError, StorageError."""
+    return _try(url, "looked up", lambda: _object_info(_filesystem(url).info(_path(url))))
+
+
+def exists(url: Url) -> bool:
+    """Whether there is such an object. Raises StorageError."""
+    try:
+        info(url)
+    except NotThereError:
+        return False
+    return True
+
+
+def list_files(url: Url) -> dict[str, ObjectInfo]:
+    """All objects below `url`: name relative to it, in no particular order. Empty where there is none."""
+    root = _path(url).rstrip("/") + "/"
+
+    def find() -> dict[str, ObjectInfo]:
+        filesystem = _filesystem(url)
+        try:
+            found = filesystem.find(root, detail=True)
+        except FileNotFoundError:
+            return {}
+        strip = str(filesystem._strip_protocol(root)).rstrip("/") + "/"
+        names = {name: about for name, about in found.items() if str(name).startswith(strip)}
+        return {
+            unquote(name[len(strip) :]) if url.scheme in _WEB else name[len(strip) :]: _object_info(about)
+            for name, about in names.items()
+            if not name.endswith("/")  # what some tools write to show an empty folder
+        }
+
+    return _try(url, "listed", find)
+
+
+def download(url: Url, path: Path, *, size: int | None = None, sha256: str | None = None) -> None:
+    """Bring an object into the local file `path`, which is not there, or half, until this returns.
+
+    What is known of it is checked. Raises NotThereError, StorageError; OSError when the local disk is full.
+    """
+
+    def fetch() -> None:
+        _filesystem(url).get_file(_path(url), str(path), callback=_stall_watch())
+        got = path.stat().st_size
+        if size is not None and got != size:
+            raise _BadBodyError(f"{got:,} bytes came, expected {size:,}")
+        if sha256 is not None and file_sha256(path) != sha256:
+            raise _BadBodyError("its SHA-256 is not the one expected")
+
+    _try(url, "downloaded", fetch)
+
+
+# ---- writing
+
+
+def check_writable(url: Url) -> None:
+    """Raises UserError where nothing can be written by design."""
+    if url.scheme in _WEB:
+        raise UserError(f"{url} cannot be written to: https:// is for reading; give a folder, s3:// or gs://")
+
+
+def upload(path: Path, url: Url, *, sha256: str) -> bool:
+    """Make the object a copy of the local file, unless it is one already; whether it was sent.
+
+    It appears whole or not at all: stores show no object before its last byte. Raises StorageError.
+    """
+    if _is_copy(path, url, sha256):
+        return False
+    extra = {"Metadata": {_SHA256: sha256}} if url.scheme in ("s3", "s3a") else {}
+    size = path.stat().st_size
+
+    def send() -> None:
+        _filesystem(url).put_file(str(path), _path(url), **extra)
+        got = _object_info(_filesystem(url).info(_path(url))).size
+        if got != size:
+            raise _BadBodyError(f"{got} bytes are there, expected {size:,}")
+
+    _try(url, "written", send)
+    return True
+
+
+def remove(url: Url) -> None:
+    """Remove an object, if it is there. Raises StorageError."""
+
+    def drop() -> None:
+        with contextlib.suppress(FileNotFoundError):
+            _filesystem(url).rm_file(_path(url))
+
+    _try(url, "removed", drop)
+
+
+def _is_copy(path: Path, url: Url, sha256: str) -> bool:
+    """Whether the object has the size and the digest; read back where the store does not tell the digest."""
+    try:
+        about = info(url)
+    except NotThereError:
+        return False
+    if about.size != path.stat().st_size:
+        return False
+    if url.scheme in ("s3", "s3a"):
+        kept = _try(url, "looked up", lambda: dict(_filesystem(url).metadata(_path(url))))
+        if _SHA256 in kept:
+            return bool(kept[_SHA256] == sha256)
+    return hashlib.sha256(read_bytes(url)).hexdigest() == sha256
+
+
+# ---- how
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of the content of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _BadBodyError(Exception):
+    """What came is not what was promised: cut, stalled or changed on the way."""
+
+
+def _try(url: Url, what: str, call: Callable[[], _T]) -> _T:
+    """Call, and again after each pause of RETRY_SECONDS while that may help."""
+    for pause in (*RETRY_SECONDS, None):
+        try:
+            return call()
+        except (FileNotFoundError, NotThereError) as error:
+            raise NotThereError(f"there is no {url}") from error
+        except PermissionError as error:
+            raise StorageError(
+                f"{url} cannot be {what}: access is denied ({_said(error)}); check the credentials in the environment"
+            ) from error
+        except ImportError as error:
+            extra = _EXTRAS.get(url.scheme)
+            hint = f"pip install 'vidshard[{extra}]'" if extra else f"install what fsspec needs for {url.scheme}://"
+            raise StorageError(f"{url} cannot be {what}: {_said(error)}; {hint}") from error
+        except Exception as error:  # the libraries below raise dozens of kinds
+            if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in _DISK_ERRORS):
+                raise
+            if type(error).__name__ == "NoCredentialsError":
+                raise StorageError(
+                    f"{url} cannot be {what}: there are no credentials; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
+                    "AWS_SECRET_ACCESS_KEY, or FSSPEC_S3='{\"anon\": true}' for public data"
+                ) from error
+            if pause is None:
+                tries = len(RETRY_SECONDS) + 1
+                raise StorageError(f"{url} could not be {what} in {tries} tries: {_said(error)}") from error
+        time.sleep(pause)
+    raise AssertionError("unreachable")
+
+
+def _said(error: BaseException) -> str:
+    """What an error says, on one line and without secrets."""
+    return scrub(" ".join(f"{type(error).__name__}: {error}".split()))[:300].rstrip(": ")
+
+
+def _filesystem(url: Url) -> Any:
+    """The file system of fsspec for a URL; kept by fsspec, for each process and thread its own where it must be."""
+    import fsspec
+
+    if url.scheme not in fsspec.available_protocols():
+        raise UserError(f"{url} is of no kind that can be opened; expected a path, s3://, gs:// or https://")
+    options: dict[str, Any] = {}
+    if url.scheme in ("s3", "s3a"):
+        # One request for an object (not a dozen for its ranges); what was listed a moment ago may have changed; the
+        # pauses between tries are ours.
+        network = {"connect_timeout": 10, "read_timeout": 20, "retries": {"total_max_attempts": 1, "mode": "standard"}}
+        options = {"max_concurrency": 1, "use_listings_cache": False, "config_kwargs": network}
+    elif url.scheme in ("gs", "gcs"):
+        options = {"use_listings_cache": False}
+    elif url.scheme in _WEB:
+        import aiohttp
+
+        options = {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=20)}}
+    return fsspec.filesystem(url.scheme, **{**options, **fsspec.config.conf.get(url.scheme, {})})
+
+
+def _path(url: Url) -> str:
+    return url.full if url.scheme in _WEB else url.full.partition("://")[2]
+
+
+def _object_info(about: dict[str, Any]) -> ObjectInfo:
+    if about.get("type") == "directory":
+        raise FileNotFoundError
+    size = about.get("size")
+    names = ("ETag", "etag", "generation", "md5Hash", "LastModified", "last_modified", "mtime", "updated", "created")
+    version = next((str(about[name]) for name in names if about.get(name) is not None), None)
+    return ObjectInfo(size=None if size is None else int(size), version=version)
+
+
+def _stall_watch() -> Any:
+    """A callback of fsspec that ends a download which brings next to nothing."""
+    from fsspec.callbacks import Callback
+
+    class Watch(Callback):  # type: ignore[misc]  # fsspec has no types
+        def __init__(self) -> None:
+            super().__init__()
+            self.since, self.brought = time.monotonic(), 0
+
+        def relative_update(self, inc: int = 1) -> None:
+            self.brought += inc
+            if self.brought >= STALL_BYTES:
+                self.since, self.brought = time.monotonic(), 0
+            elif time.monotonic() - self.since > STALL_SECONDS:
+                raise _BadBodyError(f"{self.brought:,} bytes came in {STALL_SECONDS:.0f} seconds")
+
+    return Watch()
+
+
+def local_name(url: Url) -> str:
+    """A file name that stands for a URL, and for no other one.
+
+    >>> local_name(Url("s3://bucket/shards/Train"))
+    's3-bucket-shards-Train-7a420331'
+    """
+    words = re.sub(r"[^A-Za-z0-9_]+", "-", url.place).strip("-")
+    return f"{words[-60:].lstrip('-')}-{hashlib.sha256(url.place.encode()).hexdigest()[:8]}"

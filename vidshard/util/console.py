@@ -1,0 +1,151 @@
+"""What both commands share at the terminal: exit codes, one-line errors, progress.
+
+Exit codes: 0 all well; 2 done, but some videos or clips failed; 75 (EX_TEMPFAIL of sysexits.h) stopped by SIGTERM or
+SIGUSR1 with all that was done kept, run it again; 1 everything else, wrong calls included.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+import click
+
+from vidshard.util.errors import UserError
+
+EXIT_OK = 0
+EXIT_ERROR = 1
+EXIT_PARTLY_FAILED = 2
+EXIT_STOPPED = 75  # not 0: what depends on a finished run must not start
+PLAIN_LINE_SECONDS = 10.0  # without a terminal: one line of progress this often
+
+
+class ExitCodeGroup(click.Group):
+    """A click group whose commands end with our exit codes, and whose errors are one clear line on stderr.
+
+    A command returns its exit code, or None for 0.
+    """
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        for stream in (sys.stdout, sys.stderr):  # print any file name: escape what the terminal's encoding lacks
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            code = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except click.ClickException as error:  # wrong calls: click's own 2 becomes 1
+            error.show()
+        except (click.Abort, KeyboardInterrupt) as error:
+            how = _note_of(error.__cause__ or error) or "run the same command again to go on"
+            print(f"interrupted; {how}", file=sys.stderr)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+        except BrokenPipeError:  # the reader of a pipe, such as head, went away
+            sys.stdout = None
+        except OSError as error:
+            if error.errno not in _ERRORS_OF_THE_SYSTEM:
+                raise
+            where = f": {error.filename}" if error.filename else ""
+            how = _note_of(error) or "run the same command again"
+            hint = f"; free some space and {how}" if error.errno == errno.ENOSPC else ""
+            print(f"error: {error.strerror}{where}{hint}", file=sys.stderr)
+        else:
+            sys.exit(code if isinstance(code, int) else EXIT_OK)
+        sys.exit(EXIT_ERROR)
+
+
+class LocalPath(click.Path):
+    """A path on a disk. A URL is refused: taken as a path, it would make a folder `s3:`."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", value):
+            what = param.opts[0] if isinstance(param, click.Option) else "the argument"
+            raise UserError(f"{what} is a URL, expected a path on a disk (where URLs may stand: docs/OBJECT_STORES.md)")
+        return super().convert(value, param, ctx)
+
+
+LOCAL_PATH = LocalPath()
+
+
+def _note_of(error: BaseException) -> str:
+    """How to go on after this error, where a command knows better (it calls `error.add_note`)."""
+    return "; ".join(getattr(error, "__notes__", ()))
+
+
+# Errors of the disk, of permissions, or of a path that cannot be, not of this program: one line instead of a traceback.
+_ERRORS_OF_THE_SYSTEM = {
+    errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, getattr(errno, "EDQUOT", -1),
+    errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+}  # fmt: skip
+
+
+class Progress:
+    """A progress bar with ETA on a terminal; without one, a plain line every ten seconds and at the end.
+
+    >>> with Progress("Building", total=3, unit="video", stream=sys.stdout) as progress:
+    ...     for _ in range(3):
+    ...         progress.advance()
+    Building: 3/3 videos, 0 s
+    """
+
+    def __init__(self, title: str, *, total: int, unit: str, stream: TextIO | None = None, shown: bool = True) -> None:
+        self.title, self.total, self.unit, self.shown = title, total, unit, shown
+        self.stream = stream if stream is not None else sys.stderr
+        self.done = 0
+        self.note = ""
+        self._start = self._last_line = time.monotonic()
+        self._bar: Any = None
+        if shown and self.stream.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, desc=title, unit=unit, file=self.stream, dynamic_ncols=True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Count `count` more as done; `note` is shown behind (loss, clips/s, failures)."""
+        self.done += count
+        self.note = note or self.note
+        if self._bar is not None:
+            self._bar.set_postfix_str(self.note, refresh=False)
+            self._bar.update(count)
+        elif time.monotonic() - self._last_line >= PLAIN_LINE_SECONDS and self.done < self.total:
+            self._last_line = time.monotonic()
+            self._print_line()
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        else:
+            self._print_line()
+
+    def _print_line(self) -> None:
+        if not self.shown:
+            return
+        seconds = time.monotonic() - self._start
+        left = f", {seconds / self.done * (self.total - self.done):.0f} s left" if 0 < self.done < self.total else ""
+        note = f", {self.note}" if self.note else ""
+        plural = "" if self.total == 1 else "s"
+        line = f"{self.title}: {self.done}/{self.total} {self.unit}{plural}, {seconds:.0f} s{left}{note}"
+        print(line, file=self.stream, flush=True)
+
+
+def time_text(seconds: float) -> str:
+    """Seconds as people read them.
+
+    >>> time_text(7.25), time_text(62), time_text(3725)
+    ('7.2 s', '1:02', '1:02:05')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, left = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{left:02d}" if hours else f"{minutes}:{left:02d}"

@@ -1,0 +1,147 @@
+"""Lines of the lists that come with videos: which they name, how long they are, and where their events are.
+
+Pure reading, for both packages; what the names mean here is another question (`source_lists`). The forms are those of
+UCF-Crime (`Anomaly_Test.txt`, the temporal annotations, the lists with frame counts), whose lines end in spaces.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path, PurePosixPath
+
+from vidshard.util.errors import UserError
+
+# Names of videos, upper or lower case. Whether a file is one, and which, its content decides when it is read; so names
+# of formats that are not read are here too: such a file fails with its reason, and is not passed over.
+VIDEO_SUFFIXES = (
+    ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".asf", ".flv",
+    ".f4v", ".3gp", ".3g2", ".ogv", ".vob", ".dav", ".divx", ".mxf", ".rm", ".rmvb", ".h264", ".264", ".h265", ".265",
+    ".hevc", ".m2v",
+)  # fmt: skip
+SHOWN_SUFFIXES = ".mp4, .mov, .avi, .mkv, .ts, .mpg, .wmv, .flv and others"  # for messages
+
+# A name, its suffix, and what official lists put behind it: frame counts, a class, the frames of events.
+_LISTED = re.compile(rf"(?P<name>.+?)({'|'.join(map(re.escape, VIDEO_SUFFIXES))})(\s.*)?", re.IGNORECASE)
+_INTEGER = re.compile(r"-?\d+")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ListedVideo:
+    """What one line says of a video."""
+
+    name: str  # path or its end, without suffix
+    class_name: str | None = None
+    num_frames: int | None = None
+    events: tuple[tuple[int, int], ...] | None = None  # first and last frame of each, as written; None: not told
+
+    @property
+    def stem(self) -> str:
+        """What names a video in every list: the folder before it differs from list to list."""
+        return PurePosixPath(self.name).name
+
+
+def read_text(path: Path) -> str:
+    """The text of a file that a user brings. Raises UserError."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8: {error}") from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a list that are not empty."""
+    return [line for line in read_text(path).splitlines() if line.strip()]
+
+
+def read_list(path: Path) -> dict[str, str]:
+    """File stem → name (without suffix) of each video that a list names, one a line; what stands behind is passed over.
+
+    Raises UserError when the file cannot be read or names no video.
+    """
+    found = [name for line in read_lines(path) if (name := listed_name(line))]
+    if not found:
+        raise UserError(f"{path} names no video; expected a list, one Class/Name.mp4 a line")
+    return {PurePosixPath(name).name: name for name in found}
+
+
+def read_videos(path: Path) -> list[ListedVideo]:
+    """Every line of a list or annotation file, in order. Raises UserError where one is malformed or a name repeats."""
+    found: dict[str, ListedVideo] = {}
+    for number, line in enumerate(read_lines(path), start=1):
+        try:
+            video = parse_line(line)
+        except ValueError as error:
+            raise UserError(
+                f"line {number} of {path} is no annotation ({error}): {line.strip()}; expected a name, then what is "
+                "known of frames, class and events, such as: Abuse028_x264.mp4 Abuse 165 240 -1 -1"
+            ) from error
+        if video.stem in found:
+            raise UserError(f"line {number} of {path} names {video.stem} a second time; expected one line a video")
+        found[video.stem] = video
+    if not found:
+        raise UserError(f"{path} names no video; expected one a line, such as: Abuse028_x264.mp4 Abuse 165 240 -1 -1")
+    return list(found.values())
+
+
+def parse_line(line: str) -> ListedVideo:
+    """What a line says: `name [frames] [class] [start1 end1 start2 end2]`, -1 for no event. Raises ValueError.
+
+    >>> parse_line("Arson/Arson022_x264.mp4 8640 Arson 3500 4000 -1 -1")
+    ListedVideo(name='Arson/Arson022_x264', class_name='Arson', num_frames=8640, events=((3500, 4000),))
+    >>> parse_line("Robbery/Robbery003_x264.mp4 984").num_frames, parse_line("Abuse/Abuse001_x264.mp4 ").events
+    (984, None)
+    """
+    name = listed_name(line)
+    words = line.replace("\\", "/").strip().removeprefix(name).split()
+    if words and words[0].startswith("."):
+        words = words[1:]  # the suffix of the name
+    num_frames, class_name = None, None
+    if words and _INTEGER.fullmatch(words[0]) and (len(words) % 2 or not _INTEGER.fullmatch(words[1])):
+        num_frames, words = int(words[0]), words[1:]
+        if num_frames < 1:
+            raise ValueError(f"{num_frames} frames, expected at least 1")
+    if words and not _INTEGER.fullmatch(words[0]):
+        class_name, words = words[0], words[1:]
+    return ListedVideo(
+        name=name, class_name=class_name, num_frames=num_frames, events=_events(words) if words else None
+    )
+
+
+def listed_name(line: str) -> str:
+    """The video that a line of a list names, without its suffix; "" where it names none.
+
+    >>> listed_name("Abuse/Abuse001_x264.mp4 "), listed_name("Abuse028_x264.mp4  Abuse  165  240  -1  -1  ")
+    ('Abuse/Abuse001_x264', 'Abuse028_x264')
+    >>> listed_name("Robbery/Robbery003_x264.mp4 984"), listed_name("Abuse001_x264")
+    ('Robbery/Robbery003_x264', 'Abuse001_x264')
+    """
+    line = line.strip().replace("\\", "/")
+    match = _LISTED.fullmatch(line)
+    return match["name"] if match else line.partition(" ")[0].partition("\t")[0]
+
+
+def line_events(line: str) -> tuple[tuple[int, int], ...]:
+    """The events of a line of an annotation file: first and last frame of each. Raises ValueError.
+
+    >>> line_events("Abuse028_x264.mp4  Abuse  165  240  -1  -1  ")
+    ((165, 240),)
+    >>> line_events("Testing_Normal_Videos_Anomaly/Normal_Videos_872_x264.mp4 530 Normal -1 -1 -1 -1")
+    ()
+    """
+    events = parse_line(line).events
+    if events is None:
+        raise ValueError("expected pairs of frames")
+    return events
+
+
+def _events(words: list[str]) -> tuple[tuple[int, int], ...]:
+    if len(words) % 2 or not all(_INTEGER.fullmatch(word) for word in words):
+        raise ValueError("expected pairs of frames")
+    frames = [int(word) for word in words]
+    events = [(a, b) for a, b in zip(frames[::2], frames[1::2], strict=True) if a >= 0]
+    if any(b < a for a, b in events):
+        raise ValueError("an event ends before it begins")
+    return tuple(events)

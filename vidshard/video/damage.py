@@ -1,0 +1,173 @@
+"""What FFmpeg says while a video is read and decoded, and which of it calls the video damaged.
+
+A decoder hides most damage: it paints over what it cannot read and gives the frame out as if all were well. But it says
+so. All three decoding libraries hold an FFmpeg of their own: PyAV hands its messages over, each with its level; decord
+and OpenCV write theirs to standard error or standard output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import IO
+
+from vidshard.video.containers import DAMAGED, VideoError
+
+_MAX_BYTES = 1 << 16  # of messages that are looked at, and that are handed on: one is enough
+# `[h264 @ 0x55d0] error while decoding MB 0 4`, or from OpenCV `[OPENCV:FFMPEG:16] error while …`
+_LINE = re.compile(r"\[(?:OPENCV:FFMPEG:(?P<level>\d+)|(?P<who>[\w,]+) @ [^\]]*)\] (?:\[[^\]]*\] )?(?P<what>.+)")
+_ERROR_LEVEL = 16  # FFmpeg's number; lower is worse
+_PAINTED_OVER = "concealing"  # said at a milder level, and often the only trace of a flipped bit
+_RECOVERED = "corrupted and recovered from nearest frames"  # decord: it gave one frame in place of another
+# Said of a sound video by the older FFmpeg in decord, which does not tell the level.
+_REMARKS = re.compile(r"reinit context|packed b-frames|reorder buffer|skipping nal unit", re.IGNORECASE)
+_METADATA = re.compile(r"\bSEI\b|\bRPU\b|DOVI", re.IGNORECASE)  # of data that come with a picture; its pixels are well
+# Readers whose complaints say nothing about frames. What that of MP4s finds, the packets and decoders show too, and it
+# complains of sound files; that of transport streams reads on behind any fault.
+_UNRELIABLE_READERS = ("mov", "mpegts", "mpeg")
+_READERS = ("matroska", "avi", "flv", "asf", "ogg", "dhav")
+
+
+class Messages:
+    """What has been said since `listening` or `ffmpeg_messages` began."""
+
+    def __init__(self, logs: list[tuple[int, str, str]], file: IO[bytes] | None = None) -> None:
+        self._logs = logs  # of PyAV: level, who, what
+        self._file = file
+        self._text = ""
+
+    @property
+    def text(self) -> str:
+        """The first messages on standard error and output, at most 64 KiB."""
+        if self._file is not None:
+            _flush()
+        if self._file is not None and os.fstat(self._file.fileno()).st_size > len(self._text):
+            self._file.seek(0)
+            self._text = self._file.read(_MAX_BYTES).decode("utf-8", "replace")
+        return self._text
+
+    def end(self) -> None:
+        """Keep the text, let go of the file."""
+        lines = [f"[{who}] {what.strip()}\n" for _, who, what in self._logs]
+        self._text, self._file = (self.text + "".join(lines))[:_MAX_BYTES], None
+
+    def first_error(self, codec: str) -> str | None:
+        """The first message of the decoder of `codec` (FFmpeg's name) that calls a picture damaged, if there is one.
+
+        Messages about sound, subtitles, or the scaling of pictures do not count.
+        """
+        for level, who, what in self._logs:
+            if who in _decoders(codec) and _is_error(level, what):
+                return what.strip()
+        return first_damage(self.text, codec)
+
+    def refuse_damage(self, codec: str) -> None:
+        """Raises VideoError `damaged` with the first message that calls a picture damaged."""
+        said = self.first_error(codec)
+        if said is not None:
+            raise VideoError(DAMAGED, f"FFmpeg says: {said}")
+
+    def reader_error(self) -> str | None:
+        """The first message of a container's reader that calls the file damaged, where such messages can be trusted."""
+        for level, who, what in self._logs:
+            if who.partition(",")[0] in _READERS and level <= _ERROR_LEVEL:
+                return what.strip()
+        return None
+
+    def forget(self) -> None:
+        """Drop what PyAV has said so far."""
+        self._logs.clear()
+
+
+def first_damage(text: str, codec: str) -> str | None:
+    """The first line that calls a picture damaged, of what decord and OpenCV write; None if there is none.
+
+    >>> said = "[aac @ 0x1] Input buffer exhausted\\n[h264 @ 0x2] error while decoding MB 0 4, bytestream 25865\\n"
+    >>> first_damage(said, "h264")
+    'error while decoding MB 0 4, bytestream 25865'
+    >>> first_damage("[mov,mp4,m4a,3gp,3g2,mj2 @ 0x3] stream 0, timescale not set", "h264")
+    """
+    for line in text.splitlines():
+        if _RECOVERED in line:
+            return _RECOVERED
+        match = _LINE.search(line)
+        if match is None:
+            continue
+        what = match["what"].strip()
+        if match["level"]:
+            is_damage = _is_error(int(match["level"]), what)
+        else:
+            is_damage = match["who"] in _decoders(codec) and not _METADATA.search(what) and not _REMARKS.search(what)
+        if is_damage:
+            return what
+    return None
+
+
+def _decoders(codec: str) -> tuple[str, ...]:
+    return (codec, "libdav1d") if codec == "av1" else (codec,)
+
+
+def _is_error(level: int, what: str) -> bool:
+    return (level <= _ERROR_LEVEL and not _METADATA.search(what)) or what.startswith(_PAINTED_OVER)
+
+
+@contextlib.contextmanager
+def ffmpeg_messages() -> Iterator[Messages]:
+    """Hear what PyAV's FFmpeg says in this thread."""
+    import av.logging
+
+    with av.logging.Capture() as logs:
+        skips = av.logging.get_skip_repeated()
+        level = av.logging.get_level()
+        av.logging.set_skip_repeated(False)  # else the same message about the next video is dropped
+        av.logging.set_level(av.logging.INFO)  # at which it says that it painted over damage
+        try:
+            yield Messages(logs)
+        finally:
+            av.logging.set_level(level)
+            av.logging.set_skip_repeated(skips)
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[Messages]:
+    """Hear PyAV's FFmpeg and what C libraries write to standard error and output; hand its beginning on at the end.
+
+    For worker processes: it turns the standard error and output of the whole process.
+    """
+    with tempfile.TemporaryFile() as file, ffmpeg_messages() as heard:
+        messages = Messages(heard._logs, file)
+        _flush()
+        real = []
+        for descriptor in (1, 2):
+            with contextlib.suppress(OSError):  # a process without one: nothing to hear there
+                real.append((os.dup(descriptor), descriptor))
+                os.dup2(file.fileno(), descriptor)
+        try:
+            yield messages
+        finally:
+            messages.end()
+            for kept, descriptor in real:
+                os.dup2(kept, descriptor)
+                os.close(kept)
+            with contextlib.suppress(OSError):
+                os.write(2, messages.text.encode("utf-8", "replace"))
+
+
+def _flush() -> None:
+    """Write out what Python and the C library hold back of standard error and output."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    with contextlib.suppress(Exception):  # Windows has several C libraries in one process
+        _c_library().fflush(None)
+
+
+@functools.cache
+def _c_library() -> ctypes.CDLL:
+    return ctypes.CDLL(None)

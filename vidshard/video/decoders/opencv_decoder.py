@@ -1,0 +1,74 @@
+"""OpenCV: the second choice, for what decord does not support. Reads from the start; never seeks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from vidshard.util.opencv import load_cv2
+from vidshard.video.decoders.base import Frame, check_frame_indices
+from vidshard.video.packets import DAMAGED, UNSUPPORTED, PacketTable, VideoError, openable_name
+from vidshard.video.sampling import resize_frame
+
+_BT2020 = (9, 10)  # numbers of ITU-T H.273
+
+
+class OpenCVDecoder:
+    """OpenCV with its own FFmpeg. It ends a damaged file without an error, so every read is checked here."""
+
+    name = "opencv"
+
+    def frames(
+        self,
+        path: Path,
+        table: PacketTable,
+        frame_indices: Sequence[int],
+        *,
+        height: int,
+        width: int,
+        in_sequence: bool = False,  # it always reads so
+    ) -> Iterator[Frame]:
+        check_frame_indices(table, frame_indices)
+        if table.interlaced:  # OpenCV 5.0 hands out the first frame of interlaced H.264 again and again, with ok=True
+            raise VideoError(UNSUPPORTED, "OpenCV does not decode interlaced video")
+        if table.mirrored or table.rotation % 90:
+            raise VideoError(UNSUPPORTED, "OpenCV neither mirrors a video nor turns it by an angle such as 45°")
+        if table.colorspace in _BT2020:
+            raise VideoError(UNSUPPORTED, "OpenCV takes BT.2020 colours for those of another standard")
+        cv2: Any = load_cv2()
+        os.environ["OPENCV_FFMPEG_LOGLEVEL"] = "32"  # INFO: at this level it says that it painted over damage
+        with openable_name(path) as name:
+            capture = cv2.VideoCapture(name, cv2.CAP_FFMPEG)
+            try:
+                if not capture.isOpened():
+                    raise VideoError(UNSUPPORTED, f"OpenCV does not open it ({table.codec})")
+                capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
+                next_index = 0
+                for index in frame_indices:
+                    while next_index <= index:  # grab decodes without converting the picture
+                        if not capture.grab():
+                            raise _no_frame(table, next_index)
+                        next_index += 1
+                    ok, frame = capture.retrieve()
+                    if not ok:
+                        raise _no_frame(table, index)
+                    if frame.ndim != 3 or frame.shape[:2] != (table.height, table.width):
+                        raise VideoError(
+                            UNSUPPORTED,
+                            f"OpenCV gives frames of shape {frame.shape}, expected {(table.height, table.width, 3)}",
+                        )
+                    yield cv2.cvtColor(resize_frame(frame, height, width), cv2.COLOR_BGR2RGB)
+                if next_index == table.num_frames and capture.grab():
+                    raise VideoError(
+                        DAMAGED, f"OpenCV decodes more frames than its packets promise, which is {next_index:,}"
+                    )
+            finally:
+                capture.release()
+
+
+def _no_frame(table: PacketTable, index: int) -> VideoError:
+    if index == 0 and table.codec == "av1":  # OpenCV opens it, tells its length and has no decoder for it
+        return VideoError(UNSUPPORTED, "OpenCV has no decoder for av1")
+    return VideoError(DAMAGED, f"OpenCV decodes no frame {index:,}; its packets promise {table.num_frames:,} frames")

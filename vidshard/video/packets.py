@@ -1,0 +1,525 @@
+"""Which frames a video has, when each is shown and where decoding may start, read from its packets.
+
+Nothing is decoded but the first frame (for the orientation), so that a whole data set is planned in seconds. Headers
+are not believed: the frame count of a container is only a text in it, and wrong in most damaged files. Where packets do
+not tell, or tell what cannot be, the video is decoded in sequence and its frames are counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from vidshard.util import atomic
+from vidshard.video import containers, damage, sequence
+from vidshard.video.containers import DAMAGED as DAMAGED
+from vidshard.video.containers import UNSUPPORTED as UNSUPPORTED
+from vidshard.video.containers import VideoError as VideoError
+from vidshard.video.containers import openable_name as openable_name
+
+MAX_PIXELS = 8192 * 4320  # a 198 KB file of 8192 × 8192 drives a decoder to 6 GiB
+MAX_SIDE = 16384
+MAX_VIDEO_PIXELS = 2 * 10**13  # of all frames: four days of 1920 × 1080 at 25 frames/s
+
+_MAGIC_BYTES = 4096
+_MAX_MISSING_FRAMES = 4  # at the end of what an edit list shows
+_MAX_GAP_SECONDS = 3600.0  # between frames; the slowest time-lapse recorders make one in minutes
+_MAX_REORDER = 32  # frames that a decoder may have to hold back; H.264 and HEVC allow 16, interlaced fields twice that
+_FIELD_PACKETS = 64  # of interlaced H.264, in which a packet may hold one field, half a frame
+_MAX_ASPECT = 8.0  # of a pixel
+_ASSUMED_RATE = 25.0  # frames a second, where a file tells nothing at all
+_SMALL_STEP_BACK = 10  # frames
+_PLACEHOLDER_BYTES = 8  # an AVI of MPEG-4 holds packets up to this size that stand for no frame of their own
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class PacketTable:
+    """The frames of one video in presentation order, edit list applied; N frames, K of them keyframes."""
+
+    timestamps_seconds: npt.NDArray[np.float64]  # [N], from the first displayed frame
+    keyframes: npt.NDArray[np.int64]  # [K] frame indices
+    fps: float  # mean; 0.0 if unknown
+    width: int  # as displayed: rotation applied
+    height: int
+    rotation: int  # degrees counter-clockwise, 0 to 359, that a player turns the stored picture
+    codec: str  # FFmpeg's name, such as `h264`
+    pixel_format: str | None
+    discarded: int  # packets that the edit list hides; decoders need them, viewers never see them
+    stream_index: int
+    container: str  # FFmpeg's name, such as `mov` (all MP4s) or `matroska`
+    interlaced: bool = False
+    open_gops: bool = False  # some keyframe is followed by frames shown before it, which a seek to it loses
+    clean_keyframes: bool = True  # each lets decoding begin there; not so where a container only says so
+    counted: bool = False  # the packets were in doubt, and the frames are those that decoding in sequence gave
+    estimated_times: bool = False  # some frame has no time in the file, or its clock started anew
+    mirrored: bool = False  # a player shows the stored picture mirrored left to right, and then turned
+    sample_aspect: float = 1.0  # width of a pixel by its height, as displayed
+    colorspace: int = 2  # the matrix of its colours, by the number of ITU-T H.273; 2: not told
+    time_base: float = 0.0  # seconds in a unit of `pts`
+    nominal_rate: float = 25.0  # frames a second, as the file has it
+    num_video_streams: int = 1  # cover pictures not counted; the table is that of the first
+    # [N] the same times in units of the stream, which FFmpeg gives back with each decoded frame; None when the
+    # container does not tell when each frame is shown, or shows two at one moment.
+    pts: npt.NDArray[np.int64] | None = None
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.timestamps_seconds)
+
+    def save(self, path: Path) -> None:
+        """Write the table as `.npz`, atomically."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields["pixel_format"] = self.pixel_format or ""
+        fields["pts"] = np.zeros(0, np.int64) if self.pts is None else self.pts
+        with atomic.atomic_open(path) as file:
+            np.savez(file, **fields)
+
+    @classmethod
+    def load(cls, path: Path) -> PacketTable:
+        """The inverse of `save`."""
+        with np.load(path, allow_pickle=False) as arrays:
+            fields: dict[str, Any] = {name: arrays[name] for name in arrays.files}
+        for name, value in fields.items():
+            if value.ndim == 0:
+                fields[name] = value.item()
+        fields["pts"] = fields["pts"] if len(fields["pts"]) else None
+        return cls(**{**fields, "pixel_format": fields["pixel_format"] or None})
+
+
+def read_packet_table(path: Path) -> PacketTable:
+    """Read the packets of the first video stream (cover pictures not counted) of the file at `path`.
+
+    Raises VideoError, with one of the reasons `unreadable`, `not_a_regular_file`, `empty_file`, `not_a_video`,
+    `no_video_stream`, `unsupported_codec`, `no_frames`, `too_large`, `damaged`.
+    """
+    import av  # here, so that who only loads tables needs no FFmpeg
+
+    head, size = containers.read_head(path)
+    container_format = containers.container_format(head)
+    try:
+        if container_format == "mov":
+            containers.check_boxes(path, size)
+        with damage.ffmpeg_messages() as messages:
+            with openable_name(path) as name, containers.open_container(name, container_format) as container:
+                table, doubt = _read_stream(container, container_format, size)
+            said = messages.reader_error()
+            if said is not None:
+                raise VideoError(DAMAGED, f"FFmpeg says: {said}")
+        table, holds_fields = _with_first_frame(path, table)
+        if holds_fields and doubt is None:
+            doubt = _Doubt("its packets hold fields", "complete")
+        if doubt is not None:
+            table = _settle(path, table, doubt)
+    except VideoError:
+        raise
+    except MemoryError as error:
+        raise VideoError("too_large", "reading its packets needs more memory than there is") from error
+    except (av.error.FFmpegError, OSError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise VideoError(DAMAGED, f"its packets cannot be read: {containers.plain_text(error)}") from error
+    return table
+
+
+def _read_stream(container: Any, container_format: str, file_size: int) -> tuple[PacketTable, _Doubt | None]:
+    """The table of the first video stream that is no cover picture, as stored; and why to doubt it, if so."""
+    from av.stream import Disposition
+
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not streams:
+        raise VideoError("no_video_stream", "it holds no video stream")
+    stream = streams[0]
+    if stream.codec_context is None:
+        raise VideoError("unsupported_codec", "its video is in a format that FFmpeg does not know")
+    width, height = stream.codec_context.width, stream.codec_context.height
+    _check_size(width, height)
+
+    packets = _read_packets(container, stream, file_size)
+    in_order = np.sort(packets.rows, order="time", kind="stable")
+    shown = in_order[~in_order["discard"]]
+    if not len(shown):
+        raise VideoError("no_frames", "its video stream holds no frame to show")
+    if width * height * len(shown) > MAX_VIDEO_PIXELS:
+        raise VideoError("too_large", f"it has {len(shown):,} frames of {width}x{height}; cut it into parts")
+    _check_pace(in_order["time"] * _time_base(stream))
+    seconds = shown["time"] * _time_base(stream)
+    seconds -= seconds[0]
+    table = PacketTable(
+        timestamps_seconds=seconds,
+        keyframes=np.flatnonzero(shown["key"]).astype(np.int64),
+        fps=_mean_rate(seconds, float(stream.average_rate or 0)),
+        width=width,
+        height=height,
+        rotation=0,
+        codec=stream.codec_context.codec.canonical_name,
+        pixel_format=stream.codec_context.pix_fmt,
+        discarded=int(packets.rows["discard"].sum()),
+        stream_index=stream.index,
+        container=container_format,
+        open_gops=_has_open_gops(packets.rows),
+        clean_keyframes=packets.clean_keyframes,
+        num_video_streams=len(streams),
+        pts=shown["time"].copy() if packets.are_shown_times and np.all(np.diff(shown["time"]) > 0) else None,
+        sample_aspect=_sample_aspect(stream),
+        time_base=_time_base(stream),
+        nominal_rate=float(stream.average_rate or stream.base_rate or _ASSUMED_RATE),
+    )
+    doubt = packets.doubt(container_format, stream, in_order)
+    if doubt is None:
+        _check_edit_list(in_order, stream.duration)
+    return table, doubt
+
+
+def _sample_aspect(stream: Any) -> float:
+    aspect = float(stream.sample_aspect_ratio or 1)
+    return aspect if 1 / _MAX_ASPECT <= aspect <= _MAX_ASPECT else 1.0  # nonsense, as players take it
+
+
+def _mean_rate(seconds: npt.NDArray[np.float64], nominal_rate: float) -> float:
+    span = float(seconds[-1] - seconds[0])
+    rate = (len(seconds) - 1) / span if span > 0 else nominal_rate
+    return rate if math.isfinite(rate) else 0.0
+
+
+def _has_open_gops(packets: npt.NDArray[np.void]) -> bool:
+    """Whether a keyframe is followed, in decoding order, by a frame that is shown before it.
+
+    >>> times = [0, 3, 1, 2, 6, 4, 5]  # I P B B I B B: the last two need the P before the second I
+    >>> _has_open_gops(np.array([(time, False, time in (0, 6)) for time in times], dtype=_PACKET))
+    True
+    """
+    earliest_to_come = np.minimum.accumulate(packets["time"][::-1])[::-1]
+    return bool(np.any(earliest_to_come[packets["key"]] < packets["time"][packets["key"]]))
+
+
+def _check_size(width: int, height: int) -> None:
+    if width < 1 or height < 1:
+        raise VideoError(DAMAGED, f"its picture size is {width}x{height}")
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise VideoError("too_large", f"its picture size is {width}x{height}, more than {MAX_PIXELS:,} pixels")
+
+
+_PACKET = np.dtype([("time", "<i8"), ("discard", "?"), ("key", "?")])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Doubt:
+    """Why the packets of a video may not be its frames, one each, at their times."""
+
+    why: str
+    # What is known of the times in the file: `complete`, so that decoding must bear them out; `unordered`, right but
+    # in the order of decoding; `partial`, some missing or of another clock.
+    times: Literal["complete", "unordered", "partial"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Packets:
+    """All packets of a stream in decoding order."""
+
+    rows: npt.NDArray[np.void]  # of `_PACKET`; times of presentation where there are, else of decoding, else numbers
+    shown: npt.NDArray[np.int64] | None  # when each is shown; None where the container does not tell it of all
+    decoded: npt.NDArray[np.int64] | None  # when each is decoded, likewise
+    clean_keyframes: bool
+    has_corrupt: bool
+    has_placeholders: bool
+
+    @property
+    def are_shown_times(self) -> bool:
+        return self.shown is not None
+
+    def doubt(self, container_format: str, stream: Any, in_order: npt.NDArray[np.void]) -> _Doubt | None:
+        """Why the packets may not be the frames, one each, at their times; None if nothing speaks against it."""
+        reorders = bool(stream.codec_context.has_b_frames)
+        if self.shown is None:
+            return _Doubt("its packets do not all tell when they are shown", "partial")
+        if container_format == "avi" and (reorders or self.has_placeholders):
+            return _Doubt("an AVI does not tell when its frames are shown", "unordered")
+        if reorders and self.decoded is not None and len(self.shown) > 1 and np.array_equal(self.shown, self.decoded):
+            return _Doubt("its packets tell when they are decoded, not when they are shown", "unordered")
+        why = self._contradiction(in_order)
+        if why is not None:
+            return _Doubt(why, "complete" if container_format in ("mov", "matroska") else "partial")
+        if np.any(np.diff(in_order["time"]) == 0):
+            return _Doubt("its clock shows two frames at once", "partial")
+        return None
+
+    def _contradiction(self, in_order: npt.NDArray[np.void]) -> str | None:
+        assert self.shown is not None
+        if self.has_corrupt:
+            return "a packet of it is cut or damaged"
+        if self.decoded is not None and np.any(np.diff(self.decoded) <= 0):
+            return "its clock runs backwards"
+        if self.decoded is not None and not _is_steady(self.shown, self.decoded, self.rows["key"]):
+            return "its frames are decoded at a steady pace, but its clock shows them at another"
+        hidden = in_order["discard"]
+        if np.any(np.diff(hidden.astype(np.int8)) > 0) and np.any(np.diff(hidden.astype(np.int8)) < 0):
+            return "its edit list shows several parts of it"
+        moved = np.argsort(self.rows["time"], kind="stable") - np.arange(len(self.rows))
+        if moved.max() > _MAX_REORDER:
+            return f"its clock puts a frame {moved.max()} places before those decoded ahead of it"
+        return None
+
+
+def _read_packets(container: Any, stream: Any, file_size: int) -> _Packets:
+    shown: list[int | None] = []  # flat lists: of a long video, rows would cost as much as reading it
+    decoded: list[int | None] = []
+    discard: list[bool] = []
+    key: list[bool] = []
+    num_bytes = 0
+    smallest = file_size
+    has_corrupt = False
+    codec, length_bytes = stream.codec_context.name, _length_bytes(stream)
+    clean = True
+    for packet in container.demux(stream):
+        size = packet.size
+        if size == 0:  # the flush packet at the end, or a frame that an AVI dropped
+            continue
+        num_bytes += size
+        smallest = min(smallest, size)
+        has_corrupt = has_corrupt or packet.is_corrupt
+        shown.append(packet.pts)
+        decoded.append(packet.dts)
+        discard.append(packet.is_discard)
+        is_key = packet.is_keyframe
+        key.append(is_key)
+        if is_key and clean:
+            clean = _starts_afresh(codec, memoryview(packet), length_bytes)
+    _check_complete(stream, len(key), num_bytes, file_size)
+    clocks = [None if None in times else np.array(times, dtype=np.int64) for times in (shown, decoded)]
+    rows = np.zeros(len(key), dtype=_PACKET)
+    rows["time"] = next((clock for clock in clocks if clock is not None), np.arange(len(key)))
+    rows["discard"], rows["key"] = discard, key
+    return _Packets(
+        rows=rows,
+        shown=clocks[0],
+        decoded=clocks[1],
+        clean_keyframes=clean,
+        has_corrupt=has_corrupt,
+        has_placeholders=codec == "mpeg4" and smallest <= _PLACEHOLDER_BYTES,
+    )
+
+
+def _length_bytes(stream: Any) -> int:
+    """How many bytes tell the length of each unit of an H.264 or HEVC packet; 0 if start codes divide them."""
+    extradata = stream.codec_context.extradata or b""
+    place = {"h264": 4, "hevc": 21}.get(stream.codec_context.name, len(extradata))
+    return (extradata[place] & 3) + 1 if len(extradata) > place and extradata[0] == 1 else 0
+
+
+def _starts_afresh(codec: str, data: memoryview, length_bytes: int) -> bool:
+    """Whether a packet that the container calls a keyframe is one: an IDR, IRAP or I picture.
+
+    Cameras and editors flag pictures that are none; decord believes the flag and gives wrong frames after a seek.
+
+    >>> _starts_afresh("h264", memoryview(bytes.fromhex("00000002 0910 00000003 658880")), 4)
+    True
+    >>> _starts_afresh("h264", memoryview(bytes.fromhex("00000002 0910 00000003 419a02")), 4)
+    False
+    """
+    if codec == "mpeg4":
+        place = bytes(data[: 1 << 16]).find(b"\0\0\1\xb6")
+        return not 0 <= place < len(data) - 4 or data[place + 4] >> 6 == 0
+    if codec not in ("h264", "hevc") or not length_bytes:
+        return True
+    place = 0
+    while place + length_bytes < len(data):
+        header = data[place + length_bytes]
+        if codec == "h264" and header & 31 in (1, 2, 5):  # a picture, of which 5 is an IDR
+            return header & 31 == 5
+        if codec == "hevc" and header >> 1 & 63 < 32:  # a picture, of which 16 to 23 are IRAP
+            return 16 <= header >> 1 & 63 <= 23
+        place += length_bytes + int.from_bytes(data[place : place + length_bytes], "big")
+    return True
+
+
+def _check_edit_list(in_order: npt.NDArray[np.void], duration: int | None) -> None:
+    """Raises VideoError when an edit list hides the last frames and shows less than it says it does."""
+    times = in_order["time"]
+    last = np.flatnonzero(~in_order["discard"])[-1]
+    if duration is None or last == len(times) - 1:
+        return
+    gap = np.median(np.diff(times))
+    missing = duration - (times[last] - times[np.argmin(in_order["discard"])] + gap)
+    if missing > _MAX_MISSING_FRAMES * gap:
+        raise VideoError(DAMAGED, f"its edit list hides frames at the end, where {missing / gap:,.0f} are missing")
+
+
+def _is_steady(shown: npt.NDArray[np.int64], decoded: npt.NDArray[np.int64], key: npt.NDArray[np.bool_]) -> bool:
+    """Whether frames that are decoded at a steady pace are also shown at one; True if they are decoded at none.
+
+    It is not so after damage to the table of offsets from the one clock to the other. What a cut without encoding
+    leaves out is no damage: frames that a decoder never gets, shown just before a keyframe or the end.
+
+    >>> decoded, key = np.arange(0, 60, 10), np.arange(6) == 0  # I P B B P P
+    >>> _is_steady(np.array([20, 50, 30, 40, 80, 70]), decoded, key)  # without the B shown at 60
+    True
+    >>> _is_steady(np.array([20, 53, 30, 40, 70, 60]), decoded, key)  # the first P has another offset than it should
+    True
+    >>> _is_steady(np.array([20, 93, 30, 40, 70, 60]), decoded, key)
+    False
+    """
+    steps = np.diff(decoded)
+    if not len(steps) or steps[0] < 1 or np.any(steps != steps[0]):
+        return True
+    step = int(steps[0])
+    order = np.argsort(shown, kind="stable")
+    gaps = np.diff(shown[order])
+    if np.all((gaps > 0.5 * step) & (gaps < 1.5 * step)):
+        return True
+    if np.any(gaps < 0.5 * step) or np.any(np.abs(gaps - np.rint(gaps / step) * step) > 0.5):
+        return False
+    # A frame is missing at most as far before the next keyframe, or the end, as frames are moved when put in order.
+    moved = int(np.max(order - np.arange(len(order)), initial=0)) + 1
+    ends = np.append(np.flatnonzero(key[order]), len(order))
+    holes = np.flatnonzero(gaps > 1.5 * step) + 1  # the frame after each
+    return bool(np.all(ends[np.searchsorted(ends, holes)] - holes <= moved) and gaps.max() <= (moved + 1.5) * step)
+
+
+def _check_pace(seconds: npt.NDArray[np.float64]) -> None:
+    """Raises VideoError when the clock of the file cannot be true, which the decoders themselves do not mind."""
+    gaps = np.diff(seconds)
+    if gaps.size and np.median(gaps) > _MAX_GAP_SECONDS:
+        raise VideoError(DAMAGED, f"its clock says that {np.median(gaps):,.0f} seconds pass from frame to frame")
+
+
+def _check_complete(stream: Any, num_packets: int, num_bytes: int, file_size: int) -> None:
+    """Raises VideoError when the file ends before its own table of contents does."""
+    entries = getattr(stream, "index_entries", ())  # PyAV 17 and newer
+    if num_bytes <= file_size and num_packets >= len(entries):
+        return
+    lost = sum(entry.pos + entry.size > file_size for entry in entries)
+    if lost or (num_bytes > file_size and not entries):  # an edit list may show packets more than once
+        raise VideoError(DAMAGED, f"the file ends early: {lost:,} of its {len(entries):,} frames lie beyond its end")
+
+
+def _with_first_frame(path: Path, table: PacketTable) -> tuple[PacketTable, bool]:
+    """The table with what only a decoded frame tells, and whether the first packets hold fields, half a frame each."""
+    import av
+
+    frame = None
+    with openable_name(path) as name, containers.open_container(name, table.container) as container:
+        stream = container.streams[table.stream_index]
+        stream.codec_context.thread_count = 1
+        for packet in container.demux(stream):
+            try:
+                frame = next(iter(packet.decode()), None)
+            except (av.error.FFmpegError, ValueError):  # the decoder of the build will meet it again, and say so
+                continue
+            if frame is not None:
+                break
+    if frame is None:
+        return table, False
+    interlaced = bool(frame.interlaced_frame)
+    rotation, mirrored = _orientation(frame)
+    width, height, aspect = table.width, table.height, table.sample_aspect
+    if rotation % 180 == 90:
+        width, height, aspect = height, width, 1 / aspect
+    table = dataclasses.replace(
+        table,
+        width=width,
+        height=height,
+        sample_aspect=aspect,
+        rotation=rotation,
+        mirrored=mirrored,
+        interlaced=interlaced,
+        colorspace=int(frame.colorspace),
+    )
+    if not interlaced or table.codec != "h264":
+        return table, False
+    start = sequence.decode_in_sequence(path, table.container, table.stream_index, max_packets=_FIELD_PACKETS)
+    return table, 2 * start.num_frames < start.num_packets + 1 or start.num_frames + _MAX_REORDER < start.num_packets
+
+
+def _orientation(frame: Any) -> tuple[int, bool]:
+    """How a player turns the stored picture: degrees counter-clockwise, and whether it mirrors it left to right first.
+
+    >>> import types
+    >>> _orientation(types.SimpleNamespace(side_data={}))
+    (0, False)
+    """
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return 0, False
+    a, b, _, c, d = np.frombuffer(bytes(data), "<i4" if sys.byteorder == "little" else ">i4")[:5].astype(float)
+    mirrored = bool(a * d - b * c < 0)
+    if mirrored:
+        a, b = -a, -b
+    return round(-math.degrees(math.atan2(b, a))) % 360, mirrored
+
+
+def _settle(path: Path, table: PacketTable, doubt: _Doubt) -> PacketTable:
+    """The table of a video whose packets are in doubt, as decoding it in sequence shows it.
+
+    Raises VideoError `damaged` when frames are lost, or when the clock contradicts the order in which they are decoded.
+    """
+    found = sequence.decode_in_sequence(path, table.container, table.stream_index)
+    if found.num_lost or not found.num_frames:
+        raise VideoError(DAMAGED, f"{doubt.why}, and FFmpeg cannot decode all of it: {found.loss or 'no frame at all'}")
+    if table.pts is not None and found.times == table.pts.tolist():
+        return dataclasses.replace(table, counted=table.discarded > 0)  # all is as the packets tell
+    if doubt.times == "unordered" and None not in found.times:
+        times = np.sort(np.array(found.times, dtype=np.float64))
+        is_estimated = bool(np.any(np.diff(times) <= 0))
+    else:
+        times, is_estimated = _rising_times(found.times, 1 / (table.nominal_rate * table.time_base))
+    if doubt.times == "complete" and (is_estimated or times.tolist() != found.times):
+        raise VideoError(DAMAGED, f"{doubt.why}, and the order of its frames is another when they are decoded")
+    if is_estimated and doubt.times == "unordered":
+        times = times[0] + np.arange(len(times)) / (table.nominal_rate * table.time_base)
+    seconds = (times - times[0]) * table.time_base
+    return dataclasses.replace(
+        table,
+        timestamps_seconds=seconds,
+        keyframes=np.array(found.keyframes, dtype=np.int64),
+        fps=_mean_rate(seconds, table.nominal_rate),
+        pts=None,
+        discarded=0,
+        counted=True,
+        estimated_times=is_estimated,
+    )
+
+
+def _rising_times(times: Sequence[int | None], step: float) -> tuple[npt.NDArray[np.float64], bool]:
+    """The times of frames in the order of presentation, made to rise; and whether any had to be estimated.
+
+    `step`: the nominal time from frame to frame. Frames without a time lie evenly between those that have one. A clock
+    that starts anew goes on where it was.
+
+    >>> _rising_times([None, 10, None, 14, None], 2.0)
+    (array([ 8., 10., 12., 14., 16.]), True)
+    >>> _rising_times([9000, 9001, 0, 1], 1.0)
+    (array([9000., 9001., 9002., 9003.]), True)
+    >>> _rising_times([0, 1, 5], 1.0)
+    (array([0., 1., 5.]), False)
+    """
+    places: list[int] = []
+    known: list[float] = []
+    offset = 0.0
+    for place, time in enumerate(times):
+        if time is None:
+            continue
+        if known and time + offset <= known[-1]:
+            if time + offset == known[-1]:  # of two frames of one moment, FFmpeg gave it to the first by mistake
+                places[-1] = place
+                continue
+            if known[-1] - (time + offset) < _SMALL_STEP_BACK * step:  # FFmpeg's guess, a bit off
+                continue
+            offset = known[-1] + (place - places[-1]) * step - time
+        places.append(place)
+        known.append(time + offset)
+    if not known:
+        return np.arange(len(times), dtype=np.float64) * step, True
+    everywhere = np.arange(len(times))
+    rising: npt.NDArray[np.float64] = np.interp(everywhere, places, known)
+    rising[: places[0]] = known[0] - (places[0] - everywhere[: places[0]]) * step
+    rising[places[-1] :] = known[-1] + (everywhere[places[-1] :] - places[-1]) * step
+    return rising, len(places) < len(times) or offset != 0
+
+
+def _time_base(stream: Any) -> float:
+    return float(stream.time_base) if stream.time_base else 0.0

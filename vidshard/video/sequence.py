@@ -1,0 +1,138 @@
+"""A video decoded from its first packet to its last: the second opinion on whatever looks wrong.
+
+A message, a hole in the clock or a table that does not add up is only a suspicion. FFmpeg settles it here: the frames
+it gives in sequence are the frames of the video, and what it calls an error meanwhile is damage to the frames that
+depend on what it was decoding. That is the rule of `ffmpeg -v error`: what it decodes without a line is sound.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vidshard.video import containers, damage
+from vidshard.video.containers import UNSUPPORTED, VideoError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sequence:
+    """What decoding in sequence gave: N frames in the order of presentation."""
+
+    times: list[int | None]  # [N] in units of the stream
+    keyframes: list[int]  # frame indices
+    damage: dict[int, str]  # frame index → what FFmpeg said while it decoded that frame, or one it depends on
+    num_packets: int
+    num_lost: int  # packets that could not be decoded
+    loss: str = ""  # what FFmpeg said of the first of them, or why reading ended early
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.times)
+
+
+def decode_in_sequence(
+    path: Path, container_format: str, stream_index: int, *, max_packets: int | None = None
+) -> Sequence:
+    """Decode all packets of a stream, or the first `max_packets`.
+
+    Raises VideoError `unsupported_by_decoder` when FFmpeg has no decoder for it.
+    """
+    import av
+
+    with (
+        containers.openable_name(path) as name,
+        containers.open_container(name, container_format) as container,
+        damage.ffmpeg_messages() as messages,
+    ):
+        stream = container.streams[stream_index]
+        stream.codec_context.thread_count = 1
+        recorder = _Recorder(stream.codec_context.codec.canonical_name, messages)
+        try:
+            for packet in _packets(container, stream, recorder):
+                if packet.size:
+                    recorder.num_packets += 1
+                recorder.decode(packet)
+                if max_packets is not None and recorder.num_packets >= max_packets:
+                    break
+        except av.error.DecoderNotFoundError as error:
+            raise VideoError(UNSUPPORTED, f"FFmpeg has no decoder for {recorder.codec}") from error
+        return recorder.result()
+
+
+def _packets(container: Any, stream: Any, recorder: _Recorder) -> Iterator[Any]:
+    import av
+
+    try:
+        yield from container.demux(stream)
+    except av.error.DecoderNotFoundError:
+        raise
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        recorder.lose(f"reading it ended early: {containers.plain_text(error)}")
+
+
+class _Recorder:
+    """Decodes packets one by one and notes which frames come out and what is said meanwhile."""
+
+    def __init__(self, codec: str, messages: damage.Messages) -> None:
+        self.codec = codec
+        self.num_packets = 0
+        self._messages = messages
+        self._times: list[int | None] = []
+        self._keyframes: list[int] = []
+        self._damage: dict[int, str] = {}
+        self._num_lost = 0
+        self._loss = ""
+        # What was said last. It taints every frame that comes out from then on, up to the first keyframe behind the
+        # packet it was said of: a decoder gives frames out later than it takes packets in.
+        self._fault: str | None = None
+        self._fault_time: int | None = None
+
+    def lose(self, why: str) -> None:
+        self._num_lost += 1
+        self._loss = self._loss or why
+
+    def decode(self, packet: Any) -> None:
+        import av
+
+        frames = []
+        try:
+            frames = packet.decode()
+        except av.error.DecoderNotFoundError:
+            raise
+        except (av.error.FFmpegError, ValueError) as error:
+            self.lose(containers.plain_text(error))
+            self._suspect(self._loss, packet)
+        said = self._messages.first_error(self.codec)
+        self._messages.forget()
+        if said is not None:
+            self._suspect(said, packet)
+        for frame in frames:
+            self._note(frame)
+
+    def _suspect(self, fault: str, packet: Any) -> None:
+        self._fault = fault
+        self._fault_time = packet.pts if packet.pts is not None else packet.dts
+
+    def _note(self, frame: Any) -> None:
+        index, time = len(self._times), frame.pts
+        if frame.key_frame:
+            self._keyframes.append(index)
+            if self._fault_time is not None and time is not None and time > self._fault_time:
+                self._fault = None
+        if self._fault is not None:
+            self._damage[index] = self._fault
+        elif frame.is_corrupt:
+            self._damage[index] = "FFmpeg marks it as corrupt"
+        self._times.append(time)
+
+    def result(self) -> Sequence:
+        return Sequence(
+            times=self._times,
+            keyframes=self._keyframes,
+            damage=self._damage,
+            num_packets=self.num_packets,
+            num_lost=self._num_lost,
+            loss=self._loss,
+        )
