@@ -200,12 +200,14 @@ class _Decoding:
         """The clips by one decoder. Raises VideoError: `damaged` only when damage touches frames that are asked for."""
         if self.job.damaged:
             return self._decode_once(decoder, in_sequence=False, listen=False)
-        try:
-            return self._decode_once(decoder, in_sequence=False, listen=True)
-        except VideoError as error:
-            if error.reason != packets.DAMAGED:
-                raise
-            suspicion = error
+        suspicion = VideoError(packets.DAMAGED, self.table.suspicion)
+        if not self.table.suspicion:
+            try:
+                return self._decode_once(decoder, in_sequence=False, listen=True)
+            except VideoError as error:
+                if error.reason != packets.DAMAGED:
+                    raise
+                suspicion = error
         damaged = self._second_opinion(suspicion)
         touched = next((index for index in self.needed if index in damaged), None)
         if touched is not None:
