@@ -181,8 +181,7 @@ def _read_stream(container: Any, container_format: str, file_size: int) -> tuple
         nominal_rate=float(stream.average_rate or stream.base_rate or _ASSUMED_RATE),
     )
     doubt = packets.doubt(container_format, stream, in_order)
-    if doubt is None:
-        _check_edit_list(in_order, stream.duration)
+    _check_edit_list(in_order, stream.duration, is_one_part=doubt is None)
     return table, doubt
 
 
@@ -344,8 +343,11 @@ def _starts_afresh(codec: str, data: memoryview, length_bytes: int) -> bool:
     return True
 
 
-def _check_edit_list(in_order: npt.NDArray[np.void], duration: int | None) -> None:
-    """Raises VideoError when an edit list hides the last frames and shows less than it says, or less than a frame."""
+def _check_edit_list(in_order: npt.NDArray[np.void], duration: int | None, *, is_one_part: bool) -> None:
+    """Raises VideoError when an edit list hides the last frames and shows less than it says, or less than a frame.
+
+    `is_one_part`: it shows all from one time to another; only then is what it says what it shows.
+    """
     times = in_order["time"]
     last = np.flatnonzero(~in_order["discard"])[-1]
     if duration is None or last == len(times) - 1:
@@ -353,6 +355,8 @@ def _check_edit_list(in_order: npt.NDArray[np.void], duration: int | None) -> No
     gap = np.median(np.diff(times))
     if duration < 0.5 * gap:
         raise VideoError(DAMAGED, "its edit list shows less than one frame")
+    if not is_one_part:
+        return
     missing = duration - (times[last] - times[np.argmin(in_order["discard"])] + gap)
     if missing > _MAX_MISSING_FRAMES * gap:
         raise VideoError(DAMAGED, f"its edit list hides frames at the end, where {missing / gap:,.0f} are missing")
