@@ -36,6 +36,7 @@ from vidshard.shards.manifest import open_shards
 SIZE = 112
 MAX_DIFFERENCE = 8.0  # mean over a 32 × 24 grid of points, grey levels
 GRID = (24, 32)
+DENSE = SamplingConfig(mode="dense")
 GRACE_SECONDS = 2.0  # over its limit, to end a child and start another
 
 Pictures = npt.NDArray[np.uint8]  # (T, H, W, 3) RGB
@@ -102,7 +103,7 @@ class Verdict:
     path: str
     cls: str
     expect: str
-    verdict: str  # right, refused, wrong, flagged, lost
+    verdict: str  # right, refused, wrong, short (frames are missing, those that are there are right), flagged, lost
     why: str
 
     @property
@@ -113,15 +114,20 @@ class Verdict:
 
 
 def judge(
-    tree: Path, *, decoder: str = "auto", workers: int = 2, timeout_seconds: float = 30.0
+    tree: Path,
+    *,
+    decoder: str = "auto",
+    workers: int = 2,
+    timeout_seconds: float = 30.0,
+    sampling: SamplingConfig = DENSE,
 ) -> tuple[list[Verdict], list[Time]]:
-    """Build `tree` with dense clips; return a verdict on each input of its manifest, and how long the tasks took."""
+    """Build `tree`; return a verdict on each input of its manifest, and how long the tasks took."""
     rows = [json.loads(line) for line in (tree / "manifest.jsonl").read_text().splitlines()]
     with tempfile.TemporaryDirectory(prefix="bad-inputs-") as folder:
         config = BuildConfig(
             source=tree,
             out=Path(folder, "out"),
-            sampling=SamplingConfig(mode="dense"),
+            sampling=sampling,
             frame_size=SIZE,
             decoder=decoder,
             workers=workers,
@@ -173,7 +179,8 @@ def verdict(row: dict[str, Any], tree: Path, seen: dict[str, Seen], failures: di
     wrong = what_is_wrong(row, seen[path])
     if wrong is None:
         return told("right", seen[path].decoder)
-    return told("flagged" if seen[path].flagged else "wrong", f"{seen[path].decoder}: {wrong}")
+    name = "short" if row.get("ref") and is_part(seen[path], true_thumbs(row["src"])) else "wrong"
+    return told("flagged" if seen[path].flagged else name, f"{seen[path].decoder}: {wrong}")
 
 
 def what_is_wrong(row: dict[str, Any], video: Seen) -> str | None:
@@ -188,10 +195,31 @@ def what_is_wrong(row: dict[str, Any], video: Seen) -> str | None:
         return f"{len(bad)} frames are others, the first is {bad[0]}" if bad else None
     if row.get("ref"):
         truth = true_thumbs(row["src"])
-        differences = {i: float(np.abs(thumb(frame) - truth[i]).mean()) for i, frame in video.frames.items()}
-        bad = sorted(i for i, difference in differences.items() if difference > MAX_DIFFERENCE)
-        return f"{len(bad)} frames differ, by up to {max(differences.values()):.0f}" if bad else None
+        thumbs = {i: thumb(frame) for i, frame in video.frames.items()}
+        differences = {i: difference(picture, truth[i]) for i, picture in thumbs.items()}
+        bad = sorted(i for i, value in differences.items() if value > MAX_DIFFERENCE)
+        if bad:
+            return f"{len(bad)} frames differ, by up to {max(differences.values()):.0f}"
+        for i, value in differences.items():
+            limit = 0.6 * value - 1  # below it, another frame fits clearly better
+            if limit > 0 and (found := min(difference(thumbs[i], other) for other in truth)) < limit:
+                return f"another frame fits frame {i} better, {found:.1f} against {value:.1f}"
     return None
+
+
+def is_part(video: Seen, truth: npt.NDArray[np.float32]) -> bool:
+    """Whether a video lacks frames, and each that it has is one of `truth`, in order."""
+    place = -1
+    for _, frame in sorted(video.frames.items()):
+        picture = thumb(frame)
+        later = (j for j in range(place + 1, len(truth)) if difference(picture, truth[j]) <= MAX_DIFFERENCE)
+        place = next(later, len(truth))
+    return place < len(truth) > video.num_frames
+
+
+def difference(picture: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:
+    """The mean difference of two thumbnails, grey levels."""
+    return float(np.abs(picture - other).mean())
 
 
 @functools.lru_cache(maxsize=64)
@@ -227,7 +255,7 @@ def read_code(frame: Pictures) -> int:
 def table(verdicts: list[Verdict]) -> str:
     """Counts of the verdicts for each expectation, and every bad one by name."""
     counts = Counter((v.expect, v.verdict) for v in verdicts)
-    names = ("right", "refused", "flagged", "wrong", "lost")
+    names = ("right", "refused", "flagged", "wrong", "short", "lost")
     lines = [f"{'':8}" + "".join(f"{name:>9}" for name in names)]
     for expect in ("decode", "refuse", "either"):
         lines.append(f"{expect:8}" + "".join(f"{counts[expect, name]:9}" for name in names))

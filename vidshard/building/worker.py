@@ -202,12 +202,14 @@ class _Decoding:
         """The clips by one decoder. Raises VideoError: `damaged` only when damage touches frames that are asked for."""
         if self.job.damaged:
             return self._decode_once(decoder, in_sequence=False, listen=False)
-        try:
-            return self._decode_once(decoder, in_sequence=False, listen=True)
-        except VideoError as error:
-            if error.reason != packets.DAMAGED:
-                raise
-            suspicion = error
+        suspicion = VideoError(packets.DAMAGED, self.table.suspicion)
+        if not self.table.suspicion:
+            try:
+                return self._decode_once(decoder, in_sequence=False, listen=True)
+            except VideoError as error:
+                if error.reason != packets.DAMAGED:
+                    raise
+                suspicion = error
         damaged = self._second_opinion(suspicion)
         if not damaged.keys().isdisjoint(self.needed):  # the same message for every job of a video
             raise VideoError(packets.DAMAGED, _about_damage(damaged, min(damaged))) from suspicion

@@ -35,14 +35,16 @@ class VideoError(Exception):
         return f"{self.reason}: {self.message}"
 
 
-def open_container(name: str, container_format: str) -> Any:
-    """The file as PyAV opens it, told which container it is.
+def open_container(name: str, container_format: str, *, edit_list: bool = True) -> Any:
+    """The file as PyAV opens it, told which container it is; without `edit_list` all frames of an MP4 are shown.
 
     FFmpeg must not guess: a playlist or a script would make it open other files.
     """
     import av
 
     options = {"protocol_whitelist": "file"}
+    if not edit_list:
+        options["ignore_editlist"] = "1"
     if _major_version(av) >= 19:  # it always replaces what is not UTF-8 in metadata, and has no argument for it
         return av.open(name, format=container_format, options=options)
     return av.open(name, format=container_format, options=options, metadata_errors="replace")
@@ -83,6 +85,20 @@ def check_boxes(path: Path, size: int) -> None:
                 raise VideoError(
                     DAMAGED, f"the file ends early: {position - size:,} bytes of its {name.decode()} are gone"
                 )
+
+
+def riff_is_cut(path: Path, size: int) -> bool:
+    """Whether an AVI, which is a row of RIFF chunks, says that it is longer than it is."""
+    position = 0
+    with open(path, "rb") as file:
+        while position + 8 <= size:
+            file.seek(position)
+            header = file.read(8)
+            if header[:4] != b"RIFF":
+                return False
+            position += 8 + int.from_bytes(header[4:], "little")
+            position += position % 2
+    return position > size + 1
 
 
 def container_format(head: bytes) -> str:

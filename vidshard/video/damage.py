@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import IO
 
 from vidshard.video.containers import DAMAGED, VideoError
@@ -27,11 +27,12 @@ _PAINTED_OVER = "concealing"  # said at a milder level, and often the only trace
 _RECOVERED = "corrupted and recovered from nearest frames"  # decord: it gave one frame in place of another
 # Said of a sound video by the older FFmpeg in decord, which does not tell the level.
 _REMARKS = re.compile(r"reinit context|packed b-frames|reorder buffer|skipping nal unit", re.IGNORECASE)
-_METADATA = re.compile(r"\bSEI\b|\bRPU\b|DOVI", re.IGNORECASE)  # of data that come with a picture; its pixels are well
+_METADATA = re.compile(
+    r"\bSEI\b|\bRPU\b|DOVI|buffering period", re.IGNORECASE
+)  # of data that come with a picture; its pixels are well
 # Readers whose complaints say nothing about frames. What that of MP4s finds, the packets and decoders show too, and it
 # complains of sound files; that of transport streams reads on behind any fault.
-_UNRELIABLE_READERS = ("mov", "mpegts", "mpeg")
-_READERS = ("matroska", "avi", "flv", "asf", "ogg", "dhav")
+_RELIABLE_READERS = ("matroska", "avi", "flv", "asf", "ogg", "dhav")
 
 
 class Messages:
@@ -73,10 +74,10 @@ class Messages:
         if said is not None:
             raise VideoError(DAMAGED, f"FFmpeg says: {said}")
 
-    def reader_error(self) -> str | None:
-        """The first message of a container's reader that calls the file damaged, where such messages can be trusted."""
+    def reader_error(self, readers: Collection[str] = _RELIABLE_READERS) -> str | None:
+        """The first message of a container's reader that calls the file damaged, of those that can be trusted."""
         for level, who, what in self._logs:
-            if who.partition(",")[0] in _READERS and level <= _ERROR_LEVEL:
+            if who.partition(",")[0] in readers and level <= _ERROR_LEVEL:
                 return what.strip()
         return None
 

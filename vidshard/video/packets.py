@@ -8,6 +8,7 @@ not tell, or tell what cannot be, the video is decoded in sequence and its frame
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import sys
 from collections.abc import Sequence
@@ -34,8 +35,10 @@ _MAX_GAP_SECONDS = 3600.0  # between frames; the slowest time-lapse recorders ma
 _MAX_REORDER = 32  # frames that a decoder may have to hold back; H.264 and HEVC allow 16, interlaced fields twice that
 _FIELD_PACKETS = 64  # of interlaced H.264, in which a packet may hold one field, half a frame
 _MAX_ASPECT = 8.0  # of a pixel
+_MAX_SHEAR = 0.01  # of the picture: a pixel in a hundred
 _ASSUMED_RATE = 25.0  # frames a second, where a file tells nothing at all
 _SMALL_STEP_BACK = 10  # frames
+_OTHER_ORDER = "and the order of its frames is another when they are decoded"
 _PLACEHOLDER_BYTES = 8  # an AVI of MPEG-4 holds packets up to this size that stand for no frame of their own
 
 
@@ -57,6 +60,7 @@ class PacketTable:
     interlaced: bool = False
     open_gops: bool = False  # some keyframe is followed by frames shown before it, which a seek to it loses
     clean_keyframes: bool = True  # each lets decoding begin there; not so where a container only says so
+    suspicion: str = ""  # why frames may be damaged although decoders give them without a word; decoding settles it
     counted: bool = False  # the packets were in doubt, and the frames are those that decoding in sequence gave
     estimated_times: bool = False  # some frame has no time in the file, or its clock started anew
     mirrored: bool = False  # a player shows the stored picture mirrored left to right, and then turned
@@ -106,12 +110,19 @@ def read_packet_table(path: Path) -> PacketTable:
     try:
         if container_format == "mov":
             containers.check_boxes(path, size)
+        is_cut = container_format == "avi" and containers.riff_is_cut(path, size)
         with damage.ffmpeg_messages() as messages:
             with openable_name(path) as name, containers.open_container(name, container_format) as container:
                 table, doubt = _read_stream(container, container_format, size)
+                promised = container.streams[table.stream_index].frames
             said = messages.reader_error()
             if said is not None:
                 raise VideoError(DAMAGED, f"FFmpeg says: {said}")
+            if is_cut:
+                _check_length(table, promised)
+            said = messages.reader_error(["mov"])  # it complains of sound files too
+            if said is not None:
+                _check_counts(path, table, said)
         table, holds_fields = _with_first_frame(path, table)
         if holds_fields and doubt is None:
             doubt = _Doubt("its packets hold fields", "complete")
@@ -163,6 +174,7 @@ def _read_stream(container: Any, container_format: str, file_size: int) -> tuple
         container=container_format,
         open_gops=_has_open_gops(packets.rows),
         clean_keyframes=packets.clean_keyframes,
+        suspicion=sequence.ZEROS if packets.has_zeros else "",
         num_video_streams=len(streams),
         pts=shown["time"].copy() if packets.are_shown_times and np.all(np.diff(shown["time"]) > 0) else None,
         sample_aspect=_sample_aspect(stream),
@@ -170,8 +182,7 @@ def _read_stream(container: Any, container_format: str, file_size: int) -> tuple
         nominal_rate=float(stream.average_rate or stream.base_rate or _ASSUMED_RATE),
     )
     doubt = packets.doubt(container_format, stream, in_order)
-    if doubt is None:
-        _check_edit_list(in_order, stream.duration)
+    _check_edit_list(in_order, stream.duration, is_one_part=doubt is None)
     return table, doubt
 
 
@@ -226,6 +237,7 @@ class _Packets:
     decoded: npt.NDArray[np.int64] | None  # when each is decoded, likewise
     clean_keyframes: bool
     has_corrupt: bool
+    has_zeros: bool
     has_placeholders: bool
 
     @property
@@ -272,8 +284,8 @@ def _read_packets(container: Any, stream: Any, file_size: int) -> _Packets:
     key: list[bool] = []
     num_bytes = 0
     smallest = file_size
-    has_corrupt = False
-    codec, length_bytes = stream.codec_context.name, _length_bytes(stream)
+    has_corrupt = has_zeros = False
+    codec, length_bytes = stream.codec_context.name, sequence.length_bytes(stream)
     clean = True
     for packet in container.demux(stream):
         size = packet.size
@@ -282,6 +294,7 @@ def _read_packets(container: Any, stream: Any, file_size: int) -> _Packets:
         num_bytes += size
         smallest = min(smallest, size)
         has_corrupt = has_corrupt or packet.is_corrupt
+        has_zeros = has_zeros or sequence.holds_zeros(codec, bytes(packet), length_bytes)
         shown.append(packet.pts)
         decoded.append(packet.dts)
         discard.append(packet.is_discard)
@@ -300,15 +313,9 @@ def _read_packets(container: Any, stream: Any, file_size: int) -> _Packets:
         decoded=clocks[1],
         clean_keyframes=clean,
         has_corrupt=has_corrupt,
+        has_zeros=has_zeros,
         has_placeholders=codec == "mpeg4" and smallest <= _PLACEHOLDER_BYTES,
     )
-
-
-def _length_bytes(stream: Any) -> int:
-    """How many bytes tell the length of each unit of an H.264 or HEVC packet; 0 if start codes divide them."""
-    extradata = stream.codec_context.extradata or b""
-    place = {"h264": 4, "hevc": 21}.get(stream.codec_context.name, len(extradata))
-    return (extradata[place] & 3) + 1 if len(extradata) > place and extradata[0] == 1 else 0
 
 
 def _starts_afresh(codec: str, data: memoryview, length_bytes: int) -> bool:
@@ -337,13 +344,20 @@ def _starts_afresh(codec: str, data: memoryview, length_bytes: int) -> bool:
     return True
 
 
-def _check_edit_list(in_order: npt.NDArray[np.void], duration: int | None) -> None:
-    """Raises VideoError when an edit list hides the last frames and shows less than it says it does."""
+def _check_edit_list(in_order: npt.NDArray[np.void], duration: int | None, *, is_one_part: bool) -> None:
+    """Raises VideoError when an edit list hides the last frames and shows less than it says, or less than a frame.
+
+    `is_one_part`: it shows all from one time to another; only then is what it says what it shows.
+    """
     times = in_order["time"]
     last = np.flatnonzero(~in_order["discard"])[-1]
     if duration is None or last == len(times) - 1:
         return
     gap = np.median(np.diff(times))
+    if duration < 0.5 * gap:
+        raise VideoError(DAMAGED, "its edit list shows less than one frame")
+    if not is_one_part:
+        return
     missing = duration - (times[last] - times[np.argmin(in_order["discard"])] + gap)
     if missing > _MAX_MISSING_FRAMES * gap:
         raise VideoError(DAMAGED, f"its edit list hides frames at the end, where {missing / gap:,.0f} are missing")
@@ -397,6 +411,23 @@ def _check_complete(stream: Any, num_packets: int, num_bytes: int, file_size: in
         raise VideoError(DAMAGED, f"the file ends early: {lost:,} of its {len(entries):,} frames lie beyond its end")
 
 
+def _check_length(table: PacketTable, promised: int) -> None:
+    """Raises VideoError when a cut AVI ends earlier than its header says: after `promised` units of time."""
+    last = table.timestamps_seconds[-1] / table.time_base if table.time_base else 0.0
+    if last + 2 * last / max(1, table.num_frames - 1) < promised:
+        raise VideoError(DAMAGED, f"the file ends early: its header promises {promised * table.time_base:,.1f} seconds")
+
+
+def _check_counts(path: Path, table: PacketTable, said: str) -> None:
+    """Raises VideoError when an MP4 tells when more frames are shown than it tells where they lie."""
+    with openable_name(path) as name, containers.open_container(name, table.container, edit_list=False) as container:
+        stream = container.streams[table.stream_index]
+        entries = getattr(stream, "index_entries", None)  # PyAV 17 and newer
+        if entries is not None and len(entries) < stream.frames:
+            message = f"its tables have the times of {stream.frames:,} frames and the places of {len(entries):,}"
+            raise VideoError(DAMAGED, f"{message} (FFmpeg says: {said})")
+
+
 def _with_first_frame(path: Path, table: PacketTable) -> tuple[PacketTable, bool]:
     """The table with what only a decoded frame tells, and whether the first packets hold fields, half a frame each."""
     import av
@@ -438,6 +469,8 @@ def _with_first_frame(path: Path, table: PacketTable) -> tuple[PacketTable, bool
 def _orientation(frame: Any) -> tuple[int, bool]:
     """How a player turns the stored picture: degrees counter-clockwise, and whether it mirrors it left to right first.
 
+    Raises VideoError `damaged` when its matrix would shear or stretch the picture, which no camera asks for.
+
     >>> import types
     >>> _orientation(types.SimpleNamespace(side_data={}))
     (0, False)
@@ -446,6 +479,9 @@ def _orientation(frame: Any) -> tuple[int, bool]:
     if data is None:
         return 0, False
     a, b, _, c, d = np.frombuffer(bytes(data), "<i4" if sys.byteorder == "little" else ">i4")[:5].astype(float)
+    width, height = math.hypot(a, b), math.hypot(c, d)
+    if abs(a * c + b * d) > _MAX_SHEAR * width * height or max(width, height) > _MAX_ASPECT * min(width, height):
+        raise VideoError(DAMAGED, "its header asks players to shear or stretch the picture")
     mirrored = bool(a * d - b * c < 0)
     if mirrored:
         a, b = -a, -b
@@ -460,6 +496,8 @@ def _settle(path: Path, table: PacketTable, doubt: _Doubt) -> PacketTable:
     found = sequence.decode_in_sequence(path, table.container, table.stream_index)
     if found.num_lost or not found.num_frames:
         raise VideoError(DAMAGED, f"{doubt.why}, and FFmpeg cannot decode all of it: {found.loss or 'no frame at all'}")
+    if doubt.times == "complete" and table.discarded and not _hidden_are_in_order(path, table):
+        raise VideoError(DAMAGED, f"{doubt.why}, {_OTHER_ORDER}")
     if table.pts is not None and found.times == table.pts.tolist():
         return dataclasses.replace(table, counted=table.discarded > 0)  # all is as the packets tell
     if doubt.times == "unordered" and None not in found.times:
@@ -468,7 +506,7 @@ def _settle(path: Path, table: PacketTable, doubt: _Doubt) -> PacketTable:
     else:
         times, is_estimated = _rising_times(found.times, 1 / (table.nominal_rate * table.time_base))
     if doubt.times == "complete" and (is_estimated or times.tolist() != found.times):
-        raise VideoError(DAMAGED, f"{doubt.why}, and the order of its frames is another when they are decoded")
+        raise VideoError(DAMAGED, f"{doubt.why}, {_OTHER_ORDER}")
     if is_estimated and doubt.times == "unordered":
         times = times[0] + np.arange(len(times)) / (table.nominal_rate * table.time_base)
     seconds = (times - times[0]) * table.time_base
@@ -482,6 +520,15 @@ def _settle(path: Path, table: PacketTable, doubt: _Doubt) -> PacketTable:
         counted=True,
         estimated_times=is_estimated,
     )
+
+
+def _hidden_are_in_order(path: Path, table: PacketTable) -> bool:
+    """Whether also the frames that an edit list hides are decoded in the order of their times.
+
+    One that is hidden between others is there because its time is wrong.
+    """
+    times = sequence.decode_in_sequence(path, table.container, table.stream_index, edit_list=False).times
+    return all(a is not None and b is not None and a < b for a, b in itertools.pairwise(times))
 
 
 def _rising_times(times: Sequence[int | None], step: float) -> tuple[npt.NDArray[np.float64], bool]:

@@ -8,12 +8,16 @@ depend on what it was decoding. That is the rule of `ffmpeg -v error`: what it d
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from vidshard.video import containers, damage
 from vidshard.video.containers import UNSUPPORTED, VideoError
+
+ZEROS = "a picture of it has a hole of zeros"
+_ZEROS = bytes(64)  # H.264 and HEVC have no three in a row
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,9 +37,9 @@ class Sequence:
 
 
 def decode_in_sequence(
-    path: Path, container_format: str, stream_index: int, *, max_packets: int | None = None
+    path: Path, container_format: str, stream_index: int, *, max_packets: int | None = None, edit_list: bool = True
 ) -> Sequence:
-    """Decode all packets of a stream, or the first `max_packets`.
+    """Decode all packets of a stream, or the first `max_packets`; without `edit_list` also the frames that it hides.
 
     Raises VideoError `unsupported_by_decoder` when FFmpeg has no decoder for it.
     """
@@ -43,12 +47,12 @@ def decode_in_sequence(
 
     with (
         containers.openable_name(path) as name,
-        containers.open_container(name, container_format) as container,
+        containers.open_container(name, container_format, edit_list=edit_list) as container,
         damage.ffmpeg_messages() as messages,
     ):
         stream = container.streams[stream_index]
         stream.codec_context.thread_count = 1
-        recorder = _Recorder(stream.codec_context.codec.canonical_name, messages)
+        recorder = _Recorder(stream, messages)
         try:
             for packet in _packets(container, stream, recorder):
                 if packet.size:
@@ -72,11 +76,44 @@ def _packets(container: Any, stream: Any, recorder: _Recorder) -> Iterator[Any]:
         recorder.lose(f"reading it ended early: {containers.plain_text(error)}")
 
 
+def length_bytes(stream: Any) -> int:
+    """How many bytes tell the length of each unit of an H.264 or HEVC packet; 0 if start codes divide them."""
+    extradata = stream.codec_context.extradata or b""
+    place = {"h264": 4, "hevc": 21}.get(stream.codec_context.name, len(extradata))
+    return (extradata[place] & 3) + 1 if len(extradata) > place and extradata[0] == 1 else 0
+
+
+def holds_zeros(codec: str, data: bytes, length_bytes: int) -> bool:
+    """Whether a packet of H.264 or HEVC has a hole of zeros, which no encoder writes and decoders read as a picture.
+
+    Zeros at the end of a unit are padding. `length_bytes`: as `length_bytes` gives it.
+
+    >>> holds_zeros("h264", bytes.fromhex("00000060 65") + bytes(90) + bytes(range(1, 6)), 4)
+    True
+    >>> holds_zeros("h264", bytes.fromhex("00000060 65") + bytes(95) + bytes.fromhex("00000002 0910"), 4)
+    False
+    >>> holds_zeros("h264", bytes.fromhex("00000001 65") + bytes(95) + bytes.fromhex("00000001 0910"), 0)
+    False
+    """
+    if codec not in ("h264", "hevc") or _ZEROS not in data:
+        return False
+    if not length_bytes:
+        return re.search(_ZEROS + rb"\0*[^\0\1]", data) is not None
+    place = 0
+    while place + length_bytes < len(data):
+        start = place + length_bytes
+        place = start + int.from_bytes(data[place:start], "big")
+        if _ZEROS in data[start:place].rstrip(b"\0"):
+            return True
+    return False
+
+
 class _Recorder:
     """Decodes packets one by one and notes which frames come out and what is said meanwhile."""
 
-    def __init__(self, codec: str, messages: damage.Messages) -> None:
-        self.codec = codec
+    def __init__(self, stream: Any, messages: damage.Messages) -> None:
+        self.codec: str = stream.codec_context.codec.canonical_name
+        self._length_bytes = length_bytes(stream)
         self.num_packets = 0
         self._messages = messages
         self._times: list[int | None] = []
@@ -108,6 +145,8 @@ class _Recorder:
         self._messages.forget()
         if said is not None:
             self._suspect(said, packet)
+        elif holds_zeros(self.codec, bytes(packet), self._length_bytes):
+            self._suspect(ZEROS, packet)
         for frame in frames:
             self._note(frame)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from vidshard.planning.shard_plan import Unit
 from vidshard.shards.layout import ClipShape
 from vidshard.sources.folders import Video
 from vidshard.video import packets
-from vidshard.video.packets import VideoError
+from vidshard.video.packets import PacketTable, VideoError
 
 
 class Ending:
@@ -52,13 +53,16 @@ class Ending:
 
 
 def decode(
-    tmp_path: Path, how: str | Ending, monkeypatch: pytest.MonkeyPatch, *, damaged: bool = False
+    tmp_path: Path, how: str | Ending, monkeypatch: pytest.MonkeyPatch, *, damaged: bool = False, suspicion: str = ""
 ) -> Decoded | Rejected:
+    """`suspicion`: that of the packet table."""
     decoder = how if isinstance(how, Ending) else Ending(how)
     path, sampling = tmp_path / "a.mp4", SamplingConfig(mode="dense", clip_len=4)
     make_tiny_video(path, 8)
     facts = worker.probe_video(ProbeJob(video_path=path, table_path=tmp_path / "a.npz", sampling=sampling))
     assert isinstance(facts, VideoFacts)
+    table = PacketTable.load(tmp_path / "a.npz")
+    dataclasses.replace(table, suspicion=suspicion).save(tmp_path / "a.npz")
     monkeypatch.setattr(worker.decoders, "decoders_for", lambda choice: [decoder])
     job = DecodeJob(
         video=Video(path="a.mp4", class_name=None, label=-1),
@@ -98,6 +102,18 @@ def test_damage_behind_the_last_frame_is_damage(how: str, tmp_path: Path, monkey
 def test_damage_to_frames_that_nobody_asks_for_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "_damaged_frames", lambda path, table: {8: "error while decoding MB 0 4"})
     assert isinstance(decode(tmp_path, "message", monkeypatch), Decoded)
+
+
+def test_what_the_packets_make_suspect_is_settled_though_the_decoder_is_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = Ending("nothing")
+    assert isinstance(decode(tmp_path, decoder, monkeypatch, suspicion="a hole"), Decoded)
+    assert decoder.calls == [True]
+    monkeypatch.setattr(worker, "_damaged_frames", lambda path, table: {5: "a hole"})
+    outcome = decode(tmp_path, "nothing", monkeypatch, suspicion="a hole")
+    assert isinstance(outcome, Rejected)
+    assert outcome.reason == packets.DAMAGED
 
 
 def test_a_decoder_at_whose_work_workers_died_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

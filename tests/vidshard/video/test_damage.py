@@ -26,6 +26,8 @@ from vidshard.video.packets import read_packet_table
         ("[mov,mp4,m4a,3gp,3g2,mj2 @ 0x1] stream 0, timescale not set", "h264", False),
         ("[12:00:00] video_reader.cc:300: Some frames were corrupted and recovered from nearest frames", "h264", True),
         ("[h264 @ 0x1] SEI type 186 size 121 truncated at 27", "h264", False),
+        ("[h264 @ 0x1] non-existing SPS 0 referenced in buffering period", "h264", False),
+        ("[h264 @ 0x1] non-existing PPS 0 referenced", "h264", True),
         ("[hevc @ 0x1] Skipping NAL unit 63", "hevc", False),
         ("[OPENCV:FFMPEG:32] Reinit context to 320x240, pix_fmt: yuv420p", "h264", False),
         ("[h264 @ 0x1] Reinit context to 320x240, pix_fmt: yuv420p", "h264", False),

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from numbered_videos import make_video
-from vidshard.video import containers, packets
+from tiny_videos import make_tiny_video
+from vidshard.video import containers, packets, sequence
 from vidshard.video.packets import PacketTable, VideoError, read_packet_table
 
 
@@ -90,6 +92,72 @@ def test_clocks_that_cannot_be_true_are_damage(video: Path, tmp_path: Path) -> N
     place = data.index(b"ctts") + 12 + 5 * 8 + 4  # the offset of its sixth entry
     path.write_bytes(data[:place] + (9000).to_bytes(4, "big") + data[place + 4 :])
     assert "steady pace" in refusal(path).message
+
+
+def test_an_edit_list_that_shows_less_than_a_frame_is_damage(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "v.mp4", num_frames=30, shift=-5).path
+    assert read_packet_table(path).num_frames == 25
+    data = path.read_bytes()
+    place = data.index(b"mdhd") + 16
+    path.write_bytes(data[:place] + (1).to_bytes(4, "big") + data[place + 4 :])  # ticks a second
+    assert "less than one frame" in refusal(path).message
+
+
+def test_tables_that_count_differently_are_damage(video: Path, tmp_path: Path) -> None:
+    data, path = video.read_bytes(), tmp_path / "v.mp4"
+    place = data.index(b"stsz") + 12
+    path.write_bytes(data[:place] + (15).to_bytes(4, "big") + data[place + 4 :])
+    assert "times of 30 frames and the places of 15" in refusal(path).message
+
+
+@pytest.mark.parametrize("entry", [1, 4, 11])
+def test_a_frame_that_a_wrong_time_hides_is_damage(entry: int, video: Path, tmp_path: Path) -> None:
+    """FFmpeg reads such a file without a word, and gives a frame less."""
+    data, path = bytearray(video.read_bytes()), tmp_path / "v.mp4"
+    data[data.index(b"ctts") + 12 + entry * 8 + 4] ^= 0x80  # its offset is now an hour and more before the start
+    path.write_bytes(data)
+    assert "order" in refusal(path).message
+
+
+@pytest.mark.parametrize("matrix", [(0x10000, 0x800, 0, 0x10000), (0x10000, 0, 0, 0x1000), (0, 0, 0, 0x10000)])
+def test_a_picture_that_is_to_be_sheared_is_damage(
+    matrix: tuple[int, int, int, int], video: Path, tmp_path: Path
+) -> None:
+    data, path = bytearray(video.read_bytes()), tmp_path / "v.mp4"
+    place = data.index(b"tkhd") + 44
+    a, b, c, d = matrix
+    data[place : place + 20] = struct.pack(">5i", a, b, 0, c, d)
+    path.write_bytes(data)
+    assert "shear" in refusal(path).message
+
+
+def test_a_cut_avi_is_damaged(tmp_path: Path) -> None:
+    """FFmpeg reads the frames that are left without a word."""
+    path = make_video(tmp_path / "v.avi", codec="mpeg4", container="avi").path
+    assert read_packet_table(path).num_frames == 60
+    data = path.read_bytes()
+    path.write_bytes(data + bytes(5000))
+    assert read_packet_table(path).num_frames == 60
+    path.write_bytes(data[: data.index(b"idx1")])  # the index alone is gone
+    assert read_packet_table(path).num_frames == 60
+    path.write_bytes(data[: len(data) * 6 // 10])
+    assert "ends early" in refusal(path).message
+
+
+def test_a_hole_of_zeros_in_a_picture_is_damage(tmp_path: Path) -> None:
+    """Decoders may read it as a picture, without a word."""
+    path = tmp_path / "v.mp4"
+    make_tiny_video(path, 24, size=(640, 480))
+    assert read_packet_table(path).suspicion == ""
+    with containers.open_container(str(path), "mov") as file:
+        start, size = next((p.pos, p.size) for p in file.demux(video=0) if p.is_keyframe and p.dts)
+    data = bytearray(path.read_bytes())
+    assert size > 300
+    data[start + size // 2 : start + size // 2 + 80] = bytes(80)
+    path.write_bytes(data)
+    assert "zeros" in read_packet_table(path).suspicion
+    found = sequence.decode_in_sequence(path, "mov", 0)
+    assert list(found.damage) == [8, 9, 10, 11, 12, 13, 14, 15]
 
 
 def test_a_disk_that_fails_fails_this_video_alone(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
