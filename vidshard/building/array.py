@@ -26,7 +26,7 @@ from vidshard.building.worker import Rejected, VideoFacts
 from vidshard.execution import lock
 from vidshard.execution.array_task import Numbering, TaskRequest
 from vidshard.execution.lock import LockHeldError
-from vidshard.planning import config as build_config
+from vidshard.planning import settings as build_config
 from vidshard.planning import shard_plan
 from vidshard.planning.build_state import ShardRecord, WorkFolder, check_output, describe_changes
 from vidshard.planning.config import BuildConfig

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vidshard.building.worker import Rejected, VideoFacts
-from vidshard.planning import config
+from vidshard.planning import settings as build_settings
 from vidshard.planning.build_state import ShardRecord, WorkFolder
 from vidshard.planning.shard_plan import Plan
 from vidshard.shards import layout, manifest, set_writer
@@ -60,7 +60,7 @@ def close_ledger(
         split=source.split,
         clip_shape=clip_shape,
         codec=codec,
-        settings={**settings, config.SOURCES: config.source_digests(source, failed, video_bytes)},
+        settings={**settings, build_settings.SOURCES: build_settings.source_digests(source, failed, video_bytes)},
         packages=packages,
         failures=failures,
         num_found=len(source.videos) + len(source.skipped),

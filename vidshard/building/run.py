@@ -30,7 +30,7 @@ from vidshard.building.log import BuildLog
 from vidshard.building.worker import Decoded, DecodeJob, ProbeJob, Rejected, VideoFacts
 from vidshard.execution import lock
 from vidshard.execution.local import Crew, Supervisor, SupervisorConfig, Task, TaskResult, too_little_memory
-from vidshard.planning import config as build_config
+from vidshard.planning import settings as build_config
 from vidshard.planning import shard_plan
 from vidshard.planning.build_state import ShardRecord, WorkFolder, check_output
 from vidshard.planning.config import BuildConfig

@@ -17,43 +17,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vidshard.inspection.config import PREVIEW_NAME
+from vidshard.inspection.config import PreviewConfig as PreviewConfig
 from vidshard.inspection.contents import inspect_shards
 from vidshard.shards import layout, manifest
 from vidshard.shards.manifest import ShardSet
 from vidshard.util import atomic, console
-from vidshard.util.errors import FormatError, UserError
+from vidshard.util.errors import FormatError
 from vidshard.util.opencv import load_cv2
 
-PREVIEW_NAME = "preview.html"
 _JPEG_QUALITY = 80
 _NUM_BINS = 24
 _MAX_BARS = 10  # of counted things, such as resolutions
 _MAX_RECORDS = 5000  # of repeated clips; more are a sample of them
 _MAX_FAILURES = 2000  # rows of the table; failures.csv has the rest
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreviewConfig:
-    """What to show of which shard folder."""
-
-    folder: Path
-    out: Path | None = None  # default: preview.html in the log folder beside the set
-    clips_per_class: int = 24
-    seed: int = 0  # which clips are drawn
-
-    def __post_init__(self) -> None:
-        if self.clips_per_class < 1:
-            raise UserError(f"clips_per_class is {self.clips_per_class}, expected at least 1")
-        if self.out is not None and self.out.is_dir():
-            raise UserError(
-                f"{self.out} is a folder, expected the name of a page; give --out {self.out / PREVIEW_NAME}"
-            )
-        if self.out is not None and self.folder.resolve() in self.out.resolve().parents:
-            raise UserError(f"{self.out} lies in the shard folder, which must hold nothing else; give another --out")
-
-    @property
-    def path(self) -> Path:
-        return self.out if self.out is not None else manifest.log_folder(self.folder) / PREVIEW_NAME
 
 
 @dataclass(frozen=True, kw_only=True)

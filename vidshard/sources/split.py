@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from vidshard.shards import layout, manifest
 from vidshard.shards.manifest import ShardSet
+from vidshard.sources.config import SplitConfig as SplitConfig
 from vidshard.sources.folders import SPLITS as SPLITS
 from vidshard.sources.folders import Source, Video, find_sources, path_bytes
 from vidshard.sources.lists import apply_source_groups
@@ -39,22 +40,6 @@ _STILL, _SAME_STILL_LOOK = 0.5, 0.995  # grey levels of movement below which the
 _BLOCK = 1024  # videos compared at a time
 
 Floats = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitConfig:
-    """What to split how. `fractions` are those of Train, Validation and Test, and sum to 1."""
-
-    source: Path  # a folder of videos, as `vidshard build` takes it, or a shard folder
-    out: Path
-    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
-    source_groups: Path | None = None  # JSON list or CSV of file and source
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6:
-            shown = ",".join(f"{fraction:g}" for fraction in self.fractions)
-            raise UserError(f"fractions are {shown}, expected three numbers from 0 that sum to 1, such as 0.7,0.1,0.2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,19 +90,6 @@ def split(config: SplitConfig) -> SplitReport:
         notes=tuple(notes),
         warnings=tuple(warnings),
     )
-
-
-def parse_fractions(text: str) -> tuple[float, float, float]:
-    """The option `--fractions`. Raises UserError unless it is three numbers.
-
-    >>> parse_fractions("0.7,0.1,0.2")
-    (0.7, 0.1, 0.2)
-    """
-    try:
-        train, validation, test = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise UserError(f"--fractions is {text!r}, expected three numbers, such as 0.7,0.1,0.2") from error
-    return train, validation, test
 
 
 def list_path(out: Path, split_name: str) -> Path:

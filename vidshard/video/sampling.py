@@ -3,77 +3,21 @@
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from vidshard.util.errors import UserError
 from vidshard.util.opencv import load_cv2
+from vidshard.video.config import SamplingConfig as SamplingConfig
 
 Frame = npt.NDArray[np.uint8]
 
-RESIZES = ("squash", "crop", "letterbox")
-_MAX_FPS = 1000
 _CLOCK_TICK_US = 600  # containers round times, some to milliseconds
 _BREAK_SECONDS = 5.0  # shorter gaps are pauses of a variable frame rate, or a few seconds lost
 _BREAK_PACES = 10.0  # the frame rate of a camera may fall to a few of 25 in the dark; a time lapse has no break at all
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """How clips are cut out of a video.
-
-    uniform: `clips_per_video` equal spans, `clip_len` frames spread over each. dense: consecutive windows of `clip_len`
-    frames that lie `frame_step` apart, one every `stride` frames (default: the next begins where the last ended).
-    annotated: the same, but of a video with events out of these alone. `fps`: dense and annotated count in steps
-    of 1 / fps seconds instead of frames, so that cameras of 10 and of 30 frames a second show one speed. Neither has
-    clips across a break (`find_breaks`); uniform counts frames, and knows none.
-    """
-
-    mode: Literal["uniform", "dense", "annotated"] = "uniform"
-    clip_len: int = 16
-    clips_per_video: int = 1
-    stride: int | None = None
-    frame_step: int = 1
-    fps: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("uniform", "dense", "annotated"):
-            raise UserError(f"sampling mode is {self.mode!r}, expected uniform, dense or annotated")
-        for name in ("clip_len", "clips_per_video", "frame_step", "stride"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} is {value}, expected at least 1")
-        if self.mode == "uniform" and (self.stride is not None or self.frame_step != 1):
-            raise UserError("stride and frame_step are options of dense sampling; uniform has clips_per_video")
-        if self.mode != "uniform" and self.clips_per_video != 1:
-            raise UserError(f"clips_per_video is an option of uniform sampling; {self.mode} has stride")
-        if self.fps is not None and not 0 < self.fps <= _MAX_FPS:
-            raise UserError(f"fps is {self.fps}, expected more than 0 and at most {_MAX_FPS}")
-        if self.fps is not None and (self.mode == "uniform" or self.frame_step != 1):
-            raise UserError("fps is an option of dense and annotated sampling, and excludes frame_step")
-
-    @property
-    def dense_stride(self) -> int:
-        """Frames from the start of a dense window to the start of the next."""
-        return self.stride if self.stride is not None else self.clip_len * self.frame_step
-
-    @property
-    def window(self) -> int:
-        """Frames from the first to the last of a dense clip, both counted."""
-        return (self.clip_len - 1) * self.frame_step + 1
-
-    def to_settings(self) -> dict[str, Any]:
-        """The sampling as the manifest keeps it: only what decides the clips."""
-        if self.mode == "uniform":
-            return {"mode": "uniform", "clip_len": self.clip_len, "clips_per_video": self.clips_per_video}
-        settings = {"mode": self.mode, "clip_len": self.clip_len, "stride": self.dense_stride}
-        return {**settings, "frame_step": self.frame_step} if self.fps is None else {**settings, "fps": self.fps}
 
 
 def frame_indices(total_frames: int, *, num_frames: int) -> tuple[int, ...]:

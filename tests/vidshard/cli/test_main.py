@@ -126,18 +126,6 @@ def test_what_is_skipped_is_counted_and_what_may_hide_videos_gives_exit_code_2(s
     assert "skipped: 1 link_outside_source, 1 not_a_video_name" in result.stdout
 
 
-def test_help_shows_eight_options_first() -> None:
-    shown = run("build", "--help")
-    first, _, more = shown.stdout.partition("More options:")
-    options = [line.split()[0] for line in first.partition("Options:")[2].splitlines() if line.startswith("  --")]
-    assert options == [
-        "--out", "--workers", "--sampling", "--clips-per-video", "--stride", "--clip-len", "--frame-size", "--yes",
-    ]  # fmt: skip
-    assert all(
-        option in more for option in ("--frame-step", "--normal", "--decoder", "--seed", "--shard-mb", "--limit")
-    )
-
-
 def test_dry_run(source: Path, tmp_path: Path) -> None:
     result = run("build", source, "--out", tmp_path / "out", "--workers", 1, "--dry-run")
     assert result.exit_code == 0, result.output
