@@ -16,12 +16,10 @@ import torch
 from torch import nn
 
 from stage1.data.transforms import TransformConfig
+from stage1.model.config import TORCHVISION_BACKBONES
 from vidshard.util.errors import UserError
 
-NAMES = ("r3d_18", "mc3_18", "r2plus1d_18")
-# group: the same model for any batch size and number of ranks. batch: as published. frozen: the statistics that came
-# with the weights are kept; a batch of surveillance clips is too small, and too unlike Kinetics, to make new ones.
-NORMS = ("group", "batch", "frozen")
+NAMES = TORCHVISION_BACKBONES
 # What the networks' own weights were trained with: RGB in [0, 1].
 MEAN, STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
 _GROUPS = 16

@@ -9,14 +9,15 @@ import click
 
 from vidshard.planning.config import BuildConfig
 from vidshard.util.console import EXIT_OK, EXIT_PARTLY_FAILED
-from vidshard.util.options import GroupedOption, command, make_config
+from vidshard.util.options import GroupedOption, command, config_options, from_options
 
 EXAMPLE = """\
 vidshard build videos/Train --dry-run
 vidshard build videos/Train --sampling dense --out shards/Train"""
 
 
-@command(BuildConfig, example=EXAMPLE)
+@command(example=EXAMPLE)
+@config_options(BuildConfig)
 @click.option("--dry-run", is_flag=True, help="Estimate clips, disk space and time; write nothing.")
 @click.option(
     "--task-index",
@@ -47,7 +48,7 @@ def build(dry_run: bool, task_index: int | None, task_count: int | None, **optio
     Exit codes: 0 success; 2 finished, but some videos failed or may have been skipped (see failures.csv); 1 error.
     Array tasks exit with 0 when videos fail; `finalize` then exits with 2.
     """
-    config = make_config(BuildConfig, options)
+    config = from_options(BuildConfig, options)
     from vidshard.building import array, run
     from vidshard.building.summary import build_summary, dry_run_summary, part_summary
     from vidshard.execution import array_task

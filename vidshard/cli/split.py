@@ -9,14 +9,15 @@ import click
 
 from vidshard.sources.config import SplitConfig
 from vidshard.util.console import EXIT_ERROR, EXIT_OK, LOCAL_PATH
-from vidshard.util.options import command, make_config
+from vidshard.util.options import command, config_options, from_options
 
 EXAMPLE = """\
 vidshard split videos --out lists
 vidshard split --check lists/Train.txt lists/Test.txt"""
 
 
-@command(SplitConfig, example=EXAMPLE)
+@command(example=EXAMPLE)
+@config_options(SplitConfig)
 @click.argument("sources", metavar="SOURCE|LIST", nargs=-1, required=True, type=LOCAL_PATH)
 @click.option("--check", is_flag=True, help="Compare lists: split --check A.txt B.txt …")
 def split(sources: tuple[Path, ...], check: bool, **options: Any) -> int:
@@ -32,7 +33,7 @@ def split(sources: tuple[Path, ...], check: bool, **options: Any) -> int:
     given = sources if out is None else sources[1:]
     if (given and not check) or (check and len(given) < (2 if out is None else 1)):
         raise click.UsageError("expected SOURCE and --out DIR, or --check and at least two lists")
-    config = None if out is None else make_config(SplitConfig, {**options, "source": sources[0]})
+    config = None if out is None else from_options(SplitConfig, options, source=sources[0])
     from vidshard.sources import split as splitting
 
     written = []

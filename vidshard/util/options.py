@@ -1,7 +1,7 @@
 """Options, declared once on frozen dataclasses; command lines are made from them.
 
 A field made by `option` carries its help text, its range and its place in the help. `check_options` tests the values of
-a new config, `command` makes a click command of one or more configs, and `make_config` makes a config of its values.
+a new config, `config_options` makes click options of them, and `from_options` makes a config of their values.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 import importlib
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from vidshard.util.console import LOCAL_PATH, ExitCodeGroup
 from vidshard.util.errors import UserError
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 _METADATA = "option"
 _SHOW_ALL = f"{__name__}.show_all"  # set in the context by --help-all
@@ -44,13 +45,7 @@ class Option:
 
     @property
     def expected(self) -> str:
-        """Return the allowed values in words.
-
-        >>> dataclasses.fields(dataclasses.make_dataclass("C", [("x", int, option(1, at_least=1))]))[0].metadata[
-        ...     "option"
-        ... ].expected
-        'at least 1'
-        """
+        """Allowed values in words, such as "at least 0 and below 1"."""
         if self.choices:
             return f"one of {', '.join(choice or repr('') for choice in self.choices)}"
         if self.at_least is not None and self.at_most is not None:
@@ -118,13 +113,13 @@ def _fields(config: type[Any]) -> list[tuple[dataclasses.Field[Any], Option, Any
 
 
 def _nested(config: type[Any]) -> dict[str, type[Any]]:
-    """The fields of a config that are configs themselves."""
+    """The fields of a config that are configs themselves, with a default: their options are its own."""
     hints = typing.get_type_hints(config)
-    return {field.name: hints[field.name] for field in dataclasses.fields(config) if _is_config(hints[field.name])}
-
-
-def _is_config(hint: Any) -> bool:
-    return isinstance(hint, type) and dataclasses.is_dataclass(hint) and bool(_fields(hint))
+    return {
+        field.name: hints[field.name]
+        for field in dataclasses.fields(config)
+        if field.default_factory is not dataclasses.MISSING and dataclasses.is_dataclass(hints[field.name])
+    }
 
 
 def _kinds(hint: Any) -> list[Any]:
@@ -152,14 +147,15 @@ def _options(config: type[Any]) -> Iterator[tuple[str, dataclasses.Field[Any], O
             yield from _options(nested[field.name])
 
 
-def make_config(config: type[T], values: Mapping[str, Any]) -> T:
-    """Make a config, nested ones included, of those `values` of a command that are its options."""
+def from_options(config: type[T], values: Mapping[str, Any], **fields: Any) -> T:
+    """Make a config, nested ones included, of those `values` of a command that are its options, and of `fields`."""
     given = {
         field.name: values[about.name or field.name]
         for field, about, _ in _fields(config)
         if (about.name or field.name) in values
     }
-    return config(**given, **{name: make_config(kind, values) for name, kind in _nested(config).items()})
+    nested = {name: from_options(kind, values) for name, kind in _nested(config).items() if _fields(kind)}
+    return config(**{**given, **nested, **fields})
 
 
 def given_options(context: click.Context | None = None) -> set[str]:
@@ -179,8 +175,10 @@ class GroupedOption(click.Option):
         self.group = group
 
 
-def _parameter(name: str, field: dataclasses.Field[Any], about: Option, hint: Any) -> click.Parameter:
-    """Make the click parameter of a field."""
+def _parameter(
+    name: str, field: dataclasses.Field[Any], about: Option, hint: Any, changes: Mapping[str, Any]
+) -> click.Parameter:
+    """Make the click parameter of a field, with `changes`."""
     flag = f"--{name.replace('_', '-')}"
     kinds = _kinds(hint)
     many = typing.get_origin(kinds[0]) is tuple and typing.get_args(kinds[0])[1:] == (...,)
@@ -196,15 +194,18 @@ def _parameter(name: str, field: dataclasses.Field[Any], about: Option, hint: An
     elif kind is not bool:
         settings["type"] = kind
     if about.argument:
-        return click.Argument([name], **(settings | dict(about.settings)))
+        return click.Argument([name], **{**settings, **about.settings, **changes})
     if kind is bool and field.default:
         flag = f"{flag}/--no-{flag[2:]}"
     elif kind is bool:
         settings["is_flag"] = True
     text = f"{about.help}  [default: {about.default_text}]" if about.default_text else about.help
     settings |= {"multiple": many, "help": text, "group": about.group}
-    settings["show_default"] = field.default not in (None, False, "", (), dataclasses.MISSING)
-    return GroupedOption([flag, name], **(settings | dict(about.settings)))
+    settings["show_default"] = not (required or field.default is False or field.default in (None, "", ()))
+    settings |= {**about.settings, **changes}
+    if settings.get("is_flag") is False:  # a flag that may have a value has no default of that value's type
+        settings["default"] = None
+    return GroupedOption([flag, name], **settings)
 
 
 class Command(click.Command):
@@ -244,23 +245,22 @@ def _show_all(context: click.Context, _option: click.Parameter, given: bool) -> 
         context.exit()
 
 
-def command(
-    *configs: type[Any], example: str, without: Collection[str] = ()
-) -> Callable[[Callable[..., Any]], Command]:
-    """Make a command with the options of `configs`, those named in `without` excepted, and with its own behind them.
+def command(*, example: str) -> Callable[[Callable[..., Any]], Command]:
+    """Make a command of a function; the help ends with `example`."""
+    return click.command(cls=Command, example=example)
 
-    The options reach the function by name, as keywords; of two configs with the same one, the first declares it.
+
+def config_options(config: type[Any], *names: str, **changes: Any) -> Callable[[F], F]:
+    """Give a command the options of `config`, or only those named; `changes` go to `click.Option`.
+
+    They reach the function by name, as keywords, from which `from_options` makes the config.
     """
 
-    def decorate(function: Callable[..., Any]) -> Command:
-        made = click.command(cls=Command, example=example)(function)
-        declared: dict[str, click.Parameter] = {}
-        for config in configs:
-            for name, field, about, hint in _options(config):
-                if name not in without:
-                    declared.setdefault(name, _parameter(name, field, about, hint))
-        made.params[:0] = declared.values()
-        return made
+    def decorate(function: F) -> F:
+        parameters = [_parameter(*found, changes) for found in _options(config) if not names or found[0] in names]
+        # click.command() reverses the list, to which decorators add from the bottom up.
+        vars(function).setdefault("__click_params__", []).extend(reversed(parameters))
+        return function
 
     return decorate
 
