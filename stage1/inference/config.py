@@ -99,7 +99,7 @@ class InferConfig:
     allow_sampling_mismatch: bool = option(
         False, help="Score clips that were sampled differently from the training clips.", group=_SCORING
     )
-    workers: int | None = option(None, help="Decoding processes, with --videos.", group=_VIDEOS)
+    workers: int | None = option(None, help="Decoding processes, with --videos.", group=_VIDEOS, at_least=1)
     cache_dir: Path | None = cache_dir_option(_STORAGE)
     cache_gb: float | None = cache_gb_option(_STORAGE)
 

@@ -49,10 +49,10 @@ class Option:
         if self.choices:
             return f"one of {', '.join(choice or repr('') for choice in self.choices)}"
         if self.at_least is not None and self.at_most is not None:
-            return f"{self.at_least:,g} to {self.at_most:,g}"
+            return f"{self.at_least:,.15g} to {self.at_most:,.15g}"
         bounds = (("at least", self.at_least), ("more than", self.above), ("at most", self.at_most))
         return " and ".join(
-            f"{words} {bound:g}" for words, bound in (*bounds, ("below", self.below)) if bound is not None
+            f"{words} {bound:,.15g}" for words, bound in (*bounds, ("below", self.below)) if bound is not None
         )
 
     def allows(self, value: Any) -> bool:
