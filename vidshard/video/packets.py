@@ -282,26 +282,28 @@ def _read_packets(container: Any, stream: Any, file_size: int) -> _Packets:
     decoded: list[int | None] = []
     discard: list[bool] = []
     key: list[bool] = []
-    num_bytes = 0
-    smallest = file_size
+    sizes: list[int] = []
     has_corrupt = has_zeros = False
     codec, length_bytes = stream.codec_context.name, sequence.length_bytes(stream)
+    may_have_zeros = codec in ("h264", "hevc")
     clean = True
     for packet in container.demux(stream):
         size = packet.size
         if size == 0:  # the flush packet at the end, or a frame that an AVI dropped
             continue
-        num_bytes += size
-        smallest = min(smallest, size)
-        has_corrupt = has_corrupt or packet.is_corrupt
-        has_zeros = has_zeros or sequence.holds_zeros(codec, bytes(packet), length_bytes)
+        sizes.append(size)
         shown.append(packet.pts)
         decoded.append(packet.dts)
         discard.append(packet.is_discard)
         is_key = packet.is_keyframe
         key.append(is_key)
+        if packet.is_corrupt:
+            has_corrupt = True
+        if may_have_zeros and sequence.ZERO_RUN in (data := bytes(packet)):
+            has_zeros = has_zeros or sequence.holds_zeros(codec, data, length_bytes)
         if is_key and clean:
             clean = _starts_afresh(codec, memoryview(packet), length_bytes)
+    num_bytes, smallest = sum(sizes), min(sizes, default=0)
     _check_complete(stream, len(key), num_bytes, file_size)
     clocks = [None if None in times else np.array(times, dtype=np.int64) for times in (shown, decoded)]
     rows = np.zeros(len(key), dtype=_PACKET)
