@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vidshard.util import atomic
-from vidshard.video import containers, damage, sequence
+from vidshard.video import containers, damage, sampling, sequence
 from vidshard.video.containers import DAMAGED as DAMAGED
 from vidshard.video.containers import UNSUPPORTED as UNSUPPORTED
 from vidshard.video.containers import VideoError as VideoError
@@ -192,8 +192,14 @@ def _sample_aspect(stream: Any) -> float:
 
 
 def _mean_rate(seconds: npt.NDArray[np.float64], nominal_rate: float) -> float:
-    span = float(seconds[-1] - seconds[0])
-    rate = (len(seconds) - 1) / span if span > 0 else nominal_rate
+    """Return the mean frames a second of a recording, without the time in which it stood still.
+
+    >>> _mean_rate(np.array([0.0, 0.5, 1.0, 1.5, 36001.5, 36002.0]), 25.0)
+    2.0
+    """
+    gaps = np.delete(np.diff(seconds), sampling.find_breaks(seconds) - 1)
+    span = float(gaps.sum()) if len(gaps) < len(seconds) - 1 else float(seconds[-1] - seconds[0])
+    rate = len(gaps) / span if span > 0 else nominal_rate
     return rate if math.isfinite(rate) else 0.0
 
 
