@@ -73,7 +73,7 @@ def test_every_option_is_in_the_toml() -> None:
         ({"lr": math.inf}, "lr is inf, expected more than 0"),
         ({"model": {"motion_prior": math.nan}}, r"model\.motion_prior is nan, expected a number"),
         ({"seed": 2**32}, "seed is 4294967296, expected 0 to 4,294,967,295"),
-        ({"bag_clips": 4}, "--bag-clips is 4 without --bags"),
+        ({"bag_clips": 4}, "bag_clips is 4, but bags is not set"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(options: dict[str, Any], text: str) -> None:
