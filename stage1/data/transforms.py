@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from stage1.data import clip_random
 from stage1.data.config import TransformConfig as TransformConfig
+from vidshard.util.errors import UserError
 
 MIN_SIDE = 8  # pixels of a cut-out window, or of a clip scaled down
 BLOCK = 8  # side of the blocks that video codecs transform
@@ -46,9 +47,51 @@ class ClipTransform:
             seeds_B = clip_random.clip_seeds(indices_B, seed=self.seed, epoch=epoch)
             clips_BCTHW = augment(clips_BTHWC, config, Draws(config, seeds_B))
         else:
-            clips_BCTHW = clips_BTHWC.permute(0, 4, 1, 2, 3).float().div_(255.0)
-        mean, std = (clips_BCTHW.new_tensor(value).view(1, 3, 1, 1, 1) for value in (config.mean, config.std))
-        return (clips_BCTHW - mean).div_(std)
+            clips_BCTHW = to_float(clips_BTHWC)
+        return normalise(clips_BCTHW, config)
+
+
+class BatchTransform:
+    """uint8 (B, T, H, W, C) → `function` on float32 (B, 3, T, H, W) in [0, 1] → normalised by `config`: for training.
+
+    Raises UserError if `function` converts or normalises frames itself, or returns something else than such a batch.
+    """
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor], config: TransformConfig) -> None:
+        self.function, self.config = function, config
+        parts = [type(part).__name__ for part in getattr(function, "transforms", [function])]
+        unwanted = [name for name in parts if name in ("ToTensor", "PILToTensor", "ToImage", "Normalize")]
+        if unwanted:
+            raise UserError(
+                f"transform holds {' and '.join(unwanted)}, but it is called on float clips (B, 3, T, H, W) in [0, 1] "
+                "that are normalised after it. Leave them out; to normalise by other numbers than now, write "
+                f'transform={{"mean": {list(config.mean)}, "std": {list(config.std)}}} with yours'
+            )
+
+    def __call__(self, clips_BTHWC: torch.Tensor, indices_B: torch.Tensor, epoch: int) -> torch.Tensor:
+        clips_BCTHW = to_float(clips_BTHWC)
+        changed = self.function(clips_BCTHW)
+        expected = tuple(clips_BCTHW.shape[:3])
+        if not isinstance(changed, torch.Tensor) or changed.ndim != 5 or not changed.is_floating_point():
+            got = type(changed).__name__
+            if isinstance(changed, torch.Tensor):
+                got = f"{changed.dtype} {tuple(changed.shape)}"
+        elif tuple(changed.shape[:3]) == expected:
+            return normalise(changed, self.config)
+        else:
+            got = str(tuple(changed.shape))
+        raise UserError(f"transform returned {got}, expected a float tensor {(*expected, 'H', 'W')}")
+
+
+def to_float(clips_BTHWC: torch.Tensor) -> torch.Tensor:
+    """Convert uint8 (B, T, H, W, C) to float32 (B, C, T, H, W) in [0, 1]."""
+    return clips_BTHWC.permute(0, 4, 1, 2, 3).float().div_(255.0)
+
+
+def normalise(clips_BCTHW: torch.Tensor, config: TransformConfig) -> torch.Tensor:
+    """Subtract the mean and divide by the standard deviation of each colour."""
+    mean, std = (clips_BCTHW.new_tensor(value).view(1, 3, 1, 1, 1) for value in (config.mean, config.std))
+    return (clips_BCTHW - mean).div_(std)
 
 
 class Draws:

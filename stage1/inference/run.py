@@ -8,6 +8,7 @@ a clip (its row of the index, label, score and place).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -73,6 +74,17 @@ class InferReport:
     unscored: dict[str, str]  # key of the clip → why it could not be read
     failures: tuple[Failure, ...]  # videos brought by the user that could not be decoded
     warnings: tuple[str, ...]
+
+    @functools.cached_property
+    def detections(self) -> list[Detection]:
+        """The detected clips, in the order of the index, read from anomalies.json."""
+        return output.read_anomalies(self.files.anomalies)
+
+    @functools.cached_property
+    def videos(self) -> list[dict[str, Any]]:
+        """Scores per second and events of every video: the entries of events.json (docs/OUTPUTS.md)."""
+        videos: list[dict[str, Any]] = json.loads(self.files.events.read_bytes())["videos"]
+        return videos
 
     @property
     def exit_code(self) -> int:

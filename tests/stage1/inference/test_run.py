@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import inference_runs
 from fake_shards import random_clips, write_shards
 from inference_runs import LABELS, damage, some_clips, stage1, write_checkpoint
 from stage1.inference.attention_data import load_attention_data
@@ -17,6 +18,8 @@ from stage1.inference.run import InferConfig, infer
 from stage1.model import checkpoint as checkpoints
 from stage1.model.network import Stage1Model
 from vidshard.util.errors import UserError
+
+place = inference_runs.place  # the fixture of the tests below
 
 
 def anomalies(folder: Path) -> list[dict[str, Any]]:
