@@ -100,7 +100,7 @@ def test_unknown_names_are_attribute_errors() -> None:
     ("call", "message"),
     [
         (lambda: vidshard.build("Train", fsp=7.5), "build has no option 'fsp'; did you mean 'fps'"),
-        (lambda: vidshard.build("Train", sampling="dens"), "sampling mode is 'dens', expected uniform, dense"),
+        (lambda: vidshard.build("Train", sampling="dens"), "mode is 'dens', expected one of uniform, dense"),
         (
             lambda: vidshard.build(vidshard.BuildConfig(source="a"), out="b"),
             "build with a BuildConfig takes no options",
