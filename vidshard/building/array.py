@@ -22,7 +22,7 @@ from vidshard.building import existing_set, finish
 from vidshard.building import run as builder
 from vidshard.building.log import BuildLog
 from vidshard.building.run import SetReport
-from vidshard.building.worker import Rejected, VideoFacts
+from vidshard.building.worker import Rejected, VideoMetadata
 from vidshard.execution import lock
 from vidshard.execution.array_task import Numbering, TaskRequest
 from vidshard.execution.lock import LockHeldError
@@ -193,7 +193,9 @@ def _read_numbering(work: WorkFolder) -> Numbering | None:
 
 def _share(plan: Plan, facts: builder.Facts, num_tasks: int) -> list[range]:
     """The shards of each task, balanced by the duration of the video that they are made of."""
-    seconds = [fact.num_frames / (fact.fps or _UNKNOWN_FPS) if isinstance(fact, VideoFacts) else 0.0 for fact in facts]
+    seconds = [
+        fact.num_frames / (fact.fps or _UNKNOWN_FPS) if isinstance(fact, VideoMetadata) else 0.0 for fact in facts
+    ]
     return shard_plan.share_shards(shard_plan.shard_costs(plan, seconds), num_tasks)
 
 
@@ -397,7 +399,7 @@ def _check_complete(work: WorkFolder) -> _Parts:
     if probes is None:
         raise _gap(work, numbering, range(numbering.count), "none has finished reading the videos' packets")
     facts = builder.facts_of(probes)
-    counts = [fact.num_clips if isinstance(fact, VideoFacts) else 0 for fact in facts]
+    counts = [fact.num_clips if isinstance(fact, VideoMetadata) else 0 for fact in facts]
     shard_clips = shard_plan.clips_per_shard(_shape(fingerprint["settings"]), fingerprint["settings"]["shard_mb"])
     plan = shard_plan.plan_generations(counts, [range(len(facts))], shard_clips=shard_clips)
     records = [work.read_record(shard) for shard in range(plan.num_shards)]

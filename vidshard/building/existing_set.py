@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vidshard.building import worker
-from vidshard.building.worker import Decoded, DecodeJob, Rejected, VideoFacts
+from vidshard.building.worker import Decoded, DecodeJob, Rejected, VideoMetadata
 from vidshard.planning.build_state import ShardRecord
 from vidshard.planning.shard_plan import Plan, Unit
 from vidshard.shards import layout
@@ -95,11 +95,11 @@ class KeptSet:
         }
 
     @property
-    def facts(self) -> dict[int, VideoFacts]:
+    def facts(self) -> dict[int, VideoMetadata]:
         """Of the videos that became clips."""
         table, breaks = self.shards.index.videos, self.shards.manifest.breaks
         return {
-            number: VideoFacts(
+            number: VideoMetadata(
                 num_frames=int(table["num_frames"][row]),
                 fps=float(table["fps"][row]),
                 width=int(table["width"][row]),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vidshard.building.worker import Rejected, VideoFacts
+from vidshard.building.worker import Rejected, VideoMetadata
 from vidshard.planning import config
 from vidshard.planning.build_state import ShardRecord, WorkFolder
 from vidshard.planning.shard_plan import Plan
@@ -35,7 +35,7 @@ def close_ledger(
     codec: str,
     packages: dict[str, str],
     plan: Plan,
-    facts: Sequence[VideoFacts | Rejected],
+    facts: Sequence[VideoMetadata | Rejected],
     records: Sequence[ShardRecord],
     video_bytes: Mapping[str, int] | None = None,
 ) -> tuple[Manifest, bytes]:
@@ -47,7 +47,7 @@ def close_ledger(
     failures = all_failures(source, facts, records)
     failed = {failure.path for failure in failures if failure.outcome == "failed"}
     rows, videos = _rows_and_videos(source, facts, records)
-    breaks = {source.videos[n].path: fact.breaks for n, fact in enumerate(facts) if isinstance(fact, VideoFacts)}
+    breaks = {source.videos[n].path: fact.breaks for n, fact in enumerate(facts) if isinstance(fact, VideoMetadata)}
     index_data = set_writer.make_index(rows, videos).to_bytes()
     about = set_writer.make_manifest(
         index_data,
@@ -78,7 +78,7 @@ def close_ledger(
 
 
 def refuse_empty(
-    work: WorkFolder, source: Source, facts: Sequence[VideoFacts | Rejected], records: Sequence[ShardRecord]
+    work: WorkFolder, source: Source, facts: Sequence[VideoMetadata | Rejected], records: Sequence[ShardRecord]
 ) -> None:
     """Raises UserError if no video became a clip; leaves nothing that looks like a set, but the reasons."""
     if any(len(record.rows) for record in records):
@@ -148,7 +148,7 @@ def tidy(out: Path, about: Manifest) -> None:
 
 
 def all_failures(
-    source: Source, facts: Sequence[VideoFacts | Rejected], records: Sequence[ShardRecord]
+    source: Source, facts: Sequence[VideoMetadata | Rejected], records: Sequence[ShardRecord]
 ) -> tuple[Failure, ...]:
     """Every file found that became no sample, sorted by path."""
     failed = {n: (fact.reason, fact.message) for n, fact in enumerate(facts) if isinstance(fact, Rejected)}
@@ -162,7 +162,7 @@ def all_failures(
 
 
 def _rows_and_videos(
-    source: Source, facts: Sequence[VideoFacts | Rejected], records: Sequence[ShardRecord]
+    source: Source, facts: Sequence[VideoMetadata | Rejected], records: Sequence[ShardRecord]
 ) -> tuple[npt.NDArray[np.void], list[VideoEntry]]:
     """The rows of all clips in shard order, and the videos that became clips."""
     rows = np.concatenate([record.rows for record in records])
@@ -172,7 +172,7 @@ def _rows_and_videos(
     entries = []
     for number in numbers:
         video, fact = source.videos[number], facts[number]
-        assert isinstance(fact, VideoFacts)
+        assert isinstance(fact, VideoMetadata)
         entries.append(
             VideoEntry(
                 path=video.path,

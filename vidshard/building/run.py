@@ -27,7 +27,7 @@ from vidshard.building import failures as worker_errors
 from vidshard.building.existing_set import CopyJob, KeptSet
 from vidshard.building.join import ShardJoiner
 from vidshard.building.log import BuildLog
-from vidshard.building.worker import Decoded, DecodeJob, ProbeJob, Rejected, VideoFacts
+from vidshard.building.worker import Decoded, DecodeJob, ProbeJob, Rejected, VideoMetadata
 from vidshard.execution import lock
 from vidshard.execution.local import Crew, Supervisor, SupervisorConfig, Task, TaskResult, too_little_memory
 from vidshard.planning import config as build_config
@@ -70,7 +70,7 @@ _SAMPLE_CLIPS = 16  # of one unit
 _SAVE_SECONDS = 30.0  # how often it is kept what was read of the packets
 _TASKS_PER_WORKER = 2  # a long video is cut into tasks no larger than this share of the work
 
-Facts = Sequence[VideoFacts | Rejected]  # one for each video
+Facts = Sequence[VideoMetadata | Rejected]  # one for each video
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +196,7 @@ def _estimate(source: Source, folder: Location, config: BuildConfig, tell: Calla
             facts = run.probe_videos()
             plan = run.plan(facts)
             seconds_per_clip, bytes_per_clip, sampled_clips = run.sample(plan, facts)
-    good = [fact for fact in facts if isinstance(fact, VideoFacts)]
+    good = [fact for fact in facts if isinstance(fact, VideoMetadata)]
     seconds = seconds_per_clip * plan.num_clips / crew.config.workers if sampled_clips else None
     return Estimate(
         folder=folder,
@@ -389,7 +389,7 @@ class Run:
         self.decoded_clips = 0
         self.new_failures: dict[str, Failure] = {}  # in this run, by path: a video may fail in several tasks
 
-    def probe_videos(self) -> list[VideoFacts | Rejected]:
+    def probe_videos(self) -> list[VideoMetadata | Rejected]:
         """What the packets of each video tell. Kept: the plan follows from it and must not change."""
         probes = self.work.read_probes()
         facts = dict(enumerate(facts_of(probes or [])))
@@ -399,11 +399,11 @@ class Run:
         if probes is None:
             some = self.work.read_some_probes()
             some_facts = dict(zip(some, facts_of(list(some.values())), strict=True))
-            good = {number: fact for number, fact in some_facts.items() if isinstance(fact, VideoFacts)}
+            good = {number: fact for number, fact in some_facts.items() if isinstance(fact, VideoMetadata)}
             facts |= good if self.config.retry_failed else some_facts
         before = [facts[number] for number in sorted(facts)] if probes is not None else None
         if probes is not None and self.config.retry_failed:
-            facts = {number: fact for number, fact in facts.items() if isinstance(fact, VideoFacts)}
+            facts = {number: fact for number, fact in facts.items() if isinstance(fact, VideoMetadata)}
         missing = [number for number in range(len(self.source.videos)) if number not in facts]
         if missing:
             save_at = time.monotonic() + _SAVE_SECONDS
@@ -421,7 +421,7 @@ class Run:
         self._check_max_failures()
         return ordered
 
-    def _probe(self, numbers: Sequence[int]) -> Iterator[tuple[int, VideoFacts | Rejected]]:
+    def _probe(self, numbers: Sequence[int]) -> Iterator[tuple[int, VideoMetadata | Rejected]]:
         for result in self.crew.run(worker.probe_video, self._probe_tasks(numbers)):
             number = int(result.task.argument.table_path.stem)
             yield number, self._value(result, self.source.videos[number])
@@ -462,7 +462,7 @@ class Run:
 
     def plan(self, facts: Facts) -> Plan:
         """Which clip goes into which shard."""
-        counts = [fact.num_clips if isinstance(fact, VideoFacts) else 0 for fact in facts]
+        counts = [fact.num_clips if isinstance(fact, VideoMetadata) else 0 for fact in facts]
         generations, finished_shards = [list(range(len(facts)))], []
         if self.kept is not None:
             generations = self.kept.generations
@@ -741,16 +741,16 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def facts_of(probes: Sequence[dict[str, Any]]) -> list[VideoFacts | Rejected]:
-    return [Rejected(**probe) if "reason" in probe else VideoFacts(**probe) for probe in probes]
+def facts_of(probes: Sequence[dict[str, Any]]) -> list[VideoMetadata | Rejected]:
+    return [Rejected(**probe) if "reason" in probe else VideoMetadata(**probe) for probe in probes]
 
 
-def _num_frames(fact: VideoFacts | Rejected) -> int:
-    return fact.num_frames if isinstance(fact, VideoFacts) else 0
+def _num_frames(fact: VideoMetadata | Rejected) -> int:
+    return fact.num_frames if isinstance(fact, VideoMetadata) else 0
 
 
-def _is_damaged(fact: VideoFacts | Rejected) -> bool:
-    return isinstance(fact, VideoFacts) and fact.damage is not None
+def _is_damaged(fact: VideoMetadata | Rejected) -> bool:
+    return isinstance(fact, VideoMetadata) and fact.damage is not None
 
 
 def _size(num_bytes: int) -> str:

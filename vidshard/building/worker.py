@@ -48,7 +48,7 @@ class ProbeJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoFacts:
+class VideoMetadata:
     """What planning and the index need to know of a video."""
 
     num_frames: int
@@ -84,7 +84,7 @@ class Decoded:
     rows: tuple[Rows, ...]  # for each unit: its index rows, offsets from the start of its part
 
 
-def probe_video(job: ProbeJob) -> VideoFacts | Rejected:
+def probe_video(job: ProbeJob) -> VideoMetadata | Rejected:
     """Read the packet table of a video and keep it at `table_path`."""
     try:
         with fetched_video.local_file(job.video_path) as path:
@@ -96,7 +96,7 @@ def probe_video(job: ProbeJob) -> VideoFacts | Rejected:
         message = f"it has {table.num_frames:,} frames, and its events begin behind them"
         return Rejected(reason="no_event", message=message)
     table.save(job.table_path)
-    return VideoFacts(
+    return VideoMetadata(
         num_frames=table.num_frames,
         fps=round(table.fps, _DECIMALS),
         width=table.width,

@@ -17,7 +17,7 @@ from builds import SameProcess, digests
 from tiny_videos import make_tiny_videos
 from vidshard.building import failures, worker
 from vidshard.building import run as builder
-from vidshard.building.worker import ProbeJob, Rejected, VideoFacts
+from vidshard.building.worker import ProbeJob, Rejected, VideoMetadata
 from vidshard.cli.main import main
 from vidshard.execution.local import Supervisor, SupervisorConfig, Task, TaskResult
 from vidshard.shards import manifest
@@ -51,7 +51,7 @@ def build(source: Path, out: Path, *more: str) -> Result:
 def spoil_probe(monkeypatch: pytest.MonkeyPatch, name: str, spoilt: Callable[[Path], Any]) -> None:
     probe = worker.probe_video
 
-    def probe_video(job: ProbeJob) -> VideoFacts | Rejected:
+    def probe_video(job: ProbeJob) -> VideoMetadata | Rejected:
         path = Path(str(job.video_path))
         if path.name != name:
             return probe(job)

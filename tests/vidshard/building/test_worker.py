@@ -15,7 +15,7 @@ import pytest
 from tiny_videos import make_tiny_video
 from vidshard import SamplingConfig
 from vidshard.building import worker
-from vidshard.building.worker import Decoded, DecodeJob, ProbeJob, Rejected, VideoFacts
+from vidshard.building.worker import Decoded, DecodeJob, ProbeJob, Rejected, VideoMetadata
 from vidshard.planning.shard_plan import Unit
 from vidshard.shards.layout import ClipShape
 from vidshard.sources.folders import Video
@@ -60,7 +60,7 @@ def decode(
     path, sampling = tmp_path / "a.mp4", SamplingConfig(mode="dense", clip_len=4)
     make_tiny_video(path, 8)
     facts = worker.probe_video(ProbeJob(video_path=path, table_path=tmp_path / "a.npz", sampling=sampling))
-    assert isinstance(facts, VideoFacts)
+    assert isinstance(facts, VideoMetadata)
     table = PacketTable.load(tmp_path / "a.npz")
     dataclasses.replace(table, suspicion=suspicion).save(tmp_path / "a.npz")
     monkeypatch.setattr(worker.decoders, "decoders_for", lambda choice: [decoder])
