@@ -22,7 +22,7 @@ from vidshard.building import existing_set, finish
 from vidshard.building import run as builder
 from vidshard.building.log import BuildLog
 from vidshard.building.run import SetReport
-from vidshard.building.worker import Rejected, VideoMetadata
+from vidshard.building.worker import VideoFailure, VideoMetadata
 from vidshard.execution import lock
 from vidshard.execution.array_task import Numbering, TaskRequest
 from vidshard.execution.lock import LockHeldError
@@ -162,7 +162,7 @@ def _failed_in(
 ) -> tuple[Failure, ...]:
     why = {video: reason for record in records for video, reason in record.failures.items()}
     if not shards or shards.start == 0:  # a video that cannot be read has no shard: the first task tells
-        why |= {n: (fact.reason, fact.message) for n, fact in enumerate(facts) if isinstance(fact, Rejected)}
+        why |= {n: (fact.reason, fact.message) for n, fact in enumerate(facts) if isinstance(fact, VideoFailure)}
     return tuple(
         Failure(path=source.videos[video].path, outcome="failed", reason=reason, message=message)
         for video, (reason, message) in sorted(why.items())

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vidshard.building import worker
-from vidshard.building.worker import Decoded, DecodeJob, Rejected, VideoMetadata
+from vidshard.building.worker import Decoded, DecodeJob, VideoFailure, VideoMetadata
 from vidshard.planning.build_state import ShardRecord
 from vidshard.planning.shard_plan import Plan, Unit
 from vidshard.shards import layout
@@ -33,7 +33,7 @@ class CopyJob:
     decoder: str  # the one that served
 
 
-def run_job(job: DecodeJob | CopyJob) -> Decoded | Rejected:
+def run_job(job: DecodeJob | CopyJob) -> Decoded | VideoFailure:
     """Make the part files of a job. Raises OSError when a part cannot be written, FormatError on a damaged shard."""
     return _copy_units(job) if isinstance(job, CopyJob) else worker.decode_units(job)
 
@@ -86,10 +86,10 @@ class KeptSet:
         }
 
     @property
-    def failed(self) -> dict[int, Rejected]:
+    def failed(self) -> dict[int, VideoFailure]:
         """The videos that failed, and why."""
         return {
-            self._number[failure.path]: Rejected(reason=failure.reason, message=failure.message)
+            self._number[failure.path]: VideoFailure(reason=failure.reason, message=failure.message)
             for failure in self.shards.manifest.failures
             if failure.outcome == "failed"
         }

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vidshard.building.worker import Rejected, VideoMetadata
+from vidshard.building.worker import VideoFailure, VideoMetadata
 from vidshard.planning import config
 from vidshard.planning.build_state import ShardRecord, WorkFolder
 from vidshard.planning.shard_plan import Plan
@@ -35,7 +35,7 @@ def close_ledger(
     codec: str,
     packages: dict[str, str],
     plan: Plan,
-    facts: Sequence[VideoMetadata | Rejected],
+    facts: Sequence[VideoMetadata | VideoFailure],
     records: Sequence[ShardRecord],
     video_bytes: Mapping[str, int] | None = None,
 ) -> tuple[Manifest, bytes]:
@@ -78,7 +78,7 @@ def close_ledger(
 
 
 def refuse_empty(
-    work: WorkFolder, source: Source, facts: Sequence[VideoMetadata | Rejected], records: Sequence[ShardRecord]
+    work: WorkFolder, source: Source, facts: Sequence[VideoMetadata | VideoFailure], records: Sequence[ShardRecord]
 ) -> None:
     """Raises UserError if no video became a clip; leaves nothing that looks like a set, but the reasons."""
     if any(len(record.rows) for record in records):
@@ -148,10 +148,10 @@ def tidy(out: Path, about: Manifest) -> None:
 
 
 def all_failures(
-    source: Source, facts: Sequence[VideoMetadata | Rejected], records: Sequence[ShardRecord]
+    source: Source, facts: Sequence[VideoMetadata | VideoFailure], records: Sequence[ShardRecord]
 ) -> tuple[Failure, ...]:
     """Every file found that became no sample, sorted by path."""
-    failed = {n: (fact.reason, fact.message) for n, fact in enumerate(facts) if isinstance(fact, Rejected)}
+    failed = {n: (fact.reason, fact.message) for n, fact in enumerate(facts) if isinstance(fact, VideoFailure)}
     for record in records:
         failed.update(record.failures)
     rows = [
@@ -162,7 +162,7 @@ def all_failures(
 
 
 def _rows_and_videos(
-    source: Source, facts: Sequence[VideoMetadata | Rejected], records: Sequence[ShardRecord]
+    source: Source, facts: Sequence[VideoMetadata | VideoFailure], records: Sequence[ShardRecord]
 ) -> tuple[npt.NDArray[np.void], list[VideoEntry]]:
     """The rows of all clips in shard order, and the videos that became clips."""
     rows = np.concatenate([record.rows for record in records])

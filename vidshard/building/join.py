@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from vidshard.building.existing_set import CopyJob
-from vidshard.building.worker import Decoded, DecodeJob, Rejected
+from vidshard.building.worker import Decoded, DecodeJob, VideoFailure
 from vidshard.planning.build_state import ShardRecord, WorkFolder
 from vidshard.planning.shard_plan import Unit
 from vidshard.shards import manifest, writer
@@ -54,7 +54,7 @@ class ShardJoiner:
         self._stop.set()
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def settle(self, job: DecodeJob | CopyJob, outcome: Decoded | Rejected) -> bool:
+    def settle(self, job: DecodeJob | CopyJob, outcome: Decoded | VideoFailure) -> bool:
         """Take what became of a job; True when its video is settled by it. Raises what a join raised (disk full)."""
         for join in [join for join in self._joins if join.done()]:
             join.result()
@@ -62,7 +62,7 @@ class ShardJoiner:
         video = job.units[0].video
         if video in self.failures:  # another of its jobs failed before
             return False
-        if isinstance(outcome, Rejected):
+        if isinstance(outcome, VideoFailure):
             self.failures[video] = (outcome.reason, outcome.message)
             self._open_units[video] = 0
         else:

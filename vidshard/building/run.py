@@ -27,7 +27,7 @@ from vidshard.building import failures as worker_errors
 from vidshard.building.existing_set import CopyJob, KeptSet
 from vidshard.building.join import ShardJoiner
 from vidshard.building.log import BuildLog
-from vidshard.building.worker import Decoded, DecodeJob, ProbeJob, Rejected, VideoMetadata
+from vidshard.building.worker import Decoded, DecodeJob, ProbeJob, VideoFailure, VideoMetadata
 from vidshard.execution import lock
 from vidshard.execution.local import Crew, Supervisor, SupervisorConfig, Task, TaskResult, too_little_memory
 from vidshard.planning import config as build_config
@@ -70,7 +70,7 @@ _SAMPLE_CLIPS = 16  # of one unit
 _SAVE_SECONDS = 30.0  # how often it is kept what was read of the packets
 _TASKS_PER_WORKER = 2  # a long video is cut into tasks no larger than this share of the work
 
-Facts = Sequence[VideoMetadata | Rejected]  # one for each video
+Facts = Sequence[VideoMetadata | VideoFailure]  # one for each video
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -389,7 +389,7 @@ class Run:
         self.decoded_clips = 0
         self.new_failures: dict[str, Failure] = {}  # in this run, by path: a video may fail in several tasks
 
-    def probe_videos(self) -> list[VideoMetadata | Rejected]:
+    def probe_videos(self) -> list[VideoMetadata | VideoFailure]:
         """What the packets of each video tell. Kept: the plan follows from it and must not change."""
         probes = self.work.read_probes()
         facts = dict(enumerate(facts_of(probes or [])))
@@ -421,7 +421,7 @@ class Run:
         self._check_max_failures()
         return ordered
 
-    def _probe(self, numbers: Sequence[int]) -> Iterator[tuple[int, VideoMetadata | Rejected]]:
+    def _probe(self, numbers: Sequence[int]) -> Iterator[tuple[int, VideoMetadata | VideoFailure]]:
         for result in self.crew.run(worker.probe_video, self._probe_tasks(numbers)):
             number = int(result.task.argument.table_path.stem)
             yield number, self._value(result, self.source.videos[number])
@@ -612,16 +612,16 @@ class Run:
                 raise environment from result.error
         value = result.value
         if result.crash is not None:
-            value = Rejected(reason=result.crash.reason, message=result.crash.message)
+            value = VideoFailure(reason=result.crash.reason, message=result.crash.message)
             if result.crash.measured:
                 self.log.line(f"{video.path}: {result.crash.measured}")
         elif isinstance(result.error, MemoryError):
-            value = Rejected(reason="out_of_memory", message=too_little_memory(self.config.memory_mb << 20))
+            value = VideoFailure(reason="out_of_memory", message=too_little_memory(self.config.memory_mb << 20))
         elif result.error is not None:
             self.log.line(result.error_trace)
             name = type(result.error).__name__
-            value = Rejected(reason="unexpected_error", message=f"{name} in vidshard; build.log has the details")
-        if isinstance(value, Rejected):
+            value = VideoFailure(reason="unexpected_error", message=f"{name} in vidshard; build.log has the details")
+        if isinstance(value, VideoFailure):
             full_path = str(self.source.root / video.path)
             message = worker_errors.failure_message(value.reason, value.message, path=video.path, full_path=full_path)
             value = dataclasses.replace(value, message=message)
@@ -741,15 +741,15 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def facts_of(probes: Sequence[dict[str, Any]]) -> list[VideoMetadata | Rejected]:
-    return [Rejected(**probe) if "reason" in probe else VideoMetadata(**probe) for probe in probes]
+def facts_of(probes: Sequence[dict[str, Any]]) -> list[VideoMetadata | VideoFailure]:
+    return [VideoFailure(**probe) if "reason" in probe else VideoMetadata(**probe) for probe in probes]
 
 
-def _num_frames(fact: VideoMetadata | Rejected) -> int:
+def _num_frames(fact: VideoMetadata | VideoFailure) -> int:
     return fact.num_frames if isinstance(fact, VideoMetadata) else 0
 
 
-def _is_damaged(fact: VideoMetadata | Rejected) -> bool:
+def _is_damaged(fact: VideoMetadata | VideoFailure) -> bool:
     return isinstance(fact, VideoMetadata) and fact.damage is not None
 
 

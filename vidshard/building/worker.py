@@ -1,7 +1,7 @@
 """What a worker process does: read a video's packets, or decode some of its clips into part files.
 
 The functions here run in the children of the supervisor: they take and return small picklable values, and whatever is
-wrong with a video is a value too (`Rejected`), not an exception.
+wrong with a video is a value too (`VideoFailure`), not an exception.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _DECIMALS = 6  # of seconds and frames per second in a record: microseconds
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rejected:
+class VideoFailure:
     """A video that cannot be used: a reason code, and a message for people without any absolute path."""
 
     reason: str
@@ -84,17 +84,17 @@ class Decoded:
     rows: tuple[Rows, ...]  # for each unit: its index rows, offsets from the start of its part
 
 
-def probe_video(job: ProbeJob) -> VideoMetadata | Rejected:
+def probe_video(job: ProbeJob) -> VideoMetadata | VideoFailure:
     """Read the packet table of a video and keep it at `table_path`."""
     try:
         with fetched_video.local_file(job.video_path) as path:
             table, damage_found = _read_and_check(job, path)
     except VideoError as error:
-        return Rejected(reason=error.reason, message=error.message)
+        return VideoFailure(reason=error.reason, message=error.message)
     clips_of_video = _clips(table, job.sampling, job.events)
     if not len(clips_of_video):
         message = f"it has {table.num_frames:,} frames, and its events begin behind them"
-        return Rejected(reason="no_event", message=message)
+        return VideoFailure(reason="no_event", message=message)
     table.save(job.table_path)
     return VideoMetadata(
         num_frames=table.num_frames,
@@ -144,13 +144,13 @@ def _about_damage(damaged: Mapping[int, str], frame_index: int) -> str:
     return f"frame {frame_index:,} is damaged, one of {len(damaged):,} ({damaged[frame_index]})"
 
 
-def decode_units(job: DecodeJob) -> Decoded | Rejected:
+def decode_units(job: DecodeJob) -> Decoded | VideoFailure:
     """Decode the clips of a job into its part files. Raises OSError when a part cannot be written."""
     try:
         with fetched_video.local_file(job.video_path) as path:
             return _Decoding(job, path).run()
     except VideoError as error:
-        return Rejected(reason=error.reason, message=error.message)
+        return VideoFailure(reason=error.reason, message=error.message)
 
 
 class _Decoding:
@@ -168,7 +168,7 @@ class _Decoding:
         # Names the decoder at work. Where it lies still, a worker died of that decoder.
         self._at_work = job.part_paths[0].with_suffix(".decoder")
 
-    def run(self) -> Decoded | Rejected:
+    def run(self) -> Decoded | VideoFailure:
         crashed = self._crashed()
         refusals: list[VideoError] = []
         for decoder in decoders.decoders_for(self.job.decoder):
@@ -182,14 +182,14 @@ class _Decoding:
                 refusals.append(error)
                 # Another decoder is asked for what one does not read; for what is damaged only where that is no secret.
                 if error.reason != packets.UNSUPPORTED and not (self.job.damaged and error.reason == packets.DAMAGED):
-                    return Rejected(reason=error.reason, message=error.message)
+                    return VideoFailure(reason=error.reason, message=error.message)
             finally:
                 self._at_work.unlink(missing_ok=True)
         damaged = self._damaged or any(error.reason == packets.DAMAGED for error in refusals)
         message = "; ".join(error.message for error in refusals)
         if not damaged and (others := decoders.others_than(self.job.decoder)):
             message += f"; not asked: {', '.join(others)} (--decoder)"
-        return Rejected(reason=packets.DAMAGED if damaged else packets.UNSUPPORTED, message=message)
+        return VideoFailure(reason=packets.DAMAGED if damaged else packets.UNSUPPORTED, message=message)
 
     def _crashed(self) -> list[str]:
         """The decoders at whose work a worker died, as often as one did."""

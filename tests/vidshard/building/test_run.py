@@ -26,7 +26,7 @@ from vidshard import SamplingConfig
 from vidshard.building import join as shard_joiner
 from vidshard.building import run as builder
 from vidshard.building.run import BuildConfig, build
-from vidshard.building.worker import Rejected
+from vidshard.building.worker import VideoFailure
 from vidshard.cli import main
 from vidshard.execution.local import Task, TaskResult
 from vidshard.execution.lock import hold_lock
@@ -493,7 +493,9 @@ def test_a_video_that_fails_in_several_tasks_is_one_failure(tmp_path: Path) -> N
     source = Source(root=tmp_path, split=None, videos=(), skipped=())
     nothing: Any = None
     run = builder.Run(source, config, nothing, None, nothing, log, print)
-    rejected = TaskResult(task=Task(argument=None, timeout_seconds=1), value=Rejected(reason="damaged", message="x"))
+    rejected = TaskResult(
+        task=Task(argument=None, timeout_seconds=1), value=VideoFailure(reason="damaged", message="x")
+    )
     for path in ("a.mp4", "a.mp4", "b.mp4"):
         run._check_max_failures()
         run._value(rejected, Video(path=path, class_name=None, label=-1))
