@@ -355,7 +355,7 @@ def _finalize_set(out: Path, tell: Callable[[str], None]) -> SetReport:
         records = _without_half_videos(work, parts.records)
         finish.refuse_empty(work, parts.source, parts.facts, records)
         settings = parts.fingerprint["settings"]
-        about, index_data = finish.close_ledger(
+        about, index_data = finish.make_set_manifest(
             parts.source,
             clip_shape=_shape(settings),
             settings=settings,

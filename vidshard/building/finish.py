@@ -27,7 +27,7 @@ from vidshard.util import atomic
 from vidshard.util.errors import UserError
 
 
-def close_ledger(
+def make_set_manifest(
     source: Source,
     *,
     clip_shape: ClipShape,

@@ -354,7 +354,7 @@ def _build_locked(
         plan = run.plan(facts)
         records = run.decode(plan, facts)
         finish.refuse_empty(work, source, facts, records)
-        about, index_data = finish.close_ledger(
+        about, index_data = finish.make_set_manifest(
             source,
             clip_shape=config.shape,
             settings=settings,
