@@ -119,9 +119,9 @@ def _part_of_set(
             with (
                 BuildLog(log_folder, root=source.root, about=str(config), task=task) as log,
                 builder.sigterm_as_ctrl_c(),
-                builder.hire(log_folder, config, name=f"workers.task-{task:05d}.log") as crew,
+                builder.make_executor(log_folder, config, name=f"workers.task-{task:05d}.log") as executor,
             ):
-                run = _PartRun(source, config, work, None, crew, log, tell)
+                run = _PartRun(source, config, work, None, executor, log, tell)
                 facts = run.probe_share(task, numbering.count)
                 plan = run.plan(facts)
                 shards = _share(plan, facts, numbering.count)[task]

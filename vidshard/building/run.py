@@ -29,7 +29,7 @@ from vidshard.building.join import ShardJoiner
 from vidshard.building.log import BuildLog
 from vidshard.building.worker import Decoded, DecodeJob, ProbeJob, VideoFailure, VideoMetadata
 from vidshard.execution import lock
-from vidshard.execution.local import Crew, Supervisor, SupervisorConfig, Task, TaskResult, too_little_memory
+from vidshard.execution.local import Executor, Supervisor, SupervisorConfig, Task, TaskResult, too_little_memory
 from vidshard.planning import config as build_config
 from vidshard.planning import shard_plan
 from vidshard.planning.build_state import ShardRecord, WorkFolder, check_output
@@ -190,14 +190,14 @@ def _estimate(source: Source, folder: Location, config: BuildConfig, tell: Calla
         with (
             BuildLog(log_folder, root=source.root, about=str(config)) as log,
             sigterm_as_ctrl_c(),
-            hire(log_folder, config) as crew,
+            make_executor(log_folder, config) as executor,
         ):
-            run = Run(source, config, work, None, crew, log, tell)
+            run = Run(source, config, work, None, executor, log, tell)
             facts = run.probe_videos()
             plan = run.plan(facts)
             seconds_per_clip, bytes_per_clip, sampled_clips = run.sample(plan, facts)
     good = [fact for fact in facts if isinstance(fact, VideoMetadata)]
-    seconds = seconds_per_clip * plan.num_clips / crew.config.workers if sampled_clips else None
+    seconds = seconds_per_clip * plan.num_clips / executor.config.workers if sampled_clips else None
     return Estimate(
         folder=folder,
         videos=len(facts),
@@ -207,7 +207,7 @@ def _estimate(source: Source, folder: Location, config: BuildConfig, tell: Calla
         shards=plan.num_shards,
         bytes=round(plan.num_clips * bytes_per_clip),
         seconds=seconds,
-        workers=crew.config.workers,
+        workers=executor.config.workers,
         sampled_clips=sampled_clips,
     )
 
@@ -347,9 +347,9 @@ def _build_locked(
     with (
         BuildLog(log_folder, root=source.root, about=str(config)) as log,
         sigterm_as_ctrl_c(),
-        hire(log_folder, config) as crew,
+        make_executor(log_folder, config) as executor,
     ):
-        run = Run(source, config, work, KeptSet(finished, source) if finished else None, crew, log, tell)
+        run = Run(source, config, work, KeptSet(finished, source) if finished else None, executor, log, tell)
         facts = run.probe_videos()
         plan = run.plan(facts)
         records = run.decode(plan, facts)
@@ -380,11 +380,18 @@ class Run:
         config: BuildConfig,
         work: WorkFolder,
         kept: KeptSet | None,  # the finished set that is changed, if it is one
-        crew: Crew,
+        executor: Executor,
         log: BuildLog,
         tell: Callable[[str], None],
     ) -> None:
-        self.source, self.config, self.work, self.crew, self.log, self.tell = source, config, work, crew, log, tell
+        self.source, self.config, self.work, self.executor, self.log, self.tell = (
+            source,
+            config,
+            work,
+            executor,
+            log,
+            tell,
+        )
         self.kept = kept
         self.decoded_clips = 0
         self.new_failures: dict[str, Failure] = {}  # in this run, by path: a video may fail in several tasks
@@ -422,7 +429,7 @@ class Run:
         return ordered
 
     def _probe(self, numbers: Sequence[int]) -> Iterator[tuple[int, VideoMetadata | VideoFailure]]:
-        for result in self.crew.run(worker.probe_video, self._probe_tasks(numbers)):
+        for result in self.executor.run(worker.probe_video, self._probe_tasks(numbers)):
             number = int(result.task.argument.table_path.stem)
             yield number, self._value(result, self.source.videos[number])
 
@@ -533,7 +540,7 @@ class Run:
         """How the tasks ended. Where a decoder crashed the worker, and `auto` has others, the task is done by those."""
         while True:
             crashed: list[Task] = []
-            for result in self.crew.run(existing_set.run_job, tasks):
+            for result in self.executor.run(existing_set.run_job, tasks):
                 if result.crash is not None and result.crash.is_of_decoder and self.config.decoder == decoders.AUTO:
                     self.log.line(f"{result.task.argument.video.path}: {result.crash.message}; next decoder")
                     crashed.append(result.task)  # the worker knows which decoder it was
@@ -553,7 +560,7 @@ class Run:
             (self._decode_task((number,), {number: unit}, facts) for number, unit in enumerate(units)),
         )
         seconds, size, count = 0.0, 0, 0
-        for result in self.crew.run(existing_set.run_job, tasks):
+        for result in self.executor.run(existing_set.run_job, tasks):
             job: DecodeJob = result.task.argument
             if isinstance(self._value(result, job.video), Decoded):
                 seconds += result.seconds
@@ -565,7 +572,7 @@ class Run:
         return (seconds / count, size / count, count) if count else (0.0, float(estimate), 0)
 
     def _decode_tasks(self, todo: Mapping[int, Unit], facts: Facts, joiner: ShardJoiner) -> Iterator[Task]:
-        share = sum(unit.num_clips for unit in todo.values()) // (_TASKS_PER_WORKER * self.crew.config.workers)
+        share = sum(unit.num_clips for unit in todo.values()) // (_TASKS_PER_WORKER * self.executor.config.workers)
         for numbers in shard_plan.group_units(todo, max_clips=share):
             if todo[numbers[0]].video not in joiner.failures:
                 yield self._decode_task(numbers, todo, facts)
@@ -694,7 +701,7 @@ def _already_finished(shards: ShardSet, source: Source, config: BuildConfig, sta
     return SetReport(folder=shards.folder, manifest=shards.manifest, seconds=seconds, already_finished=True)
 
 
-def hire(log_folder: Path, config: BuildConfig, *, name: str = "workers.log") -> Crew:
+def make_executor(log_folder: Path, config: BuildConfig, *, name: str = "workers.log") -> Executor:
     """Who runs the tasks of a build; `name`: of the file for what the workers print."""
     limits = _supervisor_config(log_folder, config, name)
     if config.executor == "ray":

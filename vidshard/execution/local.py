@@ -93,12 +93,12 @@ def too_little_memory(memory_bytes: int) -> str:
     return f"needs more than {memory_bytes >> 20:,} MiB of memory"
 
 
-class Crew(Protocol):
+class Executor(Protocol):
     """Whoever runs tasks: a `Supervisor`, or what takes its place."""
 
     config: SupervisorConfig
 
-    def __enter__(self) -> Crew: ...
+    def __enter__(self) -> Executor: ...
     def __exit__(self, *exc: object) -> None: ...
     def run(self, function: Callable[[Any], Any], tasks: Iterable[Task]) -> Iterator[TaskResult]: ...
 
