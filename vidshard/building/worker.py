@@ -109,7 +109,7 @@ def probe_video(job: ProbeJob) -> VideoMetadata | VideoFailure:
 
 def _read_and_check(job: ProbeJob, path: Path) -> tuple[PacketTable, str | None]:
     """The packet table, and what damage there is if that is allowed. Raises VideoError."""
-    with damage.listening():
+    with damage.capture_native_output():
         table = packets.read_packet_table(path)
         if not (job.full_check or job.allow_damaged):
             return table, None
@@ -231,7 +231,7 @@ class _Decoding:
         """Raises VideoError; `damaged` also for what is said meanwhile, if that is listened to."""
         job, first = self.job, self.job.units[0].clip_start
         with (
-            damage.listening() as messages,
+            damage.capture_native_output() as messages,
             # Closed here, not when the garbage is collected: a reader that is left alive decodes on in a thread of its
             # own, and what it says of this video would be heard while the next one is decoded.
             contextlib.closing(self._frames(decoder, in_sequence)) as frames,

@@ -36,7 +36,7 @@ _RELIABLE_READERS = ("matroska", "avi", "flv", "asf", "ogg", "dhav")
 
 
 class Messages:
-    """What has been said since `listening` or `ffmpeg_messages` began."""
+    """What has been said since `capture_native_output` or `ffmpeg_messages` began."""
 
     def __init__(self, logs: list[tuple[int, str, str]], file: IO[bytes] | None = None) -> None:
         self._logs = logs  # of PyAV: level, who, what
@@ -136,7 +136,7 @@ def ffmpeg_messages() -> Iterator[Messages]:
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[Messages]:
+def capture_native_output() -> Iterator[Messages]:
     """Hear PyAV's FFmpeg and what C libraries write to standard error and output; hand its beginning on at the end.
 
     For worker processes: it turns the standard error and output of the whole process.
