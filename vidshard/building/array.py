@@ -91,7 +91,7 @@ def _part_of_set(
     source: Source, out: Path, config: BuildConfig, request: TaskRequest, tell: Callable[[str], None]
 ) -> PartReport:
     start = time.monotonic()
-    source = builder.limited(source, config)
+    source = builder.subsample_videos(source, config)
     settings = build_config.build_settings(config)
     check_output(out)
     work = WorkFolder(out=out)

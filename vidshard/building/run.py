@@ -178,7 +178,9 @@ def dry_run(config: BuildConfig, *, tell: Callable[[str], None] = _silent) -> tu
     The output folders are not looked at and nothing is written to them; what is decoded goes into the system's folder
     for temporary files, and from there at the end. Raises UserError on wrong use of the sources and options, OSError.
     """
-    return tuple(_estimate(limited(source, config), folder, config, tell) for source, folder in find_sets(config, tell))
+    return tuple(
+        _estimate(subsample_videos(source, config), folder, config, tell) for source, folder in find_sets(config, tell)
+    )
 
 
 def _estimate(source: Source, folder: Location, config: BuildConfig, tell: Callable[[str], None]) -> Estimate:
@@ -275,7 +277,7 @@ def _send_set(source: Source, url: Url, config: BuildConfig, tell: Callable[[str
     start = time.monotonic()
     upload.check_output(url)
     staging = upload.staging_folder(url, config.staging, of_several=url != config.out)
-    taken = limited(source, config)
+    taken = subsample_videos(source, config)
     finished = build_config.find_finished(url, taken, build_config.build_settings(config), config)
     if finished is not None and _change(finished, taken, config) is None:
         seconds = time.monotonic() - start
@@ -292,7 +294,7 @@ def _send_set(source: Source, url: Url, config: BuildConfig, tell: Callable[[str
 
 def _build_folder(source: Source, out: Path, config: BuildConfig, tell: Callable[[str], None]) -> SetReport:
     start = time.monotonic()
-    source = limited(source, config)
+    source = subsample_videos(source, config)
     settings = build_config.build_settings(config)
     check_output(out)
     work = WorkFolder(out=out)
@@ -665,7 +667,7 @@ class Run:
             )
 
 
-def limited(source: Source, config: BuildConfig) -> Source:
+def subsample_videos(source: Source, config: BuildConfig) -> Source:
     """`config.limit` videos of a source, drawn by the seed, the classes taken in turn; the others are skipped."""
     if config.limit is None or config.limit >= len(source.videos):
         return source
