@@ -83,7 +83,7 @@ def build_part(
             f"--out DIR and, after `vidshard finalize DIR`, send it: vidshard build … --out {config.out} --staging DIR "
             "--task-count 1"
         )
-    sets = [(source, Path(str(out))) for source, out in builder.find_sets(config, tell)]
+    sets = [(source, Path(str(out))) for source, out in builder.plan_outputs(config, tell)]
     return tuple(_part_of_set(source, out, config, request, tell) for source, out in sets)
 
 

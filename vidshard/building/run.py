@@ -137,11 +137,11 @@ def build(config: BuildConfig, *, tell: Callable[[str], None] = _silent) -> Buil
     OSError when the disk is full, KeyboardInterrupt on Ctrl-C and SIGTERM; the same call goes on afterwards.
     """
     return BuildReport(
-        sets=tuple(build_set(source, folder, config, tell=tell) for source, folder in find_sets(config, tell))
+        sets=tuple(build_set(source, folder, config, tell=tell) for source, folder in plan_outputs(config, tell))
     )
 
 
-def find_sets(config: BuildConfig, tell: Callable[[str], None]) -> Iterator[tuple[Source, Location]]:
+def plan_outputs(config: BuildConfig, tell: Callable[[str], None]) -> Iterator[tuple[Source, Location]]:
     """The sources and where the shards of each go. Raises UserError on wrong use, before the first is given."""
     sources = _apply_lists(_find_sources(config), config, tell)
     if note := decoders.missing_note(config.decoder):
@@ -179,7 +179,8 @@ def dry_run(config: BuildConfig, *, tell: Callable[[str], None] = _silent) -> tu
     for temporary files, and from there at the end. Raises UserError on wrong use of the sources and options, OSError.
     """
     return tuple(
-        _estimate(subsample_videos(source, config), folder, config, tell) for source, folder in find_sets(config, tell)
+        _estimate(subsample_videos(source, config), folder, config, tell)
+        for source, folder in plan_outputs(config, tell)
     )
 
 
