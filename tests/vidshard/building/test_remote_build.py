@@ -229,8 +229,8 @@ def test_any_store_will_do(tmp_path: Path) -> None:
 def test_wrong_use(tmp_path: Path) -> None:
     local = make_tiny_videos(tmp_path / "Train", {"Abuse/a.mp4": 8, "NormalVideos/n.mp4": 8})
     for words, message in (
-        ((local, "https://host/shards"), "https://host/shards cannot be written to: https:// is for reading"),
-        ((local, "nonsense://x"), "nonsense://x is of no kind that can be opened"),
+        ((local, "https://host/shards"), "https://host/shards cannot be written to: https:// is read-only"),
+        ((local, "nonsense://x"), "nonsense://x has an unsupported scheme"),
         (("s3://bucket/empty", "out"), "nothing at s3://bucket/empty"),
         (("s3://no-such-bucket/x", "out"), "nothing at s3://no-such-bucket/x"),
     ):

@@ -267,5 +267,5 @@ def test_inspect_of_what_is_no_shard_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", [["preview"], ["finalize"], ["split", "--out", "lists"], ["build", "--staging"]])
 def test_a_url_is_no_path_on_a_disk(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    check_error(run(*command, "s3://bucket/Train"), "is a URL, expected a path on a disk")
+    check_error(run(*command, "s3://bucket/Train"), "is a URL, expected a local path")
     assert not list(tmp_path.iterdir())
