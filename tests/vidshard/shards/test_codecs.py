@@ -13,12 +13,10 @@ import pytest
 
 from tiny_videos import make_tiny_videos
 from vidshard import SamplingConfig
-from vidshard.shards import codecs
-from vidshard.shards import manifest
-from vidshard.shards import layout
 from vidshard.building.run import BuildConfig, build
-from vidshard.util.errors import FormatError, UserError
+from vidshard.shards import codecs, layout, manifest
 from vidshard.shards.layout import Clip, ClipShape
+from vidshard.util.errors import FormatError, UserError
 
 SHAPE = ClipShape(num_frames=5, height=32, width=48)
 
