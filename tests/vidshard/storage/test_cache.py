@@ -234,7 +234,7 @@ def test_an_order_that_the_cache_cannot_serve_is_refused(url: Url, tmp_path: Pat
     size = shard_bytes(reader(url, tmp_path))
     small = reader(url, tmp_path, limit_gb=4.5 * size / 1e9)
     for block_shards in (0, 3):
-        with pytest.raises(UserError, match=r"downloaded over and over; give --block-shards 2, a larger --cache-gb"):
+        with pytest.raises(UserError, match=r"downloaded repeatedly; use --block-shards 2, a larger --cache-gb"):
             check_room(small.shard_set, block_shards=block_shards)
     check_room(small.shard_set, block_shards=2)
     check_room(reader(url, tmp_path).shard_set, block_shards=0)
