@@ -15,13 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vidshard.util import atomic
-from vidshard.shards import manifest
-from vidshard.shards import layout
-from vidshard.shards import writer
-from vidshard.util.errors import UserError
-from vidshard.shards.manifest import ClassCount, Failure, Index, Manifest, Shard
+from vidshard.shards import layout, manifest, writer
 from vidshard.shards.layout import Clip, ClipShape, SampleRecord
+from vidshard.shards.manifest import ClassCount, Failure, Index, Manifest, Shard
+from vidshard.util import atomic
+from vidshard.util.errors import UserError
 
 DEFAULT_SHARD_MB = 256
 _NO_FAILURES = "path,outcome,reason,message\n"  # failures.csv of a set without any

@@ -203,15 +203,15 @@ def test_a_plain_build_and_tasks_exclude_each_other(source: Path, parts: Path, t
     work = build_state.WorkFolder(out=out)
     with (
         folder_lock.hold_lock(work.task_lock_path(1), what="part 1"),
-        pytest.raises(UserError, match=r"by an array of tasks, of which these run: task-00001 \(process \d+ on "),
+        pytest.raises(UserError, match=r"by array tasks that still run: task-00001 \(process \d+ on "),
     ):
         run.build(BuildConfig(source=source, out=out, **OPTIONS))
     with (
         folder_lock.hold_lock(work.task_lock_path(1), what="part 1"),
-        pytest.raises(UserError, match="array of tasks, of which these run: task-00001"),
+        pytest.raises(UserError, match="array tasks that still run: task-00001"),
     ):
         array.finalize(out)
-    with folder_lock.hold_lock(work.lock_path, what="all"), pytest.raises(UserError, match="is being built whole by"):
+    with folder_lock.hold_lock(work.lock_path, what="all"), pytest.raises(UserError, match="is being built as a whole by"):
         run_task(source, out, 1)
     with (
         folder_lock.hold_lock(work.task_lock_path(1), what="part 1"),

@@ -89,7 +89,7 @@ def test_failed_videos_are_named_and_give_exit_code_2(source: Path, tmp_path: Pa
 
 def test_a_class_folder_is_asked_about_before_decoding(source: Path, tmp_path: Path) -> None:
     arguments = ("build", source / "Fighting", "--out", tmp_path / "out", "--workers", 1)
-    check_error(run(*arguments), f"did you mean {source}?", "go on with --yes")
+    check_error(run(*arguments), f"did you mean {source}?", "pass --yes")
     assert not (tmp_path / "out").exists()
     assert run(*arguments, "--yes").exit_code == 0
 
@@ -104,7 +104,7 @@ def test_shards_as_a_source_and_the_groups_of_recordings_are_told(source: Path, 
     (tmp_path / "sources.json").write_text('{"about": "something else"}')
     result = run("build", source, "--out", tmp_path / "again", "--workers", 1)
     assert result.exit_code == 0
-    assert "WARNING: no video is grouped by recording: " in result.stdout
+    assert "WARNING: videos are not grouped by recording: " in result.stdout
 
 
 def test_a_skipped_file_is_no_failure(source: Path, tmp_path: Path) -> None:
