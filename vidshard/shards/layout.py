@@ -122,7 +122,7 @@ def flags_to_bits(flags: tuple[str, ...]) -> int:
 def bits_to_flags(bits: int) -> tuple[str, ...]:
     """Decode the result of `flags_to_bits`. Raises FormatError on an unknown bit."""
     if bits >> len(FLAGS):
-        raise FormatError(f"clip flags {bits:#x} hold an unknown bit, expected only {', '.join(FLAGS)}")
+        raise FormatError(f"clip flags {bits:#x} contain an unknown bit, expected only {', '.join(FLAGS)}")
     return tuple(flag for bit, flag in enumerate(FLAGS) if bits >> bit & 1)
 
 

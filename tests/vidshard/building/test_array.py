@@ -157,10 +157,10 @@ def test_other_settings_and_other_packages_are_refused(
     source: Path, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = copied(parts, tmp_path)
-    with pytest.raises(UserError, match=r"unfinished build with other settings .*codec raw, now zstd"):
+    with pytest.raises(UserError, match=r"unfinished build with different settings .*codec raw, now zstd"):
         run_task(source, out, 1, codec="zstd")
     monkeypatch.setattr(run.build_config, "package_versions", lambda codec: {"numpy": "0"})
-    with pytest.raises(UserError, match=r"unfinished build with other settings .*numpy .*, now 0"):
+    with pytest.raises(UserError, match=r"unfinished build with different settings .*numpy .*, now 0"):
         run_task(source, out, 1)
 
 

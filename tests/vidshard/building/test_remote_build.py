@@ -82,7 +82,7 @@ def test_from_and_to_a_store_it_is_the_same_byte_for_byte(store: ObjectStore, tm
     assert json.loads(shown.output)["videos"] == {"found": 5, "ok": 3, "failed": 1, "skipped": 1}
     refused = build(local, "s3://bucket/shards/Train", "--seed", "1")
     assert refused.exit_code == 1
-    assert "s3://bucket/shards/Train holds another build, of other settings (seed 0, now 1)" in refused.stderr
+    assert "s3://bucket/shards/Train holds a different build, with other settings (seed 0, now 1)" in refused.stderr
 
 
 def test_an_upload_that_was_cut_short_goes_on(store: ObjectStore, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_every_damage_behind_a_url_is_named(store: ObjectStore, tmp_path: Path) 
     assert result.exit_code == 1
     assert "shard-000000.tar: was changed after it was written" in result.output
     assert "failures.csv: is missing" in result.output
-    assert "other.txt: is no file of this set" in result.output
+    assert "other.txt: does not belong to this set" in result.output
     store.client().delete_object(Bucket="bucket", Key="hurt/shard-000000.tar")
     assert "shard-000000.tar: is missing; 8 samples are lost" in run("verify", "s3://bucket/hurt").output
     refused = build(tmp_path / "Train", "s3://bucket/hurt")

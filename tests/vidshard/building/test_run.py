@@ -325,7 +325,7 @@ def test_an_unfinished_build_with_other_settings_is_refused(
     out = tmp_path / "out"
     with failing_join(monkeypatch, 0, OSError(errno.EIO, "broken")), pytest.raises(OSError, match="broken"):
         build(BuildConfig(source=source, out=out, **SMALL))
-    with pytest.raises(UserError, match=r"unfinished build with other settings \(shard_mb 1, now 2\)"):
+    with pytest.raises(UserError, match=r"unfinished build with different settings \(shard_mb 1, now 2\)"):
         build(BuildConfig(source=source, out=out, **{**SMALL, "shard_mb": 2}))
 
 
