@@ -134,7 +134,7 @@ def find_task(
     if len(found) > 1:
         told = " and ".join(str(task["told_by"]) for task in found)
         raise UserError(
-            f"{told} both number this process; choose its task with --task-index and --task-count,"
+            f"{told} both number this process; choose its task with --task-index and --task-count, "
             f"or --task-count 1 to let {command} do everything in this process"
         )
     task = found[0]
@@ -144,7 +144,7 @@ def find_task(
         task["count"] = count
     if task["count"] is None and task.get("members") is None:
         raise UserError(
-            f"{task['told_by']} is task {task['number']} of a Job, but spec.completions is not visible here; give"
+            f"{task['told_by']} is task {task['number']} of a Job, but spec.completions is not visible here; give "
             "--task-count COMPLETIONS, or --task-count 1 to build everything here"
         )
     return TaskRequest(**task)

@@ -207,7 +207,7 @@ class Supervisor:
             self._failed_starts += 1
             if self._failed_starts >= _MAX_FAILED_STARTS:
                 raise WorkerStartError(
-                    f"worker processes cannot start ({crash.message}); if your script calls build(),"
+                    f"worker processes cannot start ({crash.message}); if your script calls build(), "
                     "put the call under `if __name__ == '__main__':`"
                 )
             again.append(attempt)  # not the task's fault

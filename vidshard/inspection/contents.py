@@ -73,7 +73,7 @@ def to_text(about: Mapping[str, Any]) -> str:
         f"  decoders     {_counts_text(about['decoders'])}",
         f"  recordings   {about['source_groups'] or 'not known'}",
         f"  breaks       {_breaks_text(about['breaks'], about['videos_with_breaks'])}",
-        f"  repeats      {about['repeated_clips']:,} clips repeat frames: the video, or part between breaks, is too short",
+        f"  repeats      {about['repeated_clips']:,} clips repeat frames: video, or part between breaks, too short",
         f"  failures     {_counts_text(about['failures']) or 'none'}",
     ]
     return "\n".join(lines)

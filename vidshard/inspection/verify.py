@@ -188,7 +188,7 @@ def _check_manifest(manifest: Manifest) -> Iterator[Fault]:
             yield _fault(f"names shard {number} {shard.name!r}, expected {layout.shard_name(number)!r}")
     found, *ended = manifest.videos.values()
     if found != sum(ended):
-        yield _fault(f"its counts do not add up:{manifest.videos}, expected found = ok + failed + skipped")
+        yield _fault(f"its counts do not add up: {manifest.videos}, expected found = ok + failed + skipped")
 
 
 def _check_failures(files: SetFiles, manifest: Manifest) -> Iterator[Fault]:

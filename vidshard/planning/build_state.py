@@ -147,7 +147,7 @@ class WorkFolder:
                 kept = None
             elif difference:
                 raise UserError(
-                    f"{self.out} holds an unfinished build with different {difference};"
+                    f"{self.out} holds an unfinished build with different {difference}; "
                     f"give another --out, or delete {self.out} to start again"
                 )
         self.drop_parts()

@@ -85,7 +85,7 @@ class BuildConfig:
         width = self.shape.num_frames * self.shape.width
         if self.codec == "jpeg" and width > codecs.JPEG_MAX_SIDE:
             raise UserError(
-                f"the frames of a clip side by side are {width:,} pixels wide, but a JPEG can have at most"
+                f"the frames of a clip side by side are {width:,} pixels wide, but a JPEG can have at most "
                 f"{codecs.JPEG_MAX_SIDE:,}; choose --codec zstd, a smaller --frame-size or a smaller --clip-len"
             )
         if self.annotations is not None and self.sampling.mode != "annotated":

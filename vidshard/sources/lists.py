@@ -191,7 +191,7 @@ def match_names(sources: Sequence[Source], names: Sequence[str], *, what: str) -
         if len(best) > 1:
             paths = [str(sources[number].root / sources[number].videos[row].path) for number, row in best]
             raise UserError(
-                f"{what}: {name} is ambiguous: {' or '.join(paths[:2])}; write more of its path, or build the folders"
+                f"{what}: {name} is ambiguous: {' or '.join(paths[:2])}; write more of its path, or build the folders "
                 "separately"
             )
         found[name] = best

@@ -62,7 +62,7 @@ def _split_folders(url: Url, listing: Listing) -> dict[str, str]:
     beside = [name for name in outside if _is_video(url, name)]
     if beside:
         raise UserError(
-            f"{url} holds {', '.join(sorted(splits.values()))} and {len(beside):,} videos outside them ({beside[0]});"
+            f"{url} holds {', '.join(sorted(splits.values()))} and {len(beside):,} videos outside them ({beside[0]}); "
             "move those into a split, or build each separately"
         )
     return splits

@@ -112,7 +112,7 @@ class ShardCache:
                     return final
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"the cache {self.folder} is full of shards in use (limit {_gb(self.limit_bytes)});"
+                    f"the cache {self.folder} is full of shards in use (limit {_gb(self.limit_bytes)}); "
                     "give a larger --cache-gb"
                 )
             time.sleep(random.uniform(0.05, 0.5))

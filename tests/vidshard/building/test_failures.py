@@ -122,7 +122,7 @@ def test_a_library_that_does_not_fit_stops_the_build(
     result = build(source, out)
     assert result.exit_code == 1
     assert f"error: PyAV {versions['pyav']} does not work with this vidshard: {kind}: " in result.stderr
-    assert "at Abuse/b.mp4; install a version that does: pip install 'av" in result.stderr
+    assert "at Abuse/b.mp4; install a compatible version: pip install 'av" in result.stderr
     assert not (out / "failures.csv").exists()
     monkeypatch.undo()
     monkeypatch.setattr(builder, "Supervisor", CatchAll)

@@ -106,7 +106,7 @@ def test_a_set_that_was_built_before_is_sent(store: ObjectStore, tmp_path: Path)
     assert build(local, "built").exit_code == 0
     result = build(local, "s3://bucket/sent", "--staging", "built")
     assert result.exit_code == 0, result.output
-    assert "4 objects sent, 0 were there" in result.output
+    assert "4 objects uploaded, 0 unchanged" in result.output
     assert remote_digests(store, "sent") == digests(Path("built"))  # which stays: the user named it
 
 
@@ -160,7 +160,7 @@ def test_videos_that_cannot_be_fetched_fail_with_a_reason(
     assert result.exit_code == 2, result.output
     failures = Path("out", "failures.csv").read_text().splitlines()
     assert failures[1:] == [
-        'Abuse/a.mp4,failed,not_downloaded,"it could not be downloaded, however often it was tried; check the store, '
+        'Abuse/a.mp4,failed,not_downloaded,"it could not be downloaded, even after retries; check the store, '
         'then build with --retry-failed"'
     ]
     assert not list(fetched_video.fetch_folder().iterdir())

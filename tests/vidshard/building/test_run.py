@@ -404,7 +404,7 @@ def test_fps_annotations_and_resize_reach_the_shards(tmp_path: Path) -> None:
     (tmp_path / "events.txt").write_text("a.mp4 Abuse 10 25 -1 -1\nb.mp4 Abuse 50 60 -1 -1\n")
     sampling = SamplingConfig(mode="annotated", clip_len=4, fps=5)
     places: dict[str, Any] = {"source": source, "workers": 1, "sampling": sampling, "frame_size": 32}
-    with pytest.raises(UserError, match="annotated sampling needs the events: give --annotations FILE"):
+    with pytest.raises(UserError, match="annotated sampling needs a list of events: pass --annotations FILE"):
         build(BuildConfig(out=tmp_path / "out", **places))
     places["annotations"] = tmp_path / "events.txt"
     report = build(BuildConfig(out=tmp_path / "out", resize="letterbox", **places))

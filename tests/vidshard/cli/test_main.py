@@ -68,7 +68,7 @@ def test_build_inspect_and_build_again(source: Path, tmp_path: Path, monkeypatch
 def test_breaks_in_time_are_told(source: Path, tmp_path: Path) -> None:
     make_tiny_video(source / "Abuse" / "a.mp4", 30, break_before=10)
     dense = run("build", source, "--out", tmp_path / "dense", "--sampling", "dense")
-    assert "breaks: 1 video has long gaps, or jumps of the clock; no clip lies across one" in dense.stdout
+    assert "breaks: 1 video has long gaps, or jumps of the clock; no clip crosses one" in dense.stdout
     assert "breaks       1 in 1 video:" in run("inspect", tmp_path / "dense").stdout
     about = json.loads(run("inspect", tmp_path / "dense", "--json").stdout)
     assert (about["videos_with_breaks"], about["breaks"], about["clips"]) == (1, 1, 2 + 1 + 2 * 2)
@@ -231,7 +231,7 @@ def test_every_video_bad(tmp_path: Path) -> None:
         (["--stride", "4"], "stride and frame_step are options of dense sampling"),
         (["--fps", "5"], "fps is an option of dense and annotated sampling"),
         (["--annotations", "x.txt"], "annotations need --sampling annotated"),
-        (["--sampling", "annotated"], "annotated sampling needs the events"),
+        (["--sampling", "annotated"], "annotated sampling needs a list of events"),
         (["--split-list", "no-such.txt"], "no-such.txt cannot be read"),
         (["--sampling", "dense", "--clips-per-video", "2"], "clips_per_video is an option of uniform sampling"),
     ],

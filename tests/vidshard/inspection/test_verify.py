@@ -203,9 +203,9 @@ def test_a_cut_shard_names_the_first_sample_that_is_lost(shards: Path) -> None:
     path = shards / "shard-000001.tar"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     faults = verify(shards).faults
-    assert "is cut short" in faults[0].message
+    assert "is truncated" in faults[0].message
     assert faults[-1].key == manifest.open_shards(shards.parent / "copy").index.key(6)
-    assert "behind the end of the file" in faults[-1].message
+    assert "beyond the end of the file" in faults[-1].message
 
 
 def test_swapped_shards_are_told_apart_from_damage(shards: Path) -> None:

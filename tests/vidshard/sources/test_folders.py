@@ -199,7 +199,8 @@ def test_content_tells_where_the_name_does_not(tmp_path: Path) -> None:
         "Abuse/raw.bin": "not_a_video_name",
         "Abuse/sound.m4a": "not_a_video_name",
     }
-    assert source.notes == ("recognised as videos by their content, not by their names: 2 (Abuse/cam.0001, Abuse/export)",)
+    by_content = "recognised as videos by their content, not by their names: 2 (Abuse/cam.0001, Abuse/export)"
+    assert source.notes == (by_content,)
     assert found(tmp_path / "Abuse" / "export").videos[0].path == "export"
 
 

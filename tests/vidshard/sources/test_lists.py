@@ -68,7 +68,7 @@ def test_of_videos_with_one_stem_the_longer_path_decides_or_none(tmp_path: Path)
     root = make(tmp_path / "s", "Abuse/a.mp4", "Arson/a.mp4")
     (source,) = apply_split_list(find_sources(root), write(tmp_path / "list.txt", "Train/Arson/a.mp4")).sources
     assert [video.path for video in source.videos] == ["Arson/a.mp4"]
-    with pytest.raises(UserError, match=r"a may be .*Abuse/a\.mp4 or .*Arson/a\.mp4; write more of its path"):
+    with pytest.raises(UserError, match=r"a is ambiguous: .*Abuse/a\.mp4 or .*Arson/a\.mp4; write more of its path"):
         apply_split_list(find_sources(root), write(tmp_path / "list.txt", "a.mp4"))
 
 
@@ -109,7 +109,7 @@ def test_recordings_by_the_longest_suffix(kind: str, tmp_path: Path) -> None:
 
 def test_recordings_that_are_not_clear_are_refused(tmp_path: Path) -> None:
     root = make(tmp_path / "s", "Abuse/a.mp4", "Arson/a.mp4")
-    with pytest.raises(UserError, match=r"a may be .*Abuse/a\.mp4 or .*Arson/a\.mp4"):
+    with pytest.raises(UserError, match=r"a is ambiguous: .*Abuse/a\.mp4 or .*Arson/a\.mp4"):
         apply_source_groups(find_sources(root), write(tmp_path / "g.csv", "file,source", "a.mp4,one"))
     with pytest.raises(UserError, match=r"gives Abuse/a\.mp4 two sources: .*one.* and .*two"):
         apply_source_groups(

@@ -130,7 +130,7 @@ def installed_distribution() -> str | None:
     found = [name for name in DISTRIBUTIONS if installed_version((name,))]
     if len(found) > 1:
         raise UserError(
-            f"{' and '.join(found)} are both installed in the same folder;"
+            f"{' and '.join(found)} are both installed in the same folder; "
             f"run `pip uninstall {' '.join(found)}`, then `pip install {found[-1]}`"
         )
     return found[0] if found else None
