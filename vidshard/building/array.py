@@ -44,7 +44,7 @@ from vidshard.util.errors import UserError
 _MAX_CHUNKS = 64  # number of probe chunks of a small set
 _CHUNK_VIDEOS = 512  # largest probe chunk
 _WAIT_SECONDS = 1.0  # polling interval for the chunks of other tasks
-_TELL_SECONDS = 30.0  # interval between messages about waiting
+_LOG_SECONDS = 30.0  # interval between messages about waiting
 _UNKNOWN_FPS = 30.0
 
 
@@ -100,7 +100,7 @@ def _part_of_set(
     if finished is not None and not work.path.exists():
         return _nothing_to_do(out, task, numbering, start)
     tell(
-        f"{request.told_by}: building only part {task} (of 0 to {numbering.count - 1}) of {out}; "
+        f"{request.origin}: building only part {task} (of 0 to {numbering.count - 1}) of {out}; "
         "pass --task-count 1 to build all of it"
     )
     work = WorkFolder(out=out, task=task)
@@ -125,7 +125,7 @@ def _part_of_set(
                 facts = run.probe_share(task, numbering.count)
                 plan = run.plan(facts)
                 shards = _share(plan, facts, numbering.count)[task]
-                tell(f"shards of this part: {_shown(shards)} of {plan.num_shards:,}")
+                tell(f"shards of this part: {_range_text(shards)} of {plan.num_shards:,}")
                 records = run.decode(plan, facts, shards)
                 log.finish(time.monotonic() - start)
         finally:
@@ -199,10 +199,10 @@ def _share(plan: Plan, facts: builder.Facts, num_tasks: int) -> list[range]:
     return shard_plan.share_shards(shard_plan.shard_costs(plan, seconds), num_tasks)
 
 
-def _shown(shards: range) -> str:
+def _range_text(shards: range) -> str:
     """Format shard numbers as a range.
 
-    >>> _shown(range(3, 5)), _shown(range(3, 4)), _shown(range(3, 3))
+    >>> _range_text(range(3, 5)), _range_text(range(3, 4)), _range_text(range(3, 3))
     ('3 to 4', '3', 'none')
     """
     if len(shards) < 2:
@@ -232,7 +232,7 @@ class _PartRun(builder.Run):
     def _read_chunks(self, order: Sequence[int], chunks: Sequence[range]) -> None:
         self.work.some_probes_path(0).parent.mkdir(exist_ok=True)
         silence = lock.Silence()
-        told = time.monotonic()
+        last_log = time.monotonic()
         missing = [number for number in order if _read_chunk(self.work, number) is None]
         title = "Reading packets, with the other tasks"
         with Progress(title, total=len(self.source.videos), unit="video") as progress:
@@ -245,8 +245,8 @@ class _PartRun(builder.Run):
                     else:
                         left.append(number)
                 if len(left) == len(missing):
-                    if time.monotonic() - told >= _TELL_SECONDS:
-                        told = time.monotonic()
+                    if time.monotonic() - last_log >= _LOG_SECONDS:
+                        last_log = time.monotonic()
                         self.tell(f"waiting for other tasks to probe {sum(len(chunks[n]) for n in left):,} videos")
                     time.sleep(_WAIT_SECONDS)
                 missing = left
@@ -320,18 +320,18 @@ class _GapError(UserError):
 
 
 def _joined(gaps: Sequence[_GapError]) -> UserError:
-    told = []
+    messages = []
     for numbering in dict.fromkeys(gap.numbering for gap in gaps):  # usually one
         alike = [gap for gap in gaps if gap.numbering == numbering]
         tasks = sorted({task for gap in alike for task in gap.tasks})
         running = sorted({task for gap in alike for task in gap.running})
         own = ", ".join(f"--task-index {task}" for task in tasks[:8]) + (", …" if len(tasks) > 8 else "")
-        told.append(
+        messages.append(
             f"{'; '.join(gap.what for gap in alike)}; submit these tasks again: --array={numbering.numbers(tasks)} "
             f"(elsewhere {own} --task-count {numbering.count})"
             + (f"; of these, {numbering.numbers(running)} seem to be still running: wait for them" if running else "")
         )
-    return UserError("; ".join(told))
+    return UserError("; ".join(messages))
 
 
 def _work_of(out: Path) -> WorkFolder:

@@ -85,13 +85,15 @@ def environment_error(error: Exception, trace: str, *, path: str) -> UserError |
     kinds = (TypeError, ImportError, AttributeError, NameError)
     if not isinstance(error, kinds) or isinstance(error, UnboundLocalError) or "NoneType" in str(error):
         return None
-    said = _CONTROL.sub(" ", f"{type(error).__name__}: {error}")
+    error_text = _CONTROL.sub(" ", f"{type(error).__name__}: {error}")
     library = _library(trace)
     if library is None:
-        return UserError(f"vidshard does not work with the installed libraries: {said}, at {path}; build.log has more")
+        return UserError(
+            f"vidshard does not work with the installed libraries: {error_text}, at {path}; build.log has more"
+        )
     version = decoders.decoder_versions()[library]
     return UserError(
-        f"{_NAMES[library]} {version} does not work with this vidshard: {said}, at {path}; {_install(library)}; "
+        f"{_NAMES[library]} {version} does not work with this vidshard: {error_text}, at {path}; {_install(library)}; "
         "if only this video does it, move it out of SOURCE and report it"
     )
 

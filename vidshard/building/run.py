@@ -246,7 +246,7 @@ def _apply_lists(sources: list[Source], config: BuildConfig, tell: Callable[[str
     ):
         if path is not None:
             matched = apply(sources, path)
-            tell(matched.told)
+            tell(matched.note)
             sources = matched.sources
     return sources
 

@@ -133,9 +133,9 @@ def _damaged_frames(path: Path, table: PacketTable) -> dict[int, str]:
         indices = [index_of.get(time, -1) if time is not None else -1 for time in found.times]
         if all(b > a for a, b in itertools.pairwise([-1, *indices])):
             missing = dict.fromkeys(set(range(table.num_frames)).difference(indices), "it is not decoded at all")
-            return missing | {indices[place]: said for place, said in found.damage.items()}
-    said = f"{found.num_frames:,} frames are decoded, expected {table.num_frames:,}, or the order differs"
-    return dict.fromkeys(range(table.num_frames), said)
+            return missing | {indices[place]: message for place, message in found.damage.items()}
+    message = f"{found.num_frames:,} frames are decoded, expected {table.num_frames:,}, or the order differs"
+    return dict.fromkeys(range(table.num_frames), message)
 
 
 def _about_damage(damaged: Mapping[int, str], frame_index: int) -> str:
@@ -199,11 +199,11 @@ class _Decoding:
     def _decode(self, decoder: Decoder) -> tuple[Rows, ...]:
         """Decode with one decoder. Raises VideoError; `damaged` only if damage affects the requested frames."""
         if self.job.damaged:
-            return self._decode_once(decoder, in_sequence=False, listen=False)
+            return self._decode_once(decoder, in_sequence=False, check_messages=False)
         suspicion = VideoError(packets.DAMAGED, self.table.suspicion)
         if not self.table.suspicion:
             try:
-                return self._decode_once(decoder, in_sequence=False, listen=True)
+                return self._decode_once(decoder, in_sequence=False, check_messages=True)
             except VideoError as error:
                 if error.reason != packets.DAMAGED:
                     raise
@@ -212,7 +212,7 @@ class _Decoding:
         if not damaged.keys().isdisjoint(self.needed):  # the same message for every job of a video
             raise VideoError(packets.DAMAGED, _about_damage(damaged, min(damaged))) from suspicion
         try:  # If other frames are damaged, the decoder's messages are about those.
-            return self._decode_once(decoder, in_sequence=True, listen=not damaged)
+            return self._decode_once(decoder, in_sequence=True, check_messages=not damaged)
         except VideoError as error:
             message = f"{decoder.name} does not read it correctly ({error.message})"
             raise VideoError(packets.UNSUPPORTED, message) from error
@@ -225,8 +225,8 @@ class _Decoding:
                 raise suspicion from None
         return self._damaged
 
-    def _decode_once(self, decoder: Decoder, *, in_sequence: bool, listen: bool) -> tuple[Rows, ...]:
-        """Decode once. Raises VideoError; `damaged` also for messages of the decoder, if `listen` is set."""
+    def _decode_once(self, decoder: Decoder, *, in_sequence: bool, check_messages: bool) -> tuple[Rows, ...]:
+        """Decode once. Raises VideoError; `damaged` also for messages of the decoder, if `check_messages` is set."""
         job, first = self.job, self.job.units[0].clip_start
         with (
             damage.capture_native_output() as messages,
@@ -243,13 +243,13 @@ class _Decoding:
                         if clip.shape != job.shape.thwc:
                             raise ValueError(f"{decoder.name} gave a clip {clip.shape}, expected {job.shape.thwc}")
                         part.append(self._record(decoder.name, clip_index, self.wanted[clip_index - first]), clip)
-                        if listen:
+                        if check_messages:
                             messages.refuse_damage(self.table.codec)
                 rows.append(part.rows)
             # Decoders notice surplus frames only when asked for one more.
             if not job.damaged and next(frames, None) is not None:
                 raise VideoError(packets.DAMAGED, f"{decoder.name} returns more frames than requested")
-            if listen:
+            if check_messages:
                 messages.refuse_damage(self.table.codec)
         return tuple(rows)
 

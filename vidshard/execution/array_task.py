@@ -51,7 +51,7 @@ class Numbering:
 class TaskRequest:
     """A task as described by options and environment; `first` to `members` apply to SLURM arrays only."""
 
-    told_by: str  # for messages: the variables or options
+    origin: str  # for messages: the variables or options
     number: int
     count: int | None  # None: `members`, unless this array is part of a larger one
     first: int = 0
@@ -64,7 +64,7 @@ class TaskRequest:
 
         Raises UserError if the index cannot be determined.
 
-        >>> again = TaskRequest(told_by="--array=4,5", number=5, count=None, first=4, last=5, members=2)
+        >>> again = TaskRequest(origin="--array=4,5", number=5, count=None, first=4, last=5, members=2)
         >>> again.resolve(Numbering(count=8))
         (5, Numbering(count=8, first=0, step=1))
         >>> again.resolve(None)
@@ -81,7 +81,7 @@ class TaskRequest:
         if index is None:
             last = numbering.first + (numbering.count - 1) * numbering.step
             raise UserError(
-                f"{self.told_by} is task {self.number}, expected {numbering.first} to {last} of "
+                f"{self.origin} is task {self.number}, expected {numbering.first} to {last} of "
                 f"{numbering.count} tasks; give --task-index and --task-count"
             )
         return index, numbering
@@ -103,7 +103,7 @@ class TaskRequest:
         if self.count is not None and first == 0 and last < self.count:
             return Numbering(count=self.count)
         raise UserError(
-            f"{self.told_by} is task {self.number} of an array with gaps, and no earlier array is recorded here: its "
+            f"{self.origin} is task {self.number} of an array with gaps, and no earlier array is recorded here: its "
             "index cannot be determined; give --task-index I --task-count N, with I from 0"
         )
 
@@ -122,7 +122,7 @@ def find_task(
     if index is not None and count is not None:
         if not 0 <= index < count:
             raise UserError(f"--task-index is {index}, expected 0 to {count - 1} with --task-count {count}")
-        return TaskRequest(told_by=f"--task-index {index} --task-count {count}", number=index, count=count)
+        return TaskRequest(origin=f"--task-index {index} --task-count {count}", number=index, count=count)
     found = [task for task in (_slurm(environment), _kubernetes(environment), _ranks(environment)) if task is not None]
     if not found:
         if index is not None or count is not None:
@@ -132,9 +132,9 @@ def find_task(
             )
         return None
     if len(found) > 1:
-        told = " and ".join(str(task["told_by"]) for task in found)
+        origins = " and ".join(str(task["origin"]) for task in found)
         raise UserError(
-            f"{told} both number this process; choose its task with --task-index and --task-count, "
+            f"{origins} both number this process; choose its task with --task-index and --task-count, "
             f"or --task-count 1 to let {command} do everything in this process"
         )
     task = found[0]
@@ -144,7 +144,7 @@ def find_task(
         task["count"] = count
     if task["count"] is None and task.get("members") is None:
         raise UserError(
-            f"{task['told_by']} is task {task['number']} of a Job, but spec.completions is not visible here; give "
+            f"{task['origin']} is task {task['number']} of a Job, but spec.completions is not visible here; give "
             "--task-count COMPLETIONS, or --task-count 1 to build everything here"
         )
     return TaskRequest(**task)
@@ -159,7 +159,7 @@ def _slurm(environment: Mapping[str, str]) -> dict[str, Any] | None:
     members = _number(environment, "SLURM_ARRAY_TASK_COUNT")
     step = _number(environment, "SLURM_ARRAY_TASK_STEP") if environment.get("SLURM_ARRAY_TASK_STEP") else 1
     return {
-        "told_by": f"SLURM_ARRAY_TASK_ID={number}",
+        "origin": f"SLURM_ARRAY_TASK_ID={number}",
         "number": number,
         "count": None,
         "first": first,
@@ -173,7 +173,7 @@ def _kubernetes(environment: Mapping[str, str]) -> dict[str, Any] | None:
     if not environment.get("JOB_COMPLETION_INDEX"):
         return None
     number = _number(environment, "JOB_COMPLETION_INDEX")
-    return {"told_by": f"JOB_COMPLETION_INDEX={number}", "number": number, "count": None}
+    return {"origin": f"JOB_COMPLETION_INDEX={number}", "number": number, "count": None}
 
 
 def _ranks(environment: Mapping[str, str]) -> dict[str, Any] | None:
@@ -182,7 +182,7 @@ def _ranks(environment: Mapping[str, str]) -> dict[str, Any] | None:
     number, count = _number(environment, "RANK"), _number(environment, "WORLD_SIZE")
     if count == 1:
         return None
-    return {"told_by": f"RANK={number} WORLD_SIZE={count}", "number": number, "count": count}
+    return {"origin": f"RANK={number} WORLD_SIZE={count}", "number": number, "count": count}
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:

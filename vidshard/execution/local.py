@@ -89,7 +89,7 @@ class TaskResult:
 
 
 def too_little_memory(memory_bytes: int) -> str:
-    """Return the message about a task that needs more memory than this, whoever noticed: the parent or the child."""
+    """Return the message about a task that needs more memory than this, whether the parent or the child noticed."""
     return f"needs more than {memory_bytes >> 20:,} MiB of memory"
 
 

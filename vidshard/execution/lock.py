@@ -86,9 +86,9 @@ def hold_whole(path: Path, parts: Path, *, what: str, wait: bool = False) -> Ite
         silence = Silence()
         while living := _living(parts, silence):
             if not wait or not all(silence.may_end(lock) for lock in living):
-                told = ", ".join(f"{lock.stem} ({holder})" for lock, holder in list(living.items())[:8])
+                tasks = ", ".join(f"{lock.stem} ({holder})" for lock, holder in list(living.items())[:8])
                 raise LockHeldError(
-                    f"{what} is being built by array tasks that still run: {told}; wait for them, or build into "
+                    f"{what} is being built by array tasks that still run: {tasks}; wait for them, or build into "
                     f"another --out (locks: {parts})"
                 )
             time.sleep(_WAIT_SECONDS)
@@ -103,7 +103,7 @@ def hold_part(path: Path, whole: Path, *, what: str, tell: Callable[[str], None]
     LockHeldError.
     """
     silence = Silence()
-    told = False
+    logged = False
     with contextlib.ExitStack() as held:
         while True:
             try:
@@ -112,9 +112,9 @@ def hold_part(path: Path, whole: Path, *, what: str, tell: Callable[[str], None]
             except LockHeldError as error:
                 if not silence.may_end(path):
                     raise
-                if not told:
+                if not logged:
                     tell(f"waiting up to {SILENT_SECONDS:.0f} s to see whether the holder is alive: {error}")
-                told = True
+                logged = True
             time.sleep(_WAIT_SECONDS)
         if (holder := holder_of(whole)) is not None:
             raise LockHeldError(f"{what} is being built as a whole by {holder}; wait for it (lock: {whole})")
@@ -202,13 +202,13 @@ def _remove_if_dead(path: Path, what: str, silence: Silence | None) -> None:
             f"{what} is being built by {_named(holder)}; wait for it, or build into another --out (lock: {path})"
         )
     # Renamed first and checked again: of two processes only one may take a dead lock, and none may take a new one.
-    grave = path.with_name(f"{path.name}.{os.getpid()}")
+    claimed = path.with_name(f"{path.name}.{os.getpid()}")
     with contextlib.suppress(FileNotFoundError):
-        os.replace(path, grave)
-        if grave.read_text(encoding="utf-8") != text:
-            os.replace(grave, path)
+        os.replace(path, claimed)
+        if claimed.read_text(encoding="utf-8") != text:
+            os.replace(claimed, path)
         else:
-            grave.unlink()
+            claimed.unlink()
 
 
 def _num_restarts() -> int:

@@ -280,12 +280,12 @@ def describe_changes(new: Sequence[str], gone: Sequence[str], changed: Sequence[
     >>> describe_changes(["a", "b"], [])
     '2 new: a, b'
     """
-    told = [
+    differences = [
         f"{len(paths):,} {what}: {', '.join(paths[:3])}{', …' if len(paths) > 3 else ''}"
         for what, paths in (("new", new), ("gone", gone), ("changed", changed))
         if paths
     ]
-    return "; ".join(told) or "same names, but different sizes, labels or recordings"
+    return "; ".join(differences) or "same names, but different sizes, labels or recordings"
 
 
 def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
@@ -296,14 +296,14 @@ def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """
     flat_old, flat_new = _flatten(old), _flatten(new)
     names = [name for name in sorted(flat_old.keys() | flat_new.keys()) if flat_old.get(name) != flat_new.get(name)]
-    told = [
-        f"{name} {_shown(flat_old.get(name))}, now {_shown(flat_new.get(name))}"
+    differences = [
+        f"{name} {_value_text(flat_old.get(name))}, now {_value_text(flat_new.get(name))}"
         for name in names
         if not name.endswith("sha256")
     ]
-    if not told and names:
+    if not differences and names:
         return "videos (their names, sizes or times changed)"
-    return f"settings ({'; '.join(told)})"
+    return f"settings ({'; '.join(differences)})"
 
 
 def _flatten(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -313,7 +313,7 @@ def _flatten(fields: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _shown(value: Any) -> str:
+def _value_text(value: Any) -> str:
     return "none" if value is None else str(value)
 
 

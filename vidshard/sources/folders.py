@@ -198,8 +198,8 @@ def check_no_class_folder(given: Location, sources: Sequence[Source]) -> None:
     if all(video.class_name is not None for video in sources[0].videos):
         return
     parent = place.parent
-    beside = isinstance(parent, Path) and _lies_beside_a_class(parent, place.name)
-    if split_name(parent.name) is not None or beside:
+    has_neighbour = isinstance(parent, Path) and _lies_beside_a_class(parent, place.name)
+    if split_name(parent.name) is not None or has_neighbour:
         raise UserError(
             f"{given} seems to be the folder of one class, whose videos would have no label: did you mean {parent}? "
             "To build it without labels, pass --yes"
@@ -331,11 +331,11 @@ def _split_folders(root: Path, leave_out: Collection[str], follow_links: bool) -
     if not splits:
         return {}
     used = {folder.name for folder in splits.values()}
-    beside = _Walk(root, leave_out={*leave_out, *(os.path.join(os.path.realpath(root), name) for name in used)})
-    if beside.videos:
-        shown = ", ".join(beside.videos[:3]) + (", …" if len(beside.videos) > 3 else "")
+    outside = _Walk(root, leave_out={*leave_out, *(os.path.join(os.path.realpath(root), name) for name in used)})
+    if outside.videos:
+        shown = ", ".join(outside.videos[:3]) + (", …" if len(outside.videos) > 3 else "")
         raise UserError(
-            f"{root} holds {', '.join(f'{name}/' for name in sorted(used))} and {len(beside.videos):,} videos outside "
+            f"{root} holds {', '.join(f'{name}/' for name in sorted(used))} and {len(outside.videos):,} videos outside "
             f"them ({shown}); move those into a split, or build each folder separately"
         )
     return splits
@@ -369,8 +369,8 @@ def make_source(
     if not videos:
         raise UserError(_nothing_found(root, skipped))
     in_order = sorted(skipped, key=lambda failure: path_bytes(failure.path))
-    told = (*notes, *groups.notes(videos))
-    return Source(root=root, split=split, videos=tuple(videos), skipped=tuple(in_order), notes=told)
+    all_notes = (*notes, *groups.notes(videos))
+    return Source(root=root, split=split, videos=tuple(videos), skipped=tuple(in_order), notes=all_notes)
 
 
 def _nothing_found(root: Location, skipped: Collection[Failure]) -> str:

@@ -26,7 +26,7 @@ class Matched:
     """Sources after a list was applied to them, and a note for the user ("" if none)."""
 
     sources: list[Source]
-    told: str
+    note: str
 
 
 def common_suffix(a: str, b: str) -> int:
@@ -74,10 +74,10 @@ def apply_split_list(sources: Sequence[Source], path: Path) -> Matched:
                 skipped=tuple(sorted([*source.skipped, *rest], key=lambda failure: path_bytes(failure.path))),
             )
         )
-    told = f"{path.name}: {len(taken):,} of {total:,} videos are in the list"
+    note = f"{path.name}: {len(taken):,} of {total:,} videos are in the list"
     if missing:
-        told += f"\nWARNING: {len(missing):,} of {len(names):,} entries of {path.name} match no video: {shown(missing)}"
-    return Matched(sources=[source for source in kept if source.videos], told=told)
+        note += f"\nWARNING: {len(missing):,} of {len(names):,} entries of {path.name} match no video: {shown(missing)}"
+    return Matched(sources=[source for source in kept if source.videos], note=note)
 
 
 def apply_source_groups(sources: Sequence[Source], path: Path) -> Matched:
@@ -115,10 +115,10 @@ def apply_source_groups(sources: Sequence[Source], path: Path) -> Matched:
         for number, source in enumerate(sources)
     ]
     unknown = [video.path for source in grouped for video in source.videos if video.source_group is None]
-    told = f"{path.name}: {len(group_of):,} videos of {len({g for *_, g in group_of.values()}):,} recordings"
+    note = f"{path.name}: {len(group_of):,} videos of {len({g for *_, g in group_of.values()}):,} recordings"
     if unknown:
-        told += f"\nWARNING: {path.name} has no row for {len(unknown):,} videos: {shown(unknown)}"
-    return Matched(sources=grouped, told=told)
+        note += f"\nWARNING: {path.name} has no row for {len(unknown):,} videos: {shown(unknown)}"
+    return Matched(sources=grouped, note=note)
 
 
 def apply_annotations(sources: Sequence[Source], path: Path) -> Matched:
@@ -165,12 +165,12 @@ def apply_annotations(sources: Sequence[Source], path: Path) -> Matched:
             "videos; is it the right file?"
         )
     left_out = sum(len(a.videos) - len(b.videos) for a, b in zip(sources, annotated, strict=True))
-    told = f"{path.name}: {sum(len(video.events) for video in with_events):,} events in {len(with_events):,} videos"
+    note = f"{path.name}: {sum(len(video.events) for video in with_events):,} events in {len(with_events):,} videos"
     if left_out:
-        told += f"\nWARNING: {left_out:,} crime videos are skipped: {path.name} has no event for them"
+        note += f"\nWARNING: {left_out:,} crime videos are skipped: {path.name} has no event for them"
     if missing:
-        told += f"\n{_without_file(path, missing, sorted(events_of))}"
-    return Matched(sources=[source for source in annotated if source.videos], told=told)
+        note += f"\n{_without_file(path, missing, sorted(events_of))}"
+    return Matched(sources=[source for source in annotated if source.videos], note=note)
 
 
 def match_names(sources: Sequence[Source], names: Sequence[str], *, what: str) -> dict[str, list[tuple[int, int]]]:

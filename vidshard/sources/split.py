@@ -148,15 +148,15 @@ def to_text(report: SplitReport) -> str:
 def _find_videos(config: SplitConfig, shards: ShardSet | None) -> tuple[list[SplitVideo], list[str], list[str]]:
     """Find all videos, notes and warnings; the videos of a shard folder are in the order of its index.
 
-    For a folder of splits: the videos of all splits, which are assigned anew.
+    For a folder of splits: the videos of all splits, which are assigned again.
     """
     sources = [_source_of_shards(shards)] if shards is not None else find_sources(config.source)
     notes = [note for source in sources for note in source.notes if not note.startswith("WARNING: ")]
     warnings = [note.removeprefix("WARNING: ") for source in sources for note in source.notes if note not in notes]
     if config.source_groups is not None:
         matched = apply_source_groups(sources, config.source_groups)
-        sources, told = matched.sources, matched.told.split("WARNING: ")[1:]
-        warnings += told
+        sources, list_warnings = matched.sources, matched.note.split("WARNING: ")[1:]
+        warnings += list_warnings
     found = [(Path(str(source.root)) / video.path, video) for source in sources for video in source.videos]
     if shards is not None:
         contents: Sequence[str | None] = _clip_checksums(shards)
@@ -305,14 +305,14 @@ def _leak_warnings(videos: Sequence[SplitVideo], split_of: Mapping[int, str], sh
     for number, video in enumerate(videos):
         if video.content is not None:
             copies[video.content].append(number)
-    told = []
+    duplicates = []
     for numbers in copies.values():
         if len(numbers) > 1:
             names = " and ".join(videos[number].path for number in numbers)
             classes = {videos[number].class_name for number in numbers}
             contradiction = ", although their classes differ" if len(classes) > 1 else ""
-            told.append(f"{names} are the same video; all are in {split_of[numbers[0]]}{contradiction}")
-    yield from _capped(told)
+            duplicates.append(f"{names} are the same video; all are in {split_of[numbers[0]]}{contradiction}")
+    yield from _capped(duplicates)
     if shards is None:
         return
     signatures, unreadable = _signatures(shards)

@@ -59,10 +59,10 @@ def _split_folders(url: Url, listing: Listing) -> dict[str, str]:
                 )
             splits[split] = folder
     outside = [name for name in sorted(listing) if splits and not _is_below(name, splits.values())]
-    beside = [name for name in outside if _is_video(url, name)]
-    if beside:
+    videos = [name for name in outside if _is_video(url, name)]
+    if videos:
         raise UserError(
-            f"{url} holds {', '.join(sorted(splits.values()))} and {len(beside):,} videos outside them ({beside[0]}); "
+            f"{url} holds {', '.join(sorted(splits.values()))} and {len(videos):,} videos outside them ({videos[0]}); "
             "move those into a split, or build each separately"
         )
     return splits
@@ -97,19 +97,19 @@ def _find_source(url: Url, split: str | None, listing: Listing, normal: str | No
             skip(name, "unreadable", "it could not be read to check whether it is a video; run the same command again")
     notes = sources.by_content_note(by_content)
     source = sources.make_source(url, split, videos, list(skipped.values()), groups=groups, normal=normal, notes=notes)
-    told = [
+    videos_with_versions = [
         dataclasses.replace(video, num_bytes=listing[video.path].size, version=listing[video.path].version)
         for video in source.videos
     ]
-    return dataclasses.replace(source, videos=tuple(told))
+    return dataclasses.replace(source, videos=tuple(videos_with_versions))
 
 
 def _outer_groups(url: Url, listing: Listing) -> Groups:
     """Return the groups of the `sources.json` next to a split folder."""
-    beside = url.parent
-    if GROUPS_NAME in listing or split_name(url.name) is None or not urls.exists(beside / GROUPS_NAME):
+    parent = url.parent
+    if GROUPS_NAME in listing or split_name(url.name) is None or not urls.exists(parent / GROUPS_NAME):
         return Groups()
-    return _groups(beside, f"{url.name}/")
+    return _groups(parent, f"{url.name}/")
 
 
 def _groups(url: Url, prefix: str) -> Groups:

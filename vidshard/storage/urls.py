@@ -68,7 +68,7 @@ class Url:
 
     @property
     def place(self) -> str:
-        """The URL without query, user and trailing slash: it identifies the object, whoever reads it."""
+        """The URL without query, user and trailing slash: it identifies the object regardless of credentials."""
         return scrub(self.full).removesuffix("?…").rstrip("/")
 
     @property

@@ -1,6 +1,6 @@
 """Container detection, integrity checks and opening of video files.
 
-Nothing here decodes. The container is detected by content, never by file name, and FFmpeg is told which one to use.
+Nothing here decodes. The container is detected by content, never by file name, and FFmpeg is given the format.
 """
 
 from __future__ import annotations

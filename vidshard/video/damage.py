@@ -21,7 +21,7 @@ from vidshard.video.containers import DAMAGED, VideoError
 
 _MAX_BYTES = 1 << 16  # limit of the messages examined and re-emitted
 # `[h264 @ 0x55d0] error while decoding MB 0 4`, or from OpenCV `[OPENCV:FFMPEG:16] error while …`
-_LINE = re.compile(r"\[(?:OPENCV:FFMPEG:(?P<level>\d+)|(?P<who>[\w,]+) @ [^\]]*)\] (?:\[[^\]]*\] )?(?P<what>.+)")
+_LINE = re.compile(r"\[(?:OPENCV:FFMPEG:(?P<level>\d+)|(?P<component>[\w,]+) @ [^\]]*)\] (?:\[[^\]]*\] )?(?P<text>.+)")
 _ERROR_LEVEL = 16  # FFmpeg's number; lower is worse
 _PAINTED_OVER = "concealing"  # logged at a lower level; often the only sign of a flipped bit
 _RECOVERED = "corrupted and recovered from nearest frames"  # decord returned one frame in place of another
@@ -55,7 +55,7 @@ class Messages:
 
     def end(self) -> None:
         """Keep the text and release the file."""
-        lines = [f"[{who}] {what.strip()}\n" for _, who, what in self._logs]
+        lines = [f"[{component}] {text.strip()}\n" for _, component, text in self._logs]
         self._text, self._file = (self.text + "".join(lines))[:_MAX_BYTES], None
 
     def first_error(self, codec: str) -> str | None:
@@ -63,22 +63,22 @@ class Messages:
 
         Messages about sound, subtitles or scaling do not count.
         """
-        for level, who, what in self._logs:
-            if who in _decoders(codec) and _is_error(level, what):
-                return what.strip()
+        for level, component, text in self._logs:
+            if component in _decoders(codec) and _is_error(level, text):
+                return text.strip()
         return first_damage(self.text, codec)
 
     def refuse_damage(self, codec: str) -> None:
         """Raise VideoError `damaged` with the first message that reports a damaged picture."""
-        said = self.first_error(codec)
-        if said is not None:
-            raise VideoError(DAMAGED, f"FFmpeg says: {said}")
+        error_text = self.first_error(codec)
+        if error_text is not None:
+            raise VideoError(DAMAGED, f"FFmpeg says: {error_text}")
 
     def reader_error(self, readers: Collection[str] = _RELIABLE_READERS) -> str | None:
         """Return the first message of a trusted demuxer that reports damage, if any."""
-        for level, who, what in self._logs:
-            if who.partition(",")[0] in readers and level <= _ERROR_LEVEL:
-                return what.strip()
+        for level, component, text in self._logs:
+            if component.partition(",")[0] in readers and level <= _ERROR_LEVEL:
+                return text.strip()
         return None
 
     def forget(self) -> None:
@@ -89,8 +89,8 @@ class Messages:
 def first_damage(text: str, codec: str) -> str | None:
     """Return the first line of decord's or OpenCV's output that reports a damaged picture; None if there is none.
 
-    >>> said = "[aac @ 0x1] Input buffer exhausted\\n[h264 @ 0x2] error while decoding MB 0 4, bytestream 25865\\n"
-    >>> first_damage(said, "h264")
+    >>> output = "[aac @ 0x1] Input buffer exhausted\\n[h264 @ 0x2] error while decoding MB 0 4, bytestream 25865\\n"
+    >>> first_damage(output, "h264")
     'error while decoding MB 0 4, bytestream 25865'
     >>> first_damage("[mov,mp4,m4a,3gp,3g2,mj2 @ 0x3] stream 0, timescale not set", "h264")
     """
@@ -100,13 +100,17 @@ def first_damage(text: str, codec: str) -> str | None:
         match = _LINE.search(line)
         if match is None:
             continue
-        what = match["what"].strip()
+        message = match["text"].strip()
         if match["level"]:
-            is_damage = _is_error(int(match["level"]), what)
+            is_damage = _is_error(int(match["level"]), message)
         else:
-            is_damage = match["who"] in _decoders(codec) and not _METADATA.search(what) and not _REMARKS.search(what)
+            is_damage = (
+                match["component"] in _decoders(codec)
+                and not _METADATA.search(message)
+                and not _REMARKS.search(message)
+            )
         if is_damage:
-            return what
+            return message
     return None
 
 
@@ -114,8 +118,8 @@ def _decoders(codec: str) -> tuple[str, ...]:
     return (codec, "libdav1d") if codec == "av1" else (codec,)
 
 
-def _is_error(level: int, what: str) -> bool:
-    return (level <= _ERROR_LEVEL and not _METADATA.search(what)) or what.startswith(_PAINTED_OVER)
+def _is_error(level: int, message: str) -> bool:
+    return (level <= _ERROR_LEVEL and not _METADATA.search(message)) or message.startswith(_PAINTED_OVER)
 
 
 @contextlib.contextmanager
@@ -141,8 +145,8 @@ def capture_native_output() -> Iterator[Messages]:
 
     For worker processes: it redirects the standard output and error of the whole process.
     """
-    with tempfile.TemporaryFile() as file, ffmpeg_messages() as heard:
-        messages = Messages(heard._logs, file)
+    with tempfile.TemporaryFile() as file, ffmpeg_messages() as captured:
+        messages = Messages(captured._logs, file)
         _flush()
         real = []
         for descriptor in (1, 2):

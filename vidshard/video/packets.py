@@ -115,14 +115,14 @@ def read_packet_table(path: Path) -> PacketTable:
             with openable_name(path) as name, containers.open_container(name, container_format) as container:
                 table, doubt = _read_stream(container, container_format, size)
                 promised = container.streams[table.stream_index].frames
-            said = messages.reader_error()
-            if said is not None:
-                raise VideoError(DAMAGED, f"FFmpeg says: {said}")
+            error_text = messages.reader_error()
+            if error_text is not None:
+                raise VideoError(DAMAGED, f"FFmpeg says: {error_text}")
             if is_cut:
                 _check_length(table, promised)
-            said = messages.reader_error(["mov"])  # it complains about intact files, too
-            if said is not None:
-                _check_counts(path, table, said)
+            error_text = messages.reader_error(["mov"])  # it complains about intact files, too
+            if error_text is not None:
+                _check_counts(path, table, error_text)
         table, holds_fields = _with_first_frame(path, table)
         if holds_fields and doubt is None:
             doubt = _Doubt("its packets hold fields", "complete")
@@ -336,9 +336,9 @@ def _starts_afresh(codec: str, data: memoryview, length_bytes: int) -> bool:
     place = 0
     while place + length_bytes < len(data):
         header = data[place + length_bytes]
-        if codec == "h264" and header & 31 in (1, 2, 5):  # a picture, of which 5 is an IDR
+        if codec == "h264" and header & 31 in (1, 2, 5):  # slices; 5 is an IDR picture
             return header & 31 == 5
-        if codec == "hevc" and header >> 1 & 63 < 32:  # a picture, of which 16 to 23 are IRAP
+        if codec == "hevc" and header >> 1 & 63 < 32:  # slices; 16 to 23 are IRAP pictures
             return 16 <= header >> 1 & 63 <= 23
         place += length_bytes + int.from_bytes(data[place : place + length_bytes], "big")
     return True
@@ -418,14 +418,14 @@ def _check_length(table: PacketTable, promised: int) -> None:
         raise VideoError(DAMAGED, f"the file ends early: its header promises {promised * table.time_base:,.1f} seconds")
 
 
-def _check_counts(path: Path, table: PacketTable, said: str) -> None:
+def _check_counts(path: Path, table: PacketTable, error_text: str) -> None:
     """Raise VideoError if an MP4 has times for more frames than it has positions."""
     with openable_name(path) as name, containers.open_container(name, table.container, edit_list=False) as container:
         stream = container.streams[table.stream_index]
         entries = getattr(stream, "index_entries", None)  # PyAV 17 and newer
         if entries is not None and len(entries) < stream.frames:
             message = f"its tables have the times of {stream.frames:,} frames and the places of {len(entries):,}"
-            raise VideoError(DAMAGED, f"{message} (FFmpeg says: {said})")
+            raise VideoError(DAMAGED, f"{message} (FFmpeg says: {error_text})")
 
 
 def _with_first_frame(path: Path, table: PacketTable) -> tuple[PacketTable, bool]:

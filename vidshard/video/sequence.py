@@ -109,7 +109,7 @@ def holds_zeros(codec: str, data: bytes, length_bytes: int) -> bool:
 
 
 class _Recorder:
-    """Decodes packets one by one and records the frames and the messages about them."""
+    """Recorder that decodes packets one by one and notes the frames and the messages about them."""
 
     def __init__(self, stream: Any, messages: damage.Messages) -> None:
         self.codec: str = stream.codec_context.codec.canonical_name
@@ -141,10 +141,10 @@ class _Recorder:
         except (av.error.FFmpegError, ValueError) as error:
             self.lose(containers.plain_text(error))
             self._suspect(self._loss, packet)
-        said = self._messages.first_error(self.codec)
+        error_text = self._messages.first_error(self.codec)
         self._messages.forget()
-        if said is not None:
-            self._suspect(said, packet)
+        if error_text is not None:
+            self._suspect(error_text, packet)
         elif holds_zeros(self.codec, bytes(packet), self._length_bytes):
             self._suspect(ZEROS, packet)
         for frame in frames:
