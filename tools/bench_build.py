@@ -246,9 +246,16 @@ while total < 1:
     turns += 1
 print(f"\\n{total / turns}")
 """
-_VERSIONS = (
-    "import sys; sys.path.insert(0, sys.argv[1]); from vidshard import decoders; print(decoders.decoder_versions())"
-)
+# An older checkout has its modules in other places.
+_VERSIONS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+try:
+    from vidshard.video import decoders
+except ImportError:
+    from vidshard import decoders
+print(decoders.decoder_versions())
+"""
 
 
 def compare_environments(

@@ -91,7 +91,7 @@ def test_a_schema_finds_what_is_wrong(place: Path) -> None:  # noqa: F811
 
 def test_every_file_that_is_written_has_a_schema() -> None:
     names = r"([a-z_0-9]+\.(?:jsonl?|csv))"
-    written = {name for path in (ROOT / "stage1").glob("*.py") for name in re.findall(f'"{names}"', path.read_text())}
+    written = {name for path in (ROOT / "stage1").rglob("*.py") for name in re.findall(f'"{names}"', path.read_text())}
     documents = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("OUTPUTS", "TRAINING", "EVALUATION"))]
     told = {name for path in documents for name in re.findall(f"`(?:[a-z_]+/)*{names}`", path.read_text())}
     assert len(written) > 10

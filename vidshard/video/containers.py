@@ -123,12 +123,33 @@ def container_format(head: bytes) -> str:
     ):
         if head.startswith(magic):
             return name
+    stream = _raw_stream(head)
+    if stream is not None:
+        return stream
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         return "avi"
     for step in (188, 192):  # MPEG transport stream, plain and with 4-byte time stamps; may begin mid-packet
         if any(head[first : first + 8 * step : step] == b"\x47" * 8 for first in range(step)):
             return "mpegts"
     raise VideoError("not_a_video", f"its content is not that of a video file ({_describe(head)})")
+
+
+def _raw_stream(head: bytes) -> str | None:
+    """Return `h264` or `hevc` if `head` begins a raw stream: with a delimiter, parameter set or SEI message.
+
+    >>> _raw_stream(bytes.fromhex("00000001 6764"))
+    'h264'
+    >>> _raw_stream(bytes.fromhex("000001 4001"))
+    'hevc'
+    >>> _raw_stream(bytes.fromhex("000001 b3"))
+    """
+    start = next((start for start in (b"\0\0\0\1", b"\0\0\1") if head.startswith(start)), None)
+    if start is None:
+        return None
+    first = head[len(start) : len(start) + 2]
+    if first[:1] in (b"\x67", b"\x47", b"\x27", b"\x09", b"\x06"):
+        return "h264"
+    return "hevc" if first in (b"\x40\1", b"\x42\1", b"\x46\1") else None
 
 
 def _describe(head: bytes) -> str:
@@ -144,7 +165,6 @@ def _describe(head: bytes) -> str:
         (b"PK\x03\x04", "a ZIP archive"),
         (b"Rar!", "a RAR archive"),
         (b"\x1f\x8b", "a gzip archive"),
-        (b"\0\0\0\1", "maybe a raw H.264 or HEVC stream; put it into an MP4: `ffmpeg -i IN -c copy OUT.mp4`"),
         (b"version https://git-lfs", "a Git LFS pointer: run `git lfs pull`"),
     ):
         if head.startswith(magic):

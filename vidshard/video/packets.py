@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vidshard.util import atomic
-from vidshard.video import containers, damage, sequence
+from vidshard.video import containers, damage, sampling, sequence
 from vidshard.video.containers import DAMAGED as DAMAGED
 from vidshard.video.containers import UNSUPPORTED as UNSUPPORTED
 from vidshard.video.containers import VideoError as VideoError
@@ -192,8 +192,14 @@ def _sample_aspect(stream: Any) -> float:
 
 
 def _mean_rate(seconds: npt.NDArray[np.float64], nominal_rate: float) -> float:
-    span = float(seconds[-1] - seconds[0])
-    rate = (len(seconds) - 1) / span if span > 0 else nominal_rate
+    """Return the mean frame rate of a recording in frames/s, without its breaks.
+
+    >>> _mean_rate(np.array([0.0, 0.5, 1.0, 1.5, 36001.5, 36002.0]), 25.0)
+    2.0
+    """
+    gaps = np.delete(np.diff(seconds), sampling.find_breaks(seconds) - 1)
+    span = float(gaps.sum()) if len(gaps) < len(seconds) - 1 else float(seconds[-1] - seconds[0])
+    rate = len(gaps) / span if span > 0 else nominal_rate
     return rate if math.isfinite(rate) else 0.0
 
 
@@ -282,26 +288,28 @@ def _read_packets(container: Any, stream: Any, file_size: int) -> _Packets:
     decoded: list[int | None] = []
     discard: list[bool] = []
     key: list[bool] = []
-    num_bytes = 0
-    smallest = file_size
+    sizes: list[int] = []
     has_corrupt = has_zeros = False
     codec, length_bytes = stream.codec_context.name, sequence.length_bytes(stream)
+    may_have_zeros = codec in ("h264", "hevc")
     clean = True
     for packet in container.demux(stream):
         size = packet.size
         if size == 0:  # the flush packet at the end, or a frame that an AVI dropped
             continue
-        num_bytes += size
-        smallest = min(smallest, size)
-        has_corrupt = has_corrupt or packet.is_corrupt
-        has_zeros = has_zeros or sequence.holds_zeros(codec, bytes(packet), length_bytes)
+        sizes.append(size)
         shown.append(packet.pts)
         decoded.append(packet.dts)
         discard.append(packet.is_discard)
         is_key = packet.is_keyframe
         key.append(is_key)
+        if packet.is_corrupt:
+            has_corrupt = True
+        if may_have_zeros and sequence.ZERO_RUN in (data := bytes(packet)):
+            has_zeros = has_zeros or sequence.holds_zeros(codec, data, length_bytes)
         if is_key and clean:
             clean = _starts_afresh(codec, memoryview(packet), length_bytes)
+    num_bytes, smallest = sum(sizes), min(sizes, default=0)
     _check_complete(stream, len(key), num_bytes, file_size)
     clocks = [None if None in times else np.array(times, dtype=np.int64) for times in (shown, decoded)]
     rows = np.zeros(len(key), dtype=_PACKET)

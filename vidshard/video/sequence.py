@@ -17,7 +17,7 @@ from vidshard.video import containers, damage
 from vidshard.video.containers import UNSUPPORTED, VideoError
 
 ZEROS = "a picture of it has a hole of zeros"
-_ZEROS = bytes(64)  # H.264 and HEVC never contain three zero bytes in a row
+ZERO_RUN = bytes(64)  # H.264 and HEVC never contain three zero bytes in a row
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,15 +95,15 @@ def holds_zeros(codec: str, data: bytes, length_bytes: int) -> bool:
     >>> holds_zeros("h264", bytes.fromhex("00000001 65") + bytes(95) + bytes.fromhex("00000001 0910"), 0)
     False
     """
-    if codec not in ("h264", "hevc") or _ZEROS not in data:
+    if codec not in ("h264", "hevc") or ZERO_RUN not in data:
         return False
     if not length_bytes:
-        return re.search(_ZEROS + rb"\0*[^\0\1]", data) is not None
+        return re.search(ZERO_RUN + rb"\0*[^\0\1]", data) is not None
     place = 0
     while place + length_bytes < len(data):
         start = place + length_bytes
         place = start + int.from_bytes(data[place:start], "big")
-        if _ZEROS in data[start:place].rstrip(b"\0"):
+        if ZERO_RUN in data[start:place].rstrip(b"\0"):
             return True
     return False
 

@@ -38,7 +38,7 @@ def refusal(path: Path) -> VideoError:
         (b"ffconcat version 1.0\nfile other.mp4\n", "not_a_video", "text"),
         (b"#EXTM3U\n#EXTINF:3,\nhttp://127.0.0.1:9/x.ts\n", "not_a_video", "text"),
         (b"version https://git-lfs.github.com/spec/v1\n", "not_a_video", "git lfs pull"),
-        (b"\0\0\0\1\x67" + bytes(500), "not_a_video", "raw H.264"),
+        (b"\0\0\0\1\x67" + bytes(500), "damaged", ""),
         (b"\xff\xd8\xff\xe0" + bytes(500), "not_a_video", "JPEG"),
         (b"PK\x03\x04" + bytes(500), "not_a_video", "ZIP"),
         (b"\0\0\0\x1cftypavif" + bytes(500), "not_a_video", "picture"),
@@ -129,6 +129,13 @@ def test_a_picture_that_is_to_be_sheared_is_damage(
     data[place : place + 20] = struct.pack(">5i", a, b, 0, c, d)
     path.write_bytes(data)
     assert "shear" in refusal(path).message
+
+
+@pytest.mark.parametrize(("codec", "name"), [("libx264", "h264"), ("libx265", "hevc")])
+def test_a_stream_without_a_container_has_estimated_times(codec: str, name: str, tmp_path: Path) -> None:
+    table = read_packet_table(make_video(tmp_path / "v.mp4", codec=codec, container=name).path)
+    assert (table.num_frames, table.container, table.estimated_times) == (60, name, True)
+    np.testing.assert_allclose(np.diff(table.timestamps_seconds), 0.04, rtol=1e-6)
 
 
 def test_a_cut_avi_is_damaged(tmp_path: Path) -> None:
