@@ -148,7 +148,7 @@ class WorkFolder:
             elif difference:
                 raise UserError(
                     f"{self.out} holds an unfinished build with different {difference}; "
-                    f"give another --out, or delete {self.out} to start again"
+                    f"use another --out, or delete {self.out} to start again"
                 )
         self.drop_parts()
         for folder in (self.path / "packets", self.parts_path, *([self.commit_path] if self.staged else [])):

@@ -306,7 +306,7 @@ def test_a_killed_build_goes_on_to_the_same_bytes(name: str, source: Path, finis
 
 def test_another_build_in_the_output_is_refused_with_the_difference(source: Path, finished: Path) -> None:
     other = {**SMALL, "sampling": SamplingConfig(mode="dense", clip_len=4, stride=4), "frame_size": 32}
-    with pytest.raises(UserError, match=r"settings \(clip_len 8, now 4; frame_size 64, now 32\); give another --out"):
+    with pytest.raises(UserError, match=r"settings \(clip_len 8, now 4; frame_size 64, now 32\); use another --out"):
         build(BuildConfig(source=source, out=finished, **other))
 
 
@@ -331,7 +331,7 @@ def test_an_unfinished_build_with_other_settings_is_refused(
 
 def test_a_folder_with_other_files_is_no_output(source: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.docx").touch()
-    with pytest.raises(UserError, match=r"holds other files \(thesis.docx\); give another --out"):
+    with pytest.raises(UserError, match=r"holds other files \(thesis.docx\); use another --out"):
         build(BuildConfig(source=source, out=tmp_path, **SMALL))
 
 

@@ -142,7 +142,7 @@ def test_dry_run(source: Path, tmp_path: Path) -> None:
     result = run("build", source, "--out", tmp_path / "out", "--workers", 1, "--dry-run")
     assert result.exit_code == 0, result.output
     for text in (
-        "nothing was written",
+        "nothing written",
         "videos: 3, 0.00 hours",
         "clips:  3 in 1 shards, about 1.8 MB",
         "with 1 worker",
@@ -200,7 +200,7 @@ def test_normal_names_the_normal_class(tmp_path: Path) -> None:
 def test_an_output_that_holds_another_build(source: Path, tmp_path: Path) -> None:
     assert run("build", source, "--out", tmp_path / "out", "--workers", 1).exit_code == 0
     result = run("build", source, "--out", tmp_path / "out", "--clip-len", 8)
-    check_error(result, "holds a different build", "clip_len 16, now 8", "give another --out, or delete")
+    check_error(result, "holds a different build", "clip_len 16, now 8", "use another --out, or delete")
 
 
 def test_a_full_disk_in_the_middle(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +249,7 @@ def test_outputs_that_cannot_be(source: Path, tmp_path: Path, monkeypatch: pytes
     assert (tmp_path / "empty.log" / "build.log").is_file()
     assert run("preview", ".").exit_code == 0
     assert (tmp_path / "empty.log" / "preview.html").is_file()
-    check_error(run("preview", ".", "--out", tmp_path), "is a folder, expected the name of a page")
+    check_error(run("preview", ".", "--out", tmp_path), "is a folder, expected a file name")
     check_error(run("preview", ".", "--out", tmp_path / "file.txt" / "page.html"), "file.txt")
 
 
