@@ -1,4 +1,4 @@
-"""The options of a build, and what of them decides the bytes."""
+"""Build options, and the fingerprint of those that affect output bytes."""
 
 from __future__ import annotations
 
@@ -26,39 +26,39 @@ from vidshard.video import sampling as clips
 from vidshard.video.sampling import SamplingConfig
 
 EXECUTORS = ("local", "ray")
-SOURCES = "sources_sha256"  # name of the digests among the settings of a manifest
+SOURCES = "sources_sha256"  # key of the source digests in a manifest's settings
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
-    """What to build from what. `source`: SOURCE/<Class>/*.mp4, a folder of splits, a folder of MP4s, or one MP4."""
+    """Options of a build. `source`: SOURCE/<Class>/*.mp4, a folder of splits, a folder of videos, or one video."""
 
     source: Location
-    out: Location | None = None  # default: shards/<name of the folder>; of several splits, the folder that holds them
-    staging: Path | None = None  # where a set for a URL is built before it is sent; default: shards.staging/<its name>
-    executor: str = "local"  # who runs the workers: this process, or ray
-    workers: int | None = None  # processes; default: one a core
+    out: Location | None = None  # default: shards/<folder name>; for several splits, their parent folder
+    staging: Path | None = None  # local folder of a set for a URL before upload; default: shards.staging/<name>
+    executor: str = "local"  # where workers run: local, or on a Ray cluster (ray)
+    workers: int | None = None  # processes; default: one per core
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     frame_size: int = 112  # height and width of a stored frame, pixels
-    resize: str = "squash"  # how a frame becomes square: squash, crop or letterbox
-    codec: str = "raw"  # how the pixels are stored: raw, zstd or jpeg
-    follow_links: bool = False  # read what links inside `source` lead to outside of it
-    normal: str | None = None  # the class that is normal, if its name does not say so
-    yes: bool = False  # labels that look odd are right
+    resize: str = "squash"  # how frames become square: squash, crop or letterbox
+    codec: str = "raw"  # storage of the pixels: raw, zstd or jpeg
+    follow_links: bool = False  # follow links that lead out of `source`
+    normal: str | None = None  # name of the normal class, if its name does not show it
+    yes: bool = False  # accept labels that look wrong
     decoder: str = decoders.AUTO
-    full_check: bool = False  # decode every frame of a video before, and refuse it if any is damaged
-    allow_damaged: bool = False  # the same check, but a damaged video is kept and its clips are flagged
-    split_list: Path | None = None  # build only the videos that it names
-    source_groups: Path | None = None  # which video was cut from which recording
-    annotations: Path | None = None  # which frames of which video are an event
-    retry_failed: bool = False  # try the videos again that failed, in a finished set or an unfinished one
-    extend: bool = False  # add the videos that are new in `source` to a finished set
-    max_failures: int | None = None  # stop when more videos than this failed in one run
-    limit: int | None = None  # build so many videos only, drawn by `seed`, classes taken in turn
+    full_check: bool = False  # decode every frame first; reject the video if any is damaged
+    allow_damaged: bool = False  # like full_check, but keep damaged videos and flag their clips
+    split_list: Path | None = None  # build only the videos in this list
+    source_groups: Path | None = None  # list of video → recording
+    annotations: Path | None = None  # temporal annotations: the events of each video
+    retry_failed: bool = False  # retry failed videos of a finished or unfinished set
+    extend: bool = False  # add new videos of `source` to a finished set
+    max_failures: int | None = None  # stop if more videos fail in one run
+    limit: int | None = None  # number of videos to build, drawn at random, balanced over classes
     seed: int = 0
-    shard_mb: int = 64  # MiB of pixels in a full shard
-    timeout_seconds: float = 60.0  # for a video, and again for each minute of it
-    memory_mb: int = 4096  # MiB of memory of one worker
+    shard_mb: int = 64  # MiB of pixels per shard
+    timeout_seconds: float = 60.0  # time limit per video, plus the same per minute of footage
+    memory_mb: int = 4096  # memory limit of one worker, MiB
 
     def __post_init__(self) -> None:
         for name in ("source", "out"):  # a script may give text
@@ -76,7 +76,7 @@ class BuildConfig:
         if self.max_failures is not None and self.max_failures < 0:
             raise UserError(f"max_failures is {self.max_failures}, expected at least 0")
         if self.extend and (self.retry_failed or self.limit is not None):
-            raise UserError("extend excludes retry_failed and limit; do one after the other")
+            raise UserError("extend excludes retry_failed and limit; run them one after the other")
         if self.resize not in clips.RESIZES:
             raise UserError(f"resize is {self.resize!r}, expected one of {', '.join(clips.RESIZES)}")
         if self.codec not in layout.CODEC_SUFFIX:
@@ -85,11 +85,11 @@ class BuildConfig:
         width = self.shape.num_frames * self.shape.width
         if self.codec == "jpeg" and width > codecs.JPEG_MAX_SIDE:
             raise UserError(
-                f"the frames of a clip side by side are {width:,} pixels wide, and a JPEG at most "
+                f"the frames of a clip side by side are {width:,} pixels wide, but a JPEG can have at most "
                 f"{codecs.JPEG_MAX_SIDE:,}; choose --codec zstd, a smaller --frame-size or a smaller --clip-len"
             )
         if self.annotations is not None and self.sampling.mode != "annotated":
-            raise UserError(f"annotations are of no use to {self.sampling.mode} sampling; choose --sampling annotated")
+            raise UserError(f"annotations need --sampling annotated, got --sampling {self.sampling.mode}")
         decoders.decoders_for(self.decoder)
 
     @property
@@ -98,7 +98,7 @@ class BuildConfig:
 
 
 def build_settings(config: BuildConfig) -> dict[str, Any]:
-    """All that decides the bytes of a set but its sources, as its manifest keeps it."""
+    """Return all settings that decide the bytes of a set, as stored in its manifest; the sources are separate."""
     return {
         **config.sampling.to_settings(),
         "frame_size": config.frame_size,
@@ -117,9 +117,9 @@ def build_settings(config: BuildConfig) -> dict[str, Any]:
 def source_digests(
     source: Source, failed: Collection[str], video_bytes: Mapping[str, int] | None = None
 ) -> dict[str, str]:
-    """Digests of the list of videos: of those that did not fail, and of those that did, which may be repaired later.
+    """Return digests of the lists of good and of failed videos; the failed ones may be repaired later.
 
-    `video_bytes`: path → size of its file; without it SOURCE is asked.
+    `video_bytes`: path → file size in bytes; default: ask the source.
     """
     good = [video for video in source.videos if video.path not in failed]
     bad = [video for video in source.videos if video.path in failed]
@@ -135,7 +135,7 @@ def _videos_sha256(source: Source, videos: Sequence[Video], video_bytes: Mapping
 
 
 def _facts(num_bytes: int, video: Video) -> list[Any]:
-    """What the result depends on and may change: size, label, source group, events."""
+    """Return what the result depends on and may change: size, label, recording, events."""
     return [num_bytes, video.label, video.source_group, *video.events]
 
 
@@ -145,12 +145,12 @@ def package_versions(codec: str) -> dict[str, str]:
 
 
 def fingerprint(source: Source, settings: dict[str, Any], *, change: str | None = None) -> dict[str, Any]:
-    """What must not change while a build is unfinished. `change`: what is done to which finished set."""
+    """Return what must not change during a build. `change`: the kind of change, and to which finished set."""
     videos = []
     for video in source.videos:
         modified: int | str | None = video.version
         if isinstance(source.root, Path):
-            with contextlib.suppress(OSError):  # the probe will say why
+            with contextlib.suppress(OSError):  # the probe will report the error
                 modified = (source.root / video.path).stat().st_mtime_ns
         videos.append([video.path, *_facts(file_bytes(source, video), video), modified])
     return {
@@ -163,9 +163,10 @@ def fingerprint(source: Source, settings: dict[str, Any], *, change: str | None 
 
 
 def find_finished(out: Location, source: Source, settings: dict[str, Any], config: BuildConfig) -> ShardSet | None:
-    """The finished set in `out`, None if there is none.
+    """Return the finished set in `out`, or None.
 
-    Raises UserError when it is not the one asked for: other settings, or other videos than `config` allows to change.
+    Raises UserError if the set does not match the request: other settings, or changes of videos that `config` does not
+    allow.
     """
     if isinstance(out, Path):
         if not (out / layout.MANIFEST_NAME).exists():
@@ -195,7 +196,7 @@ def find_finished(out: Location, source: Source, settings: dict[str, Any], confi
 
 
 def check_packages(shards: ShardSet, codec: str) -> None:
-    """Raises UserError when what is added to a finished set would be decoded by other versions."""
+    """Raise UserError if additions to a finished set would be decoded with other package versions."""
     before, now = _named_as_now(shards.manifest.packages), package_versions(codec)
     if not decoders.asks_decord(shards.manifest.settings.get("decoder", decoders.AUTO)):
         before, now = _without_decord(before), _without_decord(now)
@@ -207,13 +208,13 @@ def check_packages(shards: ShardSet, codec: str) -> None:
         if name in before and name not in now and before[name] != "absent":
             how += f" (`pip uninstall {' '.join(decoders.DECORDS)}`, then `pip install {name}=={before[name]}`)"
     raise UserError(
-        f"{shards.folder} was built with other packages {difference}; {how}, or build into another --out: one set "
-        "holds the pixels of one decoder"
+        f"{shards.folder} was built with different packages {difference}; {how}, or build into another --out: "
+        "a set must not mix the pixels of different decoders"
     )
 
 
 def _named_as_now(packages: Mapping[str, str]) -> dict[str, str]:
-    """The packages of a manifest, with decord2 under its own name, which once stood there as decord.
+    """Return a manifest's packages with decord2 under its own name; old versions recorded it as decord.
 
     >>> _named_as_now({"decord": "3.4.0"}), _named_as_now({"decord": "0.6.0"})
     ({'decord2': '3.4.0'}, {'decord': '0.6.0'})
@@ -229,14 +230,14 @@ def _without_decord(packages: Mapping[str, str]) -> dict[str, str]:
 
 
 def new_videos(shards: ShardSet, source: Source) -> list[int]:
-    """Numbers of the videos of `source` that the set does not know."""
+    """Return the numbers of the videos of `source` that are not in the set."""
     failed = (failure.path for failure in shards.manifest.failures if failure.outcome == "failed")
     before = {*shards.index.paths, *failed}
     return [number for number, video in enumerate(source.videos) if video.path not in before]
 
 
 def _changed(shards: ShardSet, source: Source, failed: Collection[str]) -> str:
-    """Which of the videos that became clips have changed, as far as the index and the log tell."""
+    """Describe which videos have changed, as far as the index shows."""
     index = shards.index
     rows = {path: row for row, path in enumerate(index.paths)}
     labels = dict(zip(index.clips["video"].tolist(), index.clips["label"].tolist(), strict=True))
@@ -250,12 +251,12 @@ def _changed(shards: ShardSet, source: Source, failed: Collection[str]) -> str:
 
 def _another(out: Location, difference: str, hint: str = "") -> UserError:
     return UserError(
-        f"{out} holds another build, of {difference}; {hint}give another --out, or delete {out} to build it anew"
+        f"{out} holds a different build, with {difference}; {hint}use another --out, or delete {out} to rebuild it"
     )
 
 
 def file_bytes(source: Source, video: Video) -> int:
-    """Size of the file of a video; -1 where it cannot be told."""
+    """Return the size of a video's file in bytes; -1 if unknown."""
     if video.num_bytes is not None:
         return video.num_bytes
     path = source.root / video.path
@@ -268,4 +269,4 @@ def file_size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError:
-        return -1  # the probe will say why
+        return -1  # the probe will report the error
