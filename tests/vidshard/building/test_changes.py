@@ -227,7 +227,7 @@ def fail_join(patch: pytest.MonkeyPatch, shard: str) -> None:
             raise OSError(errno.EIO, "broken")
         return join(path, parts, **options)
 
-    patch.setattr(shard_joiner.shard_writer, "join_parts", fail)
+    patch.setattr(shard_joiner.writer, "join_parts", fail)
 
 
 @pytest.mark.parametrize("change", ["extend", "retry_failed"])

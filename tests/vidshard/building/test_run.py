@@ -225,7 +225,7 @@ def failing_join(monkeypatch: pytest.MonkeyPatch, shard: int, error: BaseExcepti
         return join(path, parts, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shard_joiner.shard_writer, "join_parts", fail)
+        patch.setattr(shard_joiner.writer, "join_parts", fail)
         yield
 
 
@@ -269,7 +269,7 @@ def test_a_video_that_spans_shards_is_ok_or_failed_never_half(
     opened = manifest.open_shards(tmp_path / "out")
     assert "Abuse/Abuse001.mp4" not in opened.index.paths
     counts = [len(clips.VideoClips(VIDEOS[path], config.sampling)) for path in sorted(VIDEOS)]
-    whole = builder.planner.plan_units(counts, shard_clips=10)  # of the others nothing moved
+    whole = builder.shard_plan.plan_units(counts, shard_clips=10)  # of the others nothing moved
     assert [s.samples for s in about.shards] == [
         sum(u.num_clips for u in whole.units if u.shard == n and u.video != 0) for n in range(whole.num_shards)
     ]
