@@ -89,9 +89,9 @@ def train(
 def _train_config(options: dict[str, Any], from_file: dict[str, Any]) -> TrainConfig:
     """Merge options as the command does: preset, file, network, then what is given."""
     preset, size = options.pop("preset", "default"), options.pop("model_size", None)
-    for name, value, known in (("preset", preset, PRESETS), ("model_size", size, {**SIZES, None: {}})):
+    for name, value, known in (("preset", preset, PRESETS), ("model_size", size or "base", SIZES)):
         if value not in known:
-            raise UserError(f"{name} is {value!r}, expected one of {', '.join(filter(None, known))}")
+            raise UserError(f"{name} is {value!r}, expected one of {', '.join(known)}")
     network: dict[str, Any] = {} if size is None else {"model": SIZES[size]}
     if options.keys() & {"backbone", "weights"}:
         name, weights = options.pop("backbone", "stage1"), options.pop("weights", None)
@@ -182,7 +182,7 @@ def load_attention_data(path: PathLike, *, for_training: bool = False) -> Attent
     """Read the detections that `infer` wrote for stage 2.
 
     N detections of T frames: ``clips`` uint8 (N, T, H, W, 3), read from disk when indexed; ``attention_weights``
-    float32 (N, T), each row summing to 1; ``frame_indices`` int64 (N, T) and ``seconds`` float64 (N, T) within the video;
+    float32 (N, T), each row summing to 1; ``frame_indices`` int64 (N, T) and ``seconds`` float64 (N, T) in the video;
     ``confidences`` float32 (N,), P(crime); ``labels`` int64 (N,); ``classes``, ``video_paths``, ``keys``: lists of N.
 
     Args:

@@ -40,7 +40,7 @@ print(json.dumps({"kinds": kinds, "dir": dir(package)}))
 def run_python(*arguments: str, cwd: Path = ROOT) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=250
+        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

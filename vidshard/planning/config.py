@@ -116,9 +116,9 @@ class BuildConfig:
     def __post_init__(self) -> None:
         check_options(self)
         if self.extend and (self.retry_failed or self.limit is not None):
-            raise UserError("extend excludes retry_failed and limit; do one after the other")
+            raise UserError("extend excludes retry_failed and limit; run them one after the other")
         if self.annotations is not None and self.sampling.mode != "annotated":
-            raise UserError(f"annotations are of no use to {self.sampling.mode} sampling; choose sampling annotated")
+            raise UserError(f"annotations need annotated sampling, got {self.sampling.mode}")
         from vidshard.shards import codecs
         from vidshard.video import decoders
 
@@ -126,7 +126,7 @@ class BuildConfig:
         width = self.sampling.clip_len * self.frame_size
         if self.codec == "jpeg" and width > codecs.JPEG_MAX_SIDE:
             raise UserError(
-                f"the frames of a clip side by side are {width:,} pixels wide, and a JPEG at most "
+                f"the frames of a clip side by side are {width:,} pixels wide, but a JPEG can have at most "
                 f"{codecs.JPEG_MAX_SIDE:,}; choose codec zstd, a smaller frame_size or a smaller clip_len"
             )
         decoders.decoders_for(self.decoder)

@@ -1,4 +1,4 @@
-"""Settings that decide the bytes of a set, and the fingerprint of an unfinished build."""
+"""Settings that affect output bytes, and the fingerprint of an unfinished build."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from vidshard.storage.urls import Location
 from vidshard.util.errors import UserError
 from vidshard.video import decoders
 
-SOURCES = "sources_sha256"  # name of the digests among the settings of a manifest
+SOURCES = "sources_sha256"  # key of the source digests in a manifest's settings
 
 
 def build_settings(config: BuildConfig) -> dict[str, Any]:
-    """All that decides the bytes of a set but its sources, as its manifest keeps it."""
+    """Return all settings that decide the bytes of a set, as stored in its manifest; the sources are separate."""
     return {
         **config.sampling.to_settings(),
         "frame_size": config.frame_size,
@@ -45,9 +45,9 @@ def build_settings(config: BuildConfig) -> dict[str, Any]:
 def source_digests(
     source: Source, failed: Collection[str], video_bytes: Mapping[str, int] | None = None
 ) -> dict[str, str]:
-    """Digests of the list of videos: of those that did not fail, and of those that did, which may be repaired later.
+    """Return digests of the lists of good and of failed videos; the failed ones may be repaired later.
 
-    `video_bytes`: path → size of its file; without it SOURCE is asked.
+    `video_bytes`: path → file size in bytes; default: ask the source.
     """
     good = [video for video in source.videos if video.path not in failed]
     bad = [video for video in source.videos if video.path in failed]
@@ -63,7 +63,7 @@ def _videos_sha256(source: Source, videos: Sequence[Video], video_bytes: Mapping
 
 
 def _facts(num_bytes: int, video: Video) -> list[Any]:
-    """What the result depends on and may change: size, label, source group, events."""
+    """Return what the result depends on and may change: size, label, recording, events."""
     return [num_bytes, video.label, video.source_group, *video.events]
 
 
@@ -73,12 +73,12 @@ def package_versions(codec: str) -> dict[str, str]:
 
 
 def fingerprint(source: Source, settings: dict[str, Any], *, change: str | None = None) -> dict[str, Any]:
-    """What must not change while a build is unfinished. `change`: what is done to which finished set."""
+    """Return what must not change during a build. `change`: the kind of change, and to which finished set."""
     videos = []
     for video in source.videos:
         modified: int | str | None = video.version
         if isinstance(source.root, Path):
-            with contextlib.suppress(OSError):  # the probe will say why
+            with contextlib.suppress(OSError):  # the probe will report the error
                 modified = (source.root / video.path).stat().st_mtime_ns
         videos.append([video.path, *_facts(file_bytes(source, video), video), modified])
     return {
@@ -91,9 +91,10 @@ def fingerprint(source: Source, settings: dict[str, Any], *, change: str | None 
 
 
 def find_finished(out: Location, source: Source, settings: dict[str, Any], config: BuildConfig) -> ShardSet | None:
-    """The finished set in `out`, None if there is none.
+    """Return the finished set in `out`, or None.
 
-    Raises UserError when it is not the one asked for: other settings, or other videos than `config` allows to change.
+    Raises UserError if the set does not match the request: other settings, or changes of videos that `config` does not
+    allow.
     """
     if isinstance(out, Path):
         if not (out / layout.MANIFEST_NAME).exists():
@@ -123,7 +124,7 @@ def find_finished(out: Location, source: Source, settings: dict[str, Any], confi
 
 
 def check_packages(shards: ShardSet, codec: str) -> None:
-    """Raises UserError when what is added to a finished set would be decoded by other versions."""
+    """Raise UserError if additions to a finished set would be decoded with other package versions."""
     before, now = _named_as_now(shards.manifest.packages), package_versions(codec)
     if not decoders.asks_decord(shards.manifest.settings.get("decoder", decoders.AUTO)):
         before, now = _without_decord(before), _without_decord(now)
@@ -135,13 +136,13 @@ def check_packages(shards: ShardSet, codec: str) -> None:
         if name in before and name not in now and before[name] != "absent":
             how += f" (`pip uninstall {' '.join(decoders.DECORDS)}`, then `pip install {name}=={before[name]}`)"
     raise UserError(
-        f"{shards.folder} was built with other packages {difference}; {how}, or build into another --out: one set "
-        "holds the pixels of one decoder"
+        f"{shards.folder} was built with different packages {difference}; {how}, or build into another --out: "
+        "a set must not mix the pixels of different decoders"
     )
 
 
 def _named_as_now(packages: Mapping[str, str]) -> dict[str, str]:
-    """The packages of a manifest, with decord2 under its own name, which once stood there as decord.
+    """Return a manifest's packages with decord2 under its own name; old versions recorded it as decord.
 
     >>> _named_as_now({"decord": "3.4.0"}), _named_as_now({"decord": "0.6.0"})
     ({'decord2': '3.4.0'}, {'decord': '0.6.0'})
@@ -157,14 +158,14 @@ def _without_decord(packages: Mapping[str, str]) -> dict[str, str]:
 
 
 def new_videos(shards: ShardSet, source: Source) -> list[int]:
-    """Numbers of the videos of `source` that the set does not know."""
+    """Return the numbers of the videos of `source` that are not in the set."""
     failed = (failure.path for failure in shards.manifest.failures if failure.outcome == "failed")
     before = {*shards.index.paths, *failed}
     return [number for number, video in enumerate(source.videos) if video.path not in before]
 
 
 def _changed(shards: ShardSet, source: Source, failed: Collection[str]) -> str:
-    """Which of the videos that became clips have changed, as far as the index and the log tell."""
+    """Describe which videos have changed, as far as the index shows."""
     index = shards.index
     rows = {path: row for row, path in enumerate(index.paths)}
     labels = dict(zip(index.clips["video"].tolist(), index.clips["label"].tolist(), strict=True))
@@ -178,12 +179,12 @@ def _changed(shards: ShardSet, source: Source, failed: Collection[str]) -> str:
 
 def _another(out: Location, difference: str, hint: str = "") -> UserError:
     return UserError(
-        f"{out} holds another build, of {difference}; {hint}give another --out, or delete {out} to build it anew"
+        f"{out} holds a different build, with {difference}; {hint}use another --out, or delete {out} to rebuild it"
     )
 
 
 def file_bytes(source: Source, video: Video) -> int:
-    """Size of the file of a video; -1 where it cannot be told."""
+    """Return the size of a video's file in bytes; -1 if unknown."""
     if video.num_bytes is not None:
         return video.num_bytes
     path = source.root / video.path
@@ -196,4 +197,4 @@ def file_size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError:
-        return -1  # the probe will say why
+        return -1  # the probe will report the error

@@ -14,13 +14,13 @@ _GROUP = "Sampling"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How clips are cut out of a video.
+    """Options for cutting clips out of a video.
 
-    uniform: `clips_per_video` equal spans, `clip_len` frames spread over each. dense: consecutive windows of `clip_len`
-    frames that lie `frame_step` apart, one every `stride` frames (default: the next begins where the last ended).
-    annotated: the same, but of a video with events out of these alone. `fps`: dense and annotated count in steps
-    of 1 / fps seconds instead of frames, so that cameras of 10 and of 30 frames a second show one speed. Neither has
-    clips across a break (`find_breaks`); uniform counts frames, and knows none.
+    uniform: `clips_per_video` equal spans, with `clip_len` frames spread over each. dense: consecutive windows of
+    `clip_len` frames that are `frame_step` apart, one every `stride` frames (default: no overlap, no gap). annotated:
+    like dense, but videos with events give clips from these events only. With `fps`, dense and annotated count in steps
+    of 1 / fps seconds instead of frames, so that cameras of 10 and of 30 frames/s show the same speed. No dense or
+    annotated clip crosses a break (`find_breaks`); uniform counts frames and ignores breaks.
     """
 
     mode: Literal["uniform", "dense", "annotated"] = option(
@@ -54,16 +54,16 @@ class SamplingConfig:
 
     @property
     def dense_stride(self) -> int:
-        """Frames from the start of a dense window to the start of the next."""
+        """Frames from the start of one dense window to the start of the next."""
         return self.stride if self.stride is not None else self.clip_len * self.frame_step
 
     @property
     def window(self) -> int:
-        """Frames from the first to the last of a dense clip, both counted."""
+        """Frames that a dense clip spans, first and last included."""
         return (self.clip_len - 1) * self.frame_step + 1
 
     def to_settings(self) -> dict[str, Any]:
-        """The sampling as the manifest keeps it: only what decides the clips."""
+        """Return the settings stored in the manifest: only those that decide the clips."""
         if self.mode == "uniform":
             return {"mode": "uniform", "clip_len": self.clip_len, "clips_per_video": self.clips_per_video}
         settings = {"mode": self.mode, "clip_len": self.clip_len, "stride": self.dense_stride}
