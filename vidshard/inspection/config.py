@@ -23,7 +23,7 @@ class PreviewConfig:
     def __post_init__(self) -> None:
         check_options(self)
         if self.out is not None and self.out.is_dir():
-            raise UserError(f"out {self.out} is a folder, expected the name of a page; use {self.out / PREVIEW_NAME}")
+            raise UserError(f"out {self.out} is a folder, expected a file name, such as {self.out / PREVIEW_NAME}")
         if self.out is not None and self.folder.resolve() in self.out.resolve().parents:
             raise UserError(f"out {self.out} is inside the shard folder, which must hold nothing else; use another out")
 
