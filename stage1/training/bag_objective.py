@@ -21,7 +21,7 @@ from stage1.data import clip_random
 from stage1.data.epoch_plan import Rows
 from stage1.data.loader import BagLoader, Batch, ClipLoader
 from stage1.model.motion_features import Line
-from stage1.training.clip_objective import BatchLoss, ClipTask, Forward
+from stage1.training.clip_objective import BatchLoss, ClipObjective, Forward
 from stage1.training.config import TrainConfig
 from stage1.training.data import TrainData
 from vidshard.util.errors import UserError
@@ -33,7 +33,7 @@ LINE_STEPS = 300
 
 
 @dataclasses.dataclass(kw_only=True)
-class BagTask(ClipTask):
+class BagObjective(ClipObjective):
     """Classify videos by what their clips say together; `config.bags` names how."""
 
     def __post_init__(self) -> None:
@@ -78,7 +78,7 @@ class BagTask(ClipTask):
         one = torch.ones_like(score.detach())
         return BatchLoss(weight * loss, weight * one, one * ((score.detach() >= 0) == (label == 1)), one)
 
-    def judge(
+    def aggregate(
         self, logits_NK: torch.Tensor, labels_N: torch.Tensor, rows_N: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits and labels of videos: validation is about what has a label."""

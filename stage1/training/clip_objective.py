@@ -1,6 +1,6 @@
 """What a training run learns: from a labelled clip, normal or crime. The loop in `train` knows batches and losses only.
 
-Another task, such as learning from bags of clips, has the same methods.
+Another objective, such as learning from bags of clips, has the same methods.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class BatchLoss(NamedTuple):
     num_known: torch.Tensor  # clips with a label
 
 
-class Task(Protocol):
+class Objective(Protocol):
     """What the loop needs to know of what is learnt."""
 
     def make_model(self) -> nn.Module:
@@ -68,7 +68,7 @@ class Task(Protocol):
         """Logits (B, 2) of the clips of `batch`, with gradients off and the model in evaluation."""
         ...
 
-    def judge(
+    def aggregate(
         self, logits_NK: torch.Tensor, labels_N: torch.Tensor, rows_N: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits and labels of what validation is about, from those of its clips and their rows in the index."""
@@ -76,7 +76,7 @@ class Task(Protocol):
 
 
 @dataclasses.dataclass(kw_only=True)
-class ClipTask:
+class ClipObjective:
     """Classify single clips by weighted cross-entropy."""
 
     config: TrainConfig
@@ -210,7 +210,7 @@ class ClipTask:
     def score(self, forward: Forward, batch: Batch) -> torch.Tensor:
         return forward(self._evaluation_transform(batch.clips))[0]
 
-    def judge(
+    def aggregate(
         self, logits_NK: torch.Tensor, labels_N: torch.Tensor, rows_N: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return logits_NK, labels_N

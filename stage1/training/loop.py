@@ -30,8 +30,8 @@ from stage1.metrics import clips
 from stage1.model.checkpoint import Checkpoint, load_last, save_checkpoint, save_last
 from stage1.training import log as train_log
 from stage1.training import optim
-from stage1.training.bag_objective import BagTask
-from stage1.training.clip_objective import ClipTask, Task, Transform
+from stage1.training.bag_objective import BagObjective
+from stage1.training.clip_objective import ClipObjective, Objective, Transform
 from stage1.training.config import FREE_ON_RESUME, TrainConfig, changed_options, to_toml
 from stage1.training.data import TrainData, open_data
 from stage1.training.log import RunLog, say, warn
@@ -67,7 +67,7 @@ class Run:
     config: TrainConfig
     data: TrainData
     device: torch.device
-    task: Task
+    objective: Objective
     model: nn.Module
     averaged: AveragedModel | None
     optimizer: torch.optim.Optimizer
@@ -104,12 +104,16 @@ class Run:
 
 
 def train(
-    config: TrainConfig, *, transform: Transform | None = None, data: TrainData | None = None, task: Task | None = None
+    config: TrainConfig,
+    *,
+    transform: Transform | None = None,
+    data: TrainData | None = None,
+    objective: Objective | None = None,
 ) -> Path:
     """Train a model on `config.shards` and return the path of its checkpoint, the best by validation AUC.
 
-    `transform`, when given, takes the place of the augmentation of training; validation and inference keep that of
-    ``config.transform``. `data` takes the place of all clips of the config's shards, `task` that of classifying clips.
+    `transform` replaces the augmentation of training; validation and inference keep the one of ``config.transform``.
+    `data` replaces all clips of the config's shards, and `objective` replaces the one that the config names.
     Raises UserError on unusable input, and RunStopped when SIGTERM or SIGUSR1 came: then all is kept.
     """
     device = distributed.device_of_rank(choose_device(config.device))
@@ -122,8 +126,8 @@ def train(
         cuda_memory_errors(config.batch_size),
         compile_errors(),
     ):
-        task = task or make_task(config, transform)
-        run = start_run(config, data or open_data(config), device, task, resuming=resuming)
+        objective = objective or make_objective(config, transform)
+        run = start_run(config, data or open_data(config), device, objective, resuming=resuming)
         run.stop = stop
         if resuming:
             resume(run)
@@ -142,9 +146,9 @@ def train(
     return path
 
 
-def make_task(config: TrainConfig, transform: Transform | None = None) -> Task:
+def make_objective(config: TrainConfig, transform: Transform | None = None) -> Objective:
     """What the config says is to be learnt."""
-    return (BagTask if config.bags else ClipTask)(config=config, transform=transform)
+    return (BagObjective if config.bags else ClipObjective)(config=config, transform=transform)
 
 
 def check_out(config: TrainConfig) -> bool:
@@ -186,22 +190,24 @@ def how_to_go_on(config: TrainConfig) -> str:
 # --- the run ------------------------------------------------------------------------------------------------------
 
 
-def start_run(config: TrainConfig, data: TrainData, device: torch.device, task: Task, *, resuming: bool) -> Run:
+def start_run(
+    config: TrainConfig, data: TrainData, device: torch.device, objective: Objective, *, resuming: bool
+) -> Run:
     """A run before its first step; before `resume`, where that gives the model what else is found at the start."""
     torch.manual_seed(config.seed)
-    model = task.make_model().to(device)
+    model = objective.make_model().to(device)
     if config.channels_last:
         channels_last(model)
     optimizer = optim.make_optimizer(model, lr=config.lr, weight_decay=config.weight_decay)
-    loader, validation_loader = task.make_loaders(data, device)
+    loader, validation_loader = objective.make_loaders(data, device)
     if not resuming:  # else it comes with the weights
-        task.fit(model, data, device)
+        objective.fit(model, data, device)
     steps_of_epoch = -(-len(loader) // config.accumulate)
     return Run(
         config=config,
         data=data,
         device=device,
-        task=task,
+        objective=objective,
         model=model,
         averaged=optim.averaged_model(model, decay=config.ema) if config.ema else None,
         optimizer=optimizer,
@@ -315,7 +321,7 @@ def train_step(run: Run, batches: Iterable[Batch], epoch: int) -> bool:
     sums = torch.zeros(6, dtype=torch.float64, device=run.device)
     for batch in batches:
         on_device = Batch(*(tensor.to(run.device, non_blocking=True) for tensor in batch))
-        loss = run.task.loss(run.model, run.forward, on_device, epoch)
+        loss = run.objective.loss(run.model, run.forward, on_device, epoch)
         run.scaler.scale(loss.loss_sum / run.global_batch).backward()  # type: ignore[no-untyped-call]
         sums[:4] += torch.stack([part.detach().double() for part in loss])
         sums[4] += (on_device.labels >= 0).sum()
@@ -357,13 +363,13 @@ def validate(run: Run) -> dict[str, Any]:
         if _is_asked_to_stop(run):
             stop_run(run)
         on_device = Batch(*(tensor.to(run.device) for tensor in batch))
-        logits_BK = run.task.score(model, on_device).double()
+        logits_BK = run.objective.score(model, on_device).double()
         results.append(torch.cat([logits_BK, on_device.labels[:, None]], dim=1))
         indices.append(on_device.indices)
     num_rows = len(run.validation_loader.labels)
     table, is_scored = distributed.merge_rows(torch.cat(results), torch.cat(indices), num_rows=num_rows)
     logits_NK, labels_N = table[is_scored, :-1].cpu(), table[is_scored, -1].long().cpu()
-    logits_NK, labels_N = run.task.judge(logits_NK, labels_N, is_scored.nonzero()[:, 0].cpu())
+    logits_NK, labels_N = run.objective.aggregate(logits_NK, labels_N, is_scored.nonzero()[:, 0].cpu())
     scores = clips.score(labels_N.numpy(), logits_NK.softmax(1)[:, 1].numpy())
     loss_sum = float(functional.cross_entropy(logits_NK, labels_N, ignore_index=-1, reduction="sum"))
     return {

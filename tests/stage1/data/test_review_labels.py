@@ -10,7 +10,7 @@ import torch
 from fake_shards import random_clips, write_shards
 from stage1.data.reader import ClipReader
 from stage1.data.review_labels import apply_marks, read_marks
-from stage1.training.clip_objective import ClipTask
+from stage1.training.clip_objective import ClipObjective
 from stage1.training.config import TrainConfig
 from stage1.training.data import open_data
 from vidshard.util.errors import UserError
@@ -90,7 +90,7 @@ def test_training_takes_marks_as_labels_or_leaves_clips_out(tmp_path: Path) -> N
     relabelled = open_data(train_config(tmp_path))
     assert relabelled.train_labels.tolist() == [0, 0, 1, 0]
     assert "1 of 1 marked clips contradict their label and are relabelled" in relabelled.notes[0]
-    loader, _ = ClipTask(config=train_config(tmp_path, batch_size=4)).make_loaders(relabelled, torch.device("cpu"))
+    loader, _ = ClipObjective(config=train_config(tmp_path, batch_size=4)).make_loaders(relabelled, torch.device("cpu"))
     (batch,) = loader
     assert batch.labels[batch.indices.argsort()].tolist() == [0, 0, 1, 0]
 
