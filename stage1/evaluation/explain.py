@@ -41,7 +41,7 @@ CONVENTIONS = {
     "clips": "crimes that the model detects (P(crime) at or above its threshold), spread evenly over the set",
     "frozen frame": "replaced by the nearest frame that is left, the earlier one where two are equally near",
     "gap": "fall of the log-odds of crime minus that of random frames in as many runs of the same lengths, mean over k",
-    # Not of the motion statistics beside it: their square roots are steepest where nothing moves.
+    # Not of the motion features beside it: their square roots are steepest where nothing moves.
     "saliency": "norm of the gradient of the network's log-odds of crime by the pixels of a frame",
     "mean pooling": "evidence of each frame, weight of the classifier times its features, with even attention",
     EVENT: "the frames of the annotated event, its inner ones first, then those nearest to it",

@@ -27,11 +27,11 @@ LIMIT = 4.0  # deviations: what is further out, on clips unlike those of trainin
 STILL = 1e-9  # above rounding of the root's floor: in a clip where nothing moves, no cell is above the mean of all
 MIN_SCALE = 0.02  # of what hardly varies in training
 # Standardised statistics (N, COUNT) and labels (N,) → weights (COUNT,) and a bias.
-Line = Callable[[npt.NDArray[np.float64], npt.NDArray[np.int64]], tuple[npt.NDArray[np.float64], float]]
+LinearFit = Callable[[npt.NDArray[np.float64], npt.NDArray[np.int64]], tuple[npt.NDArray[np.float64], float]]
 _OCTANTS_MIRRORED = (3, 2, 1, 0, 7, 6, 5, 4)  # each octant of directions, with left and right exchanged
 
 
-def motion_statistics(clips_BCTHW: torch.Tensor) -> torch.Tensor:
+def motion_features(clips_BCTHW: torch.Tensor) -> torch.Tensor:
     """`clips_BCTHW`: float (B, C, T, H, W), up to a shift and a scale of all pixels. Returns (B, COUNT).
 
     In order: of the root of fourth differences, its mean over time, its deviation, and the share of the frames in which
@@ -146,7 +146,7 @@ def _quantiles(values_BN: torch.Tensor) -> torch.Tensor:
 
 
 class MotionClassifier(nn.Module):
-    """Log-odds of crime from the motion statistics alone: a linear classifier, fitted to the training clips at once.
+    """Log-odds of crime from the motion features alone: a linear classifier, fitted to the training clips at once.
 
     Its numbers are buffers, which no step of the optimizer changes. Until `fit` was called it is undecided.
     """
@@ -165,26 +165,26 @@ class MotionClassifier(nn.Module):
 
     def forward(self, clips_BCTHW: torch.Tensor) -> torch.Tensor:
         """Float (B, C, T, H, W) → log-odds (B,)."""
-        standard_BF = (motion_statistics(clips_BCTHW) - self.center) / self.scale
-        # Not as a matrix product, which autocast would round to bf16: the line stays float32 in any precision.
+        standard_BF = (motion_features(clips_BCTHW) - self.center) / self.scale
+        # Not as a matrix product, which autocast would round to bf16: the classifier stays float32 in any precision.
         return (standard_BF.clamp(-LIMIT, LIMIT) * self.weight).sum(1) + self.bias
 
     def fit(
-        self, statistics_NF: npt.NDArray[np.float32], labels_N: npt.NDArray[np.int64], line: Line | None = None
+        self, features_NF: npt.NDArray[np.float32], labels_N: npt.NDArray[np.int64], linear_fit: LinearFit | None = None
     ) -> None:
-        """Standardise the statistics and take the weights that `line` (logistic regression) finds on them.
+        """Standardise the statistics and take the weights that `linear_fit` (logistic regression) finds on them.
 
         Both classes must be there.
         """
-        center, deviation = statistics_NF.mean(0, dtype=np.float64), statistics_NF.std(0, dtype=np.float64)
+        center, deviation = features_NF.mean(0, dtype=np.float64), features_NF.std(0, dtype=np.float64)
         scale = np.maximum(deviation, MIN_SCALE)
-        standard_NF = np.clip((statistics_NF - center) / scale, -LIMIT, LIMIT)
-        weight, bias = (line or logistic_line)(standard_NF, labels_N)
+        standard_NF = np.clip((features_NF - center) / scale, -LIMIT, LIMIT)
+        weight, bias = (linear_fit or fit_linear_classifier)(standard_NF, labels_N)
         for name, value in {"center": center, "scale": scale, "weight": weight, "bias": bias}.items():
             getattr(self, name).copy_(torch.as_tensor(value))
 
 
-def logistic_line(
+def fit_linear_classifier(
     standard_NF: npt.NDArray[np.float64], labels_N: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.float64], float]:
     """Logistic regression with a ridge, both classes counting the same in sum."""

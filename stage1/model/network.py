@@ -37,7 +37,7 @@ class ModelConfig:
     pooling: str = "attention"  # over the frames; gated is attention too, mean and max are baselines
     attention_units: int = 64
     motion_prior: float = 1.0  # attention begins on the frames that move: score a deviation of a frame's mean motion
-    statistics_share: float = 0.75  # of the motion statistics' log-odds in those of the model; the rest: the network's
+    statistics_share: float = 0.75  # of the motion features' log-odds in those of the model; the rest: the network's
     dropout: float = 0.5
     norm: str = "group"  # of torchvision's backbones: group, batch, or frozen (that of their weights)
 
@@ -79,7 +79,7 @@ class Stage1Model(nn.Module):
 
     Attention pooling, plain or gated, as in Ilse et al., "Attention-based Deep Multiple Instance Learning", ICML 2018,
     with frames as the instances. With mean pooling the attention is even; with maximum pooling it is the share of the
-    features that have their maximum at a frame. Beside the network stands a linear classifier on motion statistics,
+    features that have their maximum at a frame. Beside the network stands a linear classifier on motion features,
     which knows no attention; the log-odds of both are averaged (`statistics_share`).
     """
 

@@ -185,7 +185,7 @@ def _to_onnx(model: WholeModel, checkpoint: Checkpoint, sha256: str) -> bytes:
 
 def _mean_in_double() -> Callable[..., Any]:
     """The ONNX operators of a mean: onnxruntime adds up one number after another, which single precision is too coarse
-    for over the pixels of a clip. Motion statistics of what hardly moves would tell.
+    for over the pixels of a clip. Motion features of what hardly moves would tell.
     """
     import onnx
     import onnxscript

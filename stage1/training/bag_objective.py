@@ -20,7 +20,7 @@ from torch.nn import functional
 from stage1.data import clip_random
 from stage1.data.epoch_plan import Rows
 from stage1.data.loader import BagLoader, Batch, ClipLoader
-from stage1.model.motion_features import Line
+from stage1.model.motion_features import LinearFit
 from stage1.training.clip_objective import BatchLoss, ClipObjective, Forward
 from stage1.training.config import TrainConfig
 from stage1.training.data import TrainData
@@ -28,8 +28,8 @@ from vidshard.util.errors import UserError
 
 AGGREGATORS = ("topk", "attention")
 TOP_SHARE = 1 / 8  # of the clips of a bag, at least one
-LINE_RIDGE = 0.3  # on the weights of the line through motion statistics: bags are few (docs/EXPERIMENTS.md)
-LINE_STEPS = 300
+BAG_RIDGE = 0.3  # on the weights of the linear classifier on motion features: bags are few (docs/EXPERIMENTS.md)
+BAG_FIT_STEPS = 300
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -58,9 +58,9 @@ class BagObjective(ClipObjective):
             **self.loader_options(device),
         )
 
-    def line(self, data: TrainData, rows_N: Rows) -> Line:
+    def linear_fit(self, data: TrainData, rows_N: Rows) -> LinearFit:
         videos_N = data.train.videos[rows_N]
-        return lambda standard_NF, labels_N: bag_line(standard_NF, labels_N, videos_N, self.config.bags)
+        return lambda standard_NF, labels_N: fit_bag_classifier(standard_NF, labels_N, videos_N, self.config.bags)
 
     def loss(self, model: nn.Module, forward: Forward, batch: Batch, epoch: int) -> BatchLoss:
         seeds_B = clip_random.clip_seeds(batch.indices, seed=self.config.seed, epoch=epoch)
@@ -120,7 +120,7 @@ def bag_scores(log_odds_VN: torch.Tensor, known_VN: torch.Tensor, aggregator: st
     return highest_VN.masked_fill(~taken_VN, 0.0).sum(1) / counts_V
 
 
-def bag_line(
+def fit_bag_classifier(
     standard_NF: npt.NDArray[np.float64], labels_N: npt.NDArray[np.int64], videos_N: Rows, aggregator: str
 ) -> tuple[npt.NDArray[np.float64], float]:
     """A line through statistics of clips by which *videos* are told apart: weights (F,) and a bias.
@@ -143,7 +143,7 @@ def bag_line(
         losses_V = functional.binary_cross_entropy_with_logits(scores_V, labels_V.double(), reduction="none")
         return (weight_V * losses_V).mean()
 
-    _minimise([weight_F, bias], lambda: bag_loss() + LINE_RIDGE * weight_F.square().sum())
+    _minimise([weight_F, bias], lambda: bag_loss() + BAG_RIDGE * weight_F.square().sum())
     _minimise([factor, bias], bag_loss)  # the ridge is for the direction: it makes log-odds too small
     return (factor * weight_F).numpy(), float(bias)
 
@@ -151,7 +151,7 @@ def bag_line(
 def _minimise(values: list[torch.Tensor], loss: Callable[[], torch.Tensor]) -> None:
     """Change `values` in place: by Adam, in as many steps as these few numbers take to settle."""
     optimizer = torch.optim.Adam([value.requires_grad_() for value in values], lr=0.02)
-    for _ in range(LINE_STEPS):
+    for _ in range(BAG_FIT_STEPS):
         optimizer.zero_grad()
         loss().backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -21,7 +21,7 @@ from stage1.data.loader import Batch, ClipLoader
 from stage1.data.selection import Balance
 from stage1.data.transforms import ClipTransform
 from stage1.model import backbones
-from stage1.model.motion_features import Line, logistic_line, motion_statistics
+from stage1.model.motion_features import LinearFit, fit_linear_classifier, motion_features
 from stage1.model.network import NUM_CLASSES, Stage1Model
 from stage1.training import optim
 from stage1.training.config import TrainConfig
@@ -106,7 +106,7 @@ class ClipObjective:
             print(report.text, flush=True)
 
     def fit(self, model: nn.Module, data: TrainData, device: torch.device) -> None:
-        """The classifier on motion statistics, from clips as inference sees them: the same on every rank."""
+        """The classifier on motion features, from clips as inference sees them: the same on every rank."""
         if not isinstance(model, Stage1Model) or model.motion_classifier is None:
             return
         rows = fitted_rows(data.train_rows, data.labels, data.train.videos)
@@ -121,26 +121,26 @@ class ClipObjective:
             device=device,
         )
         statistics, labels, rows_read = [], [], []
-        with torch.inference_mode(), progress("Motion statistics", total=len(rows), unit="clip") as shown:
+        with torch.inference_mode(), progress("Motion features", total=len(rows), unit="clip") as shown:
             for batch in loader:
                 shown.advance(len(batch.labels))
                 there = batch.labels >= 0
-                statistics.append(motion_statistics(self._evaluation_transform(batch.clips))[there].cpu().numpy())
+                statistics.append(motion_features(self._evaluation_transform(batch.clips))[there].cpu().numpy())
                 labels.append(batch.labels[there].cpu().numpy())
                 rows_read.append(batch.indices[there].cpu().numpy())
         labels_N = np.concatenate(labels)
         if len(np.unique(labels_N)) < NUM_CLASSES:
             warn(
-                f"the network decides alone: the {len(labels_N)} clips that motion statistics are fitted to are not of "
+                f"the network decides alone: the {len(labels_N)} clips that motion features are fitted to are not of "
                 f"both classes (they are the sound ones of {len(rows)}, drawn from all to train on)"
             )
             return
-        line = self.line(data, np.concatenate(rows_read))
-        model.motion_classifier.fit(np.concatenate(statistics), labels_N, line)
+        linear_fit = self.linear_fit(data, np.concatenate(rows_read))
+        model.motion_classifier.fit(np.concatenate(statistics), labels_N, linear_fit)
 
-    def line(self, data: TrainData, rows_N: Rows) -> Line:
-        """How the classifier on motion statistics is found from clips of these rows of the index."""
-        return logistic_line
+    def linear_fit(self, data: TrainData, rows_N: Rows) -> LinearFit:
+        """How the classifier on motion features is found from clips of these rows of the index."""
+        return fit_linear_classifier
 
     def make_loaders(self, data: TrainData, device: torch.device) -> tuple[ClipLoader, ClipLoader | None]:
         loader = self.training_loader(data, device)
@@ -230,7 +230,7 @@ class ClipObjective:
 
 
 def fitted_rows(rows: Rows, labels: Rows, videos: Rows) -> Rows:
-    """Those of `rows` that the motion statistics are fitted to, rising: all, or MAX_FITTED.
+    """Those of `rows` that the motion features are fitted to, rising: all, or MAX_FITTED.
 
     Of either class as many, where there are so many, and of the videos of a class one clip each, then another: neither
     is a rare crime missed among normal clips, nor a short video beside long ones. `labels` and `videos`: of every row

@@ -240,7 +240,7 @@ def begin(run: Run) -> None:
         counts = np.bincount(data.validation.labels, minlength=2)
         say(f"Validation: {counts[0]} normal and {counts[1]} crime clips from {config.val_shards}")
     if data.validation is not None and getattr(run.model, "motion_classifier", None) is not None:
-        say("Note: loss and accuracy of training are those of the network alone; validation adds the motion statistics")
+        say("Note: loss and accuracy of training are those of the network alone; validation adds the motion features")
     for note in data.notes:
         say(f"Note: {note}")
     for warning in data.warnings:

@@ -16,7 +16,7 @@ from stage1.data.reader import ClipReader
 from stage1.metrics.clips import roc_auc
 from stage1.model.checkpoint import load_checkpoint
 from stage1.model.network import ModelConfig
-from stage1.training.bag_objective import BagObjective, bag_line, bag_score, bag_scores
+from stage1.training.bag_objective import BagObjective, bag_score, bag_scores, fit_bag_classifier
 from stage1.training.clip_objective import ClipObjective
 from stage1.training.config import TrainConfig
 from stage1.training.loop import make_objective, train
@@ -107,7 +107,7 @@ def test_bags_of_any_size_are_scored_at_once_as_one_by_one(bags: str) -> None:
 
 
 @pytest.mark.parametrize("bags", ["topk", "attention"])
-def test_a_line_is_found_by_what_few_clips_of_a_video_show(bags: str) -> None:
+def test_a_bag_classifier_is_found_by_what_few_clips_of_a_video_show(bags: str) -> None:
     generator = np.random.default_rng(0)
     videos = np.repeat(np.arange(40), 16)
     labels = videos % 2
@@ -115,7 +115,7 @@ def test_a_line_is_found_by_what_few_clips_of_a_video_show(bags: str) -> None:
     events = (labels == 1) & (np.arange(len(videos)) % 16 < 2)
     points[events, 0] += 3.0  # in two of 16 clips of a crime video
     order = generator.permutation(len(videos))  # clips come in any order
-    weights, bias = bag_line(points[order], labels[order], videos[order], bags)
+    weights, bias = fit_bag_classifier(points[order], labels[order], videos[order], bags)
     assert weights[0] > 3 * np.abs(weights[1:]).max()
     scores = points @ weights + bias
     of_crimes = labels == 1

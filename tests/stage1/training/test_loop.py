@@ -203,12 +203,12 @@ def test_what_is_fitted_at_the_start_is_not_fitted_again(
     first = train(config(shards, tmp_path / "out", epochs=1, val_fraction=0))
     line = weights(first)["motion_classifier.weight"]
     assert line.abs().max() > 0.01
-    monkeypatch.setattr("stage1.training.clip_objective.motion_statistics", lambda _: pytest.fail("fitted again"))
+    monkeypatch.setattr("stage1.training.clip_objective.motion_features", lambda _: pytest.fail("fitted again"))
     resumed = train(config(shards, tmp_path / "out", epochs=2, val_fraction=0, resume=True))
     assert torch.equal(weights(resumed)["motion_classifier.weight"], line)
 
 
-def test_where_motion_statistics_meet_one_class_the_network_decides_alone(
+def test_where_motion_features_meet_one_class_the_network_decides_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("stage1.training.clip_objective.MAX_FITTED", 1)
@@ -881,7 +881,7 @@ def test_one_two_and_four_ranks_have_the_same_loss_trace(tmp_path: Path) -> None
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run([*launch, *arguments], check=True, timeout=200, env=environment, capture_output=True)
-        for shown in (b"Motion statistics: 13/13 clips", b"Epoch 1/50: 2/2 steps"):  # by one rank
+        for shown in (b"Motion features: 13/13 clips", b"Epoch 1/50: 2/2 steps"):  # by one rank
             assert done.stderr.count(shown) == 1
         traces.append(json.loads(trace.read_text()))
         histories.append(load_checkpoint(out / LAST_NAME).run_state["history"])
