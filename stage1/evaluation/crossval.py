@@ -36,7 +36,7 @@ from vidshard.storage.urls import Location
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
 
-CONFIG_NAME, RESULT_NAME, TABLE_NAME, SCORES_NAME = "run.json", "crossval.json", "crossval.txt", "scores.npz"
+RECORD_NAME, RESULT_NAME, TABLE_NAME, SCORES_NAME = "run.json", "crossval.json", "crossval.txt", "scores.npz"
 OUT_OF_FOLD = "out_of_fold"  # folder of --save-attention
 THRESHOLD = 0.5
 SHORTCUT_CLIPS = 8  # of a video, that shortcuts are fitted to and judged on
@@ -105,7 +105,7 @@ class Split:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Scores:
+class HeldOutScores:
     """What the model of a run says of the clips it was not trained on."""
 
     rows: Rows
@@ -124,7 +124,7 @@ def crossval(config: CrossvalConfig) -> str:
     warnings = _check(clips, test, config)
     splits = list(plan(config, clips, test))
     _note_config(config, clips, test)
-    scores: dict[str, Scores] = {}
+    scores: dict[str, HeldOutScores] = {}
     for number, split in enumerate(splits, 1):
         print(f"Run {number} of {len(splits)}: {split.name}", flush=True)
         held = clips if split.kind != TEST else test
@@ -263,7 +263,7 @@ def _note_config(config: CrossvalConfig, clips: Clips, test: Clips | None) -> No
         "test_shards": None if test is None else test.reader.digest,
     }
     now = json.loads(json.dumps(now))  # tuples become lists, as in the file
-    path = config.out / CONFIG_NAME
+    path = config.out / RECORD_NAME
     if path.is_file():
         before = json.loads(path.read_bytes())
         # More seeds, and a test set, may be added to what is there.
@@ -281,7 +281,7 @@ def _note_config(config: CrossvalConfig, clips: Clips, test: Clips | None) -> No
 # --- a run --------------------------------------------------------------------------------------------------------
 
 
-def run_split(config: CrossvalConfig, split: Split, clips: Clips, held: Clips) -> Scores:
+def run_split(config: CrossvalConfig, split: Split, clips: Clips, held: Clips) -> HeldOutScores:
     """Train on the split's rows to the last epoch and score the rest; or read what an earlier call left."""
     folder = config.out / split.name
     path = folder / SCORES_NAME
@@ -292,7 +292,7 @@ def run_split(config: CrossvalConfig, split: Split, clips: Clips, held: Clips) -
         )
     if path.is_file():
         with np.load(path) as saved:
-            return Scores(rows=saved["rows"], confidences=saved["confidences"])
+            return HeldOutScores(rows=saved["rows"], confidences=saved["confidences"])
     training = dataclasses.replace(
         config.training,
         shards=Path(" + ".join(map(str, config.shards))),  # for people: `data` says what is read
@@ -319,11 +319,11 @@ def run_split(config: CrossvalConfig, split: Split, clips: Clips, held: Clips) -
     return scores
 
 
-def score_clips(checkpoint_path: Path, reader: JoinedReader, rows: Rows, config: TrainConfig) -> Scores:
+def score_clips(checkpoint_path: Path, reader: JoinedReader, rows: Rows, config: TrainConfig) -> HeldOutScores:
     """What the model of a checkpoint says of the clips of `rows`."""
     checkpoint, device = load_checkpoint(checkpoint_path), choose_device(config.device)
     confidences = crime_probabilities(checkpoint, reader, rows, batch_size=config.batch_size, device=device)
-    return Scores(rows=rows, confidences=confidences)
+    return HeldOutScores(rows=rows, confidences=confidences)
 
 
 # --- the result ---------------------------------------------------------------------------------------------------
@@ -334,7 +334,7 @@ def summarise(
     clips: Clips,
     test: Clips | None,
     splits: list[Split],
-    scores: dict[str, Scores],
+    scores: dict[str, HeldOutScores],
     warnings: list[str],
 ) -> dict[str, Any]:
     """Everything that is known, for crossval.json."""

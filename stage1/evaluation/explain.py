@@ -37,7 +37,7 @@ from vidshard.util.errors import UserError
 
 METHODS = ("attention", "saliency", "mean pooling")
 EVENT = "true event"  # no method, but what one could know at best; only where every clip is annotated
-CONVENTIONS = {
+EXPLAIN_CONVENTIONS = {
     "clips": "crimes that the model detects (P(crime) at or above its threshold), spread evenly over the set",
     "frozen frame": "replaced by the nearest frame that is left, the earlier one where two are equally near",
     "gap": "fall of the log-odds of crime minus that of random frames in as many runs of the same lengths, mean over k",
@@ -147,7 +147,7 @@ class Explainer:
         return np.concatenate(found)
 
     def explain(
-        self, reader: ClipReader, row: int, probability: float, events: Mapping[int, truths.VideoTruth]
+        self, reader: ClipReader, row: int, probability: float, events: Mapping[int, truths.VideoGroundTruth]
     ) -> ExplainedClip:
         clip = torch.from_numpy(reader[row])
         T = len(clip)
@@ -317,7 +317,7 @@ def _on_frames(values: npt.NDArray[Any], ranges: Sequence[tuple[int, int]], num_
 # --- input --------------------------------------------------------------------------------------------------------
 
 
-def _events(config: ExplainConfig, reader: ClipReader) -> dict[int, truths.VideoTruth]:
+def _events(config: ExplainConfig, reader: ClipReader) -> dict[int, truths.VideoGroundTruth]:
     """Video number → where its events are; empty without annotations."""
     if config.annotations is None:
         return {}
@@ -370,7 +370,7 @@ def summarise(clips: Sequence[ExplainedClip], config: ExplainConfig) -> dict[str
         for kind, sign in (("deletion", 1), ("insertion", -1))
     }
     fields: dict[str, Any] = {
-        "conventions": CONVENTIONS,
+        "conventions": EXPLAIN_CONVENTIONS,
         "clips": len(clips),
         "recordings_or_videos": len(set(groups)),
         "frames": steps(len(clips[0].attention)),
@@ -433,7 +433,7 @@ def to_text(fields: Mapping[str, Any], config: ExplainConfig) -> str:
     lines = [
         f"{config.checkpoint} on {fields['clips']} detected crimes of {config.shards}, from "
         f"{fields['recordings_or_videos']} recordings or videos",
-        f"Intervals: {CONVENTIONS['intervals']}. Gap: {CONVENTIONS['gap']}.",
+        f"Intervals: {EXPLAIN_CONVENTIONS['intervals']}. Gap: {EXPLAIN_CONVENTIONS['gap']}.",
         "",
     ]
     for kind in ("deletion", "insertion"):

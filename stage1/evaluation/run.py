@@ -37,13 +37,13 @@ from vidshard.util.errors import UserError
 
 BASELINE_CLIPS = 8  # of a training video, that shortcuts are fitted on
 # Of the clips of a video the highest 1/16, at least one, as in RTFM (Tian et al., ICCV 2021): their mean is its score.
-TOP_SHARE = 1 / 16
-CONVENTIONS = {
+VIDEO_TOP_SHARE = 1 / 16
+METRIC_CONVENTIONS = {
     "intervals": "95 % percentile bootstrap over source groups (recordings), else videos",
     "clip labels": "the label of the video: in untrimmed video most clips of a crime video show none",
     "video score": "mean of the highest 1/16 of the clip scores of a video, at least one clip",
     "frame score": "mean of the clips over a frame; where there is none, the nearest frame with one",
-    "frames": truths.CONVENTIONS[truths.DEFAULT_CONVENTION],
+    "frames": truths.EVENT_CONVENTIONS[truths.DEFAULT_CONVENTION],
     "within recording": "pairs of one crime and one normal of the same source group, all pairs counting the same",
     "events": f"as stage1 infer tells them: score a second, mean over {EventConfig().smooth_seconds:g} s, at least "
     f"{EventConfig().min_seconds:g} s long; a true event is found when one of its frames lies in a told one",
@@ -177,7 +177,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
         "relative": config.relative,
         "shards": {"path": str(config.shards), "digest": clips.reader.digest, "split": clips.reader.manifest.split},
         "recordings": len(set(clips.groups)) if clips.has_recordings else None,
-        "conventions": CONVENTIONS,
+        "conventions": METRIC_CONVENTIONS,
         "threshold": {"value": threshold, "chosen_for": threshold_from},
         "levels": levels,
         "frames": None if truth is None else dataclasses.asdict(frames_of(clips, truth, config)),
@@ -253,7 +253,7 @@ def relative_clips(clips: ScoredClips) -> ScoredClips:
 
 
 def video_scores(clips: ScoredClips) -> VideoScores:
-    """The score of each video: the mean of its highest clips (`TOP_SHARE`)."""
+    """The score of each video: the mean of its highest clips (`VIDEO_TOP_SHARE`)."""
     numbers = np.unique(clips.videos).tolist()
     return VideoScores(
         numbers=numbers,
@@ -263,7 +263,7 @@ def video_scores(clips: ScoredClips) -> VideoScores:
     )
 
 
-def top_mean(scores: Array, share: float = TOP_SHARE) -> float:
+def top_mean(scores: Array, share: float = VIDEO_TOP_SHARE) -> float:
     """The mean of the highest `share` of the scores, at least one.
 
     >>> top_mean(np.array([0.1, 0.9, 0.5]), share=0.5)
@@ -315,14 +315,14 @@ def level_metrics(
     }
 
 
-def frames_of(clips: ScoredClips, truth: Mapping[int, truths.VideoTruth], config: EvaluateConfig) -> FrameMetrics:
+def frames_of(clips: ScoredClips, truth: Mapping[int, truths.VideoGroundTruth], config: EvaluateConfig) -> FrameMetrics:
     """Frame metrics of the annotated videos."""
     return frame_metrics.frame_metrics(
         scored_videos(clips, truth), num_resamples=min(config.num_resamples, 500), seed=config.seed
     )
 
 
-def scored_videos(clips: ScoredClips, truth: Mapping[int, truths.VideoTruth]) -> list[ScoredVideo]:
+def scored_videos(clips: ScoredClips, truth: Mapping[int, truths.VideoGroundTruth]) -> list[ScoredVideo]:
     """A score for every frame of the annotated videos."""
     found = []
     for number, video in truth.items():
@@ -408,7 +408,7 @@ def video_events(clips: ScoredClips, number: int, threshold: float) -> list[Even
 
 
 def events_found(
-    clips: ScoredClips, truth: Mapping[int, truths.VideoTruth], threshold: float, config: EvaluateConfig
+    clips: ScoredClips, truth: Mapping[int, truths.VideoGroundTruth], threshold: float, config: EvaluateConfig
 ) -> dict[str, Any]:
     """The share of true events of which a frame lies in an event that `stage1 infer` would tell."""
     hits, groups = [], []
@@ -479,7 +479,7 @@ def _baselines(
     config: EvaluateConfig,
     readers: Mapping[str, ClipReader],
     clips: ScoredClips,
-    truth: Mapping[int, truths.VideoTruth] | None,
+    truth: Mapping[int, truths.VideoGroundTruth] | None,
 ) -> list[dict[str, Any]]:
     """Every shortcut on the same videos, and how far the model is above it on the same resamples."""
     if "train" not in readers:
@@ -574,7 +574,7 @@ def _check_before_scoring(config: EvaluateConfig, readers: Mapping[str, ClipRead
             calibration.check_support(target, num_normal=num_normal, num_crime=num_crime, normal_hours=hours)
 
 
-def _frame_truth(config: EvaluateConfig, reader: ClipReader) -> dict[int, truths.VideoTruth] | None:
+def _frame_truth(config: EvaluateConfig, reader: ClipReader) -> dict[int, truths.VideoGroundTruth] | None:
     """Video number → where its events are; None without annotations. Raises UserError where none fits."""
     if config.annotations is None:
         return None
@@ -651,9 +651,13 @@ def store(path: Path, chosen: Calibration, threshold: float, target: Target, *, 
 
 def to_text(fields: Mapping[str, Any], config: EvaluateConfig) -> str:
     """The report for people; every figure with its interval, the conventions below."""
-    lines = [f"{fields['checkpoint']} on {fields['shards']['path']}", f"Intervals: {CONVENTIONS['intervals']}.", ""]
+    lines = [
+        f"{fields['checkpoint']} on {fields['shards']['path']}",
+        f"Intervals: {METRIC_CONVENTIONS['intervals']}.",
+        "",
+    ]
     if fields["relative"]:
-        lines[1:1] = [f"Scores are relative: {CONVENTIONS['relative']}."]
+        lines[1:1] = [f"Scores are relative: {METRIC_CONVENTIONS['relative']}."]
     names = ["accuracy", "auc", "average_precision", "f1"]
     cells = [["", "n", "crime", "accuracy", "AUC", "AP", "F1"]]
     if fields["recordings"] is not None:
@@ -731,7 +735,7 @@ def to_text(fields: Mapping[str, Any], config: EvaluateConfig) -> str:
     unused = set() if frames is not None else {"frame score", "frames", "events"}
     unused |= set() if fields["relative"] else {"relative"}
     unused |= set() if fields["recordings"] else {"within recording"}
-    shown = {name: what for name, what in CONVENTIONS.items() if name not in unused}
+    shown = {name: what for name, what in METRIC_CONVENTIONS.items() if name not in unused}
     lines += ["", "Conventions:", *(f"  {name}: {what}" for name, what in shown.items())]
     lines += ["", f"✓ {config.out / 'evaluation.json'} and {config.out / 'evaluation.png'}"]
     return "\n".join(lines)

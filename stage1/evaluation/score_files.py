@@ -24,14 +24,14 @@ _SUFFIXES = (".npy", ".txt", ".csv")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VideoScores:
+class ForeignScores:
     """The scores of one video, in time: [N]."""
 
     scores: Array
     frames: npt.NDArray[np.int64] | None = None  # (N, 2): first and last of each clip; None: they follow one another
 
 
-def read_scores(path: Path, *, fps: float) -> dict[str, VideoScores]:
+def read_scores(path: Path, *, fps: float) -> dict[str, ForeignScores]:
     """File stem of the video → its scores. `fps` turns seconds into frames. Raises UserError, naming file and row."""
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
@@ -39,11 +39,11 @@ def read_scores(path: Path, *, fps: float) -> dict[str, VideoScores]:
             raise UserError(
                 f"--scores {path} holds no score file, expected NAME.npy, NAME.txt or NAME.csv, one a video"
             )
-        found: dict[str, VideoScores] = {}
+        found: dict[str, ForeignScores] = {}
         for file in files:
             if file.stem in found:
                 raise UserError(f"--scores {path} holds two files for {file.stem}, expected one a video")
-            found[file.stem] = VideoScores(scores=_read_array(file))
+            found[file.stem] = ForeignScores(scores=_read_array(file))
         return found
     if not path.exists():
         raise UserError(f"--scores {path} does not exist, expected a folder of NAME.npy or a CSV")
@@ -69,7 +69,7 @@ def _read_array(path: Path) -> Array:
     return values
 
 
-def _read_table(path: Path, fps: float) -> dict[str, VideoScores]:
+def _read_table(path: Path, fps: float) -> dict[str, ForeignScores]:
     reader = csv.DictReader(io.StringIO(read_text(path)))
     columns = reader.fieldnames or []
     video = next((name for name in ("video", "source") if name in columns), None)
@@ -105,5 +105,5 @@ def _read_table(path: Path, fps: float) -> dict[str, VideoScores]:
         if in_frames or in_seconds:
             entries.sort(key=lambda entry: entry[:2])
         frames = np.array([entry[:2] for entry in entries], np.int64) if in_frames or in_seconds else None
-        found[stem] = VideoScores(scores=np.array([entry[2] for entry in entries]), frames=frames)
+        found[stem] = ForeignScores(scores=np.array([entry[2] for entry in entries]), frames=frames)
     return found

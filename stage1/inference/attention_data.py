@@ -26,7 +26,7 @@ from vidshard.shards.layout import ClipShape
 from vidshard.util import atomic
 from vidshard.util.errors import FormatError, UserError
 
-FORMAT_NAME = "stage1 attention data"
+ATTENTION_FORMAT = "stage1 attention data"
 FORMATS = ("pt", "shards")
 MAX_CLIP_BYTES = 8 * 2**30  # of clips in one file of tensors
 SHARD_BYTES = 256 * 2**20
@@ -256,7 +256,7 @@ def write_shards(
                     sample = next(samples, None)
         shards.append({"name": path.name, "bytes": hashed.size, "samples": num_samples, "sha256": hashed.hexdigest()})
     manifest = {
-        "format": FORMAT_NAME,
+        "format": ATTENTION_FORMAT,
         "schema_version": SCHEMA_VERSION,
         "clip_shape": dataclasses.asdict(source.clip_shape),
         **_of_all(source),
@@ -371,8 +371,8 @@ def _load_shards(folder: Path) -> AttentionData:
     path = folder / layout.MANIFEST_NAME
     try:
         manifest = json.loads(path.read_bytes())
-        if manifest["format"] != FORMAT_NAME:
-            raise FormatError(f"{path} is of {manifest['format']!r}, expected {FORMAT_NAME!r}")
+        if manifest["format"] != ATTENTION_FORMAT:
+            raise FormatError(f"{path} is of {manifest['format']!r}, expected {ATTENTION_FORMAT!r}")
         shape = ClipShape(**manifest["clip_shape"])
         entries: list[dict[str, Any]] = []
         places: list[tuple[Path, int]] = []

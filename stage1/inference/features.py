@@ -21,7 +21,7 @@ from stage1.data.loader import Batch, ClipReader
 from stage1.data.transforms import ClipTransform, TransformConfig
 from stage1.inference.scoring import ScoringConfig, clip_loader, for_each_batch
 from stage1.metrics import ground_truth
-from stage1.metrics.annotations import VideoTruth
+from stage1.metrics.annotations import VideoGroundTruth
 from stage1.model import backbones
 from stage1.model.backbones import TorchvisionBackbone
 from stage1.model.checkpoint import load_checkpoint
@@ -30,7 +30,7 @@ from vidshard.storage.urls import Location
 from vidshard.util import atomic, console
 from vidshard.util.errors import FormatError, UserError
 
-SCHEMA_VERSION = 1
+FEATURES_SCHEMA_VERSION = 1
 SUMMARY_NAME, PLAN_NAME = "features.json", "plan.json"
 DEFAULT_WEIGHTS = "KINETICS400_V1"
 
@@ -91,9 +91,13 @@ def features(config: FeaturesConfig, *, confirm: backbones.Confirm = lambda _: F
     reader = ClipReader(config.shards)
     extract, facts, notes = _extractor(config, reader, device, confirm)
     known = {} if config.annotations is None else ground_truth.read_truth(config.annotations, reader)
-    facts |= {"schema_version": SCHEMA_VERSION, "shards_digest": reader.digest, "batch_size": config.batch_size}
+    facts |= {
+        "schema_version": FEATURES_SCHEMA_VERSION,
+        "shards_digest": reader.digest,
+        "batch_size": config.batch_size,
+    }
     _start(config.out, facts)
-    run = _Run(config, reader, device, extract, known)
+    run = _FeaturesRun(config, reader, device, extract, known)
     print(f"Features of {len(reader):,} clips on {device_name(device)}")
     run.go()
     # What was written is read again for the summary: videos kept from an earlier run count as well.
@@ -158,7 +162,7 @@ def _start(out: Path, facts: dict[str, Any]) -> None:
     atomic.write_json(plan, wanted)
 
 
-class _Run:
+class _FeaturesRun:
     """The videos one after another; memory holds one batch and one video."""
 
     def __init__(
@@ -167,7 +171,7 @@ class _Run:
         reader: ClipReader,
         device: torch.device,
         extract: Extract,
-        known: dict[str, VideoTruth],
+        known: dict[str, VideoGroundTruth],
     ) -> None:
         self.config, self.reader, self.device, self.extract, self.known = config, reader, device, extract, known
         self.rows_of_video: list[Rows] = []

@@ -107,7 +107,7 @@ class InferReport:
     num_events: int
     threshold: float
     device: str
-    metrics: metrics.Scores | None  # None without a labelled clip
+    metrics: metrics.BinaryMetrics | None  # None without a labelled clip
     unscored: dict[str, str]  # key of the clip → why it could not be read
     failures: tuple[Failure, ...]  # videos brought by the user that could not be decoded
     warnings: tuple[str, ...]
@@ -171,7 +171,7 @@ def infer(config: InferConfig) -> InferReport | None:
     ) as brought:
         config = dataclasses.replace(config, shards=brought.folder)
         fold = Fold(checkpoint=config.checkpoint, rows=np.zeros(0, np.int64))
-        return _Run(config, [fold], [checkpoint], root=brought.root, failures=brought.failures).go()
+        return _InferenceRun(config, [fold], [checkpoint], root=brought.root, failures=brought.failures).go()
 
 
 def infer_out_of_fold(config: InferConfig, folds: Sequence[Fold]) -> InferReport | None:
@@ -193,10 +193,10 @@ def _on_all_ranks(
 ) -> InferReport | None:
     device = distributed.device_of_rank(choose_device(config.device))
     with distributed.joined_ranks(device):
-        return _Run(config, folds, checkpoints, root=_video_root(config), out_of_fold=out_of_fold).go()
+        return _InferenceRun(config, folds, checkpoints, root=_video_root(config), out_of_fold=out_of_fold).go()
 
 
-class _Run:
+class _InferenceRun:
     """One run: what it reads, and the steps of `go`."""
 
     def __init__(
@@ -655,14 +655,14 @@ def _check_paths(paths: set[str], root: Path | None, config: InferConfig) -> lis
 
 def _metrics(
     labels: npt.NDArray[np.int64], confidences: npt.NDArray[np.float32], threshold: float
-) -> metrics.Scores | None:
+) -> metrics.BinaryMetrics | None:
     """Metrics over the scored clips of known label; None where there are none."""
     scored = ~np.isnan(confidences)
     scores = metrics.score(labels[scored], output.shortest_floats(confidences[scored]), threshold=threshold)
     return scores if scores.num_clips else None
 
 
-def _metrics_lines(scores: metrics.Scores, threshold: float) -> list[str]:
+def _metrics_lines(scores: metrics.BinaryMetrics, threshold: float) -> list[str]:
     """Metrics as people read them."""
     auc = "not defined: the clips are of one class only" if scores.auc is None else f"{scores.auc:.3f}"
     normal, crime = scores.confusion

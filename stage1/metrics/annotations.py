@@ -1,7 +1,7 @@
 """What is true of each frame: annotations and frame counts → event frames, under a convention that is stated.
 
 Nobody wrote down whether UCF-Crime counts its frames from 0 or 1, and public code reads the same lines in three ways:
-`CONVENTIONS`. They move the frame AUC by less than .0001, which still makes other fourth digits.
+`EVENT_CONVENTIONS`. They move the frame AUC by less than .0001, which still makes other fourth digits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vidshard.util import lists as video_lists
 from vidshard.util.errors import UserError
 from vidshard.util.lists import ListedVideo
 
-CONVENTIONS = {
+EVENT_CONVENTIONS = {
     "inclusive": "frames from 0, the last one of an event belongs to it",
     "half-open": "frames from 0, the last one of an event does not belong to it",
     "one-based": "frames from 1, the last one of an event belongs to it",
@@ -26,7 +26,7 @@ DEFAULT_CONVENTION = "inclusive"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VideoTruth:
+class VideoGroundTruth:
     """Where the events of a video are. Frames count from 0, first and last included, all within the video."""
 
     stem: str  # file name without folder and suffix
@@ -41,7 +41,7 @@ class VideoTruth:
     def frame_labels(self) -> npt.NDArray[np.uint8]:
         """1 for the frames of an event, else 0: uint8 [num_frames].
 
-        >>> VideoTruth(stem="a", class_name="Abuse", num_frames=5, events=((1, 2),)).frame_labels().tolist()
+        >>> VideoGroundTruth(stem="a", class_name="Abuse", num_frames=5, events=((1, 2),)).frame_labels().tolist()
         [0, 1, 1, 0, 0]
         """
         labels = np.zeros(self.num_frames, np.uint8)
@@ -54,7 +54,7 @@ class VideoTruth:
 class Annotations:
     """The truth about a test set, and what was odd in its files."""
 
-    videos: tuple[VideoTruth, ...]
+    videos: tuple[VideoGroundTruth, ...]
     convention: str
     overruns: int  # events whose last frame, as written, is larger than the number of frames: cut at the end
     notes: tuple[str, ...] = ()
@@ -81,7 +81,7 @@ class Annotations:
             f"{len(self.videos):,} videos, {self.num_crimes:,} with a crime ({self.num_with_two_events} of them with "
             f"two events or more), {self.num_frames:,} frames, {self.num_event_frames:,} of an event; "
             f"{self.overruns} events run past the last frame and are cut there. "
-            f"Events: {CONVENTIONS[self.convention]}."
+            f"Events: {EVENT_CONVENTIONS[self.convention]}."
         )
 
 
@@ -137,7 +137,7 @@ def make_annotations(
         events = tuple(_cut(event, length, convention) for event in video.events or ())
         overruns += sum(last > length for _, last in video.events or ())
         videos.append(
-            VideoTruth(
+            VideoGroundTruth(
                 stem=video.stem,
                 class_name=video.class_name,
                 num_frames=length,

@@ -20,7 +20,7 @@ Statistic = Callable[[Array], float | None]  # weights, float [N], 0 or more →
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Scores:
+class BinaryMetrics:
     """How well P(crime) tells crime from normal on labelled clips, videos or frames."""
 
     num_clips: int  # or videos, or frames
@@ -31,7 +31,7 @@ class Scores:
     f1: float | None = None  # of crime, at the threshold; None unless both classes are there
 
 
-def score(labels: Labels, crime_probabilities: Floats, *, threshold: float = 0.5) -> Scores:
+def score(labels: Labels, crime_probabilities: Floats, *, threshold: float = 0.5) -> BinaryMetrics:
     """Scores of predictions. Labels other than 0 and 1 (unknown, padding) are left out.
 
     >>> scores = score([0, 1, 1, -1], [0.2, 0.9, 0.4, 0.9])
@@ -43,7 +43,7 @@ def score(labels: Labels, crime_probabilities: Floats, *, threshold: float = 0.5
     labels_N, probabilities_N = labels_N[known], probabilities_N[known]
     predicted_N = probabilities_N >= threshold
     counts = [[int(((labels_N == true) & (predicted_N == predicted)).sum()) for predicted in (0, 1)] for true in (0, 1)]
-    return Scores(
+    return BinaryMetrics(
         num_clips=len(labels_N),
         accuracy=float((labels_N == predicted_N).mean()) if len(labels_N) else None,
         auc=roc_auc(labels_N, probabilities_N),

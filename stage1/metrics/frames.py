@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stage1.metrics import clips
-from stage1.metrics.annotations import VideoTruth
+from stage1.metrics.annotations import VideoGroundTruth
 from stage1.metrics.clips import Array, Interval, Statistic
 
 SNIPPET_FRAMES = 16
@@ -177,7 +177,7 @@ def snippet_shares(labels: npt.NDArray[np.uint8], *, snippet_frames: int = SNIPP
     return np.asarray(sums / np.minimum(snippet_frames, len(labels) - starts), np.float64)
 
 
-def reference_scores(truth: VideoTruth, *, snippet_frames: int = SNIPPET_FRAMES) -> dict[str, Array]:
+def reference_scores(truth: VideoGroundTruth, *, snippet_frames: int = SNIPPET_FRAMES) -> dict[str, Array]:
     """What scorers that know the truth give each frame: how far a frame AUC goes without, or only by, finding events.
 
     The first knows which *videos* hold an event, and nothing else; the others are perfect on snippets.

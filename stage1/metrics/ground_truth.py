@@ -6,11 +6,11 @@ import dataclasses
 from pathlib import Path, PurePosixPath
 
 from stage1.data.reader import ClipReader
-from stage1.metrics.annotations import VideoTruth, make_annotations, read_annotations
+from stage1.metrics.annotations import VideoGroundTruth, make_annotations, read_annotations
 from vidshard.util.errors import UserError
 
 
-def read_truth(path: Path, reader: ClipReader) -> dict[str, VideoTruth]:
+def read_truth(path: Path, reader: ClipReader) -> dict[str, VideoGroundTruth]:
     """Path of the video below SOURCE → what is true of it, for the videos that the file speaks of.
 
     `path`: temporal annotations in UCF-Crime's form, matched by file stem. Raises UserError when the file cannot be

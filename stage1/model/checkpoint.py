@@ -25,7 +25,7 @@ from vidshard.shards.layout import ClipShape
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
 
-FORMAT_NAME = "stage1 checkpoint"
+CHECKPOINT_FORMAT = "stage1 checkpoint"
 FORMAT_VERSION = 2
 _DIGEST_LINE = b"\nstage1 checkpoint, SHA-256 of the bytes before this line: %s\n"
 _DIGEST_LINE_SIZE = len(_DIGEST_LINE % (b"0" * 64))
@@ -131,7 +131,7 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> Che
     except Exception as error:  # torch, zipfile and pickle raise a dozen kinds on other files
         reason = str(error).split("\n")[0].split(". ")[0][:120]
         raise UserError(f"{path} is no stage1 checkpoint, or is damaged ({reason}); expected {_EXPECTED}") from error
-    if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT_NAME:
+    if not isinstance(fields, dict) or fields.pop("format", None) != CHECKPOINT_FORMAT:
         raise UserError(f"{path} is no stage1 checkpoint, though torch can read it; expected {_EXPECTED}")
     version = fields.pop("format_version", None)
     if version != FORMAT_VERSION:
@@ -150,7 +150,7 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> Che
 def _write(file: IO[bytes], checkpoint: Checkpoint) -> None:
     fields = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
     hashing = _HashingFile(file)
-    torch.save({"format": FORMAT_NAME, "format_version": FORMAT_VERSION, **fields}, cast(IO[bytes], hashing))
+    torch.save({"format": CHECKPOINT_FORMAT, "format_version": FORMAT_VERSION, **fields}, cast(IO[bytes], hashing))
     file.write(_DIGEST_LINE % hashing.sha256.hexdigest().encode())
 
 

@@ -24,7 +24,7 @@ from vidshard.storage.urls import Location
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
 
-FORMATS = ("onnx",)
+EXPORT_FORMATS = ("onnx",)
 TOLERANCE = 1e-4
 NUM_CHECKED = 32
 _BATCH = 4

@@ -27,7 +27,7 @@ from stage1.training.data import TrainData
 from vidshard.util.errors import UserError
 
 AGGREGATORS = ("topk", "attention")
-TOP_SHARE = 1 / 8  # of the clips of a bag, at least one
+BAG_TOP_SHARE = 1 / 8  # of the clips of a bag, at least one
 BAG_RIDGE = 0.3  # on the weights of the linear classifier on motion features: bags are few (docs/EXPERIMENTS.md)
 BAG_FIT_STEPS = 300
 
@@ -114,7 +114,7 @@ def bag_scores(log_odds_VN: torch.Tensor, known_VN: torch.Tensor, aggregator: st
     if aggregator == "attention":
         weights_VN = log_odds_VN.masked_fill(~known_VN, -torch.inf).softmax(1)
         return (weights_VN * log_odds_VN).sum(1)
-    counts_V = (TOP_SHARE * known_VN.sum(1) - 1e-9).ceil().clamp(min=1)
+    counts_V = (BAG_TOP_SHARE * known_VN.sum(1) - 1e-9).ceil().clamp(min=1)
     highest_VN = log_odds_VN.masked_fill(~known_VN, -torch.inf).sort(1, descending=True).values
     taken_VN = torch.arange(log_odds_VN.shape[1], device=log_odds_VN.device) < counts_V[:, None]
     return highest_VN.masked_fill(~taken_VN, 0.0).sum(1) / counts_V

@@ -38,7 +38,7 @@ from stage1.training.log import RunLog, say, warn
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
 
-__all__ = ["Run", "RunStopped", "TrainConfig", "train"]
+__all__ = ["RunStopped", "TrainConfig", "TrainingRun", "train"]
 
 
 class RunStopped(Exception):  # noqa: N818 (it is no error)
@@ -61,7 +61,7 @@ class EpochSoFar:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Run:
+class TrainingRun:
     """What changes while training."""
 
     config: TrainConfig
@@ -192,7 +192,7 @@ def how_to_go_on(config: TrainConfig) -> str:
 
 def start_run(
     config: TrainConfig, data: TrainData, device: torch.device, objective: Objective, *, resuming: bool
-) -> Run:
+) -> TrainingRun:
     """A run before its first step; before `resume`, where that gives the model what else is found at the start."""
     torch.manual_seed(config.seed)
     model = objective.make_model().to(device)
@@ -203,7 +203,7 @@ def start_run(
     if not resuming:  # else it comes with the weights
         objective.fit(model, data, device)
     steps_of_epoch = -(-len(loader) // config.accumulate)
-    return Run(
+    return TrainingRun(
         config=config,
         data=data,
         device=device,
@@ -222,7 +222,7 @@ def start_run(
     )
 
 
-def begin(run: Run) -> None:
+def begin(run: TrainingRun) -> None:
     """Say what is about to be done, and write it down."""
     data, config = run.data, run.config
     counts = np.bincount(data.train_labels, minlength=2)
@@ -254,7 +254,7 @@ def begin(run: Run) -> None:
     run.saved_at = time.monotonic()
 
 
-def run_epochs(run: Run) -> None:
+def run_epochs(run: TrainingRun) -> None:
     """Train to the last epoch, or to where there is nothing more to gain. Raises RunStopped."""
     while not is_finished(run):
         trained = train_epoch(run, len(run.history))
@@ -262,13 +262,13 @@ def run_epochs(run: Run) -> None:
         finish_epoch(run, {**trained, **validated})
 
 
-def is_finished(run: Run) -> bool:
+def is_finished(run: TrainingRun) -> bool:
     """Whether all epochs are done, or there were `patience` without a better one."""
     since_best = next((i for i, row in enumerate(reversed(run.history)) if row["best"]), 0)
     return len(run.history) >= run.config.epochs or 0 < run.config.patience <= since_best
 
 
-def train_epoch(run: Run, epoch: int) -> dict[str, Any]:
+def train_epoch(run: TrainingRun, epoch: int) -> dict[str, Any]:
     """What is left of one pass over the training clips. Returns the metrics of the whole epoch. Raises RunStopped."""
     run.loader.set_epoch(epoch)
     if run.so_far.loader_state is not None:
@@ -315,7 +315,7 @@ def train_epoch(run: Run, epoch: int) -> dict[str, Any]:
     }
 
 
-def train_step(run: Run, batches: Iterable[Batch], epoch: int) -> bool:
+def train_step(run: TrainingRun, batches: Iterable[Batch], epoch: int) -> bool:
     """One optimizer step on a global batch. Returns whether a rank was asked to stop."""
     run.optimizer.zero_grad()
     sums = torch.zeros(6, dtype=torch.float64, device=run.device)
@@ -353,7 +353,7 @@ def train_step(run: Run, batches: Iterable[Batch], epoch: int) -> bool:
 
 
 @torch.no_grad()
-def validate(run: Run) -> dict[str, Any]:
+def validate(run: TrainingRun) -> dict[str, Any]:
     """Metrics on the validation clips, as inference would score them; nothing without them. Raises RunStopped."""
     if run.validation_loader is None:
         return {}
@@ -380,7 +380,7 @@ def validate(run: Run) -> dict[str, Any]:
     }
 
 
-def finish_epoch(run: Run, entry: dict[str, Any]) -> None:
+def finish_epoch(run: TrainingRun, entry: dict[str, Any]) -> None:
     """Note the epoch, say so, and write the files of the run: last.pt first, from which `resume` writes the others."""
     entry["best"] = is_best(entry, run.history)
     run.history.append(entry)
@@ -391,7 +391,7 @@ def finish_epoch(run: Run, entry: dict[str, Any]) -> None:
         write_the_rest(run, saved)
 
 
-def write_the_rest(run: Run, last: Checkpoint) -> None:
+def write_the_rest(run: TrainingRun, last: Checkpoint) -> None:
     """Write what follows from last.pt: the best checkpoint, where that is it, metrics and curves."""
     if run.history[-1]["best"]:
         save_checkpoint(run.config.out / files.BEST_NAME, last)
@@ -416,7 +416,7 @@ def is_best(entry: dict[str, Any], history: Sequence[dict[str, Any]]) -> bool:
 # --- checkpoints --------------------------------------------------------------------------------------------------
 
 
-def save(run: Run) -> Checkpoint:
+def save(run: TrainingRun) -> Checkpoint:
     """Write last.pt, on rank 0."""
     checkpoint = make_checkpoint(run)
     if distributed.rank() == 0:
@@ -425,7 +425,7 @@ def save(run: Run) -> Checkpoint:
     return checkpoint
 
 
-def stop_run(run: Run) -> NoReturn:
+def stop_run(run: TrainingRun) -> NoReturn:
     """Save, and raise RunStopped, on all ranks at once."""
     save(run)
     distributed.wait_for_all()  # a rank that ends early might have the others killed
@@ -435,7 +435,7 @@ def stop_run(run: Run) -> NoReturn:
     )
 
 
-def make_checkpoint(run: Run) -> Checkpoint:
+def make_checkpoint(run: TrainingRun) -> Checkpoint:
     """The run as it stands."""
     data = run.data
     return Checkpoint(
@@ -467,7 +467,7 @@ def make_checkpoint(run: Run) -> Checkpoint:
     )
 
 
-def resume(run: Run) -> None:
+def resume(run: TrainingRun) -> None:
     """Go on where the last checkpoint ended. Raises UserError when data or options are others."""
     out = run.config.out
     saved, warning = load_last(out)
@@ -518,7 +518,7 @@ def resume(run: Run) -> None:
 # --- small things -------------------------------------------------------------------------------------------------
 
 
-def _mb_per_second(run: Run, so_far: EpochSoFar) -> float:
+def _mb_per_second(run: TrainingRun, so_far: EpochSoFar) -> float:
     """Megabytes of clips that this rank has seen a second."""
     return so_far.num_clips * run.data.train.clip_shape.num_bytes / 1e6 / so_far.seconds
 
@@ -545,16 +545,16 @@ class _WaitClock:
         return seconds
 
 
-def _is_asked_to_stop(run: Run) -> bool:
+def _is_asked_to_stop(run: TrainingRun) -> bool:
     """Whether any rank was; to be called by all of them."""
     return bool(distributed.sum_over_ranks(torch.tensor(float(run.stop.received is not None), device=run.device)))
 
 
-def _is_time_to_save(run: Run) -> bool:
+def _is_time_to_save(run: TrainingRun) -> bool:
     return 0 < run.config.checkpoint_minutes * 60 <= time.monotonic() - run.saved_at
 
 
-def _check_finite(run: Run, loss: float, norm: torch.Tensor, *, where: str) -> None:
+def _check_finite(run: TrainingRun, loss: float, norm: torch.Tensor, *, where: str) -> None:
     # An overflow of gradients in fp16 is met by a smaller scale, and the step is left out.
     if not math.isfinite(loss) or (not torch.isfinite(norm) and not run.scaler.is_enabled()):
         raise UserError(

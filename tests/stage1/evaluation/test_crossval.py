@@ -124,7 +124,7 @@ def test_a_signal_ends_it_with_exit_code_75_and_the_same_command_goes_on(
     command += ["--no-random-split", "--no-shortcuts", "--device", "cpu", "--out", str(tmp_path / "out")]
     begin = train_module.begin
 
-    def begin_with_stop(run: train_module.Run) -> None:
+    def begin_with_stop(run: train_module.TrainingRun) -> None:
         run.stop.received = "SIGTERM"
         begin(run)
 

@@ -63,7 +63,8 @@ def test_the_quirks_of_official_lists(tmp_path: Path) -> None:
 def test_conventions_move_events_by_one_frame(tmp_path: Path) -> None:
     listed = annotations.read_annotations(*write_lists(tmp_path).values())
     found = {
-        name: annotations.make_annotations(listed, convention=name).videos[0].events for name in annotations.CONVENTIONS
+        name: annotations.make_annotations(listed, convention=name).videos[0].events
+        for name in annotations.EVENT_CONVENTIONS
     }
     assert found == {"inclusive": ((16, 31),), "half-open": ((16, 30),), "one-based": ((15, 30),)}
 
