@@ -13,7 +13,7 @@ import numpy as np
 
 from stage1.data.epoch_plan import Rows
 from stage1.data.reader import ClipReader, JoinedReader
-from stage1.data.review_labels import apply_marks, read_marks
+from stage1.data.review_labels import apply_review_labels, read_review_labels
 from stage1.training.config import TrainConfig
 from vidshard.shards.remote_set import check_room
 from vidshard.storage.cache import CacheConfig
@@ -77,9 +77,9 @@ def open_data(config: TrainConfig) -> TrainData:
     kept = np.ones(len(reader), np.bool_)
     notes, warnings = [], []
     if config.marks is not None:
-        marked = apply_marks(reader, read_marks(config.marks), use=config.marks_as, path=config.marks)
-        labels, kept = marked.labels, marked.kept
-        notes.append(marked.note(config.marks, config.marks_as))
+        reviewed = apply_review_labels(reader, read_review_labels(config.marks), use=config.marks_as, path=config.marks)
+        labels, kept = reviewed.labels, reviewed.kept
+        notes.append(reviewed.note(config.marks, config.marks_as))
     _check_labels(reader, labels)
     if config.val_shards is not None:
         validation: ClipReader | None = ClipReader(config.val_shards, checksums=config.checksums, cache=cache)
