@@ -216,7 +216,7 @@ def test_bad_use_is_one_clear_line_and_exit_code_1(place: Path) -> None:
         ("--videos", "a.mp4", "--video-root", "."): "--video-root and --videos exclude each other",
         ("--workers", "2"): "--workers is an option of --videos",
         ("--out", "text.pt"): "--out text.pt is a file, expected a folder",
-        ("--out", "text.pt/a/b"): "--out text.pt/a/b lies below the file",
+        ("--out", "text.pt/a/b"): "--out text.pt/a/b is below the file",
     }
     for args, text in cases.items():
         result = stage1("infer", *args)

@@ -558,7 +558,7 @@ def test_another_shape_is_refused(tmp_path: Path, shards: Path) -> None:
 
 def test_cuda_asked_for_and_absent(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match=r"--device cuda was asked for.*use --device cpu"):
+    with pytest.raises(UserError, match=r"--device is cuda.*use --device cpu"):
         train(config(shards, tmp_path / "out", device="cuda"))
 
 
@@ -602,7 +602,7 @@ BAD_USE = {
     "--shards good --val-shards none": "error: no shard folder none: build it first",
     "--shards good --out run": "error: run holds another run (last.pt); go on with it by --resume, name another",
     "--shards good --out file": "error: --out file is a file, expected a folder; name another --out",
-    "--shards good --out file/a": "error: --out file/a lies below the file",
+    "--shards good --out file/a": "error: --out file/a is below the file",
     "--shards good --resume": "error: nothing to resume: no checkpoints/last.pt; start the run without --resume",
     "--shards good --out run --resume": "error: run/last.pt is no stage1 checkpoint, or is damaged",
     "--shards good --out newer-run --resume": "of format version 99, this stage1 reads version 2",
@@ -610,7 +610,7 @@ BAD_USE = {
     "--shards unknown": "error: 1 of 4 clips of unknown have no label, expected normal or crime",
     "--shards good --val-shards longer": "error: longer has clips of 8×16×16, expected 4×16×16 as in good",
     "--shards newer": "version 99",
-    "--shards good --device cuda": "error: --device cuda was asked for, but this torch",
+    "--shards good --device cuda": "error: --device is cuda, but this torch",
     "--shards good --device tpu": "error: device is 'tpu', expected auto, cpu, cuda or cuda:N",
     "--shards good --lr -1": "error: --lr is -1.0, expected above 0",
     "--shards good --no-such": "No such option",
