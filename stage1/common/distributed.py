@@ -107,7 +107,7 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
         if any(value != values[0] for value in values):
             listed = ", ".join(f"rank {number} has {value}" for number, value in enumerate(values))
             raise UserError(
-                f"the processes of this run differ in {name}: {listed}; start all of them with the same options and data"
+                f"the processes of this run differ in {name}: {listed}; start all with the same options and data"
             )
 
 
