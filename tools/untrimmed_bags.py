@@ -37,7 +37,7 @@ from stage1.evaluation import run as evaluation
 from stage1.evaluation.run import EvaluateConfig, ScoredClips
 from stage1.metrics import clips as metrics
 from stage1.metrics.calibration import Target, parse_target
-from stage1.metrics.ground_truth import read_truth
+from stage1.metrics.ground_truth import read_ground_truth
 from stage1.model.checkpoint import load_checkpoint
 from stage1.model.motion_features import motion_features
 
@@ -157,7 +157,7 @@ class Judge:
     folder: Path
 
     def __post_init__(self) -> None:
-        known, paths = read_truth(self.folder / "temporal_annotations.txt", self.reader), self.reader.index.paths
+        known, paths = read_ground_truth(self.folder / "temporal_annotations.txt", self.reader), self.reader.index.paths
         self.truth = {number: known[path] for number, path in enumerate(paths) if path in known}
         self.config = EvaluateConfig()
 

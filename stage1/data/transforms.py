@@ -242,7 +242,7 @@ def _resample(clips_BTHWC: torch.Tensor, rows_BhH: torch.Tensor, columns_BwW: to
 
 
 def _compress(clips_BCTHW: torch.Tensor, steps: Floats) -> torch.Tensor:
-    """Quantise the 8×8 cosine transform of each frame, with coarser steps for high frequencies, as in JPEG and H.264."""
+    """Quantise the 8×8 cosine transform of each frame, more coarsely at high frequencies, as JPEG and H.264 do."""
     B, C, T, H, W = clips_BCTHW.shape
     padded = functional.pad(clips_BCTHW.reshape(B, C * T, H, W), (0, -W % BLOCK, 0, -H % BLOCK), mode="replicate")
     blocks = padded.view(B, C * T, padded.shape[2] // BLOCK, BLOCK, padded.shape[3] // BLOCK, BLOCK).transpose(3, 4)

@@ -27,7 +27,7 @@ from stage1.metrics import annotations as truths
 from stage1.metrics import clips as metrics
 from stage1.metrics.calibration import logits as log_odds
 from stage1.metrics.clips import Array, Interval
-from stage1.metrics.ground_truth import read_truth
+from stage1.metrics.ground_truth import read_ground_truth
 from stage1.model.checkpoint import Checkpoint, load_checkpoint
 from stage1.model.network import Stage1Model
 from vidshard.shards.layout import CRIME_LABEL
@@ -321,7 +321,7 @@ def _events(config: ExplainConfig, reader: ClipReader) -> dict[int, truths.Video
     """Video number → where its events are; empty without annotations."""
     if config.annotations is None:
         return {}
-    known = read_truth(config.annotations, reader)
+    known = read_ground_truth(config.annotations, reader)
     return {number: known[path] for number, path in enumerate(reader.index.paths) if path in known}
 
 

@@ -28,7 +28,7 @@ from stage1.metrics import frames as frame_metrics
 from stage1.metrics.calibration import MIN_ALARM_SECONDS, Calibration, Target
 from stage1.metrics.clips import Array, Interval
 from stage1.metrics.frames import FrameMetrics, ScoredVideo
-from stage1.metrics.ground_truth import read_truth
+from stage1.metrics.ground_truth import read_ground_truth
 from stage1.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from stage1.training.data import shared_videos
 from vidshard.storage.urls import Location
@@ -579,7 +579,7 @@ def _frame_truth(config: EvaluateConfig, reader: ClipReader) -> dict[int, truths
     if config.annotations is None:
         return None
     truths.refuse_overlap(truths.read_annotations(config.annotations), config.trained_on)
-    known, paths = read_truth(config.annotations, reader), reader.index.paths
+    known, paths = read_ground_truth(config.annotations, reader), reader.index.paths
     found = {n: known[paths[n]] for n in np.unique(reader.videos[reader.labels >= 0]).tolist() if paths[n] in known}
     if not found:
         raise UserError(f"--annotations {config.annotations} names no video of {config.shards} that has a label")

@@ -90,7 +90,7 @@ def features(config: FeaturesConfig, *, confirm: backbones.Confirm = lambda _: F
     device = choose_device(config.device)
     reader = ClipReader(config.shards)
     extract, facts, notes = _extractor(config, reader, device, confirm)
-    known = {} if config.annotations is None else ground_truth.read_truth(config.annotations, reader)
+    known = {} if config.annotations is None else ground_truth.read_ground_truth(config.annotations, reader)
     facts |= {
         "schema_version": FEATURES_SCHEMA_VERSION,
         "shards_digest": reader.digest,

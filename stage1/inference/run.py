@@ -244,7 +244,7 @@ class _InferenceRun:
         )
         self.rows = self.plan.rows
         self.files = OutputFiles(folder=config.out)
-        self.truth = {} if config.annotations is None else ground_truth.read_truth(config.annotations, reader)
+        self.truth = {} if config.annotations is None else ground_truth.read_ground_truth(config.annotations, reader)
         self.journal = ScoreJournal(
             self.files.journal,
             plan=self._facts(),
