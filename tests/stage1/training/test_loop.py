@@ -345,7 +345,9 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_previous_one(
     last.write_bytes(data)
     train(config(shards, tmp_path / "out", resume=True))
     assert "WARNING" in (told := capsys.readouterr().err)
-    assert "last.pt is damaged: its SHA-256 is not the one that it was written with; going on from previous.pt" in told
+    assert (
+        "last.pt is damaged: its SHA-256 differs from the one recorded in the file; resuming from previous.pt" in told
+    )
     assert_same(weights(whole.with_name(LAST_NAME)), weights(last))
     assert load_checkpoint(last.with_name(PREVIOUS_NAME)).epoch == 2
 
