@@ -78,7 +78,7 @@ class OutputFiles:
         return self.folder / "attention_data" / "shards"
 
     @property
-    def journal(self) -> Path:
+    def score_log(self) -> Path:
         """What an unfinished run has scored so far."""
         return self.folder / ".unfinished"
 

@@ -178,7 +178,7 @@ def find_weights(network: str, name: str, *, confirm: Confirm) -> Path:
     short = name.rpartition(".")[2]
     if short not in known.__members__:
         raise UserError(
-            f"weights are {name!r}: no such file, and {network} has no weights of that name; expected a file, or one of "
+            f"weights are {name!r}: no such file, and {network} has no weights of that name; expected a file or one of "
             f"{', '.join(known.__members__)}"
         )
     url = str(known[short].url)

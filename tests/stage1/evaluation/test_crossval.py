@@ -132,7 +132,7 @@ def test_a_signal_ends_it_with_exit_code_75_and_the_same_command_goes_on(
         patch.setattr(train_module, "begin", begin_with_stop)
         stopped = CliRunner().invoke(main, command)
     assert stopped.exit_code == 75
-    assert stopped.stderr.splitlines()[-1] == "stopped by SIGTERM after 1 steps; run the same command again to go on"
+    assert stopped.stderr.splitlines()[-1] == "stopped by SIGTERM after 1 steps; run the same command again to continue"
     done = CliRunner().invoke(main, command)
     assert done.exit_code == 0
     assert "Resumed in epoch 1 of 1, after 1 steps" in done.output
@@ -201,7 +201,7 @@ def test_shortcuts_are_judged_in_the_same_folds_and_a_model_not_above_them_is_fl
 
 def test_what_would_leak_or_cannot_be_measured_is_said(tmp_path: Path) -> None:
     shards = _shards(tmp_path / "Train")
-    with pytest.raises(UserError, match=r"6 source groups of .*Again are also trained on .*'Train-0'"):
+    with pytest.raises(UserError, match=r"6 recordings of .*Again are also trained on .*'Train-0'"):
         crossval(_config(tmp_path, shards, test_shards=_shards(tmp_path / "Again", seed=5)))
     unknown = _shards(tmp_path / "NoGroups", groups=[None] * 12)
     table = crossval(_config(tmp_path, unknown, seeds=1, random_split=False))

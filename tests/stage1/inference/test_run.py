@@ -156,7 +156,7 @@ def test_video_root_and_missing_videos(place: Path) -> None:
     (place / "videos").rename(place / "moved")
     result = stage1("infer")
     assert result.exit_code == 0
-    assert "detected videos are not where they were" in result.stderr
+    assert "detected videos are missing" in result.stderr
     result = stage1("infer", "--video-root", "moved")
     assert "warning" not in result.stderr
     assert all(Path(entry["video_path"]).is_file() for entry in anomalies(place))
@@ -281,7 +281,7 @@ def test_a_model_that_gives_no_numbers_is_refused(place: Path) -> None:
     state = checkpoints.load_checkpoint(path).model_state_dict
     state["classifier.weight"][:] = float("nan")
     write_checkpoint(path, model_state_dict=state)
-    with pytest.raises(UserError, match="not numbers"):
+    with pytest.raises(UserError, match="not finite numbers"):
         infer(InferConfig())
 
 

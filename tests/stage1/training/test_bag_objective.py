@@ -130,7 +130,7 @@ def test_what_makes_no_sense_with_bags_is_refused() -> None:
         make_objective(TrainConfig(shards=Path(), bags="topk", mixup=0.2))
     with pytest.raises(UserError, match="--block-shards and --bags exclude each other"):
         make_objective(TrainConfig(shards=Path(), bags="topk", block_shards=2))
-    with pytest.raises(UserError, match="--clips-per-video-per-epoch goes without --bags"):
+    with pytest.raises(UserError, match="--clips-per-video-per-epoch and --bags exclude each other"):
         make_objective(TrainConfig(shards=Path(), bags="topk", clips_per_video_per_epoch=0))
     with pytest.raises(UserError, match="--bags is 'max', expected topk or attention"):
         TrainConfig(shards=Path(), bags="max")
