@@ -1,4 +1,4 @@
-"""Frame metrics of anybody's scores, all published conventions side by side; without scores, what trivial ones reach.
+"""Frame metrics of scores from any model, under all published conventions; without scores, those of oracles.
 
 No video and no model is needed: `stage1 evaluate --annotations FILE [--frame-counts FILE] [--scores DIR|CSV]`.
 """
@@ -57,7 +57,7 @@ class ScoresConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoresReport:
-    """What was found, as text and as a dictionary for JSON."""
+    """Results as text, and as a dictionary for JSON."""
 
     text: str
     fields: dict[str, Any]
@@ -66,7 +66,7 @@ class ScoresReport:
 def evaluate_scores(config: ScoresConfig) -> ScoresReport:
     """Evaluate, write evaluation.json and evaluation.png into ``config.out``, and return the report.
 
-    Raises UserError on unusable files, and when a list of training videos names one that is tested on.
+    Raises UserError on unusable files, and if a list of training videos names a test video.
     """
     files.check_out(config.out)
     listed = truths.read_annotations(config.annotations, config.frame_counts)
@@ -114,7 +114,7 @@ _INTERVALS = "95 % percentile bootstrap over videos"
 
 
 def _lengths(scores: Mapping[str, ForeignScores], snippet_frames: int) -> dict[str, int]:
-    """Frames of each video as its scores tell: where no list does."""
+    """Return the number of frames of each video according to its scores, for videos that no list contains."""
     return {
         stem: int(video.frames[:, 1].max()) + 1 if video.frames is not None else snippet_frames * len(video.scores)
         for stem, video in scores.items()
@@ -122,23 +122,23 @@ def _lengths(scores: Mapping[str, ForeignScores], snippet_frames: int) -> dict[s
 
 
 def _check_scores(scores: Mapping[str, ForeignScores], annotations: Annotations, config: ScoresConfig) -> list[str]:
-    """Raise UserError unless every annotated video has scores that fit its length."""
+    """Return notes. Raises UserError unless every annotated video has scores that fit its length."""
     missing = [video.stem for video in annotations.videos if video.stem not in scores]
     if missing:
         raise UserError(
             f"{config.scores} lacks {len(missing):,} of the {len(annotations.videos):,} annotated videos "
-            f"({', '.join(missing[:3])}); expected one file, or rows, for each: leaving some out changes the figures"
+            f"({', '.join(missing[:3])}); expected one file, or rows, for each: omitting some changes the metrics"
         )
     for video in annotations.videos:
         _layout(scores[video.stem], video.num_frames, config.snippet_frames, where=video.stem)
     layouts = sorted({_layout(scores[v.stem], v.num_frames, config.snippet_frames) for v in annotations.videos})
     unused = len(scores.keys() - {video.stem for video in annotations.videos})
     notes = [f"scores are read as: {', '.join(layouts)}"]
-    return notes + ([f"{unused:,} videos with scores are not annotated, and left out"] if unused else [])
+    return notes + ([f"{unused:,} videos with scores are not annotated, and are ignored"] if unused else [])
 
 
 def _layout(scores: ForeignScores, num_frames: int, snippet_frames: int, *, where: str = "") -> str:
-    """What the scores of a video stand for. Raises UserError where that is not clear."""
+    """Return the layout of a video's scores. Raises UserError if it is ambiguous."""
     count = len(scores.scores)
     if scores.frames is not None:
         return "clips with their frames"
@@ -170,7 +170,7 @@ def _spread(scores: ForeignScores, num_frames: int, snippet_frames: int) -> Arra
 def _score_rows(
     scores: Mapping[str, ForeignScores], by_convention: Mapping[str, Annotations], config: ScoresConfig
 ) -> list[dict[str, Any]]:
-    """One row for each way of turning scores into frames, and each reading of the events."""
+    """Return one row for each conversion of scores to frames and each convention of events."""
     snippet = config.snippet_frames
 
     def segmented(video: ForeignScores, num_frames: int) -> Array:
@@ -209,7 +209,7 @@ def _reference_rows(by_convention: Mapping[str, Annotations], config: ScoresConf
             for name, values in frame_metrics.reference_scores(video, snippet_frames=config.snippet_frames).items():
                 scored.setdefault(name, []).append(_scored(video, values, video.frame_labels()))
         rows += [_row(name, convention, videos, config, intervals=False) for name, videos in scored.items()]
-    return sorted(rows, key=lambda row: list(scored).index(row["name"]))  # same names side by side
+    return sorted(rows, key=lambda row: list(scored).index(row["name"]))  # rows of the same name are adjacent
 
 
 def _scored(video: VideoGroundTruth, scores: Array, labels: Any) -> ScoredVideo:
@@ -228,7 +228,7 @@ def _row(
 def _false_alarm_share(
     scores: Mapping[str, ForeignScores], annotations: Annotations, config: ScoresConfig
 ) -> dict[str, Any]:
-    """Share of the frames of normal videos that score at or above the threshold, as published beside frame AUC."""
+    """Return the share of frames of normal videos at or above the threshold, which papers report with frame AUC."""
     normal = [video for video in annotations.videos if not video.is_crime]
     flagged = [
         float((_spread(scores[video.stem], video.num_frames, config.snippet_frames) >= config.threshold).sum())

@@ -50,7 +50,7 @@ def test_folds_hold_whole_groups_and_every_row_once() -> None:
         assert not set(groups[fold]) & set(np.delete(groups, fold))
         assert 0.3 < labels[fold].mean() < 0.7
     assert [f.tolist() for f in folds] == [f.tolist() for f in stratified_folds(labels, groups, folds=4, seed=3)]
-    with pytest.raises(UserError, match=r"there are 12 source groups, expected at least as many as --folds \(20\)"):
+    with pytest.raises(UserError, match=r"there are 12 recordings, expected at least as many as --folds \(20\)"):
         stratified_folds(labels, groups, folds=20, seed=0)
 
 
@@ -143,16 +143,16 @@ def test_another_configuration_in_the_same_folder_is_refused(tmp_path: Path) -> 
     config = _config(tmp_path, shards, seeds=1, random_split=False)
     crossval(config)
     other = _config(tmp_path, shards, seeds=1, random_split=False, folds=3)
-    with pytest.raises(UserError, match=r"other options or data \(--folds 2, got 3\); name another --out"):
+    with pytest.raises(UserError, match=r"different options or data \(--folds 2, got 3\); name another --out"):
         crossval(other)
     other = dataclasses.replace(config, training=dataclasses.replace(config.training, lr=0.5))
-    with pytest.raises(UserError, match=r"other options or data \(--lr 0.001, got 0.5\); name another --out"):
+    with pytest.raises(UserError, match=r"different options or data \(--lr 0.001, got 0.5\); name another --out"):
         crossval(other)
 
 
 def test_a_call_that_is_refused_does_not_take_the_folder(tmp_path: Path) -> None:
     shards = _shards(tmp_path / "Train")
-    with pytest.raises(UserError, match="there are 6 source groups"):
+    with pytest.raises(UserError, match="there are 6 recordings"):
         crossval(_config(tmp_path, shards, folds=7))
     crossval(_config(tmp_path, shards, seeds=1, random_split=False))
 

@@ -171,7 +171,7 @@ def test_videos_trained_on_are_told_when_they_are_cut_otherwise(run: dict[str, P
     clips, labels = fake_shards.moving_clips(6, shape=SHAPE, seed=0)
     again = fake_shards.write_shards(tmp_path / "again", clips, labels, split="Train", prefix="train")
     for options, why in (
-        ({"shards": again}, "these figures are too good"),
+        ({"shards": again}, "these metrics are too good"),
         ({"val_shards": again}, "what was chosen on them is too sure of itself"),
     ):
         (warning,) = (w for w in evaluate(config(run, tmp_path, **options)).fields["warnings"] if "trained on" in w)
@@ -183,9 +183,9 @@ def test_videos_that_are_in_validation_too_are_told(run: dict[str, Path], tmp_pa
     clips, labels = fake_shards.moving_clips(24, shape=SHAPE, seed=1)
     part = fake_shards.write_shards(tmp_path / "part", clips[:6], labels[:6], split="Test", prefix="other")
     warnings = evaluate(config(run, tmp_path / "a", shards=part, val_shards=run["val"])).fields["warnings"]
-    assert any(text.endswith("they are judged by what was chosen on them") for text in warnings)
+    assert any(text.endswith("their calibration and threshold were chosen on them") for text in warnings)
     warnings = evaluate(config(run, tmp_path / "b", val_shards=run["val"])).fields["warnings"]
-    assert not any("judged by what was chosen" in text for text in warnings)
+    assert not any("threshold were chosen on them" in text for text in warnings)
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
