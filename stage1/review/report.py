@@ -504,8 +504,8 @@ def _read_evaluation(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     digest = fields["shards"]["digest"] if "levels" in fields else None
     if digest != run["shards"]["digest"]:
         raise UserError(
-            f"{path} is about other shards than this run scored ({run['shards']['path']}); evaluate these, or leave out "
-            "--evaluation"
+            f"{path} is about other shards than this run scored ({run['shards']['path']}); evaluate these, or "
+            "omit --evaluation"
         )
     return fields
 

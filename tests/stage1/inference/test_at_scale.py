@@ -162,7 +162,7 @@ def test_relative_scores_are_beside_their_video_whatever_cannot_be_read(tmp_path
     np.testing.assert_allclose(log_odds("calibrated"), expected / 2, atol=1e-4)
     run = json.loads((tmp_path / "calibrated" / "run.json").read_bytes())
     assert (run["relative"], run["threshold"]) == (True, 0.6)
-    with pytest.raises(UserError, match="relative scores are of one checkpoint"):
+    with pytest.raises(UserError, match="relative scores need the threshold of a single checkpoint"):
         infer_out_of_fold(config(tmp_path, "folds", relative=True), [])
     assert run["clips"]["detected"] == (expected / 2 >= logits(np.array(0.6))).sum() > 0
 
