@@ -163,7 +163,7 @@ def test_a_run_killed_between_its_two_checkpoints_goes_on(
 @pytest.mark.parametrize(
     ("num_saved", "error", "text"),
     [
-        (0, KeyboardInterrupt(), "interrupted; run the same command again to continue"),
+        (0, KeyboardInterrupt(), "interrupted; run the same command again to go on"),
         (1, KeyboardInterrupt(), "interrupted; run the same command with --resume to continue"),
         (
             0,
@@ -475,7 +475,7 @@ def test_it_says_what_is_held_out(tmp_path: Path, shards: Path, capsys: pytest.C
     train(config(shards, tmp_path / "a", epochs=1))
     told = capsys.readouterr().out
     assert "2 of 24 videos (2 clips)" in told
-    assert "accuracy of training are those of the network alone" in told
+    assert "training loss and accuracy are those of the network alone" in told
     train(config(shards, tmp_path / "b", epochs=1, val_fraction=0))
     told = capsys.readouterr().out
     assert "no validation (--val-fraction 0): the last epoch is kept" in told
