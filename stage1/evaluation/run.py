@@ -603,9 +603,9 @@ def _warnings(
     elif clips.reader.digest in set(checkpoint.data_digests.values()):
         warnings.append(f"the checkpoint was chosen on {config.shards}, so these metrics are too good")
     else:
-        warnings += _trained_on(checkpoint, clips.reader, "these figures are too good")
+        warnings += _trained_on(checkpoint, clips.reader, "these metrics are too good")
     if validation is not None:
-        warnings += _trained_on(checkpoint, validation.reader, "what was chosen on them is too sure of itself")
+        warnings += _trained_on(checkpoint, validation.reader, "what was chosen on them is overconfident")
         if both := shared_videos(validation.reader, clips.reader):
             warnings.append(
                 f"{len(both)} of {len(clips.reader.index.videos)} videos of {config.shards} are in {config.val_shards} "
@@ -613,7 +613,7 @@ def _warnings(
             )
     if not clips.has_recordings:
         warnings.append(
-            "source groups are not known: intervals take videos as independent, which is too narrow where several were "
+            "recordings are unknown: intervals treat videos as independent, and are too narrow if several videos were "
             "cut from one recording; build with --source-groups"
         )
     elif levels["clips"]["auc"]["num_units"] < 10:
@@ -624,8 +624,8 @@ def _warnings(
         warnings.append("not calibrated here: name validation shards by --val-shards")
     elif chosen.temperature == 1:
         warnings.append(
-            f"no temperature was fitted: the model is right about every clip of {config.val_shards}, which does not "
-            "tell how sure it may be; its probabilities stay as they are"
+            f"no temperature was fitted: the model classifies correctly every clip of {config.val_shards}, so its "
+            "confidence cannot be estimated; its probabilities are not changed"
         )
     return warnings
 
