@@ -1,4 +1,4 @@
-"""The place of the loader in version 0.1; it warns. Use `stage1.data.loader`, or `from stage1 import ClipLoader`."""
+"""Deprecated alias of `stage1.data.loader`, its name in version 0.1. Use `from stage1 import ClipLoader`."""
 
 import warnings
 
@@ -6,5 +6,7 @@ from stage1.data.loader import *  # noqa: F403
 from stage1.data.loader import ClipLoader as ClipLoader
 
 warnings.warn(
-    "stage1.dataloader moved to stage1.data.loader and goes away in the next version", FutureWarning, stacklevel=2
+    "stage1.dataloader is now stage1.data.loader; the old name will be removed in the next version",
+    FutureWarning,
+    stacklevel=2,
 )

@@ -1,4 +1,4 @@
-"""The place of the reader in version 0.1; it warns. Use `stage1.data.reader`, or `from stage1 import ClipReader`."""
+"""Deprecated alias of `stage1.data.reader`, its name in version 0.1. Use `from stage1 import ClipReader`."""
 
 import warnings
 
@@ -6,5 +6,7 @@ from stage1.data.reader import *  # noqa: F403
 from stage1.data.reader import ClipReader as ClipReader
 
 warnings.warn(
-    "stage1.reader moved to stage1.data.reader and goes away in the next version", FutureWarning, stacklevel=2
+    "stage1.reader is now stage1.data.reader; the old name will be removed in the next version",
+    FutureWarning,
+    stacklevel=2,
 )

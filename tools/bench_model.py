@@ -38,7 +38,7 @@ from torch import nn
 
 from stage1.data.transforms import ClipTransform, TransformConfig
 from stage1.model import backbones
-from stage1.model.motion_features import motion_statistics
+from stage1.model.motion_features import motion_features
 from stage1.model.network import Stage1Model
 from stage1.training.config import PRESETS, make_config
 
@@ -257,7 +257,7 @@ def train_for(
     start, seen, order = time.monotonic(), 0, rows[:0]
     if isinstance(model, Stage1Model) and model.motion_classifier is not None:  # as before the first step of a run
         plain = ClipTransform(transform.config.for_evaluation)
-        parts = [motion_statistics(plain(torch.from_numpy(pixels[part]))) for part in np.array_split(rows, len(rows))]
+        parts = [motion_features(plain(torch.from_numpy(pixels[part]))) for part in np.array_split(rows, len(rows))]
         model.motion_classifier.fit(torch.cat(parts).numpy(), labels[rows])
     while (share := (time.monotonic() - start) / (60 * minutes)) < 1:
         if len(order) < batch_size:

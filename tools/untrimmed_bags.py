@@ -37,14 +37,14 @@ from stage1.evaluation import run as evaluation
 from stage1.evaluation.run import EvaluateConfig, ScoredClips
 from stage1.metrics import clips as metrics
 from stage1.metrics.calibration import Target, parse_target
-from stage1.metrics.ground_truth import read_truth
+from stage1.metrics.ground_truth import read_ground_truth
 from stage1.model.checkpoint import load_checkpoint
-from stage1.model.motion_features import motion_statistics
+from stage1.model.motion_features import motion_features
 
 SPLITS = ("Train", "Validation", "Test")
 CLIP_LABELS = "clip labels"
 BAGS = {"bags, topk": "topk", "bags, attention": "attention"}
-SUDDENNESS = 3  # of the motion statistics: the mean over time, at the quantile .97 of the cells
+SUDDENNESS = 3  # of the motion features: the mean over time, at the quantile .97 of the cells
 CLIPS_PER_STEP = 32
 MODES = ("raw", "relative")
 
@@ -125,12 +125,12 @@ def score(reader: ClipReader, checkpoint: Path) -> ScoredClips:
 
 
 def suddenness(reader: ClipReader) -> ScoredClips:
-    """One of the motion statistics as log-odds, as it is."""
+    """One of the motion features as log-odds, as it is."""
     transform, values = ClipTransform(TransformConfig()), []
     for row in range(len(reader)):
         with torch.inference_mode():
             pixels = transform(torch.from_numpy(reader[row])[None])
-            values.append(float(motion_statistics(pixels)[0, SUDDENNESS]))
+            values.append(float(motion_features(pixels)[0, SUDDENNESS]))
     return evaluation.labelled_clips(reader, lambda rows: 1 / (1 + np.exp(-np.array(values)[rows])))
 
 
@@ -157,7 +157,7 @@ class Judge:
     folder: Path
 
     def __post_init__(self) -> None:
-        known, paths = read_truth(self.folder / "temporal_annotations.txt", self.reader), self.reader.index.paths
+        known, paths = read_ground_truth(self.folder / "temporal_annotations.txt", self.reader), self.reader.index.paths
         self.truth = {number: known[path] for number, path in enumerate(paths) if path in known}
         self.config = EvaluateConfig()
 

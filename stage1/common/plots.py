@@ -1,4 +1,4 @@
-"""The curves of a training run, as PNG."""
+"""Training curves and contact sheets as PNG files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TRAIN_COLOUR, VALIDATION_COLOUR, AUC_COLOUR, GREY = "#4c78a8", "#e4572e", "#2a9d
 
 
 def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw loss, accuracy and AUC over the epochs of `history` (lines of metrics.jsonl) into the PNG `path`."""
+    """Plot loss, accuracy and AUC over the epochs of `history` (lines of metrics.jsonl) to the PNG `path`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # draws without a screen
     from matplotlib.figure import Figure
 
@@ -47,7 +47,7 @@ def _draw(axes: Any, history: Sequence[dict[str, Any]], name: str, label: str, c
 
 
 def _mark_best(axes: Any, history: Sequence[dict[str, Any]]) -> None:
-    """A ring around the validation AUC of the epoch whose weights are kept."""
+    """Draw a ring around the validation AUC of the epoch whose weights are kept."""
     best = [row for row in history if row.get("best") and row.get("val_auc") is not None]
     if best:
         row = best[-1]
@@ -58,7 +58,7 @@ def _mark_best(axes: Any, history: Sequence[dict[str, Any]]) -> None:
 def plot_sheet(
     rows: Sequence[Sequence[Any]], *, row_names: Sequence[str], column_names: Sequence[str], path: Path
 ) -> None:
-    """Draw pictures, uint8 (H, W, 3), in rows and columns into the PNG `path`."""
+    """Plot pictures, uint8 (H, W, 3), in rows and columns to the PNG `path`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -74,11 +74,11 @@ def plot_sheet(
                 axes.imshow(pictures[j], interpolation="nearest")
             if i == 0 and j < len(column_names):
                 axes.set_title(column_names[j], fontsize=9)
-        # Names of videos may hold $ and _, which matplotlib would set as formulas.
+        # Video names may contain $ and _, which matplotlib would typeset as formulas.
         label = grid_row[0].text(
             0, -0.02, row_names[i], fontsize=7, va="top", transform=grid_row[0].transAxes, parse_math=False
         )
         label.set_in_layout(False)  # a long name would push the columns apart
     with atomic.atomic_open(path) as file, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a name, which then shows boxes
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the name shows boxes for such characters
         figure.savefig(file, format="png")

@@ -1,6 +1,6 @@
-"""A polite end: SIGTERM or SIGUSR1 (what schedulers send before they take a machine away) sets a flag, no more.
+"""Graceful shutdown on SIGTERM or SIGUSR1, which schedulers send before they take a machine away.
 
-The run looks at the flag between two steps, writes a checkpoint and ends.
+The signal only sets a flag. The run checks the flag between two steps, writes a checkpoint and ends.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))  # Windows has one
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)
+)  # Windows has no SIGUSR1
 
 
 class StopSignal:
-    """Listens while the `with` block runs; in a thread other than the main one, where Python allows none, it does not.
+    """Context manager that records a stop signal received while its block runs.
 
-    The same signal again, when it was heard and not yet obeyed, changes nothing: SIGKILL is there for that.
+    It has no effect outside the main thread, where Python allows no signal handlers. A second signal changes nothing
+    while shutdown is pending; use SIGKILL to end the process at once.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What made a checkpoint: versions of packages, and the commit of the source tree."""
+"""Provenance of a checkpoint: package versions and the commit of the source tree."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ PACKAGES = ("torch", "torchvision", "numpy", "webdataset")
 
 @functools.cache
 def package_versions() -> dict[str, str]:
-    """Name → version, of what decides the weights; packages that are not installed are left out."""
+    """Return the versions of Python and of the packages that affect the weights, as name → version.
+
+    Packages that are not installed are omitted.
+    """
     versions = {"vidshard": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -27,10 +30,10 @@ def package_versions() -> dict[str, str]:
 
 @functools.cache
 def git_commit(package: Path = Path(__file__).parents[1]) -> str:
-    """The commit of the source tree that `package` lies in, with "-dirty" where files were changed.
+    """Return the commit of the source tree that contains `package`, with "-dirty" appended if files were changed.
 
-    Empty where it is installed elsewhere than in its tree, or there is no git: the repository that a virtual
-    environment happens to lie in says nothing about it.
+    Return "" if the package is installed outside its source tree, or without git. A repository that merely contains
+    the virtual environment does not count.
     """
     root = package.parent
     if not (root / ".git").exists() or not (root / "pyproject.toml").is_file():

@@ -1,9 +1,9 @@
-"""Random numbers that belong to a clip: drawn from (seed, epoch, row of the index) and from nothing else.
+"""Per-clip random numbers, which depend on (seed, epoch, row of the index) only.
 
-So a clip is augmented and dropped out alike wherever it comes in a batch, whatever the batch size, the number of ranks
-and the device, and a run resumed in mid-epoch needs no state of a generator. Counter-based, in integer arithmetic on
-the device of the rows: each number is a hash (the finaliser of SplitMix64: Steele et al., "Fast Splittable Pseudorandom
-Number Generators", OOPSLA 2014) of its clip, its stream and its place.
+A clip therefore gets the same augmentation and dropout at any place in a batch, with any batch size, number of ranks
+and device, and a run that resumes mid-epoch needs no generator state. The generator is counter-based and uses integer
+arithmetic on the device of the rows: each number is a hash (the finaliser of SplitMix64: Steele et al., "Fast
+Splittable Pseudorandom Number Generators", OOPSLA 2014) of its clip, its stream and its position.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-# Streams of one clip that must not repeat each other; that of the i-th dropout layer is DROPOUT + i.
+# Independent streams of one clip; the i-th dropout layer uses the stream DROPOUT + i.
 AUGMENTATION, MIXUP, DROPOUT = 0, 1, 100
 
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -20,7 +20,9 @@ _WORD = 1 << 64
 
 
 def clip_seeds(indices_B: torch.Tensor, *, seed: int, epoch: int) -> torch.Tensor:
-    """One seed, int64 (B,), for each clip by its row in the index (-1, padding, has one too), on the same device.
+    """Return a seed for each clip, int64 (B,), from its row in the index, on the same device.
+
+    Padding (row -1) has a seed too.
 
     >>> clip_seeds(torch.tensor([7]), seed=0, epoch=0) == clip_seeds(torch.tensor([3, 7]), seed=0, epoch=0)
     tensor([False,  True])
@@ -31,7 +33,7 @@ def clip_seeds(indices_B: torch.Tensor, *, seed: int, epoch: int) -> torch.Tenso
 
 
 def uniform(seeds_B: torch.Tensor, count: int, *, stream: int) -> torch.Tensor:
-    """`count` numbers from [0, 1) for each clip, float32 (B, count), on the device of its seeds (`clip_seeds`)."""
+    """Return `count` numbers in [0, 1) for each clip, float32 (B, count), on the device of `seeds_B` (`clip_seeds`)."""
     places = torch.arange(1, count + 1, device=seeds_B.device)
     of_stream = _mix(seeds_B + _as_int64((stream + 1) * _MULTIPLIERS[0]))
     bits = _mix(of_stream[:, None] + places * _as_int64(_GOLDEN))
@@ -39,9 +41,9 @@ def uniform(seeds_B: torch.Tensor, count: int, *, stream: int) -> torch.Tensor:
 
 
 class ClipDropout(nn.Module):
-    """Dropout (Srivastava et al., JMLR 2014) whose mask belongs to the clip, once `seed_dropout` told which clips come.
+    """Dropout (Srivastava et al., JMLR 2014) whose mask depends on the clip, by the seeds that `seed_dropout` sets.
 
-    Input: (B, …), one row a clip. Without seeds it is ordinary dropout; in evaluation it changes nothing.
+    The input is (B, …), with one row per clip. Without seeds it is ordinary dropout; in evaluation it is the identity.
     """
 
     def __init__(self, p: float) -> None:
@@ -51,6 +53,7 @@ class ClipDropout(nn.Module):
         self.seeds_B: torch.Tensor | None = None
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Drop features of `features` (B, …). Raises ValueError if there is not one seed per row."""
         if self.seeds_B is None or not self.training or not self.p:
             return nn.functional.dropout(features, self.p, self.training)
         if len(self.seeds_B) != len(features):
@@ -61,29 +64,30 @@ class ClipDropout(nn.Module):
         return features * keep / (1 - self.p)
 
     def extra_repr(self) -> str:
+        """Return the dropout probability for the printed module."""
         return f"p={self.p}"
 
 
 def seed_dropout(model: nn.Module, seeds_B: torch.Tensor | None) -> None:
-    """Tell every ClipDropout of `model` which clips the next batch holds; None: draw as usual again."""
+    """Set the seeds of the next batch's clips in every ClipDropout of `model`; None restores ordinary dropout."""
     layers = [module for module in model.modules() if isinstance(module, ClipDropout)]
     for i, layer in enumerate(layers):
         layer.stream, layer.seeds_B = DROPOUT + i, seeds_B
 
 
 def _mix(words: torch.Tensor) -> torch.Tensor:
-    """The finaliser of SplitMix64, on int64 tensors that wrap around."""
+    """Apply the finaliser of SplitMix64 to int64 values, with wrap-around."""
     words = (words ^ _shift_right(words, 30)) * _as_int64(_MULTIPLIERS[0])
     words = (words ^ _shift_right(words, 27)) * _as_int64(_MULTIPLIERS[1])
     return words ^ _shift_right(words, 31)
 
 
 def _shift_right(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """Logical shift: torch's own fills up with the sign."""
+    """Shift right and fill with zeros; torch's own shift fills with the sign bit."""
     return (words >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _as_int64(word: int) -> int:
-    """The int64 with the same lowest 64 bits."""
+    """Return the int64 with the same lowest 64 bits."""
     word %= _WORD
     return word - _WORD if word >= _WORD // 2 else word

@@ -1,7 +1,7 @@
-"""Which clips an epoch takes and in which order: pure functions of (seed, epoch) and columns of the index.
+"""Selection and order of an epoch's clips: pure functions of (seed, epoch) and columns of the index.
 
-Global batch g of an epoch is a slice of its order; ranks and workers take their parts of it by arithmetic. So nothing
-depends on how clips lie in shards, on ranks or on workers, and a position in the order says where a run stands.
+A global batch is a slice of the epoch's order, and ranks and workers compute their share of it. So the order depends
+neither on the distribution of clips over shards nor on ranks or workers, and a run resumes from a position in it.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-PADDING_ROW = -1  # index and label of a clip that only fills a batch; never counted
+PADDING_ROW = -1  # row and label of a clip that only fills a batch and is never counted
 
 Rows = npt.NDArray[np.integer]
 
-# What random numbers are drawn for: so that no two uses share a stream.
+# Independent random streams, one for each purpose.
 _ORDER, _CLIPS_OF_VIDEO, _BALANCE, _CLIPS_OF_BAG = 0, 1, 2, 3
 
 
 def epoch_order(num_clips: int, *, seed: int, epoch: int) -> Rows:
-    """The order of all clips in an epoch: a permutation that depends on the arguments alone, 4 bytes a clip.
+    """Return the order of all clips in an epoch: a permutation that depends on the arguments only, 4 bytes per clip.
 
     >>> epoch_order(5, seed=0, epoch=1), epoch_order(5, seed=0, epoch=2)
     (array([3, 1, 4, 2, 0], dtype=int32), array([3, 0, 2, 4, 1], dtype=int32))
@@ -31,10 +31,10 @@ def epoch_order(num_clips: int, *, seed: int, epoch: int) -> Rows:
 
 
 def block_order(shards: Rows, *, window_shards: int, seed: int, epoch: int) -> tuple[Rows, Rows]:
-    """An order that stays within a window of a few shards at a time, for disks that want to be read in sequence.
+    """Return an order that reads a few shards at a time, for disks that are slow at random access.
 
-    Shards come in random order, `window_shards` of them make a window, and the clips of a window are shuffled.
-    `shards`: the shard of each clip. Returns the order, and the position at which each window begins.
+    Shards are shuffled, every `window_shards` of them form a window, and the clips of a window are shuffled. `shards`
+    holds the shard of each clip. Returns the order, and the position at which each window begins.
 
     >>> order, starts = block_order(np.array([0, 0, 1, 1, 2, 2, 3, 3]), window_shards=2, seed=0, epoch=0)
     >>> order.tolist(), starts.tolist()
@@ -48,10 +48,10 @@ def block_order(shards: Rows, *, window_shards: int, seed: int, epoch: int) -> t
 
 
 def clips_of_epoch(videos: Rows, *, per_video: int, seed: int, epoch: int) -> Rows:
-    """Positions of the clips that an epoch takes: `per_video` of each video, or all where it has no more.
+    """Return the positions of an epoch's clips: `per_video` of each video, or all clips of a shorter video.
 
-    Each video has an order of its own, drawn once; epoch after epoch takes the next clips of it, around and around. So
-    no clip comes again before all others of its video were used. `videos`: the video of each clip.
+    Each video has a fixed random order, and each epoch takes the next clips of it, cyclically. So no clip is repeated
+    before all clips of its video were used. `videos` holds the video of each clip.
 
     >>> videos = np.array([7, 7, 7, 9])
     >>> [clips_of_epoch(videos, per_video=1, seed=0, epoch=epoch).tolist() for epoch in range(4)]
@@ -65,8 +65,10 @@ def clips_of_epoch(videos: Rows, *, per_video: int, seed: int, epoch: int) -> Ro
 
 
 def clips_of_bag(num_clips: int, *, max_clips: int, seed: int, epoch: int, bag: int) -> Rows:
-    """Positions of the clips that stand for a long bag in an epoch: one at random of each of `max_clips` equal
-    stretches (as the segments of Wang et al., "Temporal Segment Networks", ECCV 2016); all where it has no more.
+    """Return the positions of the clips that represent a long bag in an epoch.
+
+    One clip is drawn from each of `max_clips` equal segments (Wang et al., "Temporal Segment Networks", ECCV 2016). A
+    bag of at most `max_clips` clips is used whole.
 
     >>> [clips_of_bag(10, max_clips=3, seed=0, epoch=epoch, bag=7).tolist() for epoch in range(3)]
     [[0, 5, 8], [2, 3, 6], [2, 5, 8]]
@@ -78,9 +80,9 @@ def clips_of_bag(num_clips: int, *, max_clips: int, seed: int, epoch: int, bag: 
 
 
 def balanced_clips(groups: Rows, *, weights: Sequence[float], seed: int, epoch: int) -> Rows:
-    """Positions of as many clips as there are, group g making up its share of `weights` of them (to one clip).
+    """Return positions of clips, as many as there are clips, with each group's share as in `weights` (to one clip).
 
-    Within a group every clip comes equally often, give or take one. `groups`: the group of each clip, from 0.
+    Within a group, clips appear equally often, give or take one. `groups` holds the group of each clip, from 0.
 
     >>> balanced_clips(np.array([0, 0, 0, 0, 0, 1]), weights=[1, 1], seed=0, epoch=0).tolist()
     [0, 3, 4, 5, 5, 5]
@@ -97,7 +99,7 @@ def balanced_clips(groups: Rows, *, weights: Sequence[float], seed: int, epoch: 
 
 
 def num_steps(num_clips: int, *, global_batch: int, drop_last: bool = False) -> int:
-    """Steps that `num_clips` clips take; the same on every rank.
+    """Return the number of steps for `num_clips` clips, the same on every rank.
 
     >>> num_steps(10, global_batch=4), num_steps(10, global_batch=4, drop_last=True)
     (3, 2)
@@ -108,11 +110,11 @@ def num_steps(num_clips: int, *, global_batch: int, drop_last: bool = False) -> 
 def rank_batch(
     order: Rows, step: int, *, batch_size: int, rank: int = 0, world_size: int = 1, pad: bool = False
 ) -> Rows:
-    """The rows that `rank` reads at `step`: its part of the global batch, a slice of the order.
+    """Return the rows that `rank` reads at `step`: its share of the global batch, which is a slice of the order.
 
-    The last global batch may be smaller: it is split as evenly as possible, and a rank that gets nothing reads one
-    clip of padding (row -1), so that all ranks take the same number of steps. With `pad` every batch of every rank
-    has `batch_size` rows, the last ones padding.
+    The last global batch may be smaller. It is split as evenly as possible, and a rank without a clip reads one clip of
+    padding (row -1), so that all ranks take the same number of steps. With `pad`, every batch of every rank has
+    `batch_size` rows, and the last rows may be padding.
 
     >>> order = np.arange(9)
     >>> [rank_batch(order, step, batch_size=2, rank=0, world_size=2).tolist() for step in range(3)]

@@ -1,6 +1,6 @@
-"""MP4s brought by a user → shards in a temporary folder, through `vidshard`, which is imported only when this is asked.
+"""Temporary shards from a user's videos; the only module of `stage1` that opens videos.
 
-The one room of `stage1` that opens videos.
+It imports `vidshard.building` inside functions, so that `stage1` loads no decoder unless videos are passed.
 """
 
 from __future__ import annotations
@@ -30,20 +30,21 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BroughtVideos:
-    """The clips of the user's videos. The folder is gone when the block that made it ends."""
+    """Clips of the user's videos. The folder is deleted when the block of `temporary_shards` ends."""
 
     folder: Path  # a finished shard folder
-    root: Path  # what the videos' paths are relative to
-    failures: tuple[Failure, ...]  # videos that became no clip
+    root: Path  # the folder to which the videos' paths are relative
+    failures: tuple[Failure, ...]  # videos without clips
 
 
 @contextlib.contextmanager
 def temporary_shards(
     paths: Sequence[str], *, shape: ClipShape, sampling: dict[str, Any], workers: int | None
 ) -> Iterator[BroughtVideos]:
-    """Clips of these videos, of `shape` and cut as `sampling` (the settings of a manifest) says, for the block's time.
+    """Build shards of the videos in `paths` in a temporary folder, which lasts as long as the block.
 
-    Raises UserError when a path gives no video, or no video a clip.
+    Clips have the given `shape` and are sampled by `sampling`, the settings of a manifest. Raises UserError if a path
+    matches no video, or if no video can be decoded.
     """
     from vidshard.building import run
 
@@ -64,7 +65,7 @@ def temporary_shards(
 
 
 def _build(source: Source, out: Path, config: BuildConfig) -> SetReport:
-    """Build; where no video became a clip, say why, as the folder with the reasons will be gone."""
+    """Build the shards. If no video has a clip, raise UserError with the reasons, as their file is only temporary."""
     from vidshard.building import run
 
     reasons = log_folder(out) / FAILURES_NAME
@@ -76,11 +77,14 @@ def _build(source: Source, out: Path, config: BuildConfig) -> SetReport:
         with open(reasons, newline="", encoding="utf-8", errors="surrogateescape") as file:
             failed = [f"{row['path']}: {row['message']}" for row in csv.DictReader(file) if row["outcome"] == "failed"]
         more = f"; and {len(failed) - 3:,} more" if len(failed) > 3 else ""
-        raise UserError(f"no video could be decoded: {'; '.join(failed[:3])}{more}; expected MP4s that play") from error
+        raise UserError(f"no video could be decoded: {'; '.join(failed[:3])}{more}; pass videos that play") from error
 
 
 def sampling_config(settings: dict[str, Any], *, shape: ClipShape) -> SamplingConfig:
-    """How the clips behind these settings of a manifest were cut. Raises UserError where this cannot be done again."""
+    """Return the sampling options that the settings of a manifest record.
+
+    Raises UserError if `vidshard build` cannot cut clips of `shape`.
+    """
     from vidshard.video.sampling import SamplingConfig
 
     if shape.height != shape.width or settings.get("clip_len") != shape.num_frames:
@@ -93,9 +97,10 @@ def sampling_config(settings: dict[str, Any], *, shape: ClipShape) -> SamplingCo
 
 
 def find_videos(paths: Sequence[str]) -> Source:
-    """The videos in these files, folders and globs as one `Source`, none of them labelled.
+    """Find the videos in these files, folders and globs, and return them as one `Source` without labels.
 
-    Folder names are no labels here: a folder `cam1` is no class. Raises UserError where a path gives no video.
+    Folder names are not taken as classes: a folder may be named after a camera. Raises UserError if a path matches no
+    video.
     """
     from vidshard.sources.folders import Source, Video, find_sources
 
@@ -109,7 +114,9 @@ def find_videos(paths: Sequence[str]) -> Source:
     try:
         root = os.path.commonpath([os.path.dirname(video) for video in videos])
     except ValueError:
-        raise UserError("the videos lie on different drives: give those of one drive at a time") from None
+        raise UserError(
+            "the videos are on different drives, expected one; pass the videos of one drive at a time"
+        ) from None
 
     def relative(path: str) -> str:
         return os.path.relpath(path, root).replace(os.sep, "/")
@@ -124,9 +131,9 @@ def find_videos(paths: Sequence[str]) -> Source:
 
 
 def _matches(path: str) -> list[str]:
-    """What a path stands for: itself, or what it matches as a glob (not every shell expands them), videos only.
+    """Return `path` if it exists, or the videos that it matches as a glob, which not every shell expands.
 
-    Raises UserError when that is nothing.
+    Raises UserError if there is neither.
     """
     from vidshard.sources.folders import VIDEO_SUFFIXES
 
@@ -138,14 +145,17 @@ def _matches(path: str) -> list[str]:
         if os.path.isfile(match) and match.lower().endswith(VIDEO_SUFFIXES)
     ]
     if not matches:
-        raise UserError(f"--videos {path}: no such file or folder, and as a pattern it matches no video")
+        raise UserError(
+            f"--videos {path}: no such file or folder, and no video matches it as a pattern; check the path"
+        )
     return matches
 
 
 def read_frames(path: Path, frame_indices: Sequence[int], *, decoder: str = "auto") -> list[npt.NDArray[np.uint8]]:
-    """These frames (rising, presentation order) of a video as they are stored, uint8 (H, W, 3) RGB.
+    """Decode frames of a video at their stored size: uint8 (H, W, 3), RGB.
 
-    Raises UserError when the video, or one of the frames, cannot be decoded.
+    `frame_indices` count in presentation order and must increase. Raises UserError if the video, or one of the frames,
+    cannot be decoded.
     """
     from vidshard.video.decoders import VideoError, decoders_for
     from vidshard.video.packets import read_packet_table
@@ -169,7 +179,7 @@ def read_frames(path: Path, frame_indices: Sequence[int], *, decoder: str = "aut
 
 
 def resized(frame: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
-    """A frame made smaller or larger as `vidshard build` does it."""
+    """Resize a frame, uint8 (H, W, 3), in the same way as `vidshard build`."""
     from vidshard.video.sampling import resize_frame
 
     return resize_frame(frame, height, width)

@@ -1,8 +1,8 @@
-"""Batches of clips from shard folders: an exact plan, one copy from the page cache to the batch, no decoding.
+"""Batches of clips from shard folders, read by an exact plan, with one copy from the page cache and no decoding.
 
-A `ClipLoader` is a `webdataset.DataPipeline` whose first stage is ours: instead of streaming tars and shuffling what
-passes by, it reads whole batches by a plan, from (seed, epoch) and the index. So every clip comes exactly once an
-epoch, every rank has the same number of steps, and neither depends on how the clips lie in shards.
+A `ClipLoader` is a `webdataset.DataPipeline` with a first stage of its own. Instead of streaming tars through a shuffle
+buffer, it reads whole batches by a plan that follows from (seed, epoch) and the index. So every clip appears exactly
+once per epoch, every rank has the same number of steps, and neither depends on how clips are distributed over shards.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STATE_VERSION = 1
 
 
 class Batch(NamedTuple):
-    """Clips that go to the device together. The tensors stay valid as long as they are held."""
+    """One batch. Its tensors stay valid as long as the caller holds them."""
 
     clips: torch.Tensor  # uint8 (B, T, H, W, C), RGB
     labels: torch.Tensor  # int64 (B,): 0 normal, 1 crime, -1 unknown or padding
@@ -44,34 +44,41 @@ class Batch(NamedTuple):
 
 
 class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no types
-    """Iterates over the batches of an epoch: a WebDataset pipeline whose source reads by a plan.
+    """Iterable over the batches of an epoch: a WebDataset pipeline whose source reads by a plan.
 
-    Every clip comes exactly once an epoch, in `len(loader)` steps, the same on every rank. Each iteration is the next
-    epoch; `set_epoch` names another. What goes wrong while reading ahead is raised here. More stages:
-    ``loader.compose(wds.map(…))``. A batch that was let go (``del batch``) before the next is asked for lends it its
-    buffer, which then still is in the cache of the processor.
+    Every clip appears exactly once per epoch, in `len(loader)` steps on every rank. Each iteration is one epoch, and
+    the next iteration is the next epoch, unless `set_epoch` changes it. Errors of reading ahead are raised by the
+    iteration. ``loader.compose(wds.map(…))`` adds stages. Release a batch (``del batch``) before requesting the next
+    one, which then reuses its buffer while that is still in the processor's cache.
 
-    For evaluation and inference, on any number of ranks: ``ClipLoader(reader, batch_size=8, shuffle=False, pad=True,
-    rank=distributed.rank(), world_size=distributed.world_size(), max_bad_clips=None)``. Clips come in the order of the
-    index; all batches have one shape, so that on the CPU, with a fixed number of threads, a clip gets the same result
-    on any rank, byte for byte; `indices` say whose it is, -1 (padding, a damaged clip) that it is nobody's.
-    `distributed.merge_rows` makes one table of what all ranks got; `bad_clips` names what this rank could not read.
+    For evaluation and inference, on any number of ranks, use ``ClipLoader(reader, batch_size=8, shuffle=False,
+    pad=True, rank=distributed.rank(), world_size=distributed.world_size(), max_bad_clips=None)``. Clips then follow the
+    order of the index and all batches have one shape, so that on the CPU, with a fixed number of threads, a clip gets
+    the same result on any rank, byte for byte. `indices` holds the row of each clip, or -1 for padding and damaged
+    clips. `distributed.merge_rows` merges the results of all ranks into one table, and `bad_clips` maps the rows that
+    this rank could not read to their errors.
 
-    shuffle: a new order each epoch; without it, that of `rows`.
-    block_shards: shuffle within windows of so many shards and read these in sequence (network disks, data larger than
-        memory); 0 shuffles all clips.
-    rows: the index rows to load; by default all. See `stage1.data.selection`.
-    labels: one for each row of the index, in place of those of the shards.
-    clips_per_video: how many clips of each video an epoch takes, others each epoch; 0: all.
-    balance: shares of an epoch by group; clips then come as often as that takes.
-    drop_last, pad: leave out the last, smaller batch, or fill it with padding (row and label -1, black).
-    max_bad_clips: so many damaged clips are reported on standard error and replaced by another clip of the same label;
-        without `shuffle` they become padding, never another clip. One more is an error; None: there may be any number,
-        and it is left to the caller to report `bad_clips`. Each rank counts its own.
-    num_threads: threads that read ahead; 0 reads when asked, which is faster where there is no core to spare.
-    num_processes: DataLoader processes in their place; slower, as nothing is
-        decoded, unless further stages cost much.
-    device: batches come on this device; for CUDA through pinned buffers, copied while the step before computes.
+    reader: the shard set to read.
+    batch_size: clips per batch and rank.
+    shuffle: use a new order in each epoch; otherwise the order of `rows`.
+    seed: the seed of the order and of the selection in each epoch.
+    rank, world_size: which part of each global batch this loader reads.
+    block_shards: shuffle within windows of this many shards, which are read in sequence (for network disks, and data
+        larger than memory); 0 shuffles all clips.
+    rows: the index rows to load; all rows by default. See `stage1.data.selection`.
+    labels: a label for each row of the index, in place of those of the shards.
+    clips_per_video: number of clips of each video in an epoch, different ones in each epoch; 0 uses all clips.
+    balance: shares of an epoch by group; clips are repeated as often as that requires.
+    drop_last, pad: drop the last, smaller batch, or fill it with padding (row and label -1, black pixels).
+    max_bad_clips: number of damaged clips to tolerate on this rank. They are reported on standard error and replaced by
+        other clips of the same label, or by padding without `shuffle`. One more raises FormatError. None tolerates any
+        number, and leaves it to the caller to report `bad_clips`.
+    num_threads: threads that read ahead; 0 reads on request, which is faster without a spare core.
+    num_processes: DataLoader processes to use instead of threads; slower, as nothing is decoded, unless further stages
+        are expensive.
+    device: device of the batches. For CUDA they are copied through pinned buffers while the previous step computes.
+
+    Raises ValueError if an argument is out of range.
     """
 
     def __init__(
@@ -96,17 +103,20 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
         device: torch.device | str = "cpu",
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size:
-            raise ValueError(f"{batch_size=} must be positive and 0 <= {rank=} < {world_size=}")
+            raise ValueError(f"{batch_size=}, {rank=}, {world_size=}: expected batch_size >= 1, 0 <= rank < world_size")
         if min(block_shards, clips_per_video, max_bad_clips or 0, num_threads, num_processes) < 0:
             raise ValueError(
-                f"{block_shards=}, {clips_per_video=}, {max_bad_clips=}, {num_threads=}, {num_processes=}: none may be "
-                "below 0"
+                f"{block_shards=}, {clips_per_video=}, {max_bad_clips=}, {num_threads=}, {num_processes=}: expected 0 "
+                "or more for each"
             )
         self.reader = reader
         self.rows = _row_numbers(np.arange(len(reader)) if rows is None else np.asarray(rows), len(reader))
         self.labels = reader.labels if labels is None else np.asarray(labels, np.int64)
         if len(self.labels) != len(reader) or (balance is not None and len(balance.groups) != len(reader)):
-            raise ValueError(f"labels and balance must have one entry for each of the {len(reader)} rows of the index")
+            raise ValueError(
+                f"labels has {len(self.labels)} entries and balance {len(balance.groups) if balance else 'none'}, "
+                f"expected one for each of the {len(reader)} rows of the index"
+            )
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
         self.drop_last, self.pad, self.block_shards = drop_last, pad, block_shards
         self.clips_per_video, self.balance = clips_per_video, balance
@@ -115,7 +125,8 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
         self.device = torch.device(device)
         self.epoch = 0
         self.bad_clips: dict[int, str] = {}  # index row → what is wrong with it
-        self._start = self._position = 0  # where the next iteration starts, where this one is; clips of the order
+        # Positions in the order, in clips: the start of the next iteration, and the end of the last batch handed out.
+        self._start = self._position = 0
         self._order: tuple[int, Rows, Rows] | None = None
         self._buffers = _BufferPool(
             (batch_size, *reader.clip_shape.thwc),
@@ -125,30 +136,31 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
         super().__init__(self._iterate)
 
     def __iter__(self) -> Iterator[Batch]:
-        # webdataset's own would hold each batch, and so its buffer, until the next one is there.
+        # webdataset's own method would hold each batch, and so its buffer, until the next batch is read.
         return self.iterator1() if self.repetitions == 1 else super().__iter__()  # type: ignore[no-any-return]
 
     def compose(self, *stages: Any) -> ClipLoader:
-        """A loader of the same clips with more stages behind; it counts its epochs and steps by itself."""
+        """Return a loader of the same clips with more stages; it has its own count of epochs and steps."""
         composed: ClipLoader = super().compose(*stages)
-        composed.pipeline[0] = composed._iterate  # not that of this loader
+        composed.pipeline[0] = composed._iterate  # the copied stage is bound to this loader
         return composed
 
-    # --- where it stands
+    # --- position
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch that the next iteration takes, from its first batch unless a state of that epoch was loaded."""
+        """Set the epoch of the next iteration. It starts at the first batch unless a state of that epoch was loaded."""
         if epoch != self.epoch:
             self.epoch, self._start, self._position = epoch, 0, 0
 
     def __len__(self) -> int:
-        """Steps of the next iteration: those of an epoch, or what is left of it after `load_state_dict`."""
+        """Return the steps of the next iteration: those of an epoch, or the rest of it after `load_state_dict`."""
         return self._num_steps(self._start)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the run stands, after the batch that came last; batches read ahead do not count. The same on each rank.
+        """Return the position after the last batch handed out, as values for JSON; the same on every rank.
 
-        For JSON. Valid for another number of ranks, threads, processes and batch per rank.
+        Batches that were read ahead do not count. The state may be loaded with a different number of ranks, threads and
+        processes, and a different batch size.
         """
         return {
             "version": STATE_VERSION,
@@ -160,25 +172,25 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken. Raises UserError when it is of other data, another selection or seed."""
+        """Resume at the position of `state`. Raises UserError if its data set, selection of clips or seed differs."""
         expected = {**self.state_dict(), "epoch": state.get("epoch"), "position": state.get("position")}
         for name, what in (
-            ("version", "another version of this loader"),
-            ("digest", "other shards"),
-            ("plan", "another selection of clips (rows, labels, clips per video, balance, shuffling)"),
-            ("seed", "another seed"),
+            ("version", "a different version of the loader"),
+            ("digest", "different shards"),
+            ("plan", "a different selection of clips (rows, labels, clips per video, balance, shuffling)"),
+            ("seed", "a different seed"),
         ):
             if state.get(name) != expected[name]:
                 raise UserError(
-                    f"the loader's state is of {what}: {name} is {state.get(name)!r}, expected {expected[name]!r}; "
-                    "load it into a loader of the same data and options, or start the epoch anew"
+                    f"the loader's state is from {what}: {name} is {state.get(name)!r}, expected {expected[name]!r}; "
+                    "load it into a loader with the same data and options, or restart the epoch"
                 )
         self.epoch = int(state["epoch"])
         self._start = self._position = int(state["position"])
 
     @property
     def plan_digest(self) -> str:
-        """Names all that decides the order but data set, seed and epoch."""
+        """Digest of everything that decides the order, except data set, seed and epoch."""
         digest = hashlib.sha256(repr((self.shuffle, self.block_shards, self.clips_per_video)).encode())
         for column in (self.rows, self.labels, *((self.balance.groups,) if self.balance else ())):
             digest.update(np.ascontiguousarray(column, "<i8").tobytes())
@@ -186,7 +198,7 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
         return digest.hexdigest()[:16]
 
     def agreement(self) -> dict[str, Any]:
-        """What must be the same on every rank: for `distributed.check_agreement`."""
+        """Return the values that must be equal on all ranks, for `distributed.check_agreement`."""
         return {
             "data set": self.reader.digest,
             "selection": self.plan_digest,
@@ -201,17 +213,17 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
     # --- the plan
 
     def order(self) -> Rows:
-        """The index rows of this epoch, of all ranks, in order."""
+        """Return the index rows of this epoch, of all ranks, in order."""
         return self._epoch_order()[0]
 
     def plan(self) -> Iterator[Rows]:
-        """The index rows of each batch of this rank that the next iteration gives, in order; -1 is padding."""
+        """Yield the index rows of each batch of this rank in the next iteration; -1 is padding."""
         order = self.order()[self._start :]
         for step in range(len(self)):
             yield self._rank_batch(order, step)
 
     def _epoch_order(self) -> tuple[Rows, Rows]:
-        """The order of the epoch, and where windows of shards begin in it (none unless block_shards)."""
+        """Return the order of the epoch, and the positions at which windows of shards begin (with block_shards)."""
         if self._order is None or self._order[0] != self.epoch:
             self._order = (self.epoch, *self._make_order())
         return self._order[1:]
@@ -248,7 +260,7 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
     # --- reading
 
     def _iterate(self) -> Iterator[Batch]:
-        """The first stage of the pipeline: the batches of the plan."""
+        """Yield the batches of the plan: the first stage of the pipeline."""
         plan = list(self.plan()) if self.num_processes else self.plan()
         self.reader.fetch_ahead(self.order()[self._start :])
         batches = self._from_processes() if self.num_processes else self._read_ahead(plan)
@@ -258,8 +270,8 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
         self.epoch, self._start, self._position = self.epoch + 1, 0, 0
 
     def _count_step(self, batch: Batch, end: int) -> Batch:
-        """Note that the batch that ends at position `end` of the order is handed out."""
-        self._start = 0  # another iteration, after this one was left, begins the epoch anew
+        """Record that the batch that ends at position `end` of the order is handed out."""
+        self._start = 0  # if this iteration is abandoned, the next one restarts the epoch
         self._position = min(end, len(self.order()))
         return batch
 
@@ -289,7 +301,7 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
             threads.shutdown(cancel_futures=True)
 
     def _windows(self) -> Iterator[tuple[int, Rows]]:
-        """For each window of shards from the start on: the position one window before its own, and its rows."""
+        """Yield (position at which to advise the system, rows) of each window of shards, one window ahead."""
         order, starts = self._epoch_order()
         ends = [*starts[1:].tolist(), len(order)]
         before = 0
@@ -299,7 +311,7 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
             before = begins
 
     def _from_processes(self) -> Iterator[Batch]:
-        # In turns, as a DataLoader asks its workers: so the order is that of the plan.
+        # A DataLoader asks its workers in turn, which keeps the order of the plan.
         yield from wds.WebLoader(_StepsOfWorker(self), batch_size=None, num_workers=self.num_processes)
 
     def _read_batch(self, rows: Rows) -> Batch:
@@ -320,7 +332,7 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
         return Batch(torch.from_numpy(clips), torch.from_numpy(labels), torch.from_numpy(rows))
 
     def _read_or_replace(self, row: int, out: npt.NDArray[np.uint8]) -> int:
-        """Read the clip of `row`, or of another one in its place. Returns which; -1 for black padding."""
+        """Read the clip of `row` or a replacement into `out`. Return the row that was read, or -1 for black padding."""
         for candidate in itertools.chain([row], self._replacements(row)):
             try:
                 if candidate not in self.bad_clips:
@@ -332,7 +344,7 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
         return PADDING_ROW
 
     def _replacements(self, row: int) -> Iterator[int]:
-        """Clips of the same label, those behind `row` in the index first."""
+        """Yield the rows of clips with the same label, starting after `row` in the index."""
         if self.shuffle:
             same = np.sort(self.rows[self.labels[self.rows] == self.labels[row]])
             yield from np.roll(same, -int(np.searchsorted(same, row, side="right"))).tolist()
@@ -343,18 +355,19 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
             return
         if len(self.bad_clips) > self.max_bad_clips:
             raise FormatError(f"{len(self.bad_clips)} bad clips, allowed are {self.max_bad_clips}: {error}") from error
-        fate = "replaced" if self.shuffle else "left out"
+        outcome = "replaced" if self.shuffle else "left out"
         print(
-            f"WARNING: bad clip {len(self.bad_clips)} of {self.max_bad_clips} allowed, {fate}: {error}", file=sys.stderr
+            f"WARNING: bad clip {len(self.bad_clips)} of {self.max_bad_clips} allowed, {outcome}: {error}",
+            file=sys.stderr,
         )
 
 
 class BagLoader(ClipLoader):
-    """All clips of a video as one batch: for learning from bags of instances.
+    """Loader of one video per batch and rank, for multiple-instance learning.
 
-    A step is `batch_size` = 1 video a rank; batches differ in size. `max_clips`: of longer videos as many, others each
-    epoch when shuffled (`sample_plan.clips_of_bag`), else spread evenly; 0: no limit. A rank without a video gets one
-    clip of padding.
+    Batches differ in size. A video of more than `max_clips` clips contributes that many: different ones in each epoch
+    with `shuffle` (`epoch_plan.clips_of_bag`), evenly spaced ones otherwise; 0 sets no limit. A rank without a video
+    gets one clip of padding. Other options are those of `ClipLoader`.
     """
 
     def __init__(self, reader: ClipSource, *, max_clips: int = 0, **options: Any) -> None:
@@ -362,7 +375,7 @@ class BagLoader(ClipLoader):
         by_video = rows[np.argsort(reader.videos[rows], kind="stable")]
         bags = np.split(by_video, np.flatnonzero(np.diff(reader.videos[by_video])) + 1) if len(rows) else []
         self.max_clips = max_clips
-        self.bags = {int(bag[0]): bag for bag in bags}  # by its first clip, which stands for it in the order
+        self.bags = {int(bag[0]): bag for bag in bags}  # by the first clip, which represents the bag in the order
         super().__init__(reader, batch_size=1, rows=[int(bag[0]) for bag in bags], **options)
         longest = max((len(bag) for bag in bags), default=1)
         self._buffers = _BufferPool(
@@ -386,7 +399,7 @@ class BagLoader(ClipLoader):
 
 
 class _StepsOfWorker(torch.utils.data.IterableDataset[Batch]):
-    """The batches of an iteration that one of several DataLoader workers reads."""
+    """Batches of an iteration that one of several DataLoader workers reads."""
 
     def __init__(self, loader: ClipLoader) -> None:
         self.loader = loader
@@ -400,9 +413,9 @@ class _StepsOfWorker(torch.utils.data.IterableDataset[Batch]):
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it is gone, however that ended.
+    """End this process when its parent process has ended for any reason.
 
-    A DataLoader worker asks for its parent's number now and then, which tells nothing when a fork server started it.
+    A DataLoader worker only compares its parent's id now and then, which does not help if a fork server started it.
     """
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -411,38 +424,38 @@ def _end_with_parent() -> None:
 
 
 class _BufferPool:
-    """Batch buffers used again once nobody holds them: filling fresh memory costs more than the reading itself.
+    """Pool of reusable batch buffers, because page faults in fresh memory cost more than reading the clips.
 
-    A buffer comes back when the last tensor over it is gone, so a caller may keep any batch for as long as it likes.
+    A buffer is free again when its last tensor is deleted, so a caller may keep any batch as long as it likes.
     """
 
     def __init__(self, shape: tuple[int, ...], *, max_free: int, pinned: bool = False) -> None:
         self.shape, self.max_free, self.pinned = shape, max_free, pinned
         self._lock = threading.Lock()
-        # Each with a weak reference to the array that was handed out over it; the one used last comes first.
+        # (weak reference to the array that was handed out, its buffer), most recently used first.
         self._buffers: deque[tuple[weakref.ref[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]] = deque(maxlen=max_free)
 
     def take(self, num_clips: int) -> npt.NDArray[np.uint8]:
-        """An array of `num_clips` clips, its contents undefined."""
+        """Return an array for `num_clips` clips with undefined contents."""
         with self._lock:
             for i, (handed_out, free) in enumerate(self._buffers):
-                if handed_out() is None:  # nobody holds it; the one used last is warmest
+                if handed_out() is None:  # free; the most recently used one is warmest in the cache
                     buffer = free
                     del self._buffers[i]
                     break
             else:
                 buffer = self._new_buffer()
-            taken = buffer[:num_clips]  # a new array object over the same memory: its life is what we watch
+            taken = buffer[:num_clips]  # a new array object over the same memory, whose lifetime the pool watches
             self._buffers.appendleft((weakref.ref(taken), buffer))
         return taken
 
     def _new_buffer(self) -> npt.NDArray[np.uint8]:
         if self.pinned:
             return torch.empty(self.shape, dtype=torch.uint8, pin_memory=True).numpy()
-        return np.empty(self.shape, np.uint8)  # numpy asks for huge pages, torch does not
+        return np.empty(self.shape, np.uint8)  # numpy requests huge pages, torch does not
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _make_pool, (self.shape, self.max_free)  # in another process: empty
+        return _make_pool, (self.shape, self.max_free)  # another process starts with an empty pool
 
 
 def _make_pool(shape: tuple[int, ...], max_free: int) -> _BufferPool:
@@ -450,9 +463,9 @@ def _make_pool(shape: tuple[int, ...], max_free: int) -> _BufferPool:
 
 
 def _on_cuda(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """The batches on `device`, each copied on a stream of its own while the one before is computed on.
+    """Yield the batches on `device`. Each is copied on a separate stream while the previous one is in use.
 
-    A pinned buffer is held until its copy is done: only then may it be filled again.
+    A pinned buffer is held until its copy is complete, as it must not be refilled before.
     """
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     copying: deque[tuple[torch.cuda.Event, Batch]] = deque()
@@ -475,14 +488,17 @@ def _on_cuda(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
 
 
 def _use_on(stream: torch.cuda.Stream, batch: Batch, copied: torch.cuda.Event) -> None:
-    """Make `stream` wait for the copy of `batch`, and keep its memory until `stream` is done with it."""
+    """Make `stream` wait for the copy of `batch`, and keep the memory of `batch` until `stream` has used it."""
     stream.wait_event(copied)
     for tensor in batch:
         tensor.record_stream(stream)
 
 
 def _row_numbers(rows: Rows, num_rows: int) -> Rows:
-    """Rows in as few bytes as they need: an order is kept in memory for all clips."""
+    """Return `rows` as int32 if possible, because the order of all clips is kept in memory.
+
+    Raises ValueError if a row is out of range.
+    """
     if len(rows) and not 0 <= rows.min() <= rows.max() < num_rows:
-        raise ValueError(f"rows lie between {rows.min()} and {rows.max()}, expected 0 to {num_rows - 1}")
+        raise ValueError(f"rows are {rows.min()} to {rows.max()}, expected 0 to {num_rows - 1}")
     return rows.astype(np.int32 if num_rows <= np.iinfo(np.int32).max else np.int64)

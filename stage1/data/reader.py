@@ -1,7 +1,7 @@
-"""Random access to the clips of a shard folder: one copy from the page cache into a buffer of the caller.
+"""Random access to the clips of a shard folder, with one copy from the page cache into the caller's buffer.
 
-A clip is read with `preadv` first, which tells of failing disks, and verified. Of sets that fit into memory it is
-copied from a mapping of its shard from then on, which takes a quarter less time.
+A clip is first read with `preadv`, which reports failing disks, and verified. If the set fits into memory, later reads
+copy the clip from a memory map of its shard, which takes a quarter less time.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from vidshard.storage.urls import Location, location
 from vidshard.util.errors import FormatError, UserError
 
 CHECKSUMS = ("first", "always", "never")
-MAX_OPEN_SHARDS = 64  # a thread; below any limit on open files
+MAX_OPEN_SHARDS = 64  # per thread; below any limit on open files
 _NOTHING = contextlib.nullcontext()
-MAX_MAPPED_SHARDS = 256  # each keeps a file open
-MAPPED_SHARE_OF_MEMORY = 0.5  # a larger set is not mapped: pages that were dropped come back slowly
+MAX_MAPPED_SHARDS = 256  # each map keeps a file open
+MAPPED_SHARE_OF_MEMORY = 0.5  # larger sets are not mapped, because evicted pages are slow to read back
 _READS_AT_OFFSET = hasattr(os, "preadv")  # Linux, macOS; elsewhere seek and readinto
 _ADVISES = hasattr(os, "posix_fadvise")  # Linux
 
@@ -40,12 +40,12 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class ClipSource(Protocol):
-    """What a loader needs of a reader: columns of the index, and clips by their row."""
+    """Interface between a loader and a reader: columns of the index, and clips by row (see `ClipReader`)."""
 
     clip_shape: ClipShape
-    labels: npt.NDArray[np.int64]
-    videos: Rows  # of each row; numbers that tell videos apart
-    shards: Rows  # of each row; numbers that tell shards apart
+    labels: npt.NDArray[np.int64]  # [N]
+    videos: Rows  # [N], a number for each video
+    shards: Rows  # [N], a number for each shard
 
     @property
     def digest(self) -> str: ...
@@ -56,10 +56,15 @@ class ClipSource(Protocol):
 
 
 class ClipReader:
-    """Random access to the clips of a shard folder; opens only the shards that its manifest names.
+    """Random access to the clips of a shard folder or URL.
 
-    `checksums`: verify those of pixels the ``first`` time a clip is read, ``always``, or ``never``. Usable from several
-    threads at once. Raises UserError or FormatError when the folder is no sound shard set.
+    ``len(reader)`` is the number of clips, and ``reader[row]`` is the clip of an index row: uint8 (T, H, W, 3), RGB.
+    `labels` (0 normal, 1 crime, -1 unknown), `videos` and `shards` hold one number per row. Only shards that the
+    manifest names are opened. A reader may be used from several threads at once.
+
+    `checksums` says when pixels are verified: the ``first`` time a clip is read, ``always``, or ``never``. `cache`
+    configures the download cache of a set behind a URL. Raises UserError if the folder holds no shard set, and
+    FormatError if its manifest or index is damaged.
     """
 
     def __init__(self, folder: Location, *, checksums: str = "first", cache: CacheConfig | None = None) -> None:
@@ -74,8 +79,8 @@ class ClipReader:
         self._is_raw = self.manifest.codec == "raw"
         clips = self.index.clips
         self._check_index()
-        self._offsets, self._sizes = clips["offset"], clips["size"]  # views: a million clips shall take below 100 MB
-        # Columns of their own, for those who compute with them.
+        self._offsets, self._sizes = clips["offset"], clips["size"]  # views, so that a million clips take below 100 MB
+        # Contiguous copies, because callers compute with these columns.
         self.shards: Rows = clips["shard"].astype(np.int64)  # [N]
         self.labels = clips["label"].astype(np.int64)  # [N]
         self.videos: Rows = clips["video"].astype(np.int64)  # [N], rows of index.videos
@@ -92,23 +97,24 @@ class ClipReader:
 
     @property
     def digest(self) -> str:
-        """SHA-256 that names the data set: every shard and the index."""
+        """SHA-256 of the shard set: it covers every shard and the index."""
         return self.manifest.digest
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, row: int) -> Clip:
-        """The clip of index row `row` (negative counts from the end): uint8 (T, H, W, 3)."""
+        """Return the clip of index row `row` (negative rows count from the end): uint8 (T, H, W, 3)."""
         clip: Clip = np.empty(self.clip_shape.thwc, np.uint8)
         self.read_clips([range(len(self))[row]], clip[None])
         return clip
 
     def read_clips(self, rows: Sequence[int] | Rows, out: Pixels | Sequence[Pixels]) -> None:
-        """Read the clips of index rows `rows` into `out`: uint8 (len(rows), T, H, W, 3), or a buffer for each clip.
+        """Read the clips of index rows `rows` into `out`.
 
-        Raw clips take one copy, from the page cache to `out`; others are decoded. Raises FormatError, naming shard, key
-        and offset, on a damaged clip.
+        `out` is a contiguous uint8 array (len(rows), T, H, W, 3), or a sequence with one array (T, H, W, 3) per clip.
+        Raw clips are copied once, from the page cache to `out`; compressed clips are decoded. Raises FormatError, which
+        names shard, key and offset, if a clip is damaged, and ValueError if `out` has a different shape or type.
         """
         picked = np.asarray(rows, np.int64)
         shards, offsets = self.shards[picked].tolist(), self._offsets[picked].tolist()
@@ -124,7 +130,7 @@ class ClipReader:
                 self._read_clip(row, shard, offset, pixels, trusted=is_trusted)
 
     def _flat(self, out: Pixels | Sequence[Pixels], num_clips: int) -> Pixels | list[Pixels]:
-        """`out` with the pixels of each clip as one row. Raises ValueError when it is no buffer for `num_clips`."""
+        """Return `out` with the pixels of each clip as one row. Raises ValueError if it does not fit `num_clips`."""
         if isinstance(out, np.ndarray):
             if out.shape == (num_clips, *self.clip_shape.thwc) and out.dtype == np.uint8 and out.flags.c_contiguous:
                 return out.reshape(num_clips, self.clip_shape.num_bytes)
@@ -136,7 +142,7 @@ class ClipReader:
         raise ValueError(f"buffer is {got}, expected uint8 {(num_clips, *self.clip_shape.thwc)}, contiguous")
 
     def _read_clip(self, row: int, shard: int, offset: int, pixels: Pixels, *, trusted: bool) -> None:
-        """Read one clip into `pixels`, one row of bytes. Raises FormatError when it is not what was written."""
+        """Read one clip into `pixels`, a row of bytes. Raises FormatError if the clip cannot be read or is damaged."""
         try:
             with self._in_use(shard) if self._may_vanish else _NOTHING:
                 if self._is_raw:
@@ -164,34 +170,38 @@ class ClipReader:
         return True
 
     def will_read(self, rows: Rows) -> None:
-        """Tell the system which clips come next, so that it reads them from the disk in sequence; a hint, no more."""
-        if not _ADVISES or self._may_vanish:  # of a URL whole shards are fetched
+        """Advise the system to read these clips from the disk, in sequence, before they are needed. Only a hint."""
+        if not _ADVISES or self._may_vanish:  # whole shards of a URL are downloaded
             return
         for shard in np.unique(self.shards[rows]).tolist():
-            here = np.unique(rows[self.shards[rows] == shard])  # rows lie in the shard in their order
+            here = np.unique(rows[self.shards[rows] == shard])  # clips are stored in the order of their rows
             begins = self._offsets[here].astype(np.int64)
             ends = begins + self._sizes[here]
-            gaps = np.flatnonzero(begins[1:] - ends[:-1] > self.clip_shape.num_bytes) + 1  # small ones are read faster
+            # Reading across a gap smaller than a clip is faster than skipping it.
+            gaps = np.flatnonzero(begins[1:] - ends[:-1] > self.clip_shape.num_bytes) + 1
             file = self._open(shard)
             for run in np.split(np.arange(len(here)), gaps):
                 first, end = int(begins[run[0]]), int(ends[run[-1]])
                 os.posix_fadvise(file.fileno(), first, end - first, os.POSIX_FADV_WILLNEED)
 
     def fetch_ahead(self, rows: Rows) -> None:
-        """Begin to download the shards of these clips, in this order, where they are not on a disk of this machine."""
+        """Start downloading the shards of these clips in this order, if the set is remote."""
         if isinstance(self.shard_set, RemoteSet):
             shards, first = np.unique(self.shards[rows], return_index=True)
             self.close_ahead()
             self._ahead = self.shard_set.prefetch(shards[np.argsort(first)].tolist())
 
     def close_ahead(self) -> None:
-        """Begin no more downloads ahead."""
+        """Stop downloading shards ahead of their use."""
         if self._ahead is not None:
             self._ahead.close()
             self._ahead = None
 
     def read_record(self, row: int) -> SampleRecord:
-        """All that the shard says about the clip of index row `row`. Raises FormatError."""
+        """Return the record that the shard stores next to the clip of index row `row`.
+
+        Raises FormatError if the record cannot be read or belongs to a different clip.
+        """
         clip = self.index.clips[row]
         shard = int(clip["shard"])
         with self._in_use(shard):
@@ -202,15 +212,15 @@ class ClipReader:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The options of the build."""
+        """Options of the build."""
         return self.manifest.settings
 
     def video_id(self, video: int) -> str:
-        """A name of row `video` of the video table that holds beyond this set: its split and its path below SOURCE."""
+        """Return a name of row `video` of the video table that is the same in every set: split/path below SOURCE."""
         return f"{self.index.split(video) or self.manifest.split or ''}/{self.index.paths[video]}"
 
     def frame_gap_seconds(self) -> float:
-        """Median time between neighbouring frames of the clips, in seconds; 0.0 without clips."""
+        """Return the median time between consecutive frames of the clips, in seconds; 0.0 without clips."""
         return float(np.median(self.index.clips["frame_gap_seconds"])) if len(self) else 0.0
 
     def _check_index(self) -> None:
@@ -230,27 +240,28 @@ class ClipReader:
         if not sound.all():
             row = int(np.flatnonzero(~sound)[0])
             raise FormatError(
-                f"row {row} of {self.shard_set.folder / self.manifest.index_name} is no clip of {self.clip_shape} in a "
-                f"shard of the manifest, or has a label or flag this version does not know: {clips[row]}"
+                f"row {row} of {self.shard_set.folder / self.manifest.index_name} is {clips[row]}, expected a clip of "
+                f"{self.clip_shape} within a shard of the manifest, with a label and flags that this version knows; "
+                "build the set again"
             )
 
     def _is_sound(self, row: int, pixels: Pixels) -> bool:
-        """Whether the pixels just read, with the header before them, have the checksum of the index."""
+        """Return True if the pixels just read, with the header before them, match the checksum of the index."""
         header = bytearray(len(self._header))
         complete = _read_at(self._open(int(self.shards[row])), int(self._offsets[row]), memoryview(header))
         crc32 = zlib.crc32(pixels.data, self._header_crc32)
         return complete and header == self._header and self._note(row, crc32)
 
     def _note(self, row: int, crc32: int) -> bool:
-        """Whether `crc32` is the one of the index; the next time it is taken on trust."""
+        """Return True if `crc32` matches the index, and then skip the check at the next read (unless "always")."""
         sound = crc32 == int(self.index.clips["crc32"][row])
         self._trusted[row] = sound and not self._checks_again
         return sound
 
     def _mapped(self, shards: Sequence[int]) -> dict[int, Pixels]:
-        """The bytes of those of `shards` that are mapped and still as long as they were.
+        """Return the mapped bytes of those of `shards` that are mapped and have kept their length.
 
-        Touching a mapping behind the end of its file would kill the process; reading says that the shard was cut.
+        Accessing a map beyond the end of a truncated file would kill the process, whereas reading raises an error.
         """
         found = {}
         for shard in set(shards):
@@ -267,12 +278,12 @@ class ClipReader:
                 if not self.shard_set.pin(file):
                     return None
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError):  # too many open files, or an empty one: reading takes its place
+        except (OSError, ValueError):  # too many open files, or an empty file: clips are read instead
             return None
         return mapped, np.frombuffer(mapped, np.uint8)
 
     def _open(self, shard: int) -> IO[bytes]:
-        """The open file of a shard: one a thread, as the fallback moves the file's position."""
+        """Return the open file of a shard. Each thread has its own, as seeking moves the file's position."""
         files: OrderedDict[int, IO[bytes]] | None = getattr(self._thread, "files", None)
         if files is None:
             files = self._thread.files = OrderedDict()
@@ -286,7 +297,7 @@ class ClipReader:
 
     @contextlib.contextmanager
     def _in_use(self, shard: int) -> Iterator[None]:
-        """Keep the file of a shard while the block runs."""
+        """Keep the file of a shard in the cache while the block runs."""
         while self._may_vanish:
             if self._ahead is not None:
                 self._ahead.opened(shard)
@@ -294,7 +305,7 @@ class ClipReader:
                 if is_there:
                     yield
                     return
-            self._thread.files.pop(shard).close()  # the cache dropped it: open it again
+            self._thread.files.pop(shard).close()  # the cache has deleted the file: open it again
         yield
 
     def _where(self, row: int) -> str:
@@ -310,7 +321,10 @@ class ClipReader:
 
 
 class JoinedReader:
-    """Several shard sets as one: their rows one after another. All clips must have one shape."""
+    """Concatenation of several shard sets: the rows of the first set, then those of the second, and so on.
+
+    Raises UserError if the clips of the sets differ in shape.
+    """
 
     def __init__(self, readers: Sequence[ClipReader]) -> None:
         if not readers:
@@ -324,7 +338,7 @@ class JoinedReader:
                     f"{readers[0].shard_set.folder}; build both with the same --clip-len and --frame-size"
                 )
         sizes = [len(reader) for reader in readers]
-        self.sets = np.repeat(np.arange(len(readers)), sizes)  # of each row
+        self.sets = np.repeat(np.arange(len(readers)), sizes)  # [N], the position of each row's set in `readers`
         self._first_rows = np.cumsum([0, *sizes[:-1]])
         self.labels = np.concatenate([reader.labels for reader in readers])
         self.videos = _stacked([reader.videos for reader in readers], [len(r.index.videos) for r in readers])
@@ -332,24 +346,24 @@ class JoinedReader:
 
     @property
     def digest(self) -> str:
-        """The digests of all sets, in order."""
+        """Digests of all sets, in order."""
         return "+".join(reader.digest for reader in self.readers)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The options of the first set's build."""
+        """Options of the first set's build."""
         return self.readers[0].settings
 
     def video_id(self, video: int) -> str:
-        """As `ClipReader.video_id`; `video` as in `videos`."""
+        """Return the same name as `ClipReader.video_id` for a number of `videos`."""
         for reader in self.readers:
             if video < len(reader.index.videos):
                 return reader.video_id(video)
             video -= len(reader.index.videos)
-        raise IndexError(f"there is no video {video} after the last")
+        raise IndexError(f"video number is {video + 1} above the highest one")
 
     def frame_gap_seconds(self) -> float:
-        """As `ClipReader.frame_gap_seconds`."""
+        """Return the median time between consecutive frames of all clips, in seconds; 0.0 without clips."""
         gaps = [reader.index.clips["frame_gap_seconds"] for reader in self.readers]
         return float(np.median(np.concatenate(gaps))) if len(self) else 0.0
 
@@ -357,7 +371,7 @@ class JoinedReader:
         return len(self.sets)
 
     def read_clips(self, rows: Sequence[int] | Rows, out: Pixels | Sequence[Pixels]) -> None:
-        """As `ClipReader.read_clips`."""
+        """Read clips as `ClipReader.read_clips` does."""
         picked = np.asarray(rows, np.int64)
         if len(picked) != len(out):
             raise ValueError(f"buffer is for {len(out)} clips, expected {len(picked)}")
@@ -367,31 +381,31 @@ class JoinedReader:
             self.readers[number].read_clips(picked[here] - self._first_rows[number], [out[i] for i in here.tolist()])
 
     def will_read(self, rows: Rows) -> None:
-        """As `ClipReader.will_read`."""
+        """Advise the system as `ClipReader.will_read` does."""
         for number, reader in enumerate(self.readers):
             reader.will_read(rows[self.sets[rows] == number] - self._first_rows[number])
 
     def fetch_ahead(self, rows: Rows) -> None:
-        """As `ClipReader.fetch_ahead`."""
+        """Start downloads as `ClipReader.fetch_ahead` does."""
         for number, reader in enumerate(self.readers):
             reader.fetch_ahead(rows[self.sets[rows] == number] - self._first_rows[number])
 
 
 def _stacked(columns: Sequence[Rows], sizes: Sequence[int]) -> Rows:
-    """Numbers of several sets as numbers of one: each set's begin after those of the sets before it."""
+    """Concatenate columns of numbers, shifting each set's numbers past those of the sets before it."""
     firsts = np.cumsum([0, *sizes[:-1]]).tolist()
     return np.concatenate([column + first for column, first in zip(columns, firsts, strict=True)])
 
 
 def _fits_into_memory(shard_bytes: Sequence[int]) -> bool:
-    """Whether mapping shards of these sizes pays: all of them stay in memory, and nothing forbids it."""
+    """Return True if all shards can be mapped and stay in memory, so that mapping is faster than reading."""
     if os.name != "posix" or len(shard_bytes) > MAX_MAPPED_SHARDS:  # Windows cannot replace a file that is mapped
         return False
     return sum(shard_bytes) <= MAPPED_SHARE_OF_MEMORY * _memory_bytes()
 
 
 def _memory_bytes() -> int:
-    """Memory that this process may use: that of the machine, or less where a control group limits it (Linux)."""
+    """Return the bytes of memory that this process may use: the machine's, or the limit of its cgroup (Linux)."""
     limits = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]  # in a container
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
@@ -402,13 +416,13 @@ def _memory_bytes() -> int:
                 limits.append(Path(f"/sys/fs/cgroup/memory{group}/memory.limit_in_bytes"))
     sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for limit in limits:
-        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
             sizes.append(int(limit.read_text(encoding="ascii")))
     return min(sizes)
 
 
 def _read_at(file: IO[bytes], offset: int, buffer: memoryview) -> bool:
-    """Fill `buffer` from `offset` of an unbuffered file; False when the file ends before."""
+    """Fill `buffer` from `offset` of an unbuffered file; return False if the file ends before."""
     view = buffer.cast("B")
     done = 0
     while done < len(view):

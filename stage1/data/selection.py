@@ -1,4 +1,4 @@
-"""What of a shard set to load, decided from its index and without a rebuild: rows, labels, groups.
+"""Selection and balancing of clips from the index of a shard set, without a rebuild.
 
 rows = select(reader, classes=["Fighting", "NormalVideos"], without_flags=["damaged"], fraction=0.1)
 loader = ClipLoader(reader, rows=rows, balance=balance_labels(reader), batch_size=32, shuffle=True)
@@ -19,16 +19,19 @@ from vidshard.util.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Balance:
-    """Shares of an epoch by group."""
+    """Shares of an epoch by group. Raises UserError if weights and groups do not fit together."""
 
-    groups: Rows  # of every row of the index, from 0
-    weights: tuple[float, ...]  # of each group
+    groups: Rows  # [N], the group of every row of the index, from 0
+    weights: tuple[float, ...]  # one per group
 
     def __post_init__(self) -> None:
         if not self.weights or min(self.weights) < 0 or not sum(self.weights) > 0:
             raise UserError(f"weights are {self.weights}, expected numbers of 0 or more that are not all 0")
         if len(self.groups) and not 0 <= self.groups.min() <= self.groups.max() < len(self.weights):
-            raise UserError(f"there are {len(self.weights)} weights, but group {self.groups.max()}: expected one each")
+            raise UserError(
+                f"groups are {self.groups.min()} to {self.groups.max()}, but there are {len(self.weights)} weights; "
+                "expected groups from 0 and one weight per group"
+            )
 
 
 def select(
@@ -42,10 +45,11 @@ def select(
     fraction: float = 1.0,
     seed: int = 0,
 ) -> Rows:
-    """Index rows of the clips that pass every filter; None is no filter.
+    """Return the index rows of the clips that pass every filter; None disables a filter.
 
-    `videos` are paths relative to SOURCE. `fraction` keeps that share of the videos that are left, drawn by `seed`; a
-    larger fraction keeps those of a smaller one. Raises UserError on a name that is not in the set.
+    `videos` are paths relative to SOURCE. `fraction`, above 0 and at most 1, keeps that share of the remaining videos,
+    drawn by `seed`; a larger fraction includes the videos of a smaller one. Raises UserError if a class, split, video
+    or flag is not in the set.
     """
     index = reader.index
     keep = np.ones(len(index.videos), np.bool_)
@@ -64,24 +68,34 @@ def select(
 
 
 def map_labels(reader: ClipReader, label_of_class: Mapping[str, int]) -> Rows:
-    """A label for every row of the index, by the class of its video; -1 for classes that are not named."""
-    table = np.full(len(reader.index.classes) + 1, layout.UNKNOWN_LABEL)  # the last is that of no class (-1)
+    """Return a label for every row of the index, by the class of its video; -1 for classes that are not named.
+
+    Raises UserError if a class is not in the set.
+    """
+    table = np.full(len(reader.index.classes) + 1, layout.UNKNOWN_LABEL)  # the last entry is for no class (-1)
     table[_numbers("class", label_of_class, reader.index.classes)] = list(label_of_class.values())
     labels: Rows = table[reader.index.videos["class"]][reader.index.clips["video"]]
     return labels
 
 
 def balance_labels(reader: ClipSource, weights: Sequence[float] = (1.0, 1.0)) -> Balance:
-    """As many crime as normal clips in an epoch, or by other weights of (normal, crime)."""
+    """Balance an epoch to as many crime as normal clips, or by `weights` of (normal, crime).
+
+    Raises UserError if some clips have no label.
+    """
     if (reader.labels < 0).any():
         raise UserError(
-            "some clips have no label, expected normal or crime; select those that have one, or map classes"
+            "some clips have no label, expected normal or crime; select the clips that have one, or map classes to "
+            "labels"
         )
     return Balance(groups=reader.labels, weights=tuple(weights))
 
 
 def balance_classes(reader: ClipReader, weights: Mapping[str, float] | None = None) -> Balance:
-    """Every class equally often in an epoch, or by `weights`; classes that are not named have weight 0."""
+    """Balance an epoch by class: equally, or by `weights`, where classes that are not named have weight 0.
+
+    Raises UserError if a class is not in the set.
+    """
     classes = reader.index.classes
     groups = reader.index.videos["class"][reader.index.clips["video"]].astype(np.int64)
     weight_of_group = np.ones(len(classes) + 1)
@@ -92,7 +106,7 @@ def balance_classes(reader: ClipReader, weights: Mapping[str, float] | None = No
 
 
 def mixture(reader: JoinedReader, weights: Sequence[float]) -> Balance:
-    """Shares of an epoch by shard set: one weight for each set of `reader`."""
+    """Balance an epoch by shard set, with one weight for each set of `reader`."""
     return Balance(groups=reader.sets, weights=tuple(weights))
 
 
@@ -101,12 +115,12 @@ def _numbers(kind: str, names: Collection[str], table: Sequence[str]) -> list[in
     unknown = sorted(set(names) - set(number))
     if unknown:
         known = ", ".join(sorted(number)[:10]) or "none"
-        raise UserError(f"there is no {kind} {unknown[0]!r} in the shards, expected of: {known}")
+        raise UserError(f"{kind} is {unknown[0]!r}, which is not in the shards; expected one of: {known}")
     return [number[name] for name in names]
 
 
 def _bits(flags: Collection[str]) -> int:
     unknown = sorted(set(flags) - set(layout.FLAGS))
     if unknown:
-        raise UserError(f"there is no flag {unknown[0]!r}, expected of: {', '.join(layout.FLAGS)}")
+        raise UserError(f"flag is {unknown[0]!r}, expected one of: {', '.join(layout.FLAGS)}")
     return layout.flags_to_bits(tuple(flags))

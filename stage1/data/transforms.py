@@ -1,8 +1,8 @@
-"""uint8 clips → normalised float clips, on the device that holds them, with augmentation while training.
+"""Normalisation and augmentation of clips, on the device that holds them.
 
-What is random belongs to the clip (see `clip_random`) and is the same for all its frames: a transform that changed from
-frame to frame would look like motion to the model. Only time jitter moves frames, and never backwards: falls do not
-rise.
+Random numbers belong to the clip (see `clip_random`) and are the same for all of its frames, because a transform that
+varied between frames would look like motion to the model. Only time jitter moves frames, and it never reverses them: a
+fall must not turn into a rise.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Change = Callable[[torch.Tensor, npt.NDArray[np.int64]], torch.Tensor]  # some c
 
 
 class ClipTransform:
-    """uint8 (B, T, H, W, C) on any device → float32 (B, C, T, H, W) there, normalised.
+    """Transform of uint8 clips (B, T, H, W, C) to normalised float32 clips (B, C, T, H, W) on the same device.
 
-    With augmentation on, what is random belongs to the clip: drawn from `seed`, the epoch and its row in the index.
-    Height and width become `train_scale` of what they were.
+    With ``config.augment``, each clip is augmented by random numbers from `seed`, the epoch and its row in the index,
+    and height and width are scaled by `train_scale`.
     """
 
     def __init__(self, config: TransformConfig, *, seed: int = 0) -> None:
@@ -39,11 +39,15 @@ class ClipTransform:
     def __call__(
         self, clips_BTHWC: torch.Tensor, indices_B: torch.Tensor | None = None, epoch: int = 0
     ) -> torch.Tensor:
-        """`indices_B`: the row of each clip in the index, int64, on the same device; only augmentation needs it."""
+        """Transform a batch. Raises ValueError if `indices_B` is missing and augmentation is on.
+
+        `indices_B` is the row of each clip in the index, int64 (B,), on the same device. Only augmentation needs it and
+        the epoch.
+        """
         config = self.config
         if config.augment:
             if indices_B is None:
-                raise ValueError("augmentation needs the rows of the clips: pass batch indices and the epoch")
+                raise ValueError("indices_B is None, expected the rows of the clips: pass batch indices and the epoch")
             seeds_B = clip_random.clip_seeds(indices_B, seed=self.seed, epoch=epoch)
             clips_BCTHW = augment(clips_BTHWC, config, Draws(config, seeds_B))
         else:
@@ -95,16 +99,16 @@ def normalise(clips_BCTHW: torch.Tensor, config: TransformConfig) -> torch.Tenso
 
 
 class Draws:
-    """The random numbers of a batch: each a column of B values, one a clip.
+    """Random numbers of a batch, in columns of B values, one per clip.
 
-    All are drawn, whether used or not, and in one order: to turn one augmentation off leaves the others as they were.
+    All numbers are always drawn in the same order, so that disabling one augmentation does not change the others.
     """
 
     COUNT = 32
 
     def __init__(self, config: TransformConfig, seeds_B: torch.Tensor) -> None:
-        """`seeds_B`: of `clip_random.clip_seeds`."""
-        # On the CPU: these few numbers steer which windows, bars and rectangles are cut, which takes Python.
+        """Draw all numbers from `seeds_B`, the result of `clip_random.clip_seeds`."""
+        # Keep them on the CPU: Python code uses these few numbers to place windows, bars and rectangles.
         drawn_BN = clip_random.uniform(seeds_B, self.COUNT, stream=clip_random.AUGMENTATION)
         u = iter(drawn_BN.cpu().double().numpy().T)
 
@@ -116,7 +120,7 @@ class Draws:
 
         self.flip = happens(config.flip_probability)
         self.window = between(config.min_scale, 1), between(config.min_scale, 1)  # height, width
-        self.place = next(u), next(u)  # of the window in what is left: 0 top or left, 1 bottom or right
+        self.place = next(u), next(u)  # position of the window: 0 at the top or left, 1 at the bottom or right
         self.brightness = between(-config.brightness, config.brightness)
         self.contrast = between(1 - config.contrast, 1 + config.contrast)
         self.grey = happens(config.grey_probability)
@@ -125,7 +129,9 @@ class Draws:
         self.compression = happens(config.compression_probability)
         self.step = between(config.compression_strength / 8, config.compression_strength)
         self.border = happens(config.border_probability)
-        self.bars = [config.max_border * np.maximum(0, 2 * next(u) - 1) for _ in range(4)]  # half of them have none
+        self.bars = [
+            config.max_border * np.maximum(0, 2 * next(u) - 1) for _ in range(4)
+        ]  # half of the bars have width 0
         self.overlay = happens(config.overlay_probability)
         self.overlay_place = next(u), next(u), next(u)  # left to right, size, top or bottom
         self.erase = happens(config.erase_probability)
@@ -137,7 +143,7 @@ class Draws:
 
 
 def augment(clips_BTHWC: torch.Tensor, config: TransformConfig, draws: Draws) -> torch.Tensor:
-    """uint8 (B, T, H, W, C) → float (B, C, T, H', W') in [0, 1], with what `draws` says."""
+    """Augment uint8 clips (B, T, H, W, C) by `draws`; return float clips (B, C, T, H', W') in [0, 1]."""
     B, T, H, W, _ = clips_BTHWC.shape
     device = clips_BTHWC.device
     if config.time_shift or config.time_stretch:
@@ -161,7 +167,7 @@ def augment(clips_BTHWC: torch.Tensor, config: TransformConfig, draws: Draws) ->
 
 
 def _only(chosen: npt.NDArray[np.bool_], clips_BCTHW: torch.Tensor, change: Change) -> torch.Tensor:
-    """`clips_BCTHW` with those that are `chosen` changed, in place."""
+    """Apply `change` to the `chosen` clips, in place, and return all clips."""
     rows = np.flatnonzero(chosen)
     if len(rows):
         places = torch.from_numpy(rows).to(clips_BCTHW.device)
@@ -170,14 +176,14 @@ def _only(chosen: npt.NDArray[np.bool_], clips_BCTHW: torch.Tensor, change: Chan
 
 
 def _jittered_frames(num_frames: int, draws: Draws) -> npt.NDArray[np.int64]:
-    """Which frame of the clip stands at each place, [B, T], never going back; both ends repeat their frame."""
+    """Return the frame to show at each time step, [B, T], non-decreasing; the end frames are repeated."""
     middle = (num_frames - 1) / 2
     places_BT = (np.arange(num_frames) - middle) * draws.stretch[:, None] + middle + draws.shift[:, None]
     return np.clip(np.rint(places_BT), 0, num_frames - 1).astype(np.int64)
 
 
 def _matrices(draws: Draws, side: int, out: int, axis: int) -> torch.Tensor:
-    """What each clip's window, mirroring and lower resolution do along one axis: float [B, out, side]."""
+    """Return the matrices that crop, flip and resample each clip along one axis: float [B, out, side]."""
     matrices = []
     for b in range(len(draws.flip)):
         window = max(min(MIN_SIDE, side), side * draws.window[axis][b])
@@ -195,9 +201,9 @@ def _matrices(draws: Draws, side: int, out: int, axis: int) -> torch.Tensor:
 def resize_matrix(
     side: int, out: int, *, first: float = 0.0, window: float | None = None, mirrored: bool = False
 ) -> Floats:
-    """[out, side]: linear interpolation of `out` pixels from a window of a line of `side` pixels, as a matrix.
+    """Return the matrix [out, side] that interpolates `out` pixels linearly from a window of `side` pixels.
 
-    The triangle is widened when the window shrinks, so that nothing is aliased (as Pillow does it).
+    The interpolation kernel is widened for downscaling, as in Pillow, to avoid aliasing.
 
     >>> resize_matrix(4, 2).round(2).tolist()
     [[0.43, 0.43, 0.14, 0.0], [0.0, 0.14, 0.43, 0.43]]
@@ -212,7 +218,7 @@ def resize_matrix(
 
 
 def _resample(clips_BTHWC: torch.Tensor, rows_BhH: torch.Tensor, columns_BwW: torch.Tensor) -> torch.Tensor:
-    """Resize each clip by its two matrices: two matrix products, on any device. Returns (B, C, T, h, w) in [0, 1]."""
+    """Resize each clip by two matrix products, which run on any device. Returns (B, C, T, h, w) in [0, 1]."""
     B, T, H, W, C = clips_BTHWC.shape
     lines = clips_BTHWC.permute(0, 2, 1, 4, 3).reshape(B, H, T * C * W).float()
     lines = torch.bmm(rows_BhH / 255.0, lines)
@@ -222,7 +228,7 @@ def _resample(clips_BTHWC: torch.Tensor, rows_BhH: torch.Tensor, columns_BwW: to
 
 
 def _compress(clips_BCTHW: torch.Tensor, steps: Floats) -> torch.Tensor:
-    """Quantise the 8×8 cosine transform of each frame, high frequencies more coarsely, as JPEG and H.264 do."""
+    """Quantise the 8×8 cosine transform of each frame, more coarsely at high frequencies, as JPEG and H.264 do."""
     B, C, T, H, W = clips_BCTHW.shape
     padded = functional.pad(clips_BCTHW.reshape(B, C * T, H, W), (0, -W % BLOCK, 0, -H % BLOCK), mode="replicate")
     blocks = padded.view(B, C * T, padded.shape[2] // BLOCK, BLOCK, padded.shape[3] // BLOCK, BLOCK).transpose(3, 4)
@@ -235,7 +241,7 @@ def _compress(clips_BCTHW: torch.Tensor, steps: Floats) -> torch.Tensor:
 
 
 def _cosine_matrix() -> torch.Tensor:
-    """The orthonormal discrete cosine transform (type II) of a block's side."""
+    """Return the matrix of the orthonormal discrete cosine transform (type II) of BLOCK values."""
     places = np.arange(BLOCK)
     matrix = np.cos(math.pi / BLOCK * (places + 0.5) * places[:, None]) * math.sqrt(2 / BLOCK)
     matrix[0] /= math.sqrt(2)
@@ -243,7 +249,7 @@ def _cosine_matrix() -> torch.Tensor:
 
 
 def _cover(clip_CTHW: torch.Tensor, draws: Draws, b: int) -> None:
-    """Paint bars, an overlay and a rectangle into one clip, in place."""
+    """Draw bars, an overlay and a rectangle into one clip, in place."""
     H, W = clip_CTHW.shape[2:]
     if draws.border[b]:
         top, bottom, left, right = (int(draws.bars[i][b] * (H, H, W, W)[i]) for i in range(4))
@@ -254,7 +260,7 @@ def _cover(clip_CTHW: torch.Tensor, draws: Draws, b: int) -> None:
         high, wide = max(2, int(H * (0.05 + 0.05 * size))), max(2, int(W * (0.2 + 0.25 * size)))
         top = H - high - H // 32 if below < 0.5 else H // 32
         left = int(place * (W - wide))
-        # Black and white in cells of 2 × 2 pixels stands for writing; the place decides the pattern.
+        # Black and white cells of 2 × 2 pixels imitate text; the position seeds the pattern.
         cells = np.random.default_rng(int(place * 2**32)).integers(0, 2, ((high + 1) // 2, (wide + 1) // 2))
         pattern = np.kron(cells, np.ones((2, 2)))[:high, :wide]
         clip_CTHW[:, :, top : top + high, left : left + wide] = torch.from_numpy(pattern).to(clip_CTHW)

@@ -1,4 +1,4 @@
-"""How far shortcuts get: file facts, one frame, a border, motion numbers. A model that is not above them is no news.
+"""Shortcut baselines: file metadata, one frame, the border, motion numbers. A model must beat them to be meaningful.
 
 Each is fitted on the training clips and scores the clips that the model is judged on: the mean of a logistic regression
 and a random forest, neither of them tuned. Everything is read from shards.
@@ -18,12 +18,12 @@ from stage1.metrics.clips import Array
 from vidshard.shards.layout import Clip
 
 MAJORITY = "majority"
-BORDER_SHARE = 8  # a border is 1/8 of the height and width, on each side
-CUT_CHANGE = 25.0  # mean change in grey levels between two frames from which it counts as a cut
-REPEATED_CHANGE = 0.5  # … and up to which the second one counts as a repeated frame: compression noise alone
-_SIDE = 32  # of the small pictures that classifiers look at
+BORDER_SHARE = 8  # the border is 1/8 of height and width on each side
+CUT_CHANGE = 25.0  # mean change in grey levels between two frames that counts as a cut
+REPEATED_CHANGE = 0.5  # largest change of a repeated frame: compression noise only
+_SIDE = 32  # side of the small pictures that classifiers see
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-_READ = 64  # clips in memory at a time
+_READ = 64  # clips in memory at once
 
 Features = npt.NDArray[np.float32]
 
@@ -31,7 +31,7 @@ Features = npt.NDArray[np.float32]
 def score_shortcuts(
     train: ClipReader, train_rows: Sequence[int], test: ClipReader, test_rows: Sequence[int]
 ) -> dict[str, Array]:
-    """P(crime) of the clips `test_rows` by every shortcut, fitted on `train_rows`; both hold labelled clips alone."""
+    """Return P(crime) of the clips `test_rows` by each shortcut, fitted on `train_rows`. All clips must be labelled."""
     labels = train.labels[np.asarray(train_rows)]
     seen = [all_features(reader, rows) for reader, rows in ((train, train_rows), (test, test_rows))]
     scores = {MAJORITY: np.full(len(test_rows), float(labels.mean()))}
@@ -41,7 +41,7 @@ def score_shortcuts(
 
 
 def fit_and_score(train: Features, labels: npt.NDArray[np.int64], test: Features) -> Array:
-    """P(crime) of each row of `test`, [N]: the mean of two classifiers fitted on `train`."""
+    """Return P(crime) of each row of `test`, [N]: the mean of two classifiers fitted on `train`."""
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -57,7 +57,7 @@ def fit_and_score(train: Features, labels: npt.NDArray[np.int64], test: Features
 
 
 def some_rows(reader: ClipReader, *, per_video: int) -> list[int]:
-    """Index rows of labelled clips, at most `per_video` of each video, spread evenly over it."""
+    """Return index rows of labelled clips, at most `per_video` of each video, evenly spaced."""
     rows: list[int] = []
     for video in np.unique(reader.videos).tolist():
         own = np.flatnonzero((reader.videos == video) & (reader.labels >= 0))
@@ -67,7 +67,7 @@ def some_rows(reader: ClipReader, *, per_video: int) -> list[int]:
 
 
 def all_features(reader: ClipReader, rows: Sequence[int]) -> dict[str, Features]:
-    """What each shortcut but the majority sees of these clips, [N, F]."""
+    """Compute the features [N, F] that each shortcut except the majority sees of these clips."""
     found: dict[str, list[Array]] = {name: [] for name in CLIP_FEATURES}
     for first in range(0, len(rows), _READ):
         part = rows[first : first + _READ]
@@ -84,7 +84,7 @@ def all_features(reader: ClipReader, rows: Sequence[int]) -> dict[str, Features]
 
 
 def file_metadata(reader: ClipReader, row: int) -> list[float]:
-    """What is known of the video without decoding it: frames, size, frame rate, length; and the gap between frames."""
+    """Return video metadata (number of frames, size, frame rate, length) and the time between frames."""
     video = reader.index.videos[reader.videos[row]]
     num_frames, fps = float(video["num_frames"]), float(video["fps"])
     gap = float(reader.index.clips["frame_gap_seconds"][row])
@@ -96,7 +96,7 @@ def first_frame(clip: Clip) -> Array:
 
 
 def border_only(clip: Clip) -> Array:
-    """Looks of the first frame with its inside blacked out: clocks, logos, bars, the edge of a scene."""
+    """Describe the first frame with its inside blacked out: clocks, logos, bars, the edge of the scene."""
     frame = clip[0].copy()
     height, width = (max(1, side // BORDER_SHARE) for side in frame.shape[:2])
     frame[height:-height, width:-width] = 0
@@ -104,7 +104,7 @@ def border_only(clip: Clip) -> Array:
 
 
 def motion_numbers(clip: Clip) -> Array:
-    """Four numbers: the largest, mean and spread of the change between frames, and the largest against the median."""
+    """Return the largest, mean and deviation of the change between frames, and the largest over the median."""
     changes = frame_changes(clip) + 1e-6
     return np.log([changes.max(), changes.mean(), changes.std() + 1e-6, changes.max() / np.median(changes)])
 
@@ -128,7 +128,7 @@ SHORTCUTS = (MAJORITY, "file metadata", *CLIP_FEATURES)
 
 
 def frame_changes(clip: Clip) -> Array:
-    """Mean change in grey levels from each frame to the next, [T − 1]; one 0 for a clip of one frame."""
+    """Return the mean change in grey levels from each frame to the next, [T − 1]; [0] for a clip of one frame."""
     if len(clip) < 2:
         return np.zeros(1)
     small = _small(clip, 40)
@@ -136,7 +136,7 @@ def frame_changes(clip: Clip) -> Array:
 
 
 def frame_features(frame: npt.NDArray[np.uint8]) -> Array:
-    """Looks of one frame (H, W, 3): a small grey picture, its gradients by direction (HOG), colours, and texture."""
+    """Describe a frame (H, W, 3) by a small grey picture, gradient directions (HOG), colours and texture."""
     grey = _small(frame[None], _SIDE)[0] @ _LUMA / 255.0
     dy, dx = np.gradient(grey)
     angles, strengths = np.arctan2(dy, dx) % np.pi, np.hypot(dy, dx)
@@ -146,11 +146,11 @@ def frame_features(frame: npt.NDArray[np.uint8]) -> Array:
         np.histogram(frame[..., channel], bins=12, range=(0, 255), density=True)[0] * 255 for channel in range(3)
     ]
     fine = frame.astype(np.float32) @ _LUMA
-    texture = [np.abs(np.diff(fine, axis=axis)).mean() / 8 for axis in (0, 1)]  # noise and traces of compression
+    texture = [np.abs(np.diff(fine, axis=axis)).mean() / 8 for axis in (0, 1)]  # noise and compression artefacts
     return np.concatenate([grey.ravel(), hog.ravel(), *colours, texture])
 
 
 def _small(frames: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.float32]:
-    """Frames averaged down to at most `side` × `side`: uint8 (T, H, W, 3) → float32 (T, side, side, 3)."""
+    """Downscale frames to at most `side` × `side` by averaging: uint8 (T, H, W, 3) → float32 (T, side, side, 3)."""
     pixels_TCHW = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
     return torch.nn.functional.adaptive_avg_pool2d(pixels_TCHW, side).permute(0, 2, 3, 1).numpy()

@@ -1,4 +1,4 @@
-"""Grouped, stratified cross-validation: what accuracy to expect on recordings that were not trained on.
+"""Grouped, stratified cross-validation, to estimate the accuracy on new recordings.
 
 Videos cut from one recording share camera, place and people, so a random split tests what was trained on: whole source
 groups go to a fold. Every run ends after its last epoch; nothing is chosen on what is held out. All of a seed's
@@ -36,10 +36,10 @@ from vidshard.storage.cache import CacheConfig
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
 
-CONFIG_NAME, RESULT_NAME, TABLE_NAME, SCORES_NAME = "run.json", "crossval.json", "crossval.txt", "scores.npz"
+RECORD_NAME, RESULT_NAME, TABLE_NAME, SCORES_NAME = "run.json", "crossval.json", "crossval.txt", "scores.npz"
 OUT_OF_FOLD = "out_of_fold"  # folder of --save-attention
 THRESHOLD = 0.5
-SHORTCUT_CLIPS = 8  # of a video, that shortcuts are fitted to and judged on
+SHORTCUT_CLIPS = 8  # clips of a video to which shortcuts are fitted, and on which they are evaluated
 NUM_RESAMPLES = 1000
 GROUPED, RANDOM, TEST = "grouped", "random", "test"
 
@@ -48,11 +48,11 @@ Floats = npt.NDArray[np.float64]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Clips:
-    """The clips of all sets, and what of them must not be torn apart."""
+    """Clips of all sets, with the groups that must not be split."""
 
     reader: JoinedReader
-    groups: npt.NDArray[np.int64]  # of each row: number of its source group, else of its video
-    num_grouped: int  # rows that have a source group
+    groups: npt.NDArray[np.int64]  # of each row: number of its recording, or of its video if unknown
+    num_grouped: int  # rows whose recording is known
     num_groups: int
 
     @property
@@ -62,7 +62,7 @@ class Clips:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Split:
-    """One run: what is trained on and what is scored."""
+    """Training rows and held-out rows of one run."""
 
     kind: str  # grouped, random or test
     seed: int
@@ -76,8 +76,8 @@ class Split:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Scores:
-    """What the model of a run says of the clips it was not trained on."""
+class HeldOutScores:
+    """Scores of a run's model on its held-out clips."""
 
     rows: Rows
     confidences: Floats  # P(crime)
@@ -86,7 +86,7 @@ class Scores:
 def crossval(config: CrossvalConfig) -> str:
     """Train and score all splits, write crossval.json and crossval.txt to ``config.out``, and return the table.
 
-    Raises UserError on unusable input, or when the folder holds a cross-validation with other options.
+    Raises UserError on unusable input, or if the folder contains a cross-validation with different options.
     """
     files.check_out(config.out)
     cache = CacheConfig(folder=config.training.cache_dir, limit_gb=config.training.cache_gb)
@@ -95,7 +95,7 @@ def crossval(config: CrossvalConfig) -> str:
     warnings = _check(clips, test, config)
     splits = list(plan(config, clips, test))
     _note_config(config, clips, test)
-    scores: dict[str, Scores] = {}
+    scores: dict[str, HeldOutScores] = {}
     for number, split in enumerate(splits, 1):
         print(f"Run {number} of {len(splits)}: {split.name}", flush=True)
         held = clips if split.kind != TEST else test
@@ -114,7 +114,7 @@ def crossval(config: CrossvalConfig) -> str:
 
 
 def open_clips(readers: list[ClipReader]) -> Clips:
-    """The sets as one. A video without a source group is a group of its own; one name in two sets is one group."""
+    """Join the sets. A video of an unknown recording is its own group; recordings of the same name are one group."""
     groups: list[str] = []
     num_grouped = 0
     for number, reader in enumerate(readers):
@@ -129,7 +129,7 @@ def open_clips(readers: list[ClipReader]) -> Clips:
 
 
 def plan(config: CrossvalConfig, clips: Clips, test: Clips | None) -> Iterator[Split]:
-    """Every run, those that matter most first."""
+    """Yield all runs, the most important ones first."""
     first = config.training.seed
     for seed in range(first, first + config.seeds):
         yield from _fold_splits(GROUPED, clips.labels, clips.groups, folds=config.folds, seed=seed)
@@ -147,14 +147,14 @@ def _fold_splits(kind: str, labels: Rows, groups: Rows, *, folds: int, seed: int
         train_rows = np.setdiff1d(np.arange(len(labels)), held)
         if len(np.unique(labels[train_rows])) < 2:
             raise UserError(
-                f"without fold {fold} there is one class left to train on, expected both; give more recordings of the "
+                f"without fold {fold} only one class is left to train on, expected both; add recordings of the "
                 "other, or fewer --folds"
             )
         yield Split(kind=kind, seed=seed, fold=fold, train_rows=train_rows, held_rows=held)
 
 
 def stratified_folds(labels: Rows, groups: Rows, *, folds: int, seed: int) -> list[Rows]:
-    """The rows of each fold: whole groups, and shares of the classes as alike as these allow (scikit-learn).
+    """Return the rows of each fold: whole groups, stratified by class as far as the groups allow (scikit-learn).
 
     >>> [fold.tolist() for fold in stratified_folds(np.array([0, 0, 1, 1]), np.array([3, 3, 5, 5]), folds=2, seed=0)]
     [[0, 1], [2, 3]]
@@ -163,14 +163,14 @@ def stratified_folds(labels: Rows, groups: Rows, *, folds: int, seed: int) -> li
 
     num_groups = len(np.unique(groups))
     if num_groups < folds:
-        raise UserError(f"there are {num_groups} source groups, expected at least as many as --folds ({folds})")
+        raise UserError(f"there are {num_groups} recordings, expected at least as many as --folds ({folds})")
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     held = [np.asarray(rows, np.int64) for _, rows in splitter.split(labels, labels, groups)]
     return sorted(held, key=lambda rows: int(rows[0]))
 
 
 def _check(clips: Clips, test: Clips | None, config: CrossvalConfig) -> list[str]:
-    """Warnings. Raises UserError where clips lack labels, or the test shares recordings with them."""
+    """Return warnings. Raises UserError if clips lack labels, or if test clips share recordings with them."""
     sets = [*zip(clips.reader.readers, config.shards, strict=True)]
     for (one, place), (other, other_place) in itertools.combinations(sets, 2):
         if one.digest == other.digest:
@@ -189,7 +189,7 @@ def _check(clips: Clips, test: Clips | None, config: CrossvalConfig) -> list[str
     warnings = []
     if clips.num_grouped < len(clips.labels):
         warnings.append(
-            f"{len(clips.labels) - clips.num_grouped} of {len(clips.labels)} clips have no source group, so each of "
+            f"{len(clips.labels) - clips.num_grouped} of {len(clips.labels)} clips have no known recording, so each of "
             "their videos counts as a recording of its own: videos cut from one recording may be on both sides; build "
             "with --source-groups"
         )
@@ -206,7 +206,7 @@ def _check(clips: Clips, test: Clips | None, config: CrossvalConfig) -> list[str
         shared = names[0] & names[1]
         if shared:
             raise UserError(
-                f"{len(shared)} source groups of {config.test_shards} are also trained on (such as {min(shared)!r}): "
+                f"{len(shared)} recordings of {config.test_shards} are also trained on (such as {min(shared)!r}): "
                 "the test would say nothing about new recordings; build the test set from others"
             )
     return warnings
@@ -222,7 +222,7 @@ def _group_names(reader: JoinedReader) -> set[str]:
 
 
 def _note_config(config: CrossvalConfig, clips: Clips, test: Clips | None) -> None:
-    """Write down what the folder holds. Raises UserError when it holds something else."""
+    """Record the options of the folder. Raises UserError if it contains a run with different options."""
     training = config.training.to_dict()
     for name in ("shards", "val_shards", "out", "device", "workers", "resume", "cache_dir", "cache_gb", "tensorboard"):
         training.pop(name, None)
@@ -234,16 +234,16 @@ def _note_config(config: CrossvalConfig, clips: Clips, test: Clips | None) -> No
         "test_shards": None if test is None else test.reader.digest,
     }
     now = json.loads(json.dumps(now))  # tuples become lists, as in the file
-    path = config.out / CONFIG_NAME
+    path = config.out / RECORD_NAME
     if path.is_file():
         before = json.loads(path.read_bytes())
-        # More seeds, and a test set, may be added to what is there.
+        # A later call may add seeds and a test set.
         now["test_shards"] = now["test_shards"] or before["test_shards"]
         before["test_shards"] = before["test_shards"] or now["test_shards"]
         if before != now:
             told = changed_options(before.pop("training"), now.pop("training")) + changed_options(before, now)
             raise UserError(
-                f"{config.out} holds a cross-validation with other options or data "
+                f"{config.out} contains a cross-validation with different options or data "
                 f"({next(iter(told), 'of another version')}); name another --out, or remove it"
             )
     atomic.write_json(path, now)
@@ -252,8 +252,8 @@ def _note_config(config: CrossvalConfig, clips: Clips, test: Clips | None) -> No
 # --- a run --------------------------------------------------------------------------------------------------------
 
 
-def run_split(config: CrossvalConfig, split: Split, clips: Clips, held: Clips) -> Scores:
-    """Train on the split's rows to the last epoch and score the rest; or read what an earlier call left."""
+def run_split(config: CrossvalConfig, split: Split, clips: Clips, held: Clips) -> HeldOutScores:
+    """Train on the split's rows and score its held-out rows, or read the results of an earlier call."""
     folder = config.out / split.name
     path = folder / SCORES_NAME
     keeps = _keeps_checkpoint(split, config)
@@ -263,10 +263,10 @@ def run_split(config: CrossvalConfig, split: Split, clips: Clips, held: Clips) -
         )
     if path.is_file():
         with np.load(path) as saved:
-            return Scores(rows=saved["rows"], confidences=saved["confidences"])
+            return HeldOutScores(rows=saved["rows"], confidences=saved["confidences"])
     training = dataclasses.replace(
         config.training,
-        shards=Path(" + ".join(map(str, config.shards))),  # for people: `data` says what is read
+        shards=Path(" + ".join(map(str, config.shards))),  # only for display; the clips come from `data`
         seed=split.seed,
         out=folder,
         val_shards=None,
@@ -290,11 +290,11 @@ def run_split(config: CrossvalConfig, split: Split, clips: Clips, held: Clips) -
     return scores
 
 
-def score_clips(checkpoint_path: Path, reader: JoinedReader, rows: Rows, config: TrainConfig) -> Scores:
-    """What the model of a checkpoint says of the clips of `rows`."""
+def score_clips(checkpoint_path: Path, reader: JoinedReader, rows: Rows, config: TrainConfig) -> HeldOutScores:
+    """Score the clips of `rows` with a checkpoint."""
     checkpoint, device = load_checkpoint(checkpoint_path), choose_device(config.device)
     confidences = crime_probabilities(checkpoint, reader, rows, batch_size=config.batch_size, device=device)
-    return Scores(rows=rows, confidences=confidences)
+    return HeldOutScores(rows=rows, confidences=confidences)
 
 
 # --- the result ---------------------------------------------------------------------------------------------------
@@ -305,10 +305,10 @@ def summarise(
     clips: Clips,
     test: Clips | None,
     splits: list[Split],
-    scores: dict[str, Scores],
+    scores: dict[str, HeldOutScores],
     warnings: list[str],
 ) -> dict[str, Any]:
-    """Everything that is known, for crossval.json."""
+    """Return all results, for crossval.json."""
     rows: list[dict[str, Any]] = []
     shortcuts: list[dict[str, Any]] = []
     for kind, held in ((GROUPED, clips), (TEST, test), (RANDOM, clips)):
@@ -356,7 +356,7 @@ def summarise(
 
 
 def beside_shortcuts(clips: Clips, held: Clips, splits: list[Split], confidences: Floats) -> list[dict[str, Any]]:
-    """What every shortcut reaches, fitted and judged in the splits of one seed, and how far the model is above its AUC.
+    """Evaluate every shortcut in the splits of one seed, and compare the model's AUC with it.
 
     At most SHORTCUT_CLIPS of each video count, to fit on and to judge, also of the model's `confidences`.
     """
@@ -383,7 +383,7 @@ def beside_shortcuts(clips: Clips, held: Clips, splits: list[Split], confidences
 
 
 def _shortcut_features(reader: JoinedReader) -> tuple[Rows, dict[str, baselines.Features]]:
-    """Rows of the joined sets, and what each shortcut sees of them."""
+    """Return rows of the joined sets, and the features that each shortcut sees of them."""
     parts = [(part, baselines.some_rows(part, per_video=SHORTCUT_CLIPS)) for part in reader.readers]
     firsts = np.cumsum([0, *(len(part) for part, _ in parts)])
     rows = np.concatenate([np.asarray(own, np.int64) + first for (_, own), first in zip(parts, firsts, strict=False)])
@@ -392,7 +392,7 @@ def _shortcut_features(reader: JoinedReader) -> tuple[Rows, dict[str, baselines.
 
 
 def measure(labels: Rows, groups: npt.NDArray[np.int64], confidences: list[Floats]) -> dict[str, Any]:
-    """Accuracy, AUC and AUC within recording with intervals: the mean over several predictions of the same clips."""
+    """Return accuracy, AUC and AUC within recording with intervals, averaged over predictions of the same clips."""
     makers: dict[str, Callable[[Rows, Floats], metrics.Statistic]] = {
         "accuracy": metrics.accuracy_statistic,
         "auc": metrics.roc_auc_statistic,
@@ -414,9 +414,9 @@ def _mean(statistics: list[metrics.Statistic]) -> metrics.Statistic:
 
 
 def format_table(result: dict[str, Any]) -> str:
-    """The result for people: one row a seed and their mean, the split that leaks last."""
+    """Format the results as text: one row per seed and their mean, and the leaking split last."""
     titles = {
-        GROUPED: f"{result['folds']} folds of {result['num_clips']} clips, {result['num_groups']} source groups",
+        GROUPED: f"{result['folds']} folds of {result['num_clips']} clips, {result['num_groups']} recordings",
         TEST: f"trained on all of these → {result['num_test_clips']} test clips, {result['num_test_groups']} groups",
         RANDOM: "RANDOM SPLIT: the same recordings on both sides. It leaks; never report it",
     }

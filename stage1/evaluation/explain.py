@@ -1,4 +1,4 @@
-"""Does attention tell which frames matter? Frames are taken away, and put back, by different orders of importance.
+"""Faithfulness of attention: frames are deleted and inserted in different orders of importance.
 
 For each clip and each number k of frames: the k most important ones are *frozen*, each replaced by the nearest frame
 that is left, so that what moved in them is gone and no picture is seen that was never filmed. How far P(crime) falls is
@@ -27,7 +27,7 @@ from stage1.metrics import annotations as truths
 from stage1.metrics import clips as metrics
 from stage1.metrics.calibration import logits as log_odds
 from stage1.metrics.clips import Array, Interval
-from stage1.metrics.ground_truth import read_truth
+from stage1.metrics.ground_truth import read_ground_truth
 from stage1.model.checkpoint import Checkpoint, load_checkpoint
 from stage1.model.network import Stage1Model
 from vidshard.shards.layout import CRIME_LABEL
@@ -35,12 +35,12 @@ from vidshard.util import atomic, console
 from vidshard.util.errors import UserError
 
 METHODS = ("attention", "saliency", "mean pooling")
-EVENT = "true event"  # no method, but what one could know at best; only where every clip is annotated
-CONVENTIONS = {
+EVENT = "true event"  # an upper bound rather than a method; only if every clip is annotated
+EXPLAIN_CONVENTIONS = {
     "clips": "crimes that the model detects (P(crime) at or above its threshold), spread evenly over the set",
     "frozen frame": "replaced by the nearest frame that is left, the earlier one where two are equally near",
     "gap": "fall of the log-odds of crime minus that of random frames in as many runs of the same lengths, mean over k",
-    # Not of the motion statistics beside it: their square roots are steepest where nothing moves.
+    # Not of the motion features, whose square roots are steepest where nothing moves.
     "saliency": "norm of the gradient of the network's log-odds of crime by the pixels of a frame",
     "mean pooling": "evidence of each frame, weight of the classifier times its features, with even attention",
     EVENT: "the frames of the annotated event, its inner ones first, then those nearest to it",
@@ -52,7 +52,7 @@ _Predict = Callable[[torch.Tensor], Array]  # uint8 (B, T, H, W, 3) → log-odds
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExplainReport:
-    """What was found, as text and as a dictionary for JSON."""
+    """Results as text, and as a dictionary for JSON."""
 
     text: str
     fields: dict[str, Any]
@@ -60,7 +60,7 @@ class ExplainReport:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExplainedClip:
-    """The curves of one clip. Deletion and insertion: log-odds for each k, of an order and of its random frames."""
+    """Curves of one clip. Deletion and insertion hold the log-odds for each k, of an order and of its random frames."""
 
     key: str
     group: str
@@ -68,7 +68,7 @@ class ExplainedClip:
     attention: Array  # [T]
     deletion: dict[str, tuple[Array, Array]]  # method → (its own, random), [K]
     insertion: dict[str, tuple[Array, Array]]
-    permuted: float  # P(crime) with the attention weights dealt out to other frames
+    permuted: float  # P(crime) with attention weights permuted over frames
     event_share: float | None  # of the frames; None without annotation
     attention_on_event: float | None
 
@@ -76,7 +76,7 @@ class ExplainedClip:
 def explain(config: ExplainConfig) -> ExplainReport:
     """Measure, write explanation.json and explanation.png into ``config.out``, and return the report.
 
-    Raises UserError on unusable input, and where the model detects no crime that could be explained.
+    Raises UserError on unusable input, and if the model detects no crime that could be explained.
     """
     files.check_out(config.out)
     checkpoint = load_checkpoint(config.checkpoint)
@@ -102,7 +102,7 @@ def explain(config: ExplainConfig) -> ExplainReport:
 
 
 class Explainer:
-    """A model, asked about clips with some frames frozen."""
+    """Model that scores clips with some frames frozen."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, config: ExplainConfig) -> None:
         self.model: Stage1Model = checkpoint.build_model().to(device)
@@ -114,7 +114,7 @@ class Explainer:
         return self.calibration.apply(1 / (1 + np.exp(-log_odds_B)))
 
     def predict(self, clips_BTHWC: torch.Tensor) -> Array:
-        """Log-odds of crime as the model gives them, [B]."""
+        """Return the model's log-odds of crime, [B]."""
         found = []
         with torch.inference_mode():
             for part in torch.split(clips_BTHWC, self.config.batch_size):
@@ -123,7 +123,7 @@ class Explainer:
         return np.concatenate(found)
 
     def explain(
-        self, reader: ClipReader, row: int, probability: float, events: Mapping[int, truths.VideoTruth]
+        self, reader: ClipReader, row: int, probability: float, events: Mapping[int, truths.VideoGroundTruth]
     ) -> ExplainedClip:
         clip = torch.from_numpy(reader[row])
         T = len(clip)
@@ -137,7 +137,7 @@ class Explainer:
             share, mass = float(inside.mean()), float(attention_T[inside].sum())
             orders[EVENT] = np.argsort(-depth(inside), kind="stable").tolist()
         ks = steps(T)
-        jobs: list[list[int]] = []  # frames that are frozen, of every clip to be asked about
+        jobs: list[list[int]] = []  # frozen frames of every clip to be scored
         for order in orders.values():
             for k in ks:
                 chosen = sorted(order[:k])
@@ -164,7 +164,7 @@ class Explainer:
         )
 
     def orders(self, clip: torch.Tensor, *, seed: int) -> tuple[dict[str, list[int]], Array, float]:
-        """Frames from most to least important by each method; attention, [T]; P(crime) with permuted attention."""
+        """Return frames by falling importance for each method; attention [T]; P(crime) with permuted attention."""
         T = len(clip)
         pixels = self.transform(clip[None].to(self.device)).detach().requires_grad_(True)
         features: list[torch.Tensor] = []
@@ -201,7 +201,7 @@ class Explainer:
 
 
 def steps(num_frames: int) -> list[int]:
-    """The numbers of frames that are taken away: few, then more, but never all.
+    """Return the numbers of frames to delete: few, then more, but never all.
 
     >>> steps(16), steps(3)
     ([1, 2, 3, 4, 6, 8, 12], [1, 2])
@@ -221,13 +221,13 @@ def freeze(clip: torch.Tensor, frames: Sequence[int]) -> torch.Tensor:
 
 
 def depth(inside: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """How far each frame lies within an event, and, below 0, how far from the nearest one.
+    """Return the depth of each frame within an event, or minus its distance from the nearest event.
 
     >>> depth(np.array([False, False, True, True, True, False])).tolist()
     [-2, -1, 1, 2, 1, -1]
     """
     places = np.arange(len(inside))
-    far = len(inside)  # where there is no other side
+    far = len(inside)  # for an event that reaches the end of the clip
     distance = np.abs(places[:, None] - places[None, :])
     to_event = np.where(inside[None, :], distance, far).min(1)
     to_rest = np.where(inside[None, :], far, distance).min(1)
@@ -268,7 +268,7 @@ def matched_frames(frames: Sequence[int], num_frames: int, generator: np.random.
 
 
 def effective_frames(attention: Array) -> float:
-    """The number of frames that would give the same entropy if attention were even over them.
+    """Return the number of frames over which uniform attention would have the same entropy.
 
     >>> effective_frames(np.array([0.5, 0.5, 0.0, 0.0]))
     2.0
@@ -283,7 +283,7 @@ def _others(frames: Sequence[int], num_frames: int) -> list[int]:
 
 
 def _on_frames(values: npt.NDArray[Any], ranges: Sequence[tuple[int, int]], num_frames: int, *, shared: bool) -> Array:
-    """Values of time steps on the frames they stand for; `shared`: dealt out evenly among these."""
+    """Map values of time steps to their frames; with `shared`, divide each value equally among its frames."""
     found = np.zeros(num_frames)
     for value, (first, last) in zip(values.tolist(), ranges, strict=True):
         found[first : last + 1] += value / (last + 1 - first) if shared else value
@@ -293,21 +293,23 @@ def _on_frames(values: npt.NDArray[Any], ranges: Sequence[tuple[int, int]], num_
 # --- input --------------------------------------------------------------------------------------------------------
 
 
-def _events(config: ExplainConfig, reader: ClipReader) -> dict[int, truths.VideoTruth]:
-    """Video number → where its events are; empty without annotations."""
+def _events(config: ExplainConfig, reader: ClipReader) -> dict[int, truths.VideoGroundTruth]:
+    """Return the events of videos, by number of the video; {} without annotations."""
     if config.annotations is None:
         return {}
-    known = read_truth(config.annotations, reader)
+    known = read_ground_truth(config.annotations, reader)
     return {number: known[path] for number, path in enumerate(reader.index.paths) if path in known}
 
 
 def _detected_crimes(
     reader: ClipReader, checkpoint: Checkpoint, explainer: Explainer, config: ExplainConfig
 ) -> tuple[list[int], dict[int, float]]:
-    """Index rows of detected crimes, at most `max_clips`, spread evenly; and P(crime) of each."""
+    """Return index rows of at most `max_clips` detected crimes, evenly spaced, and P(crime) of each."""
     crimes = np.flatnonzero(reader.labels == CRIME_LABEL).tolist()
     if not crimes:
-        raise UserError(f"no clip of {config.shards} is labelled a crime: there is nothing to explain")
+        raise UserError(
+            f"no clip of {config.shards} is labelled crime, expected at least one to explain; name other shards"
+        )
     raw = crime_probabilities(
         checkpoint, reader, np.array(crimes), batch_size=config.batch_size, device=explainer.device
     )
@@ -324,7 +326,7 @@ def _detected_crimes(
 
 
 def summarise(clips: Sequence[ExplainedClip], config: ExplainConfig) -> dict[str, Any]:
-    """Means over clips with intervals, and what may be claimed."""
+    """Compute means over clips with intervals, and the claims that they support."""
     groups = [clip.group for clip in clips]
     has_event = all(EVENT in clip.deletion for clip in clips)
     names = (*METHODS, EVENT) if has_event else METHODS
@@ -346,7 +348,7 @@ def summarise(clips: Sequence[ExplainedClip], config: ExplainConfig) -> dict[str
         for kind, sign in (("deletion", 1), ("insertion", -1))
     }
     fields: dict[str, Any] = {
-        "conventions": CONVENTIONS,
+        "conventions": EXPLAIN_CONVENTIONS,
         "clips": len(clips),
         "recordings_or_videos": len(set(groups)),
         "frames": steps(len(clips[0].attention)),
@@ -393,7 +395,7 @@ def summarise(clips: Sequence[ExplainedClip], config: ExplainConfig) -> dict[str
 
 
 def _claims(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Attention explains only where its gap is above 0, and above both other orders, all at 95 %."""
+    """Check that the gap of attention is above 0 and above both other orders, each at 95 %."""
     checks = {"above matched random frames": fields["deletion"]["gap"]["attention"]}
     checks |= {f"above {name}": fields["deletion"]["attention_above"][name] for name in METHODS[1:]}
     met = {name: (low := Interval(**found).low) is not None and low > 0 for name, found in checks.items()}
@@ -401,7 +403,7 @@ def _claims(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_text(fields: Mapping[str, Any], config: ExplainConfig) -> str:
-    """The report for people."""
+    """Format the report as text."""
 
     def shown(found: Mapping[str, Any]) -> str:
         return Interval(**found).text()
@@ -409,7 +411,7 @@ def to_text(fields: Mapping[str, Any], config: ExplainConfig) -> str:
     lines = [
         f"{config.checkpoint} on {fields['clips']} detected crimes of {config.shards}, from "
         f"{fields['recordings_or_videos']} recordings or videos",
-        f"Intervals: {CONVENTIONS['intervals']}. Gap: {CONVENTIONS['gap']}.",
+        f"Intervals: {EXPLAIN_CONVENTIONS['intervals']}. Gap: {EXPLAIN_CONVENTIONS['gap']}.",
         "",
     ]
     for kind in ("deletion", "insertion"):

@@ -1,4 +1,4 @@
-"""Frame metrics of anybody's scores, all published conventions side by side; without scores, what trivial ones reach.
+"""Frame metrics of scores from any model, under all published conventions; without scores, those of oracles.
 
 No video and no model is needed: `stage1 evaluate --annotations FILE [--frame-counts FILE] [--scores DIR|CSV]`.
 """
@@ -14,17 +14,17 @@ import numpy as np
 from stage1.common import files
 from stage1.evaluation import plots, score_files
 from stage1.evaluation.config import ScoresConfig as ScoresConfig
-from stage1.evaluation.score_files import VideoScores
+from stage1.evaluation.score_files import ForeignScores
 from stage1.metrics import annotations as truths
 from stage1.metrics import clips
 from stage1.metrics import frames as frame_metrics
-from stage1.metrics.annotations import CONVENTIONS, DEFAULT_CONVENTION, Annotations, VideoTruth
+from stage1.metrics.annotations import DEFAULT_CONVENTION, EVENT_CONVENTIONS, Annotations, VideoGroundTruth
 from stage1.metrics.clips import Array
 from stage1.metrics.frames import FrameMetrics, ScoredVideo
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
 
-Spread = Callable[[VideoScores, int], Array]  # scores of a video and its number of frames → a score a frame
+Spread = Callable[[ForeignScores, int], Array]  # scores of a video and its number of frames → a score a frame
 
 SEGMENTS = 32
 KEPT = "scores on their frames, all frames"
@@ -35,7 +35,7 @@ EVEN = "spread evenly"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoresReport:
-    """What was found, as text and as a dictionary for JSON."""
+    """Results as text, and as a dictionary for JSON."""
 
     text: str
     fields: dict[str, Any]
@@ -44,14 +44,16 @@ class ScoresReport:
 def evaluate_scores(config: ScoresConfig) -> ScoresReport:
     """Evaluate, write evaluation.json and evaluation.png into ``config.out``, and return the report.
 
-    Raises UserError on unusable files, and when a list of training videos names one that is tested on.
+    Raises UserError on unusable files, and if a list of training videos names a test video.
     """
     files.check_out(config.out)
     listed = truths.read_annotations(config.annotations, config.frame_counts)
     truths.refuse_overlap(listed, config.trained_on)
     scores = score_files.read_scores(config.scores, fps=config.fps) if config.scores is not None else None
     lengths = {} if scores is None else _lengths(scores, config.snippet_frames)
-    by_convention = {name: truths.make_annotations(listed, num_frames=lengths, convention=name) for name in CONVENTIONS}
+    by_convention = {
+        name: truths.make_annotations(listed, num_frames=lengths, convention=name) for name in EVENT_CONVENTIONS
+    }
     annotations = by_convention[DEFAULT_CONVENTION]
     notes = list(annotations.notes)
     if scores is not None:
@@ -72,7 +74,7 @@ def evaluate_scores(config: ScoresConfig) -> ScoresReport:
             "event_frames": annotations.num_event_frames,
             "overruns_cut": annotations.overruns,
         },
-        "conventions": {"events": CONVENTIONS, "default": DEFAULT_CONVENTION, "intervals": _INTERVALS},
+        "conventions": {"events": EVENT_CONVENTIONS, "default": DEFAULT_CONVENTION, "intervals": _INTERVALS},
         "references": references,
         "scores": rows,
         "false_alarm_share": far,
@@ -89,32 +91,32 @@ def evaluate_scores(config: ScoresConfig) -> ScoresReport:
 _INTERVALS = "95 % percentile bootstrap over videos"
 
 
-def _lengths(scores: Mapping[str, VideoScores], snippet_frames: int) -> dict[str, int]:
-    """Frames of each video as its scores tell: where no list does."""
+def _lengths(scores: Mapping[str, ForeignScores], snippet_frames: int) -> dict[str, int]:
+    """Return the number of frames of each video according to its scores, for videos that no list contains."""
     return {
         stem: int(video.frames[:, 1].max()) + 1 if video.frames is not None else snippet_frames * len(video.scores)
         for stem, video in scores.items()
     }
 
 
-def _check_scores(scores: Mapping[str, VideoScores], annotations: Annotations, config: ScoresConfig) -> list[str]:
-    """Raise UserError unless every annotated video has scores that fit its length."""
+def _check_scores(scores: Mapping[str, ForeignScores], annotations: Annotations, config: ScoresConfig) -> list[str]:
+    """Return notes. Raises UserError unless every annotated video has scores that fit its length."""
     missing = [video.stem for video in annotations.videos if video.stem not in scores]
     if missing:
         raise UserError(
             f"{config.scores} lacks {len(missing):,} of the {len(annotations.videos):,} annotated videos "
-            f"({', '.join(missing[:3])}); expected one file, or rows, for each: leaving some out changes the figures"
+            f"({', '.join(missing[:3])}); expected one file, or rows, for each: omitting some changes the metrics"
         )
     for video in annotations.videos:
         _layout(scores[video.stem], video.num_frames, config.snippet_frames, where=video.stem)
     layouts = sorted({_layout(scores[v.stem], v.num_frames, config.snippet_frames) for v in annotations.videos})
     unused = len(scores.keys() - {video.stem for video in annotations.videos})
     notes = [f"scores are read as: {', '.join(layouts)}"]
-    return notes + ([f"{unused:,} videos with scores are not annotated, and left out"] if unused else [])
+    return notes + ([f"{unused:,} videos with scores are not annotated, and are ignored"] if unused else [])
 
 
-def _layout(scores: VideoScores, num_frames: int, snippet_frames: int, *, where: str = "") -> str:
-    """What the scores of a video stand for. Raises UserError where that is not clear."""
+def _layout(scores: ForeignScores, num_frames: int, snippet_frames: int, *, where: str = "") -> str:
+    """Return the layout of a video's scores. Raises UserError if it is ambiguous."""
     count = len(scores.scores)
     if scores.frames is not None:
         return "clips with their frames"
@@ -131,7 +133,7 @@ def _layout(scores: VideoScores, num_frames: int, snippet_frames: int, *, where:
     )
 
 
-def _spread(scores: VideoScores, num_frames: int, snippet_frames: int) -> Array:
+def _spread(scores: ForeignScores, num_frames: int, snippet_frames: int) -> Array:
     if scores.frames is not None:
         first, last = np.minimum(scores.frames, num_frames - 1).T
         return frame_metrics.spread_clips(scores.scores, first, last, num_frames)
@@ -144,16 +146,16 @@ def _spread(scores: VideoScores, num_frames: int, snippet_frames: int) -> Array:
 
 
 def _score_rows(
-    scores: Mapping[str, VideoScores], by_convention: Mapping[str, Annotations], config: ScoresConfig
+    scores: Mapping[str, ForeignScores], by_convention: Mapping[str, Annotations], config: ScoresConfig
 ) -> list[dict[str, Any]]:
-    """One row for each way of turning scores into frames, and each reading of the events."""
+    """Return one row for each conversion of scores to frames and each convention of events."""
     snippet = config.snippet_frames
 
-    def segmented(video: VideoScores, num_frames: int) -> Array:
+    def segmented(video: ForeignScores, num_frames: int) -> Array:
         means = frame_metrics.mean_over_segments(video.scores, SEGMENTS)
         return frame_metrics.spread_evenly(means, num_frames)
 
-    def kept(video: VideoScores, num_frames: int) -> Array:
+    def kept(video: ForeignScores, num_frames: int) -> Array:
         return _spread(video, num_frames, snippet)
 
     spreads: dict[str, Spread] = {
@@ -164,7 +166,7 @@ def _score_rows(
     }
     rows = []
     for name, spread in spreads.items():
-        for convention in CONVENTIONS if name == KEPT else (DEFAULT_CONVENTION,):
+        for convention in EVENT_CONVENTIONS if name == KEPT else (DEFAULT_CONVENTION,):
             scored = []
             for video in by_convention[convention].videos:
                 labels, values = video.frame_labels(), spread(scores[video.stem], video.num_frames)
@@ -185,10 +187,10 @@ def _reference_rows(by_convention: Mapping[str, Annotations], config: ScoresConf
             for name, values in frame_metrics.reference_scores(video, snippet_frames=config.snippet_frames).items():
                 scored.setdefault(name, []).append(_scored(video, values, video.frame_labels()))
         rows += [_row(name, convention, videos, config, intervals=False) for name, videos in scored.items()]
-    return sorted(rows, key=lambda row: list(scored).index(row["name"]))  # same names side by side
+    return sorted(rows, key=lambda row: list(scored).index(row["name"]))  # rows of the same name are adjacent
 
 
-def _scored(video: VideoTruth, scores: Array, labels: Any) -> ScoredVideo:
+def _scored(video: VideoGroundTruth, scores: Array, labels: Any) -> ScoredVideo:
     return ScoredVideo(stem=video.stem, group=video.stem, is_crime=video.is_crime, labels=labels, scores=scores)
 
 
@@ -202,9 +204,9 @@ def _row(
 
 
 def _false_alarm_share(
-    scores: Mapping[str, VideoScores], annotations: Annotations, config: ScoresConfig
+    scores: Mapping[str, ForeignScores], annotations: Annotations, config: ScoresConfig
 ) -> dict[str, Any]:
-    """Share of the frames of normal videos that score at or above the threshold, as published beside frame AUC."""
+    """Return the share of frames of normal videos at or above the threshold, which papers report with frame AUC."""
     normal = [video for video in annotations.videos if not video.is_crime]
     flagged = [
         float((_spread(scores[video.stem], video.num_frames, config.snippet_frames) >= config.threshold).sum())
@@ -240,7 +242,7 @@ def _text(
         )
     lines += ["", "What scorers reach that know the truth (a frame AUC means little that is near the first):"]
     lines += _table(references)
-    lines += ["", "Events, as read:", *(f"  {name}: {what}" for name, what in CONVENTIONS.items())]
+    lines += ["", "Events, as read:", *(f"  {name}: {what}" for name, what in EVENT_CONVENTIONS.items())]
     lines += ["", f"✓ {config.out / 'evaluation.json'} and {config.out / 'evaluation.png'}"]
     return "\n".join(lines)
 

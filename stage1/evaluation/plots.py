@@ -1,4 +1,4 @@
-"""Pictures of an evaluation, as PNG."""
+"""Plots of an evaluation, as PNG."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BLUE, RED, GREEN, GREY = "#4c78a8", "#e4572e", "#2a9d8f", "#8a8f98"
 
 
 def plot_conventions(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> None:
-    """Frame AUC of each row of `stage1.evaluation.foreign_scores`, over all videos and over anomalous ones alone."""
+    """Plot the frame AUC of each row of `stage1.evaluation.foreign_scores`, over all and over anomalous videos."""
     figure, (axes,) = _figure(1, height=1.2 + 0.45 * len(rows))
     places = range(len(rows))
     for shift, name, label, colour in (
@@ -69,7 +69,7 @@ def plot_evaluation(
     video_scores: Any,
     path: Path,
 ) -> None:
-    """ROC curves, calibration, scores by class and shortcut baselines of the report of `stage1.evaluation.run`."""
+    """Plot ROC curves, calibration, scores by class and shortcut baselines of a report of `stage1.evaluation.run`."""
     figure, axes = _figure(2, rows=2)
     _draw_roc(axes[0], fields, {"clips": (clip_labels, clip_scores), "videos": (video_labels, video_scores)})
     _draw_reliability(axes[1], fields["calibration"])
@@ -98,7 +98,7 @@ def _draw_roc(axes: Any, fields: Mapping[str, Any], levels: Mapping[str, tuple[A
 
 
 def _roc(labels: Any, scores: Any) -> tuple[list[float], list[float]]:
-    """False and true positive rates, from (0, 0) to (1, 1): a point for each score that occurs."""
+    """Return false and true positive rates from (0, 0) to (1, 1), with a point for each distinct score."""
     order = sorted(zip(map(float, scores), map(int, labels), strict=True), reverse=True)
     num_crime = sum(label for _, label in order)
     false_rate, true_rate, found = [0.0], [0.0], 0
@@ -167,7 +167,7 @@ def _draw_baselines(axes: Any, fields: Mapping[str, Any]) -> None:
 
 
 def plot_explanation(fields: Mapping[str, Any], path: Path) -> None:
-    """Deletion and insertion curves, each against its matched random frames, and the gaps between them."""
+    """Plot deletion and insertion curves with their matched random frames, and the gaps between them."""
     figure, axes = _figure(3)
     colours = dict(zip(fields["deletion"]["gap"], (RED, BLUE, GREEN, GREY), strict=False))
     for own, kind, what in ((axes[0], "deletion", "frozen"), (axes[1], "insertion", "left")):

@@ -1,4 +1,4 @@
-"""How good a checkpoint is on a shard set: clips, videos, frames; calibrated and thresholded on validation alone.
+"""Evaluation of a checkpoint on clips, videos and frames, with calibration and threshold from validation data only.
 
 Reads like a table of contents in `evaluate`. docs/EVALUATION.md says what every figure means.
 """
@@ -29,21 +29,21 @@ from stage1.metrics import frames as frame_metrics
 from stage1.metrics.calibration import MIN_ALARM_SECONDS, Calibration, Target
 from stage1.metrics.clips import Array, Interval
 from stage1.metrics.frames import FrameMetrics, ScoredVideo
-from stage1.metrics.ground_truth import read_truth
+from stage1.metrics.ground_truth import read_ground_truth
 from stage1.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from stage1.training.data import shared_videos
 from vidshard.util import atomic, console
 from vidshard.util.errors import UserError
 
-BASELINE_CLIPS = 8  # of a training video, that shortcuts are fitted on
-# Of the clips of a video the highest 1/16, at least one, as in RTFM (Tian et al., ICCV 2021): their mean is its score.
-TOP_SHARE = 1 / 16
-CONVENTIONS = {
+BASELINE_CLIPS = 8  # clips of a training video to which shortcuts are fitted
+# A video's score is the mean of its highest-scoring 1/16 of clips, at least one, as in RTFM (Tian et al., ICCV 2021).
+VIDEO_TOP_SHARE = 1 / 16
+METRIC_CONVENTIONS = {
     "intervals": "95 % percentile bootstrap over source groups (recordings), else videos",
     "clip labels": "the label of the video: in untrimmed video most clips of a crime video show none",
     "video score": "mean of the highest 1/16 of the clip scores of a video, at least one clip",
     "frame score": "mean of the clips over a frame; where there is none, the nearest frame with one",
-    "frames": truths.CONVENTIONS[truths.DEFAULT_CONVENTION],
+    "frames": truths.EVENT_CONVENTIONS[truths.DEFAULT_CONVENTION],
     "within recording": "pairs of one crime and one normal of the same source group, all pairs counting the same",
     "events": f"as stage1 infer tells them: score a second, mean over {EventConfig().smooth_seconds:g} s, at least "
     f"{EventConfig().min_seconds:g} s long; a true event is found when one of its frames lies in a told one",
@@ -56,7 +56,7 @@ CONVENTIONS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoredClips:
-    """The clips of a shard set that have a label, and P(crime) of each. Arrays [N], video by video and in time."""
+    """Labelled clips of a shard set with P(crime). Arrays are [N], sorted by video and time."""
 
     reader: ClipReader
     rows: npt.NDArray[np.int64]  # of the index
@@ -69,7 +69,7 @@ class ScoredClips:
 
     @property
     def groups(self) -> list[str]:
-        """Of each clip the recording, else the video: what the bootstrap draws."""
+        """Recording of each clip, or its video if unknown: the unit that the bootstrap resamples."""
         return [self.group_of(video) for video in self.videos.tolist()]
 
     def group_of(self, video: int) -> str:
@@ -95,7 +95,7 @@ class VideoScores:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateReport:
-    """What was found, as text and as a dictionary for JSON."""
+    """Results as text, and as a dictionary for JSON."""
 
     text: str
     fields: dict[str, Any]
@@ -104,7 +104,7 @@ class EvaluateReport:
 def evaluate(config: EvaluateConfig) -> EvaluateReport:
     """Evaluate, write evaluation.json and evaluation.png into ``config.out``, and return the report.
 
-    With ``config.target`` the checkpoint gets its calibration and threshold too. Raises UserError on unusable input,
+    With ``config.target``, calibration and threshold are stored in the checkpoint. Raises UserError on unusable input,
     before anything is written.
     """
     files.check_out(config.out)
@@ -148,7 +148,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
         "relative": config.relative,
         "shards": {"path": str(config.shards), "digest": clips.reader.digest, "split": clips.reader.manifest.split},
         "recordings": len(set(clips.groups)) if clips.has_recordings else None,
-        "conventions": CONVENTIONS,
+        "conventions": METRIC_CONVENTIONS,
         "threshold": {"value": threshold, "chosen_for": threshold_from},
         "levels": levels,
         "frames": None if truth is None else dataclasses.asdict(frames_of(clips, truth, config)),
@@ -173,7 +173,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
 
 
 def score_clips(reader: ClipReader, checkpoint: Checkpoint, config: EvaluateConfig) -> ScoredClips:
-    """P(crime), not calibrated, of every labelled clip. Raises UserError (FormatError) on a clip that is damaged."""
+    """Return uncalibrated P(crime) of every labelled clip. Raises UserError (FormatError) if a clip is damaged."""
 
     def probabilities(rows: npt.NDArray[np.int64]) -> Array:
         device = choose_device(config.device)
@@ -186,10 +186,10 @@ def score_clips(reader: ClipReader, checkpoint: Checkpoint, config: EvaluateConf
 
 
 def labelled_clips(reader: ClipReader, probabilities: Callable[[npt.NDArray[np.int64]], Array]) -> ScoredClips:
-    """Every labelled clip with what `probabilities` gives for its row of the index. Raises UserError where none is."""
+    """Return every labelled clip with its value of `probabilities`. Raises UserError if there is none."""
     rows = np.flatnonzero(reader.labels >= 0)
     if not len(rows):
-        raise UserError(f"no clip of {reader.shard_set.folder} has a label, expected normal or crime: nothing to judge")
+        raise UserError(f"no clip of {reader.shard_set.folder} has a label, expected normal or crime; label the clips")
     scores = probabilities(rows)
     times = np.array([_times(reader, row) for row in rows.tolist()], np.float64)
     order = np.lexsort((times[:, 0], reader.videos[rows]))
@@ -206,25 +206,25 @@ def labelled_clips(reader: ClipReader, probabilities: Callable[[npt.NDArray[np.i
 
 
 def shown_scores(chosen: Calibration, raw: Array) -> Array:
-    """P(crime), calibrated, as `stage1 infer` writes it and compares it with the threshold."""
+    """Return calibrated P(crime), rounded as `stage1 infer` writes it and compares it with the threshold."""
     return np.array(shortest_floats(chosen.apply(raw).astype(np.float32)))
 
 
 def _times(reader: ClipReader, row: int) -> tuple[int, int, float, float]:
-    """First and last frame of a clip, and when they are shown."""
+    """Return the first and last frame of a clip, and their times in seconds."""
     record = reader.read_record(row)
     indices, seconds = record.frame_indices, record.timestamps_seconds
     return min(indices), max(indices), seconds[0], seconds[-1]
 
 
 def relative_clips(clips: ScoredClips) -> ScoredClips:
-    """The clips with scores beside those of their video. Raises UserError where most videos have too few clips."""
+    """Centre the scores per video. Raises UserError if most videos have too few clips."""
     relative_scores.check_videos(clips.videos, where=str(clips.reader.shard_set.where))
     return clips.with_scores(relative_scores.relative_scores(calibration.logits(clips.scores), clips.videos))
 
 
 def video_scores(clips: ScoredClips) -> VideoScores:
-    """The score of each video: the mean of its highest clips (`TOP_SHARE`)."""
+    """Score each video by the mean of its highest clips (`VIDEO_TOP_SHARE`)."""
     numbers = np.unique(clips.videos).tolist()
     return VideoScores(
         numbers=numbers,
@@ -234,8 +234,8 @@ def video_scores(clips: ScoredClips) -> VideoScores:
     )
 
 
-def top_mean(scores: Array, share: float = TOP_SHARE) -> float:
-    """The mean of the highest `share` of the scores, at least one.
+def top_mean(scores: Array, share: float = VIDEO_TOP_SHARE) -> float:
+    """Return the mean of the highest `share` of the scores, at least one.
 
     >>> top_mean(np.array([0.1, 0.9, 0.5]), share=0.5)
     0.7
@@ -245,7 +245,7 @@ def top_mean(scores: Array, share: float = TOP_SHARE) -> float:
 
 
 def choose_threshold(validation: ScoredClips, target: Target) -> float:
-    """The threshold that meets `target` on validation. Raises UserError where that cannot be supported."""
+    """Return the threshold that meets `target` on validation data. Raises UserError if there is too little data."""
     if target.name != "false-alarms-per-hour":
         return calibration.choose_threshold(validation.labels, validation.scores, target)
     assert target.value is not None
@@ -268,7 +268,7 @@ def level_metrics(
     config: EvaluateConfig,
     has_recordings: bool,
 ) -> dict[str, Any]:
-    """Every metric of clips or of videos, with intervals."""
+    """Compute every metric of clips or videos, with intervals."""
     statistics = {
         "accuracy": metrics.accuracy_statistic(labels, scores, threshold=threshold),
         "auc": metrics.roc_auc_statistic(labels, scores),
@@ -286,15 +286,15 @@ def level_metrics(
     }
 
 
-def frames_of(clips: ScoredClips, truth: Mapping[int, truths.VideoTruth], config: EvaluateConfig) -> FrameMetrics:
-    """Frame metrics of the annotated videos."""
+def frames_of(clips: ScoredClips, truth: Mapping[int, truths.VideoGroundTruth], config: EvaluateConfig) -> FrameMetrics:
+    """Compute frame metrics of the annotated videos."""
     return frame_metrics.frame_metrics(
         scored_videos(clips, truth), num_resamples=min(config.num_resamples, 500), seed=config.seed
     )
 
 
-def scored_videos(clips: ScoredClips, truth: Mapping[int, truths.VideoTruth]) -> list[ScoredVideo]:
-    """A score for every frame of the annotated videos."""
+def scored_videos(clips: ScoredClips, truth: Mapping[int, truths.VideoGroundTruth]) -> list[ScoredVideo]:
+    """Return a score for every frame of the annotated videos."""
     found = []
     for number, video in truth.items():
         own = np.flatnonzero(clips.videos == number)
@@ -314,7 +314,7 @@ def scored_videos(clips: ScoredClips, truth: Mapping[int, truths.VideoTruth]) ->
 
 
 def false_alarms(clips: ScoredClips, threshold: float, config: EvaluateConfig) -> dict[str, Any]:
-    """False alarms per hour of normal footage; a reason in place of a figure where there is none long enough."""
+    """Return false alarms per hour of normal footage, or a reason if no normal video is long enough."""
     hours = _alarm_hours(clips.reader)
     if not hours:
         return {"per_hour": None, "reason": f"no normal video of {MIN_ALARM_SECONDS:g} s or more"}
@@ -347,7 +347,7 @@ def false_alarms(clips: ScoredClips, threshold: float, config: EvaluateConfig) -
 
 
 def _alarm_hours(reader: ClipReader) -> dict[int, float]:
-    """Hours of each normal video that is long enough."""
+    """Return the hours of each normal video that is long enough."""
     hours = {}
     for number in np.unique(reader.videos[reader.labels == 0]).tolist():
         row = reader.index.videos[number]
@@ -358,12 +358,12 @@ def _alarm_hours(reader: ClipReader) -> dict[int, float]:
 
 
 def _alarms(clips: ScoredClips, threshold: float) -> dict[int, int]:
-    """How many events `stage1 infer` would tell of each normal video that is long enough."""
+    """Count the events that `stage1 infer` would report in each normal video that is long enough."""
     return {number: len(video_events(clips, number, threshold)) for number in _alarm_hours(clips.reader)}
 
 
 def video_events(clips: ScoredClips, number: int, threshold: float) -> list[Event]:
-    """The events that `stage1 infer` would tell of a video."""
+    """Return the events that `stage1 infer` would report in a video."""
     own = np.flatnonzero(clips.videos == number)
     row = clips.reader.index.videos[number]
     video = VideoClips(
@@ -379,9 +379,9 @@ def video_events(clips: ScoredClips, number: int, threshold: float) -> list[Even
 
 
 def events_found(
-    clips: ScoredClips, truth: Mapping[int, truths.VideoTruth], threshold: float, config: EvaluateConfig
+    clips: ScoredClips, truth: Mapping[int, truths.VideoGroundTruth], threshold: float, config: EvaluateConfig
 ) -> dict[str, Any]:
-    """The share of true events of which a frame lies in an event that `stage1 infer` would tell."""
+    """Return the share of true events that overlap an event that `stage1 infer` would report."""
     hits, groups = [], []
     for number, video in truth.items():
         told = video_events(clips, number, threshold) if video.is_crime else []
@@ -398,7 +398,7 @@ def events_found(
 def per_class(
     clips: ScoredClips, videos: VideoScores, threshold: float, config: EvaluateConfig
 ) -> list[dict[str, Any]]:
-    """Each class by itself: how many videos, the share on the right side, a crime's AUC against all normal videos."""
+    """Return, for each class, the number of videos, their accuracy, and a crime's AUC against all normal videos."""
     index = clips.reader.index
     names = [index.class_name(number) or "" for number in videos.numbers]
     rows = []
@@ -430,7 +430,7 @@ def _interval(statistic: metrics.Statistic, groups: Sequence[str], config: Evalu
 def _calibration_fields(
     chosen: Calibration, clips: ScoredClips, raw: Array, validation: ScoredClips | None
 ) -> dict[str, Any]:
-    """ECE before and after, on the clips that are evaluated on; at another prior these clips cannot tell it."""
+    """Return ECE before and after calibration on the evaluated clips; with another prior it is undefined on them."""
     curves = {
         name: dataclasses.asdict(calibration.reliability(clips.labels, scores))
         for name, scores in (("before", raw), ("after", clips.scores))
@@ -450,15 +450,15 @@ def _baselines(
     config: EvaluateConfig,
     readers: Mapping[str, ClipReader],
     clips: ScoredClips,
-    truth: Mapping[int, truths.VideoTruth] | None,
+    truth: Mapping[int, truths.VideoGroundTruth] | None,
 ) -> list[dict[str, Any]]:
-    """Every shortcut on the same videos, and how far the model is above it on the same resamples."""
+    """Evaluate every shortcut on the same videos, and compare the model with it on the same resamples."""
     if "train" not in readers:
         return []
     train = readers["train"]
     rows = baselines.some_rows(train, per_video=BASELINE_CLIPS)
     if len(set(train.labels[rows].tolist())) < 2:
-        raise UserError(f"{config.train_shards} has clips of one class only, expected both, to fit baselines on")
+        raise UserError(f"{config.train_shards} has clips of one class only, expected both to fit baselines")
     scores = baselines.score_shortcuts(train, rows, clips.reader, clips.rows.tolist())
     model = video_scores(clips)
     found = []
@@ -491,7 +491,7 @@ def _baselines(
 
 
 def _flags(fields: Mapping[str, Any]) -> list[str]:
-    """What of the result is not above a shortcut: its video AUC, paired, at 95 %."""
+    """Flag shortcuts that the model does not beat: by video AUC, paired, at 95 %."""
     flags = []
     for row in fields["baselines"]:
         above = Interval(**row["model_above"])
@@ -532,7 +532,7 @@ def _open_readers(config: EvaluateConfig, checkpoint: Checkpoint) -> dict[str, C
 
 
 def _check_before_scoring(config: EvaluateConfig, readers: Mapping[str, ClipReader], target: Target | None) -> None:
-    """Raise UserError where the labels alone say that scoring would be for nothing."""
+    """Raise UserError before scoring if the labels cannot support the requested results."""
     if config.relative:
         for reader in (readers[name] for name in ("shards", "validation") if name in readers):
             relative_scores.check_videos(reader.videos[reader.labels >= 0], where=str(reader.shard_set.where))
@@ -545,12 +545,12 @@ def _check_before_scoring(config: EvaluateConfig, readers: Mapping[str, ClipRead
             calibration.check_support(target, num_normal=num_normal, num_crime=num_crime, normal_hours=hours)
 
 
-def _frame_truth(config: EvaluateConfig, reader: ClipReader) -> dict[int, truths.VideoTruth] | None:
-    """Video number → where its events are; None without annotations. Raises UserError where none fits."""
+def _frame_truth(config: EvaluateConfig, reader: ClipReader) -> dict[int, truths.VideoGroundTruth] | None:
+    """Return the events of videos, by number of the video; None without annotations. Raises UserError if none fits."""
     if config.annotations is None:
         return None
     truths.refuse_overlap(truths.read_annotations(config.annotations), config.trained_on)
-    known, paths = read_truth(config.annotations, reader), reader.index.paths
+    known, paths = read_ground_truth(config.annotations, reader), reader.index.paths
     found = {n: known[paths[n]] for n in np.unique(reader.videos[reader.labels >= 0]).tolist() if paths[n] in known}
     if not found:
         raise UserError(f"--annotations {config.annotations} names no video of {config.shards} that has a label")
@@ -568,39 +568,41 @@ def _warnings(
     warnings = [f"from the training: {text}" for text in checkpoint.warnings]
     trained = {digest for role, digest in checkpoint.data_digests.items() if role == "train"}
     if clips.reader.digest in trained:
-        warnings.append(f"{config.shards} is what the checkpoint was trained on: these figures say nothing")
+        warnings.append(
+            f"{config.shards} is the training set of the checkpoint, so these metrics say nothing about new videos"
+        )
     elif clips.reader.digest in set(checkpoint.data_digests.values()):
-        warnings.append(f"the checkpoint was chosen on {config.shards}: these figures are too good")
+        warnings.append(f"the checkpoint was chosen on {config.shards}, so these metrics are too good")
     else:
-        warnings += _trained_on(checkpoint, clips.reader, "these figures are too good")
+        warnings += _trained_on(checkpoint, clips.reader, "these metrics are too good")
     if validation is not None:
-        warnings += _trained_on(checkpoint, validation.reader, "what was chosen on them is too sure of itself")
+        warnings += _trained_on(checkpoint, validation.reader, "what was chosen on them is overconfident")
         if both := shared_videos(validation.reader, clips.reader):
             warnings.append(
                 f"{len(both)} of {len(clips.reader.index.videos)} videos of {config.shards} are in {config.val_shards} "
-                f"too (such as {both[0]!r}): they are judged by what was chosen on them"
+                f"too (such as {both[0]!r}): their calibration and threshold were chosen on them"
             )
     if not clips.has_recordings:
         warnings.append(
-            "source groups are not known: intervals take videos as independent, which is too narrow where several were "
+            "recordings are unknown: intervals treat videos as independent, and are too narrow if several videos were "
             "cut from one recording; build with --source-groups"
         )
     elif levels["clips"]["auc"]["num_units"] < 10:
-        warnings.append(f"only {levels['clips']['auc']['num_units']} recordings: intervals from so few are rough")
+        warnings.append(f"only {levels['clips']['auc']['num_units']} recordings: intervals are rough with so few")
     if config.train_shards is None:
         warnings.append("no shortcut baselines: name the training shards by --train-shards")
     if config.val_shards is None:
         warnings.append("not calibrated here: name validation shards by --val-shards")
     elif chosen.temperature == 1:
         warnings.append(
-            f"no temperature was fitted: the model is right about every clip of {config.val_shards}, which does not "
-            "tell how sure it may be; its probabilities stay as they are"
+            f"no temperature was fitted: the model classifies correctly every clip of {config.val_shards}, so its "
+            "confidence cannot be estimated; its probabilities are not changed"
         )
     return warnings
 
 
 def _trained_on(checkpoint: Checkpoint, reader: ClipReader, why: str) -> list[str]:
-    """A warning where videos bear the split and the path of some that were trained on: those cut otherwise, perhaps."""
+    """Return a warning if videos have the split and path of training videos, which may be sampled differently."""
     seen = sorted({reader.video_id(n) for n in np.unique(reader.videos).tolist()} & set(checkpoint.train_videos))
     if not seen:
         return []
@@ -611,7 +613,7 @@ def _trained_on(checkpoint: Checkpoint, reader: ClipReader, why: str) -> list[st
 
 
 def store(path: Path, chosen: Calibration, threshold: float, target: Target, *, relative: bool = False) -> None:
-    """Write calibration and threshold (of `relative` scores) into the checkpoint: replaced whole or not at all."""
+    """Store calibration and threshold (of `relative` scores) in the checkpoint, which is replaced atomically."""
     fields = {"calibration": chosen.to_dict(), "threshold": threshold, "threshold_target": str(target)}
     changes: dict[str, Any] = {"relative": fields} if relative else fields
     save_checkpoint(path, dataclasses.replace(load_checkpoint(path), **changes))
@@ -621,10 +623,14 @@ def store(path: Path, chosen: Calibration, threshold: float, target: Target, *, 
 
 
 def to_text(fields: Mapping[str, Any], config: EvaluateConfig) -> str:
-    """The report for people; every figure with its interval, the conventions below."""
-    lines = [f"{fields['checkpoint']} on {fields['shards']['path']}", f"Intervals: {CONVENTIONS['intervals']}.", ""]
+    """Format the report as text: every metric with its interval, and the conventions."""
+    lines = [
+        f"{fields['checkpoint']} on {fields['shards']['path']}",
+        f"Intervals: {METRIC_CONVENTIONS['intervals']}.",
+        "",
+    ]
     if fields["relative"]:
-        lines[1:1] = [f"Scores are relative: {CONVENTIONS['relative']}."]
+        lines[1:1] = [f"Scores are relative: {METRIC_CONVENTIONS['relative']}."]
     names = ["accuracy", "auc", "average_precision", "f1"]
     cells = [["", "n", "crime", "accuracy", "AUC", "AP", "F1"]]
     if fields["recordings"] is not None:
@@ -702,7 +708,7 @@ def to_text(fields: Mapping[str, Any], config: EvaluateConfig) -> str:
     unused = set() if frames is not None else {"frame score", "frames", "events"}
     unused |= set() if fields["relative"] else {"relative"}
     unused |= set() if fields["recordings"] else {"within recording"}
-    shown = {name: what for name, what in CONVENTIONS.items() if name not in unused}
+    shown = {name: what for name, what in METRIC_CONVENTIONS.items() if name not in unused}
     lines += ["", "Conventions:", *(f"  {name}: {what}" for name, what in shown.items())]
     lines += ["", f"✓ {config.out / 'evaluation.json'} and {config.out / 'evaluation.png'}"]
     return "\n".join(lines)

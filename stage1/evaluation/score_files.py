@@ -1,4 +1,4 @@
-"""Scores of anybody's model, read from a folder or a table: video → one score for each frame, snippet or clip.
+"""Reader of score files of any model, from a folder or a table, with one score per frame, snippet or clip.
 
 A folder holds one file a video, named after it (`Abuse028_x264.npy`, or `.txt`, `.csv`: numbers, one a line). A table
 is a CSV with a row a score: the columns `video` (or `source`) and `score` (or `confidence`), and, where clips do not
@@ -24,26 +24,29 @@ _SUFFIXES = (".npy", ".txt", ".csv")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VideoScores:
-    """The scores of one video, in time: [N]."""
+class ForeignScores:
+    """Scores of one video in temporal order, [N]."""
 
     scores: Array
-    frames: npt.NDArray[np.int64] | None = None  # (N, 2): first and last of each clip; None: they follow one another
+    frames: npt.NDArray[np.int64] | None = None  # (N, 2): first and last frame of each clip; None: consecutive scores
 
 
-def read_scores(path: Path, *, fps: float) -> dict[str, VideoScores]:
-    """File stem of the video → its scores. `fps` turns seconds into frames. Raises UserError, naming file and row."""
+def read_scores(path: Path, *, fps: float) -> dict[str, ForeignScores]:
+    """Read the scores of videos, by file stem. `fps` converts seconds to frames.
+
+    Raises UserError, with file and row, if a file cannot be read or there is none.
+    """
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
         if not files:
             raise UserError(
-                f"--scores {path} holds no score file, expected NAME.npy, NAME.txt or NAME.csv, one a video"
+                f"--scores {path} contains no score file, expected NAME.npy, NAME.txt or NAME.csv, one per video"
             )
-        found: dict[str, VideoScores] = {}
+        found: dict[str, ForeignScores] = {}
         for file in files:
             if file.stem in found:
-                raise UserError(f"--scores {path} holds two files for {file.stem}, expected one a video")
-            found[file.stem] = VideoScores(scores=_read_array(file))
+                raise UserError(f"--scores {path} contains two files for {file.stem}, expected one per video")
+            found[file.stem] = ForeignScores(scores=_read_array(file))
         return found
     if not path.exists():
         raise UserError(f"--scores {path} does not exist, expected a folder of NAME.npy or a CSV")
@@ -57,19 +60,19 @@ def _read_array(path: Path) -> Array:
         else:
             values = np.array([float(word) for word in read_text(path).replace(",", " ").split()])
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} holds no numbers ({error}); expected one score a snippet") from error
+        raise UserError(f"{path} contains no numbers ({error}); expected one score per snippet") from error
     values = np.squeeze(values)
     values = values[None] if values.ndim == 0 else values
     if values.ndim != 1 or not len(values):
         raise UserError(
-            f"{path} has the shape {values.shape}, expected one score a snippet, (N,); average over crops before"
+            f"{path} has the shape {values.shape}, expected one score per snippet, (N,); average over crops first"
         )
     if not np.isfinite(values).all():
-        raise UserError(f"{path} holds scores that are not numbers, expected finite ones")
+        raise UserError(f"{path} contains scores that are not finite numbers; replace them")
     return values
 
 
-def _read_table(path: Path, fps: float) -> dict[str, VideoScores]:
+def _read_table(path: Path, fps: float) -> dict[str, ForeignScores]:
     reader = csv.DictReader(io.StringIO(read_text(path)))
     columns = reader.fieldnames or []
     video = next((name for name in ("video", "source") if name in columns), None)
@@ -99,11 +102,11 @@ def _read_table(path: Path, fps: float) -> dict[str, VideoScores]:
         stem = PurePosixPath(row[video].replace("\\", "/")).name
         rows.setdefault(stem.rpartition(".")[0] or stem, []).append((first, last, value))
     if not rows:
-        raise UserError(f"{path} holds no score")
+        raise UserError(f"{path} contains no scores, expected at least one row with a score")
     found = {}
     for stem, entries in rows.items():
         if in_frames or in_seconds:
             entries.sort(key=lambda entry: entry[:2])
         frames = np.array([entry[:2] for entry in entries], np.int64) if in_frames or in_seconds else None
-        found[stem] = VideoScores(scores=np.array([entry[2] for entry in entries]), frames=frames)
+        found[stem] = ForeignScores(scores=np.array([entry[2] for entry in entries]), frames=frames)
     return found

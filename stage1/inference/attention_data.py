@@ -1,4 +1,4 @@
-"""What stage 2 gets: the detections with their frames, as one file of tensors or as WebDataset shards of any size.
+"""Training data for stage 2: detections with their clips, as one file of tensors or as WebDataset shards of any size.
 
 Both hold the same, and `load_attention_data` reads both; docs/OUTPUTS.md is the normative text.
 """
@@ -26,7 +26,7 @@ from vidshard.shards.layout import ClipShape
 from vidshard.util import atomic
 from vidshard.util.errors import FormatError, UserError
 
-FORMAT_NAME = "stage1 attention data"
+ATTENTION_FORMAT = "stage1 attention data"
 MAX_CLIP_BYTES = 8 * 2**30  # of clips in one file of tensors
 SHARD_BYTES = 256 * 2**20
 TRAINED_ON = {"yes": 1, "no": 0, "unknown": -1}
@@ -37,7 +37,7 @@ ReadClips = Callable[[range, npt.NDArray[np.uint8]], None]  # the clips of these
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionSource:
-    """Where detections come from: the same for all of them."""
+    """Provenance that all detections of a run share."""
 
     clip_shape: ClipShape
     checkpoint_sha256: str  # of the model; of all models, joined by +, where each scored the videos it had not seen
@@ -49,7 +49,7 @@ class AttentionSource:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionData:
-    """The detections as tensors, for stage 2. N detections of T frames; N may be 0."""
+    """Detections as tensors, for stage 2: N detections of T frames. N may be 0."""
 
     video_paths: list[str]
     keys: list[str]
@@ -76,7 +76,7 @@ class AttentionData:
 
 
 class ShardClips:
-    """The clips in attention shards, read when they are asked for: uint8 [N, T, H, W, 3].
+    """Lazy array of the clips in attention shards: uint8 [N, T, H, W, 3].
 
     Index it as a tensor's first dimension: by a number, a slice, or a list of numbers.
     """
@@ -116,7 +116,7 @@ class ShardClips:
 
 
 def check_clip_bytes(num_detections: int, clip_shape: ClipShape, *, threshold: float) -> None:
-    """Refuse a file of tensors that would be too large to be read in one piece. Raises UserError."""
+    """Raise UserError if a file of tensors would be too large to be loaded at once."""
     total = num_detections * clip_shape.num_bytes
     if total > MAX_CLIP_BYTES:
         raise UserError(
@@ -134,7 +134,7 @@ def write_file(
     read_clips: ReadClips,
     source: AttentionSource,
 ) -> None:
-    """One file for `torch.load(weights_only=True)`. The clips go through a file beside it, not through memory."""
+    """Write one file for `torch.load(weights_only=True)`. Clips pass through a temporary file instead of memory."""
     columns = _Columns(num_detections, source.clip_shape.num_frames)
     for detection in detections:
         columns.append(detection)
@@ -151,7 +151,7 @@ def write_file(
 
 
 class _Columns:
-    """The fields of detections as columns, filled as they come: a list of them would take ten times the memory."""
+    """Columns of detections, filled one by one, as a list of detections would take ten times the memory."""
 
     def __init__(self, count: int, num_frames: int) -> None:
         self.strings: dict[str, list[str | None]] = {
@@ -197,7 +197,7 @@ def _rows(values: Sequence[Sequence[float]], dtype: torch.dtype, shape: tuple[in
 def _spooled_clips(
     path: Path, num_clips: int, read_clips: ReadClips, source: AttentionSource
 ) -> Iterator[torch.Tensor]:
-    """All clips as one tensor whose memory is a temporary file."""
+    """Return all clips as one tensor that is mapped to a temporary file."""
     shape = (num_clips, *source.clip_shape.thwc)
     if not num_clips:
         yield torch.empty(shape, dtype=torch.uint8)
@@ -233,7 +233,7 @@ def write_shards(
     *,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Shards of `<key>.npy` (the clip) and `<key>.json` (all about the detection), and their manifest, written last."""
+    """Write shards of `<key>.npy` (the clip) and `<key>.json` (its detection), and their manifest last."""
     samples = _samples(iter(detections), num_detections, trained_on, read_clips, source)
     shards: list[dict[str, Any]] = []
     counts: dict[str, int] = {}
@@ -255,7 +255,7 @@ def write_shards(
                     sample = next(samples, None)
         shards.append({"name": path.name, "bytes": hashed.size, "samples": num_samples, "sha256": hashed.hexdigest()})
     manifest = {
-        "format": FORMAT_NAME,
+        "format": ATTENTION_FORMAT,
         "schema_version": SCHEMA_VERSION,
         "clip_shape": dataclasses.asdict(source.clip_shape),
         **_of_all(source),
@@ -293,7 +293,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 class _Hashed:
-    """A file for writing that knows its size and SHA-256."""
+    """Writable file that keeps track of its size and SHA-256."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._sha256, self.size = file, hashlib.sha256(), 0
@@ -311,7 +311,7 @@ class _Hashed:
 
 
 def load_attention_data(path: str | os.PathLike[str], *, for_training: bool = False) -> AttentionData:
-    """Read what `stage1 infer` wrote for stage 2: the file of tensors, the folder of shards, or the run's folder.
+    """Load the attention data of `stage1 infer`: the file of tensors, the folder of shards, or the run's folder.
 
     Clips stay on disk until they are touched. `for_training` refuses what nobody should train on: detections of the
     split Test, and of videos that the model was trained on (or may have been). Raises UserError where there is no such
@@ -325,7 +325,7 @@ def load_attention_data(path: str | os.PathLike[str], *, for_training: bool = Fa
 
 
 def _find(path: Path) -> Path:
-    """The file or folder of shards that `path` means: itself, or what lies below the output folder of a run."""
+    """Return the file or folder of shards that `path` is, or that is below it if it is the output folder of a run."""
     folders = (path, path / "shards", path / "attention_data" / "shards")
     for folder in folders:
         if (folder / layout.MANIFEST_NAME).is_file():
@@ -359,7 +359,7 @@ def _load_file(path: Path) -> AttentionData:
         fields = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except OSError:
         raise
-    except Exception as error:  # torch raises half a dozen kinds on files that are not its own
+    except Exception as error:  # torch raises half a dozen types on other files
         reason = str(error).partition("\n")[0]
         raise FormatError(f"{path} is no attention data written by stage1 infer: {reason}") from error
     version = fields.pop("schema_version", None) if isinstance(fields, dict) else None
@@ -370,8 +370,8 @@ def _load_shards(folder: Path) -> AttentionData:
     path = folder / layout.MANIFEST_NAME
     try:
         manifest = json.loads(path.read_bytes())
-        if manifest["format"] != FORMAT_NAME:
-            raise FormatError(f"{path} is of {manifest['format']!r}, expected {FORMAT_NAME!r}")
+        if manifest["format"] != ATTENTION_FORMAT:
+            raise FormatError(f"{path} is of {manifest['format']!r}, expected {ATTENTION_FORMAT!r}")
         shape = ClipShape(**manifest["clip_shape"])
         entries: list[dict[str, Any]] = []
         places: list[tuple[Path, int]] = []
@@ -405,7 +405,7 @@ def _load_shards(folder: Path) -> AttentionData:
 
 
 def _read_shard(path: Path, size: int, shape: ClipShape) -> Iterator[tuple[dict[str, Any], int]]:
-    """What a shard says of each of its samples, and where the pixels of its clip begin."""
+    """Read the record of each sample of a shard, and the offset of its pixels."""
     got = path.stat().st_size if path.is_file() else None
     if got != size:
         raise FormatError(f"{path} {'is missing' if got is None else f'has {got:,} bytes'}, expected {size:,} bytes")
@@ -438,7 +438,7 @@ def _checked(path: Path, version: object, fields: dict[str, Any]) -> AttentionDa
 
 
 def _wrong_length(data: AttentionData) -> str | None:
-    """Which field has not one entry for each of the N detections, or of their T frames; None if all have."""
+    """Return a fault if a field lacks one entry per detection or frame, else None."""
     if data.clips.ndim != 5:
         return f"clips has the shape {tuple(data.clips.shape)}, expected (N, T, H, W, 3)"
     shape_NT = (len(data), data.clips.shape[1])

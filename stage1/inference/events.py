@@ -1,4 +1,4 @@
-"""Scores of clips → a score per second of a video → events. Numbers and arrays; knows no file and no model."""
+"""Events of a video, found by thresholds on its scores per second. Pure functions."""
 
 from __future__ import annotations
 
@@ -16,50 +16,50 @@ Floats = npt.NDArray[np.float64]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Event:
-    """A stretch of a video that scores high."""
+    """Segment of a video with high scores."""
 
     start_frame: int  # the first, in presentation order from 0
     end_frame: int  # the last
     start_seconds: float
-    end_seconds: float  # when it is over
+    end_seconds: float  # exclusive
     peak_confidence: float  # highest score of a second
-    peak_seconds: float  # when that second begins
+    peak_seconds: float  # start of that second
     mean_confidence: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoClips:
-    """The scored clips of one video, any order. Arrays [N]."""
+    """Scored clips of one video, in any order. Arrays are [N]."""
 
     confidences: Floats
     first_frames: npt.NDArray[np.int64]
     last_frames: npt.NDArray[np.int64]
-    start_seconds: Floats  # when the first frame is shown
-    last_seconds: Floats  # when the last frame is shown
+    start_seconds: Floats  # time of the first frame
+    last_seconds: Floats  # time of the last frame
     num_frames: int  # of the video
-    fps: float  # mean frames per second of the video; 0 where not known
+    fps: float  # mean frame rate of the video; 0 if unknown
 
     @property
     def frame_seconds(self) -> float:
-        """How long a frame is shown; 0 where not known."""
+        """Duration of a frame; 0 if unknown."""
         return 1 / self.fps if self.fps > 0 else 0.0
 
     @property
     def duration_seconds(self) -> float:
-        """When the last frame is over."""
+        """End of the last frame."""
         last = float(self.last_seconds.max()) if len(self.last_seconds) else 0.0
         return max(self.num_frames * self.frame_seconds, last + self.frame_seconds)
 
 
 def second_scores(clips: VideoClips) -> Floats:
-    """The score of each second of the video, [ceil(duration)]: the mean confidence of the clips in it.
+    """Return the score of each second of the video, [ceil(duration)]: the mean confidence of the clips in it.
 
-    Clips count by how long they overlap the second, each from its first frame to the end of its last. NaN where there
-    is no clip.
+    Clips, which last from the start of their first to the end of their last frame, are weighted by their overlap with
+    the second. Seconds without a clip are NaN.
     """
     num_seconds = max(1, math.ceil(clips.duration_seconds - 1e-6))
     begins = clips.start_seconds
-    ends = np.maximum(clips.last_seconds + clips.frame_seconds, begins + 1e-3)  # a clip of one moment counts, too
+    ends = np.maximum(clips.last_seconds + clips.frame_seconds, begins + 1e-3)  # clips of zero duration count, too
     edges = np.arange(num_seconds + 1, dtype=np.float64)
     edges[-1] = max(edges[-1], float(ends.max(initial=0.0)))
     weights = np.diff(_covered(edges, begins, ends, np.ones(len(begins))))
@@ -68,7 +68,7 @@ def second_scores(clips: VideoClips) -> Floats:
 
 
 def _covered(times: Floats, begins: Floats, ends: Floats, values: Floats) -> Floats:
-    """The integral up to each of `times` of the sum of `values`, each from its begin to its end."""
+    """Integrate, up to each of `times`, the sum of `values`, each of which lasts from its begin to its end."""
     points = np.concatenate([begins, ends])
     order = np.argsort(points, kind="stable")
     points, slopes = points[order], np.cumsum(np.concatenate([values, -values])[order])
@@ -77,7 +77,9 @@ def _covered(times: Floats, begins: Floats, ends: Floats, values: Floats) -> Flo
 
 
 def smoothed(scores: Floats, seconds: float) -> Floats:
-    """The moving mean over `seconds`, rounded down to an odd number, and fewer at both ends. NaN stays NaN.
+    """Return the centred moving mean over `seconds`, rounded down to an odd number. NaN stays NaN.
+
+    At both ends of the video the mean is over fewer seconds.
 
     >>> smoothed(np.array([0.0, 3.0, 0.0, np.nan]), 3).tolist()
     [1.5, 1.0, 1.5, nan]
@@ -97,11 +99,10 @@ def smoothed(scores: Floats, seconds: float) -> Floats:
 def find_spans(
     scores: Sequence[float] | Floats, *, high: float, low: float, min_seconds: float
 ) -> list[tuple[int, int]]:
-    """Stretches of seconds, end excluded, by thresholds with hysteresis (Canny, PAMI 1986).
+    """Find spans of seconds (first, end), end exclusive, by two thresholds with hysteresis (Canny, PAMI 1986).
 
-    A stretch holds a second of at least `high`, and all its seconds are at least `low`; one without a score (NaN)
-    neither ends a stretch nor lies at its edge. Stretches under `min_seconds` are dropped, but for one that fills the
-    video.
+    All seconds of a span score at least `low`, and one of them at least `high`. A second without a score (NaN) neither
+    ends a span nor lies at its edge. Spans shorter than `min_seconds` are dropped, except one that fills the video.
 
     >>> find_spans([0.2, 0.6, 0.9, 0.6, 0.2, 0.6], high=0.8, low=0.5, min_seconds=2)
     [(1, 4)]
@@ -109,7 +110,7 @@ def find_spans(
     ([], [(0, 1)])
     """
     spans = []
-    first = last = -1  # of the stretch that is open
+    first = last = -1  # of the current span
     reached = False
     for second, score in enumerate([*scores, -math.inf]):
         if math.isnan(score):
@@ -125,7 +126,7 @@ def find_spans(
 
 
 def find_events(clips: VideoClips, *, threshold: float, config: EventConfig) -> tuple[Floats, list[Event]]:
-    """The score of each second, smoothed and rounded to 6 digits (NaN where there is no clip), and the events."""
+    """Return the score of each second, smoothed and rounded to 6 digits (NaN without a clip), and the events."""
     scores = np.round(smoothed(second_scores(clips), config.smooth_seconds), 6)
     spans = find_spans(
         scores, high=threshold, low=round(threshold * config.low_ratio, 6), min_seconds=config.min_seconds
@@ -149,9 +150,9 @@ def _event(clips: VideoClips, scores: Floats, first: int, end: int) -> Event:
 
 
 def frames_at(clips: VideoClips, seconds: Floats) -> list[int]:
-    """For each moment the first frame that is shown then or later; the number of frames where there is none.
+    """Return, for each time in `seconds`, the first frame at that time or later, or the number of frames.
 
-    Between the frames whose time the clips tell, time runs evenly.
+    Times of frames are interpolated linearly between the frames whose times the clips contain.
     """
     end = clips.num_frames * clips.frame_seconds
     times = np.concatenate([clips.start_seconds, clips.last_seconds, [max(end, clips.duration_seconds)]])

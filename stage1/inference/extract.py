@@ -1,4 +1,4 @@
-"""The most attended frames of each detection: pictures in class folders, and shards to train stage 2 on."""
+"""Extraction of the most attended frames: pictures in class folders, and shards to train stage 2."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Frames = npt.NDArray[np.uint8]  # (k, H, W, 3)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExtractReport:
-    """What was written."""
+    """Result of a run."""
 
     folder: Path
     num_frames: int
@@ -70,11 +70,11 @@ class ExtractReport:
 def extract(config: ExtractConfig) -> ExtractReport:
     """Write `frames/<Class>/<key>-<position>.jpg`, `frames.csv` and `shards/` below ``config.out``.
 
-    Raises UserError where ``config.out`` holds something, or the data is not fit for training.
+    Raises UserError if ``config.out`` is not empty, or if the data must not be used for training.
     """
     files.check_out(config.out)
     if config.out.is_dir() and any(config.out.iterdir()):
-        raise UserError(f"--out {config.out} is not empty: name another folder, or remove this one")
+        raise UserError(f"--out {config.out} is not empty; name another folder, or remove this one")
     data = load_attention_data(config.folder, for_training=not config.for_looking)
     warnings = leak_warnings(config, {name for name in data.classes if name})
     num_frames_of = _lengths(config.folder)
@@ -124,7 +124,7 @@ def extract(config: ExtractConfig) -> ExtractReport:
 
 
 def _write_picture(path: Path, frame: npt.NDArray[np.uint8]) -> None:
-    """A JPEG that appears whole; not synced one by one: frames.csv, written last, says that all are there."""
+    """Write a JPEG atomically, but without fsync: frames.csv, written last, proves that all pictures are complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = atomic.partial_path(path)
     temporary.write_bytes(codecs.jpeg_encode(frame))
@@ -132,7 +132,7 @@ def _write_picture(path: Path, frame: npt.NDArray[np.uint8]) -> None:
 
 
 def leak_warnings(config: ExtractConfig, classes: set[str]) -> list[str]:
-    """What would let stage 2 train on videos that the two stages are tested on."""
+    """Return warnings about lists by which stage 2 would train on test videos."""
     warnings = []
     if config.test_list is not None:
         tested = lists.read_list(config.test_list)
@@ -142,7 +142,7 @@ def leak_warnings(config: ExtractConfig, classes: set[str]) -> list[str]:
             if shared:
                 warnings.append(
                     f"{path} would leak: {len(shared):,} of its {len(listed):,} videos are test videos of stage 1 "
-                    f"({config.test_list}), such as {shared[0]}: a stage 2 trained on them cannot be judged there"
+                    f"({config.test_list}), such as {shared[0]}: stage 2 must not be tested on its training videos"
                 )
     elif classes & UCF_CRIMES:
         warnings.append(
@@ -153,7 +153,7 @@ def leak_warnings(config: ExtractConfig, classes: set[str]) -> list[str]:
 
 
 def _frames(config: ExtractConfig, data: AttentionData, i: int, positions: list[int]) -> list[Frames]:
-    """The frames of a detection at these positions (rising), from its clip or from its video."""
+    """Read the frames of a detection at `positions` (rising), from its clip or from its video."""
     if config.frames_from == "clip":
         return [frame.numpy() for frame in data.clips[i][positions]]
     wanted = [int(data.frame_indices[i][position]) for position in positions]
@@ -185,7 +185,7 @@ def _row(data: AttentionData, i: int, position: int, *, rank: int) -> dict[str, 
 
 
 def folder_name(class_name: str) -> str:
-    """A class as the name of a folder: what a path cannot hold becomes an underscore.
+    """Convert a class to a folder name, with underscores for characters that a path cannot contain.
 
     >>> folder_name("Road Accidents"), folder_name("../a:b")
     ('Road Accidents', '.._a_b')
@@ -195,7 +195,7 @@ def folder_name(class_name: str) -> str:
 
 
 def _record(data: AttentionData, i: int, positions: list[int], num_frames_of: dict[str, int]) -> SampleRecord:
-    """The sample of a detection in the shards for stage 2: its key stays, its frames are the chosen ones."""
+    """Return the sample of a detection for stage 2, with the same key and the chosen frames."""
     seconds = tuple(float(data.seconds[i][position]) for position in positions)
     frames = tuple(int(data.frame_indices[i][position]) for position in positions)
     gaps = np.diff(seconds)
@@ -216,7 +216,7 @@ def _record(data: AttentionData, i: int, positions: list[int], num_frames_of: di
 
 
 def _lengths(folder: Path) -> dict[str, int]:
-    """Number of frames of each video, from the videos.csv of the run; nothing where there is none."""
+    """Read the number of frames of each video from the run's videos.csv; {} without the file."""
     path = OutputFiles(folder=folder).videos
     if not path.is_file():
         return {}

@@ -1,4 +1,4 @@
-"""Features of every clip, one array a video: what multiple-instance learning trains on, and anyone can make again."""
+"""Features of every clip, one array per video, for multiple-instance learning."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stage1.data.transforms import ClipTransform, TransformConfig
 from stage1.inference.config import FeaturesConfig as FeaturesConfig
 from stage1.inference.scoring import ScoringConfig, clip_loader, for_each_batch
 from stage1.metrics import ground_truth
-from stage1.metrics.annotations import VideoTruth
+from stage1.metrics.annotations import VideoGroundTruth
 from stage1.model import backbones
 from stage1.model.backbones import TorchvisionBackbone
 from stage1.model.checkpoint import load_checkpoint
@@ -30,7 +30,7 @@ from vidshard.shards import layout, manifest
 from vidshard.util import atomic, console
 from vidshard.util.errors import FormatError, UserError
 
-SCHEMA_VERSION = 1
+FEATURES_SCHEMA_VERSION = 1
 SUMMARY_NAME, PLAN_NAME = "features.json", "plan.json"
 
 Extract = Callable[[torch.Tensor], torch.Tensor]  # uint8 (B, T, H, W, 3) on the device → float (B, D)
@@ -38,7 +38,7 @@ Extract = Callable[[torch.Tensor], torch.Tensor]  # uint8 (B, T, H, W, 3) on the
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FeaturesReport:
-    """What was written."""
+    """Result of a run."""
 
     folder: Path
     num_videos: int
@@ -60,29 +60,33 @@ class FeaturesReport:
 
 
 def features(config: FeaturesConfig, *, confirm: backbones.Confirm = lambda _: False) -> FeaturesReport:
-    """Write the features of every video of the shards to ``config.out``; videos that are there already are kept.
+    """Write the features of every video of the shards to ``config.out``, and skip videos that are already there.
 
-    `confirm` is asked before weights are downloaded. Raises UserError when shards and model do not fit, or the folder
-    holds other features.
+    `confirm` is called with a question before weights are downloaded, and returns True to allow it. Raises UserError if
+    the clips do not fit the model, or if the folder contains features of a different model or set.
     """
     files.check_out(config.out)
     device = choose_device(config.device)
     reader = ClipReader(config.shards)
     extract, facts, notes = _extractor(config, reader, device, confirm)
-    known = {} if config.annotations is None else ground_truth.read_truth(config.annotations, reader)
-    facts |= {"schema_version": SCHEMA_VERSION, "shards_digest": reader.digest, "batch_size": config.batch_size}
+    known = {} if config.annotations is None else ground_truth.read_ground_truth(config.annotations, reader)
+    facts |= {
+        "schema_version": FEATURES_SCHEMA_VERSION,
+        "shards_digest": reader.digest,
+        "batch_size": config.batch_size,
+    }
     _start(config.out, facts)
-    run = _Run(config, reader, device, extract, known)
+    run = _FeaturesRun(config, reader, device, extract, known)
     print(f"Features of {len(reader):,} clips on {device_name(device)}")
-    run.go()
-    # What was written is read again for the summary: videos kept from an earlier run count as well.
+    run.compute()
+    # Read all arrays again for the summary, which also counts the videos of earlier runs.
     return run.finish(facts, notes)
 
 
 def _extractor(
     config: FeaturesConfig, reader: ClipReader, device: torch.device, confirm: backbones.Confirm
 ) -> tuple[Extract, dict[str, Any], tuple[str, ...]]:
-    """What turns clips into features, what names it, and what to tell the user."""
+    """Return the function that computes features, the facts that identify it, and notes for the user."""
     if config.checkpoint is not None:
         return *_of_checkpoint(config.checkpoint, reader, device), ()
     assert config.backbone is not None
@@ -96,24 +100,26 @@ def _extractor(
     path = Path(config.backbone)
     if not path.is_file():
         raise UserError(
-            f"--backbone {config.backbone}: no such file, and none of {', '.join(backbones.NAMES)}; a file is one of "
-            "torch.export.save whose program takes uint8 clips (B, T, H, W, 3) and gives features (B, D)"
+            f"--backbone {config.backbone}: no such file, and none of {', '.join(backbones.NAMES)}; expected one of "
+            "these, or a file of torch.export.save whose program maps uint8 clips (B, T, H, W, 3) to features (B, D)"
         )
     try:
         program = torch.export.load(path).module().to(device)
-    except Exception as error:  # torch and zipfile raise a dozen kinds on other files
+    except Exception as error:  # torch and zipfile raise a dozen types on other files
         reason = str(error).strip().partition("\n")[0][:120]
-        raise UserError(f"--backbone {path} is no file of torch.export.save ({reason})") from error
+        raise UserError(
+            f"--backbone {path} cannot be loaded ({reason}); expected a file written by torch.export.save"
+        ) from error
     return program, {"backbone": path.name, "weights_sha256": manifest.file_sha256(path)}, ()
 
 
 def _of_checkpoint(path: Path, reader: ClipReader, device: torch.device) -> tuple[Extract, dict[str, Any]]:
-    """The input of the classifier: features of the frames, weighted by attention."""
+    """Return a function that computes the attention-weighted features of a checkpoint, and facts that identify it."""
     checkpoint = load_checkpoint(path)
     if reader.clip_shape != checkpoint.shape:
         raise UserError(
             f"clips in {reader.shard_set.where} are {reader.clip_shape} (frames×height×width), {path} was trained on "
-            f"{checkpoint.shape}; build the shards as those for training were"
+            f"{checkpoint.shape}; build the shards with the options of the training shards"
         )
     model, transform = checkpoint.build_model().to(device), checkpoint.build_transform()
 
@@ -124,21 +130,21 @@ def _of_checkpoint(path: Path, reader: ClipReader, device: torch.device) -> tupl
 
 
 def _start(out: Path, facts: dict[str, Any]) -> None:
-    """Make the folder ready: a new one, or one of the same features, of which what is finished stays."""
+    """Prepare the folder `out`, and keep the finished videos of an earlier run with the same plan."""
     plan = out / PLAN_NAME
     wanted = {name: value for name, value in facts.items() if name != "checkpoint"}
     if plan.is_file():
         if json.loads(plan.read_bytes()) != wanted:
-            raise UserError(f"{out} holds features of another model, or of other shards: name another --out")
+            raise UserError(f"{out} contains features of a different model or of different shards; name another --out")
         (out / SUMMARY_NAME).unlink(missing_ok=True)
         return
     if any(out.glob("*.npy")):
-        raise UserError(f"{out} holds arrays that are not of this command: name another --out")
+        raise UserError(f"{out} contains arrays that this command did not write; name another --out")
     atomic.write_json(plan, wanted)
 
 
-class _Run:
-    """The videos one after another; memory holds one batch and one video."""
+class _FeaturesRun:
+    """One run, which processes video by video and keeps one batch and one video in memory."""
 
     def __init__(
         self,
@@ -146,7 +152,7 @@ class _Run:
         reader: ClipReader,
         device: torch.device,
         extract: Extract,
-        known: dict[str, VideoTruth],
+        known: dict[str, VideoGroundTruth],
     ) -> None:
         self.config, self.reader, self.device, self.extract, self.known = config, reader, device, extract, known
         self.rows_of_video: list[Rows] = []
@@ -156,16 +162,18 @@ class _Run:
         self.unscored: dict[str, str] = {}
 
     def file(self, video: int, suffix: str = ".npy") -> Path:
+        """Return the path of an array of a video."""
         return self.config.out / (layout.video_key(self.reader.index.paths[video]) + suffix)
 
-    def go(self) -> None:
+    def compute(self) -> None:
+        """Compute and write the features of all videos that lack them."""
         left = deque(rows for rows in self.rows_of_video if not self.file(int(self.reader.videos[rows[0]])).is_file())
         if not left:
             return
         rows = np.concatenate(left)
         scoring = ScoringConfig(device=self.device, batch_size=self.config.batch_size)
         loader = clip_loader(self.reader, rows, scoring, max_bad_clips=None)
-        waiting: list[npt.NDArray[np.float32]] = []  # features of the first clips of the first video that is left
+        waiting: list[npt.NDArray[np.float32]] = []  # features of clips of the first video in `left`
         progress = console.Progress("Stage 1 Features", total=len(rows), unit="clip")
 
         def compute(rows: Rows, batch: Batch) -> npt.NDArray[np.float32]:
@@ -188,7 +196,7 @@ class _Run:
             for_each_batch(loader, compute, take, scoring)
 
     def _write(self, rows: Rows, values: npt.NDArray[np.float32]) -> None:
-        """The arrays of a video, its features last: where these are, the others are whole."""
+        """Write the arrays of a video, and its features last, so that their presence proves that all are complete."""
         video = int(self.reader.videos[rows[0]])
         frames = np.full((len(rows), self.reader.clip_shape.num_frames), -1, np.int64)
         for i, row in enumerate(rows.tolist()):
@@ -204,6 +212,7 @@ class _Run:
         _save(self.file(video), values.astype(np.float32))
 
     def finish(self, facts: dict[str, Any], notes: tuple[str, ...]) -> FeaturesReport:
+        """Write the summary of all videos, and return the report."""
         index = self.reader.index
         videos, dimensions, lost = [], 0, dict(self.unscored)
         for rows in self.rows_of_video:

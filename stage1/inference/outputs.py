@@ -1,4 +1,4 @@
-"""What inference writes, and how it is read again: docs/OUTPUTS.md is the normative text.
+"""Outputs of inference, and their reader. docs/OUTPUTS.md is the specification.
 
 Row i of the attention data belongs to entry i of anomalies.json; both stand in index order, that is video by video
 and in time, not by confidence.
@@ -48,7 +48,7 @@ NORMAL_CLASS = "Normal"  # to stage 2, the class of normals detected by mistake
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OutputFiles:
-    """Every file name below the folder that `stage1 infer` writes to."""
+    """Paths of all files in the output folder of `stage1 infer`."""
 
     folder: Path
 
@@ -74,12 +74,12 @@ class OutputFiles:
 
     @property
     def attention_shards(self) -> Path:
-        """The same as shards, whichever was asked for."""
+        """Folder of attention data as shards."""
         return self.folder / "attention_data" / "shards"
 
     @property
-    def journal(self) -> Path:
-        """What an unfinished run has scored so far."""
+    def score_log(self) -> Path:
+        """Score log of an unfinished run."""
         return self.folder / ".unfinished"
 
     @property
@@ -88,16 +88,16 @@ class OutputFiles:
 
     @property
     def report(self) -> Path:
-        """The page that `stage1 report` writes."""
+        """Page that `stage1 report` writes."""
         return self.folder / "report.html"
 
     @property
     def run(self) -> Path:
-        """Written last, removed first: where it is, the others belong together."""
+        """Record of the run, written last and removed first: its presence proves that the other files match."""
         return self.folder / "run.json"
 
     def remove_old(self) -> None:
-        """Remove what an earlier run left, and nothing else, so that no two runs mix."""
+        """Remove the files of an earlier run, and no others, so that runs do not mix."""
         texts = (self.anomalies, self.predictions, self.videos, self.events)
         for path in (self.run, self.picture, self.report, self.attention_data, *texts):
             with contextlib.suppress(FileNotFoundError):
@@ -105,13 +105,13 @@ class OutputFiles:
         for pattern in ("manifest.json", "shard-*.tar"):
             for path in self.attention_shards.glob(pattern):
                 path.unlink()
-        with contextlib.suppress(OSError):  # it is not there, or holds what is not ours
+        with contextlib.suppress(OSError):  # it does not exist, or contains other files
             self.attention_shards.rmdir()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """The score of one clip: a row of predictions.csv."""
+    """Score of one clip: a row of predictions.csv."""
 
     key: str
     source: str  # path of the video relative to SOURCE, with forward slashes
@@ -146,7 +146,7 @@ class Detection:
 
     @property
     def stage2_class(self) -> str | None:
-        """What stage 2 should call it: a normal detected by mistake is Normal, whatever its folder was called."""
+        """Class for stage 2: Normal for a false alarm, whatever the name of its folder."""
         return NORMAL_CLASS if self.label == layout.NORMAL_LABEL else self.class_name
 
     @property
@@ -180,7 +180,7 @@ class Detection:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Detection:
-        """Raises KeyError or TypeError where `fields` is no entry of anomalies.json."""
+        """Build a detection from an entry of anomalies.json. Raises KeyError or TypeError if a field is wrong."""
         values: dict[str, Any] = {"class_name": fields["class"]}
         for name in (field.name for field in dataclasses.fields(cls) if field.name != "class_name"):
             values[name] = tuple(fields[name]) if isinstance(fields[name], list) else fields[name]
@@ -189,7 +189,7 @@ class Detection:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoScore:
-    """A video over time: a row of videos.csv, and an entry of events.json."""
+    """Scores and events of a video: a row of videos.csv, and an entry of events.json."""
 
     source: str
     video_path: str
@@ -207,7 +207,7 @@ class VideoScore:
 
     @property
     def confidence(self) -> float | None:
-        """The highest score of a second; None without one."""
+        """Highest score of a second; None without any."""
         return max((score for score in self.scores if score is not None), default=None)
 
     @property
@@ -245,7 +245,7 @@ class VideoScore:
 
 
 def top_indices(weights: Sequence[float], count: int = NUM_TOP_FRAMES) -> list[int]:
-    """Positions of the `count` highest weights, highest first; of equal ones the earlier first.
+    """Return the positions of the `count` highest weights, highest first; among equal ones, the earlier first.
 
     >>> top_indices([0.1, 0.5, 0.1, 0.3], count=3)
     [1, 3, 0]
@@ -254,7 +254,7 @@ def top_indices(weights: Sequence[float], count: int = NUM_TOP_FRAMES) -> list[i
 
 
 def shortest_floats(values: npt.NDArray[np.float32]) -> list[float]:
-    """The shortest decimals that give back these float32 values: what is printed is what is compared.
+    """Return the shortest decimals that round-trip to these float32 values, so that printed and compared values agree.
 
     >>> shortest_floats(np.array([0.1, 0.7], np.float32))
     [0.1, 0.7]
@@ -263,7 +263,7 @@ def shortest_floats(values: npt.NDArray[np.float32]) -> list[float]:
 
 
 def shortest_float(value: np.float32) -> float:
-    """The shortest decimal that gives back this float32 value.
+    """Return the shortest decimal that round-trips to this float32 value.
 
     >>> shortest_float(np.float32(0.7))
     0.7
@@ -272,7 +272,7 @@ def shortest_float(value: np.float32) -> float:
 
 
 def decided(confidences: npt.NDArray[np.float32], threshold: float) -> npt.NDArray[np.bool_]:
-    """Which confidences, as the files give them, are at or above the threshold; those that are NaN are not.
+    """Compare confidences, as written to files, with the threshold: True at or above it, False for NaN.
 
     >>> decided(np.array([0.7, np.nan], np.float32), 0.7)
     array([ True, False])
@@ -281,7 +281,7 @@ def decided(confidences: npt.NDArray[np.float32], threshold: float) -> npt.NDArr
 
 
 def write_predictions(path: Path, predictions: Iterable[Prediction], *, threshold: float) -> None:
-    """Every clip as a CSV row; an unreadable one has no confidence and no prediction."""
+    """Write every clip as a CSV row, without confidence and prediction if it could not be read."""
     with _text_file(path) as text:
         writer = csv.DictWriter(text, PREDICTION_COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -303,14 +303,14 @@ def write_predictions(path: Path, predictions: Iterable[Prediction], *, threshol
 
 
 def write_anomalies(path: Path, detections: Iterable[Detection]) -> None:
-    """A JSON list, one detection a line."""
+    """Write a JSON list with one detection per line."""
     with _text_file(path) as text:
         _write_list(text, (detection.to_json() for detection in detections))
         text.write("\n")
 
 
 def read_anomalies(path: Path) -> list[Detection]:
-    """The entries of anomalies.json. Raises UserError where there is none, FormatError where it cannot be read."""
+    """Read anomalies.json. Raises UserError if it does not exist, and FormatError if it cannot be parsed."""
     try:
         entries = json.loads(path.read_bytes())
         return [Detection.from_json(fields) for fields in entries]
@@ -323,7 +323,7 @@ def read_anomalies(path: Path) -> list[Detection]:
 def write_videos(
     csv_path: Path, events_path: Path, videos: Iterable[VideoScore], *, threshold: float, settings: Mapping[str, Any]
 ) -> None:
-    """Both files of the video level. `settings`: how events were found, for the head of events.json."""
+    """Write videos.csv and events.json. `settings` are the options of event detection, for the head of events.json."""
     with _text_file(csv_path) as table, _text_file(events_path) as text:
         writer = csv.DictWriter(table, VIDEO_COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -335,7 +335,7 @@ def write_videos(
 
 
 def _noted(video: VideoScore, writer: csv.DictWriter[str], threshold: float) -> dict[str, Any]:
-    """The entry of events.json, once the row of videos.csv is written."""
+    """Yield the entries of events.json, after writing each row of videos.csv."""
     confidence = video.confidence
     writer.writerow(
         {
@@ -360,7 +360,7 @@ def _noted(video: VideoScore, writer: csv.DictWriter[str], threshold: float) -> 
 
 
 def _write_list(text: TextIO, entries: Iterable[Mapping[str, Any]]) -> None:
-    """A JSON list, an entry a line, so that it never lies in memory as a whole."""
+    """Write a JSON list with one entry per line, without keeping it in memory."""
     separator = "[\n"
     for entry in entries:
         text.write(separator + json.dumps(entry, allow_nan=False))
@@ -370,7 +370,7 @@ def _write_list(text: TextIO, entries: Iterable[Mapping[str, Any]]) -> None:
 
 @contextlib.contextmanager
 def _text_file(path: Path) -> Iterator[TextIO]:
-    """A text file that appears when it is whole. Names that are not UTF-8 are written with their raw bytes."""
+    """Open a text file that is written atomically. Names that are not UTF-8 are written as their raw bytes."""
     with atomic.atomic_open(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
         try:

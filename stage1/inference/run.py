@@ -1,8 +1,8 @@
-"""Score every clip of a shard folder with a checkpoint, and write down what was detected.
+"""Inference: score every clip of a shard folder with a checkpoint, and write the detections.
 
-Clips are read, scored and let go; their scores go to a journal on disk, from which a killed run goes on. At the end the
-outputs are written from the journal, row by row: memory does not grow with the number of clips but for a few numbers
-a clip (its row of the index, label, score and place).
+Clips are read, scored and released. Their scores go to a log on disk, from which a killed run resumes. At the end the
+outputs are written from the log row by row, so that memory grows only by a few numbers per clip (its row of the index,
+label, score and position).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from stage1.inference.attention_data import AttentionSource
 from stage1.inference.config import InferConfig as InferConfig
 from stage1.inference.events import VideoClips, find_events
 from stage1.inference.outputs import Detection, OutputFiles, Prediction, VideoScore
-from stage1.inference.score_log import ScoreJournal
-from stage1.inference.scoring import BatchPlan, Part, ScoringConfig, score
+from stage1.inference.score_log import ScoreLog
+from stage1.inference.scoring import BatchPlan, CheckpointClips, ScoringConfig, score
 from stage1.metrics import clips as metrics
 from stage1.metrics import ground_truth, relative_scores
 from stage1.metrics.calibration import Calibration
@@ -45,13 +45,13 @@ from vidshard.storage.urls import Url
 from vidshard.util import atomic, console
 from vidshard.util.errors import UserError
 
-MAX_GAP_RATIO = 2.0 * (1 + 1e-6)  # the index keeps gaps as 32-bit floats
+MAX_GAP_RATIO = 2.0 * (1 + 1e-6)  # with a tolerance, because the index stores gaps as 32-bit floats
 RULE = "=" * 60
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fold:
-    """A checkpoint, and the clips that it scores: index rows of the shards."""
+    """A checkpoint and the index rows of the clips that it scores."""
 
     checkpoint: Path
     rows: Rows
@@ -59,20 +59,20 @@ class Fold:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InferReport:
-    """What a run found and wrote."""
+    """Result of a run: counts, metrics, problems, and the files written."""
 
     files: OutputFiles
     attention: Path  # the file of tensors, or the folder of shards
     num_clips: int
     num_detections: int
-    missed_crimes: int  # labelled clips of crimes below the threshold
+    missed_crimes: int  # clips labelled crime with a score below the threshold
     num_videos: int
     num_events: int
     threshold: float
     device: str
-    metrics: metrics.Scores | None  # None without a labelled clip
+    metrics: metrics.BinaryMetrics | None  # None without a labelled clip
     unscored: dict[str, str]  # key of the clip → why it could not be read
-    failures: tuple[Failure, ...]  # videos brought by the user that could not be decoded
+    failures: tuple[Failure, ...]  # videos passed by the user that could not be decoded
     warnings: tuple[str, ...]
 
     @functools.cached_property
@@ -92,7 +92,7 @@ class InferReport:
 
     @property
     def problems(self) -> str:
-        """What the user should know, one line each; empty if nothing."""
+        """Warnings and failures, one per line; "" if there are none."""
         lines = [f"warning: {warning}" for warning in self.warnings]
         lines += [f"not scored: {reason}" for reason in self.unscored.values()]
         lines += [f"not decoded: {failure.path}: {failure.message} ({failure.reason})" for failure in self.failures]
@@ -100,7 +100,7 @@ class InferReport:
 
     @property
     def summary(self) -> str:
-        """The end of the output: metrics, where the clips have labels, and what was written."""
+        """Last lines of the output: metrics, if clips have labels, and the files written."""
         lines = _metrics_lines(self.metrics, self.threshold) if self.metrics else []
         lines.append(
             f"Videos: {self.num_events:,} events in {self.num_videos:,} videos, see {shown_path(self.files.events)} "
@@ -121,7 +121,7 @@ class InferReport:
 
 
 def shown_path(path: Path) -> str:
-    """A path as the output shows it: relative ones begin with a dot, so that they can be told from names.
+    """Format a path for the output. Relative paths begin with a dot, which distinguishes them from names.
 
     >>> shown_path(Path("stage1_output/anomalies.json"))
     './stage1_output/anomalies.json'
@@ -130,35 +130,37 @@ def shown_path(path: Path) -> str:
 
 
 def infer(config: InferConfig) -> InferReport | None:
-    """Score all clips, write the outputs to ``config.out`` and return what was found; None on ranks other than 0.
+    """Score all clips, write the outputs to ``config.out``, and return the report; None on ranks other than 0.
 
-    Raises UserError (FormatError included) before anything is written when shards and checkpoint do not fit.
+    Raises UserError (which includes FormatError) before anything is written if the clips do not fit the checkpoint.
     """
     files.check_out(config.out)
     checkpoint = load_checkpoint(config.checkpoint)
     if not config.videos:
         return _on_all_ranks(config, [Fold(checkpoint=config.checkpoint, rows=np.zeros(0, np.int64))], [checkpoint])
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("--videos takes one process; for several build shards first, then name these with --shards")
+        raise UserError(
+            "--videos runs in one process, but WORLD_SIZE is above 1; build shards first and name them with --shards"
+        )
     with from_videos.temporary_shards(
         config.videos, shape=checkpoint.shape, sampling=checkpoint.sampling, workers=config.workers
     ) as brought:
         config = dataclasses.replace(config, shards=brought.folder)
         fold = Fold(checkpoint=config.checkpoint, rows=np.zeros(0, np.int64))
-        return _Run(config, [fold], [checkpoint], root=brought.root, failures=brought.failures).go()
+        return _InferenceRun(config, [fold], [checkpoint], root=brought.root, failures=brought.failures).execute()
 
 
 def infer_out_of_fold(config: InferConfig, folds: Sequence[Fold]) -> InferReport | None:
-    """Score each clip with the one checkpoint that has not seen it, and write one set of outputs: for stage 2.
+    """Score each clip with the checkpoint that was not trained on it, and write one set of outputs, for stage 2.
 
-    ``config.checkpoint`` is not used. Clips in no fold are neither found nor scored. Raises UserError when a clip is in
-    two folds, a checkpoint was trained on a video that it would score, or checkpoints do not fit the shards.
+    ``config.checkpoint`` is ignored, and so are clips in no fold. Raises UserError if a clip is in two folds, if a
+    checkpoint was trained on a video that it would score, or if the clips do not fit a checkpoint.
     """
     files.check_out(config.out)
     if config.relative:
-        raise UserError("relative scores are of one checkpoint, which knows their threshold: not out of fold")
+        raise UserError("relative scores need the threshold of a single checkpoint; score the folds without them")
     if not folds:
-        raise UserError("no folds to score, expected at least one checkpoint with its clips")
+        raise UserError("there are 0 folds to score, expected at least one checkpoint with its clips")
     return _on_all_ranks(config, folds, [load_checkpoint(fold.checkpoint) for fold in folds], out_of_fold=True)
 
 
@@ -167,11 +169,11 @@ def _on_all_ranks(
 ) -> InferReport | None:
     device = distributed.device_of_rank(choose_device(config.device))
     with distributed.joined_ranks(device):
-        return _Run(config, folds, checkpoints, root=_video_root(config), out_of_fold=out_of_fold).go()
+        return _InferenceRun(config, folds, checkpoints, root=_video_root(config), out_of_fold=out_of_fold).execute()
 
 
-class _Run:
-    """One run: what it reads, and the steps of `go`."""
+class _InferenceRun:
+    """One run: its inputs, and the steps of `execute`."""
 
     def __init__(
         self,
@@ -196,11 +198,11 @@ class _Run:
         self.folds = folds if out_of_fold else [dataclasses.replace(folds[0], rows=np.arange(len(reader)))]
         self.sha256 = [manifest.file_sha256(fold.checkpoint) for fold in folds]
         self.threshold = _threshold(config, checkpoints)
-        self._relative: npt.NDArray[np.float32] | None = None  # with config.relative: the confidence of every row
+        self._relative: npt.NDArray[np.float32] | None = None  # confidence of every row, with config.relative
         if config.relative:
             relative_scores.check_videos(reader.videos, where=str(reader.shard_set.where))
         parts = [
-            Part(checkpoint=checkpoint, rows=np.asarray(fold.rows, np.int64))
+            CheckpointClips(checkpoint=checkpoint, rows=np.asarray(fold.rows, np.int64))
             for fold, checkpoint in zip(self.folds, checkpoints, strict=True)
         ]
         if out_of_fold:
@@ -218,9 +220,9 @@ class _Run:
         )
         self.rows = self.plan.rows
         self.files = OutputFiles(folder=config.out)
-        self.truth = {} if config.annotations is None else ground_truth.read_truth(config.annotations, reader)
-        self.journal = ScoreJournal(
-            self.files.journal,
+        self.truth = {} if config.annotations is None else ground_truth.read_ground_truth(config.annotations, reader)
+        self.score_log = ScoreLog(
+            self.files.score_log,
             plan=self._facts(),
             num_batches=self.plan.num_batches,
             num_frames=reader.clip_shape.num_frames,
@@ -231,7 +233,7 @@ class _Run:
             self._part_of_row[part.rows] = number
 
     def _facts(self) -> dict[str, Any]:
-        """All that decides the scores: what a resumed run must share with the one that was stopped."""
+        """Return everything that decides the scores, which must be equal in a run that resumes another."""
         rows = [hash_of_rows(part.rows) for part in self.plan.parts] if self.out_of_fold else []
         return {
             "shards": self.reader.digest,
@@ -243,43 +245,43 @@ class _Run:
             "relative": self.config.relative,
         }
 
-    def go(self) -> InferReport | None:
-        """Score on all ranks; write on rank 0."""
+    def execute(self) -> InferReport | None:
+        """Score on all ranks, and write the outputs on rank 0."""
         distributed.check_agreement(self._facts())
         is_first = distributed.rank() == 0
         if is_first:
             print(f"Scoring {len(self.rows):,} clips on {device_name(self.device)}")
-            self.journal.start(resume=self.config.resume)
-        distributed.check_agreement({})  # wait until the journal is ready
-        self.journal.load()
-        done = self.plan.num_batches - len(self.journal.missing)
-        # Ranks share out what is missing: none may add to the journal before all have read it.
+            self.score_log.start(resume=self.config.resume)
+        distributed.check_agreement({})  # wait until the score_log is ready
+        self.score_log.load()
+        done = self.plan.num_batches - len(self.score_log.missing)
+        # The ranks divide the missing batches, so none may append to the log before all have read it.
         distributed.check_agreement({"batches on disk": done})
         if is_first and done:
-            print(f"Resumed: {done:,} of {self.plan.num_batches:,} batches were scored before")
-        score(self.reader, self.plan, self.journal, self.scoring)
-        distributed.check_agreement({})  # wait until all are scored
+            print(f"Resumed: {done:,} of {self.plan.num_batches:,} batches were already scored")
+        score(self.reader, self.plan, self.score_log, self.scoring)
+        distributed.check_agreement({})  # wait until all batches are scored
         if not is_first:
-            self.journal.close()
+            self.score_log.close()
             return None
-        self.journal.load()
-        if len(self.journal.missing):
+        self.score_log.load()
+        if len(self.score_log.missing):
             raise UserError(
-                f"the scores of {len(self.journal.missing):,} batches are not in {self.journal.folder}: --out must be "
-                "a folder that all processes of the run see; run again with --resume"
+                f"the scores of {len(self.score_log.missing):,} batches are not in {self.score_log.folder}: --out must "
+                "be a folder that all processes of the run share; run again with --resume"
             )
         if self.config.relative:
             self._relative = self._relative_confidences()
         report = self._write()
-        self.journal.remove()
+        self.score_log.remove()
         return report
 
-    # --- what was scored
+    # --- results
 
     def _score_of(self, row: int) -> tuple[np.void, str | None]:
-        """The scores of an index row, and why it has none (None if it has)."""
+        """Return the scores of an index row, and the reason if it could not be scored (else None)."""
         batch, position = int(self.plan.batch_of_row[row]), int(self.plan.position_of_row[row])
-        scored = self.journal.read(batch)
+        scored = self.score_log.read(batch)
         scores, reason = scored.rows[position], scored.reasons.get(position)
         if self._relative is not None:
             scores = scores.copy()
@@ -287,7 +289,7 @@ class _Run:
         return scores, reason
 
     def _relative_confidences(self) -> npt.NDArray[np.float32]:
-        """P(crime) of every index row beside its video, calibrated for that; NaN where it has none."""
+        """Return calibrated P(crime) of every index row, centred per video; NaN where there is no score."""
         log_odds = np.full(len(self.reader), np.nan)
         for row in self.rows.tolist():
             log_odds[row] = self._score_of(row)[0]["confidence"]
@@ -332,7 +334,7 @@ class _Run:
         )
 
     def _video_scores(self) -> Iterator[VideoScore]:
-        """Videos in the order of their first clip."""
+        """Yield the scores of videos in the order of their first clip."""
         rows = self.rows[np.argsort(self.reader.videos[self.rows], kind="stable")]
         groups = np.split(rows, np.flatnonzero(np.diff(self.reader.videos[rows])) + 1) if len(rows) else []
         for group in sorted(groups, key=lambda group: int(group[0])):
@@ -373,7 +375,7 @@ class _Run:
         return str(self.root / source) if self.root is not None else source
 
     def _trained_on(self, row: int) -> int:
-        """1 if the model that scored this clip was trained on its video, 0 if not, -1 if that is not known."""
+        """Return 1 if the model that scored this clip was trained on its video, 0 if not, and -1 if unknown."""
         part = int(self._part_of_row[row])
         if not self._seen[part]:
             return attention_data.TRAINED_ON["unknown"]
@@ -382,7 +384,7 @@ class _Run:
     # --- writing
 
     def _write(self) -> InferReport:
-        """Write the outputs; run.json last, so that a folder with one holds the files of one run."""
+        """Write the outputs, and run.json last, so that a folder with run.json has the files of a single run."""
         written, config, reader = self.files, self.config, self.reader
         written.remove_old()
         confidences = np.full(len(self.rows), np.nan, np.float32)
@@ -501,7 +503,7 @@ class _Run:
 
 
 def _counted(scores: Iterator[VideoScore], counts: dict[str, int]) -> Iterator[VideoScore]:
-    """The same videos, counted as they pass."""
+    """Yield the videos, and update `counts`."""
     for video in scores:
         counts["videos"] += 1
         counts["events"] += len(video.events)
@@ -510,36 +512,36 @@ def _counted(scores: Iterator[VideoScore], counts: dict[str, int]) -> Iterator[V
 
 
 def hash_of_rows(rows: Rows) -> str:
-    """A short name of these rows in this order."""
+    """Return a short hash of rows and their order."""
     return hashlib.sha256(np.ascontiguousarray(rows, "<i8").tobytes()).hexdigest()[:16]
 
 
 def _threshold(config: InferConfig, checkpoints: Sequence[Checkpoint]) -> float:
-    """The threshold given, else that of the checkpoint; of several checkpoints their mean."""
+    """Return the threshold of the options, or that of the checkpoint, or the mean over several checkpoints."""
     if config.threshold is not None:
         return config.threshold
     if config.relative:
         if (chosen := checkpoints[0].relative) is None:
             raise UserError(
-                f"{config.checkpoint} has no threshold for scores beside their video: choose one with `stage1 evaluate "
-                "--relative --val-shards PLACE --target TARGET`, or give --threshold"
+                f"{config.checkpoint} has no threshold for scores centred per video; choose one with `stage1 evaluate "
+                "--relative --val-shards PLACE --target TARGET`, or pass --threshold"
             )
         return float(chosen["threshold"])
     return math.fsum(checkpoint.threshold for checkpoint in checkpoints) / len(checkpoints)
 
 
 def _check_folds(reader: ClipReader, folds: Sequence[Fold], checkpoints: Sequence[Checkpoint]) -> None:
-    """Refuse folds that share clips, and checkpoints that were trained on what they would score."""
+    """Raise UserError if folds share clips, or if a checkpoint was trained on a video of its fold."""
     counts = np.bincount(np.concatenate([fold.rows for fold in folds]), minlength=len(reader))
     if (counts > 1).any():
-        raise UserError(f"clip {reader.index.key(int(counts.argmax()))!r} is in two folds, expected one at most")
+        raise UserError(f"clip {reader.index.key(int(counts.argmax()))!r} is in two folds, expected at most one")
     for fold, checkpoint in zip(folds, checkpoints, strict=True):
         held_out = {reader.video_id(video) for video in np.unique(reader.videos[fold.rows]).tolist()}
         seen = sorted(held_out & set(checkpoint.train_videos))
         if seen:
             raise UserError(
-                f"{fold.checkpoint} was trained on {len(seen)} of the videos of its fold (such as {seen[0]!r}): these "
-                "predictions would not be out of fold"
+                f"{fold.checkpoint} was trained on {len(seen)} of the videos of its fold (such as {seen[0]!r}), so its "
+                "predictions would not be out of fold; score these videos with a different checkpoint"
             )
 
 
@@ -554,9 +556,9 @@ def _check_shape(reader: ClipReader, checkpoint: Checkpoint, config: InferConfig
 
 
 def _check_sampling(reader: ClipReader, checkpoint: Checkpoint, config: InferConfig, path: Path) -> list[str]:
-    """Refuse clips whose frames became square another way, or lie much closer or farther apart, than in training.
+    """Raise UserError if frames were resized differently than in training, or have a very different time between them.
 
-    MP4s brought by the user are sampled as the training clips were, and can be sampled no better: a warning for them.
+    For videos passed by the user, return warnings instead, because they were already sampled like the training clips.
     """
     subject = "the videos" if config.videos else f"clips in {reader.shard_set.where}"
     mismatches = []
@@ -565,27 +567,27 @@ def _check_sampling(reader: ClipReader, checkpoint: Checkpoint, config: InferCon
     )
     if resize != expected_resize:
         mismatches.append(
-            f"frames of {subject} were made square by --resize {resize}, {path} was trained on "
-            f"{expected_resize}, where shapes look different"
+            f"frames of {subject} were made square by --resize {resize}, but {path} was trained on {expected_resize}, "
+            "which changes shapes"
         )
     got, expected = reader.frame_gap_seconds(), checkpoint.frame_gap_seconds
     if min(got, expected) > 0 and max(got, expected) / min(got, expected) > MAX_GAP_RATIO:
         mismatches.append(
-            f"frames of {subject} lie {got:.3g} s apart (median), {path} was trained on {expected:.3g} s, "
-            "where motion means something else"
+            f"frames of {subject} are {got:.3g} s apart (median), but {path} was trained on {expected:.3g} s, "
+            "which changes motion"
         )
     if not mismatches or config.videos or config.allow_sampling_mismatch:
         return [f"{mismatch}: the scores may be meaningless" for mismatch in mismatches]
     raise UserError(
-        f"{'; '.join(mismatches)}; build the shards as those for training were, `vidshard build SOURCE "
-        f"{_build_options(checkpoint)}`, or go on with --allow-sampling-mismatch"
+        f"{'; '.join(mismatches)}; build the shards like the training shards, by `vidshard build SOURCE "
+        f"{_build_options(checkpoint)}`, or continue with --allow-sampling-mismatch"
     )
 
 
 def _build_options(checkpoint: Checkpoint) -> str:
-    """The options of `vidshard build` that cut clips as the checkpoint knows them.
+    """Return the options of `vidshard build` that sample clips like the training clips of the checkpoint.
 
-    Dense in place of annotated: the events of videos to be scored are not known.
+    Dense sampling replaces annotated sampling, because the events of new videos are unknown.
     """
     sampling, shape = checkpoint.sampling, checkpoint.shape
     mode = sampling.get("mode")
@@ -597,10 +599,10 @@ def _build_options(checkpoint: Checkpoint) -> str:
 
 
 def _video_root(config: InferConfig) -> Path | None:
-    """Where the videos of the shards are: as the user says, else as the log of the build says, else unknown."""
+    """Return the folder of the videos: that of the options, or that in the log of the build, or None."""
     if config.video_root is not None:
         if not config.video_root.is_dir():
-            raise UserError(f"--video-root {config.video_root} is no folder: expected the one the videos are in")
+            raise UserError(f"--video-root {config.video_root} is no folder, expected the folder of the videos")
         return config.video_root.resolve()
     if isinstance(config.shards, Url):
         return None
@@ -612,16 +614,16 @@ def _video_root(config: InferConfig) -> Path | None:
 
 
 def _check_paths(paths: set[str], root: Path | None, config: InferConfig) -> list[str]:
-    """A warning where the `video_path` of a detection does not open as it stands."""
+    """Return a warning if the `video_path` of a detection is not a file."""
     if paths and root is None:
         return [
-            f"where the videos of {config.shards} are is not known (its log folder is gone): video_path is relative; "
-            "name their folder with --video-root"
+            f"the folder of the videos of {config.shards} is unknown (its log folder is missing), so video_path is "
+            "relative; name the folder with --video-root"
         ]
     missing = sorted(path for path in paths if not Path(path).is_file())
     if missing:
         return [
-            f"{len(missing)} of {len(paths)} detected videos are not where they were ({missing[0]}): "
+            f"{len(missing)} of {len(paths)} detected videos are missing, such as {missing[0]}; "
             "name their folder with --video-root"
         ]
     return []
@@ -629,19 +631,19 @@ def _check_paths(paths: set[str], root: Path | None, config: InferConfig) -> lis
 
 def _metrics(
     labels: npt.NDArray[np.int64], confidences: npt.NDArray[np.float32], threshold: float
-) -> metrics.Scores | None:
-    """Metrics over the scored clips of known label; None where there are none."""
+) -> metrics.BinaryMetrics | None:
+    """Compute metrics over the scored clips with a known label; return None if there are none."""
     scored = ~np.isnan(confidences)
     scores = metrics.score(labels[scored], output.shortest_floats(confidences[scored]), threshold=threshold)
     return scores if scores.num_clips else None
 
 
-def _metrics_lines(scores: metrics.Scores, threshold: float) -> list[str]:
-    """Metrics as people read them."""
-    auc = "not defined: the clips are of one class only" if scores.auc is None else f"{scores.auc:.3f}"
+def _metrics_lines(scores: metrics.BinaryMetrics, threshold: float) -> list[str]:
+    """Format the metrics as lines of text."""
+    auc = "undefined, as the clips have only one class" if scores.auc is None else f"{scores.auc:.3f}"
     normal, crime = scores.confusion
     return [
-        f"On {scores.num_clips} labelled clips, crime from a confidence of {threshold:g}:",
+        f"On {scores.num_clips} labelled clips, with a threshold of {threshold:g}:",
         f"  Accuracy: {100 * (scores.accuracy or 0.0):.2f}%",
         f"  ROC-AUC:  {auc}",
         "  Confusion matrix   predicted normal   predicted crime",

@@ -1,7 +1,7 @@
-"""What was scored so far, on disk: a run that is killed goes on where it was, and needs no memory for its results.
+"""Append-only score log on disk, from which a killed run resumes; results take no memory.
 
-A batch is one record, appended whole and closed by a checksum. A kill leaves whole records and at most a torn one at
-the end of a file; every process writes files of its own, so that nobody writes behind a torn record.
+Each batch is one record that ends with a checksum. A kill leaves complete records, and at most one torn record at the
+end of a file. Every process writes to a new file, so that nothing is appended after a torn record.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ _CACHED_BATCHES = 64
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoredBatch:
-    """The scores of one batch, padding left out."""
+    """Scores of one batch without padding."""
 
-    rows: npt.NDArray[np.void]  # `score_row`, one a clip
-    reasons: dict[int, str]  # position in the batch → why this clip could not be read
+    rows: npt.NDArray[np.void]  # one `score_row` per clip
+    reasons: dict[int, str]  # position in the batch → why the clip could not be read
 
 
 def score_row(num_frames: int) -> np.dtype[np.void]:
-    """What is kept of a clip of `num_frames` frames."""
+    """Return the record type of the scores of a clip of `num_frames` frames."""
     return np.dtype(
         [
-            ("confidence", "<f4"),  # P(crime), or its log-odds; NaN where the clip could not be read
+            ("confidence", "<f4"),  # P(crime) or its log-odds; NaN if the clip could not be read
             ("attention", "<f4", (num_frames,)),
-            ("first_frame", "<i8"),  # in the video; this and what follows is 0 where the clip could not be read
+            ("first_frame", "<i8"),  # in the video; this and the fields below are 0 if the clip could not be read
             ("last_frame", "<i8"),
             ("start_seconds", "<f8"),
             ("last_seconds", "<f8"),
@@ -53,13 +53,13 @@ def score_row(num_frames: int) -> np.dtype[np.void]:
     )
 
 
-class ScoreJournal:
-    """The batches of a run below `folder`; `plan` says all that decides their scores."""
+class ScoreLog:
+    """Scored batches of a run in `folder`. `plan` holds everything that decides their scores."""
 
     def __init__(self, folder: Path, *, plan: Mapping[str, Any], num_batches: int, num_frames: int) -> None:
         self.folder, self.plan = folder, dict(plan)
         self.num_batches, self._dtype = num_batches, score_row(num_frames)
-        self._places = np.full(num_batches, -1, np.int64)  # of each batch: where its record begins; -1: not scored yet
+        self._places = np.full(num_batches, -1, np.int64)  # offset of each batch's record; -1: not scored yet
         self._file_of_batch = np.zeros(num_batches, np.int32)
         self._files: list[IO[bytes]] = []
         self._out: IO[bytes] | None = None
@@ -68,9 +68,9 @@ class ScoreJournal:
     # --- before scoring
 
     def start(self, *, resume: bool) -> None:
-        """Make the folder ready: empty, or with `resume` as an earlier run left it. For one process of a run.
+        """Prepare the folder: empty it, or keep the scores of an earlier run with `resume`. Only one rank calls this.
 
-        Raises UserError when what is there was scored by another plan.
+        Raises UserError if the earlier run has a different plan.
         """
         path = self.folder / PLAN_NAME
         if resume and path.is_file():
@@ -84,16 +84,16 @@ class ScoreJournal:
         try:
             held = json.loads(path.read_bytes())
         except ValueError as error:
-            raise UserError(f"{path} cannot be read ({error}); start anew without --resume") from error
+            raise UserError(f"{path} cannot be read ({error}); start again without --resume") from error
         for name in self.plan:
             if held.get(name) != self.plan[name]:
                 raise UserError(
                     f"the unfinished run in {self.folder.parent} has {name} {held.get(name)!r}, this one "
-                    f"{self.plan[name]!r}; resume with the same, or start anew without --resume"
+                    f"{self.plan[name]!r}; resume with the same {name}, or start again without --resume"
                 )
 
     def load(self) -> None:
-        """Learn which batches are on disk."""
+        """Find out which batches are on disk."""
         self.close()
         for path in sorted(self.folder.glob("*.scores")):
             file = open(path, "rb")  # noqa: SIM115
@@ -118,7 +118,7 @@ class ScoreJournal:
     # --- scoring
 
     def append(self, batch: int, scored: ScoredBatch) -> None:
-        """Note a batch. Not for several threads at once."""
+        """Append the scores of a batch. Not thread-safe. Raises OSError on a full disk."""
         if self._out is None:
             self._out = _new_file(self.folder)
         rows = np.ascontiguousarray(scored.rows, self._dtype).tobytes()
@@ -132,7 +132,7 @@ class ScoreJournal:
     # --- afterwards
 
     def read(self, batch: int) -> ScoredBatch:
-        """A batch that is on disk. The last few are kept in memory."""
+        """Read a batch from disk; the last few are cached. Raises FormatError if its file has changed."""
         return self._cached(batch)
 
     def _read(self, batch: int) -> ScoredBatch:
@@ -148,6 +148,7 @@ class ScoreJournal:
         )
 
     def close(self) -> None:
+        """Close all files."""
         for file in self._files:
             file.close()
         self._files = []
@@ -156,13 +157,13 @@ class ScoreJournal:
             self._out = None
 
     def remove(self) -> None:
-        """Delete all of it: the outputs are written."""
+        """Delete the log, once the outputs are written."""
         self.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _new_file(folder: Path) -> IO[bytes]:
-    """A file that no other process writes to, unbuffered: a record is in the hands of the system once it is written."""
+    """Create a file that no other process writes to. It is unbuffered, so that written records survive a kill."""
     number = 0
     while True:
         with contextlib.suppress(FileExistsError):
@@ -172,7 +173,7 @@ def _new_file(folder: Path) -> IO[bytes]:
 
 
 def _read_record(file: IO[bytes]) -> tuple[int, bytes, bytes] | None:
-    """Number, rows and reasons of the record at the file's position; None at the end or where a kill tore it."""
+    """Read the record at the file's position: batch number, rows, reasons. Return None at the end or if it is torn."""
     head = file.read(_HEAD.size)
     if len(head) < _HEAD.size or head[:4] != _MAGIC:
         return None

@@ -1,8 +1,8 @@
-"""Clips → P(crime) and attention, batch by batch, in memory that does not grow with the number of clips.
+"""Batch-wise scoring of clips, P(crime) and attention, in constant memory.
 
-Every batch has the same shape (padded with black) and the same clips however many processes share the work, and is
-computed by one thread; several batches at once keep the cores busy. So a score depends on the clip, its batch and the
-machine, not on the number of processes, threads or cores, nor on which other clips can be read.
+Every batch has the same shape (padded with black) and the same clips for any number of processes, and is computed by
+one thread; several batches run in parallel to use all cores. So a score depends on the clip, its batch and the machine,
+but not on the number of processes, threads or cores, nor on damaged clips elsewhere.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from stage1.data.epoch_plan import Rows
 from stage1.data.loader import Batch, ClipLoader, ClipReader
 from stage1.data.reader import ClipSource
 from stage1.inference.config import PRECISIONS
-from stage1.inference.score_log import ScoredBatch, ScoreJournal, score_row
+from stage1.inference.score_log import ScoredBatch, ScoreLog, score_row
 from stage1.metrics.calibration import logits as log_odds_of
 from stage1.model.checkpoint import Checkpoint
 from stage1.model.network import Stage1Model
@@ -37,11 +37,11 @@ T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Part:
-    """Clips that one checkpoint scores."""
+class CheckpointClips:
+    """A checkpoint and the clips that it scores."""
 
     checkpoint: Checkpoint
-    rows: Rows  # of the index, each once
+    rows: Rows  # distinct rows of the index
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,20 +61,20 @@ class ScoringConfig:
 
     @property
     def num_threads(self) -> int:
-        """Batches at once in this process."""
+        """Number of batches that this process scores in parallel."""
         if self.device.type != "cpu":
             return 1
         return self.threads or max(1, _available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class BatchPlan:
-    """Which clip is in which batch: the rows of each part, in order, `batch_size` at a time."""
+    """Assignment of clips to batches: the rows of each part in order, `batch_size` at a time."""
 
-    def __init__(self, parts: Sequence[Part], *, num_rows: int, batch_size: int) -> None:
+    def __init__(self, parts: Sequence[CheckpointClips], *, num_rows: int, batch_size: int) -> None:
         self.parts, self.batch_size = tuple(parts), batch_size
-        self.first_batches = []  # of each part
+        self.first_batches = []  # the first batch of each part
         self.batch_of_row = np.full(num_rows, -1, np.int32)  # -1: in no part
-        self.position_of_row = np.zeros(num_rows, np.int32)  # in its batch
+        self.position_of_row = np.zeros(num_rows, np.int32)  # position in the batch
         number = 0
         for part in parts:
             self.first_batches.append(number)
@@ -86,23 +86,23 @@ class BatchPlan:
 
     @property
     def rows(self) -> Rows:
-        """Index rows that are in a part, rising."""
+        """Index rows of all parts, rising."""
         return np.flatnonzero(self.batch_of_row >= 0)
 
     def rows_of_part(self, number: int, batches: Rows) -> Rows:
-        """The rows of those of `batches` (rising) that belong to a part, in order."""
+        """Return the rows, in order, of those of `batches` that belong to the part `number`."""
         part, first = self.parts[number], self.first_batches[number]
         of_row = first + np.arange(len(part.rows)) // self.batch_size
         rows: Rows = part.rows[np.isin(of_row, batches)]
         return rows
 
 
-def score(reader: ClipReader, plan: BatchPlan, journal: ScoreJournal, config: ScoringConfig) -> None:
-    """Score this rank's share of the batches that `journal` lacks. A clip that cannot be read is noted there, with why.
+def score(reader: ClipReader, plan: BatchPlan, score_log: ScoreLog, config: ScoringConfig) -> None:
+    """Score this rank's share of the batches that are missing in `score_log`, and append them to it.
 
-    Raises UserError when the model gives values that are not numbers.
+    Clips that cannot be read are logged with the reason. Raises UserError if an output of the model is not finite.
     """
-    missing = journal.missing
+    missing = score_log.missing
     rows_of_parts = [plan.rows_of_part(number, missing) for number in range(len(plan.parts))]
     num_clips = sum(len(rows) for rows in rows_of_parts) // config.world_size
     reader.fetch_ahead(np.concatenate(rows_of_parts))
@@ -112,7 +112,7 @@ def score(reader: ClipReader, plan: BatchPlan, journal: ScoreJournal, config: Sc
     ):
 
         def take(rows: Rows, scored: ScoredBatch) -> None:
-            journal.append(int(plan.batch_of_row[rows[0]]), scored)
+            score_log.append(int(plan.batch_of_row[rows[0]]), scored)
             progress.advance(len(rows))
 
         for part, rows in zip(plan.parts, rows_of_parts, strict=True):
@@ -122,7 +122,7 @@ def score(reader: ClipReader, plan: BatchPlan, journal: ScoreJournal, config: Sc
 
 
 def clip_loader(source: ClipSource, rows: Rows, config: ScoringConfig, *, max_bad_clips: int | None) -> ClipLoader:
-    """A loader of this rank's share of `rows`, in their order, in batches of one shape."""
+    """Create a loader of this rank's share of `rows`, in their order, with batches of one shape."""
     return ClipLoader(
         source,
         rows=rows,
@@ -140,9 +140,10 @@ def clip_loader(source: ClipSource, rows: Rows, config: ScoringConfig, *, max_ba
 def for_each_batch(
     loader: ClipLoader, compute: Callable[[Rows, Batch], T], take: Callable[[Rows, T], None], config: ScoringConfig
 ) -> None:
-    """Call ``take(rows, compute(rows, batch))`` for every batch of the loader that has clips, `rows` without padding.
+    """Call ``take(rows, compute(rows, batch))`` for every batch of the loader that has clips.
 
-    `compute` runs on one thread a batch, and for several batches at once; `take` here, in the order of the loader.
+    `rows` excludes padding. `compute` runs in worker threads, one per batch; `take` runs in this thread, in the order
+    of the loader.
     """
 
     def run(rows: Rows, batch: Batch) -> T:
@@ -160,9 +161,9 @@ def for_each_batch(
         try:
             for planned, batch in zip(loader.plan(), loader, strict=True):
                 rows = planned[planned >= 0].astype(np.int64)
-                if len(rows):  # else another rank has the last batch
+                if len(rows):  # a batch of padding only means that other ranks have the last clips
                     pending.append((rows, threads.submit(run, rows, batch)))
-                del batch  # its buffer is lent to a later one
+                del batch  # release the buffer for a later batch
                 if len(pending) > config.num_threads:
                     take_first()
             while pending:
@@ -172,7 +173,7 @@ def for_each_batch(
 
 
 class _Scorer:
-    """What inference keeps of a batch: P(crime), attention, and where in its video each clip lies."""
+    """Function from a batch to its results: P(crime), attention, and each clip's position in its video."""
 
     def __init__(self, checkpoint: Checkpoint, reader: ClipReader, loader: ClipLoader, config: ScoringConfig) -> None:
         self.model = checkpoint.build_model().to(config.device)
@@ -180,6 +181,7 @@ class _Scorer:
         self.reader, self.loader, self.config = reader, loader, config
 
     def __call__(self, rows: Rows, batch: Batch) -> ScoredBatch:
+        """Score a batch, and log the reason for clips that cannot be read."""
         config, count, num_frames = self.config, len(rows), self.reader.clip_shape.num_frames
         clips = self.transform(batch.clips.to(config.device, non_blocking=True))
         with torch.autocast(config.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
@@ -209,9 +211,10 @@ def crime_probabilities(
     device: torch.device,
     advance: Callable[[int], None] = lambda num_clips: None,
 ) -> npt.NDArray[np.float64]:
-    """P(crime), not calibrated, of the clips of `rows` in their order, [N], as `score` has them, in this process.
+    """Return uncalibrated P(crime), [N], of the clips of `rows` in their order, equal to that of `score`.
 
-    Raises FormatError on a clip that is damaged, UserError where the model gives no numbers or memory is too small.
+    `advance` is called with the number of clips after each batch. Raises FormatError if a clip is damaged, and
+    UserError if an output of the model is not finite or CUDA memory is too small.
     """
     config = ScoringConfig(device=device, batch_size=min(batch_size, max(1, len(rows))))
     probabilities: list[npt.NDArray[np.float64]] = []
@@ -239,13 +242,13 @@ def _crime_probabilities(logits_BK: torch.Tensor) -> npt.NDArray[np.float64]:
 
 def _check_numbers(*values: npt.NDArray[Any]) -> None:
     if not all(np.isfinite(array).all() for array in values):
-        raise UserError("the model gives values that are not numbers: the checkpoint is unusable; train it again")
+        raise UserError("the model's outputs are not finite numbers, so the checkpoint is unusable; train it again")
 
 
 def attention_of_frames(model: Stage1Model, attention_BT: torch.Tensor, num_frames: int) -> npt.NDArray[np.float32]:
-    """Attention with one weight a frame, (B, num_frames), sum 1.
+    """Return attention with one weight per frame, (B, num_frames), that sums to 1.
 
-    Where a backbone shrinks time, the frames that a step stands for share its weight evenly.
+    If the backbone downsamples time, the weight of a time step is divided equally among its frames.
     """
     ranges = model.attention_frame_ranges(num_frames)
     weights = np.zeros((len(attention_BT), num_frames), np.float32)
@@ -255,7 +258,7 @@ def attention_of_frames(model: Stage1Model, attention_BT: torch.Tensor, num_fram
 
 
 def _fill_times(reader: ClipReader, row: int, scores: npt.NDArray[np.void], position: int) -> str | None:
-    """Note where in the video the clip of `row` lies. Returns why its record cannot be read, None if it can."""
+    """Fill in the position of a clip in its video. Return the reason if its record cannot be read, else None."""
     try:
         record = reader.read_record(row)
     except FormatError as error:
@@ -268,7 +271,7 @@ def _fill_times(reader: ClipReader, row: int, scores: npt.NDArray[np.void], posi
 
 @contextlib.contextmanager
 def _one_thread_a_batch() -> Iterator[None]:
-    """Compute every operation on one thread, and on CUDA with kernels that give the same again."""
+    """Run each operation in the block on one thread, and on CUDA with deterministic kernels."""
     before, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
     torch.set_num_threads(1)
     torch.backends.cudnn.deterministic = True
@@ -280,5 +283,5 @@ def _one_thread_a_batch() -> Iterator[None]:
 
 
 def _available_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

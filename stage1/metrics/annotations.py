@@ -1,7 +1,7 @@
-"""What is true of each frame: annotations and frame counts → event frames, under a convention that is stated.
+"""Ground truth of frames, from annotations and frame counts, under a stated convention.
 
-Nobody wrote down whether UCF-Crime counts its frames from 0 or 1, and public code reads the same lines in three ways:
-`CONVENTIONS`. They move the frame AUC by less than .0001, which still makes other fourth digits.
+UCF-Crime does not say whether its frames count from 0 or from 1, and public code reads its lines in three ways, the
+`EVENT_CONVENTIONS`. The choice changes the frame AUC by less than 0.0001, which can still change the fourth digit.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from vidshard.util import lists as video_lists
 from vidshard.util.errors import UserError
 from vidshard.util.lists import ListedVideo
 
-CONVENTIONS = {
-    "inclusive": "frames from 0, the last one of an event belongs to it",
-    "half-open": "frames from 0, the last one of an event does not belong to it",
-    "one-based": "frames from 1, the last one of an event belongs to it",
+EVENT_CONVENTIONS = {
+    "inclusive": "frames count from 0, and an event includes its last frame",
+    "half-open": "frames count from 0, and an event excludes its last frame",
+    "one-based": "frames count from 1, and an event includes its last frame",
 }
 DEFAULT_CONVENTION = "inclusive"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VideoTruth:
-    """Where the events of a video are. Frames count from 0, first and last included, all within the video."""
+class VideoGroundTruth:
+    """Events of a video: first and last frame (inclusive, from 0, within the video) of each."""
 
     stem: str  # file name without folder and suffix
     class_name: str | None
@@ -39,9 +39,9 @@ class VideoTruth:
         return bool(self.events)
 
     def frame_labels(self) -> npt.NDArray[np.uint8]:
-        """1 for the frames of an event, else 0: uint8 [num_frames].
+        """Return 1 for the frames of an event and 0 for others: uint8 [num_frames].
 
-        >>> VideoTruth(stem="a", class_name="Abuse", num_frames=5, events=((1, 2),)).frame_labels().tolist()
+        >>> VideoGroundTruth(stem="a", class_name="Abuse", num_frames=5, events=((1, 2),)).frame_labels().tolist()
         [0, 1, 1, 0, 0]
         """
         labels = np.zeros(self.num_frames, np.uint8)
@@ -52,11 +52,11 @@ class VideoTruth:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Annotations:
-    """The truth about a test set, and what was odd in its files."""
+    """Ground truth of a test set, with notes on irregularities in its files."""
 
-    videos: tuple[VideoTruth, ...]
+    videos: tuple[VideoGroundTruth, ...]
     convention: str
-    overruns: int  # events whose last frame, as written, is larger than the number of frames: cut at the end
+    overruns: int  # events that end after the last frame of their video, according to the file; they are cut there
     notes: tuple[str, ...] = ()
 
     @property
@@ -76,23 +76,23 @@ class Annotations:
         return sum(len(video.events) > 1 for video in self.videos)
 
     def describe(self) -> str:
-        """One line for people."""
+        """Summarise the annotations in one line."""
         return (
             f"{len(self.videos):,} videos, {self.num_crimes:,} with a crime ({self.num_with_two_events} of them with "
-            f"two events or more), {self.num_frames:,} frames, {self.num_event_frames:,} of an event; "
+            f"two events or more), {self.num_frames:,} frames, {self.num_event_frames:,} event frames; "
             f"{self.overruns} events run past the last frame and are cut there. "
-            f"Events: {CONVENTIONS[self.convention]}."
+            f"Events: {EVENT_CONVENTIONS[self.convention]}."
         )
 
 
 def read_annotations(path: Path, frame_counts: Path | None = None) -> list[ListedVideo]:
-    """The lines of an annotation file, with the frame counts of a second one where the first has none.
+    """Read an annotation file, and take frame counts that it lacks from the file `frame_counts`.
 
-    Raises UserError where a file is malformed, or the counts of both contradict each other.
+    Raises UserError if a file is malformed, or if the frame counts of the two files differ.
     """
     videos = video_lists.read_videos(path)
     if all(video.events is None for video in videos):
-        raise UserError(f"{path} tells no events, expected lines such as: Abuse028_x264.mp4 Abuse 165 240 -1 -1")
+        raise UserError(f"{path} contains no events, expected lines such as: Abuse028_x264.mp4 Abuse 165 240 -1 -1")
     if frame_counts is None:
         return videos
     counts = {video.stem: video.num_frames for video in video_lists.read_videos(frame_counts)}
@@ -101,7 +101,7 @@ def read_annotations(path: Path, frame_counts: Path | None = None) -> list[Liste
         count = counts.get(video.stem)
         if None not in (count, video.num_frames) and count != video.num_frames:
             raise UserError(
-                f"{path} gives {video.name} {video.num_frames} frames, {frame_counts} {count}: correct one of them"
+                f"{video.name} has {video.num_frames} frames in {path} but {count} in {frame_counts}; correct one file"
             )
         merged.append(dataclasses.replace(video, num_frames=count or video.num_frames))
     return merged
@@ -113,10 +113,10 @@ def make_annotations(
     num_frames: Mapping[str, int] | None = None,
     convention: str = DEFAULT_CONVENTION,
 ) -> Annotations:
-    """The truth about the videos whose length is known: from their line, else from `num_frames` (stem → count).
+    """Return the ground truth of the videos whose length is known, from their line or from `num_frames` (by stem).
 
-    A crime without an event in the file is left out: where in it the crime is, nobody knows. Raises UserError where no
-    video is left, or a normal video has an event.
+    Crime videos without an event in the file are excluded and noted, because the position of the crime is unknown.
+    Raises UserError if no video is left, or if a normal video has an event.
     """
     videos, overruns, notes = [], 0, []
     lengths = dict(num_frames or {})
@@ -127,7 +127,7 @@ def make_annotations(
         is_normal = video.class_name is not None and "normal" in video.class_name.lower()
         if is_normal and video.events:
             raise UserError(
-                f"{video.name} is of class {video.class_name} and has an event: correct the annotation file"
+                f"{video.name} is of class {video.class_name} but has an event; correct the annotation file"
             )
         if length is None:
             continue
@@ -137,7 +137,7 @@ def make_annotations(
         events = tuple(_cut(event, length, convention) for event in video.events or ())
         overruns += sum(last > length for _, last in video.events or ())
         videos.append(
-            VideoTruth(
+            VideoGroundTruth(
                 stem=video.stem,
                 class_name=video.class_name,
                 num_frames=length,
@@ -146,32 +146,34 @@ def make_annotations(
         )
     if no_length:
         notes.append(
-            f"{len(no_length):,} videos are left out, whose number of frames is not known: {_shown(no_length)}"
+            f"{len(no_length):,} videos are excluded, as their number of frames is unknown: {_first_names(no_length)}"
         )
     if no_event:
-        notes.append(f"{len(no_event):,} videos of a crime are left out, of which no event is told: {_shown(no_event)}")
+        notes.append(
+            f"{len(no_event):,} crime videos are excluded, as they have no annotated event: {_first_names(no_event)}"
+        )
     if not videos:
         raise UserError(
-            "of no annotated video the number of frames is known: name a list with it by --frame-counts, such as "
-            "UCF-Crime's test_frame_counts.txt (`Arson/Arson022_x264.mp4 8640 …`)"
+            "the number of frames is known for none of the annotated videos; name a list of frame counts by "
+            "--frame-counts, such as UCF-Crime's test_frame_counts.txt (`Arson/Arson022_x264.mp4 8640 …`)"
         )
     return Annotations(videos=tuple(videos), convention=convention, overruns=overruns, notes=tuple(notes))
 
 
 def refuse_overlap(annotations: Sequence[ListedVideo], lists: Sequence[Path]) -> None:
-    """Raise UserError where a list of training videos, of any stage, names a video of the test set."""
+    """Raise UserError if a list of training videos, of any stage, names a video of the test set."""
     tested = {video.stem for video in annotations}
     for path in lists:
         shared = [name for stem, name in video_lists.read_list(path).items() if stem in tested]
         if shared:
             raise UserError(
-                f"{path} names {len(shared):,} of the {len(tested):,} videos that are tested on ({_shown(shared)}): "
-                "what was trained on them cannot be judged on them; take them out of the list, and train again"
+                f"{path} names {len(shared):,} of the {len(tested):,} test videos ({_first_names(shared)}): a model "
+                "must not be tested on its training videos; remove them from the list and train again"
             )
 
 
 def _cut(event: tuple[int, int], num_frames: int, convention: str) -> tuple[int, int] | None:
-    """First and last frame of an event, from 0, within the video; None where nothing is left of it."""
+    """Return the first and last frame of an event, from 0, cut to the video; None if no frame is left."""
     first, last = event
     if convention == "one-based":
         first, last = first - 1, last - 1
@@ -181,5 +183,5 @@ def _cut(event: tuple[int, int], num_frames: int, convention: str) -> tuple[int,
     return (first, last) if first <= last else None
 
 
-def _shown(names: Sequence[str], count: int = 3) -> str:
+def _first_names(names: Sequence[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + (", …" if len(names) > count else "")

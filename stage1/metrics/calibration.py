@@ -1,6 +1,6 @@
-"""Probabilities that are right as often as they say, and thresholds for a stated target: both chosen on validation.
+"""Calibrated probabilities, and thresholds for a stated target, both chosen on validation data.
 
-Everything is about P(crime) of clips or videos, [N], with labels 0 and 1.
+All functions take P(crime) of clips or videos, [N], and labels 0 (normal) and 1 (crime), [N].
 """
 
 from __future__ import annotations
@@ -18,20 +18,24 @@ from vidshard.util.errors import UserError
 
 NUM_BINS = 15
 MAX_TEMPERATURE = 100.0
-MIN_ALARM_SECONDS = 10.0  # of a video, to say anything about false alarms per hour
-_EPSILON = 1e-12  # how near to 0 and 1 a probability may be, so that its logit is finite
-# Without one failure in n independent trials the rate is below 3/n with 95 % confidence (Hanley and Lippman-Hand, "If
+MIN_ALARM_SECONDS = 10.0  # shortest video that counts for false alarms per hour
+_EPSILON = 1e-12  # smallest distance of a probability from 0 and 1, which keeps its logit finite
+# If n independent trials show no failure, the rate is below 3/n with 95 % confidence (Hanley and Lippman-Hand, "If
 # nothing goes wrong, is everything all right?", JAMA 1983).
 RULE_OF_THREE = 3.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """How P(crime) as the model gives it becomes one to be believed: logit → logit / temperature + shift."""
+    """Calibration of the model's P(crime): logit → logit / temperature + shift.
 
-    temperature: float = 1.0  # (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017)
-    shift: float = 0.0  # of the log-odds, where the share of crime is another one than that of the validation clips
-    prior: float | None = None  # the share of crime for which the probabilities hold; None: never calibrated
+    The temperature is that of Guo et al., "On Calibration of Modern Neural Networks", ICML 2017. Raises UserError if a
+    value is out of range.
+    """
+
+    temperature: float = 1.0
+    shift: float = 0.0  # added to the log-odds if the prior differs from the share of crime in the validation clips
+    prior: float | None = None  # the share of crime for which the probabilities hold; None: not calibrated
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
@@ -40,7 +44,7 @@ class Calibration:
             raise UserError(f"the prior is {self.prior}, expected a share of crime above 0 and below 1")
 
     def apply(self, crime_probabilities: Floats) -> Array:
-        """Calibrated P(crime); NaN stays NaN.
+        """Return the calibrated P(crime), [N]; NaN stays NaN.
 
         >>> Calibration(temperature=2.0).apply([0.5, 0.9]).round(3).tolist()
         [0.5, 0.75]
@@ -51,14 +55,14 @@ class Calibration:
         return _sigmoid(logits(probabilities) / self.temperature + self.shift)
 
     def invert(self, crime_probabilities: Floats) -> Array:
-        """P(crime) as the model gave it, from the calibrated one."""
+        """Return the model's P(crime), [N], from the calibrated one."""
         calibrated = np.asarray(crime_probabilities, np.float64)
         if self.temperature == 1 and self.shift == 0:
             return calibrated
         return _sigmoid((logits(calibrated) - self.shift) * self.temperature)
 
     def for_prior(self, prior: float) -> Calibration:
-        """The same for clips of which the share `prior` is crime (Saerens et al., Neural Computation 2002).
+        """Return the calibration for data with the share `prior` of crime (Saerens et al., Neural Computation 2002).
 
         >>> Calibration(prior=0.5).for_prior(0.1).apply([0.5]).round(3).tolist()
         [0.1]
@@ -66,20 +70,24 @@ class Calibration:
         if not 0 < prior < 1:
             raise UserError(f"--prior is {prior:g}, expected a share of crime above 0 and below 1")
         if self.prior is None:
-            raise UserError("probabilities that were never calibrated hold for no prior that could be changed")
+            raise UserError(
+                "the checkpoint's probabilities are not calibrated, so their prior cannot be changed; calibrate it "
+                "first, by `stage1 evaluate --target`"
+            )
         shift = float(logits(np.array([prior]))[0] - logits(np.array([self.prior]))[0])
         return dataclasses.replace(self, shift=self.shift + shift, prior=prior)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name, for a checkpoint."""
         return dataclasses.asdict(self)
 
 
 def fit(labels: Labels, crime_probabilities: Floats) -> Calibration:
-    """The temperature of the highest likelihood; the prior is the share of crime in `labels`.
+    """Return the calibration whose temperature maximises the likelihood; the prior is the share of crime in `labels`.
 
-    1 where all clips are on the right side of 0.5: the likelihood then rises without end as the temperature falls,
-    until every probability is 0 or 1 and the order of the clips is lost. Raises UserError unless there are
-    both classes.
+    The temperature is 1 if all clips are on the correct side of 0.5. The likelihood would then rise without bound as
+    the temperature falls to 0, where every probability is 0 or 1 and the order of the clips is lost. Raises UserError
+    unless both classes are present.
     """
     from scipy.optimize import minimize_scalar
 
@@ -101,7 +109,7 @@ def fit(labels: Labels, crime_probabilities: Floats) -> Calibration:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reliability:
-    """A reliability curve: of each bin of P(crime), from 0 to 1, how many there are and how often it was crime."""
+    """A reliability curve: number of clips and share of crime in each bin of P(crime)."""
 
     edges: tuple[float, ...]  # [bins + 1]
     counts: tuple[int, ...]
@@ -111,7 +119,7 @@ class Reliability:
 
 
 def reliability(labels: Labels, crime_probabilities: Floats, *, num_bins: int = NUM_BINS) -> Reliability:
-    """The reliability curve over `num_bins` bins of equal width in P(crime).
+    """Compute the reliability curve over `num_bins` bins of equal width in P(crime).
 
     >>> round(reliability([0, 1, 1, 1], [0.25, 0.25, 0.9, 0.9], num_bins=2).ece, 3)
     0.175
@@ -132,7 +140,7 @@ def reliability(labels: Labels, crime_probabilities: Floats, *, num_bins: int = 
 
 
 def logits(probabilities: Array) -> Array:
-    """Log-odds of probabilities, finite."""
+    """Return the log-odds of probabilities, clipped so that they are finite."""
     clipped = np.clip(probabilities, _EPSILON, 1 - _EPSILON)
     log_odds: Array = np.log(clipped) - np.log1p(-clipped)
     return log_odds
@@ -152,7 +160,7 @@ _TARGET = re.compile(r"(?P<name>[a-z0-9-]+)(=(?P<value>\d+(\.\d*)?|\.\d+))?")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
-    """What a threshold is chosen for, on validation."""
+    """Criterion by which a threshold is chosen on validation data."""
 
     name: str
     value: float | None = None
@@ -162,8 +170,10 @@ class Target:
 
 
 def parse_target(text: str) -> Target:
-    """`f1` or `accuracy` (the highest), `recall=R` (at least), `fpr=R` (at most, of normal clips) or
-    `false-alarms-per-hour=R` (at most, of normal footage).
+    """Parse a target, or raise UserError.
+
+    Targets are `f1` and `accuracy` (highest), `recall=R` (at least R), `fpr=R` (at most R, of normal clips) and
+    `false-alarms-per-hour=R` (at most R, in normal footage).
 
     >>> parse_target("fpr=0.05")
     Target(name='fpr', value=0.05)
@@ -175,15 +185,15 @@ def parse_target(text: str) -> Target:
         raise UserError(f"--target is {text!r}, expected one of f1, accuracy, recall=R, fpr=R, false-alarms-per-hour=R")
     target = Target(name=name, value=None if value is None else float(value))
     if target.value is not None and (target.value <= 0 or (name in ("recall", "fpr") and target.value >= 1)):
-        raise UserError(f"--target {text} cannot be met: expected above 0{' and below 1' * (name != TARGETS[-1])}")
+        raise UserError(f"--target is {text}, expected a value above 0{' and below 1' * (name != TARGETS[-1])}")
     return target
 
 
 def choose_threshold(labels: Labels, crime_probabilities: Floats, target: Target) -> float:
-    """The threshold that meets `target` (all but false-alarms-per-hour) on these validation clips.
+    """Return the threshold that meets `target` (any but false-alarms-per-hour) on these validation clips.
 
-    Thresholds lie in the middle between two scores that occur. Raises UserError where the clips are too few to support
-    the target: `RULE_OF_THREE`.
+    Thresholds lie halfway between two neighbouring scores. Raises UserError if there are too few clips to support the
+    target (`RULE_OF_THREE`).
     """
     labels_N, scores_N = np.asarray(labels), np.asarray(crime_probabilities, np.float64)
     num_normal, num_crime = int((labels_N == 0).sum()), int((labels_N == 1).sum())
@@ -200,30 +210,30 @@ def choose_threshold(labels: Labels, crime_probabilities: Floats, target: Target
         return float(min(met))
     measure = clips.f1 if target.name == "f1" else clips.accuracy
     reached = [measure(labels_N, scores_N >= t) or 0.0 for t in thresholds]
-    # Of thresholds that do equally well the one in the middle: it is the least at the mercy of single clips.
+    # Among equally good thresholds take the middle one, which depends least on single clips.
     best = np.flatnonzero(np.array(reached) >= max(reached) - 1e-12)
     return float(thresholds[best[len(best) // 2]])
 
 
 def check_classes(*, num_normal: int, num_crime: int) -> None:
-    """Raise UserError where the validation clips lack a class."""
+    """Raise UserError if the validation clips lack a class."""
     if not num_normal or not num_crime:
         raise UserError(
             f"the validation clips are of one class only ({num_normal} normal, {num_crime} crime), expected both: "
-            "calibration and thresholds take clips of either"
+            "calibration and thresholds need clips of both; name other validation shards"
         )
 
 
 def check_support(target: Target, *, num_normal: int, num_crime: int, normal_hours: float | None = None) -> None:
-    """Raise UserError where validation is too small for anybody to know that `target` is met (`RULE_OF_THREE`)."""
+    """Raise UserError if the validation set is too small to show that `target` is met (`RULE_OF_THREE`)."""
     if target.name == "false-alarms-per-hour":
         assert target.value is not None
         hours = normal_hours or 0.0
         if hours * target.value < RULE_OF_THREE:
-            possible = f"there may be {RULE_OF_THREE / hours:.3g} an hour" if hours else "there may be any number"
+            possible = f"up to {RULE_OF_THREE / hours:.3g} per hour are possible" if hours else "any rate is possible"
             raise UserError(
                 f"--target {target} cannot be supported by {hours:.2f} hours of normal validation footage (videos of "
-                f"{MIN_ALARM_SECONDS:g} s or more): even without one false alarm in them {possible}; "
+                f"{MIN_ALARM_SECONDS:g} s or more): even without a false alarm in it, {possible}; "
                 f"expected at least {RULE_OF_THREE / target.value:.3g} hours, or a target of more alarms"
             )
         return
@@ -233,14 +243,14 @@ def check_support(target: Target, *, num_normal: int, num_crime: int, normal_hou
     }.get(target.name, (1.0, 10**9, ""))
     if share * count < RULE_OF_THREE:
         raise UserError(
-            f"--target {target} cannot be supported by {count} {what} validation clips: even without one mistake "
-            f"in them the share of mistakes may be {RULE_OF_THREE / count:.2g}; expected at least "
-            f"{math.ceil(round(RULE_OF_THREE / share, 6))}, or another target"
+            f"--target {target} cannot be supported by {count} {what} validation clips: even without an error in "
+            f"them, the error rate may be {RULE_OF_THREE / count:.2g}; expected at least "
+            f"{math.ceil(round(RULE_OF_THREE / share, 6))}, or a different target"
         )
 
 
 def candidate_thresholds(scores: Array) -> Array:
-    """Every threshold that decides differently on `scores`: below all, between two neighbours, above all.
+    """Return one threshold for each way to split `scores`: below all, between two neighbours, above all.
 
     >>> candidate_thresholds(np.array([0.2, 0.6, 0.2])).tolist()
     [0.0, 0.4, 0.8]

@@ -1,7 +1,8 @@
-"""Every metric, and how sure it is. Undefined ones are None, never NaN: they go into JSON.
+"""Metrics of binary scores, with bootstrap confidence intervals.
 
-scikit-learn does the arithmetic. A *statistic* is the same metric as a function of one weight a row: resampling whole
-source groups with replacement is nothing but other weights, so any metric gets its interval from `bootstrap`.
+Undefined metrics are None, never NaN, because they are written as JSON. scikit-learn computes the metrics. A
+*statistic* is a metric as a function of one weight per row. Resampling whole recordings with replacement only changes
+these weights, so `bootstrap` gives the interval of any metric.
 """
 
 from __future__ import annotations
@@ -16,23 +17,23 @@ import numpy.typing as npt
 Floats = Sequence[float] | npt.NDArray[np.floating]
 Labels = Sequence[int] | npt.NDArray[np.integer]
 Array = npt.NDArray[np.float64]
-Statistic = Callable[[Array], float | None]  # weights, float [N], 0 or more → the metric; None where it is undefined
+Statistic = Callable[[Array], float | None]  # weights, float [N], 0 or more → the metric, or None if undefined
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Scores:
-    """How well P(crime) tells crime from normal on labelled clips, videos or frames."""
+class BinaryMetrics:
+    """Metrics of P(crime) on labelled clips, videos or frames."""
 
     num_clips: int  # or videos, or frames
-    accuracy: float | None  # share on the right side of the threshold; None without any
-    auc: float | None  # area under the ROC curve; None unless both classes are there
+    accuracy: float | None  # share on the correct side of the threshold; None without any clip
+    auc: float | None  # area under the ROC curve; None unless both classes are present
     confusion: tuple[tuple[int, int], tuple[int, int]]  # [true label][predicted label]
-    average_precision: float | None = None  # of crime; None unless both classes are there
-    f1: float | None = None  # of crime, at the threshold; None unless both classes are there
+    average_precision: float | None = None  # of crime; None unless both classes are present
+    f1: float | None = None  # of crime, at the threshold; None unless both classes are present
 
 
-def score(labels: Labels, crime_probabilities: Floats, *, threshold: float = 0.5) -> Scores:
-    """Scores of predictions. Labels other than 0 and 1 (unknown, padding) are left out.
+def score(labels: Labels, crime_probabilities: Floats, *, threshold: float = 0.5) -> BinaryMetrics:
+    """Compute all metrics of P(crime), [N], against `labels`, [N]: 0 normal, 1 crime, -1 (unknown, padding) ignored.
 
     >>> scores = score([0, 1, 1, -1], [0.2, 0.9, 0.4, 0.9])
     >>> scores.num_clips, scores.auc, scores.confusion, round(scores.f1, 3)
@@ -43,7 +44,7 @@ def score(labels: Labels, crime_probabilities: Floats, *, threshold: float = 0.5
     labels_N, probabilities_N = labels_N[known], probabilities_N[known]
     predicted_N = probabilities_N >= threshold
     counts = [[int(((labels_N == true) & (predicted_N == predicted)).sum()) for predicted in (0, 1)] for true in (0, 1)]
-    return Scores(
+    return BinaryMetrics(
         num_clips=len(labels_N),
         accuracy=float((labels_N == predicted_N).mean()) if len(labels_N) else None,
         auc=roc_auc(labels_N, probabilities_N),
@@ -57,7 +58,7 @@ def score(labels: Labels, crime_probabilities: Floats, *, threshold: float = 0.5
 
 
 def roc_auc(labels: Labels, crime_probabilities: Floats, weights: Floats | None = None) -> float | None:
-    """Area under the ROC curve; None unless both classes are there (with a weight above 0).
+    """Return the area under the ROC curve; None unless both classes are present (with a weight above 0).
 
     >>> roc_auc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]), roc_auc([1, 1], [0.1, 0.2])
     (0.75, None)
@@ -68,7 +69,7 @@ def roc_auc(labels: Labels, crime_probabilities: Floats, weights: Floats | None 
 
 
 def average_precision(labels: Labels, crime_probabilities: Floats, weights: Floats | None = None) -> float | None:
-    """Average precision of crime: the sum over recall steps, no interpolation; None unless both classes are there.
+    """Return the average precision of crime, summed over recall steps; None unless both classes are present.
 
     >>> round(average_precision([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]), 4)
     0.8333
@@ -79,7 +80,7 @@ def average_precision(labels: Labels, crime_probabilities: Floats, weights: Floa
 
 
 def f1(labels: Labels, predicted: Labels | npt.NDArray[np.bool_], weights: Floats | None = None) -> float | None:
-    """F1 of crime, from decisions; None unless both classes are there.
+    """Return the F1 score of crime from decisions; None unless both classes are present.
 
     >>> f1([0, 1, 1, 1], [1, 1, 1, 0])
     0.6666666666666666
@@ -90,7 +91,7 @@ def f1(labels: Labels, predicted: Labels | npt.NDArray[np.bool_], weights: Float
 
 
 def accuracy(labels: Labels, predicted: Labels | npt.NDArray[np.bool_], weights: Floats | None = None) -> float | None:
-    """Weighted share of right decisions; None without any.
+    """Return the weighted share of correct decisions; None if all weights are 0.
 
     >>> accuracy([0, 1, 1, 1], [1, 1, 1, 0])
     0.5
@@ -104,10 +105,10 @@ def accuracy(labels: Labels, predicted: Labels | npt.NDArray[np.bool_], weights:
 def within_group_auc(
     labels: Labels, crime_probabilities: Floats, groups: Sequence[Hashable] | npt.NDArray[Any]
 ) -> float | None:
-    """ROC-AUC over pairs of one crime and one normal of the *same* group: knowing the camera cannot win it.
+    """Return the ROC-AUC over pairs of a crime and a normal clip of the *same* group.
 
-    The share of all such pairs, over all groups, in which the crime has the higher score (equal ones count half), so a
-    group counts by its number of pairs. None where no group has both classes.
+    It is the share of all such pairs in which the crime has the higher score; equal scores count half. Each group is
+    thus weighted by its number of pairs, and recognising the camera does not help. None if no group has both classes.
 
     >>> within_group_auc([0, 1, 0, 1], [0.1, 0.2, 0.8, 0.7], ["a", "a", "b", "b"])
     0.5
@@ -119,7 +120,7 @@ def within_group_auc(
 
 
 def num_within_group_pairs(labels: Labels, groups: Sequence[Hashable] | npt.NDArray[Any]) -> int:
-    """How many pairs `within_group_auc` compares.
+    """Return the number of pairs that `within_group_auc` compares.
 
     >>> num_within_group_pairs([0, 1, 1, 0, 1], ["a", "a", "a", "b", "c"])
     2
@@ -152,7 +153,7 @@ def _of_both_classes(
 
 
 def roc_auc_statistic(labels: Labels, crime_probabilities: Floats) -> Statistic:
-    """`roc_auc` as a function of weights. Sorted once, so that a resample costs no sorting: a test holds both equal."""
+    """Return `roc_auc` as a function of weights. Scores are sorted once, so that a resample needs no sorting."""
     crimes_S, normals_S = _weights_by_score(labels, crime_probabilities)
 
     def statistic(weights_N: Array) -> float | None:
@@ -164,7 +165,7 @@ def roc_auc_statistic(labels: Labels, crime_probabilities: Floats) -> Statistic:
 
 
 def average_precision_statistic(labels: Labels, crime_probabilities: Floats) -> Statistic:
-    """`average_precision` as a function of weights, sorted once."""
+    """Return `average_precision` as a function of weights. Scores are sorted once."""
     crimes_S, normals_S = _weights_by_score(labels, crime_probabilities)
 
     def statistic(weights_N: Array) -> float | None:
@@ -182,7 +183,7 @@ def average_precision_statistic(labels: Labels, crime_probabilities: Floats) -> 
 def _weights_by_score(
     labels: Labels, crime_probabilities: Floats
 ) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-    """Functions from weights [N] to the sums of those of crimes, and of normals, at each score that occurs, rising."""
+    """Return two functions from weights [N] to their sums at each distinct score, rising: of crimes, of normals."""
     labels_N = np.asarray(labels)
     values_S, place_N = np.unique(np.asarray(crime_probabilities, np.float64), return_inverse=True)
 
@@ -197,7 +198,7 @@ def _weights_by_score(
 
 
 def f1_statistic(labels: Labels, crime_probabilities: Floats, *, threshold: float = 0.5) -> Statistic:
-    """`f1` as a function of weights."""
+    """Return `f1` as a function of weights."""
     labels_N, predicted_N = np.asarray(labels) == 1, np.asarray(crime_probabilities) >= threshold
     found_N, wrong_N = (labels_N & predicted_N).astype(np.float64), (labels_N != predicted_N).astype(np.float64)
 
@@ -209,12 +210,13 @@ def f1_statistic(labels: Labels, crime_probabilities: Floats, *, threshold: floa
 
 
 def accuracy_statistic(labels: Labels, crime_probabilities: Floats, *, threshold: float = 0.5) -> Statistic:
+    """Return `accuracy` as a function of weights."""
     predicted_N = np.asarray(crime_probabilities) >= threshold
     return lambda weights_N: accuracy(labels, predicted_N, weights_N)
 
 
 def mean_statistic(values: Floats) -> Statistic:
-    """The weighted mean of `values`; None where all weights are 0."""
+    """Return the mean of `values` as a function of weights; it is None if all weights are 0."""
     values_N = np.asarray(values, np.float64)
 
     def statistic(weights_N: Array) -> float | None:
@@ -227,7 +229,7 @@ def mean_statistic(values: Floats) -> Statistic:
 def within_group_auc_statistic(
     labels: Labels, crime_probabilities: Floats, groups: Sequence[Hashable] | npt.NDArray[Any]
 ) -> Statistic:
-    """`within_group_auc` as a function of weights, which must be the same for all rows of a group."""
+    """Return `within_group_auc` as a function of weights, which must be equal for all rows of a group."""
     labels_N, scores_N, groups_N = np.asarray(labels), np.asarray(crime_probabilities, np.float64), units(groups)
     first_rows, num_pairs, won = [], [], []
     for group in range(int(groups_N.max(initial=-1)) + 1):
@@ -248,7 +250,7 @@ def within_group_auc_statistic(
 
 
 def difference(a: Statistic, b: Statistic) -> Statistic:
-    """a − b on the same resample: what a *paired* bootstrap compares."""
+    """Return a − b on the same resample, for a *paired* bootstrap."""
 
     def statistic(weights_N: Array) -> float | None:
         of_a, of_b = a(weights_N), b(weights_N)
@@ -262,21 +264,21 @@ def difference(a: Statistic, b: Statistic) -> Statistic:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A figure and its interval. `low` and `high` are None where there are too few units to resample."""
+    """A value and its confidence interval. `low` and `high` are None if there are too few units to resample."""
 
     value: float | None
     low: float | None
     high: float | None
-    num_units: int  # source groups (else videos) that were resampled
+    num_units: int  # recordings (or videos, where no recording is known) that were resampled
     level: float = 0.95
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether a difference is above or below 0 at this level."""
+        """True if the interval of a difference lies entirely above or below 0."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
     def text(self, digits: int = 3) -> str:
-        """For people.
+        """Format the value and its interval.
 
         >>> Interval(value=0.8123, low=0.7, high=0.9, num_units=7).text()
         '0.812 [0.700, 0.900]'
@@ -296,12 +298,12 @@ def bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """The value of `statistic` on all rows, and its percentile interval over resamples of whole groups.
+    """Return the value of `statistic` on all rows, and its percentile interval over resamples of whole groups.
 
-    `groups`: of each row the unit that is drawn with replacement, all its rows together: the source group (recording),
-    else the video. Resamples in which the metric is undefined are left out; where they are more than half, or there is
-    only one unit, there is no interval. (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13;
-    Field and Welsh, "Bootstrapping clustered data", JRSS B 2007, for whole groups.)
+    `groups` holds the group of each row: its recording, or its video where no recording is known. Groups are drawn with
+    replacement, each with all its rows. Resamples in which the metric is undefined are ignored. There is no interval if
+    they are more than half, or if there is only one group. (Efron and Tibshirani, "An Introduction to the Bootstrap",
+    1993, chapter 13; for whole groups: Field and Welsh, "Bootstrapping clustered data", JRSS B 2007.)
 
     >>> bootstrap(mean_statistic([0.0, 1.0, 0.0, 1.0]), ["a", "b", "c", "d"]).text(2)
     '0.50 [0.00, 1.00]'
@@ -323,12 +325,12 @@ def bootstrap(
 def paired_bootstrap(
     a: Statistic, b: Statistic, groups: Sequence[Hashable] | npt.NDArray[Any], **options: Any
 ) -> Interval:
-    """The interval of a − b, both on the same resamples; options as of `bootstrap`."""
+    """Return the difference a − b and its interval, with both on the same resamples; options as in `bootstrap`."""
     return bootstrap(difference(a, b), groups, **options)
 
 
 def units(groups: Sequence[Hashable] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Groups as numbers from 0, in order of appearance.
+    """Map groups to numbers from 0, in order of appearance.
 
     >>> units(["b", "a", "b"]).tolist()
     [0, 1, 0]
@@ -339,7 +341,7 @@ def units(groups: Sequence[Hashable] | npt.NDArray[Any]) -> npt.NDArray[np.int64
 
 
 def poisson_interval(count: int, exposure: float, *, level: float = 0.95) -> Interval:
-    """The rate of `count` independent events in `exposure` hours, with the exact interval of Garwood (1936).
+    """Return the rate of `count` independent events in `exposure` hours, with the exact interval of Garwood (1936).
 
     >>> poisson_interval(0, 2.0).text(2), poisson_interval(4, 2.0).text(2)
     ('0.00 [0.00, 1.84]', '2.00 [0.54, 5.12]')

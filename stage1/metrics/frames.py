@@ -1,4 +1,4 @@
-"""Metrics over the frames of many videos. Runs of equal frames are one weighted row: a million is quick."""
+"""Frame-level metrics. Runs of equal frames are merged into one weighted row, so that a million frames are fast."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from stage1.metrics import clips
-from stage1.metrics.annotations import VideoTruth
+from stage1.metrics.annotations import VideoGroundTruth
 from stage1.metrics.clips import Array, Interval, Statistic
 
 SNIPPET_FRAMES = 16
-# What a perfect scorer of snippets may take as the score of one: none of them reaches a frame AUC of 1.
+# Scores that a perfect snippet scorer may use, from a snippet's share of event frames. None reaches a frame AUC of 1.
 SNIPPET_RULES: dict[str, Callable[[Array], Array]] = {
     "share of event frames": lambda share: share,
     "any event frame": lambda share: (share > 0).astype(np.float64),
@@ -24,10 +24,10 @@ SNIPPET_RULES: dict[str, Callable[[Array], Array]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoredVideo:
-    """One score and one label a frame, [F]."""
+    """A score and a label for each frame of a video, [F]."""
 
     stem: str
-    group: str  # recording, else the video: what is resampled together
+    group: str  # the recording, or the video where no recording is known: the unit of resampling
     is_crime: bool
     labels: npt.NDArray[np.uint8]
     scores: Array
@@ -35,7 +35,7 @@ class ScoredVideo:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrameMetrics:
-    """Over all frames pooled, and over those of videos with an event alone, where knowing the video cannot win."""
+    """Metrics over all frames, and over the frames of anomalous videos only, where recognising the video is no help."""
 
     num_videos: int
     num_frames: int
@@ -44,11 +44,14 @@ class FrameMetrics:
     average_precision: Interval
     auc_anomalous: Interval
     average_precision_anomalous: Interval
-    mean_auc_of_anomalous_videos: Interval  # each video by itself, then the mean
+    mean_auc_of_anomalous_videos: Interval  # mean of the AUC of each video
 
 
 def frame_metrics(videos: Sequence[ScoredVideo], *, num_resamples: int = 200, seed: int = 0) -> FrameMetrics:
-    """Frame AUC and AP with bootstrap intervals over the groups of the videos; `num_resamples` 0: no intervals."""
+    """Compute frame AUC and AP with bootstrap intervals over the groups of the videos.
+
+    With `num_resamples` 0 there are no intervals.
+    """
     anomalous = [video for video in videos if video.is_crime]
 
     def interval(statistic_of: Callable[..., Statistic], part: Sequence[ScoredVideo]) -> Interval:
@@ -82,7 +85,7 @@ def frame_metrics(videos: Sequence[ScoredVideo], *, num_resamples: int = 200, se
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Cells:
-    """Runs of frames of one video with one label and one score, [R]."""
+    """Runs of consecutive frames of a video with equal label and score, [R]."""
 
     videos: npt.NDArray[np.int64]
     labels: npt.NDArray[np.uint8]
@@ -114,15 +117,16 @@ def _cells(videos: Sequence[ScoredVideo]) -> _Cells:
 def spread_clips(
     scores: Array, first_frames: npt.NDArray[np.int64], last_frames: npt.NDArray[np.int64], num_frames: int
 ) -> Array:
-    """A score for each frame, [num_frames]: the mean of the clips over it, each from its first to its last frame.
+    """Return a score for each frame, [num_frames]: the mean score of the clips that cover it.
 
-    A frame that no clip covers has the score of the nearest clip frame, the earlier one where two are equally near.
+    A clip covers its first to its last frame. A frame without a clip has the score of the nearest covered frame, the
+    earlier one if two are equally near. Raises ValueError without clips.
 
     >>> spread_clips(np.array([0.2, 0.6]), np.array([0, 1]), np.array([1, 2]), 5).round(3).tolist()
     [0.2, 0.4, 0.6, 0.6, 0.6]
     """
     if not len(scores):
-        raise ValueError("no clip, expected at least one to spread over the frames")
+        raise ValueError("there are 0 clips, expected at least one to spread over the frames")
     sums, counts = np.zeros(num_frames + 1), np.zeros(num_frames + 1)
     ends = np.minimum(last_frames + 1, num_frames)
     for array, values in ((sums, scores), (counts, np.ones(len(scores)))):
@@ -130,7 +134,7 @@ def spread_clips(
         np.add.at(array, ends, -values)
     sums, counts = np.cumsum(sums)[:-1], np.round(np.cumsum(counts)[:-1])
     covered = np.flatnonzero(counts)
-    # Rounded, so that frames under the same clips get the same score whatever was added and taken away before.
+    # Round, so that frames under the same clips get the same score despite rounding errors of the running sums.
     known = np.round(sums[covered] / counts[covered], 12)
     after = np.clip(np.searchsorted(covered, np.arange(num_frames)), 0, len(covered) - 1)
     before = np.maximum(after - (covered[after] > np.arange(num_frames)), 0)
@@ -139,7 +143,7 @@ def spread_clips(
 
 
 def spread_snippets(scores: Array, num_frames: int, *, snippet_frames: int = SNIPPET_FRAMES) -> Array:
-    """Each score on its `snippet_frames` frames, the last one on to the end: [num_frames].
+    """Repeat each score for `snippet_frames` frames, and the last one up to the end: [num_frames].
 
     >>> spread_snippets(np.array([0.1, 0.9]), 5, snippet_frames=2).tolist()
     [0.1, 0.1, 0.9, 0.9, 0.9]
@@ -148,7 +152,7 @@ def spread_snippets(scores: Array, num_frames: int, *, snippet_frames: int = SNI
 
 
 def spread_evenly(scores: Array, num_frames: int) -> Array:
-    """N scores, each on one of N equal stretches of the video: [num_frames].
+    """Spread N scores over N equal segments of the video: [num_frames].
 
     >>> spread_evenly(np.array([0.1, 0.9]), 5).tolist()
     [0.1, 0.1, 0.1, 0.9, 0.9]
@@ -157,7 +161,7 @@ def spread_evenly(scores: Array, num_frames: int) -> Array:
 
 
 def mean_over_segments(scores: Array, num_segments: int = 32) -> Array:
-    """Scores of snippets averaged into so many equal segments, as Sultani et al. (CVPR 2018) do with features.
+    """Average snippet scores over `num_segments` equal segments, as Sultani et al. (CVPR 2018) do with features.
 
     >>> mean_over_segments(np.array([0.0, 1.0, 1.0, 1.0]), 2).tolist()
     [0.5, 1.0]
@@ -167,7 +171,7 @@ def mean_over_segments(scores: Array, num_segments: int = 32) -> Array:
 
 
 def snippet_shares(labels: npt.NDArray[np.uint8], *, snippet_frames: int = SNIPPET_FRAMES) -> Array:
-    """Share of event frames of each snippet; the last may be shorter.
+    """Return the share of event frames in each snippet; the last snippet may be shorter.
 
     >>> snippet_shares(np.array([0, 1, 1, 1, 0], np.uint8), snippet_frames=2).tolist()
     [0.5, 1.0, 0.0]
@@ -177,10 +181,10 @@ def snippet_shares(labels: npt.NDArray[np.uint8], *, snippet_frames: int = SNIPP
     return np.asarray(sums / np.minimum(snippet_frames, len(labels) - starts), np.float64)
 
 
-def reference_scores(truth: VideoTruth, *, snippet_frames: int = SNIPPET_FRAMES) -> dict[str, Array]:
-    """What scorers that know the truth give each frame: how far a frame AUC goes without, or only by, finding events.
+def reference_scores(truth: VideoGroundTruth, *, snippet_frames: int = SNIPPET_FRAMES) -> dict[str, Array]:
+    """Return frame scores of oracles, by name. They bound the frame AUC that video labels or snippets can reach.
 
-    The first knows which *videos* hold an event, and nothing else; the others are perfect on snippets.
+    The first oracle only knows which *videos* have an event; the others know the event frames of each snippet.
     """
     shares = snippet_shares(truth.frame_labels(), snippet_frames=snippet_frames)
     perfect = {

@@ -1,4 +1,4 @@
-"""Which events truly are in the videos of a shard set: annotations matched to its videos."""
+"""Ground-truth events of a shard set: annotations matched to its videos."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import dataclasses
 from pathlib import Path, PurePosixPath
 
 from stage1.data.reader import ClipReader
-from stage1.metrics.annotations import VideoTruth, make_annotations, read_annotations
+from stage1.metrics.annotations import VideoGroundTruth, make_annotations, read_annotations
 from vidshard.util.errors import UserError
 
 
-def read_truth(path: Path, reader: ClipReader) -> dict[str, VideoTruth]:
-    """Path of the video below SOURCE → what is true of it, for the videos that the file speaks of.
+def read_ground_truth(path: Path, reader: ClipReader) -> dict[str, VideoGroundTruth]:
+    """Read the ground truth of the annotated videos of a set, by their path below SOURCE.
 
-    `path`: temporal annotations in UCF-Crime's form, matched by file stem. Raises UserError when the file cannot be
-    read, tells of none of the videos, or a name means two of them. The number of frames is that of the shards.
+    `path` is a file of temporal annotations in UCF-Crime's format, matched by file stem. Frame counts are those of the
+    shards. Raises UserError if the file cannot be read, if it names no video of the set, or if a name is ambiguous.
     """
     paths = reader.index.paths
     video_of_stem: dict[str, int] = {}
@@ -22,14 +22,17 @@ def read_truth(path: Path, reader: ClipReader) -> dict[str, VideoTruth]:
         other = video_of_stem.setdefault(PurePosixPath(source).stem, video)
         if other != video:
             raise UserError(
-                f"--annotations {path}: {PurePosixPath(source).stem} may be {paths[other]} or {source}; build the two "
-                "into shard sets of their own"
+                f"--annotations {path}: {PurePosixPath(source).stem} may be {paths[other]} or {source}; build them "
+                "into separate shard sets"
             )
     listed = [
         dataclasses.replace(video, num_frames=None) for video in read_annotations(path) if video.stem in video_of_stem
     ]
     if not listed:
-        raise UserError(f"--annotations {path} names none of the {len(paths):,} videos; is it the file for these?")
+        raise UserError(
+            f"--annotations {path} names none of the {len(paths):,} videos of the shards; expected the annotations of "
+            "these videos, with their file names"
+        )
     lengths = {stem: int(reader.index.videos["num_frames"][video]) for stem, video in video_of_stem.items()}
     found = make_annotations(listed, num_frames=lengths)
     return {paths[video_of_stem[truth.stem]]: truth for truth in found.videos}

@@ -1,6 +1,7 @@
-"""A clip judged beside the other clips of its video.
+"""Scores centred per video: each clip is compared with the median of its video.
 
-What a camera, a scene or a codec adds to all clips of a video alike goes away; so does what only whole videos tell.
+This removes the bias that a camera, a scene or a codec adds to all clips of a video, but also any information that is
+only in the score of the whole video.
 """
 
 from __future__ import annotations
@@ -17,22 +18,22 @@ CONVENTION = "P(crime) of the log-odds of a clip less their median over its vide
 
 
 def check_videos(videos_N: npt.NDArray[np.integer], *, where: str) -> None:
-    """Raise UserError where most videos have too few clips for a median to mean anything.
+    """Raise UserError if most videos have too few clips for a meaningful median.
 
-    `videos_N`: the video of each clip; `where` the clips are, for the user.
+    `videos_N` holds the video of each clip, and `where` names the set in the message.
     """
     counts_V = np.unique(videos_N, return_counts=True)[1]
     if len(counts_V) and np.median(counts_V) < MIN_CLIPS:
         raise UserError(
-            f"--relative compares a clip with the others of its video; half of the videos of {where} have fewer than "
-            f"{MIN_CLIPS} clips: build them with --sampling dense"
+            f"--relative compares a clip with the other clips of its video, but half of the videos of {where} have "
+            f"fewer than {MIN_CLIPS} clips; build them with --sampling dense"
         )
 
 
 def relative_scores(log_odds_N: Array, videos_N: npt.NDArray[np.integer]) -> Array:
-    """The log-odds of each clip less their median over its video, as a probability, [N].
+    """Subtract the median log-odds of each clip's video, and return the result as a probability, [N].
 
-    A NaN stays one, and counts for no median.
+    A NaN stays NaN and is ignored by the median.
 
     >>> relative_scores(np.array([5.0, 3.0, np.nan, 3.0, -2.0]), np.array([7, 7, 7, 7, 4])).round(2).tolist()
     [0.88, 0.5, nan, 0.5, 0.5]

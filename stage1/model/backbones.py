@@ -1,7 +1,7 @@
-"""torchvision's 3D ResNets behind the interface of our own network, and weights for them.
+"""torchvision's 3D ResNets with the interface of our own network, and their pre-trained weights.
 
-Tran et al., "A Closer Look at Spatiotemporal Convolutions for Action Recognition", CVPR 2018. `s3d` is not among them:
-it refuses frames of 112×112.
+The networks are from Tran et al., "A Closer Look at Spatiotemporal Convolutions for Action Recognition", CVPR 2018.
+`s3d` is not included because it rejects frames of 112×112.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from stage1.model.config import TORCHVISION_BACKBONES
 from vidshard.util.errors import UserError
 
 NAMES = TORCHVISION_BACKBONES
-# What the networks' own weights were trained with: RGB in [0, 1].
+# Normalisation with which the published weights were trained: of RGB in [0, 1].
 MEAN, STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
 _GROUPS = 16
-_UNUSED = ("fc.weight", "fc.bias")  # the classifier of 400 actions
-_NESTED = ("model_state_dict", "state_dict", "model")  # where other programs keep the weights in their files
+_UNUSED = ("fc.weight", "fc.bias")  # the classifier of Kinetics' 400 actions
+_NESTED = ("model_state_dict", "state_dict", "model")  # keys under which checkpoint files store a state dict
 _PREFIXES = ("module.", "backbone.network.", "network.", "backbone.")
 
 Confirm = Callable[[str], bool]
 
 
 class TorchvisionBackbone(nn.Module):
-    """Clips → features of every time step: float (B, 3, T, H, W), normalised by MEAN and STD → (B, T', 512).
+    """Features of every time step of clips: float (B, 3, T, H, W), normalised by MEAN and STD → (B, T', 512).
 
-    `r3d_18` and `r2plus1d_18` shrink time by 8 (16 frames → 2 steps); `mc3_18` keeps it.
+    `r3d_18` and `r2plus1d_18` downsample time by 8 (16 frames → 2 steps); `mc3_18` keeps it.
     """
 
     features = 512
@@ -49,12 +49,14 @@ class TorchvisionBackbone(nn.Module):
             _replace_batch_norms(self.network)
 
     def forward(self, clips_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Return features (B, T', 512) of clips (B, 3, T, H, W)."""
         layers = self.network
         maps_BDTHW = layers.layer4(layers.layer3(layers.layer2(layers.layer1(layers.stem(clips_BCTHW)))))  # type: ignore[operator]
         features_BTD: torch.Tensor = maps_BDTHW.mean((3, 4)).transpose(1, 2)
         return features_BTD
 
     def train(self, mode: bool = True) -> TorchvisionBackbone:
+        """Set the training mode, but keep batch normalisation in evaluation mode with the norm "frozen"."""
         super().train(mode)
         if self.norm == "frozen":
             for module in self.modules():
@@ -63,9 +65,9 @@ class TorchvisionBackbone(nn.Module):
         return self
 
     def attention_frame_ranges(self, num_frames: int) -> list[tuple[int, int]]:
-        """The frames in the middle of what each step saw: its receptive field is wider.
+        """Return the (first, last) frame of each time step's centre; its receptive field is wider.
 
-        Three layers take every second time step, beginning with the first: step i of 8·i − 4 to 8·i + 3.
+        Three layers have a temporal stride of 2, so step i is centred on the frames 8·i − 4 to 8·i + 3.
         """
         if self.name == "mc3_18":
             return [(frame, frame) for frame in range(num_frames)]
@@ -78,38 +80,42 @@ class TorchvisionBackbone(nn.Module):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WeightsReport:
-    """What became of a file of weights."""
+    """Result of loading a file of weights."""
 
     source: str  # path of the file
     sha256: str
-    num_loaded: int  # tensors
-    missing: tuple[str, ...]  # tensors of the network that the file lacks: left as they were drawn
-    misfit: tuple[str, ...]  # of another shape: left out
-    unexpected: tuple[str, ...]  # tensors of the file that the network does not have
+    num_loaded: int  # number of tensors that were loaded
+    missing: tuple[str, ...]  # tensors of the network that the file lacks; they keep their initial values
+    misfit: tuple[str, ...]  # tensors of a different shape in the file; they keep their initial values
+    unexpected: tuple[str, ...]  # tensors of the file that the network lacks
 
     @property
     def text(self) -> str:
-        """For the user; one line, and one for each kind of what did not fit."""
+        """The report as text: one line, and one more for each kind of tensor that was not loaded."""
         lines = [f"{self.num_loaded} tensors of weights from {self.source} (SHA-256 {self.sha256})"]
-        for kind, names in (("missing in the file", self.missing), ("of another shape", self.misfit)):
+        for kind, names in (("missing in the file", self.missing), ("of a different shape", self.misfit)):
             if names:
-                lines.append(f"  {kind}, left as drawn: {_listed(names)}")
+                lines.append(f"  {kind}, kept at their initial values: {_listed(names)}")
         if self.unexpected:
-            lines.append(f"  not of this network, left out: {_listed(self.unexpected)}")
+            lines.append(f"  not in this network, ignored: {_listed(self.unexpected)}")
         return "\n".join(lines)
 
 
 def training_options(name: str, weights: str | None, *, confirm: Confirm) -> dict[str, Any]:
-    """What `--backbone` and `--weights` of `stage1 train` stand for, as nested options of a TrainConfig.
+    """Return the options of a TrainConfig, nested, that `--backbone` and `--weights` of `stage1 train` stand for.
 
-    The network's own normalisation, its full resolution, and the SHA-256 of the weights, found as by `load_weights`;
-    they replace what a file of options says of another network.
+    They are the network's normalisation, its full resolution, and the path and SHA-256 of the weights, which are found
+    by `find_weights`. They override the options of a file that was written for a different network. Raises UserError if
+    the weights do not fit the network or cannot be found.
     """
     if name == "stage1" and not weights:
         own = {field: getattr(TransformConfig, field) for field in ("mean", "std", "train_scale")}
         return {"model": {"backbone": name, "norm": "group"}, "transform": own, "weights": "", "weights_sha256": ""}
     if name not in NAMES:
-        raise UserError(f"--weights go with --backbone {', '.join(NAMES)}; our own network starts from scratch")
+        raise UserError(
+            f"--weights needs --backbone {', '.join(NAMES)}, but --backbone is {name}, which is trained from scratch; "
+            "name another backbone, or no weights"
+        )
     options: dict[str, Any] = {
         "model": {"backbone": name, "norm": "frozen" if weights else "group"},
         "transform": {"mean": MEAN, "std": STD, "train_scale": 1.0},
@@ -123,21 +129,21 @@ def training_options(name: str, weights: str | None, *, confirm: Confirm) -> dic
 
 
 def never(question: str) -> bool:
-    """For `confirm`: nobody is there to be asked."""
+    """Refuse every download: a `confirm` for runs without a user to ask."""
     return False
 
 
 def load_weights(backbone: TorchvisionBackbone, source: str, *, confirm: Confirm) -> WeightsReport:
-    """Load pre-trained weights into `backbone`, as found by `find_weights`.
+    """Load the pre-trained weights `source` (see `find_weights`) into `backbone`.
 
-    Raises UserError when there are none, or none of them fit.
+    Raises UserError if they cannot be found, or if no tensor fits.
     """
     path = find_weights(backbone.name, source, confirm=confirm)
     sha256 = _sha256(path)
     given = _read_state_dict(path)
     own = backbone.network.state_dict()
     loaded = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
-    # A network without batch statistics has no place for them; that is no news.
+    # Tensors without a counterpart by design: the classifier, and batch statistics if the network has none.
     expected = {name for name in given if name in _UNUSED or (backbone.norm == "group" and _is_statistic(name))}
     report = WeightsReport(
         source=str(path),
@@ -157,10 +163,10 @@ def load_weights(backbone: TorchvisionBackbone, source: str, *, confirm: Confirm
 
 
 def find_weights(network: str, name: str, *, confirm: Confirm) -> Path:
-    """The file of weights `name`: a file (a state dict, or a checkpoint that holds one), or torchvision's name.
+    """Return the file of the weights `name`: a file with a state dict, or a name of torchvision.
 
-    Such a name, ``KINETICS400_V1``, is looked up in torch's cache, else downloaded when `confirm` says yes to a
-    question that names the address. Raises UserError when there is neither.
+    Weights with a name, such as ``KINETICS400_V1``, are taken from torch's cache, or downloaded if `confirm` returns
+    True for a question that contains the URL. Raises UserError if the weights cannot be found or downloaded.
     """
     if Path(name).is_file():
         return Path(name)
@@ -180,14 +186,14 @@ def find_weights(network: str, name: str, *, confirm: Confirm) -> Path:
     size = known[short].meta.get("_file_size", 0)
     if not confirm(f"Download {size:.0f} MB of weights from {url} to {path}?"):
         raise UserError(
-            f"weights {name} are not at {path}, and were not to be downloaded; say yes, or name a file that you have"
+            f"weights {name} are not at {path}, and were not to be downloaded; say yes, or name a file of weights"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    digest = path.stem.rpartition("-")[2]  # the first digits of the SHA-256 stand in the name
+    digest = path.stem.rpartition("-")[2]  # the file name contains the first digits of the SHA-256
     try:
         torch.hub.download_url_to_file(url, str(path), hash_prefix=digest)
     except (OSError, RuntimeError) as error:
-        raise UserError(f"cannot download {url}: {error}; download it elsewhere and name the file") from error
+        raise UserError(f"{url} cannot be downloaded ({error}); download it elsewhere and name the file") from error
     return path
 
 
@@ -199,7 +205,7 @@ def _sha256(path: Path) -> str:
 def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     try:
         held: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen kinds on files that are not its own
+    except Exception as error:  # torch raises half a dozen types on other files
         reason = str(error).split("\n")[0].split(". ")[0][:120]
         raise UserError(f"{path} cannot be read as weights ({reason}); expected a state dict saved by torch") from error
     for name in _NESTED:
@@ -211,7 +217,7 @@ def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         else {}
     )
     if not tensors:
-        raise UserError(f"{path} holds no tensors by name, expected a state dict saved by torch")
+        raise UserError(f"{path} contains no named tensors, expected a state dict saved by torch")
     for prefix in _PREFIXES:
         if any(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
@@ -219,7 +225,7 @@ def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _replace_batch_norms(module: nn.Module) -> None:
-    """GroupNorm (Wu and He, ECCV 2018) of the same scale and shift in place of every BatchNorm3d below `module`."""
+    """Replace every BatchNorm3d below `module` by a GroupNorm (Wu and He, ECCV 2018)."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm3d):
             setattr(module, name, nn.GroupNorm(_num_groups(child.num_features), child.num_features))
@@ -228,7 +234,7 @@ def _replace_batch_norms(module: nn.Module) -> None:
 
 
 def _num_groups(channels: int) -> int:
-    """The most groups up to 16 that divide `channels`; R(2+1)D has stages of 45 and 230.
+    """Return the largest number of groups up to 16 that divides `channels`; R(2+1)D has stages of 45 and 230.
 
     >>> _num_groups(64), _num_groups(45), _num_groups(230)
     (16, 15, 10)

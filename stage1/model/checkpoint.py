@@ -1,8 +1,8 @@
-"""Checkpoints: all that rebuilds the model and its preprocessing, and all that resumes a run.
+"""Checkpoints, which rebuild the model with its preprocessing and resume a run.
 
-Written whole or not at all, and read with ``weights_only=True``: a checkpoint from somebody else runs no code. The file
-is one of `torch.save`, and behind it a line with the SHA-256 of all bytes before, which `torch.load` passes over: torch
-itself reads most damaged files without a word.
+A checkpoint is written atomically and read with ``weights_only=True``, so that loading a stranger's file runs no code.
+The file is that of `torch.save`, followed by a line with the SHA-256 of all bytes before it. `torch.load` ignores that
+line, but without it torch would load most damaged files without an error.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vidshard.shards.layout import ClipShape
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
 
-FORMAT_NAME = "stage1 checkpoint"
+CHECKPOINT_FORMAT = "stage1 checkpoint"
 FORMAT_VERSION = 2
 _DIGEST_LINE = b"\nstage1 checkpoint, SHA-256 of the bytes before this line: %s\n"
 _DIGEST_LINE_SIZE = len(_DIGEST_LINE % (b"0" * 64))
@@ -33,62 +33,62 @@ _DIGEST_LINE_SIZE = len(_DIGEST_LINE % (b"0" * 64))
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What a checkpoint holds: tensors, numbers, strings, and lists and dicts of these."""
+    """Contents of a checkpoint: tensors, numbers, strings, and lists and dicts of these."""
 
-    epoch: int  # how many epochs were done, whole ones
-    step: int = 0  # how many optimizer steps were done
+    epoch: int  # number of completed epochs
+    step: int = 0  # number of completed optimizer steps
     model_state_dict: dict[str, Any]
     optimizer_state_dict: dict[str, Any]
     scheduler_state_dict: dict[str, Any]
     model_config: dict[str, Any]
-    transform_config: dict[str, Any]  # that of evaluation: no augmentation
+    transform_config: dict[str, Any]  # for evaluation, without augmentation
     clip_shape: dict[str, int]
-    sampling: dict[str, Any]  # the settings of the build of the training shards
-    frame_gap_seconds: float  # median of the training clips
-    threshold: float = 0.5  # on P(crime), calibrated
-    threshold_target: str = ""  # what the threshold was chosen for, on validation; "": not chosen
-    calibration: dict[str, Any] = dataclasses.field(default_factory=dict)  # {}: P(crime) is as the model gives it
-    # calibration, threshold and threshold_target of scores beside their video; None: not chosen
+    sampling: dict[str, Any]  # build settings of the training shards
+    frame_gap_seconds: float  # median time between frames of the training clips
+    threshold: float = 0.5  # on calibrated P(crime)
+    threshold_target: str = ""  # the target for which the threshold was chosen on validation data; "": not chosen
+    calibration: dict[str, Any] = dataclasses.field(default_factory=dict)  # {}: not calibrated
+    # calibration, threshold and threshold_target of scores centred per video; None: not chosen
     relative: dict[str, Any] | None = None
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)  # of this epoch
     warnings: list[str] = dataclasses.field(default_factory=list)
     train_config: dict[str, Any] = dataclasses.field(default_factory=dict)
     data_digests: dict[str, str] = dataclasses.field(default_factory=dict)  # shard folder → its digest
-    train_videos: list[str] = dataclasses.field(default_factory=list)  # SPLIT/path of those trained on; []: not known
-    packages: dict[str, str] = dataclasses.field(default_factory=dict)  # their versions
-    git_commit: str = ""  # of the source tree, with "-dirty" where it was changed; "": not one
-    run_state: dict[str, Any] = dataclasses.field(default_factory=dict)  # what else a resumed run needs
+    train_videos: list[str] = dataclasses.field(default_factory=list)  # SPLIT/path of training videos; []: unknown
+    packages: dict[str, str] = dataclasses.field(default_factory=dict)  # package → version
+    git_commit: str = ""  # of the source tree, with "-dirty" if files were changed; "": unknown
+    run_state: dict[str, Any] = dataclasses.field(default_factory=dict)  # further state of a run that resumes
 
     def build_model(self) -> Stage1Model:
-        """The model with its weights, in evaluation mode, on the CPU."""
+        """Build the model with its weights, in evaluation mode, on the CPU."""
         model = Stage1Model(ModelConfig.from_dict(self.model_config))
         model.load_state_dict(self.model_state_dict)
         return model.eval()
 
     def build_transform(self) -> ClipTransform:
-        """The preprocessing the model was trained for, without augmentation."""
+        """Build the preprocessing of the model, without augmentation."""
         return ClipTransform(TransformConfig.from_dict(self.transform_config).for_evaluation)
 
     def build_calibration(self) -> Calibration:
-        """What turns the model's P(crime) into the one that `threshold` is about."""
+        """Build the calibration of the model's P(crime), to which `threshold` applies."""
         return Calibration(**self.calibration)
 
     @property
     def shape(self) -> ClipShape:
-        """Shape of the clips the model was trained on."""
+        """Shape of the clips on which the model was trained."""
         return ClipShape(**self.clip_shape)
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Replace `path` by `checkpoint`; a kill or a full disk leaves the old file whole. Raises OSError."""
+    """Write `checkpoint` to `path` atomically. Raises OSError, for example on a full disk, and keeps the old file."""
     with atomic.atomic_open(path) as file:
         _write(file, checkpoint)
 
 
 def save_last(folder: Path, checkpoint: Checkpoint) -> None:
-    """Make `checkpoint` the last one of the run in `folder`, and the last one so far the previous one. Raises OSError.
+    """Write `checkpoint` as last.pt of `folder`, and keep the old last.pt as previous.pt. Raises OSError.
 
-    Whenever it is killed, one of the two files is whole.
+    One of the two files is always complete, even if the process is killed meanwhile.
     """
     last = folder / LAST_NAME
     with atomic.atomic_open(last) as file:
@@ -100,9 +100,9 @@ def save_last(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_last(folder: Path) -> tuple[Checkpoint, str | None]:
-    """The last checkpoint of the run in `folder`, or else the previous one, with a warning that says so.
+    """Load last.pt of `folder`, or previous.pt and a warning if last.pt cannot be read.
 
-    Raises UserError when neither can be read.
+    Raises UserError if neither file can be read.
     """
     last, previous = folder / LAST_NAME, folder / PREVIOUS_NAME
     try:
@@ -113,57 +113,66 @@ def load_last(folder: Path) -> tuple[Checkpoint, str | None]:
         try:
             saved = load_checkpoint(previous)
         except UserError:
-            raise error from None  # of the newest
+            raise error from None  # report the error of the newer file
         why = str(error).partition(";")[0] if last.is_file() else f"there is no {last}: the run was killed while saving"
-        return saved, f"{why}; going on from {previous.name}, after {saved.step} steps"
+        return saved, f"{why}; resuming from {previous.name}, after {saved.step} steps"
 
 
 def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> Checkpoint:
-    """Read a checkpoint. Raises UserError when there is none, or the file is damaged or something else."""
+    """Load a checkpoint, with its tensors on the device `map_location`.
+
+    Raises UserError if the file does not exist, is damaged, or is not a stage1 checkpoint of this format version.
+    """
+    if path.is_dir():
+        raise UserError(f"no checkpoint {path}: it is a folder, expected a file; did you mean {path / BEST_NAME}?")
     if not path.is_file():
         raise UserError(f"no checkpoint {path}: train one with `stage1 train`, or name one with --checkpoint FILE")
     data = path.read_bytes()
     payload, digest = data[:-_DIGEST_LINE_SIZE], _digest_at_the_end(data)
     if digest is not None and hashlib.sha256(payload).hexdigest().encode() != digest:
-        raise UserError(f"{path} is damaged: its SHA-256 is not the one that it was written with; {_REPLACE_IT}")
+        raise UserError(f"{path} is damaged: its SHA-256 differs from the one recorded in the file; {_REPLACE_IT}")
     try:
         fields = torch.load(io.BytesIO(data), map_location=map_location, weights_only=True)
-    except Exception as error:  # torch, zipfile and pickle raise a dozen kinds on other files
-        reason = str(error).split("\n")[0].split(". ")[0][:120]
-        raise UserError(f"{path} is no stage1 checkpoint, or is damaged ({reason}); expected {_EXPECTED}") from error
-    if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT_NAME:
+    except Exception as error:  # torch, zipfile and pickle raise a dozen types on other files
+        raise UserError(f"{path} is no stage1 checkpoint, or is damaged; expected {_EXPECTED}") from error
+    if not isinstance(fields, dict) or fields.pop("format", None) != CHECKPOINT_FORMAT:
         raise UserError(f"{path} is no stage1 checkpoint, though torch can read it; expected {_EXPECTED}")
     version = fields.pop("format_version", None)
     if version != FORMAT_VERSION:
         raise UserError(
             f"{path} is a stage1 checkpoint of format version {version}, this stage1 reads version {FORMAT_VERSION}; "
-            "install the one that wrote it, or train again"
+            "install the stage1 version that wrote it, or train again"
         )
     if digest is None:
-        raise UserError(f"{path} is damaged: the line with its SHA-256 is not at its end; {_REPLACE_IT}")
+        raise UserError(f"{path} is damaged: it does not end with the line of its SHA-256; {_REPLACE_IT}")
     try:
         return Checkpoint(**fields)
     except TypeError as error:
-        raise UserError(f"{path} is a stage1 checkpoint that lacks or has an unknown field: {error}") from error
+        raise UserError(
+            f"{path} is a stage1 checkpoint with a missing or unknown field ({error}); install the stage1 version that "
+            "wrote it, or train again"
+        ) from error
 
 
 def _write(file: IO[bytes], checkpoint: Checkpoint) -> None:
     fields = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
     hashing = _HashingFile(file)
-    torch.save({"format": FORMAT_NAME, "format_version": FORMAT_VERSION, **fields}, cast(IO[bytes], hashing))
+    torch.save({"format": CHECKPOINT_FORMAT, "format_version": FORMAT_VERSION, **fields}, cast(IO[bytes], hashing))
     file.write(_DIGEST_LINE % hashing.sha256.hexdigest().encode())
 
 
 class _HashingFile(io.RawIOBase):
-    """Passes on what is written, and takes its SHA-256 on the way."""
+    """File that forwards writes to another file and computes the SHA-256 of all bytes written."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.sha256 = file, hashlib.sha256()
 
     def writable(self) -> bool:
+        """Return True, as `io.RawIOBase` requires of a writable file."""
         return True
 
     def write(self, data: Any) -> int:
+        """Write `data` to the other file and update the SHA-256; return the number of bytes."""
         self.sha256.update(data)
         return self.file.write(data)
 
@@ -173,5 +182,5 @@ def _digest_at_the_end(data: bytes) -> bytes | None:
     return match[1] if match else None
 
 
-_REPLACE_IT = "take a copy that is whole, or train again"
+_REPLACE_IT = "use an intact copy, or train again"
 _EXPECTED = f"a file such as {BEST_NAME}, written by `stage1 train`"

@@ -1,8 +1,9 @@
-"""What 29 numbers say of the motion in a clip: how sudden it is, where, and in which directions.
+"""29 hand-crafted motion features per clip, and a linear classifier on them.
 
-A linear classifier on them is better than our network where recordings are few (docs/EXPERIMENTS.md). They know nothing
-of the scene: grey pixels, less the mean of the clip and over its deviation. Every clip counts alone, and
-all is made of operations that ONNX has.
+The features describe how sudden the motion is, where it is, and its directions. With few recordings, a linear
+classifier on them is better than our network (docs/EXPERIMENTS.md). They are independent of the brightness and contrast
+of the scene, because grey pixels are standardised over the clip. Each clip is processed independently, and all
+operations can be exported to ONNX.
 """
 
 from __future__ import annotations
@@ -15,29 +16,35 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-ORDER = 4  # of the differences over time: what moves evenly vanishes, what jerks stays
-CELL = 8  # pixels of a side, over which differences are averaged
-FLOW_SCALE = 4  # optical flow is estimated on frames this many times smaller
-FLOW_WINDOW, FLOW_CELL = 7, 2  # of these pixels
-QUANTILES = (0.5, 0.75, 0.9, 0.97, 1.0)  # over the cells of the frame
+ORDER = 4  # of the differences over time: uniform motion cancels out, sudden motion remains
+CELL = 8  # side in pixels of the cells over which differences are averaged
+FLOW_SCALE = 4  # downscaling of the frames for optical flow
+FLOW_WINDOW, FLOW_CELL = 7, 2  # sides in pixels of the downscaled frames
+QUANTILES = (0.5, 0.75, 0.9, 0.97, 1.0)  # over the cells of a frame
 MIN_FRAMES = ORDER + 2
 COUNT = 3 * len(QUANTILES) + 2 * len(QUANTILES) + 4
-RIDGE = 0.5  # C of scikit-learn
-LIMIT = 4.0  # deviations: what is further out, on clips unlike those of training, counts as this
-STILL = 1e-9  # above rounding of the root's floor: in a clip where nothing moves, no cell is above the mean of all
-MIN_SCALE = 0.02  # of what hardly varies in training
-# Standardised statistics (N, COUNT) and labels (N,) → weights (COUNT,) and a bias.
-Line = Callable[[npt.NDArray[np.float64], npt.NDArray[np.int64]], tuple[npt.NDArray[np.float64], float]]
-_OCTANTS_MIRRORED = (3, 2, 1, 0, 7, 6, 5, 4)  # each octant of directions, with left and right exchanged
+RIDGE = 0.5  # C of scikit-learn's LogisticRegression
+LIMIT = 4.0  # standard deviations at which features are clipped, for clips unlike those of training
+STILL = 1e-9  # above the rounding error of the root's floor, so that no cell of a still clip exceeds the mean
+MIN_SCALE = 0.02  # smallest scale of a feature, for features that hardly vary in training
+# Fit of a linear classifier: standardised features (N, COUNT) and labels (N,) → weights (COUNT,) and a bias.
+LinearFit = Callable[[npt.NDArray[np.float64], npt.NDArray[np.int64]], tuple[npt.NDArray[np.float64], float]]
+_OCTANTS_MIRRORED = (3, 2, 1, 0, 7, 6, 5, 4)  # the octant of each direction after a left-right flip
 
 
-def motion_statistics(clips_BCTHW: torch.Tensor) -> torch.Tensor:
-    """`clips_BCTHW`: float (B, C, T, H, W), up to a shift and a scale of all pixels. Returns (B, COUNT).
+def motion_features(clips_BCTHW: torch.Tensor) -> torch.Tensor:
+    """Compute the features (B, COUNT) of clips, float (B, C, T, H, W), on any affine scale of pixel values.
 
-    In order: of the root of fourth differences, its mean over time, its deviation, and the share of the frames in which
-    it is above the mean of the clip, quantiles of each over cells; of optical flow, less its median (the camera), how
-    steady its direction is over time and over neighbours; of the directions in a frame, how many there are and how
-    they change. Clips of fewer than MIN_FRAMES frames go on with their last one.
+    The features are, in order:
+
+    - of the square root of absolute fourth differences over time, averaged over cells: its mean over time, its
+      deviation, and the share of frames in which it exceeds the mean of the clip, each as QUANTILES over the cells;
+    - of optical flow, minus its median (the motion of the camera): how constant its direction is over time, and how
+      similar it is within a cell;
+    - of the distribution of flow directions: entropy, its deviation, left-right symmetric entropy, and change over
+      time.
+
+    A clip of fewer than MIN_FRAMES frames is extended by repeating its last frame.
     """
     grey_BTHW = clips_BCTHW.float().mean(1)
     missing = MIN_FRAMES - grey_BTHW.shape[1]
@@ -49,10 +56,10 @@ def motion_statistics(clips_BCTHW: torch.Tensor) -> torch.Tensor:
 
 
 def optical_flow(frames_BTHW: torch.Tensor, *, damping: float = 0.01) -> torch.Tensor:
-    """Displacement in pixels from each frame to the next, (B, T - 1, 2, H, W): x to the right, y down.
+    """Estimate the displacement in pixels from each frame to the next, (B, T - 1, 2, H, W): x to the right, y down.
 
-    Least squares over a window (Lucas and Kanade, IJCAI 1981) in one step, right for about a pixel; `damping` pulls it
-    to 0 where the window is flat.
+    The method is one step of least squares over a window (Lucas and Kanade, IJCAI 1981), accurate for displacements up
+    to about a pixel. `damping` pulls the flow to 0 where the window is flat.
 
     >>> ramp = torch.arange(20.0).expand(1, 1, 20, 20)
     >>> flow = optical_flow(torch.cat([ramp, ramp - 0.5], 1))
@@ -75,6 +82,7 @@ def optical_flow(frames_BTHW: torch.Tensor, *, damping: float = 0.01) -> torch.T
 
 
 def _suddenness(grey_BTHW: torch.Tensor) -> torch.Tensor:
+    """Return the features of fourth differences: quantiles over cells of mean, deviation and share above the mean."""
     differences = grey_BTHW
     for _ in range(ORDER):
         differences = differences[:, 1:] - differences[:, :-1]
@@ -86,7 +94,7 @@ def _suddenness(grey_BTHW: torch.Tensor) -> torch.Tensor:
 
 
 def _directions(flow: torch.Tensor) -> list[torch.Tensor]:
-    """`flow`: (B, T, 2, H, W)."""
+    """Return the features of optical flow (B, T, 2, H, W): its steadiness, and the distribution of its directions."""
     places = flow.flatten(3)
     middle = places.sort(3).values[..., (places.shape[3] - 1) // 2]
     flow = flow - middle[..., None, None]
@@ -125,7 +133,7 @@ def _pooled(frames_BTHW: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def _root(values: torch.Tensor) -> torch.Tensor:
-    """The square root, with a slope at 0: saliency asks for one."""
+    """Return the square root, with a finite slope at 0, which saliency maps need."""
     return (values + 1e-8).sqrt()
 
 
@@ -134,7 +142,7 @@ def _entropy(shares: torch.Tensor) -> torch.Tensor:
 
 
 def _quantiles(values_BN: torch.Tensor) -> torch.Tensor:
-    """(B, N) → (B, len(QUANTILES)), by linear interpolation; torch.quantile has no ONNX."""
+    """Return QUANTILES of (B, N) by linear interpolation, (B, len(QUANTILES)); ONNX has no torch.quantile."""
     ordered_BN = values_BN.sort(1).values
     last = values_BN.shape[1] - 1
     columns = []
@@ -146,9 +154,9 @@ def _quantiles(values_BN: torch.Tensor) -> torch.Tensor:
 
 
 class MotionClassifier(nn.Module):
-    """Log-odds of crime from the motion statistics alone: a linear classifier, fitted to the training clips at once.
+    """Linear classifier on the motion features, fitted to the training clips before training.
 
-    Its numbers are buffers, which no step of the optimizer changes. Until `fit` was called it is undecided.
+    Its parameters are buffers, which the optimizer does not change. Before `fit` its log-odds are 0.
     """
 
     center: torch.Tensor
@@ -164,30 +172,30 @@ class MotionClassifier(nn.Module):
         self.register_buffer("bias", torch.zeros(()))
 
     def forward(self, clips_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Float (B, C, T, H, W) → log-odds (B,)."""
-        standard_BF = (motion_statistics(clips_BCTHW) - self.center) / self.scale
-        # Not as a matrix product, which autocast would round to bf16: the line stays float32 in any precision.
+        """Return the log-odds of crime (B,) of clips, float (B, C, T, H, W)."""
+        standard_BF = (motion_features(clips_BCTHW) - self.center) / self.scale
+        # A matrix product would be rounded to bf16 by autocast; this sum stays float32 in any precision.
         return (standard_BF.clamp(-LIMIT, LIMIT) * self.weight).sum(1) + self.bias
 
     def fit(
-        self, statistics_NF: npt.NDArray[np.float32], labels_N: npt.NDArray[np.int64], line: Line | None = None
+        self, features_NF: npt.NDArray[np.float32], labels_N: npt.NDArray[np.int64], linear_fit: LinearFit | None = None
     ) -> None:
-        """Standardise the statistics and take the weights that `line` (logistic regression) finds on them.
+        """Standardise the features (N, COUNT), and fit weights to them by `linear_fit` (default: logistic regression).
 
-        Both classes must be there.
+        `labels_N` are 0 and 1, and both must be present.
         """
-        center, deviation = statistics_NF.mean(0, dtype=np.float64), statistics_NF.std(0, dtype=np.float64)
+        center, deviation = features_NF.mean(0, dtype=np.float64), features_NF.std(0, dtype=np.float64)
         scale = np.maximum(deviation, MIN_SCALE)
-        standard_NF = np.clip((statistics_NF - center) / scale, -LIMIT, LIMIT)
-        weight, bias = (line or logistic_line)(standard_NF, labels_N)
+        standard_NF = np.clip((features_NF - center) / scale, -LIMIT, LIMIT)
+        weight, bias = (linear_fit or fit_linear_classifier)(standard_NF, labels_N)
         for name, value in {"center": center, "scale": scale, "weight": weight, "bias": bias}.items():
             getattr(self, name).copy_(torch.as_tensor(value))
 
 
-def logistic_line(
+def fit_linear_classifier(
     standard_NF: npt.NDArray[np.float64], labels_N: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.float64], float]:
-    """Logistic regression with a ridge, both classes counting the same in sum."""
+    """Fit a ridge-regularised logistic regression in which both classes have the same total weight."""
     from sklearn.linear_model import LogisticRegression
 
     found = LogisticRegression(C=RIDGE, class_weight="balanced", max_iter=1000).fit(standard_NF, labels_N)

@@ -1,6 +1,6 @@
-"""The stage 1 model: 3D convolutions that keep every time step, attention over the frames, two classifiers.
+"""Stage 1 model: 3D convolutions that keep every time step, attention over the frames, and two classifiers.
 
-Read it from top to bottom: `Stage1Model.forward` is the whole way from a clip to logits and attention.
+Read it from top to bottom: `Stage1Model.forward` computes logits and attention from clips.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ NUM_CLASSES = 2  # normal, crime
 
 
 class Stage1Model(nn.Module):
-    """Clips → class logits and attention over the frames: a backbone, pooling over time, a classifier.
+    """Classifier of clips with attention over the frames: a backbone, pooling over time, and a linear layer.
 
-    Attention pooling, plain or gated, as in Ilse et al., "Attention-based Deep Multiple Instance Learning", ICML 2018,
-    with frames as the instances. With mean pooling the attention is even; with maximum pooling it is the share of the
-    features that have their maximum at a frame. Beside the network stands a linear classifier on motion statistics,
-    which knows no attention; the log-odds of both are averaged (`statistics_share`).
+    Attention pooling, plain or gated, follows Ilse et al., "Attention-based Deep Multiple Instance Learning", ICML
+    2018, with frames as instances. With mean pooling the attention is uniform; with max pooling it is the share of
+    features that have their maximum at a frame. A separate linear classifier on motion features, without attention, is
+    combined with the network: the log-odds of both are averaged with the weight `statistics_share`.
     """
 
     def __init__(self, config: ModelConfig | None = None) -> None:
@@ -35,16 +35,16 @@ class Stage1Model(nn.Module):
             else backbones.TorchvisionBackbone(config.backbone, norm=config.norm)
         )
         features = int(self.backbone.features)
-        self.features_norm = nn.LayerNorm(features)  # without it attention settles on one frame before it has learnt
+        self.features_norm = nn.LayerNorm(features)  # without it, attention collapses to one frame early in training
         if config.pooling in ("attention", "gated"):
             self.attention = FrameAttention(features, config.attention_units, gated=config.pooling == "gated")
-        # Both are of our own network: torchvision's are compared as they are.
+        # Only our own network uses the motion prior and the motion classifier; torchvision's are left unchanged.
         self.has_motion_prior = bool(config.motion_prior) and hasattr(self, "attention") and config.backbone == "stage1"
         if self.has_motion_prior:
             self.motion_score = nn.Parameter(torch.tensor([config.motion_prior]))
         self.dropout = ClipDropout(config.dropout)
         self.classifier = nn.Linear(features, NUM_CLASSES)
-        nn.init.zeros_(self.classifier.weight)  # start undecided: random logits cost the first epochs
+        nn.init.zeros_(self.classifier.weight)  # start at P = 0.5, as unlearning random logits costs some epochs
         nn.init.zeros_(self.classifier.bias)
         if config.statistics_share and config.backbone == "stage1":
             self.motion_classifier: MotionClassifier | None = MotionClassifier()
@@ -54,10 +54,11 @@ class Stage1Model(nn.Module):
     def forward(
         self, clips_BCTHW: torch.Tensor, frames_BT: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`clips_BCTHW`: float (B, 3, T, H, W), normalised. `frames_BT`: bool, False where a frame is padding.
+        """Return logits (B, 2) and attention (B, T') of normalised clips, float (B, 3, T, H, W).
 
-        Returns logits (B, 2) and attention (B, T'), 0 or more, sum 1, 0 on padding. T' is T, but for backbones that
-        shrink time: see `attention_frame_ranges`.
+        `frames_BT` is bool (B, T), and False where a frame is padding. Attention is 0 or more, sums to 1, and is 0 on
+        padding. T' equals T except for backbones that downsample time (see `attention_frame_ranges`). Raises ValueError
+        if a clip consists of padding only.
         """
         if frames_BT is not None:
             clips_BCTHW = _without_padding(clips_BCTHW, frames_BT)
@@ -67,7 +68,7 @@ class Stage1Model(nn.Module):
     def pooled(
         self, clips_BCTHW: torch.Tensor, frames_BT: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features of the frames weighted by attention, (B, D), and the attention, as `forward` has them."""
+        """Return the attention-weighted features of the frames, (B, D), and the attention, as in `forward`."""
         features_BTD = self.features_norm(self.backbone(clips_BCTHW))
         steps_BT = None
         if frames_BT is not None:
@@ -88,9 +89,10 @@ class Stage1Model(nn.Module):
         return pooled_BD, attention_BT
 
     def logits(self, pooled_BD: torch.Tensor, clips_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Logits (B, 2) of clips whose frames were pooled to `pooled_BD`.
+        """Return logits (B, 2) of clips with pooled features `pooled_BD`.
 
-        In training those of the network alone: beside a classifier that is right already it would learn nothing.
+        In training they are those of the network alone, which would learn little next to a classifier that is already
+        fitted.
         """
         network_BK: torch.Tensor = self.classifier(self.dropout(pooled_BD))
         if self.training or self.motion_classifier is None:
@@ -99,23 +101,24 @@ class Stage1Model(nn.Module):
         return torch.lerp(network_BK, torch.stack([-half_B, half_B], 1), self.config.statistics_share)
 
     def attention_frame_ranges(self, num_frames: int) -> list[tuple[int, int]]:
-        """The first and last frame (of `num_frames`) that each attention weight stands for."""
+        """Return the first and last frame (of `num_frames`) that each attention weight covers."""
         ranges: list[tuple[int, int]] = self.backbone.attention_frame_ranges(num_frames)  # type: ignore[operator]
         return ranges
 
 
 class FrameAttention(nn.Module):
-    """One score a frame from its features: (B, T, D) → (B, T)."""
+    """Score of each frame from its features: (B, T, D) → (B, T)."""
 
     def __init__(self, features: int, units: int, *, gated: bool) -> None:
         super().__init__()
         self.hidden = nn.Linear(features, units)
         self.gate = nn.Linear(features, units) if gated else None
         self.score = nn.Linear(units, 1)
-        # It shifts all scores alike, which softmax does not see: its gradient is rounding, and AdamW would follow it.
+        # The bias shifts all scores equally, which softmax ignores. Its gradient is rounding noise that AdamW follows.
         self.score.bias.requires_grad_(False)
 
     def forward(self, features_BTD: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, T) of features (B, T, D)."""
         hidden = self.hidden(features_BTD).tanh()
         if self.gate is not None:
             hidden = hidden * self.gate(features_BTD).sigmoid()
@@ -124,10 +127,10 @@ class FrameAttention(nn.Module):
 
 
 class FrameNetwork(nn.Module):
-    """Clips → features of every frame: float (B, 3, T, H, W) → (B, T, D).
+    """Features of every frame of clips: float (B, 3, T, H, W) → (B, T, D).
 
-    Factorised 3D convolutions (R(2+1)D: Tran et al., "A Closer Look at Spatiotemporal Convolutions for Action
-    Recognition", CVPR 2018) with strides in space only, so that T frames stay T steps.
+    The network uses factorised 3D convolutions (R(2+1)D: Tran et al., "A Closer Look at Spatiotemporal Convolutions for
+    Action Recognition", CVPR 2018) with strides in space only, so that T frames give T time steps.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -148,6 +151,7 @@ class FrameNetwork(nn.Module):
         self.features = 2 * channels[-1]  # mean and maximum over the frame
 
     def forward(self, clips_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Return features (B, T, D) of clips (B, 3, T, H, W)."""
         B, _, T, _, _ = clips_BCTHW.shape
         if self.inputs != "rgb":
             motion = self.motion_gain * frame_differences(clips_BCTHW)
@@ -158,11 +162,15 @@ class FrameNetwork(nn.Module):
         return torch.cat([frames.mean((2, 3)), frames.amax((2, 3))], dim=1).view(B, T, -1)
 
     def attention_frame_ranges(self, num_frames: int) -> list[tuple[int, int]]:
+        """Return one range per frame, as time is not downsampled."""
         return [(frame, frame) for frame in range(num_frames)]
 
 
 def _without_padding(clips_BCTHW: torch.Tensor, frames_BT: torch.Tensor) -> torch.Tensor:
-    """Clips with the nearest frame before (else after) in place of padding, so that no motion begins or ends there."""
+    """Replace padding by the last frame before it (or the first one after it), so that it adds no motion.
+
+    Raises ValueError if a clip consists of padding only.
+    """
     if not frames_BT.any(1).all():
         raise ValueError("a clip has no frame that is not padding, expected at least one")
     T = frames_BT.shape[1]
@@ -174,7 +182,7 @@ def _without_padding(clips_BCTHW: torch.Tensor, frames_BT: torch.Tensor) -> torc
 
 
 def _pool_maximum(features_BTD: torch.Tensor, steps_BT: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """The maximum of every feature over time, and the share of the features that have it at each step."""
+    """Return the maximum of every feature over time, and the share of features with their maximum at each step."""
     if steps_BT is not None:
         features_BTD = features_BTD.masked_fill(~steps_BT.unsqueeze(2), -torch.inf)
     pooled_BD, where_BD = features_BTD.max(1)
@@ -182,10 +190,10 @@ def _pool_maximum(features_BTD: torch.Tensor, steps_BT: torch.Tensor | None) -> 
 
 
 class Stage(nn.Module):
-    """A 1×k×k convolution with a stride in space, then (when `temporal`) a residual 3×1×1 convolution.
+    """A 1×k×k convolution with a stride in space, followed by a residual 3×1×1 convolution if `temporal`.
 
-    Both are written as 2D convolutions over the same channels-last memory, which is 2–3 times as fast on a CPU as
-    Conv3d: the spatial one over B·T frames, the temporal one over B images of T × (H·W) pixels.
+    Both are implemented as 2D convolutions on the same channels-last memory, which is 2–3 times as fast as Conv3d on a
+    CPU: the spatial one over B·T frames, the temporal one over B images of T × (H·W) pixels.
     """
 
     def __init__(
@@ -198,10 +206,10 @@ class Stage(nn.Module):
         self.temporal_norm = nn.GroupNorm(groups, channels_out) if temporal else None
 
     def forward(self, frames: torch.Tensor, num_frames: int) -> torch.Tensor:
-        """`frames`: (B·T, C, H, W), channels last. Returns the same, height and width divided by the stride."""
+        """Return features of `frames` (B·T, C, H, W), channels last, with height and width divided by the stride."""
         frames = self.spatial(frames)
         shape = frames.shape
-        # Normalise over the whole clip: over single frames it would hide which frame holds the motion.
+        # Normalise over the whole clip, as normalising single frames would hide which of them has the motion.
         pixels = _as_images(frames, num_frames)
         pixels = torch.relu_(self.spatial_norm(pixels))
         if self.temporal is not None and self.temporal_norm is not None:
@@ -210,7 +218,7 @@ class Stage(nn.Module):
 
 
 def relative_motion(clips_BCTHW: torch.Tensor) -> torch.Tensor:
-    """How much each frame moves beside the others of its clip: (B, T), mean 0 and deviation 1 over the frames.
+    """Return the motion of each frame relative to its clip: (B, T), with mean 0 and deviation 1 over the frames.
 
     >>> clip = torch.tensor([1.0, 1.0, 4.0, 4.0]).view(1, 1, 4, 1, 1)
     >>> [round(value, 1) for value in relative_motion(clip).flatten().tolist()]
@@ -222,7 +230,7 @@ def relative_motion(clips_BCTHW: torch.Tensor) -> torch.Tensor:
 
 
 def frame_differences(clips_BCTHW: torch.Tensor) -> torch.Tensor:
-    """What changed since the frame before, at the frame where it is seen; the first frame repeats the second's.
+    """Return the difference of each frame from the frame before; the first frame repeats the second's difference.
 
     >>> frame_differences(torch.tensor([1.0, 1.0, 4.0]).view(1, 1, 3, 1, 1)).flatten().tolist()
     [0.0, 0.0, 3.0]
@@ -234,18 +242,18 @@ def frame_differences(clips_BCTHW: torch.Tensor) -> torch.Tensor:
 
 
 def frames_of_clips(clips_BCTHW: torch.Tensor) -> torch.Tensor:
-    """(B, C, T, H, W) → (B·T, C, H, W) in channels-last memory."""
+    """Reshape clips (B, C, T, H, W) to frames (B·T, C, H, W) in channels-last memory."""
     B, C, T, H, W = clips_BCTHW.shape
     return clips_BCTHW.permute(0, 2, 3, 4, 1).reshape(B * T, H, W, C).permute(0, 3, 1, 2)
 
 
 def _as_images(frames: torch.Tensor, num_frames: int) -> torch.Tensor:
-    """(B·T, C, H, W) → (B, C, T, H·W), channels last both: the same memory."""
+    """View frames (B·T, C, H, W) as images (B, C, T, H·W), both channels last, without a copy."""
     BT, C, H, W = frames.shape
     return frames.permute(0, 2, 3, 1).reshape(BT // num_frames, num_frames, H * W, C).permute(0, 3, 1, 2)
 
 
 def _as_frames(pixels: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """The inverse of `_as_images`."""
+    """Invert `_as_images`."""
     BT, C, H, W = shape
     return pixels.permute(0, 2, 3, 1).reshape(BT, H, W, C).permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""A checkpoint as an ONNX file that needs none of our code: uint8 clips in, P(crime) and attention out."""
+"""ONNX export of a checkpoint, with preprocessing and calibration: uint8 clips in, P(crime) and attention out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vidshard.storage.urls import Location
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
 
-FORMATS = ("onnx",)
+EXPORT_FORMATS = ("onnx",)
 TOLERANCE = 1e-4
 NUM_CHECKED = 32
 _BATCH = 4
@@ -33,12 +33,12 @@ INPUT, OUTPUTS = "clips", ("probabilities", "attention")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    """What was written, and how near it is to the checkpoint on the clips it was checked with."""
+    """Result of an export: the file, and its largest differences from the checkpoint on the checked clips."""
 
     path: Path
     num_checked: int
-    probability_difference: float  # the largest, absolute
-    attention_difference: float
+    probability_difference: float  # largest absolute difference of P(crime)
+    attention_difference: float  # largest absolute difference of the attention
 
     @property
     def summary(self) -> str:
@@ -49,7 +49,7 @@ class ExportReport:
 
 
 class WholeModel(nn.Module):
-    """Preprocessing, model and calibration as one: uint8 (B, T, H, W, 3) → P(crime) (B,) and attention (B, T')."""
+    """Preprocessing, model and calibration in one module: uint8 (B, T, H, W, 3) → P(crime) (B,), attention (B, T')."""
 
     scale: torch.Tensor
     offset: torch.Tensor
@@ -64,6 +64,7 @@ class WholeModel(nn.Module):
         self.register_buffer("offset", (-torch.tensor(config.mean) / torch.tensor(config.std)).view(1, 3, 1, 1, 1))
 
     def forward(self, clips_BTHWC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return calibrated P(crime), float (B,), and attention, float (B, T'), of uint8 clips."""
         clips_BCTHW = clips_BTHWC.permute(0, 4, 1, 2, 3).float() * self.scale + self.offset
         logits_BK, attention_BT = self.model(clips_BCTHW)
         normal, crime = layout.NORMAL_LABEL, layout.CRIME_LABEL
@@ -74,12 +75,12 @@ class WholeModel(nn.Module):
 def export(
     checkpoint_path: Path, out: Path, *, shards: Location | None = None, num_checked: int = NUM_CHECKED
 ) -> ExportReport:
-    """Write `out`, once onnxruntime gave the same as the checkpoint with it.
+    """Export a checkpoint to the ONNX file `out`, after checking that onnxruntime reproduces its outputs.
 
-    Checked on clips of `shards` (evenly spaced), or else on noise. Raises UserError when packages are missing, shards
-    and checkpoint do not fit, or the difference is above 1e-4.
+    The check uses `num_checked` evenly spaced clips of `shards`, or random noise. Raises UserError if packages are
+    missing, if clips of the shards do not fit the checkpoint, or if an output differs by more than 1e-4.
     """
-    _onnxruntime()  # missing packages first
+    _onnxruntime()  # report missing packages before the long export
     checkpoint = load_checkpoint(checkpoint_path)
     model = WholeModel(checkpoint).eval()
     clips = _clips_to_check(checkpoint, shards, num_checked)
@@ -95,7 +96,7 @@ def export(
     if not (differences <= TOLERANCE).all():
         raise UserError(
             f"onnxruntime differs from {checkpoint_path} by {differences[0]:.1e} in P(crime) and {differences[1]:.1e} "
-            f"in attention, allowed is {TOLERANCE:.0e}: nothing was written; try another version of onnxruntime"
+            f"in attention, expected at most {TOLERANCE:.0e}; nothing was written; try another version of onnxruntime"
         )
     atomic.write_bytes(out, data)
     return ExportReport(
@@ -107,7 +108,7 @@ def export(
 
 
 def _run_by_onnxruntime(data: bytes, checkpoint_path: Path) -> Callable[[npt.NDArray[np.uint8]], Any]:
-    """What gives the outputs of an ONNX file. It raises UserError where onnxruntime cannot read or run that."""
+    """Return a function that runs the ONNX file `data`; it raises UserError if onnxruntime cannot load or run it."""
     session = None
 
     def run(clips: npt.NDArray[np.uint8]) -> Any:
@@ -116,10 +117,10 @@ def _run_by_onnxruntime(data: bytes, checkpoint_path: Path) -> Callable[[npt.NDA
             if session is None:
                 session = _onnxruntime().InferenceSession(data, providers=["CPUExecutionProvider"])
             return session.run(list(OUTPUTS), {INPUT: clips})
-        except Exception as error:  # it has a dozen classes of its own, without one above them
+        except Exception as error:  # onnxruntime's exceptions have no common base class
             reason = str(error).partition("\n")[0][:200]
             raise UserError(
-                f"onnxruntime cannot run the export of {checkpoint_path} ({reason}): nothing was written; try another "
+                f"onnxruntime cannot run the export of {checkpoint_path} ({reason}); nothing was written; try another "
                 "version of onnxruntime, or a model of --backbone stage1"
             ) from error
 
@@ -142,7 +143,9 @@ def _clips_to_check(checkpoint: Checkpoint, shards: Location | None, count: int)
         return np.random.default_rng(0).integers(0, 256, (min(count, NUM_CHECKED), *shape.thwc), np.uint8)
     reader = ClipReader(shards)
     if reader.clip_shape != shape:
-        raise UserError(f"clips in {shards} are {reader.clip_shape}, the checkpoint takes {shape}: name others")
+        raise UserError(
+            f"clips in {shards} are {reader.clip_shape}, the checkpoint takes {shape}; name shards of that shape"
+        )
     rows = np.unique(np.linspace(0, len(reader) - 1, min(count, len(reader))).astype(np.int64))
     clips = np.empty((len(rows), *shape.thwc), np.uint8)
     reader.read_clips(rows, clips)
@@ -150,7 +153,7 @@ def _clips_to_check(checkpoint: Checkpoint, shards: Location | None, count: int)
 
 
 def _to_onnx(model: WholeModel, checkpoint: Checkpoint, sha256: str) -> bytes:
-    """The bytes of the ONNX file: any batch size, clips of the checkpoint's shape, and its origin as metadata."""
+    """Convert the model to an ONNX file for any batch size, with its origin as metadata, and return its bytes."""
     example = torch.zeros((2, *checkpoint.shape.thwc), dtype=torch.uint8)
     batch = torch.export.Dim("batch", min=1)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet_logs():
@@ -163,7 +166,7 @@ def _to_onnx(model: WholeModel, checkpoint: Checkpoint, sha256: str) -> bytes:
             input_names=[INPUT],
             output_names=list(OUTPUTS),
             custom_translation_table={torch.ops.aten.mean.dim: _mean_in_double()},
-            optimize=False,  # it leaves out additions of 1e-8, as if of 0; onnxruntime optimises by itself
+            optimize=False,  # the optimiser removes additions of 1e-8; onnxruntime optimises by itself
             verbose=False,
         )
     assert program is not None
@@ -184,8 +187,10 @@ def _to_onnx(model: WholeModel, checkpoint: Checkpoint, sha256: str) -> bytes:
 
 
 def _mean_in_double() -> Callable[..., Any]:
-    """The ONNX operators of a mean: onnxruntime adds up one number after another, which single precision is too coarse
-    for over the pixels of a clip. Motion statistics of what hardly moves would tell.
+    """Return the ONNX operators of a mean in double precision.
+
+    onnxruntime sums sequentially. In single precision the error of a sum over all pixels of a clip would change the
+    motion features of nearly still clips.
     """
     import onnx
     import onnxscript
@@ -201,7 +206,7 @@ def _mean_in_double() -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def _quiet_logs() -> Any:
-    """The exporter tells of operators that it does not need."""
+    """Disable logging in the block, because the exporter warns about operators that are not needed here."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

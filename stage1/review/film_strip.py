@@ -1,4 +1,4 @@
-"""The picture of the strongest detections: their frames as film strips, the attention as bars under the frames."""
+"""Picture of the strongest detections, with frames as film strips and attention as bars below them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MAX_DETECTIONS = 6
 MAX_FRAMES = 16  # more than fit side by side at a readable size
 
-# Okabe and Ito's orange and blue stay apart for every kind of colour blindness, and in grey.
+# Okabe and Ito's orange and blue are distinguishable with every kind of colour blindness, and in grey.
 TOP_COLOUR = "#D55E00"
 BAR_COLOUR = "#8FB4CE"
 TEXT_COLOUR = "#222222"
@@ -50,7 +50,7 @@ _FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Microsoft YaHei", "PingFang SC", "
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Strip:
-    """One row of the picture. `shown`: positions in the clip of the frames that are drawn, rising."""
+    """One row of the picture. `shown` holds the positions in the clip of the drawn frames, rising."""
 
     detection: Detection
     frames: npt.NDArray[np.uint8]  # (len(shown), H, W, 3) RGB
@@ -61,11 +61,11 @@ def visualize(folder: Path) -> tuple[Path, int]:
     """Draw the strongest detections below the output folder of `stage1 infer`.
 
     Returns the path of the picture and the number of detections in it. Without a detection the picture says so.
-    Raises UserError where the folder holds no finished run, FormatError where its files do not belong together.
+    Raises UserError if the folder has no finished run, and FormatError if its files come from different runs.
     """
     files = OutputFiles(folder=folder)
     if not files.run.is_file():
-        raise UserError(f"{folder} holds no finished run of stage1 infer: run `stage1 infer --out {folder}` first")
+        raise UserError(f"{folder} contains no finished run of stage1 infer; run `stage1 infer --out {folder}` first")
     detections = read_anomalies(files.anomalies)
     data = load_attention_data(folder)
     if [detection.key for detection in detections] != data.keys:
@@ -81,7 +81,7 @@ def visualize(folder: Path) -> tuple[Path, int]:
 
 
 def strongest(detections: Sequence[Detection], count: int = MAX_DETECTIONS) -> list[int]:
-    """Positions of the detections to show, strongest first: the best of each video before the second of any.
+    """Return the positions of the detections to show: the best of each video, then the second ones, and so on.
 
     Six overlapping clips of one scene would say less than six scenes.
     """
@@ -96,7 +96,7 @@ def strongest(detections: Sequence[Detection], count: int = MAX_DETECTIONS) -> l
 
 
 def shown_positions(weights: Sequence[float], count: int = MAX_FRAMES) -> tuple[int, ...]:
-    """Which frames of a clip to draw: all, or of a long clip the most attended one of each of `count` equal spans.
+    """Choose the frames to draw: all, or the most attended frame of each of `count` equal spans of a long clip.
 
     >>> shown_positions([0.1, 0.2, 0.3, 0.4], count=2)
     (1, 3)
@@ -109,7 +109,7 @@ def shown_positions(weights: Sequence[float], count: int = MAX_FRAMES) -> tuple[
 
 
 def time_texts(seconds: Sequence[float]) -> list[str]:
-    """Times as people read them: seconds up to a minute, then minutes and hours, as fine as they lie apart.
+    """Format times as seconds up to a minute, then as minutes and hours, with the digits that distinguish them.
 
     >>> time_texts([0.0, 0.12, 0.24]), time_texts([58.0, 60.0, 62.0]), time_texts([0, 3725.0])
     (['0.0 s', '0.1 s', '0.2 s'], ['0:58', '1:00', '1:02'], ['0:00:00', '1:02:05'])
@@ -128,7 +128,7 @@ def time_texts(seconds: Sequence[float]) -> list[str]:
 
 
 def draw(strips: Sequence[Strip], *, num_detections: int) -> bytes:
-    """The picture as PNG. Its bytes depend on the arguments (and on matplotlib and its fonts) alone."""
+    """Draw the picture as PNG. Its bytes depend only on the arguments, matplotlib and its fonts."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -173,7 +173,7 @@ def _draw_head(figure: Figure, strips: Sequence[Strip], num_detections: int, tot
 
 
 def _draw_strip(figure: Figure, strip: Strip, top: int, total: int) -> None:
-    """Caption, frames, bars and times of one detection; the bars share the frames' horizontal axis."""
+    """Draw caption, frames, bars and times of a detection; bars share the frames' horizontal axis."""
     detection, (frame_width, frame_height) = strip.detection, _frame_size(strip)
     num_shown = len(strip.shown)
     width = num_shown * frame_width + (num_shown - 1) * _FRAME_GAP
@@ -225,7 +225,7 @@ def _row_height(strip: Strip) -> int:
 
 
 def _frame_size(strip: Strip) -> tuple[float, int]:
-    """Width and height in pixels of a drawn frame: as wide as fits, the shape kept, no higher than the limit."""
+    """Return width and height in pixels of a drawn frame, as large as fits, with its aspect ratio."""
     height, width = strip.frames.shape[1:3]
     num_shown = len(strip.shown)
     fitting = (_WIDTH - 2 * _MARGIN - (num_shown - 1) * _FRAME_GAP) / num_shown
@@ -234,13 +234,13 @@ def _frame_size(strip: Strip) -> tuple[float, int]:
 
 
 def _name(detection: Detection) -> str:
-    """The video, cut in the middle where it is long."""
+    """Return the name of the video, shortened in the middle if it is long."""
     name = detection.source.encode("utf-8", "replace").decode()
     return name if len(name) <= 70 else f"{name[:30]}…{name[-39:]}"
 
 
 def _facts(detection: Detection) -> str:
-    """Class, time and confidence of a detection in one line."""
+    """Format class, time and confidence of a detection in one line."""
     times = time_texts(detection.seconds)
     truth = {layout.NORMAL_LABEL: " (false alarm)"}.get(detection.label, "")
     class_name = [f"{detection.class_name}{truth}"] if detection.class_name else []
@@ -248,7 +248,7 @@ def _facts(detection: Detection) -> str:
 
 
 def _pixel_axes(figure: Figure, left: float, top: float, width: float, height: float, total: int) -> Axes:
-    """Axes without decoration at these pixels, counted from the top left corner of the figure."""
+    """Add undecorated axes at these pixels, counted from the top left corner of the figure."""
     axes = figure.add_axes((left / _WIDTH, 1 - (top + height) / total, width / _WIDTH, height / total))
     axes.set_axis_off()
     return axes
@@ -263,7 +263,7 @@ def _box(axes: Axes, left: float, bottom: float, width: float, height: float, **
 def _text(
     figure: Figure, x: float, y: float, total: int, text: str, *, size: int, align: str = "left", **style: Any
 ) -> None:
-    """Text with its middle at these pixels; a dollar sign in a name is a dollar sign."""
+    """Draw text centred at these pixels, without interpreting dollar signs as formulas."""
     figure.text(
         x / _WIDTH,
         1 - y / total,

@@ -1,4 +1,4 @@
-"""One offline HTML page about a finished run of inference: what was run, how good it is, every detection to look at.
+"""Offline HTML report of a finished run of inference: its inputs, metrics, and detections to review.
 
 The page needs nothing else: no network, no server, no file beside it. A reviewer marks detections as true or false and
 exports the marks as CSV, which `stage1 train --marks` takes. The same run and options give the same page.
@@ -43,7 +43,7 @@ RESAMPLES = 1000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportResult:
-    """What was written."""
+    """Result: the page that was written."""
 
     path: Path
     num_shown: int
@@ -52,7 +52,7 @@ class ReportResult:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Clip:
-    """A row of predictions.csv: a clip of the run."""
+    """A clip of the run: a row of predictions.csv."""
 
     row: int
     key: str
@@ -66,7 +66,7 @@ class Clip:
 
     @property
     def outcome(self) -> str | None:
-        """What became of it: hit, alarm (false), miss, unknown (a detection without a label); None: not to be shown."""
+        """Outcome: hit, alarm (false), miss, or unknown (a detection without a label); None if not shown."""
         if self.confidence is None:
             return None
         if self.predicted:
@@ -75,14 +75,14 @@ class Clip:
 
 
 def write_report(config: ReportConfig) -> ReportResult:
-    """Write the page and return where it is.
+    """Write the page, and return its path and counts.
 
-    Raises UserError where the folder holds no finished run, FormatError where its files are damaged or not of one run.
+    Raises UserError if the folder has no finished run, and FormatError if its files are damaged or of different runs.
     """
     files = OutputFiles(folder=config.folder)
     if not files.run.is_file():
         raise UserError(
-            f"{config.folder} holds no finished run of stage1 infer: run `stage1 infer --out {config.folder}` first"
+            f"{config.folder} contains no finished run of stage1 infer; run `stage1 infer --out {config.folder}` first"
         )
     run, events = _read_json(files.run), _read_json(files.events)
     evaluation = _read_evaluation(config.evaluation, run) if config.evaluation is not None else None
@@ -121,7 +121,7 @@ def write_report(config: ReportConfig) -> ReportResult:
 
 
 def read_predictions(path: Path) -> list[Clip]:
-    """The rows of predictions.csv. Raises FormatError where it is none."""
+    """Read the rows of predictions.csv. Raises FormatError if it cannot be parsed."""
     try:
         with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
             return [_clip(row, fields) for row, fields in enumerate(csv.DictReader(file))]
@@ -162,7 +162,7 @@ def _check_one_run(files: OutputFiles, clips: Sequence[Clip], detections: Sequen
 
 
 def _open_shards(run: Mapping[str, Any]) -> ClipReader | None:
-    """The shards that were scored, where they still are and still the same; the pictures of misses come from there."""
+    """Open the scored shards, which hold the frames of misses; return None if they are missing or have changed."""
     path = run["shards"]["path"]
     try:
         reader = ClipReader(urls.location(path)) if path else None
@@ -188,14 +188,14 @@ def _template() -> Any:
 
 
 def _choose(clips: Sequence[Clip], max_items: int) -> list[Clip]:
-    """The clips to show, in index order: detections and misses, those of highest confidence."""
+    """Choose the clips to show, in index order: the detections and misses of highest confidence."""
     shown = [clip for clip in clips if clip.outcome is not None]
     strongest = sorted(shown, key=lambda clip: (-(clip.confidence or 0.0), clip.row))[:max_items]
     return sorted(strongest, key=lambda clip: clip.row)
 
 
 def _items(chosen: Sequence[Clip], detections: Mapping[str, Detection], pictures: Pictures) -> Iterator[dict[str, Any]]:
-    """What the page knows of each clip that it shows."""
+    """Return the data of each clip that the page shows."""
     height = FRAME_PIXELS[len(chosen) > MANY_ITEMS]
     for clip in chosen:
         detection = detections.get(clip.key)
@@ -225,7 +225,7 @@ def _items(chosen: Sequence[Clip], detections: Mapping[str, Detection], pictures
 
 
 class Pictures:
-    """The frames of clips as JPEG film strips: from the shards that were scored, else from the attention data."""
+    """JPEG film strips of clips, from the scored shards or else from the attention data."""
 
     def __init__(
         self, files: OutputFiles, reader: ClipReader | None, clips: Sequence[Clip], detections: Sequence[Detection]
@@ -240,7 +240,7 @@ class Pictures:
         self.num_left_out = 0  # for want of room
 
     def seconds(self, clip: Clip) -> list[float]:
-        """When the frames of a clip are shown; its first and last where no more is known."""
+        """Return the times of a clip's frames, or only of its first and last one."""
         if self._reader is not None:
             try:
                 return list(self._reader.read_record(clip.row).timestamps_seconds)
@@ -249,7 +249,7 @@ class Pictures:
         return list(clip.seconds or (0.0, 0.0))
 
     def strip(self, clip: Clip, positions: Sequence[int], height: int) -> tuple[str | None, str]:
-        """The frames at these positions side by side, as base64 of a JPEG; else None and why."""
+        """Return frames side by side as a base64 JPEG, or None and the reason."""
         if self._bytes > MAX_IMAGE_BYTES:
             self.num_left_out += 1
             return None, "No picture: the page would become too large. Show fewer with --max-items."
@@ -276,7 +276,7 @@ class Pictures:
 
 
 def encode_strip(frames: npt.NDArray[np.uint8], height: int) -> bytes:
-    """Frames, uint8 (N, H, W, 3) RGB, side by side as one JPEG of this height.
+    """Encode frames, uint8 (N, H, W, 3) RGB, side by side as one JPEG of this height.
 
     >>> encode_strip(np.zeros((2, 8, 8, 3), np.uint8), 8)[:3]
     b'\\xff\\xd8\\xff'
@@ -332,7 +332,7 @@ def _span_text(kind: str, event: Mapping[str, Any]) -> str:
 
 
 def thinned(scores: Sequence[float | None], count: int) -> list[float | None]:
-    """At most `count` scores: the highest of each of as many stretches.
+    """Reduce scores to at most `count`: the highest of each of as many segments.
 
     >>> thinned([0.1, 0.9, None, 0.2], 2), thinned([0.5], 2)
     ([0.9, 0.2], [0.5])
@@ -369,7 +369,7 @@ def _tiles(run: Mapping[str, Any], clips: Sequence[Clip], reader: ClipReader | N
 
 
 def _interval_tiles(clips: Sequence[Clip], reader: ClipReader | None) -> Iterator[dict[str, str]]:
-    """Accuracy and AUC with intervals over recordings, where these are known, else over videos."""
+    """Yield accuracy and AUC with intervals over recordings, or over videos if recordings are unknown."""
     known = [clip for clip in clips if clip.label >= 0 and clip.confidence is not None]
     labels = np.array([clip.label for clip in known])
     predicted = np.array([clip.predicted for clip in known], np.int64)
@@ -419,7 +419,7 @@ def _tables(clips: Sequence[Clip]) -> Iterator[dict[str, Any]]:
 
 
 def _charts(run: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The curves of the training, where the checkpoint is still the one that scored."""
+    """Return the training curves, if the checkpoint has not changed since the run."""
     try:
         history = load_checkpoint(Path(run["checkpoint"]["path"])).run_state.get("history", [])
     except (UserError, OSError, TypeError):
@@ -444,7 +444,7 @@ def _column(history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float
 def line_chart(
     title: str, lines: Sequence[tuple[str, Sequence[tuple[float, float]]]], *, top: float | None = None
 ) -> dict[str, Any] | None:
-    """Lines of (x, y) as points in a drawing of 400 × 150; None where there is nothing to draw.
+    """Scale lines of (x, y) to a drawing of 400 × 150; return None without points.
 
     The axis of y begins at 0 (or below) and ends at `top`, else at the highest value.
     """
@@ -476,7 +476,7 @@ def line_chart(
 
 
 def _read_evaluation(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
-    """What `stage1 evaluate` found. Raises UserError where it judged other shards."""
+    """Read the results of `stage1 evaluate`. Raises UserError if they are of different shards."""
     path = folder / "evaluation.json"
     if not path.is_file():
         raise UserError(f"no {path}: run `stage1 evaluate --out {folder}` first, or leave out --evaluation")
@@ -484,8 +484,8 @@ def _read_evaluation(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     digest = fields["shards"]["digest"] if "levels" in fields else None
     if digest != run["shards"]["digest"]:
         raise UserError(
-            f"{path} judges other shards than this run scored ({run['shards']['path']}); evaluate these, or leave out "
-            "--evaluation"
+            f"{path} is about other shards than this run scored ({run['shards']['path']}); evaluate these, or "
+            "omit --evaluation"
         )
     return fields
 
@@ -501,7 +501,7 @@ _LEVEL_METRICS = {
 
 
 def _evaluation_tables(evaluation: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Metrics of clips, videos and frames with their intervals, and what shortcuts reach on the same videos."""
+    """Return metrics of clips, videos and frames with intervals, and those of shortcuts on the same videos."""
     levels, frames = evaluation["levels"], evaluation["frames"]
     rows = [
         (name, *(_interval_text(levels[level].get(key)) for level in ("clips", "videos")), _interval_text(of_frames))
@@ -597,6 +597,6 @@ def _about(run: Mapping[str, Any]) -> str:
 
 
 def run_name(run: Mapping[str, Any]) -> str:
-    """Names the run, for the marks that a browser keeps."""
+    """Return an identifier of the run, under which a browser stores review labels."""
     models = [run["checkpoint"]] if run["checkpoint"] else run["folds"] or []
     return f"{run['shards']['digest'][:12]}-{'-'.join(model['sha256'][:8] for model in models)}"

@@ -1,9 +1,9 @@
-"""Learning from bags: a video is a bag of clips, and only the video has a label (multiple-instance learning).
+"""Multiple-instance learning: a video is a bag of clips, and only the video has a label.
 
-In untrimmed video most clips of a crime show none. Training them all as crime teaches noise; here a crime video must
-hold some clip that looks like one, and a normal video none. The model stays one of single clips: clip and frame scores
-come out as ever. (Top-k: Sultani et al., CVPR 2018, and Tian et al., ICCV 2021. Attention: softmax of the clips' own
-log-odds, as in Ilse et al., ICML 2018, without weights of its own.)
+In untrimmed video, most clips of a crime video show no crime, so labelling them all as crime adds noise. Here, a crime
+video must have some clips that look like a crime, and a normal video none. The model still scores single clips. Top-k
+aggregation follows Sultani et al., CVPR 2018, and Tian et al., ICCV 2021. Attention aggregation weights clips by the
+softmax of their log-odds, as in Ilse et al., ICML 2018, but without parameters.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from torch.nn import functional
 from stage1.data import clip_random
 from stage1.data.epoch_plan import Rows
 from stage1.data.loader import BagLoader, Batch, ClipLoader
-from stage1.model.motion_features import Line
-from stage1.training.clip_objective import BatchLoss, ClipTask, Forward
+from stage1.model.motion_features import LinearFit
+from stage1.training.clip_objective import BatchLoss, ClipObjective, Forward
 from stage1.training.config import TrainConfig
 from stage1.training.data import TrainData
 from vidshard.util.errors import UserError
 
 AGGREGATORS = ("topk", "attention")
-TOP_SHARE = 1 / 8  # of the clips of a bag, at least one
-LINE_RIDGE = 0.3  # on the weights of the line through motion statistics: bags are few (docs/EXPERIMENTS.md)
-LINE_STEPS = 300
+BAG_TOP_SHARE = 1 / 8  # share of a bag's clips that topk averages, at least one clip
+BAG_RIDGE = 0.3  # on the weights of the linear classifier on motion features, as bags are few (docs/EXPERIMENTS.md)
+BAG_FIT_STEPS = 300
 
 
 @dataclasses.dataclass(kw_only=True)
-class BagTask(ClipTask):
-    """Classify videos by what their clips say together; `config.bags` names how."""
+class BagObjective(ClipObjective):
+    """Classification of videos by aggregated clip scores; `config.bags` names the aggregation."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,10 +45,11 @@ class BagTask(ClipTask):
             raise UserError("--block-shards and --bags exclude each other: bags are read video by video")
         if self.config.clips_per_video_per_epoch != TrainConfig.clips_per_video_per_epoch:
             raise UserError(
-                "--clips-per-video-per-epoch goes without --bags: how many clips a bag has says --bag-clips"
+                "--clips-per-video-per-epoch and --bags exclude each other: --bag-clips sets the clips of a bag"
             )
 
     def training_loader(self, data: TrainData, device: torch.device) -> ClipLoader:
+        """Create a loader whose batches are bags."""
         self._videos = None if data.validation is None else data.validation.videos
         return BagLoader(
             data.train,
@@ -58,16 +59,17 @@ class BagTask(ClipTask):
             **self.loader_options(device),
         )
 
-    def line(self, data: TrainData, rows_N: Rows) -> Line:
+    def linear_fit(self, data: TrainData, rows_N: Rows) -> LinearFit:
+        """Return a fit that classifies videos instead of clips."""
         videos_N = data.train.videos[rows_N]
-        return lambda standard_NF, labels_N: bag_line(standard_NF, labels_N, videos_N, self.config.bags)
+        return lambda standard_NF, labels_N: fit_bag_classifier(standard_NF, labels_N, videos_N, self.config.bags)
 
     def loss(self, model: nn.Module, forward: Forward, batch: Batch, epoch: int) -> BatchLoss:
         seeds_B = clip_random.clip_seeds(batch.indices, seed=self.config.seed, epoch=epoch)
         clip_random.seed_dropout(model, seeds_B)
         logits_BK, _ = forward(self._train_transform(batch.clips, batch.indices, epoch))
         known_B = batch.labels >= 0
-        if not known_B.any():  # padding alone: a rank without a video
+        if not known_B.any():  # only padding, on a rank without a video
             nothing = logits_BK.sum() * 0
             return BatchLoss(nothing, nothing.detach(), nothing.detach(), nothing.detach())
         label = int(batch.labels[known_B][0])
@@ -78,10 +80,10 @@ class BagTask(ClipTask):
         one = torch.ones_like(score.detach())
         return BatchLoss(weight * loss, weight * one, one * ((score.detach() >= 0) == (label == 1)), one)
 
-    def judge(
+    def aggregate(
         self, logits_NK: torch.Tensor, labels_N: torch.Tensor, rows_N: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits and labels of videos: validation is about what has a label."""
+        """Aggregate clips to videos, which are what has a label."""
         assert self._videos is not None
         videos_N = self._videos[rows_N.numpy()]
         scores, labels = [], []
@@ -94,11 +96,12 @@ class BagTask(ClipTask):
 
 
 def log_odds(logits_BK: torch.Tensor) -> torch.Tensor:
+    """Return the log-odds of crime (B,) of logits (B, 2)."""
     return logits_BK[:, 1] - logits_BK[:, 0]
 
 
 def bag_score(log_odds_B: torch.Tensor, aggregator: str) -> torch.Tensor:
-    """Log-odds that a video holds a crime, a scalar, from those of its clips.
+    """Return the log-odds, a scalar, that a video contains a crime, from those of its clips (B,).
 
     >>> float(bag_score(torch.tensor([-2.0, 3.0, 0.0]), "topk"))
     3.0
@@ -109,23 +112,24 @@ def bag_score(log_odds_B: torch.Tensor, aggregator: str) -> torch.Tensor:
 
 
 def bag_scores(log_odds_VN: torch.Tensor, known_VN: torch.Tensor, aggregator: str) -> torch.Tensor:
-    """The same of several videos, (V,); `known_VN` is False where a video has no more clips."""
+    """Return `bag_score` of several videos, (V,); `known_VN` is False where a video has no more clips."""
     known_VN = known_VN.to(log_odds_VN.device)
     if aggregator == "attention":
         weights_VN = log_odds_VN.masked_fill(~known_VN, -torch.inf).softmax(1)
         return (weights_VN * log_odds_VN).sum(1)
-    counts_V = (TOP_SHARE * known_VN.sum(1) - 1e-9).ceil().clamp(min=1)
+    counts_V = (BAG_TOP_SHARE * known_VN.sum(1) - 1e-9).ceil().clamp(min=1)
     highest_VN = log_odds_VN.masked_fill(~known_VN, -torch.inf).sort(1, descending=True).values
     taken_VN = torch.arange(log_odds_VN.shape[1], device=log_odds_VN.device) < counts_V[:, None]
     return highest_VN.masked_fill(~taken_VN, 0.0).sum(1) / counts_V
 
 
-def bag_line(
+def fit_bag_classifier(
     standard_NF: npt.NDArray[np.float64], labels_N: npt.NDArray[np.int64], videos_N: Rows, aggregator: str
 ) -> tuple[npt.NDArray[np.float64], float]:
-    """A line through statistics of clips by which *videos* are told apart: weights (F,) and a bias.
+    """Fit a linear classifier on clip features such that aggregated scores classify *videos*.
 
-    Cross-entropy of the bags' scores, both classes counting the same in sum, and a ridge.
+    It minimises the cross-entropy of the bags' scores, with equal total weight of both classes, plus a ridge. Returns
+    weights (F,) and a bias.
     """
     videos, number_N, counts_V = np.unique(videos_N, return_inverse=True, return_counts=True)
     known_VN = torch.arange(int(counts_V.max())) < torch.from_numpy(counts_V)[:, None]
@@ -143,15 +147,15 @@ def bag_line(
         losses_V = functional.binary_cross_entropy_with_logits(scores_V, labels_V.double(), reduction="none")
         return (weight_V * losses_V).mean()
 
-    _minimise([weight_F, bias], lambda: bag_loss() + LINE_RIDGE * weight_F.square().sum())
-    _minimise([factor, bias], bag_loss)  # the ridge is for the direction: it makes log-odds too small
+    _minimise([weight_F, bias], lambda: bag_loss() + BAG_RIDGE * weight_F.square().sum())
+    _minimise([factor, bias], bag_loss)  # rescale without the ridge, which makes the log-odds too small
     return (factor * weight_F).numpy(), float(bias)
 
 
 def _minimise(values: list[torch.Tensor], loss: Callable[[], torch.Tensor]) -> None:
-    """Change `values` in place: by Adam, in as many steps as these few numbers take to settle."""
+    """Minimise `loss` over `values`, in place, by enough steps of Adam for these few parameters to converge."""
     optimizer = torch.optim.Adam([value.requires_grad_() for value in values], lr=0.02)
-    for _ in range(LINE_STEPS):
+    for _ in range(BAG_FIT_STEPS):
         optimizer.zero_grad()
         loss().backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -1,6 +1,7 @@
-"""What a training run learns: from a labelled clip, normal or crime. The loop in `train` knows batches and losses only.
+"""Interface of training objectives, and supervised learning from labelled clips.
 
-Another task, such as learning from bags of clips, has the same methods.
+The training loop only handles batches and losses. Any other objective, such as learning from bags of clips, implements
+the same methods.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from stage1.data.loader import Batch, ClipLoader
 from stage1.data.selection import Balance
 from stage1.data.transforms import ClipTransform
 from stage1.model import backbones
-from stage1.model.motion_features import Line, logistic_line, motion_statistics
+from stage1.model.motion_features import LinearFit, fit_linear_classifier, motion_features
 from stage1.model.network import NUM_CLASSES, Stage1Model
 from stage1.training import optim
 from stage1.training.config import TrainConfig
@@ -29,7 +30,7 @@ from stage1.training.data import TrainData
 from stage1.training.log import progress, warn
 from vidshard.util.errors import UserError
 
-MAX_FITTED = 2048  # clips: plenty for 29 numbers, and soon read
+MAX_FITTED = 2048  # clips to which the motion classifier is fitted: enough for 29 features, and quick to read
 # float clips (B, C, T, H, W) → logits (B, 2) and attention (B, T), float32
 Forward = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 # uint8 clips (B, T, H, W, C), their rows in the index (B,), epoch → float (B, C, T, H, W), on the device
@@ -37,50 +38,56 @@ Transform = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 
 
 class BatchLoss(NamedTuple):
-    """The loss of a batch in parts that can be added up over batches and ranks. Scalars on the device."""
+    """Loss of a batch as sums, which can be added over batches and ranks. Scalars on the device."""
 
-    loss_sum: torch.Tensor  # of weight × loss
-    weight: torch.Tensor  # sum of the weights; padding has none
-    num_right: torch.Tensor  # of clips that are not mixed with others
-    num_known: torch.Tensor  # clips with a label
+    loss_sum: torch.Tensor  # sum of weight × loss
+    weight: torch.Tensor  # sum of the weights; padding has weight 0
+    num_right: torch.Tensor  # number of correct predictions on unmixed clips
+    num_known: torch.Tensor  # number of clips with a label
 
 
-class Task(Protocol):
-    """What the loop needs to know of what is learnt."""
+class Objective(Protocol):
+    """Interface between the training loop and an objective."""
 
     def make_model(self) -> nn.Module:
-        """The model before training, on the CPU."""
+        """Create the model before training, on the CPU."""
         ...
 
     def fit(self, model: nn.Module, data: TrainData, device: torch.device) -> None:
-        """What of the model is found from the training clips at once, before the first step; on the device."""
+        """Fit the parts of `model` (on `device`) that are fitted to the training clips before the first step."""
         ...
 
     def make_loaders(self, data: TrainData, device: torch.device) -> tuple[ClipLoader, ClipLoader | None]:
-        """The batches of this rank: to train on, and to validate on where there is something; those of equal shape."""
+        """Create the loaders of this rank for training and, if there are validation clips, for validation.
+
+        Batches for validation all have the same shape.
+        """
         ...
 
     def loss(self, model: nn.Module, forward: Forward, batch: Batch, epoch: int) -> BatchLoss:
-        """What a training step learns from; `batch` is on the device. `forward` calls `model`, which is in training."""
+        """Compute the loss of `batch`, which is on the device. `forward` calls `model`, which is in training mode."""
         ...
 
     def score(self, forward: Forward, batch: Batch) -> torch.Tensor:
-        """Logits (B, 2) of the clips of `batch`, with gradients off and the model in evaluation."""
+        """Return logits (B, 2) of the clips of `batch`. Gradients are off, and the model is in evaluation mode."""
         ...
 
-    def judge(
+    def aggregate(
         self, logits_NK: torch.Tensor, labels_N: torch.Tensor, rows_N: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits and labels of what validation is about, from those of its clips and their rows in the index."""
+        """Aggregate logits (N, 2) and labels (N,) of clips to those of the samples that validation scores.
+
+        `rows_N` are the rows of the clips in the index.
+        """
         ...
 
 
 @dataclasses.dataclass(kw_only=True)
-class ClipTask:
-    """Classify single clips by weighted cross-entropy."""
+class ClipObjective:
+    """Classification of single clips with weighted cross-entropy. Its methods are those of `Objective`."""
 
     config: TrainConfig
-    transform: Transform | None = None  # in place of the augmentation of the config; training only
+    transform: Transform | None = None  # replaces the augmentation of the config, in training only
     class_weights: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
@@ -95,18 +102,21 @@ class ClipTask:
 
     def _load_weights(self, model: Stage1Model) -> None:
         if not isinstance(model.backbone, backbones.TorchvisionBackbone):
-            raise UserError(f"weights {self.config.weights} go with a backbone of torchvision, see --backbone")
+            raise UserError(
+                f"weights are {self.config.weights}, but the backbone {self.config.model.backbone} takes none; "
+                "name a backbone of torchvision by --backbone, or no weights"
+            )
         report = backbones.load_weights(model.backbone, self.config.weights, confirm=backbones.never)
         if self.config.weights_sha256 not in ("", report.sha256):
             raise UserError(
-                f"{report.source} has the SHA-256 {report.sha256}, expected {self.config.weights_sha256}: it is not "
-                "the file that this run began with"
+                f"{report.source} has the SHA-256 {report.sha256}, expected {self.config.weights_sha256}; restore the "
+                "file with which this run began"
             )
         if distributed.rank() == 0:
             print(report.text, flush=True)
 
     def fit(self, model: nn.Module, data: TrainData, device: torch.device) -> None:
-        """The classifier on motion statistics, from clips as inference sees them: the same on every rank."""
+        """Fit the classifier on motion features, from clips preprocessed as in inference; the same on every rank."""
         if not isinstance(model, Stage1Model) or model.motion_classifier is None:
             return
         rows = fitted_rows(data.train_rows, data.labels, data.train.videos)
@@ -116,31 +126,31 @@ class ClipTask:
             labels=data.labels,
             shuffle=False,
             batch_size=self.config.batch_size,
-            max_bad_clips=None,  # training is to say what may be damaged
+            max_bad_clips=None,  # training itself reports damaged clips
             num_threads=self.config.workers,
             device=device,
         )
         statistics, labels, rows_read = [], [], []
-        with torch.inference_mode(), progress("Motion statistics", total=len(rows), unit="clip") as shown:
+        with torch.inference_mode(), progress("Motion features", total=len(rows), unit="clip") as shown:
             for batch in loader:
                 shown.advance(len(batch.labels))
                 there = batch.labels >= 0
-                statistics.append(motion_statistics(self._evaluation_transform(batch.clips))[there].cpu().numpy())
+                statistics.append(motion_features(self._evaluation_transform(batch.clips))[there].cpu().numpy())
                 labels.append(batch.labels[there].cpu().numpy())
                 rows_read.append(batch.indices[there].cpu().numpy())
         labels_N = np.concatenate(labels)
         if len(np.unique(labels_N)) < NUM_CLASSES:
             warn(
-                f"the network decides alone: the {len(labels_N)} clips that motion statistics are fitted to are not of "
-                f"both classes (they are the sound ones of {len(rows)}, drawn from all to train on)"
+                f"motion features are not used: the {len(labels_N)} clips for their classifier (the undamaged ones of "
+                f"{len(rows)} drawn from the training clips) are not of both classes"
             )
             return
-        line = self.line(data, np.concatenate(rows_read))
-        model.motion_classifier.fit(np.concatenate(statistics), labels_N, line)
+        linear_fit = self.linear_fit(data, np.concatenate(rows_read))
+        model.motion_classifier.fit(np.concatenate(statistics), labels_N, linear_fit)
 
-    def line(self, data: TrainData, rows_N: Rows) -> Line:
-        """How the classifier on motion statistics is found from clips of these rows of the index."""
-        return logistic_line
+    def linear_fit(self, data: TrainData, rows_N: Rows) -> LinearFit:
+        """Return the fit of the classifier on motion features of the clips of these index rows."""
+        return fit_linear_classifier
 
     def make_loaders(self, data: TrainData, device: torch.device) -> tuple[ClipLoader, ClipLoader | None]:
         loader = self.training_loader(data, device)
@@ -148,7 +158,7 @@ class ClipTask:
         return loader, self.validation_loader(data, device)
 
     def training_loader(self, data: TrainData, device: torch.device) -> ClipLoader:
-        """What an epoch takes of the clips to train on."""
+        """Create the loader of the training clips."""
         config = self.config
         return ClipLoader(
             data.train,
@@ -163,7 +173,7 @@ class ClipTask:
         )
 
     def validation_loader(self, data: TrainData, device: torch.device) -> ClipLoader | None:
-        """Every validation clip once, over all ranks; None where there is none."""
+        """Create the loader of the validation clips, each once over all ranks; return None without any."""
         if data.validation is None:
             return None
         return ClipLoader(
@@ -177,7 +187,7 @@ class ClipTask:
         )
 
     def loader_options(self, device: torch.device) -> dict[str, Any]:
-        """What every loader of a run has in common."""
+        """Return the options that all loaders of a run share."""
         return {
             "seed": self.config.seed,
             "rank": distributed.rank(),
@@ -210,13 +220,13 @@ class ClipTask:
     def score(self, forward: Forward, batch: Batch) -> torch.Tensor:
         return forward(self._evaluation_transform(batch.clips))[0]
 
-    def judge(
+    def aggregate(
         self, logits_NK: torch.Tensor, labels_N: torch.Tensor, rows_N: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return logits_NK, labels_N
 
     def _cross_entropy(self, logits_BK: torch.Tensor, labels_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weighted loss and weight of each clip; 0 and 0 where it has no label."""
+        """Return the weighted loss and the weight of each clip, (B,); both are 0 if the clip has no label."""
         weights_K = logits_BK.new_tensor(self.class_weights)
         loss_B = functional.cross_entropy(
             logits_BK,
@@ -230,11 +240,10 @@ class ClipTask:
 
 
 def fitted_rows(rows: Rows, labels: Rows, videos: Rows) -> Rows:
-    """Those of `rows` that the motion statistics are fitted to, rising: all, or MAX_FITTED.
+    """Select at most MAX_FITTED of `rows`, rising, to which the classifier on motion features is fitted.
 
-    Of either class as many, where there are so many, and of the videos of a class one clip each, then another: neither
-    is a rare crime missed among normal clips, nor a short video beside long ones. `labels` and `videos`: of every row
-    of the index.
+    Clips are taken from both classes in turn, and within a class from its videos in turn, so that neither rare crimes
+    nor short videos are missed. `labels` and `videos` are those of every row of the index.
     """
     if len(rows) <= MAX_FITTED:
         return rows
@@ -244,7 +253,7 @@ def fitted_rows(rows: Rows, labels: Rows, videos: Rows) -> Rows:
 
 
 def turns(values: Rows) -> Rows:
-    """How many equal values stand before each.
+    """Count, for each value, the equal values before it.
 
     >>> turns(np.array([7, 7, 3, 7, 3])).tolist()
     [0, 1, 0, 2, 1]
@@ -260,10 +269,10 @@ def turns(values: Rows) -> Rows:
 
 
 def shares_of_pairs(seeds_B: torch.Tensor, known_B: torch.Tensor, *, alpha: float) -> torch.Tensor:
-    """The share that each clip keeps of itself when neighbours (0 and 1, 2 and 3, …) are mixed, float32 (B,).
+    """Draw the weight of each clip when neighbours (0 and 1, 2 and 3, …) are mixed, float32 (B,).
 
-    Drawn from Beta(alpha, alpha), for each pair from the seed of its first clip: the same on any number of ranks whose
-    batches are even. 1 for the last clip of an odd batch, and beside padding.
+    Each pair draws from Beta(alpha, alpha) with the seed of its first clip, so that the result does not depend on the
+    number of ranks if batches are even. The weight is 1 for the last clip of an odd batch, and next to padding.
     """
     pairs = len(seeds_B) // 2
     draws = [
@@ -276,13 +285,13 @@ def shares_of_pairs(seeds_B: torch.Tensor, known_B: torch.Tensor, *, alpha: floa
 
 
 def mix_pairs(clips: torch.Tensor, share_B: torch.Tensor) -> torch.Tensor:
-    """Each clip mixed with its neighbour, of which it keeps `share_B`."""
+    """Mix each clip with its neighbour, with the weight `share_B` for the clip itself."""
     shares = share_B.view(-1, *[1] * (clips.ndim - 1))
     return clips * shares + swap_pairs(clips) * (1 - shares)
 
 
 def swap_pairs(rows: torch.Tensor) -> torch.Tensor:
-    """Every row in the place of its neighbour; the last one of an odd number stays.
+    """Swap the rows of each pair; the last row of an odd number stays.
 
     >>> swap_pairs(torch.tensor([1, 2, 3, 4, 5])).tolist()
     [2, 1, 4, 3, 5]

@@ -183,7 +183,7 @@ FREE_ON_RESUME = (
 
 
 def option_name(name: str) -> str:
-    """The command-line option of a field.
+    """Return the command-line option of a field.
 
     >>> option_name("batch_size")
     '--batch-size'
@@ -231,7 +231,7 @@ def to_toml(config: TrainConfig) -> str:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The options in a TOML file, as `make_config` takes them. Raises UserError: no such file, no TOML."""
+    """Read options from a TOML file, for `make_config`. Raises UserError if it does not exist or is not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # as Windows may write it
     except (FileNotFoundError, IsADirectoryError):
@@ -274,7 +274,7 @@ def merge(*options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_config(options: Mapping[str, Any]) -> TrainConfig:
-    """The config of nested options, defaults for the rest. Raises UserError on unknown names and wrong types."""
+    """Build a config from nested options and defaults. Raises UserError on unknown names and wrong types."""
     config: TrainConfig = _build(TrainConfig, TrainConfig(), options, where="")
     return config
 

@@ -1,6 +1,6 @@
-"""The clips of a training run: what is trained on, what is held out, and what the user should know about both.
+"""Training and validation clips of a run, with notes and warnings about them.
 
-Nothing is opened but the shards that were named.
+Only the shards that the user names are opened.
 """
 
 from __future__ import annotations
@@ -13,34 +13,34 @@ import numpy as np
 
 from stage1.data.epoch_plan import Rows
 from stage1.data.reader import ClipReader, JoinedReader
-from stage1.data.review_labels import apply_marks, read_marks
+from stage1.data.review_labels import apply_review_labels, read_review_labels
 from stage1.training.config import TrainConfig
 from vidshard.shards.remote_set import check_room
 from vidshard.storage.cache import CacheConfig
 from vidshard.util.errors import UserError
 
 MAX_MOTION_GAP_SECONDS = 0.5
-# Settings of a build that say which videos and where to, not which pixels a video gives.
+# Build settings that do not affect the pixels of a video's clips.
 SETTINGS_WITHOUT_PIXELS = ("sources_sha256", "limit", "normal", "seed", "shard_mb")
 CLASS_NAMES = ("normal", "crime")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainData:
-    """The clips of a run: row numbers of the readers' indexes."""
+    """Clips of a run, as rows of the readers' indexes."""
 
     train: ClipReader | JoinedReader
     train_rows: Rows
     validation: ClipReader | None
     validation_rows: Rows
-    notes: tuple[str, ...]  # for the user to know
-    warnings: tuple[str, ...]  # kept in the checkpoint
-    marked_labels: Rows | None = None  # of every row of `train`, where a reviewer marked some
+    notes: tuple[str, ...]  # logged only
+    warnings: tuple[str, ...]  # logged, and kept in the checkpoint
+    reviewed_labels: Rows | None = None  # of every row of `train`, if a reviewer changed some
 
     @property
     def labels(self) -> Rows:
-        """Of every row of `train`: those of the shards, or as marked."""
-        return self.train.labels if self.marked_labels is None else self.marked_labels
+        """Label of every row of `train`, after review."""
+        return self.train.labels if self.reviewed_labels is None else self.reviewed_labels
 
     @property
     def digests(self) -> dict[str, str]:
@@ -52,7 +52,7 @@ class TrainData:
 
     @property
     def train_videos(self) -> list[str]:
-        """The videos trained on: what a model says of these is worthless to whoever learns from it."""
+        """Training videos. Stage 2 must not learn from the model's predictions on them."""
         return sorted({self.train.video_id(video) for video in np.unique(self.train.videos[self.train_rows]).tolist()})
 
     @property
@@ -61,14 +61,14 @@ class TrainData:
 
     @property
     def validation_labels(self) -> Rows | None:
-        """Of every row of `validation`."""
+        """Label of every row of `validation`."""
         if self.validation is None:
             return None
         return self.labels if self.validation is self.train else self.validation.labels
 
 
 def open_data(config: TrainConfig) -> TrainData:
-    """Open the shards named and nothing else, and say what is to be known about them."""
+    """Open the shards of the config, split them, and collect notes and warnings. Raises UserError on unusable data."""
     cache = CacheConfig(folder=config.cache_dir, limit_gb=config.cache_gb)
     reader = ClipReader(config.shards, checksums=config.checksums, cache=cache)
     check_room(reader.shard_set, block_shards=config.block_shards)
@@ -77,9 +77,9 @@ def open_data(config: TrainConfig) -> TrainData:
     kept = np.ones(len(reader), np.bool_)
     notes, warnings = [], []
     if config.marks is not None:
-        marked = apply_marks(reader, read_marks(config.marks), use=config.marks_as, path=config.marks)
-        labels, kept = marked.labels, marked.kept
-        notes.append(marked.note(config.marks, config.marks_as))
+        reviewed = apply_review_labels(reader, read_review_labels(config.marks), use=config.marks_as, path=config.marks)
+        labels, kept = reviewed.labels, reviewed.kept
+        notes.append(reviewed.note(config.marks, config.marks_as))
     _check_labels(reader, labels)
     if config.val_shards is not None:
         validation: ClipReader | None = ClipReader(config.val_shards, checksums=config.checksums, cache=cache)
@@ -95,12 +95,12 @@ def open_data(config: TrainConfig) -> TrainData:
     rows = rows[kept[rows]]
     _check_both_classes(reader, labels[rows])
     if reader.manifest.split == "Test":
-        warnings.append(f"{config.shards} is marked Test: a model trained on it cannot be judged on it")
+        warnings.append(f"{config.shards} is marked Test: a model trained on it must not be evaluated on it")
     gap = reader.frame_gap_seconds()
     if gap > MAX_MOTION_GAP_SECONDS:
         notes.append(
-            f"the frames of a clip lie {gap:.1f} s apart (median): above {MAX_MOTION_GAP_SECONDS} s motion input means "
-            "little; dense sampling (see `vidshard build --help`) keeps frames close"
+            f"the frames of a clip are {gap:.1f} s apart (median); above {MAX_MOTION_GAP_SECONDS} s motion input is of "
+            "little use; dense sampling (see `vidshard build --help`) keeps frames close"
         )
     return TrainData(
         train=reader,
@@ -109,18 +109,18 @@ def open_data(config: TrainConfig) -> TrainData:
         validation_rows=validation_rows,
         notes=tuple(notes),
         warnings=tuple(warnings),
-        marked_labels=labels,
+        reviewed_labels=labels,
     )
 
 
 def hold_out(reader: ClipReader, *, fraction: float, seed: int) -> tuple[Rows, Rows]:
-    """Rows to train on and rows held out: `fraction` of the videos of each class, whole source groups at a time.
+    """Split rows into training and held-out rows: `fraction` of the videos of each class, whole recordings at a time.
 
-    A video without a source group is a group of its own. The last group of a class stays in training, whatever other
-    classes it holds.
+    A video whose recording is unknown counts as a recording. The last recording of a class stays in training, even if
+    it contains other classes too.
     """
     index = reader.index
-    groups: dict[str, list[int]] = {}  # source group → its videos
+    groups: dict[str, list[int]] = {}  # recording → its videos
     for video in np.unique(index.clips["video"]).tolist():
         group = index.source_group(video)
         groups.setdefault(f"video {index.paths[video]}" if group is None else f"group {group}", []).append(video)
@@ -145,7 +145,7 @@ def hold_out(reader: ClipReader, *, fraction: float, seed: int) -> tuple[Rows, R
             fitting = [group for group, size in free.items() if size <= wanted]
             group = fitting[0] if fitting else min(free, key=lambda name: free[name])
             if not fitting and free[group] > 2 * wanted and groups_left[class_name] < len(sizes):
-                break  # nearer to what is wanted without it
+                break  # without this group the share is closer to `fraction`
             held.add(group)
             groups_left.subtract(videos_of_class[group].keys())
             wanted -= free[group]
@@ -154,7 +154,7 @@ def hold_out(reader: ClipReader, *, fraction: float, seed: int) -> tuple[Rows, R
 
 
 def validation_warnings(train: ClipReader, validation: ClipReader) -> list[str]:
-    """What makes a validation set unfit to choose a checkpoint by: it is the Test set, or was trained on."""
+    """Return warnings if the validation set is unfit to choose a checkpoint, such as a Test set or training videos."""
     warnings = []
     folder = validation.shard_set.where
     splits = {validation.manifest.split} | {
@@ -163,7 +163,7 @@ def validation_warnings(train: ClipReader, validation: ClipReader) -> list[str]:
     if "Test" in splits:
         warnings.append(
             f"{folder} is marked Test: the checkpoint is chosen on it, so its accuracy there says nothing about new "
-            "videos; choose on a Validation split"
+            "videos; use a Validation split"
         )
     shared = shared_videos(train, validation)
     if shared:
@@ -174,29 +174,29 @@ def validation_warnings(train: ClipReader, validation: ClipReader) -> list[str]:
     groups = _source_groups(train) & _source_groups(validation)
     if groups:
         warnings.append(
-            f"{len(groups)} source groups of {folder} are also trained on (such as {min(groups)!r}): videos cut from "
-            "one recording look alike, so validation accuracy will look better than it is"
+            f"{len(groups)} recordings of {folder} are also trained on (such as {min(groups)!r}): videos of one "
+            "recording look alike, so validation accuracy will look better than it is"
         )
     resizes = [reader.manifest.settings.get("resize", "squash") for reader in (train, validation)]
     if resizes[0] != resizes[1]:
         warnings.append(
-            f"frames were made square by --resize {resizes[1]} in {folder}, but by {resizes[0]} in training: build "
+            f"frames were made square by --resize {resizes[1]} in {folder}, but by {resizes[0]} in training; build "
             "both with the same --resize"
         )
     gaps = train.frame_gap_seconds(), validation.frame_gap_seconds()
     if max(gaps) > 2 * min(gaps) and min(gaps) > 0:
         warnings.append(
-            f"frames lie {gaps[1]:.2g} s apart in {folder}, but {gaps[0]:.2g} s in training: build both with the "
+            f"frames are {gaps[1]:.2g} s apart in {folder}, but {gaps[0]:.2g} s in training; build both with the "
             "same sampling"
         )
     return warnings
 
 
 def shared_videos(train: ClipReader, validation: ClipReader) -> list[str]:
-    """Paths (in `validation`) of the videos that are in both sets.
+    """Return the paths (in `validation`) of the videos that are in both sets.
 
-    Built with the same sampling, a video gives the same clips under any name. With another, the same name, length
-    and size must do.
+    If both sets have the same sampling, videos are compared by the pixels of their clips; otherwise by name, length,
+    size and frame rate.
     """
 
     def sampling(reader: ClipReader) -> dict[str, Any]:
@@ -224,7 +224,7 @@ def shared_videos(train: ClipReader, validation: ClipReader) -> list[str]:
 def _check_labels(reader: ClipReader, labels: Rows) -> None:
     folder = reader.shard_set.where
     if not len(labels):
-        raise UserError(f"{folder} holds no clips; see what failed with `vidshard inspect {folder}`")
+        raise UserError(f"{folder} contains no clips; list the failures with `vidshard inspect {folder}`")
     unknown = int((labels < 0).sum())
     if unknown:
         raise UserError(
@@ -259,10 +259,10 @@ def _describe_hold_out(reader: ClipReader, rows: Rows, fraction: float) -> str:
     videos = np.unique(reader.index.clips["video"][rows])
     note = (
         f"no --val-shards: {len(videos)} of {len(reader.index.videos)} videos ({len(rows)} clips) of "
-        f"{reader.shard_set.where} are held out for validation, by source group and class"
+        f"{reader.shard_set.where} are held out for validation, by recording and class"
     )
     if not _source_groups(reader):
-        note += "; its source groups are unknown, so videos of one recording may be on both sides"
+        note += "; its recordings are unknown, so videos of one recording may be on both sides"
     return note
 
 

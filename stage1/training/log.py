@@ -1,4 +1,4 @@
-"""What a training run tells: lines for the user, metrics.jsonl, curves, TensorBoard. All of rank 0 alone."""
+"""Logs of a training run, on rank 0 only: lines for the user, metrics.jsonl, curves and TensorBoard."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stage1.common import distributed, files, plots
 from vidshard.util import atomic, console
 from vidshard.util.errors import UserError
 
-SECONDS_BETWEEN_DRAWINGS = 30.0  # of the curves
+SECONDS_BETWEEN_DRAWINGS = 30.0  # shortest time between two plots of the curves
 
 
 def say(line: str) -> None:
@@ -29,12 +29,12 @@ def warn(line: str) -> None:
 
 
 def progress(title: str, *, total: int, unit: str) -> console.Progress:
-    """Shows how far rank 0 has come: all ranks keep step, and their bars would write over each other."""
+    """Create a progress bar that only rank 0 shows, as all ranks advance together and their bars would overlap."""
     return console.Progress(title, total=total, unit=unit, shown=distributed.rank() == 0)
 
 
 def epoch_line(entry: dict[str, Any]) -> str:
-    """What is printed after an epoch.
+    """Format the line that is printed after an epoch.
 
     >>> epoch_line({"epoch": 1, "loss": 0.69314, "accuracy": 0.5125, "lr": 1e-4})
     'Epoch 1 | Loss: 0.6931 | Accuracy: 51.25% | LR: 0.000100'
@@ -48,7 +48,7 @@ def epoch_line(entry: dict[str, Any]) -> str:
 
 
 class RunLog:
-    """The files about the course of a run in the folder `out`."""
+    """Log files of a run in the folder `out`."""
 
     def __init__(self, out: Path, *, tensorboard: bool = False) -> None:
         self.out = out
@@ -64,18 +64,18 @@ class RunLog:
             self._make_writer = SummaryWriter
 
     def start(self, step: int) -> None:
-        """Begin after `step` steps: what TensorBoard holds beyond, of a run that was killed, is hidden."""
+        """Start after `step` steps. TensorBoard then hides later steps, which a killed run may have written."""
         if hasattr(self, "_make_writer") and distributed.rank() == 0:
             self._writer = self._make_writer(self.out / files.TENSORBOARD_NAME, purge_step=step + 1)
 
     def add_step(self, step: int, *, loss: float, lr: float) -> None:
-        """Note one step."""
+        """Log a step."""
         if self._writer is not None:
             self._writer.add_scalar("step/loss", loss, step)
             self._writer.add_scalar("step/lr", lr, step)
 
     def add_epoch(self, entry: dict[str, Any], step: int) -> None:
-        """Note one epoch, which ended with `step`."""
+        """Log an epoch, which ended with `step`."""
         say(epoch_line(entry))
         if self._writer is not None:
             for name, value in entry.items():
@@ -84,14 +84,15 @@ class RunLog:
             self._writer.flush()
 
     def write(self, history: Sequence[dict[str, Any]], *, last: bool) -> None:
-        """Write metrics.jsonl, and the curves where the last drawing is a while ago or none is to follow."""
+        """Write metrics.jsonl, and plot the curves if the last plot is old enough or this is the `last` epoch."""
         lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in history)
         atomic.write_text(self.out / files.METRICS_NAME, lines)
-        # Drawing takes half a second: of short epochs not every one is drawn.
+        # Plotting takes half a second, so not every short epoch is plotted.
         if last or time.monotonic() >= self._draw_after:
             plots.plot_curves(history, self.out / files.CURVES_NAME)
             self._draw_after = time.monotonic() + SECONDS_BETWEEN_DRAWINGS
 
     def close(self) -> None:
+        """Close the TensorBoard writer."""
         if self._writer is not None:
             self._writer.close()

@@ -1,8 +1,8 @@
-"""One training run, from shards to checkpoints.
+"""Training loop, from shards to checkpoints.
 
-What is random belongs to (seed, epoch, clip) and to nothing else, so that a resumed run ends with the same weights as
-one that was never stopped, the same seed gives the same weights (on the CPU; CUDA kernels may differ in the last bit),
-and the number of ranks does not change what is learnt.
+Random numbers depend on (seed, epoch, clip) only. So a resumed run ends with the same weights as an uninterrupted one,
+the same seed gives the same weights (on the CPU; CUDA kernels may differ in the last bit), and the number of ranks does
+not change the result.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from stage1.metrics import clips
 from stage1.model.checkpoint import Checkpoint, load_last, save_checkpoint, save_last
 from stage1.training import log as train_log
 from stage1.training import optim
-from stage1.training.bag_objective import BagTask
-from stage1.training.clip_objective import ClipTask, Task, Transform
+from stage1.training.bag_objective import BagObjective
+from stage1.training.clip_objective import ClipObjective, Objective, Transform
 from stage1.training.config import FREE_ON_RESUME, TrainConfig, changed_options, to_toml
 from stage1.training.data import TrainData, open_data
 from stage1.training.log import RunLog, say, warn
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
 
-__all__ = ["Run", "RunStopped", "TrainConfig", "train"]
+__all__ = ["RunStopped", "TrainConfig", "TrainingRun", "train"]
 
 
 class RunStopped(Exception):  # noqa: N818 (it is no error)
-    """A signal asked the run to stop: it did so, with a checkpoint of all it had done. The text is for the user."""
+    """The end of a run that a signal stopped after it saved a checkpoint. Its text is for the user."""
 
 
 @dataclasses.dataclass(kw_only=True)
 class EpochSoFar:
-    """What an epoch that is not finished has come to, over all ranks."""
+    """Sums of the current epoch up to now, over all ranks."""
 
     loss_sum: float = 0.0  # of weight × loss
     weight: float = 0.0
@@ -56,18 +56,18 @@ class EpochSoFar:
     num_clips: float = 0.0
     lr: float = 0.0  # of the step that came last
     seconds: float = 0.0
-    waited: float = 0.0  # of these, for clips
-    loader_state: dict[str, Any] | None = None  # where the loader stands; None: at the start of the epoch
+    waited: float = 0.0  # seconds spent waiting for clips
+    loader_state: dict[str, Any] | None = None  # position of the loader; None: the start of the epoch
 
 
 @dataclasses.dataclass(kw_only=True)
-class Run:
-    """What changes while training."""
+class TrainingRun:
+    """State of a run."""
 
     config: TrainConfig
     data: TrainData
     device: torch.device
-    task: Task
+    objective: Objective
     model: nn.Module
     averaged: AveragedModel | None
     optimizer: torch.optim.Optimizer
@@ -77,40 +77,47 @@ class Run:
     validation_loader: ClipLoader | None
     log: RunLog
     stop: StopSignal = dataclasses.field(default_factory=StopSignal)
-    compiled: Callable[..., Any] | None = None  # the model, called through torch.compile
-    step: int = 0  # optimizer steps done
-    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # an entry an epoch, as in metrics.jsonl
+    compiled: Callable[..., Any] | None = None  # the model behind torch.compile
+    step: int = 0  # completed optimizer steps
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # one entry per epoch, as in metrics.jsonl
     so_far: EpochSoFar = dataclasses.field(default_factory=EpochSoFar)
     saved_at: float = dataclasses.field(default_factory=time.monotonic)
 
     @property
     def global_batch(self) -> int:
-        """Clips of one step, over all ranks."""
+        """Number of clips of one step, over all ranks."""
         return self.config.batch_size * self.config.accumulate * distributed.world_size()
 
     @property
     def best_weights(self) -> nn.Module:
-        """The model to validate and to keep: the averaged one, where there is one."""
+        """Model to validate and to keep: the averaged one, if there is one."""
         return self.model if self.averaged is None else self.averaged.module
 
     def forward(self, clips_BCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The model that is trained, in the precision and memory order of the config. Returns float32."""
+        """Run the trained model in the precision and memory format of the config.
+
+        Takes clips, float (B, C, T, H, W), and returns logits (B, 2) and attention (B, T') as float32.
+        """
         if self.config.channels_last:
             clips_BCTHW = clips_BCTHW.contiguous(memory_format=torch.channels_last_3d)
-        model = self.model if self.compiled is None else self.compiled  # which has no truth value
+        model = self.model if self.compiled is None else self.compiled
         with autocast(self.device, self.config.precision):
             logits_BK, attention_BT = model(clips_BCTHW)
         return logits_BK.float(), attention_BT.float()
 
 
 def train(
-    config: TrainConfig, *, transform: Transform | None = None, data: TrainData | None = None, task: Task | None = None
+    config: TrainConfig,
+    *,
+    transform: Transform | None = None,
+    data: TrainData | None = None,
+    objective: Objective | None = None,
 ) -> Path:
     """Train a model on `config.shards` and return the path of its checkpoint, the best by validation AUC.
 
-    `transform`, when given, takes the place of the augmentation of training; validation and inference keep that of
-    ``config.transform``. `data` takes the place of all clips of the config's shards, `task` that of classifying clips.
-    Raises UserError on unusable input, and RunStopped when SIGTERM or SIGUSR1 came: then all is kept.
+    `transform` replaces the augmentation of training; validation and inference keep the one of ``config.transform``.
+    `data` replaces all clips of the config's shards, and `objective` replaces the one that the config names.
+    Raises UserError on unusable input, and RunStopped after SIGTERM or SIGUSR1, when a checkpoint has been saved.
     """
     device = distributed.device_of_rank(choose_device(config.device))
     resuming = check_out(config)
@@ -122,8 +129,8 @@ def train(
         cuda_memory_errors(config.batch_size),
         compile_errors(),
     ):
-        task = task or make_task(config, transform)
-        run = start_run(config, data or open_data(config), device, task, resuming=resuming)
+        objective = objective or make_objective(config, transform)
+        run = start_run(config, data or open_data(config), device, objective, resuming=resuming)
         run.stop = stop
         if resuming:
             resume(run)
@@ -131,26 +138,26 @@ def train(
         begin(run)
         try:
             run_epochs(run)
-        except RunStopped as error:  # on all ranks at the same step: none has failed
+        except RunStopped as error:  # all ranks stop at the same step, so none has failed
             stopped = error
         run.log.close()
         path = config.out / files.BEST_NAME
-        if stopped is None:  # said while ranks are known: of all, one says it
+        if stopped is None:  # inside the process group, so that only rank 0 prints
             say(f"✓ Model checkpoint saved to: {path}")
     if stopped is not None:
         raise stopped
     return path
 
 
-def make_task(config: TrainConfig, transform: Transform | None = None) -> Task:
-    """What the config says is to be learnt."""
-    return (BagTask if config.bags else ClipTask)(config=config, transform=transform)
+def make_objective(config: TrainConfig, transform: Transform | None = None) -> Objective:
+    """Create the objective that the config names."""
+    return (BagObjective if config.bags else ClipObjective)(config=config, transform=transform)
 
 
 def check_out(config: TrainConfig) -> bool:
-    """Whether the run in the output folder is to be resumed.
+    """Return True if the run in the output folder is to be resumed.
 
-    Raises UserError when the folder cannot be written to, holds another run, or none to resume.
+    Raises UserError if the folder is not writable, contains a different run, or has no run to resume.
     """
     files.check_out(config.out)
     held = [
@@ -162,46 +169,50 @@ def check_out(config: TrainConfig) -> bool:
     if config.resume is True and not can_resume:
         raise UserError(f"nothing to resume: no {config.out / files.LAST_NAME}; start the run without --resume")
     if held and not (config.resume and can_resume):
-        go_on = "go on with it by --resume, " if can_resume else ""
-        raise UserError(f"{config.out} holds another run ({', '.join(held)}); {go_on}name another --out, or remove it")
+        hint = "resume it with --resume, " if can_resume else ""
+        raise UserError(
+            f"{config.out} contains another run ({', '.join(held)}); {hint}name another --out, or remove it"
+        )
     return bool(held)
 
 
 @contextlib.contextmanager
 def hint_to_resume(config: TrainConfig) -> Iterator[None]:
-    """Tell the user of a run that is interrupted, or finds the disk full, how to go on: that takes a checkpoint."""
+    """Add a hint on how to resume to an interrupt or OSError (such as a full disk), if there is a checkpoint."""
     try:
         yield
     except (KeyboardInterrupt, OSError) as error:
         if (config.out / files.LAST_NAME).is_file():
-            error.add_note(how_to_go_on(config))
+            error.add_note(how_to_resume(config))
         raise
 
 
-def how_to_go_on(config: TrainConfig) -> str:
-    """What to do after a run that was stopped; `stage1 crossval` resumes its runs by itself."""
-    return f"run the same command {'again' if config.resume else 'with --resume'} to go on"
+def how_to_resume(config: TrainConfig) -> str:
+    """Return the hint for a run that was stopped; `stage1 crossval` resumes its runs by itself."""
+    return f"run the same command {'again' if config.resume else 'with --resume'} to continue"
 
 
 # --- the run ------------------------------------------------------------------------------------------------------
 
 
-def start_run(config: TrainConfig, data: TrainData, device: torch.device, task: Task, *, resuming: bool) -> Run:
-    """A run before its first step; before `resume`, where that gives the model what else is found at the start."""
+def start_run(
+    config: TrainConfig, data: TrainData, device: torch.device, objective: Objective, *, resuming: bool
+) -> TrainingRun:
+    """Create a run before its first step. With `resuming`, the caller loads the weights afterwards, by `resume`."""
     torch.manual_seed(config.seed)
-    model = task.make_model().to(device)
+    model = objective.make_model().to(device)
     if config.channels_last:
         channels_last(model)
     optimizer = optim.make_optimizer(model, lr=config.lr, weight_decay=config.weight_decay)
-    loader, validation_loader = task.make_loaders(data, device)
-    if not resuming:  # else it comes with the weights
-        task.fit(model, data, device)
+    loader, validation_loader = objective.make_loaders(data, device)
+    if not resuming:  # otherwise the fit is part of the loaded weights
+        objective.fit(model, data, device)
     steps_of_epoch = -(-len(loader) // config.accumulate)
-    return Run(
+    return TrainingRun(
         config=config,
         data=data,
         device=device,
-        task=task,
+        objective=objective,
         model=model,
         averaged=optim.averaged_model(model, decay=config.ema) if config.ema else None,
         optimizer=optimizer,
@@ -216,25 +227,25 @@ def start_run(config: TrainConfig, data: TrainData, device: torch.device, task: 
     )
 
 
-def begin(run: Run) -> None:
-    """Say what is about to be done, and write it down."""
+def begin(run: TrainingRun) -> None:
+    """Log the data and options of the run, and write its options to run.toml."""
     data, config = run.data, run.config
     counts = np.bincount(data.train_labels, minlength=2)
     say(f"Device: {device_name(run.device)}")
     say(f"Train: {counts[0]} normal and {counts[1]} crime clips of {data.train.clip_shape} from {config.shards}")
     num_taken = len(run.loader.order())
     if config.bags:
-        say(f"An epoch takes {num_taken} videos, each a bag of clips (--bags {config.bags})")
+        say(f"An epoch uses {num_taken} videos, each a bag of clips (--bags {config.bags})")
     elif num_taken < len(data.train_rows):
         say(
-            f"An epoch takes {num_taken} of {len(data.train_rows)} clips (--clips-per-video-per-epoch "
-            f"{config.clips_per_video_per_epoch}; 0 takes all)"
+            f"An epoch uses {num_taken} of {len(data.train_rows)} clips (--clips-per-video-per-epoch "
+            f"{config.clips_per_video_per_epoch}; 0 uses all)"
         )
     if config.val_shards is not None and data.validation is not None:
         counts = np.bincount(data.validation.labels, minlength=2)
         say(f"Validation: {counts[0]} normal and {counts[1]} crime clips from {config.val_shards}")
     if data.validation is not None and getattr(run.model, "motion_classifier", None) is not None:
-        say("Note: loss and accuracy of training are those of the network alone; validation adds the motion statistics")
+        say("Note: training loss and accuracy are those of the network alone; validation adds the motion features")
     for note in data.notes:
         say(f"Note: {note}")
     for warning in data.warnings:
@@ -248,22 +259,22 @@ def begin(run: Run) -> None:
     run.saved_at = time.monotonic()
 
 
-def run_epochs(run: Run) -> None:
-    """Train to the last epoch, or to where there is nothing more to gain. Raises RunStopped."""
+def run_epochs(run: TrainingRun) -> None:
+    """Train up to the last epoch, or until early stopping. Raises RunStopped."""
     while not is_finished(run):
         trained = train_epoch(run, len(run.history))
         validated = validate(run)
         finish_epoch(run, {**trained, **validated})
 
 
-def is_finished(run: Run) -> bool:
-    """Whether all epochs are done, or there were `patience` without a better one."""
+def is_finished(run: TrainingRun) -> bool:
+    """Return True if all epochs are done, or if the last `patience` epochs brought no improvement."""
     since_best = next((i for i, row in enumerate(reversed(run.history)) if row["best"]), 0)
     return len(run.history) >= run.config.epochs or 0 < run.config.patience <= since_best
 
 
-def train_epoch(run: Run, epoch: int) -> dict[str, Any]:
-    """What is left of one pass over the training clips. Returns the metrics of the whole epoch. Raises RunStopped."""
+def train_epoch(run: TrainingRun, epoch: int) -> dict[str, Any]:
+    """Train for the rest of an epoch, and return the metrics of the whole epoch. Raises RunStopped."""
     run.loader.set_epoch(epoch)
     if run.so_far.loader_state is not None:
         run.loader.load_state_dict(run.so_far.loader_state)
@@ -291,9 +302,9 @@ def train_epoch(run: Run, epoch: int) -> dict[str, Any]:
                 stop_run(run)
             elif is_due and not is_last:
                 save(run)
-    next(batches, None)  # lets the loader end its epoch
+    next(batches, None)  # so that the loader ends its epoch
     for module in run.model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # statistics that each rank took of its own clips
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # average the statistics, which differ between ranks
             for buffer in (module.running_mean, module.running_var):
                 if buffer is not None:
                     distributed.sum_over_ranks(buffer).div_(distributed.world_size())
@@ -309,13 +320,13 @@ def train_epoch(run: Run, epoch: int) -> dict[str, Any]:
     }
 
 
-def train_step(run: Run, batches: Iterable[Batch], epoch: int) -> bool:
-    """One optimizer step on a global batch. Returns whether a rank was asked to stop."""
+def train_step(run: TrainingRun, batches: Iterable[Batch], epoch: int) -> bool:
+    """Do one optimizer step on a global batch. Return True if a rank was asked to stop."""
     run.optimizer.zero_grad()
     sums = torch.zeros(6, dtype=torch.float64, device=run.device)
     for batch in batches:
         on_device = Batch(*(tensor.to(run.device, non_blocking=True) for tensor in batch))
-        loss = run.task.loss(run.model, run.forward, on_device, epoch)
+        loss = run.objective.loss(run.model, run.forward, on_device, epoch)
         run.scaler.scale(loss.loss_sum / run.global_batch).backward()  # type: ignore[no-untyped-call]
         sums[:4] += torch.stack([part.detach().double() for part in loss])
         sums[4] += (on_device.labels >= 0).sum()
@@ -325,12 +336,12 @@ def train_step(run: Run, batches: Iterable[Batch], epoch: int) -> bool:
     parameters = [parameter for parameter in run.model.parameters() if parameter.grad is not None]
     distributed.sum_gradients(parameters)
     run.scaler.unscale_(run.optimizer)
-    for parameter in parameters:  # the loss of the step is the weighted mean over all clips of the global batch
+    for parameter in parameters:  # the loss of a step is the weighted mean over all clips of the global batch
         parameter.grad *= run.global_batch / weight
     norm = torch.nn.utils.clip_grad_norm_(parameters, run.config.grad_clip or math.inf)
     _check_finite(run, loss_sum / weight, norm, where=f"epoch {epoch + 1}, step {run.step + 1} of the run")
     run.so_far.lr = float(run.scheduler.get_last_lr()[0])
-    run.scaler.step(run.optimizer)  # not when a gradient in fp16 overflowed
+    run.scaler.step(run.optimizer)  # skips the step if a gradient in fp16 overflowed
     run.scaler.update()
     run.scheduler.step()
     if run.averaged is not None:
@@ -347,8 +358,8 @@ def train_step(run: Run, batches: Iterable[Batch], epoch: int) -> bool:
 
 
 @torch.no_grad()
-def validate(run: Run) -> dict[str, Any]:
-    """Metrics on the validation clips, as inference would score them; nothing without them. Raises RunStopped."""
+def validate(run: TrainingRun) -> dict[str, Any]:
+    """Compute metrics on the validation clips, scored as in inference; {} without any. Raises RunStopped."""
     if run.validation_loader is None:
         return {}
     model = run.best_weights.eval()
@@ -357,13 +368,13 @@ def validate(run: Run) -> dict[str, Any]:
         if _is_asked_to_stop(run):
             stop_run(run)
         on_device = Batch(*(tensor.to(run.device) for tensor in batch))
-        logits_BK = run.task.score(model, on_device).double()
+        logits_BK = run.objective.score(model, on_device).double()
         results.append(torch.cat([logits_BK, on_device.labels[:, None]], dim=1))
         indices.append(on_device.indices)
     num_rows = len(run.validation_loader.labels)
     table, is_scored = distributed.merge_rows(torch.cat(results), torch.cat(indices), num_rows=num_rows)
     logits_NK, labels_N = table[is_scored, :-1].cpu(), table[is_scored, -1].long().cpu()
-    logits_NK, labels_N = run.task.judge(logits_NK, labels_N, is_scored.nonzero()[:, 0].cpu())
+    logits_NK, labels_N = run.objective.aggregate(logits_NK, labels_N, is_scored.nonzero()[:, 0].cpu())
     scores = clips.score(labels_N.numpy(), logits_NK.softmax(1)[:, 1].numpy())
     loss_sum = float(functional.cross_entropy(logits_NK, labels_N, ignore_index=-1, reduction="sum"))
     return {
@@ -374,28 +385,28 @@ def validate(run: Run) -> dict[str, Any]:
     }
 
 
-def finish_epoch(run: Run, entry: dict[str, Any]) -> None:
-    """Note the epoch, say so, and write the files of the run: last.pt first, from which `resume` writes the others."""
+def finish_epoch(run: TrainingRun, entry: dict[str, Any]) -> None:
+    """Log the epoch, and write the files of the run: last.pt first, as `resume` can write the others from it."""
     entry["best"] = is_best(entry, run.history)
     run.history.append(entry)
     run.so_far = EpochSoFar()
     run.log.add_epoch(entry, run.step)
     saved = save(run)
     if distributed.rank() == 0:
-        write_the_rest(run, saved)
+        write_derived_files(run, saved)
 
 
-def write_the_rest(run: Run, last: Checkpoint) -> None:
-    """Write what follows from last.pt: the best checkpoint, where that is it, metrics and curves."""
+def write_derived_files(run: TrainingRun, last: Checkpoint) -> None:
+    """Write the files that follow from last.pt: metrics, curves and, if it is the best, the best checkpoint."""
     if run.history[-1]["best"]:
         save_checkpoint(run.config.out / files.BEST_NAME, last)
     run.log.write(run.history, last=is_finished(run))
 
 
 def is_best(entry: dict[str, Any], history: Sequence[dict[str, Any]]) -> bool:
-    """Whether the checkpoint of `entry` is the one to keep: highest validation AUC, then lowest validation loss.
+    """Return True if the checkpoint of `entry` is the best: highest validation AUC, then lowest validation loss.
 
-    Without validation it is always the last. Where AUC is undefined (one class), loss decides.
+    Without validation, the last one is the best. If the AUC is undefined (with one class), the loss decides.
 
     >>> is_best({"val_auc": 0.8, "val_loss": 0.5}, [{"val_auc": 0.8, "val_loss": 0.6}])
     True
@@ -410,8 +421,8 @@ def is_best(entry: dict[str, Any], history: Sequence[dict[str, Any]]) -> bool:
 # --- checkpoints --------------------------------------------------------------------------------------------------
 
 
-def save(run: Run) -> Checkpoint:
-    """Write last.pt, on rank 0."""
+def save(run: TrainingRun) -> Checkpoint:
+    """Write last.pt, on rank 0, and return the checkpoint."""
     checkpoint = make_checkpoint(run)
     if distributed.rank() == 0:
         save_last(run.config.out, checkpoint)
@@ -419,18 +430,18 @@ def save(run: Run) -> Checkpoint:
     return checkpoint
 
 
-def stop_run(run: Run) -> NoReturn:
-    """Save, and raise RunStopped, on all ranks at once."""
+def stop_run(run: TrainingRun) -> NoReturn:
+    """Save a checkpoint and raise RunStopped, on all ranks at once."""
     save(run)
-    distributed.wait_for_all()  # a rank that ends early might have the others killed
+    distributed.wait_for_all()  # torchrun may kill the other ranks when one ends early
     raise RunStopped(
         f"stopped by {run.stop.received or 'a signal to another process'} after {run.step} steps; "
-        + how_to_go_on(run.config)
+        + how_to_resume(run.config)
     )
 
 
-def make_checkpoint(run: Run) -> Checkpoint:
-    """The run as it stands."""
+def make_checkpoint(run: TrainingRun) -> Checkpoint:
+    """Return a checkpoint of the current state of the run."""
     data = run.data
     return Checkpoint(
         epoch=len(run.history),
@@ -455,30 +466,32 @@ def make_checkpoint(run: Run) -> Checkpoint:
             "epoch_so_far": dataclasses.asdict(run.so_far),
             "global_batch": run.global_batch,
             "scaler": run.scaler.state_dict(),
-            # Of an averaged model the weights that training goes on with.
+            # Weights from which training resumes, as model_state_dict holds the averaged ones.
             "trained_weights": run.model.state_dict() if run.averaged is not None else None,
         },
     )
 
 
-def resume(run: Run) -> None:
-    """Go on where the last checkpoint ended. Raises UserError when data or options are others."""
+def resume(run: TrainingRun) -> None:
+    """Restore the run from its last checkpoint. Raises UserError if data or options differ from that run's."""
     out = run.config.out
     saved, warning = load_last(out)
     path = out / files.LAST_NAME
     for role, digest in run.data.digests.items():
         if saved.data_digests.get(role) != digest:
-            raise UserError(f"the {role} shards are not those {path} was trained with; name those, or another --out")
+            raise UserError(
+                f"the {role} shards differ from those with which {path} was trained; name those, or another --out"
+            )
     now = {name: value for name, value in run.config.to_dict().items() if name not in FREE_ON_RESUME}
     changed = changed_options(saved.train_config, now)
     if changed:
         raise UserError(
-            f"{path} was trained with {changed[0]}; resume with the same options (only those that do not decide the "
+            f"{path} was trained with {changed[0]}; resume with the same options (only options that do not affect the "
             "weights may differ), or name another --out"
         )
     if saved.run_state["global_batch"] != run.global_batch:
         raise UserError(
-            f"{path} was trained with {saved.run_state['global_batch']} clips a step, got {run.global_batch} "
+            f"{path} was trained with {saved.run_state['global_batch']} clips per step, got {run.global_batch} "
             f"(--batch-size {run.config.batch_size} × --accumulate {run.config.accumulate} × "
             f"{distributed.world_size()} processes); keep the product, or name another --out"
         )
@@ -499,26 +512,26 @@ def resume(run: Run) -> None:
         warn(warning)
     if (epochs := saved.train_config["epochs"]) != run.config.epochs and run.history:
         say(
-            f"Note: --epochs was {epochs}: the learning rate now follows that of a run of {run.config.epochs}, whose "
-            "weights these will not be"
+            f"Note: --epochs changed from {epochs} to {run.config.epochs}; the learning-rate schedule is adjusted, so "
+            f"the weights will differ from those of a run with --epochs {run.config.epochs}"
         )
     if distributed.rank() == 0:
         if warning is not None:
-            path.unlink(missing_ok=True)  # so that it does not become the previous one
-        if run.history and run.so_far.loader_state is None:  # killed, perhaps, before these were written
-            write_the_rest(run, saved)
+            path.unlink(missing_ok=True)  # so that the damaged file does not become previous.pt
+        if run.history and run.so_far.loader_state is None:  # the run may have been killed before writing these
+            write_derived_files(run, saved)
 
 
-# --- small things -------------------------------------------------------------------------------------------------
+# --- helpers ------------------------------------------------------------------------------------------------------
 
 
-def _mb_per_second(run: Run, so_far: EpochSoFar) -> float:
-    """Megabytes of clips that this rank has seen a second."""
+def _mb_per_second(run: TrainingRun, so_far: EpochSoFar) -> float:
+    """Return the throughput in megabytes of clips per second."""
     return so_far.num_clips * run.data.train.clip_shape.num_bytes / 1e6 / so_far.seconds
 
 
 class _WaitClock:
-    """Iterates over `batches` and adds up the seconds spent waiting for them."""
+    """Iterable over `batches` that measures the time spent waiting for them."""
 
     def __init__(self, batches: ClipLoader) -> None:
         self.batches, self._seconds = batches, 0.0
@@ -534,22 +547,23 @@ class _WaitClock:
             yield batch
 
     def take_seconds(self) -> float:
-        """Seconds waited since this was called last."""
+        """Return the seconds spent waiting since the last call."""
         seconds, self._seconds = self._seconds, 0.0
         return seconds
 
 
-def _is_asked_to_stop(run: Run) -> bool:
-    """Whether any rank was; to be called by all of them."""
+def _is_asked_to_stop(run: TrainingRun) -> bool:
+    """Return True if any rank was asked to stop. All ranks must call this."""
     return bool(distributed.sum_over_ranks(torch.tensor(float(run.stop.received is not None), device=run.device)))
 
 
-def _is_time_to_save(run: Run) -> bool:
+def _is_time_to_save(run: TrainingRun) -> bool:
     return 0 < run.config.checkpoint_minutes * 60 <= time.monotonic() - run.saved_at
 
 
-def _check_finite(run: Run, loss: float, norm: torch.Tensor, *, where: str) -> None:
-    # An overflow of gradients in fp16 is met by a smaller scale, and the step is left out.
+def _check_finite(run: TrainingRun, loss: float, norm: torch.Tensor, *, where: str) -> None:
+    """Raise UserError if the loss or the gradient is not finite."""
+    # When gradients overflow in fp16, the scaler skips the step and lowers its scale.
     if not math.isfinite(loss) or (not torch.isfinite(norm) and not run.scaler.is_enabled()):
         raise UserError(
             f"the loss is {loss:g} and its gradient {float(norm):g} at {where}, expected finite numbers; "

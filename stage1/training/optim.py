@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 
 def make_optimizer(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, ICLR 2019); no decay on biases and normalisation, which only shift and scale."""
+    """Create AdamW (Loshchilov and Hutter, ICLR 2019) without weight decay on biases and normalisation."""
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     return torch.optim.AdamW(
@@ -23,7 +23,7 @@ def make_optimizer(model: nn.Module, *, lr: float, weight_decay: float) -> torch
 
 
 def lr_factor(step: int, *, num_steps: int, warmup_steps: int, floor: float = 0.01) -> float:
-    """Share of the full learning rate at `step`: linear warm-up, then half a cosine down to `floor`.
+    """Return the share of the full learning rate at `step`: linear warm-up, then a half cosine down to `floor`.
 
     >>> [round(lr_factor(step, num_steps=6, warmup_steps=2), 2) for step in range(6)]
     [0.5, 1.0, 0.86, 0.51, 0.15, 0.01]
@@ -37,7 +37,10 @@ def lr_factor(step: int, *, num_steps: int, warmup_steps: int, floor: float = 0.
 def make_scheduler(
     optimizer: torch.optim.Optimizer, *, num_steps: int, warmup_fraction: float
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Warm-up over `warmup_fraction` of the steps, then cosine; call `step()` after each optimizer step."""
+    """Create a schedule of linear warm-up over `warmup_fraction` of the steps, then cosine decay.
+
+    Call its `step()` after each optimizer step.
+    """
     warmup_steps = round(warmup_fraction * num_steps)
     return torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: lr_factor(step, num_steps=num_steps, warmup_steps=warmup_steps)
@@ -45,10 +48,10 @@ def make_scheduler(
 
 
 def averaged_model(model: nn.Module, *, decay: float) -> AveragedModel:
-    """A copy of `model` whose weights follow it as an exponential moving average; buffers are those of `model`.
+    """Create a copy of `model` whose weights are the exponential moving average of its weights.
 
-    Call `update_parameters(model)` after each step. The decay rises to `decay` in the first steps, (1 + n) / (10 + n)
-    as in TensorFlow's ExponentialMovingAverage, so that a short run does not stay at its first weights.
+    Buffers are those of `model`. Call `update_parameters(model)` after each step. In the first steps the decay is
+    (1 + n) / (10 + n), as in TensorFlow's ExponentialMovingAverage, so that a short run forgets its initial weights.
     """
 
     def average(averaged: Any, current: Any, num_averaged: Any) -> None:
@@ -61,7 +64,7 @@ def averaged_model(model: nn.Module, *, decay: float) -> AveragedModel:
 
 
 def class_weights(labels: Sequence[int] | npt.NDArray[np.int64]) -> tuple[float, float]:
-    """Weights of normal and crime in the loss, so that both count the same in sum; 1 each where they are balanced.
+    """Return loss weights of normal and crime such that both classes have the same total weight.
 
     >>> class_weights([0, 0, 0, 1])
     (0.6666666666666666, 2.0)

@@ -1,4 +1,4 @@
-"""A sheet that shows what augmentation does to clips before anything is trained."""
+"""Contact sheet of augmented clips, to check augmentation before training."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def preview_augment(shards: Location, transform: TransformConfig, path: Path, *, seed: int = 0) -> Path:
-    """Write a PNG to `path`: clips drawn by `seed`, each as it is and as the first epochs of a run would see it.
+    """Write a PNG to `path` that shows clips, drawn by `seed`, without augmentation and as in the first epochs.
 
-    The middle frame of every clip; below, one clip over time, as it is and augmented. Raises UserError without clips.
+    It shows the middle frame of every clip, and below them one clip over time. Raises UserError without clips.
     """
     files.check_out(path.parent)
     if path.is_dir():
         raise UserError(f"--out {path} is a folder, expected the PNG to write, such as {path / 'augmentation.png'}")
     reader = ClipReader(shards)
     if not len(reader):
-        raise UserError(f"{shards} holds no clips to show; see what failed with `vidshard inspect {shards}`")
+        raise UserError(f"{shards} contains no clips to show; list the failures with `vidshard inspect {shards}`")
     rows = np.sort(np.random.default_rng(seed).permutation(len(reader))[:NUM_CLIPS])
     clips_BTHWC = np.empty((len(rows), *reader.clip_shape.thwc), np.uint8)
     reader.read_clips(rows, clips_BTHWC)
@@ -43,11 +43,11 @@ def preview_augment(shards: Location, transform: TransformConfig, path: Path, *,
         [*sheet, *strips],
         row_names=[
             *(reader.index.key(int(row)) for row in rows),
-            "the first clip over time, from left to right: as it is",
+            "the first clip over time, from left to right: original",
             "in epoch 1",
             "in epoch 2",
         ],
-        column_names=["as it is", *(f"epoch {epoch + 1}" for epoch in range(NUM_VIEWS))],
+        column_names=["original", *(f"epoch {epoch + 1}" for epoch in range(NUM_VIEWS))],
         path=path,
     )
     return path
@@ -56,7 +56,7 @@ def preview_augment(shards: Location, transform: TransformConfig, path: Path, *,
 def augmented(
     clips_BTHWC: Pixels, rows: npt.NDArray[np.int64], transform: TransformConfig, *, seed: int, epoch: int
 ) -> Pixels:
-    """The clips of index rows `rows` as `epoch` of a run with `seed` would see them, as pixels."""
+    """Return clips as augmented in `epoch` of a run with `seed`, as uint8 pixels (B, T, H, W, C)."""
     as_pixels = dataclasses.replace(transform, augment=True, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     clips_BCTHW = ClipTransform(as_pixels, seed=seed)(torch.from_numpy(clips_BTHWC), torch.from_numpy(rows), epoch)
     pixels: Pixels = (clips_BCTHW * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 4, 1).numpy()

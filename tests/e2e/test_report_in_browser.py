@@ -17,7 +17,7 @@ from fake_shards import write_shards
 from inference_runs import write_checkpoint
 from schemas import check_rows
 from stage1.data.reader import ClipReader
-from stage1.data.review_labels import apply_marks, read_marks
+from stage1.data.review_labels import apply_review_labels, read_review_labels
 from stage1.inference.run import InferConfig, infer
 from stage1.review.report import ReportConfig, write_report
 
@@ -134,7 +134,7 @@ def test_a_reviewer_finds_marks_and_exports(report: Path, browser: Any, tmp_path
     assert rows == {marked[0]: "true", marked[1]: "false"}
     check_rows(download, "marks")
     reader = ClipReader(report.parent.parent / "shards")
-    assert apply_marks(reader, read_marks(download), use="labels", path=download).num_found == 2
+    assert apply_review_labels(reader, read_review_labels(download), use="labels", path=download).num_found == 2
 
     # Marks outlast the page; nothing was asked for but the page; nothing went wrong.
     browser.refresh()

@@ -271,7 +271,9 @@ def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.Monk
     assert device_of_rank(torch.device("cuda")) == torch.device("cuda", 1)
     assert used == [torch.device("cuda", 1)]
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(UserError, match="process 2 of this machine has no GPU, there are 2; start no more"):
+    with pytest.raises(
+        UserError, match="process 2 of this machine has no GPU: there are 2, counted from 0; start at most"
+    ):
         device_of_rank(torch.device("cuda"))
 
 
@@ -280,4 +282,4 @@ def test_what_does_not_share_its_work_is_refused_under_torchrun(command: str, mo
     monkeypatch.setenv("WORLD_SIZE", "2")
     result = CliRunner().invoke(main, [command])
     assert result.exit_code == 1
-    assert f"error: stage1 {command} runs as one process, and WORLD_SIZE is 2" in result.stderr
+    assert f"error: stage1 {command} runs as one process, but WORLD_SIZE is 2" in result.stderr

@@ -39,8 +39,8 @@ def test_files_folders_and_globs_become_one_sorted_list_without_labels(tmp_path:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("none.mp4", "none.mp4: no such file or folder, and as a pattern it matches no video"),
-        ("*.mp4", "as a pattern it matches no video"),
+        ("none.mp4", "none.mp4: no such file or folder, and no video matches it as a pattern"),
+        ("*.mp4", "no video matches it as a pattern"),
         ("notes.txt", "is not a video name"),
         ("empty", "no video in"),
     ],

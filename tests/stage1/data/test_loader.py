@@ -238,9 +238,9 @@ def test_a_state_of_other_data_selection_or_seed_is_refused(tmp_path: Path, fold
     state = ClipLoader(ClipReader(folder), batch_size=4, shuffle=True).state_dict()
     other = write_shards(tmp_path / "other", CLIPS + 1, LABELS, clips_per_shard=8)
     for reader, options, text in [
-        (ClipReader(other), {}, "other shards"),
-        (ClipReader(folder), {"rows": [1, 2]}, "another selection"),
-        (ClipReader(folder), {"seed": 1}, "another seed"),
+        (ClipReader(other), {}, "different shards"),
+        (ClipReader(folder), {"rows": [1, 2]}, "a different selection"),
+        (ClipReader(folder), {"seed": 1}, "a different seed"),
     ]:
         with pytest.raises(UserError, match=text):
             ClipLoader(reader, batch_size=4, shuffle=True, **options).load_state_dict(state)

@@ -9,8 +9,8 @@ import torch
 
 from fake_shards import random_clips, write_shards
 from stage1.data.reader import ClipReader
-from stage1.data.review_labels import apply_marks, read_marks
-from stage1.training.clip_objective import ClipTask
+from stage1.data.review_labels import apply_review_labels, read_review_labels
+from stage1.training.clip_objective import ClipObjective
 from stage1.training.config import TrainConfig
 from stage1.training.data import open_data
 from vidshard.util.errors import UserError
@@ -26,24 +26,24 @@ def reader(tmp_path: Path) -> ClipReader:
     return ClipReader(write_shards(tmp_path / "shards", random_clips(4), [0, 1, 1, 0]))
 
 
-def marks_file(folder: Path, *rows: str) -> Path:
+def review_file(folder: Path, *rows: str) -> Path:
     path = folder / "marks.csv"
     path.write_text(HEAD + "".join(rows))
     return path
 
 
-def test_marks_become_labels(tmp_path: Path, reader: ClipReader) -> None:
-    path = marks_file(tmp_path, FALSE_FIGHT, TRUE_FIGHT)
-    marked = apply_marks(reader, read_marks(path), use="labels", path=path)
+def test_review_labels_replace_labels(tmp_path: Path, reader: ClipReader) -> None:
+    path = review_file(tmp_path, FALSE_FIGHT, TRUE_FIGHT)
+    marked = apply_review_labels(reader, read_review_labels(path), use="labels", path=path)
     assert marked.labels.tolist() == [0, 0, 1, 0]
     assert marked.kept.all()
     assert marked.note(path, "labels") == (f"1 of 2 marked clips contradict their label and are relabelled: {path}")
     assert reader.labels.tolist() == [0, 1, 1, 0]
 
 
-def test_clips_whose_mark_contradicts_their_label_are_left_out(tmp_path: Path, reader: ClipReader) -> None:
-    path = marks_file(tmp_path, FALSE_FIGHT, TRUE_FIGHT, FALSE_FIGHT.replace("video-001", "video-777"))
-    marked = apply_marks(reader, read_marks(path), use="exclusions", path=path)
+def test_clips_whose_review_label_contradicts_their_label_are_left_out(tmp_path: Path, reader: ClipReader) -> None:
+    path = review_file(tmp_path, FALSE_FIGHT, TRUE_FIGHT, FALSE_FIGHT.replace("video-001", "video-777"))
+    marked = apply_review_labels(reader, read_review_labels(path), use="exclusions", path=path)
     assert marked.labels.tolist() == [0, 1, 1, 0]
     assert np.flatnonzero(~marked.kept).tolist() == [1]
     assert (marked.num_found, marked.num_missing) == (2, 1)
@@ -61,22 +61,22 @@ def test_clips_whose_mark_contradicts_their_label_are_left_out(tmp_path: Path, r
 )
 def test_a_file_that_cannot_be_meant_is_refused(tmp_path: Path, rows: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError) as error:
-        read_marks(marks_file(tmp_path, *rows))
+        read_review_labels(review_file(tmp_path, *rows))
     assert message in str(error.value)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
-        read_marks(tmp_path / "none.csv")
+        read_review_labels(tmp_path / "none.csv")
 
 
-def test_marks_of_other_shards_are_refused(tmp_path: Path, reader: ClipReader) -> None:
-    path = marks_file(tmp_path, FALSE_FIGHT.replace(",0,0.3", ",1,1.3"))
-    with pytest.raises(UserError, match=r"was marked from 1 to 1\.3 s, but in .*shards it lies from 0 to 0\.3 s"):
-        apply_marks(reader, read_marks(path), use="labels", path=path)
-    path = marks_file(tmp_path, FALSE_FIGHT.replace("video-001", "video-777"))
+def test_review_labels_of_other_shards_are_refused(tmp_path: Path, reader: ClipReader) -> None:
+    path = review_file(tmp_path, FALSE_FIGHT.replace(",0,0.3", ",1,1.3"))
+    with pytest.raises(UserError, match=r"was marked from 1 to 1\.3 s, but in .*shards it runs from 0 to 0\.3 s"):
+        apply_review_labels(reader, read_review_labels(path), use="labels", path=path)
+    path = review_file(tmp_path, FALSE_FIGHT.replace("video-001", "video-777"))
     with pytest.raises(UserError, match="none of the 1 marked clips is in"):
-        apply_marks(reader, read_marks(path), use="labels", path=path)
+        apply_review_labels(reader, read_review_labels(path), use="labels", path=path)
 
 
 def train_config(folder: Path, **changes: Any) -> TrainConfig:
@@ -85,12 +85,12 @@ def train_config(folder: Path, **changes: Any) -> TrainConfig:
 
 
 @pytest.mark.usefixtures("reader")
-def test_training_takes_marks_as_labels_or_leaves_clips_out(tmp_path: Path) -> None:
-    marks_file(tmp_path, FALSE_FIGHT)
+def test_training_takes_review_labels_or_leaves_clips_out(tmp_path: Path) -> None:
+    review_file(tmp_path, FALSE_FIGHT)
     relabelled = open_data(train_config(tmp_path))
     assert relabelled.train_labels.tolist() == [0, 0, 1, 0]
     assert "1 of 1 marked clips contradict their label and are relabelled" in relabelled.notes[0]
-    loader, _ = ClipTask(config=train_config(tmp_path, batch_size=4)).make_loaders(relabelled, torch.device("cpu"))
+    loader, _ = ClipObjective(config=train_config(tmp_path, batch_size=4)).make_loaders(relabelled, torch.device("cpu"))
     (batch,) = loader
     assert batch.labels[batch.indices.argsort()].tolist() == [0, 0, 1, 0]
 
@@ -100,7 +100,7 @@ def test_training_takes_marks_as_labels_or_leaves_clips_out(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("reader")
-def test_marks_that_leave_one_class_are_refused(tmp_path: Path) -> None:
-    marks_file(tmp_path, FALSE_FIGHT, TRUE_FIGHT.replace("true", "false"))
+def test_review_labels_that_leave_one_class_are_refused(tmp_path: Path) -> None:
+    review_file(tmp_path, FALSE_FIGHT, TRUE_FIGHT.replace("true", "false"))
     with pytest.raises(UserError, match="has 4 normal clips to train on and no crime one"):
         open_data(train_config(tmp_path))

@@ -37,9 +37,9 @@ def test_rows_by_class_split_video_and_fraction(reader: ClipReader) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"classes": ["Figting"]}, "no class 'Figting' in the shards, expected of: Arson, Fighting"),
-        ({"videos": ["x.mp4"]}, "no video 'x.mp4'"),
-        ({"with_flags": ["torn"]}, "no flag 'torn'"),
+        ({"classes": ["Figting"]}, "class is 'Figting', which is not in the shards; expected one of: Arson, Fighting"),
+        ({"videos": ["x.mp4"]}, "video is 'x.mp4'"),
+        ({"with_flags": ["torn"]}, "flag is 'torn'"),
         ({"fraction": 0}, "fraction is 0"),
     ],
 )

@@ -50,7 +50,7 @@ def test_folds_hold_whole_groups_and_every_row_once() -> None:
         assert not set(groups[fold]) & set(np.delete(groups, fold))
         assert 0.3 < labels[fold].mean() < 0.7
     assert [f.tolist() for f in folds] == [f.tolist() for f in stratified_folds(labels, groups, folds=4, seed=3)]
-    with pytest.raises(UserError, match=r"there are 12 source groups, expected at least as many as --folds \(20\)"):
+    with pytest.raises(UserError, match=r"there are 12 recordings, expected at least as many as --folds \(20\)"):
         stratified_folds(labels, groups, folds=20, seed=0)
 
 
@@ -124,7 +124,7 @@ def test_a_signal_ends_it_with_exit_code_75_and_the_same_command_goes_on(
     command += ["--no-random-split", "--no-shortcuts", "--device", "cpu", "--out", str(tmp_path / "out")]
     begin = train_module.begin
 
-    def begin_with_stop(run: train_module.Run) -> None:
+    def begin_with_stop(run: train_module.TrainingRun) -> None:
         run.stop.received = "SIGTERM"
         begin(run)
 
@@ -132,7 +132,7 @@ def test_a_signal_ends_it_with_exit_code_75_and_the_same_command_goes_on(
         patch.setattr(train_module, "begin", begin_with_stop)
         stopped = CliRunner().invoke(main, command)
     assert stopped.exit_code == 75
-    assert stopped.stderr.splitlines()[-1] == "stopped by SIGTERM after 1 steps; run the same command again to go on"
+    assert stopped.stderr.splitlines()[-1] == "stopped by SIGTERM after 1 steps; run the same command again to continue"
     done = CliRunner().invoke(main, command)
     assert done.exit_code == 0
     assert "Resumed in epoch 1 of 1, after 1 steps" in done.output
@@ -143,16 +143,16 @@ def test_another_configuration_in_the_same_folder_is_refused(tmp_path: Path) -> 
     config = _config(tmp_path, shards, seeds=1, random_split=False)
     crossval(config)
     other = _config(tmp_path, shards, seeds=1, random_split=False, folds=3)
-    with pytest.raises(UserError, match=r"other options or data \(--folds 2, got 3\); name another --out"):
+    with pytest.raises(UserError, match=r"different options or data \(--folds 2, got 3\); name another --out"):
         crossval(other)
     other = dataclasses.replace(config, training=dataclasses.replace(config.training, lr=0.5))
-    with pytest.raises(UserError, match=r"other options or data \(--lr 0.001, got 0.5\); name another --out"):
+    with pytest.raises(UserError, match=r"different options or data \(--lr 0.001, got 0.5\); name another --out"):
         crossval(other)
 
 
 def test_a_call_that_is_refused_does_not_take_the_folder(tmp_path: Path) -> None:
     shards = _shards(tmp_path / "Train")
-    with pytest.raises(UserError, match="there are 6 source groups"):
+    with pytest.raises(UserError, match="there are 6 recordings"):
         crossval(_config(tmp_path, shards, folds=7))
     crossval(_config(tmp_path, shards, seeds=1, random_split=False))
 
@@ -201,11 +201,11 @@ def test_shortcuts_are_judged_in_the_same_folds_and_a_model_not_above_them_is_fl
 
 def test_what_would_leak_or_cannot_be_measured_is_said(tmp_path: Path) -> None:
     shards = _shards(tmp_path / "Train")
-    with pytest.raises(UserError, match=r"6 source groups of .*Again are also trained on .*'Train-0'"):
+    with pytest.raises(UserError, match=r"6 recordings of .*Again are also trained on .*'Train-0'"):
         crossval(_config(tmp_path, shards, test_shards=_shards(tmp_path / "Again", seed=5)))
     unknown = _shards(tmp_path / "NoGroups", groups=[None] * 12)
     table = crossval(_config(tmp_path, unknown, seeds=1, random_split=False))
-    assert "WARNING: 12 of 12 clips have no source group" in table
+    assert "WARNING: 12 of 12 clips have no known recording" in table
     with pytest.raises(UserError, match=r"seed is 4294967295, expected at most 4294967295 with all seeds \(2\)"):
         CrossvalConfig(shards=(shards,), training=TrainConfig(shards=shards, seed=2**32 - 1), seeds=2)
     with pytest.raises(UserError, match="folds is 1, expected at least 2"):

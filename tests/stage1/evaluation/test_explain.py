@@ -162,7 +162,7 @@ def test_a_trained_model_can_be_explained(pooling: str, tmp_path: Path) -> None:
 
 def test_normal_clips_alone_are_nothing_to_explain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fake_shards.write_shards(tmp_path / "n", fake_shards.random_clips(4, shape=SHAPE), [0] * 4)
-    with pytest.raises(UserError, match="labelled a crime: there is nothing to explain"):
+    with pytest.raises(UserError, match="is labelled crime, expected at least one to explain"):
         explained(folder, blind=False, monkeypatch=monkeypatch)
 
 

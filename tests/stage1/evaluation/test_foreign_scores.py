@@ -63,7 +63,8 @@ def test_the_quirks_of_official_lists(tmp_path: Path) -> None:
 def test_conventions_move_events_by_one_frame(tmp_path: Path) -> None:
     listed = annotations.read_annotations(*write_lists(tmp_path).values())
     found = {
-        name: annotations.make_annotations(listed, convention=name).videos[0].events for name in annotations.CONVENTIONS
+        name: annotations.make_annotations(listed, convention=name).videos[0].events
+        for name in annotations.EVENT_CONVENTIONS
     }
     assert found == {"inclusive": ((16, 31),), "half-open": ((16, 30),), "one-based": ((15, 30),)}
 
@@ -140,7 +141,7 @@ def test_a_list_that_was_trained_on_and_names_a_test_video_is_refused(tmp_path: 
         + [f"--{name.replace('_', '-')}={path}" for name, path in write_lists(tmp_path).items()],
     )
     assert result.exit_code == 1
-    assert "names 1 of the 3 videos that are tested on (Abuse/Abuse001_x264)" in result.output
+    assert "names 1 of the 3 test videos (Abuse/Abuse001_x264)" in result.output
     assert not (tmp_path / "out" / "evaluation.json").exists()
 
 

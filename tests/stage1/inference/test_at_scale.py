@@ -19,8 +19,8 @@ from scoring_runs import NUM_CLIPS, shards_and_model
 from stage1 import load_attention_data
 from stage1.inference.events import EventConfig
 from stage1.inference.run import Fold, InferConfig, infer, infer_out_of_fold
-from stage1.inference.score_log import ScoredBatch, ScoreJournal
-from stage1.inference.scoring import BatchPlan, Part
+from stage1.inference.score_log import ScoredBatch, ScoreLog
+from stage1.inference.scoring import BatchPlan, CheckpointClips
 from stage1.metrics.calibration import logits
 from vidshard.shards.manifest import open_shards
 from vidshard.util.errors import UserError
@@ -77,17 +77,17 @@ def test_a_run_that_stops_anywhere_goes_on_and_scores_nothing_twice(
     shards_and_model(tmp_path)
     infer(config(tmp_path, "whole"))
     expected = written(tmp_path / "whole")
-    append = ScoreJournal.append
+    append = ScoreLog.append
     left = scored = 0
 
-    def append_some(self: ScoreJournal, batch: int, of_batch: ScoredBatch) -> None:
+    def append_some(self: ScoreLog, batch: int, of_batch: ScoredBatch) -> None:
         nonlocal left, scored
         if left == 0:
             raise Killed
         append(self, batch, of_batch)
         left, scored = left - 1, scored + 1
 
-    monkeypatch.setattr(ScoreJournal, "append", append_some)
+    monkeypatch.setattr(ScoreLog, "append", append_some)
     rng = random.Random(0)
     for run in range(8):
         scored, resume = 0, False
@@ -132,18 +132,18 @@ def test_bf16_is_near_and_another_precision_is_not_resumed(tmp_path: Path) -> No
 
     assert confidences("bf16") == pytest.approx(confidences("fp32"), abs=0.15, nan_ok=True)
     assert confidences("bf16") != confidences("fp32")
-    journal = tmp_path / "fp32" / ".unfinished"
-    journal.mkdir()
+    score_log = tmp_path / "fp32" / ".unfinished"
+    score_log.mkdir()
     plan = {"shards": "other"}
-    (journal / "plan.json").write_text(json.dumps(plan))
-    with pytest.raises(UserError, match=r"has shards 'other', this one .*start anew without --resume"):
+    (score_log / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(UserError, match=r"has shards 'other', this one .*start again without --resume"):
         infer(config(tmp_path, "fp32", resume=True))
 
 
 def test_relative_scores_are_beside_their_video_whatever_cannot_be_read(tmp_path: Path) -> None:
     shards_and_model(tmp_path)
     infer(config(tmp_path, "plain"))
-    with pytest.raises(UserError, match="has no threshold for scores beside their video: choose one with"):
+    with pytest.raises(UserError, match="has no threshold for scores centred per video; choose one with"):
         infer(config(tmp_path, "relative", relative=True))
     infer(config(tmp_path, "relative", relative=True, threshold=0.5))
     of_model = {"calibration": {"temperature": 2.0}, "threshold": 0.6, "threshold_target": "f1"}
@@ -162,7 +162,7 @@ def test_relative_scores_are_beside_their_video_whatever_cannot_be_read(tmp_path
     np.testing.assert_allclose(log_odds("calibrated"), expected / 2, atol=1e-4)
     run = json.loads((tmp_path / "calibrated" / "run.json").read_bytes())
     assert (run["relative"], run["threshold"]) == (True, 0.6)
-    with pytest.raises(UserError, match="relative scores are of one checkpoint"):
+    with pytest.raises(UserError, match="relative scores need the threshold of a single checkpoint"):
         infer_out_of_fold(config(tmp_path, "folds", relative=True), [])
     assert run["clips"]["detected"] == (expected / 2 >= logits(np.array(0.6))).sum() > 0
 
@@ -221,7 +221,7 @@ def test_attention_on_videos_the_model_was_trained_on_is_no_training_data(tmp_pa
 
 def test_a_plan_puts_each_row_into_one_batch() -> None:
     rows = [np.array([4, 0, 2]), np.array([1, 5])]
-    parts = [Part(checkpoint=None, rows=part) for part in rows]  # type: ignore[arg-type]
+    parts = [CheckpointClips(checkpoint=None, rows=part) for part in rows]  # type: ignore[arg-type]
     plan = BatchPlan(parts, num_rows=7, batch_size=2)
     assert plan.num_batches == 3
     assert plan.batch_of_row.tolist() == [0, 2, 1, -1, 0, 2, -1]

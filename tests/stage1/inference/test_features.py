@@ -104,11 +104,11 @@ def test_bad_use_is_one_line(tmp_path: Path) -> None:
     for args, text in (
         ((), "by --checkpoint or by --backbone: give one"),
         (("--backbone", "resnet"), "no such file, and none of r3d_18"),
-        (("--backbone", tmp_path / "text.pt2"), "is no file of torch.export.save"),
+        (("--backbone", tmp_path / "text.pt2"), "expected a file written by torch.export.save"),
         (("--backbone", "r3d_18", "--weights", tmp_path / "text.pt2"), "cannot be read as weights"),
     ):
         result = run(*shards, *args)
         assert (result.exit_code, text in result.stderr) == (1, True), result.output
     run(*shards, "--checkpoint", tmp_path / "model.pt")
     result = run(*shards, "--checkpoint", tmp_path / "model.pt", "--batch-size", 2)
-    assert (result.exit_code, "holds features of another model" in result.stderr) == (1, True)
+    assert (result.exit_code, "contains features of a different model" in result.stderr) == (1, True)

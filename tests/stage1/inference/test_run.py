@@ -159,7 +159,7 @@ def test_video_root_and_missing_videos(place: Path) -> None:
     (place / "videos").rename(place / "moved")
     result = stage1("infer")
     assert result.exit_code == 0
-    assert "detected videos are not where they were" in result.stderr
+    assert "detected videos are missing" in result.stderr
     result = stage1("infer", "--video-root", "moved")
     assert "warning" not in result.stderr
     assert all(Path(entry["video_path"]).is_file() for entry in anomalies(place))
@@ -219,7 +219,7 @@ def test_bad_use_is_one_clear_line_and_exit_code_1(place: Path) -> None:
         ("--videos", "a.mp4", "--video-root", "."): "--video-root and --videos exclude each other",
         ("--workers", "2"): "--workers is an option of --videos",
         ("--out", "text.pt"): "--out text.pt is a file, expected a folder",
-        ("--out", "text.pt/a/b"): "--out text.pt/a/b lies below the file",
+        ("--out", "text.pt/a/b"): "--out text.pt/a/b is below the file",
     }
     for args, text in cases.items():
         result = stage1("infer", *args)
@@ -284,7 +284,7 @@ def test_a_model_that_gives_no_numbers_is_refused(place: Path) -> None:
     state = checkpoints.load_checkpoint(path).model_state_dict
     state["classifier.weight"][:] = float("nan")
     write_checkpoint(path, model_state_dict=state)
-    with pytest.raises(UserError, match="not numbers"):
+    with pytest.raises(UserError, match="not finite numbers"):
         infer(InferConfig())
 
 

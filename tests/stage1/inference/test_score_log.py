@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stage1.inference.score_log import ScoredBatch, ScoreJournal, score_row
+from stage1.inference.score_log import ScoredBatch, ScoreLog, score_row
 from vidshard.util.errors import UserError
 
 PLAN = {"shards": "s", "batch size": 2}
 
 
-def journal(folder: Path, **plan: object) -> ScoreJournal:
-    return ScoreJournal(folder, plan={**PLAN, **plan}, num_batches=3, num_frames=4)
+def score_log(folder: Path, **plan: object) -> ScoreLog:
+    return ScoreLog(folder, plan={**PLAN, **plan}, num_batches=3, num_frames=4)
 
 
 def batch(number: int) -> ScoredBatch:
@@ -22,7 +22,7 @@ def batch(number: int) -> ScoredBatch:
 
 
 def write(folder: Path, numbers: list[int]) -> None:
-    started = journal(folder)
+    started = score_log(folder)
     started.start(resume=True)
     for number in numbers:
         started.append(number, batch(number))
@@ -32,7 +32,7 @@ def write(folder: Path, numbers: list[int]) -> None:
 def test_batches_of_several_processes_come_back(tmp_path: Path) -> None:
     write(tmp_path / "j", [2, 0])
     write(tmp_path / "j", [1, 0])
-    read = journal(tmp_path / "j")
+    read = score_log(tmp_path / "j")
     read.load()
     assert not len(read.missing)
     assert [float(read.read(number).rows["confidence"][0]) for number in range(3)] == [0, 1, 2]
@@ -47,21 +47,23 @@ def test_what_a_kill_left_at_any_byte_is_whole_batches(tmp_path: Path) -> None:
     data = path.read_bytes()
     for cut in range(len(data)):
         path.write_bytes(data[:cut])
-        read = journal(tmp_path / "j")
+        read = score_log(tmp_path / "j")
         read.load()
         assert read.missing.tolist() == ([0, 1, 2] if cut < len(data) // 2 else [1, 2])
         read.close()
     path.write_bytes(data[:100] + bytes([data[100] ^ 1]) + data[101:])
-    read = journal(tmp_path / "j")
+    read = score_log(tmp_path / "j")
     read.load()
     assert 0 in read.missing.tolist()
 
 
 def test_another_plan_is_refused_and_a_new_start_forgets(tmp_path: Path) -> None:
     write(tmp_path / "j", [0])
-    with pytest.raises(UserError, match="has batch size 2, this one 4; resume with the same, or start anew"):
-        journal(tmp_path / "j", **{"batch size": 4}).start(resume=True)
-    again = journal(tmp_path / "j", **{"batch size": 4})
+    with pytest.raises(
+        UserError, match="has batch size 2, this one 4; resume with the same batch size, or start again"
+    ):
+        score_log(tmp_path / "j", **{"batch size": 4}).start(resume=True)
+    again = score_log(tmp_path / "j", **{"batch size": 4})
     again.start(resume=False)
     again.load()
     assert again.missing.tolist() == [0, 1, 2]

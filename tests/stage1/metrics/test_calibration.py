@@ -98,7 +98,7 @@ def test_a_threshold_lies_between_scores_that_occur() -> None:
         (
             "false-alarms-per-hour=1",
             {"normal_hours": 2.5},
-            r"2\.50 hours .* may be 1\.2 an hour; expected at least 3 hours",
+            r"2\.50 hours .* up to 1\.2 per hour are possible; expected at least 3 hours",
         ),
         ("false-alarms-per-hour=1", {"normal_hours": None}, r"0\.00 hours"),
         ("fpr=.05", {}, r"14 normal validation clips.*expected at least 60"),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stage1.metrics.ground_truth import read_truth
+from stage1.metrics.ground_truth import read_ground_truth
 from vidshard.util.errors import UserError
 
 
@@ -27,7 +27,7 @@ def annotations(folder: Path, *lines: str) -> Path:
 
 def test_events_end_where_the_video_in_the_shards_does(tmp_path: Path) -> None:
     path = annotations(tmp_path, "a.mp4 Abuse 10 70 -1 -1", "other.mp4 Abuse 1 2 -1 -1", "n.mp4 Normal -1 -1 -1 -1")
-    known = read_truth(path, reader("Abuse/a.mp4", "Normal/n.mp4", "Abuse/unnamed.mp4"))
+    known = read_ground_truth(path, reader("Abuse/a.mp4", "Normal/n.mp4", "Abuse/unnamed.mp4"))
     assert {name: (truth.events, truth.num_frames) for name, truth in known.items()} == {
         "Abuse/a.mp4": (((10, 49),), 50),
         "Normal/n.mp4": ((), 50),
@@ -37,10 +37,10 @@ def test_events_end_where_the_video_in_the_shards_does(tmp_path: Path) -> None:
 def test_a_name_that_means_two_videos_is_refused(tmp_path: Path) -> None:
     path = annotations(tmp_path, "a.mp4 Abuse 10 40 -1 -1")
     with pytest.raises(UserError, match=r"a may be Abuse/a\.mp4 or Arson/a\.mp4"):
-        read_truth(path, reader("Abuse/a.mp4", "Arson/a.mp4"))
+        read_ground_truth(path, reader("Abuse/a.mp4", "Arson/a.mp4"))
 
 
 def test_a_file_about_other_videos_is_refused(tmp_path: Path) -> None:
     path = annotations(tmp_path, "b.mp4 Abuse 10 40 -1 -1")
     with pytest.raises(UserError, match="names none of the 1 videos"):
-        read_truth(path, reader("Abuse/a.mp4"))
+        read_ground_truth(path, reader("Abuse/a.mp4"))

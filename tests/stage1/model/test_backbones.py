@@ -72,7 +72,7 @@ def test_weights_from_a_file_with_a_report_of_what_did_not_fit(tmp_path: Path) -
     assert report.misfit == ("layer1.0.conv1.0.weight",)
     assert report.unexpected == ("extra",)
     assert report.num_loaded == len(network.network.state_dict()) - 2
-    assert "of another shape, left as drawn: layer1.0.conv1.0.weight" in report.text
+    assert "of a different shape, kept at their initial values: layer1.0.conv1.0.weight" in report.text
     assert torch.equal(network.network.stem[0].weight, other.network.stem[0].weight)
 
 

@@ -1,4 +1,4 @@
-"""The motion statistics tell sudden motion from even motion, and nothing of how bright the scene is."""
+"""The motion features tell sudden motion from even motion, and nothing of how bright the scene is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stage1.model.motion_features import COUNT, MIN_SCALE, MotionClassifier, motion_statistics, optical_flow
+from stage1.model.motion_features import COUNT, MIN_SCALE, MotionClassifier, motion_features, optical_flow
 from stage1.model.network import ModelConfig, Stage1Model
 
 BACKGROUND = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -27,31 +27,31 @@ SUDDEN = clip_of([8, 8, 14, 9, 9, 20, 12, 30, 10, 10, 24, 8, 8, 18, 30, 12])
 @pytest.mark.parametrize("shape", [(2, 3, 16, 112, 112), (1, 3, 1, 20, 33), (2, 3, 4, 16, 16), (1, 3, 16, 9, 7)])
 def test_any_shape_has_finite_statistics(shape: tuple[int, ...]) -> None:
     clips = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    assert motion_statistics(clips).shape == (shape[0], COUNT)
+    assert motion_features(clips).shape == (shape[0], COUNT)
     for some in (clips, torch.zeros(shape)):
-        assert torch.isfinite(motion_statistics(some)).all()
+        assert torch.isfinite(motion_features(some)).all()
 
 
 def test_sudden_motion_is_told_from_even_motion() -> None:
-    (even,), (sudden,) = motion_statistics(EVEN)[:, :5], motion_statistics(SUDDEN)[:, :5]
+    (even,), (sudden,) = motion_features(EVEN)[:, :5], motion_features(SUDDEN)[:, :5]
     assert sudden[-1] > 1.3 * even[-1]
 
 
 def test_brightness_contrast_mirroring_and_other_clips_of_the_batch_change_nothing() -> None:
     noise = torch.randn(SUDDEN.shape, generator=torch.Generator().manual_seed(2))
     clip = SUDDEN + 0.05 * noise  # where nothing at all moves, a direction is a matter of rounding
-    expected = motion_statistics(clip)
+    expected = motion_features(clip)
     for other in (0.4 * clip - 3, clip.flip(4)):
-        torch.testing.assert_close(motion_statistics(other), expected, rtol=0.05, atol=0.05)
-    torch.testing.assert_close(motion_statistics(torch.cat([EVEN, clip]))[1:], expected)
+        torch.testing.assert_close(motion_features(other), expected, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(motion_features(torch.cat([EVEN, clip]))[1:], expected)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
 def test_in_a_still_clip_nothing_is_left_to_rounding(scale: float) -> None:
     still = scale * BACKGROUND[None, :, None].repeat(1, 1, 16, 1, 1)
-    statistics = motion_statistics(still)[0]
+    statistics = motion_features(still)[0]
     assert float(statistics[10:15].abs().max()) == 0.0  # the share of frames above the mean
-    torch.testing.assert_close(statistics, motion_statistics(still + 0.5)[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(statistics, motion_features(still + 0.5)[0], rtol=0, atol=1e-6)
 
 
 def test_optical_flow_of_a_shift() -> None:
@@ -64,7 +64,7 @@ def test_optical_flow_of_a_shift() -> None:
 
 def test_they_have_a_gradient_even_where_nothing_moves() -> None:
     clips = torch.zeros(1, 3, 8, 32, 32, requires_grad=True)
-    (gradient,) = torch.autograd.grad(motion_statistics(clips).sum(), clips)
+    (gradient,) = torch.autograd.grad(motion_features(clips).sum(), clips)
     assert torch.isfinite(gradient).all()
 
 

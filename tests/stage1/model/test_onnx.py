@@ -13,7 +13,7 @@ from fake_shards import random_clips, write_shards
 from inference_runs import write_checkpoint
 from stage1.cli.main import main
 from stage1.model.checkpoint import load_checkpoint, save_checkpoint
-from stage1.model.motion_features import motion_statistics
+from stage1.model.motion_features import motion_features
 
 pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -23,7 +23,7 @@ def test_the_file_alone_gives_what_the_checkpoint_gives(tmp_path: Path, monkeypa
     calibration = {"temperature": 1.7, "shift": -0.3, "prior": 0.4}
     clips = random_clips(200)
     write_checkpoint(tmp_path / "model.pt", calibration=calibration, threshold=0.3)
-    fit_the_line(tmp_path / "model.pt", clips)
+    fit_motion_classifier(tmp_path / "model.pt", clips)
     write_shards(tmp_path / "shards", clips, [0, 1] * 100)
     args = ["--checkpoint", tmp_path / "model.pt", "--out", tmp_path / "model.onnx", "--shards", tmp_path / "shards"]
     result = CliRunner().invoke(main, ["export", *map(str, args), "--num-checked", "200"])
@@ -58,12 +58,12 @@ def test_the_file_alone_gives_what_the_checkpoint_gives(tmp_path: Path, monkeypa
     assert not (tmp_path / "other.onnx").exists()
 
 
-def fit_the_line(path: Path, clips: npt.NDArray[np.uint8]) -> None:
-    """Let the motion statistics count in the checkpoint, as after training."""
+def fit_motion_classifier(path: Path, clips: npt.NDArray[np.uint8]) -> None:
+    """Let the motion features count in the checkpoint, as after training."""
     checkpoint = load_checkpoint(path)
     model = checkpoint.build_model()
     assert model.motion_classifier is not None
-    statistics = motion_statistics(checkpoint.build_transform()(torch.from_numpy(clips))).numpy()
+    statistics = motion_features(checkpoint.build_transform()(torch.from_numpy(clips))).numpy()
     model.motion_classifier.fit(statistics, (statistics[:, 0] > np.median(statistics[:, 0])).astype(np.int64))
     save_checkpoint(path, dataclasses.replace(checkpoint, model_state_dict=model.state_dict()))
 

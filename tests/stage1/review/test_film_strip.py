@@ -118,7 +118,7 @@ def test_no_detection_is_a_picture_that_says_so(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_finished_run_or_of_two_runs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no finished run of stage1 infer: run `stage1 infer --out"):
+    with pytest.raises(UserError, match="no finished run of stage1 infer; run `stage1 infer --out"):
         film_strip.visualize(tmp_path)
     files = write_run(tmp_path, [detection(0)])
     output.write_anomalies(files.anomalies, [detection(1)])

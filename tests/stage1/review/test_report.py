@@ -103,7 +103,7 @@ def test_an_evaluation_is_shown_where_it_is_of_the_same_shards(run_folder: Path,
 
     others = write_shards(tmp_path / "others", random_clips(4), [0, 1, 1, 0])
     evaluate(dataclasses.replace(config, shards=others, out=tmp_path / "evaluation2"))
-    with pytest.raises(UserError, match="judges other shards than this run scored"):
+    with pytest.raises(UserError, match="is about other shards than this run scored"):
         write_report(ReportConfig(folder=run_folder, evaluation=tmp_path / "evaluation2"))
     with pytest.raises(UserError, match="run `stage1 evaluate --out"):
         write_report(ReportConfig(folder=run_folder, evaluation=tmp_path / "none"))
@@ -120,7 +120,7 @@ def test_names_cannot_leave_their_place(tmp_path: Path) -> None:
 
 
 def test_folders_without_a_whole_run_are_refused(run_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no finished run of stage1 infer"):
+    with pytest.raises(UserError, match="contains no finished run of stage1 infer"):
         write_report(ReportConfig(folder=tmp_path))
     (run_folder / "anomalies.json").write_text("[]")
     with pytest.raises(FormatError, match="come from different runs"):

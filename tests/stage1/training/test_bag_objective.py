@@ -16,10 +16,10 @@ from stage1.data.reader import ClipReader
 from stage1.metrics.clips import roc_auc
 from stage1.model.checkpoint import load_checkpoint
 from stage1.model.network import ModelConfig
-from stage1.training.bag_objective import BagTask, bag_line, bag_score, bag_scores
-from stage1.training.clip_objective import ClipTask
+from stage1.training.bag_objective import BagObjective, bag_score, bag_scores, fit_bag_classifier
+from stage1.training.clip_objective import ClipObjective
 from stage1.training.config import TrainConfig
-from stage1.training.loop import make_task, train
+from stage1.training.loop import make_objective, train
 from vidshard.util.errors import UserError
 
 SHAPE = (8, 16, 16)
@@ -62,7 +62,7 @@ def test_video_labels_alone_find_the_clip(bags: str, tmp_path: Path) -> None:
 
 
 def test_a_long_video_weighs_as_much_as_a_short_one() -> None:
-    task = BagTask(config=TrainConfig(shards=Path(), bags="topk"))
+    objective = BagObjective(config=TrainConfig(shards=Path(), bags="topk"))
     model = torch.nn.Linear(1, 2)
 
     def forward(clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,17 +72,19 @@ def test_a_long_video_weighs_as_much_as_a_short_one() -> None:
         clips = torch.zeros(count, *SHAPE, 3, dtype=torch.uint8)
         from stage1.data.loader import Batch
 
-        loss = task.loss(model, forward, Batch(clips, torch.ones(count, dtype=torch.int64), torch.arange(count)), 0)
+        loss = objective.loss(
+            model, forward, Batch(clips, torch.ones(count, dtype=torch.int64), torch.arange(count)), 0
+        )
         assert float(loss.weight) == float(loss.num_known) == 1.0
 
 
 def test_padding_alone_learns_nothing() -> None:
-    task = BagTask(config=TrainConfig(shards=Path(), bags="topk"))
+    objective = BagObjective(config=TrainConfig(shards=Path(), bags="topk"))
     model = torch.nn.Linear(1, 2)
     from stage1.data.loader import Batch
 
     nothing = Batch(torch.zeros(1, *SHAPE, 3, dtype=torch.uint8), torch.tensor([-1]), torch.tensor([-1]))
-    loss = task.loss(model, lambda clips: (model(clips.flatten(1)[:, :1]), clips), nothing, 0)
+    loss = objective.loss(model, lambda clips: (model(clips.flatten(1)[:, :1]), clips), nothing, 0)
     loss.loss_sum.backward()
     assert float(loss.weight) == 0
     assert all(float(p.grad.abs().sum()) == 0 for p in model.parameters() if p.grad is not None)
@@ -105,7 +107,7 @@ def test_bags_of_any_size_are_scored_at_once_as_one_by_one(bags: str) -> None:
 
 
 @pytest.mark.parametrize("bags", ["topk", "attention"])
-def test_a_line_is_found_by_what_few_clips_of_a_video_show(bags: str) -> None:
+def test_a_bag_classifier_is_found_by_what_few_clips_of_a_video_show(bags: str) -> None:
     generator = np.random.default_rng(0)
     videos = np.repeat(np.arange(40), 16)
     labels = videos % 2
@@ -113,7 +115,7 @@ def test_a_line_is_found_by_what_few_clips_of_a_video_show(bags: str) -> None:
     events = (labels == 1) & (np.arange(len(videos)) % 16 < 2)
     points[events, 0] += 3.0  # in two of 16 clips of a crime video
     order = generator.permutation(len(videos))  # clips come in any order
-    weights, bias = bag_line(points[order], labels[order], videos[order], bags)
+    weights, bias = fit_bag_classifier(points[order], labels[order], videos[order], bags)
     assert weights[0] > 3 * np.abs(weights[1:]).max()
     scores = points @ weights + bias
     of_crimes = labels == 1
@@ -125,14 +127,14 @@ def test_a_line_is_found_by_what_few_clips_of_a_video_show(bags: str) -> None:
 
 def test_what_makes_no_sense_with_bags_is_refused() -> None:
     with pytest.raises(UserError, match="--mixup and --bags exclude each other"):
-        make_task(TrainConfig(shards=Path(), bags="topk", mixup=0.2))
+        make_objective(TrainConfig(shards=Path(), bags="topk", mixup=0.2))
     with pytest.raises(UserError, match="--block-shards and --bags exclude each other"):
-        make_task(TrainConfig(shards=Path(), bags="topk", block_shards=2))
-    with pytest.raises(UserError, match="--clips-per-video-per-epoch goes without --bags"):
-        make_task(TrainConfig(shards=Path(), bags="topk", clips_per_video_per_epoch=0))
+        make_objective(TrainConfig(shards=Path(), bags="topk", block_shards=2))
+    with pytest.raises(UserError, match="exclude"):
+        make_objective(TrainConfig(shards=Path(), bags="topk", clips_per_video_per_epoch=0))
     with pytest.raises(UserError, match="bags is 'max', expected topk or attention"):
         TrainConfig(shards=Path(), bags="max")
-    assert type(make_task(TrainConfig(shards=Path()))) is ClipTask
+    assert type(make_objective(TrainConfig(shards=Path()))) is ClipObjective
 
 
 def test_the_command_trains_with_and_without_bags(tmp_path: Path) -> None:

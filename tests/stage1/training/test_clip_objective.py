@@ -10,7 +10,7 @@ import torch
 
 from stage1.data.clip_random import clip_seeds
 from stage1.data.loader import Batch
-from stage1.training.clip_objective import ClipTask, fitted_rows, mix_pairs, shares_of_pairs
+from stage1.training.clip_objective import ClipObjective, fitted_rows, mix_pairs, shares_of_pairs
 from stage1.training.config import TrainConfig
 
 
@@ -38,9 +38,9 @@ def test_mixed_clips() -> None:
     assert mix_pairs(clips, torch.tensor([0.75, 0.75, 1.0])).flatten().tolist() == [2.5, 7.5, 100]
 
 
-def make_task(**options: object) -> ClipTask:
+def make_objective(**options: object) -> ClipObjective:
     config = TrainConfig(shards=Path("s"), **options)  # type: ignore[arg-type]
-    return ClipTask(config=config, transform=lambda clips, _rows, _epoch: clips.float(), class_weights=(1.0, 3.0))
+    return ClipObjective(config=config, transform=lambda clips, _rows, _epoch: clips.float(), class_weights=(1.0, 3.0))
 
 
 def forward(clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,15 +55,15 @@ BATCH = Batch(
 
 
 def test_the_loss_is_weighted_and_padding_counts_nothing() -> None:
-    loss = make_task().loss(torch.nn.Identity(), forward, BATCH, 0)
+    loss = make_objective().loss(torch.nn.Identity(), forward, BATCH, 0)
     small, large = torch.nn.functional.softplus(torch.tensor([-5.0, 5.0])).tolist()
     assert float(loss.loss_sum) == pytest.approx(small + 3 * small + large, rel=1e-5)
     assert (float(loss.weight), int(loss.num_right), int(loss.num_known)) == (5, 2, 3)
 
 
 def test_the_accuracy_with_mixup_is_that_of_clips_as_they_are() -> None:
-    task = make_task(mixup=50.0)  # shares near a half: a mixed pair is as bright as 5, and tells nothing
-    loss = task.loss(torch.nn.Identity(), forward, BATCH, 0)
+    objective = make_objective(mixup=50.0)  # shares near a half: a mixed pair is as bright as 5, and tells nothing
+    loss = objective.loss(torch.nn.Identity(), forward, BATCH, 0)
     assert (int(loss.num_right), int(loss.num_known)) == (2, 3)
     share = shares([3, 5], alpha=50.0)[0]
     assert 0.3 < share < 0.7
@@ -79,7 +79,7 @@ def test_the_accuracy_with_mixup_is_that_of_clips_as_they_are() -> None:
     assert float(loss.weight) == pytest.approx(5.0)
 
 
-def test_motion_statistics_are_fitted_to_every_rare_crime_and_to_short_videos_beside_a_long_one(
+def test_motion_features_are_fitted_to_every_rare_crime_and_to_short_videos_beside_a_long_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     videos = np.repeat(np.arange(20), [500, *[2] * 19])  # a long one, and 19 of two clips each

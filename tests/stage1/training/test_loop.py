@@ -151,7 +151,7 @@ def test_a_run_killed_between_its_two_checkpoints_goes_on(
         if last.epoch == epoch:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_module, "write_the_rest", kill_in_between)
+    monkeypatch.setattr(train_module, "write_derived_files", kill_in_between)
     with pytest.raises(KeyboardInterrupt):
         train(config(shards, tmp_path / "cut", epochs=2, val_fraction=0))
     monkeypatch.undo()
@@ -163,8 +163,8 @@ def test_a_run_killed_between_its_two_checkpoints_goes_on(
 @pytest.mark.parametrize(
     ("num_saved", "error", "text"),
     [
-        (0, KeyboardInterrupt(), "interrupted; run the same command again to continue"),
-        (1, KeyboardInterrupt(), "interrupted; run the same command with --resume to go on"),
+        (0, KeyboardInterrupt(), "interrupted; run the same command again to go on"),
+        (1, KeyboardInterrupt(), "interrupted; run the same command with --resume to continue"),
         (
             0,
             OSError(28, "No space left on device"),
@@ -173,7 +173,7 @@ def test_a_run_killed_between_its_two_checkpoints_goes_on(
         (
             1,
             OSError(28, "No space left on device"),
-            "error: No space left on device; free some space and run the same command with --resume to go on",
+            "error: No space left on device; free some space and run the same command with --resume to continue",
         ),
     ],
 )
@@ -193,7 +193,9 @@ def test_a_run_that_stops_says_how_to_go_on(
 
 def test_resume_with_another_global_batch_is_refused(tmp_path: Path, shards: Path) -> None:
     train(config(shards, tmp_path / "out", epochs=1, val_fraction=0))
-    with pytest.raises(UserError, match=r"with 8 clips a step, got 16 \(--batch-size 8 × --accumulate 2 × 1 processes"):
+    with pytest.raises(
+        UserError, match=r"with 8 clips per step, got 16 \(--batch-size 8 × --accumulate 2 × 1 processes"
+    ):
         train(config(shards, tmp_path / "out", val_fraction=0, resume=True, accumulate=2))
 
 
@@ -203,18 +205,18 @@ def test_what_is_fitted_at_the_start_is_not_fitted_again(
     first = train(config(shards, tmp_path / "out", epochs=1, val_fraction=0))
     line = weights(first)["motion_classifier.weight"]
     assert line.abs().max() > 0.01
-    monkeypatch.setattr("stage1.training.clip_objective.motion_statistics", lambda _: pytest.fail("fitted again"))
+    monkeypatch.setattr("stage1.training.clip_objective.motion_features", lambda _: pytest.fail("fitted again"))
     resumed = train(config(shards, tmp_path / "out", epochs=2, val_fraction=0, resume=True))
     assert torch.equal(weights(resumed)["motion_classifier.weight"], line)
 
 
-def test_where_motion_statistics_meet_one_class_the_network_decides_alone(
+def test_where_motion_features_meet_one_class_the_network_decides_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("stage1.training.clip_objective.MAX_FITTED", 1)
     write_shards(tmp_path / "Train", random_clips(6, shape=(4, 16, 16)), [0, 1, 1, 0, 1, 0])
     path = train(config(tmp_path / "Train", tmp_path / "out", epochs=1, val_fraction=0))
-    assert "WARNING: the network decides alone: the 1 clips that" in capsys.readouterr().err
+    assert "WARNING: motion features are not used: the 1 clips for" in capsys.readouterr().err
     assert not weights(path)["motion_classifier.weight"].any()
 
 
@@ -222,7 +224,7 @@ def test_resume_refuses_other_options_and_other_data(tmp_path: Path, shards: Pat
     train(config(shards, tmp_path / "out", epochs=1, val_fraction=0))
     with pytest.raises(UserError, match=r"trained with --lr 0\.003, got 0\.01; resume with the same options"):
         train(config(shards, tmp_path / "out", val_fraction=0, resume=True, lr=0.01))
-    with pytest.raises(UserError, match="the train shards are not those"):
+    with pytest.raises(UserError, match="the train shards differ from those"):
         train(config(val_shards, tmp_path / "out", val_fraction=0, resume=True))
     with pytest.raises(UserError, match=r"nothing to resume: no .*last\.pt"):
         train(config(shards, tmp_path / "new", resume=True))
@@ -230,7 +232,7 @@ def test_resume_refuses_other_options_and_other_data(tmp_path: Path, shards: Pat
 
 def test_a_folder_with_another_run_is_refused(tmp_path: Path, shards: Path) -> None:
     train(config(shards, tmp_path / "out", epochs=1))
-    with pytest.raises(UserError, match=r"holds another run .*--resume, name another --out, or remove it"):
+    with pytest.raises(UserError, match=r"contains another run .*--resume, name another --out, or remove it"):
         train(config(shards, tmp_path / "out"))
 
 
@@ -345,7 +347,9 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_previous_one(
     last.write_bytes(data)
     train(config(shards, tmp_path / "out", resume=True))
     assert "WARNING" in (told := capsys.readouterr().err)
-    assert "last.pt is damaged: its SHA-256 is not the one that it was written with; going on from previous.pt" in told
+    assert (
+        "last.pt is damaged: its SHA-256 differs from the one recorded in the file; resuming from previous.pt" in told
+    )
     assert_same(weights(whole.with_name(LAST_NAME)), weights(last))
     assert load_checkpoint(last.with_name(PREVIOUS_NAME)).epoch == 2
 
@@ -471,7 +475,7 @@ def test_it_says_what_is_held_out(tmp_path: Path, shards: Path, capsys: pytest.C
     train(config(shards, tmp_path / "a", epochs=1))
     told = capsys.readouterr().out
     assert "2 of 24 videos (2 clips)" in told
-    assert "accuracy of training are those of the network alone" in told
+    assert "training loss and accuracy are those of the network alone" in told
     train(config(shards, tmp_path / "b", epochs=1, val_fraction=0))
     told = capsys.readouterr().out
     assert "no validation (--val-fraction 0): the last epoch is kept" in told
@@ -506,7 +510,7 @@ def test_one_recording_on_both_sides_is_warned_of(tmp_path: Path) -> None:
     first = write_shards(tmp_path / "a", random_clips(2), [0, 1], source_groups=["r1", "r2"])
     second = write_shards(tmp_path / "b", random_clips(2, seed=1), [0, 1], source_groups=["r2", "r3"], prefix="b-")
     (warning,) = validation_warnings(ClipReader(first), ClipReader(second))
-    assert "1 source groups" in warning
+    assert "1 recordings" in warning
     assert "'r2'" in warning
 
 
@@ -523,15 +527,15 @@ def test_it_says_how_many_clips_an_epoch_takes(tmp_path: Path, capsys: pytest.Ca
     clips, labels = moving_clips(8, shape=(4, 16, 16))
     folder = write_shards(tmp_path / "s", clips, sorted(labels), clips_per_video=4)
     train(config(folder, tmp_path / "one", epochs=1, val_fraction=0))
-    assert "An epoch takes 2 of 8 clips (--clips-per-video-per-epoch 1; 0 takes all)" in capsys.readouterr().out
+    assert "An epoch uses 2 of 8 clips (--clips-per-video-per-epoch 1; 0 uses all)" in capsys.readouterr().out
     train(config(folder, tmp_path / "all", epochs=1, val_fraction=0, clips_per_video_per_epoch=0))
-    assert "An epoch takes" not in capsys.readouterr().out
+    assert "An epoch uses" not in capsys.readouterr().out
 
 
 def test_frames_far_apart_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clips, labels = moving_clips(8, shape=(4, 16, 16))
     train(config(write_shards(tmp_path / "s", clips, labels, frame_gap_seconds=4.0), tmp_path / "out", epochs=1))
-    assert "lie 4.0 s apart (median): above 0.5 s motion input means little" in capsys.readouterr().out
+    assert "are 4.0 s apart (median); above 0.5 s motion input is of little use" in capsys.readouterr().out
 
 
 # --- bad use ------------------------------------------------------------------------------------------------------
@@ -558,7 +562,7 @@ def test_another_shape_is_refused(tmp_path: Path, shards: Path) -> None:
 
 def test_cuda_asked_for_and_absent(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match=r"--device cuda was asked for.*use --device cpu"):
+    with pytest.raises(UserError, match=r"--device is cuda.*use --device cpu"):
         train(config(shards, tmp_path / "out", device="cuda"))
 
 
@@ -600,9 +604,9 @@ def run_command(*arguments: str) -> Result:
 BAD_USE = {
     "--shards none": "error: no shard folder none: build it first",
     "--shards good --val-shards none": "error: no shard folder none: build it first",
-    "--shards good --out run": "error: run holds another run (last.pt); go on with it by --resume, name another",
+    "--shards good --out run": "error: run contains another run (last.pt); resume it with --resume, name another",
     "--shards good --out file": "error: --out file is a file, expected a folder; name another --out",
-    "--shards good --out file/a": "error: --out file/a lies below the file",
+    "--shards good --out file/a": "error: --out file/a is below the file",
     "--shards good --resume": "error: nothing to resume: no checkpoints/last.pt; start the run without --resume",
     "--shards good --out run --resume": "error: run/last.pt is no stage1 checkpoint, or is damaged",
     "--shards good --out newer-run --resume": "of format version 99, this stage1 reads version 2",
@@ -610,7 +614,7 @@ BAD_USE = {
     "--shards unknown": "error: 1 of 4 clips of unknown have no label, expected normal or crime",
     "--shards good --val-shards longer": "error: longer has clips of 8×16×16, expected 4×16×16 as in good",
     "--shards newer": "version 99",
-    "--shards good --device cuda": "error: --device cuda was asked for, but this torch",
+    "--shards good --device cuda": "error: --device is cuda, but this torch",
     "--shards good --device tpu": "error: device is 'tpu', expected auto, cpu, cuda or cuda:N",
     "--shards good --lr -1": "error: lr is -1, expected more than 0",
     "--shards good --no-such": "No such option",
@@ -703,7 +707,7 @@ def test_other_precisions_and_memory_orders_train_alike(
     assert {value.dtype for value in weights(other).values()} == {torch.float32}
     resumed = train(config(shards, tmp_path / "other", val_fraction=0, epochs=4, resume=True, **options))
     assert len(losses(resumed)) == 4
-    assert "Note: --epochs was 3: the learning rate now follows that of a run of 4" in capsys.readouterr().out
+    assert "Note: --epochs changed from 3 to 4; the learning-rate schedule is adjusted" in capsys.readouterr().out
 
 
 def test_without_a_compiler_compile_is_refused_in_one_line(
@@ -884,7 +888,7 @@ def test_one_two_and_four_ranks_have_the_same_loss_trace(tmp_path: Path) -> None
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run([*launch, *arguments], check=True, timeout=200, env=environment, capture_output=True)
-        for shown in (b"Motion statistics: 13/13 clips", b"Epoch 1/50: 2/2 steps"):  # by one rank
+        for shown in (b"Motion features: 13/13 clips", b"Epoch 1/50: 2/2 steps"):  # by one rank
             assert done.stderr.count(shown) == 1
         traces.append(json.loads(trace.read_text()))
         histories.append(load_checkpoint(out / LAST_NAME).run_state["history"])
