@@ -1,14 +1,52 @@
-"""Tell normal from crime in clips read from shards, with 3D convolutions and attention over the frames."""
+"""Classify clips read from shards as normal or crime, with 3D convolutions and attention over the frames."""
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["load_attention_data"]
+from vidshard import __version__
+
+if TYPE_CHECKING:
+    from stage1.api import (
+        AttentionData,
+        Batch,
+        Checkpoint,
+        ClipLoader,
+        ClipReader,
+        Detection,
+        EvaluateConfig,
+        EvaluateReport,
+        EventConfig,
+        InferConfig,
+        InferReport,
+        ModelConfig,
+        RunStopped,
+        ScoresConfig,
+        ScoresReport,
+        Stage1Model,
+        TrainConfig,
+        TransformConfig,
+        evaluate,
+        infer,
+        load_attention_data,
+        load_checkpoint,
+        train,
+        visualize,
+    )
+
+__all__ = [
+    "AttentionData", "Batch", "Checkpoint", "ClipLoader", "ClipReader", "Detection", "EvaluateConfig",
+    "EvaluateReport", "EventConfig", "InferConfig", "InferReport", "ModelConfig", "RunStopped", "ScoresConfig",
+    "ScoresReport", "Stage1Model", "TrainConfig", "TransformConfig", "__version__", "evaluate", "infer",
+    "load_attention_data", "load_checkpoint", "train", "visualize",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    """What the package offers, loaded when it is asked for: importing it alone must not load torch."""
-    if name == "load_attention_data":
-        from stage1.inference.attention_data import load_attention_data
-
-        return load_attention_data
+    """Load the public API on first use: importing the package alone must not load torch."""
+    if name in __all__:
+        return getattr(importlib.import_module("stage1.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -88,7 +88,8 @@ def test_imports_between_folders_run_downward(name: str) -> None:
         if package != used_package:
             assert package == "stage1", f"{name} imports {used}: vidshard must not know stage1"
             assert used_folder in SHARED or name in REACHES_VIDEOS, f"{name} may not import {used}"
-        elif folder and used_folder and folder != used_folder:
+        elif folder and folder != used_folder:
+            assert used_folder, f"{name} imports {used}, which lies above every folder"
             layers = LAYERS[package]
             assert layers.index(folder) < layers.index(used_folder), f"{name} imports {used}, which lies above it"
 

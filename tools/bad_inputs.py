@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from vidshard import BuildConfig, SamplingConfig, build
 from vidshard.building import run as builder
-from vidshard.execution.local import Crew, SupervisorConfig, Task, TaskResult
+from vidshard.execution.local import Executor, SupervisorConfig, Task, TaskResult
 from vidshard.shards.layout import decode_clip, read_shard
 from vidshard.shards.manifest import open_shards
 
@@ -56,21 +56,21 @@ class Time:
 
 
 class Stopwatch:
-    """A crew that notes the time of each task of another."""
+    """A executor that notes the time of each task of another."""
 
-    def __init__(self, crew: Crew, times: list[Time]) -> None:
-        self.crew, self.times = crew, times
+    def __init__(self, executor: Executor, times: list[Time]) -> None:
+        self.executor, self.times = executor, times
 
     @property
     def config(self) -> SupervisorConfig:
-        return self.crew.config
+        return self.executor.config
 
     def __enter__(self) -> Stopwatch:
-        self.crew.__enter__()
+        self.executor.__enter__()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.crew.__exit__(*exc)
+        self.executor.__exit__(*exc)
 
     def run(self, function: Callable[[Any], Any], tasks: Iterable[Task]) -> Iterator[TaskResult]:
         started: dict[int, float] = {}
@@ -80,7 +80,7 @@ class Stopwatch:
                 started[id(task)] = time.monotonic()
                 yield task
 
-        for result in self.crew.run(function, handed_out()):
+        for result in self.executor.run(function, handed_out()):
             task = result.task
             tries = self.config.attempts if result.crash else 1
             seconds = time.monotonic() - started.pop(id(task))
@@ -135,12 +135,12 @@ def judge(
             yes=True,
         )
         times: list[Time] = []
-        hire = builder.hire
-        builder.hire = lambda *arguments, **options: Stopwatch(hire(*arguments, **options), times)
+        make_executor = builder.make_executor
+        builder.make_executor = lambda *arguments, **options: Stopwatch(make_executor(*arguments, **options), times)
         try:
             report = build(config)
         finally:
-            builder.hire = hire
+            builder.make_executor = make_executor
         assert report.videos["found"] == sum(n for name, n in report.videos.items() if name != "found")
         failures = {f.path: f"{f.outcome}: {f.reason}: {f.message}" for s in report.sets for f in s.manifest.failures}
         seen = read_back(report.folders[0])

@@ -6,17 +6,16 @@ import csv
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from stage1.data.config import MarkUse
 from stage1.data.epoch_plan import Rows
 from stage1.data.reader import ClipReader
 from vidshard.shards import layout
 from vidshard.util.errors import UserError
 
-MarkUse = Literal["labels", "exclusions"]
 LABEL_OF_ANSWER = {"true": layout.CRIME_LABEL, "false": layout.NORMAL_LABEL}
 MAX_SECONDS_APART = 0.01  # largest difference between a clip's times in the file and in the shards
 

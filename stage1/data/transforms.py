@@ -7,10 +7,8 @@ fall must not turn into a rise.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,68 +16,14 @@ import torch
 from torch.nn import functional
 
 from stage1.data import clip_random
+from stage1.data.config import TransformConfig as TransformConfig
+from vidshard.util.errors import UserError
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 MIN_SIDE = 8  # pixels of a cut-out window, or of a clip scaled down
 BLOCK = 8  # side of the blocks that video codecs transform
 
 Floats = npt.NDArray[np.float64]
 Change = Callable[[torch.Tensor, npt.NDArray[np.int64]], torch.Tensor]  # some clips, their rows in the batch → changed
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TransformConfig:
-    """How clips become model input. `mean` and `std`: of RGB in [0, 1]. The rest is augmentation, training only.
-
-    Probabilities are those of a clip. A probability or a range of 0 turns that part off.
-    """
-
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-    augment: bool = False
-    train_scale: float = 6 / 7  # sides of the training input ÷ those of the clips: smaller ones train faster
-    flip_probability: float = 0.5  # left-right
-    min_scale: float = 0.6  # a window of this share of height and width, or more, is cut out and resized
-    brightness: float = 0.25  # added: up to this share of the full range, either way
-    contrast: float = 0.3  # factor: between 1 - contrast and 1 + contrast
-    grey_probability: float = 0.1  # infrared cameras at night have no colour
-    low_resolution_probability: float = 0.0  # scaled down and up again: cheap and far cameras
-    min_resolution: float = 0.4  # down to this share of the sides
-    compression_probability: float = 0.0  # noise of 8×8 blocks, as codecs leave it at low bit rates
-    compression_strength: float = 0.3  # largest quantisation step, as a share of the full range
-    border_probability: float = 0.0  # bars along the borders are blackened, each on its own
-    max_border: float = 0.12  # of height or width
-    overlay_probability: float = 0.0  # a still patch near the upper or lower border: clocks, names, logos
-    erase_probability: float = 0.0  # a rectangle is painted over
-    max_erase: float = 0.25  # of the area
-    time_shift: int = 0  # frames that a clip is moved, either way; its first or last frame fills the gap
-    time_stretch: float = 0.0  # frames taken closer together or further apart, by a factor of up to 1 + this
-
-    def __post_init__(self) -> None:
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ValueError(f"mean {self.mean} and std {self.std} must be three numbers each, std above 0")
-        for name in ("min_scale", "min_resolution", "train_scale"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected above 0 and at most 1")
-        for name in ("max_border", "max_erase"):
-            if not 0 <= getattr(self, name) < 0.5:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more and below 0.5")
-        shares = [field.name for field in dataclasses.fields(self) if field.name.endswith("_probability")]
-        for name in (*shares, "brightness", "contrast", "compression_strength", "time_stretch"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 to 1")
-        if self.time_shift < 0:
-            raise ValueError(f"time_shift is {self.time_shift}, expected 0 frames or more")
-
-    @property
-    def for_evaluation(self) -> TransformConfig:
-        """The same configuration without augmentation."""
-        return dataclasses.replace(self, augment=False)
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> TransformConfig:
-        return cls(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
 
 
 class ClipTransform:
@@ -107,9 +51,51 @@ class ClipTransform:
             seeds_B = clip_random.clip_seeds(indices_B, seed=self.seed, epoch=epoch)
             clips_BCTHW = augment(clips_BTHWC, config, Draws(config, seeds_B))
         else:
-            clips_BCTHW = clips_BTHWC.permute(0, 4, 1, 2, 3).float().div_(255.0)
-        mean, std = (clips_BCTHW.new_tensor(value).view(1, 3, 1, 1, 1) for value in (config.mean, config.std))
-        return (clips_BCTHW - mean).div_(std)
+            clips_BCTHW = to_float(clips_BTHWC)
+        return normalise(clips_BCTHW, config)
+
+
+class BatchTransform:
+    """uint8 (B, T, H, W, C) → `function` on float32 (B, 3, T, H, W) in [0, 1] → normalised by `config`: for training.
+
+    Raises UserError if `function` converts or normalises frames itself, or returns something else than such a batch.
+    """
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor], config: TransformConfig) -> None:
+        self.function, self.config = function, config
+        parts = [type(part).__name__ for part in getattr(function, "transforms", [function])]
+        unwanted = [name for name in parts if name in ("ToTensor", "PILToTensor", "ToImage", "Normalize")]
+        if unwanted:
+            raise UserError(
+                f"transform holds {' and '.join(unwanted)}, but it is called on float clips (B, 3, T, H, W) in [0, 1] "
+                "that are normalised after it. Leave them out; to normalise by other numbers than now, write "
+                f'transform={{"mean": {list(config.mean)}, "std": {list(config.std)}}} with yours'
+            )
+
+    def __call__(self, clips_BTHWC: torch.Tensor, indices_B: torch.Tensor, epoch: int) -> torch.Tensor:
+        clips_BCTHW = to_float(clips_BTHWC)
+        changed = self.function(clips_BCTHW)
+        expected = tuple(clips_BCTHW.shape[:3])
+        if not isinstance(changed, torch.Tensor) or changed.ndim != 5 or not changed.is_floating_point():
+            got = type(changed).__name__
+            if isinstance(changed, torch.Tensor):
+                got = f"{changed.dtype} {tuple(changed.shape)}"
+        elif tuple(changed.shape[:3]) == expected:
+            return normalise(changed, self.config)
+        else:
+            got = str(tuple(changed.shape))
+        raise UserError(f"transform returned {got}, expected a float tensor {(*expected, 'H', 'W')}")
+
+
+def to_float(clips_BTHWC: torch.Tensor) -> torch.Tensor:
+    """Convert uint8 (B, T, H, W, C) to float32 (B, C, T, H, W) in [0, 1]."""
+    return clips_BTHWC.permute(0, 4, 1, 2, 3).float().div_(255.0)
+
+
+def normalise(clips_BCTHW: torch.Tensor, config: TransformConfig) -> torch.Tensor:
+    """Subtract the mean and divide by the standard deviation of each colour."""
+    mean, std = (clips_BCTHW.new_tensor(value).view(1, 3, 1, 1, 1) for value in (config.mean, config.std))
+    return (clips_BCTHW - mean).div_(std)
 
 
 class Draws:

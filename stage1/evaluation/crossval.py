@@ -23,16 +23,16 @@ from stage1.common.device import choose_device
 from stage1.data.epoch_plan import Rows
 from stage1.data.loader import ClipReader, JoinedReader
 from stage1.evaluation import baselines
+from stage1.evaluation.config import CrossvalConfig as CrossvalConfig
 from stage1.inference.run import Fold, InferConfig, infer_out_of_fold
 from stage1.inference.scoring import crime_probabilities
 from stage1.metrics import clips as metrics
 from stage1.model.checkpoint import load_checkpoint
-from stage1.training.config import MAX_SEED, TrainConfig, changed_options
+from stage1.training.config import TrainConfig, changed_options
 from stage1.training.data import TrainData, shared_videos
 from stage1.training.loop import train
 from vidshard import __version__
 from vidshard.storage.cache import CacheConfig
-from vidshard.storage.urls import Location
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
 
@@ -44,35 +44,6 @@ NUM_RESAMPLES = 1000
 GROUPED, RANDOM, TEST = "grouped", "random", "test"
 
 Floats = npt.NDArray[np.float64]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CrossvalConfig:
-    """All options of a cross-validation."""
-
-    shards: tuple[Location, ...]  # joined: all of them are trained on and held out by turns
-    training: TrainConfig  # its shards, val_shards and out are not used; its seed is the first
-    test_shards: Location | None = None  # scored by models trained on all of `shards`
-    out: Path = Path("crossval")
-    folds: int = 5
-    seeds: int = 3  # whole repetitions, each with folds and first weights of its own
-    random_split: bool = True  # once more with a split that leaks, to show how much it flatters
-    shortcuts: bool = True  # beside the first seed, what shortcuts reach in the same folds
-    save_attention: bool = False  # out-of-fold predictions and attention of the first seed, as `stage1 infer` writes
-
-    def __post_init__(self) -> None:
-        if not self.shards:
-            raise UserError("no --shards, expected at least one shard set")
-        if self.folds < 2:
-            raise UserError(f"--folds is {self.folds}, expected at least 2")
-        if self.seeds < 1:
-            raise UserError(f"--seeds is {self.seeds}, expected at least 1")
-        if self.training.seed + self.seeds - 1 > MAX_SEED:
-            raise UserError(
-                f"--seed is {self.training.seed}, expected at most {MAX_SEED} with all --seeds {self.seeds}"
-            )
-        if self.training.marks is not None:
-            raise UserError(f"marks are {self.training.marks}, but stage1 crossval takes the labels of the shards")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from stage1.common import files
 from stage1.common.device import choose_device
 from stage1.data.loader import ClipReader
 from stage1.evaluation import plots
+from stage1.evaluation.config import ExplainConfig as ExplainConfig
 from stage1.inference.scoring import crime_probabilities
 from stage1.metrics import annotations as truths
 from stage1.metrics import clips as metrics
@@ -31,7 +31,6 @@ from stage1.metrics.ground_truth import read_ground_truth
 from stage1.model.checkpoint import Checkpoint, load_checkpoint
 from stage1.model.network import Stage1Model
 from vidshard.shards.layout import CRIME_LABEL
-from vidshard.storage.urls import Location
 from vidshard.util import atomic, console
 from vidshard.util.errors import UserError
 
@@ -49,29 +48,6 @@ EXPLAIN_CONVENTIONS = {
     "intervals": "95 % percentile bootstrap over source groups (recordings), else videos",
 }
 _Predict = Callable[[torch.Tensor], Array]  # uint8 (B, T, H, W, 3) → log-odds of crime [B]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ExplainConfig:
-    """What to explain."""
-
-    checkpoint: Path = files.DEFAULT_CHECKPOINT
-    shards: Location = Path("shards/Test")
-    annotations: Path | None = None  # events: how much of the attention lies on them
-    out: Path = Path("explanation")
-    max_clips: int = 40
-    random_sets: int = 4  # of frames, for each clip, order and k
-    max_event_share: float = 0.4  # of the frames of a clip, for the attention mass; of 0.1 at least
-    batch_size: int = 8
-    device: str = "auto"
-    num_resamples: int = 1000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("max_clips", "random_sets", "batch_size"):
-            if getattr(self, name) < 1:
-                option = "--" + name.replace("_", "-")
-                raise UserError(f"{option} is {getattr(self, name)}, expected at least 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stage1.common import files
 from stage1.evaluation import plots, score_files
+from stage1.evaluation.config import ScoresConfig as ScoresConfig
 from stage1.evaluation.score_files import ForeignScores
 from stage1.metrics import annotations as truths
 from stage1.metrics import clips
 from stage1.metrics import frames as frame_metrics
 from stage1.metrics.annotations import DEFAULT_CONVENTION, EVENT_CONVENTIONS, Annotations, VideoGroundTruth
 from stage1.metrics.clips import Array
-from stage1.metrics.frames import SNIPPET_FRAMES, FrameMetrics, ScoredVideo
+from stage1.metrics.frames import FrameMetrics, ScoredVideo
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
 
@@ -31,28 +31,6 @@ KEPT = "scores on their frames, all frames"
 WHOLE = "whole snippets only"
 SEGMENTED = f"mean over {SEGMENTS} segments"
 EVEN = "spread evenly"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ScoresConfig:
-    """What to evaluate against what."""
-
-    annotations: Path
-    frame_counts: Path | None = None
-    scores: Path | None = None
-    trained_on: tuple[Path, ...] = ()  # lists of videos that any stage was trained on
-    snippet_frames: int = SNIPPET_FRAMES
-    fps: float = 30.0  # of the videos, where scores are told in seconds
-    threshold: float = 0.5  # for the share of false alarms
-    out: Path = Path("evaluation")
-    num_resamples: int = 200
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.snippet_frames < 1 or not self.fps > 0:
-            raise UserError(
-                f"--snippet-frames is {self.snippet_frames} and --fps {self.fps:g}, expected at least 1 and above 0"
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

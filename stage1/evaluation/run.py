@@ -18,6 +18,7 @@ from stage1.common import files
 from stage1.common.device import choose_device
 from stage1.data.loader import ClipReader
 from stage1.evaluation import baselines, plots
+from stage1.evaluation.config import EvaluateConfig as EvaluateConfig
 from stage1.inference.events import Event, EventConfig, VideoClips, find_events
 from stage1.inference.outputs import shortest_floats
 from stage1.inference.scoring import crime_probabilities
@@ -31,7 +32,6 @@ from stage1.metrics.frames import FrameMetrics, ScoredVideo
 from stage1.metrics.ground_truth import read_ground_truth
 from stage1.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from stage1.training.data import shared_videos
-from vidshard.storage.urls import Location
 from vidshard.util import atomic, console
 from vidshard.util.errors import UserError
 
@@ -52,35 +52,6 @@ METRIC_CONVENTIONS = {
     "relative": relative_scores.CONVENTION,
     "ece": f"{calibration.NUM_BINS} bins of equal width in P(crime)",
 }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """One evaluation of a checkpoint."""
-
-    checkpoint: Path = files.DEFAULT_CHECKPOINT
-    shards: Location = Path("shards/Test")
-    val_shards: Location | None = None  # to calibrate and to choose the threshold on
-    train_shards: Location | None = None  # to fit the shortcut baselines on; None: no baselines
-    annotations: Path | None = None  # for metrics over frames
-    target: str | None = None  # choose the threshold for it, and store it in the checkpoint
-    prior: float | None = None  # share of crime where the model will be used
-    relative: bool = False  # score a clip beside the other clips of its video
-    trained_on: tuple[Path, ...] = ()
-    out: Path = Path("evaluation")
-    batch_size: int = 8
-    device: str = "auto"
-    num_resamples: int = 1000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UserError(f"--batch-size is {self.batch_size}, expected at least 1")
-        if self.prior is not None and not 0 < self.prior < 1:
-            raise UserError(f"--prior is {self.prior:g}, expected a share of crime above 0 and below 1")
-        if (self.target is not None or self.prior is not None) and self.val_shards is None:
-            option = "--target" if self.target is not None else "--prior"
-            raise UserError(f"{option} needs --val-shards: what is evaluated on must not choose anything")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

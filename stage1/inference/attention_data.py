@@ -27,7 +27,6 @@ from vidshard.util import atomic
 from vidshard.util.errors import FormatError, UserError
 
 ATTENTION_FORMAT = "stage1 attention data"
-FORMATS = ("pt", "shards")
 MAX_CLIP_BYTES = 8 * 2**30  # of clips in one file of tensors
 SHARD_BYTES = 256 * 2**20
 TRAINED_ON = {"yes": 1, "no": 0, "unknown": -1}

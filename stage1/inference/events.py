@@ -9,26 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from vidshard.util.errors import UserError
+from stage1.inference.config import EventConfig as EventConfig
 
 Floats = npt.NDArray[np.float64]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EventConfig:
-    """How a score per second becomes events."""
-
-    low_ratio: float = 0.8  # an event goes on while the score is at least this share of the threshold
-    smooth_seconds: float = 5.0  # moving mean over so many seconds, centred; at most 1: none
-    min_seconds: float = 4.0  # shorter events are dropped, unless the whole video is shorter
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.low_ratio <= 1:
-            raise UserError(f"--event-low-ratio is {self.low_ratio:g}, expected a share from 0 to 1")
-        for name in ("smooth_seconds", "min_seconds"):
-            value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise UserError(f"--event-{name.replace('_', '-')} is {value:g}, expected 0 or more seconds")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

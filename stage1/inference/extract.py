@@ -15,6 +15,7 @@ import numpy.typing as npt
 from stage1.common import files
 from stage1.data import from_videos
 from stage1.inference.attention_data import TRAINED_ON, AttentionData, load_attention_data
+from stage1.inference.config import ExtractConfig as ExtractConfig
 from stage1.inference.outputs import OutputFiles, top_indices
 from vidshard import __version__
 from vidshard.shards import codecs
@@ -27,7 +28,6 @@ COLUMNS = (
     *("file", "class", "label", "split", "key", "source", "video_path", "clip_index", "position", "frame_index"),
     *("seconds", "attention", "rank", "confidence", "trained_on"),
 )
-SOURCES = ("clip", "video")
 UCF_CRIMES = frozenset(
     {
         *("Abuse", "Arrest", "Arson", "Assault", "Burglary", "Explosion", "Fighting"),
@@ -37,30 +37,6 @@ UCF_CRIMES = frozenset(
 NO_CLASS = "unknown"
 
 Frames = npt.NDArray[np.uint8]  # (k, H, W, 3)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ExtractConfig:
-    """One run: frames of the detections below `folder`, the output of `stage1 infer`."""
-
-    folder: Path
-    out: Path
-    top_k: int = 5
-    frames_from: str = "clip"  # or video: at the resolution of the source
-    frame_size: int | None = None  # height and width in the shards; None: those of the clips
-    stage2_lists: tuple[Path, ...] = ()  # official folds of stage 2, to be compared with `test_list`
-    test_list: Path | None = None  # the videos that stage 1 is tested on
-    for_looking: bool = False  # also of data that nobody should train on; writes no shards
-
-    def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise UserError(f"--top-k is {self.top_k}, expected at least 1")
-        if self.frames_from not in SOURCES:
-            raise UserError(f"--frames-from is {self.frames_from!r}, expected one of {', '.join(SOURCES)}")
-        if self.frame_size is not None and self.frame_size < 1:
-            raise UserError(f"--frame-size is {self.frame_size}, expected at least 1")
-        if self.stage2_lists and self.test_list is None:
-            raise UserError("--stage2-list needs --test-list: the videos that must not be in it")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from stage1.common.device import choose_device, cuda_memory_errors, device_name
 from stage1.data.epoch_plan import Rows
 from stage1.data.loader import Batch, ClipReader
 from stage1.data.transforms import ClipTransform, TransformConfig
+from stage1.inference.config import FeaturesConfig as FeaturesConfig
 from stage1.inference.scoring import ScoringConfig, clip_loader, for_each_batch
 from stage1.metrics import ground_truth
 from stage1.metrics.annotations import VideoGroundTruth
@@ -26,35 +27,13 @@ from stage1.model import backbones
 from stage1.model.backbones import TorchvisionBackbone
 from stage1.model.checkpoint import load_checkpoint
 from vidshard.shards import layout, manifest
-from vidshard.storage.urls import Location
 from vidshard.util import atomic, console
 from vidshard.util.errors import FormatError, UserError
 
 FEATURES_SCHEMA_VERSION = 1
 SUMMARY_NAME, PLAN_NAME = "features.json", "plan.json"
-DEFAULT_WEIGHTS = "KINETICS400_V1"
 
 Extract = Callable[[torch.Tensor], torch.Tensor]  # uint8 (B, T, H, W, 3) on the device → float (B, D)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FeaturesConfig:
-    """One run: features of the clips of `shards` by a checkpoint, or by a backbone."""
-
-    shards: Location
-    out: Path
-    checkpoint: Path | None = None
-    backbone: str | None = None  # a name of torchvision, or a file of torch.export
-    weights: str = DEFAULT_WEIGHTS  # of a backbone by name: torchvision's name for them, or a file
-    annotations: Path | None = None
-    batch_size: int = 8
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        if (self.checkpoint is None) == (self.backbone is None):
-            raise UserError("features are made by --checkpoint or by --backbone: give one of them")
-        if self.batch_size < 1:
-            raise UserError(f"--batch-size is {self.batch_size}, expected at least 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

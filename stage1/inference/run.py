@@ -8,6 +8,7 @@ label, score and position).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -18,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from stage1.common import distributed, files
 from stage1.common.device import choose_device, device_name
@@ -28,7 +28,8 @@ from stage1.data.loader import ClipReader
 from stage1.inference import attention_data
 from stage1.inference import outputs as output
 from stage1.inference.attention_data import AttentionSource
-from stage1.inference.events import EventConfig, VideoClips, find_events
+from stage1.inference.config import InferConfig as InferConfig
+from stage1.inference.events import VideoClips, find_events
 from stage1.inference.outputs import Detection, OutputFiles, Prediction, VideoScore
 from stage1.inference.score_log import ScoreLog
 from stage1.inference.scoring import BatchPlan, CheckpointClips, ScoringConfig, score
@@ -40,50 +41,12 @@ from vidshard import __version__
 from vidshard.shards import layout, manifest
 from vidshard.shards.manifest import Failure
 from vidshard.storage.cache import CacheConfig
-from vidshard.storage.urls import Location, Url
+from vidshard.storage.urls import Url
 from vidshard.util import atomic, console
 from vidshard.util.errors import UserError
 
-DEFAULT_SHARDS = Path("shards/Test")
-DEFAULT_OUT = Path("stage1_output")
 MAX_GAP_RATIO = 2.0 * (1 + 1e-6)  # with a tolerance, because the index stores gaps as 32-bit floats
 RULE = "=" * 60
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class InferConfig:
-    """One run of inference, over the clips of `shards` or over MP4s."""
-
-    shards: Location = DEFAULT_SHARDS
-    videos: tuple[str, ...] = ()  # files, folders, globs; instead of shards
-    checkpoint: Path = files.DEFAULT_CHECKPOINT
-    out: Path = DEFAULT_OUT
-    threshold: float | None = None  # of P(crime); None: the checkpoint's
-    relative: bool = False  # score a clip beside the other clips of its video
-    batch_size: int = 8
-    device: str = "auto"
-    precision: str = "fp32"
-    threads: int | None = None  # batches at once, on the CPU; None: all cores
-    resume: bool = False
-    attention_format: str = "pt"
-    annotations: Path | None = None  # true events, to be shown beside the predicted ones
-    events: EventConfig = dataclasses.field(default_factory=EventConfig)
-    video_root: Path | None = None  # where the videos are, if not where they were at build time
-    allow_sampling_mismatch: bool = False
-    workers: int | None = None  # processes that decode, with `videos`; None: as many as vidshard takes
-    cache_dir: Path | None = None  # where shards of a URL are kept; None: the default of CacheConfig
-    cache_gb: float | None = None  # how much of them
-
-    def __post_init__(self) -> None:
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise UserError(f"--threshold is {self.threshold:g}, expected a probability from 0 to 1")
-        if self.attention_format not in attention_data.FORMATS:
-            raise UserError(
-                f"--attention-format is {self.attention_format!r}, expected one of {', '.join(attention_data.FORMATS)}"
-            )
-        ScoringConfig(
-            device=torch.device("cpu"), batch_size=self.batch_size, precision=self.precision, threads=self.threads
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,6 +74,17 @@ class InferReport:
     unscored: dict[str, str]  # key of the clip → why it could not be read
     failures: tuple[Failure, ...]  # videos passed by the user that could not be decoded
     warnings: tuple[str, ...]
+
+    @functools.cached_property
+    def detections(self) -> list[Detection]:
+        """The detected clips, in the order of the index, read from anomalies.json."""
+        return output.read_anomalies(self.files.anomalies)
+
+    @functools.cached_property
+    def videos(self) -> list[dict[str, Any]]:
+        """Scores per second and events of every video: the entries of events.json (docs/OUTPUTS.md)."""
+        videos: list[dict[str, Any]] = json.loads(self.files.events.read_bytes())["videos"]
+        return videos
 
     @property
     def exit_code(self) -> int:

@@ -23,6 +23,7 @@ from stage1.common.device import cuda_memory_errors
 from stage1.data.epoch_plan import Rows
 from stage1.data.loader import Batch, ClipLoader, ClipReader
 from stage1.data.reader import ClipSource
+from stage1.inference.config import PRECISIONS
 from stage1.inference.score_log import ScoredBatch, ScoreLog, score_row
 from stage1.metrics.calibration import logits as log_odds_of
 from stage1.model.checkpoint import Checkpoint
@@ -30,10 +31,9 @@ from stage1.model.network import Stage1Model
 from vidshard.shards import layout
 from vidshard.util import console
 from vidshard.util.errors import FormatError, UserError
+from vidshard.util.options import check_options, option
 
 T = TypeVar("T")
-
-PRECISIONS = ("fp32", "bf16")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,20 +49,15 @@ class ScoringConfig:
     """How clips are scored. Of these, batch size, device, precision and `log_odds` decide the scores."""
 
     device: torch.device
-    batch_size: int = 8
-    precision: str = "fp32"  # or bf16: autocast
+    batch_size: int = option(8, at_least=1)
+    precision: str = option("fp32", choices=PRECISIONS)
     log_odds: bool = False  # in place of P(crime), and not calibrated
-    threads: int | None = None  # batches at once, on the CPU; None: as many as this process has cores
+    threads: int | None = option(None, at_least=1)  # batches at once on the CPU; None: one per core
     rank: int = 0
     world_size: int = 1
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UserError(f"--batch-size is {self.batch_size}, expected at least 1")
-        if self.threads is not None and self.threads < 1:
-            raise UserError(f"--threads is {self.threads}, expected at least 1")
-        if self.precision not in PRECISIONS:
-            raise UserError(f"--precision is {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
+        check_options(self)
 
     @property
     def num_threads(self) -> int:

@@ -16,12 +16,10 @@ import torch
 from torch import nn
 
 from stage1.data.transforms import TransformConfig
+from stage1.model.config import TORCHVISION_BACKBONES
 from vidshard.util.errors import UserError
 
-NAMES = ("r3d_18", "mc3_18", "r2plus1d_18")
-# group: independent of batch size and number of ranks. batch: as published. frozen: keep the statistics of the weights,
-# because a batch of surveillance clips is too small, and too unlike Kinetics, to estimate new ones.
-NORMS = ("group", "batch", "frozen")
+NAMES = TORCHVISION_BACKBONES
 # Normalisation with which the published weights were trained: of RGB in [0, 1].
 MEAN, STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
 _GROUPS = 16

@@ -5,74 +5,16 @@ Read it from top to bottom: `Stage1Model.forward` computes logits and attention 
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
 import torch
 from torch import nn
 from torch.nn import functional
 
 from stage1.data.clip_random import ClipDropout
 from stage1.model import backbones
+from stage1.model.config import ModelConfig as ModelConfig
 from stage1.model.motion_features import MotionClassifier
 
 NUM_CLASSES = 2  # normal, crime
-BACKBONES = ("stage1", *backbones.NAMES)
-INPUTS = ("rgb+motion", "rgb", "motion")
-POOLINGS = ("attention", "gated", "mean", "max")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """What the model is made of; any clip length, height and width go through it."""
-
-    backbone: str = "stage1"  # the network of this module, or one of torchvision's
-    channels: tuple[int, ...] = (32, 64, 96)  # of each stage; every stage but the first halves height and width
-    temporal_stages: tuple[int, ...] = (0, 1, 2)  # stages that also look one frame back and one ahead
-    stem_kernel: int = 7
-    stem_stride: int = 4  # of the first stage
-    groups: int = 8  # of the group normalisation
-    inputs: str = "rgb+motion"  # motion: frame differences as three more input channels
-    motion_gain: float = 2.0  # differences are small beside the pixels
-    pooling: str = "attention"  # over the frames; gated is attention too, mean and max are baselines
-    attention_units: int = 64
-    motion_prior: float = 1.0  # attention begins on the frames that move: score a deviation of a frame's mean motion
-    statistics_share: float = 0.75  # of the motion features' log-odds in those of the model; the rest: the network's
-    dropout: float = 0.5
-    norm: str = "group"  # of torchvision's backbones: group, batch, or frozen (that of their weights)
-
-    def __post_init__(self) -> None:
-        if not self.channels or any(count % self.groups or count < 1 for count in self.channels):
-            raise ValueError(f"channels {self.channels} must be multiples of groups ({self.groups})")
-        if not set(self.temporal_stages) <= set(range(len(self.channels))):
-            raise ValueError(f"temporal_stages {self.temporal_stages} must be stages 0 to {len(self.channels) - 1}")
-        if not 0 <= self.statistics_share < 1:
-            raise ValueError(f"statistics_share is {self.statistics_share}, expected 0 or more and below 1")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}, expected 0 or more and below 1")
-        for name, known in (
-            ("backbone", BACKBONES),
-            ("inputs", INPUTS),
-            ("pooling", POOLINGS),
-            ("norm", backbones.NORMS),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}")
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> ModelConfig:
-        """Build the configuration from the fields of a checkpoint, which may lack the newer ones."""
-        lists = {name: tuple(fields[name]) for name in ("channels", "temporal_stages")}
-        before = {"motion_prior": 0.0, "statistics_share": 0.0}  # older models had neither
-        return cls(**{**before, **fields, **lists})
-
-
-# Options of each --model-size.
-SIZES: dict[str, dict[str, Any]] = {
-    "small": {"channels": (16, 32, 64)},
-    "base": {"channels": ModelConfig.channels},
-    "large": {"channels": (48, 96, 160)},
-}
 
 
 class Stage1Model(nn.Module):

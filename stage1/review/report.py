@@ -26,6 +26,7 @@ from stage1.inference.outputs import Detection, OutputFiles, read_anomalies
 from stage1.metrics import clips as metrics
 from stage1.metrics import relative_scores
 from stage1.model.checkpoint import load_checkpoint
+from stage1.review.config import ReportConfig as ReportConfig
 from stage1.review.film_strip import shown_positions, time_texts
 from vidshard.shards import layout
 from vidshard.storage import urls
@@ -38,27 +39,6 @@ FRAME_PIXELS = (96, 72)  # height of a frame; the second where there are many it
 MANY_ITEMS = 400
 JPEG_QUALITY = 72
 RESAMPLES = 1000
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ReportConfig:
-    """Which run to show, and how much of it."""
-
-    folder: Path = Path("stage1_output")
-    out: Path | None = None  # default: report.html in the folder
-    evaluation: Path | None = None  # what `stage1 evaluate` wrote of the same shards: its folder
-    max_items: int = 1000  # detections and misses, strongest first
-
-    def __post_init__(self) -> None:
-        if self.max_items < 1:
-            raise UserError(f"--max-items is {self.max_items}, expected at least 1")
-        if self.out is not None and self.out.is_dir():
-            raise UserError(f"--out {self.out} is a folder, expected the name of a page, such as {self.path}")
-
-    @property
-    def path(self) -> Path:
-        files = OutputFiles(folder=self.folder)
-        return files.report if self.out is None or self.out.is_dir() else self.out
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

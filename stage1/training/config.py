@@ -1,4 +1,4 @@
-"""Options of a training run, as a dataclass and as a TOML file that reproduces the run."""
+"""Options of a training run, as a dataclass and as a TOML file that reproduces the run. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,92 +12,152 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import click
 import tomli_w
 
 from stage1.common import files
-from stage1.data.review_labels import MarkUse
-from stage1.data.transforms import TransformConfig
-from stage1.model.network import ModelConfig
+from stage1.common.options import cache_dir_option, cache_gb_option, device_option
+from stage1.data.config import MarkUse, TransformConfig
+from stage1.model.config import ModelConfig
 from vidshard.storage.urls import Location, Url, location
 from vidshard.util.errors import UserError
+from vidshard.util.options import check_options, option
 
 MAX_SEED = 2**32 - 1  # of NumPy's older generators, which scikit-learn draws by
 PRECISIONS = ("fp32", "bf16", "fp16")
+_DATA, _UNTRIMMED, _OPTIMISATION = "Data", "Untrimmed videos", "Optimisation"
+_REGULARISATION, _SPEED, _STORAGE, _OUTPUT = "Regularisation", "Speed", "Storage", "Checkpoints and logs"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """All options of a run."""
+    """Options of a training run."""
 
-    shards: Location
-    val_shards: Location | None = None
-    out: Path = files.DEFAULT_RUN
-    epochs: int = 5
-    batch_size: int = 8  # of each rank
-    accumulate: int = 1  # batches of each rank that make one step
-    lr: float = 1e-3  # the highest of the schedule
-    weight_decay: float = 0.05
-    warmup_fraction: float = 0.1  # of all steps
-    grad_clip: float = 1.0  # largest norm of the gradient; 0 is no limit
-    label_smoothing: float = 0.0
-    mixup: float = 0.0  # alpha of the Beta distribution that shares of pairs are drawn from; 0: none
-    ema: float = 0.0  # decay a step of the averaged weights, which then are the model; 0: none
-    patience: int = 0  # stop after so many epochs without a better one; 0: never
-    val_fraction: float = 0.1  # of the videos, held out where there are no val_shards; 0: no validation
-    seed: int = 0
-    device: str = "auto"
-    precision: str = "fp32"  # of the convolutions; weights stay fp32
-    compile: bool = False  # torch.compile
-    channels_last: bool = False  # memory order of weights and clips
-    workers: int = 1  # threads that read shards
-    clips_per_video_per_epoch: int = 1  # others each epoch, so that long videos do not fill every epoch; 0: all
-    bags: str = ""  # learn from videos as bags of clips: topk or attention; "": from single clips
-    bag_clips: int = 0  # of each bag, one of each equal stretch of the video, others each epoch; 0: all
-    balanced: bool = False  # as many crime as normal clips in an epoch, in place of a weighted loss
-    block_shards: int = 0  # shuffle within windows of so many shards, read in sequence; 0: among all clips
-    checksums: str = "first"  # when to verify those of the clips
-    max_bad_clips: int = 0  # damaged clips that are replaced rather than an error
-    marks: Path | None = None  # what a reviewer said of clips in a report
-    marks_as: MarkUse = "labels"  # or exclusions: leave out the clips whose mark contradicts their label
-    cache_dir: Path | None = None  # where shards of a URL are kept; None: the default of CacheConfig
-    cache_gb: float | None = None  # how much of them
-    checkpoint_minutes: float = 10.0  # between checkpoints within an epoch; 0: only at the end of each
-    tensorboard: bool = False  # write event files too
-    resume: bool | Literal["auto"] = False  # auto: where there is something to resume
+    shards: Location = option(
+        Path("shards/Train"), help="Shards to train on: a path or a URL.", type=location, metavar="PLACE"
+    )
+    val_shards: Location | None = option(
+        None, help="Shards to validate on; the best epoch is kept.", type=location, metavar="PLACE"
+    )
+    out: Path = option(files.DEFAULT_RUN, help="Output folder.")
+    epochs: int = option(5, help="Passes over the training clips.", at_least=1)
+    batch_size: int = option(8, help="Clips per batch, in each process.", at_least=1)
+    accumulate: int = option(1, help="Gradient accumulation steps.", group=_OPTIMISATION, at_least=1)
+    lr: float = option(1e-3, help="Peak learning rate.", above=0, below=math.inf)
+    weight_decay: float = option(0.05, help="Weight decay.", group=_OPTIMISATION, at_least=0)
+    warmup_fraction: float = option(
+        0.1, help="Share of all steps spent on warm-up.", group=_OPTIMISATION, at_least=0, below=1
+    )
+    grad_clip: float = option(1.0, help="Maximum gradient norm; 0 disables clipping.", group=_OPTIMISATION, at_least=0)
+    label_smoothing: float = option(0.0, help="Label smoothing.", group=_REGULARISATION, at_least=0, below=1)
+    mixup: float = option(
+        0.0,
+        help="Mix pairs of clips with shares from Beta(α, α), e.g. 0.2; 0 disables it. Adds a forward pass per step.",
+        group=_REGULARISATION,
+        at_least=0,
+    )
+    ema: float = option(
+        0.0,
+        help="Decay per step of an average of the weights, e.g. 0.99; 0 disables it.",
+        group=_REGULARISATION,
+        at_least=0,
+        below=1,
+    )
+    patience: int = option(
+        0,
+        help="Stop after N epochs without improvement; 0 disables it.",
+        group=_REGULARISATION,
+        at_least=0,
+        metavar="N",
+    )
+    val_fraction: float = option(
+        0.1,
+        help="Share of the videos held out for validation without --val-shards; 0 disables validation.",
+        group=_DATA,
+        at_least=0,
+        below=1,
+    )
+    seed: int = option(0, help="Random seed.", at_least=0, at_most=MAX_SEED)
+    device: str = device_option()
+    precision: str = option(
+        "fp32",
+        help="Precision of convolutions and matrix products in training; weights and validation stay fp32.",
+        group=_SPEED,
+        choices=PRECISIONS,
+    )
+    compile: bool = option(False, help="Train with torch.compile.", group=_SPEED)
+    channels_last: bool = option(False, help="Keep weights and clips in channels-last memory format.", group=_SPEED)
+    workers: int = option(1, help="Threads that read shards.", group=_SPEED, at_least=1)
+    clips_per_video_per_epoch: int = option(
+        1,
+        help="Different clips of each video in an epoch, so that long videos do not dominate; 0 uses all clips.",
+        group=_DATA,
+        at_least=0,
+    )
+    bags: str = option(
+        "",
+        help="Multiple-instance learning on untrimmed videos: the loss uses the top-scoring clips of a video, or "
+        "attention over all of them. A step takes --accumulate videos in each process.",
+        group=_UNTRIMMED,
+        metavar="[topk|attention]",
+    )
+    bag_clips: int = option(
+        0, help="Clips per bag, different ones in each epoch; 0 uses all.", group=_UNTRIMMED, at_least=0
+    )
+    balanced: bool = option(
+        False, help="Draw as many crime as normal clips in an epoch, instead of weighting the loss.", group=_DATA
+    )
+    block_shards: int = option(
+        0,
+        help="For network disks: shuffle within windows of N shards, read in sequence; 0 shuffles all clips.",
+        group=_STORAGE,
+        at_least=0,
+        metavar="N",
+    )
+    checksums: str = option(
+        "first",
+        help="When to verify the checksums of the clips.",
+        group=_STORAGE,
+        choices=("first", "always", "never"),
+    )
+    max_bad_clips: int = option(
+        0, help="Tolerate up to N damaged clips by replacing them.", group=_STORAGE, at_least=0, metavar="N"
+    )
+    marks: Path | None = option(None, help="Review labels: the CSV exported from a report.", group=_DATA)
+    marks_as: MarkUse = option(
+        "labels",
+        help="labels: replace the labels of the clips; exclusions: leave out the clips that they contradict.",
+        group=_DATA,
+        choices=typing.get_args(MarkUse),
+    )
+    cache_dir: Path | None = cache_dir_option(_STORAGE)
+    cache_gb: float | None = cache_gb_option(_STORAGE)
+    checkpoint_minutes: float = option(
+        10.0, help="Minutes between checkpoints within an epoch; 0: only at its end.", group=_OUTPUT, at_least=0
+    )
+    tensorboard: bool = option(False, help="Also write TensorBoard event files, to OUT/tensorboard.", group=_OUTPUT)
+    resume: bool | Literal["auto"] = option(
+        False,
+        help="Resume the run in --out, in mid-epoch too; auto: start a new run if there is none.",
+        is_flag=False,
+        flag_value="always",
+        type=click.Choice(["always", "auto"]),
+        metavar="[auto]",
+        callback=lambda _context, _option, value: {None: False, "always": True}.get(value, value),
+    )
     weights: str = ""  # file that a backbone of torchvision starts from
-    weights_sha256: str = ""  # of that file; another one is refused
+    weights_sha256: str = ""  # of that file; a different file is refused
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     transform: TransformConfig = dataclasses.field(default_factory=lambda: TransformConfig(augment=True))
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "workers"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{option_name(name)} is {getattr(self, name)}, expected at least 1")
-        if not 0 < self.lr < math.inf:
-            raise UserError(f"--lr is {self.lr}, expected above 0")
-        if not 0 <= self.seed <= MAX_SEED:
-            raise UserError(f"--seed is {self.seed}, expected 0 to {MAX_SEED}")
-        for name in (
-            *("weight_decay", "grad_clip", "mixup", "patience", "checkpoint_minutes", "bag_clips"),
-            *("clips_per_video_per_epoch", "block_shards", "max_bad_clips"),
-        ):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{option_name(name)} is {getattr(self, name)}, expected 0 or more")
-        for name in ("val_fraction", "warmup_fraction", "label_smoothing", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{option_name(name)} is {getattr(self, name)}, expected 0 or more and below 1")
-        if self.marks_as not in typing.get_args(MarkUse):
-            raise UserError(f"--marks-as is {self.marks_as!r}, expected {' or '.join(typing.get_args(MarkUse))}")
+        check_options(self)
         if self.bags not in ("", "topk", "attention"):
-            raise UserError(f"--bags is {self.bags!r}, expected topk or attention")
+            raise UserError(f"bags is {self.bags!r}, expected topk or attention")
         if self.bag_clips and not self.bags:
-            raise UserError(
-                f"--bag-clips is {self.bag_clips} without --bags, which says that there are bags, and which"
-            )
-        if self.precision not in PRECISIONS:
-            raise UserError(f"--precision is {self.precision!r}, expected {', '.join(PRECISIONS)}")
+            raise UserError(f"bag_clips is {self.bag_clips}, but bags is not set, expected topk or attention")
         if self.resume not in (False, True, "auto"):
-            raise UserError(f"--resume is {self.resume!r}, expected nothing behind it, or auto")
+            raise UserError(f"resume is {self.resume!r}, expected True, False or 'auto'")
 
     def to_dict(self) -> dict[str, Any]:
         """As a checkpoint keeps it: paths as strings."""
@@ -215,7 +275,7 @@ def merge(*options: Mapping[str, Any]) -> dict[str, Any]:
 
 def make_config(options: Mapping[str, Any]) -> TrainConfig:
     """Build a config from nested options and defaults. Raises UserError on unknown names and wrong types."""
-    config: TrainConfig = _build(TrainConfig, TrainConfig(shards=Path("shards/Train")), options, where="")
+    config: TrainConfig = _build(TrainConfig, TrainConfig(), options, where="")
     return config
 
 

@@ -70,7 +70,7 @@ def test_decoder_gives_the_frames_that_were_asked_for(kind: str, name: str, libr
             with pytest.raises(VideoError, match="unsupported_by_decoder"):
                 list(frames)
             continue
-        with damage.listening() as messages:
+        with damage.capture_native_output() as messages:
             got = list(frames)
         messages.refuse_damage(table.codec)  # a sound video is no false alarm
         assert {(frame.shape, frame.dtype.str) for frame in got} == {((SIZE, SIZE, 3), "|u1")}
@@ -167,7 +167,7 @@ def test_a_flipped_bit_is_heard(name: str, library: Library, tmp_path: Path) -> 
         path = tmp_path / "flipped.mp4"
         path.write_bytes(broken)
         with contextlib.suppress(VideoError):
-            with damage.listening() as messages:
+            with damage.capture_native_output() as messages:
                 got = list(DECODERS[name]().frames(path, table, range(table.num_frames), height=SIZE, width=SIZE))
             messages.refuse_damage(table.codec)
             unheard += [numbered_videos.read_number(frame) for frame in got] != list(video.numbers)

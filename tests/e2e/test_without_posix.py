@@ -42,7 +42,7 @@ def test_build_inspect_train_infer_and_visualize_need_no_posix(tmp_path: Path, s
 
     def run(*command: str) -> str:
         shown = subprocess.run(
-            [sys.executable, "-c", f"from {command[0]}.cli import main; main()", *command[1:]],
+            [sys.executable, "-c", f"from {command[0]}.cli.main import main; main()", *command[1:]],
             cwd=tmp_path, env=environment, capture_output=True, text=True, encoding="utf-8",
         )  # fmt: skip
         assert shown.returncode == 0, shown.stdout + shown.stderr

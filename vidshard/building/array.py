@@ -1,8 +1,8 @@
-"""A build by many tasks at once on one folder, and the step that makes their shards one set.
+"""Build by an array of tasks on one folder, and `finalize`, which makes their shards one set.
 
-No task waits for one that was not started: what the packets of the videos tell is read in chunks, each by whichever
-task claims it first, and the shards are shared out by a plan that every task computes alike. `finalize` checks that all
-is there, and gives the set that a build by one process gives, byte for byte.
+No task waits for one that has not started: videos are probed in chunks, each by the first task that claims it, and
+every task computes the same assignment of shards. `finalize` checks that everything is there and produces the same set,
+byte for byte, as a single process.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from vidshard.building import existing_set, finish
 from vidshard.building import run as builder
 from vidshard.building.log import BuildLog
 from vidshard.building.run import SetReport
-from vidshard.building.worker import Rejected, VideoFacts
+from vidshard.building.worker import VideoFailure, VideoMetadata
 from vidshard.execution import lock
 from vidshard.execution.array_task import Numbering, TaskRequest
 from vidshard.execution.lock import LockHeldError
-from vidshard.planning import config as build_config
+from vidshard.planning import settings as build_config
 from vidshard.planning import shard_plan
 from vidshard.planning.build_state import ShardRecord, WorkFolder, check_output, describe_changes
 from vidshard.planning.config import BuildConfig
@@ -41,49 +41,49 @@ from vidshard.util import atomic
 from vidshard.util.console import Progress
 from vidshard.util.errors import UserError
 
-_MAX_CHUNKS = 64  # of videos whose packets are read by one task at a time, in a small set
-_CHUNK_VIDEOS = 512  # and the largest chunk of a large one
-_WAIT_SECONDS = 1.0  # between two looks whether another task has read its chunk
-_TELL_SECONDS = 30.0  # between two words about that
+_MAX_CHUNKS = 64  # number of probe chunks of a small set
+_CHUNK_VIDEOS = 512  # largest probe chunk
+_WAIT_SECONDS = 1.0  # polling interval for the chunks of other tasks
+_LOG_SECONDS = 30.0  # interval between messages about waiting
 _UNKNOWN_FPS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartReport:
-    """What one task of an array did for one shard folder."""
+    """Result of one array task for one shard folder."""
 
     folder: Path
     task: int
     num_tasks: int
-    num_shards: int  # of the whole set; 0 when it was finished before
+    num_shards: int  # of the whole set; 0 if it was already finished
     shards: range  # of this task
     num_clips: int  # in these shards
-    failed: tuple[Failure, ...]  # videos that failed here, which `finalize` tells again
+    failed: tuple[Failure, ...]  # videos that failed in this task; `finalize` reports them, too
     seconds: float
-    decoded_clips: int = 0  # in this run; the rest was there already
+    decoded_clips: int = 0  # in this run only
     already_finished: bool = False
 
 
 def build_part(
     config: BuildConfig, request: TaskRequest, *, tell: Callable[[str], None] = lambda line: None
 ) -> tuple[PartReport, ...]:
-    """Build the part of the videos of `config.source` that is that of one task. `finalize` makes the parts one set.
+    """Build this array task's share of the videos. `finalize` makes the shares one set.
 
-    Raises what `builder.build` does, and UserError when the same part, or the whole, is being built by another process.
+    Raises the errors of `build`, and UserError if another process builds the same share, or the whole set.
     """
     for name in ("extend", "retry_failed"):
         if getattr(config, name):
             raise UserError(
-                f"--{name.replace('_', '-')} is no work for an array of tasks: run it after `vidshard finalize`, with "
+                f"--{name.replace('_', '-')} is not possible in array tasks: run it after `vidshard finalize`, with "
                 "--task-count 1"
             )
     if isinstance(config.out, Url):
         raise UserError(
-            f"an array of tasks builds on a folder that all of them see, not on {config.out}; give that folder as "
-            f"--out DIR and, after `vidshard finalize DIR`, send it: vidshard build … --out {config.out} --staging DIR "
-            "--task-count 1"
+            f"array tasks need a shared folder as output, not {config.out}; pass "
+            f"--out DIR and, after `vidshard finalize DIR`, upload it: vidshard build … --out {config.out} "
+            "--staging DIR --task-count 1"
         )
-    sets = [(source, Path(str(out))) for source, out in builder.find_sets(config, tell)]
+    sets = [(source, Path(str(out))) for source, out in builder.plan_outputs(config, tell)]
     return tuple(_part_of_set(source, out, config, request, tell) for source, out in sets)
 
 
@@ -91,7 +91,7 @@ def _part_of_set(
     source: Source, out: Path, config: BuildConfig, request: TaskRequest, tell: Callable[[str], None]
 ) -> PartReport:
     start = time.monotonic()
-    source = builder.limited(source, config)
+    source = builder.subsample_videos(source, config)
     settings = build_config.build_settings(config)
     check_output(out)
     work = WorkFolder(out=out)
@@ -100,13 +100,13 @@ def _part_of_set(
     if finished is not None and not work.path.exists():
         return _nothing_to_do(out, task, numbering, start)
     tell(
-        f"{request.told_by}: this builds only part {task} (of 0 to {numbering.count - 1}) of {out}; "
-        "--task-count 1 would build all of it"
+        f"{request.origin}: building only part {task} (of 0 to {numbering.count - 1}) of {out}; "
+        "pass --task-count 1 to build all of it"
     )
     work = WorkFolder(out=out, task=task)
     work.tasks_path.mkdir(parents=True, exist_ok=True)
     with lock.hold_part(work.task_lock_path(task), work.lock_path, what=f"part {task} of {out}", tell=tell):
-        finished = build_config.find_finished(out, source, settings, config)  # by `finalize`, a moment ago
+        finished = build_config.find_finished(out, source, settings, config)  # `finalize` may have finished it
         if finished is not None:
             return _nothing_to_do(out, task, numbering, start)
         with lock.wait_for_lock(work.start_lock_path, what=str(out)):
@@ -119,13 +119,13 @@ def _part_of_set(
             with (
                 BuildLog(log_folder, root=source.root, about=str(config), task=task) as log,
                 builder.sigterm_as_ctrl_c(),
-                builder.hire(log_folder, config, name=f"workers.task-{task:05d}.log") as crew,
+                builder.make_executor(log_folder, config, name=f"workers.task-{task:05d}.log") as executor,
             ):
-                run = _PartRun(source, config, work, None, crew, log, tell)
+                run = _PartRun(source, config, work, None, executor, log, tell)
                 facts = run.probe_share(task, numbering.count)
                 plan = run.plan(facts)
                 shards = _share(plan, facts, numbering.count)[task]
-                tell(f"shards of this part: {_shown(shards)} of {plan.num_shards:,}")
+                tell(f"shards of this part: {_range_text(shards)} of {plan.num_shards:,}")
                 records = run.decode(plan, facts, shards)
                 log.finish(time.monotonic() - start)
         finally:
@@ -161,8 +161,8 @@ def _failed_in(
     source: Source, facts: builder.Facts, plan: Plan, shards: range, records: Sequence[ShardRecord]
 ) -> tuple[Failure, ...]:
     why = {video: reason for record in records for video, reason in record.failures.items()}
-    if not shards or shards.start == 0:  # a video that cannot be read has no shard: the first task tells
-        why |= {n: (fact.reason, fact.message) for n, fact in enumerate(facts) if isinstance(fact, Rejected)}
+    if not shards or shards.start == 0:  # unreadable videos have no shard: the first task reports them
+        why |= {n: (fact.reason, fact.message) for n, fact in enumerate(facts) if isinstance(fact, VideoFailure)}
     return tuple(
         Failure(path=source.videos[video].path, outcome="failed", reason=reason, message=message)
         for video, (reason, message) in sorted(why.items())
@@ -170,7 +170,7 @@ def _failed_in(
 
 
 def _agree_on(work: WorkFolder, numbering: Numbering, task: int) -> None:
-    """Write down how this array counts. Raises UserError while tasks of an array that counts otherwise run."""
+    """Record the array's numbering; raise UserError if tasks of an array with another numbering are running."""
     recorded = _read_numbering(work)
     if recorded == numbering:
         return
@@ -179,8 +179,8 @@ def _agree_on(work: WorkFolder, numbering: Numbering, task: int) -> None:
         others = [path for path in work.tasks_path.glob("*.lock") if path != own and lock.holder_of(path)]
         if others:
             raise UserError(
-                f"{work.out} is being built by an array of {recorded.count} tasks, of which {len(others)} run; this is "
-                f"one of {numbering.count}: wait for those, or end them"
+                f"{work.out} is being built by an array of {recorded.count} tasks, {len(others)} of which are running; "
+                f"this task belongs to an array of {numbering.count}: wait for those tasks, or end them"
             )
     atomic.write_json(work.array_path, dataclasses.asdict(numbering))
 
@@ -192,15 +192,17 @@ def _read_numbering(work: WorkFolder) -> Numbering | None:
 
 
 def _share(plan: Plan, facts: builder.Facts, num_tasks: int) -> list[range]:
-    """The shards of each task, balanced by the duration of the video that they are made of."""
-    seconds = [fact.num_frames / (fact.fps or _UNKNOWN_FPS) if isinstance(fact, VideoFacts) else 0.0 for fact in facts]
+    """Assign shards to tasks, balanced by duration of video."""
+    seconds = [
+        fact.num_frames / (fact.fps or _UNKNOWN_FPS) if isinstance(fact, VideoMetadata) else 0.0 for fact in facts
+    ]
     return shard_plan.share_shards(shard_plan.shard_costs(plan, seconds), num_tasks)
 
 
-def _shown(shards: range) -> str:
-    """Numbers of shards for people.
+def _range_text(shards: range) -> str:
+    """Format shard numbers as a range.
 
-    >>> _shown(range(3, 5)), _shown(range(3, 4)), _shown(range(3, 3))
+    >>> _range_text(range(3, 5)), _range_text(range(3, 4)), _range_text(range(3, 3))
     ('3 to 4', '3', 'none')
     """
     if len(shards) < 2:
@@ -209,13 +211,13 @@ def _shown(shards: range) -> str:
 
 
 class _PartRun(builder.Run):
-    """The run of one task: the packets are read together with the other tasks."""
+    """Run of one array task, which probes videos together with the other tasks."""
 
     def probe_share(self, task: int, num_tasks: int) -> builder.Facts:
-        """What the packets of every video tell: of some read here, of the others by other tasks.
+        """Probe this task's videos and collect the results of the others.
 
-        A task begins at a place of its own and goes round; a chunk that another reads is waited for, and read here
-        should that task end before. So the whole is read once, by all tasks that happen to run.
+        A task starts at its own position and wraps around; it waits for a chunk that another task is probing, and
+        probes it itself if that task dies. So every chunk is probed once, by whichever tasks run.
         """
         if self.work.read_probes() is None:
             chunks = _chunks(len(self.source.videos))
@@ -230,7 +232,7 @@ class _PartRun(builder.Run):
     def _read_chunks(self, order: Sequence[int], chunks: Sequence[range]) -> None:
         self.work.some_probes_path(0).parent.mkdir(exist_ok=True)
         silence = lock.Silence()
-        told = time.monotonic()
+        last_log = time.monotonic()
         missing = [number for number in order if _read_chunk(self.work, number) is None]
         title = "Reading packets, with the other tasks"
         with Progress(title, total=len(self.source.videos), unit="video") as progress:
@@ -243,14 +245,14 @@ class _PartRun(builder.Run):
                     else:
                         left.append(number)
                 if len(left) == len(missing):
-                    if time.monotonic() - told >= _TELL_SECONDS:
-                        told = time.monotonic()
-                        self.tell(f"waiting for other tasks that read {sum(len(chunks[n]) for n in left):,} videos")
+                    if time.monotonic() - last_log >= _LOG_SECONDS:
+                        last_log = time.monotonic()
+                        self.tell(f"waiting for other tasks to probe {sum(len(chunks[n]) for n in left):,} videos")
                     time.sleep(_WAIT_SECONDS)
                 missing = left
 
     def _read_or_find(self, number: int, videos: range, silence: lock.Silence) -> bool:
-        """Whether a chunk is there, after reading it if nobody does."""
+        """Probe a chunk unless another task claimed it; return True once its result exists."""
         path = self.work.some_probes_path(number)
         if path.exists():
             return True
@@ -266,7 +268,7 @@ class _PartRun(builder.Run):
 
 
 def _chunks(num_videos: int) -> list[range]:
-    """Which videos are read together. Depends on their number alone, so that all tasks agree."""
+    """Divide the videos into probe chunks. Depends only on their number, so that all tasks agree."""
     size = max(1, min(_CHUNK_VIDEOS, -(-num_videos // _MAX_CHUNKS)))
     return [range(start, min(start + size, num_videos)) for start in range(0, num_videos, size)]
 
@@ -279,23 +281,23 @@ def _read_chunk(work: WorkFolder, number: int) -> list[dict[str, Any]] | None:
     return probes
 
 
-# --- the end of it ------------------------------------------------------------------------------------------------
+# ---- finalize
 
 
 def finalize(out: Path, *, tell: Callable[[str], None] = lambda line: None) -> builder.BuildReport:
-    """Make the shards that an array of tasks built in `out`, or in the folders of splits in it, finished sets.
+    """Make the shards that array tasks built in `out`, or in its split folders, finished sets.
 
-    Raises UserError when shards are missing, with the tasks to run again; when they are not of one kind; when the
-    videos have changed since; and when tasks still run. A set that is finished is left as it is.
+    Raises UserError if shards are missing, listing the tasks to rerun; if the shards belong to different builds; if the
+    videos have changed since; or if tasks still run. A finished set is left unchanged.
     """
     out = Path(out)
     if not out.is_dir():
-        raise UserError(f"no folder {out}; name the --out of the build, or by default shards/<name of SOURCE>")
+        raise UserError(f"no folder {out}; pass the --out of the build; its default is shards/<name of SOURCE>")
     folders = [out] if _is_set(out) else sorted(folder for folder in out.iterdir() if _is_set(folder))
     if not folders:
-        raise UserError(f"{out} holds no build, finished or not; name the --out of the build")
-    # The gaps of all sets, before any is made: so the tasks are submitted again once. And before any lock: a task that
-    # was killed may still seem to hold one.
+        raise UserError(f"{out} holds no build, finished or not; pass the --out of the build")
+    # Find the gaps of all sets before finishing any, so that the user resubmits tasks only once; and before taking any
+    # lock, since a killed task may still seem to hold one.
     gaps = []
     for folder in folders:
         try:
@@ -310,7 +312,7 @@ def finalize(out: Path, *, tell: Callable[[str], None] = lambda line: None) -> b
 
 
 class _GapError(UserError):
-    """Shards of a set are missing, which these tasks would make."""
+    """Missing shards of a set, with the tasks that would build them."""
 
     def __init__(self, what: str, tasks: Sequence[int], numbering: Numbering, running: Sequence[int]) -> None:
         self.what, self.tasks, self.numbering, self.running = what, tasks, numbering, running
@@ -318,22 +320,22 @@ class _GapError(UserError):
 
 
 def _joined(gaps: Sequence[_GapError]) -> UserError:
-    told = []
-    for numbering in dict.fromkeys(gap.numbering for gap in gaps):  # one, unless the sets were built by several arrays
+    messages = []
+    for numbering in dict.fromkeys(gap.numbering for gap in gaps):  # usually one
         alike = [gap for gap in gaps if gap.numbering == numbering]
         tasks = sorted({task for gap in alike for task in gap.tasks})
         running = sorted({task for gap in alike for task in gap.running})
         own = ", ".join(f"--task-index {task}" for task in tasks[:8]) + (", …" if len(tasks) > 8 else "")
-        told.append(
+        messages.append(
             f"{'; '.join(gap.what for gap in alike)}; submit these tasks again: --array={numbering.numbers(tasks)} "
             f"(elsewhere {own} --task-count {numbering.count})"
-            + (f"; of these, {numbering.numbers(running)} seem to run still: wait for them" if running else "")
+            + (f"; of these, {numbering.numbers(running)} seem to be still running: wait for them" if running else "")
         )
-    return UserError("; ".join(told))
+    return UserError("; ".join(messages))
 
 
 def _work_of(out: Path) -> WorkFolder:
-    return WorkFolder(out=out, task=0)  # task: only what was made for one fingerprint counts
+    return WorkFolder(out=out, task=0)  # with a task number, only shards of the same fingerprint count
 
 
 def _is_set(folder: Path) -> bool:
@@ -344,7 +346,7 @@ def _finalize_set(out: Path, tell: Callable[[str], None]) -> SetReport:
     start = time.monotonic()
     work = _work_of(out)
     if not work.source_path.exists():
-        about = manifest.open_shards(out).manifest  # raises UserError when it is not finished either
+        about = manifest.open_shards(out).manifest  # raises UserError if it is not finished either
         return SetReport(folder=out, manifest=about, seconds=time.monotonic() - start, already_finished=True)
     with lock.hold_whole(work.lock_path, work.tasks_path, what=str(out), wait=True):
         parts = _check_complete(work)
@@ -353,7 +355,7 @@ def _finalize_set(out: Path, tell: Callable[[str], None]) -> SetReport:
         records = _without_half_videos(work, parts.records)
         finish.refuse_empty(work, parts.source, parts.facts, records)
         settings = parts.fingerprint["settings"]
-        about, index_data = finish.close_ledger(
+        about, index_data = finish.make_set_manifest(
             parts.source,
             clip_shape=_shape(settings),
             settings=settings,
@@ -375,7 +377,7 @@ def _finalize_set(out: Path, tell: Callable[[str], None]) -> SetReport:
 
 @dataclass(frozen=True, kw_only=True)
 class _Parts:
-    """All that the tasks left behind."""
+    """Results of all tasks."""
 
     source: Source
     fingerprint: dict[str, Any]
@@ -389,15 +391,15 @@ def _shape(settings: dict[str, Any]) -> ClipShape:
 
 
 def _check_complete(work: WorkFolder) -> _Parts:
-    """What the tasks left. Raises _GapError if that is too little."""
+    """Load the tasks' results; raise _GapError if shards are missing."""
     numbering = _read_numbering(work) or Numbering(count=1)
     fingerprint = json.loads((work.path / "fingerprint.json").read_bytes())
     source = _source_from_json(json.loads(work.source_path.read_bytes()))
     probes = work.read_probes()
     if probes is None:
-        raise _gap(work, numbering, range(numbering.count), "none has finished reading the videos' packets")
+        raise _gap(work, numbering, range(numbering.count), "no task has finished probing the videos")
     facts = builder.facts_of(probes)
-    counts = [fact.num_clips if isinstance(fact, VideoFacts) else 0 for fact in facts]
+    counts = [fact.num_clips if isinstance(fact, VideoMetadata) else 0 for fact in facts]
     shard_clips = shard_plan.clips_per_shard(_shape(fingerprint["settings"]), fingerprint["settings"]["shard_mb"])
     plan = shard_plan.plan_generations(counts, [range(len(facts))], shard_clips=shard_clips)
     records = [work.read_record(shard) for shard in range(plan.num_shards)]
@@ -423,10 +425,10 @@ def _gap(work: WorkFolder, numbering: Numbering, tasks: Sequence[int], what: str
 def _check_unchanged(
     work: WorkFolder, source: Source, fingerprint: dict[str, Any], tell: Callable[[str], None]
 ) -> None:
-    """Raises UserError when videos have other sizes or times than the tasks saw."""
+    """Raise UserError if videos have changed in size or time since the tasks ran."""
     listing = urls.list_files(source.root) if isinstance(source.root, Url) else {}
     if isinstance(source.root, Path) and not source.root.is_dir():
-        tell(f"{source.root} cannot be read here: not checked whether its videos are still those that were built")
+        tell(f"{source.root} cannot be read here: not checked whether its videos have changed since the build")
         return
     changed = []
     for path, size, *_, modified in fingerprint["videos"]:
@@ -441,18 +443,18 @@ def _check_unchanged(
             changed.append(path)
     if changed:
         raise UserError(
-            f"videos of {source.root} changed while {work.out} was built from them "
-            f"({describe_changes([], [], changed)}); delete {work.out} and build it anew"
+            f"videos of {source.root} changed during the build of {work.out} "
+            f"({describe_changes([], [], changed)}); delete {work.out} and build it again"
         )
 
 
 def _without_half_videos(work: WorkFolder, records: Sequence[ShardRecord]) -> list[ShardRecord]:
-    """The records, in which a video that failed in one part of it has no clips in the shards of another task.
+    """Remove the clips of videos that failed in another task; return the corrected records.
 
     A video is ok or failed, never half. Its samples are cut out of the shard; nothing is decoded again.
     """
     failed: dict[int, tuple[str, str]] = {}
-    for record in reversed(records):  # where several tasks met a failure, the first word counts
+    for record in reversed(records):  # the first of several failures of a video counts
         failed.update(record.failures)
     whole = []
     for shard, record in enumerate(records):
@@ -472,7 +474,7 @@ def _without_half_videos(work: WorkFolder, records: Sequence[ShardRecord]) -> li
 
 
 def _cut_out(work: WorkFolder, shard: int, record: ShardRecord, videos: Sequence[int]) -> ShardRecord:
-    """Write a shard again without the samples of these videos. It counts as missing until that is done."""
+    """Rewrite a shard without the samples of these videos. Until that is done, the shard counts as missing."""
     work.parts_path.mkdir(exist_ok=True)
     part = work.parts_path / f"shard-{shard}"
     left = record.rows[~np.isin(record.rows["video"], videos)]

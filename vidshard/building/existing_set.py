@@ -1,6 +1,6 @@
-"""A finished set that is changed: what it gives to the build that tries failed videos again, or adds new ones.
+"""Reuse of an existing set for --retry-failed and --extend.
 
-What it holds is not decoded again: where a shard must be made anew, its samples are copied out of the old shards.
+Existing samples are not decoded again: if a shard must be rewritten, they are copied from the old shards.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vidshard.building import worker
-from vidshard.building.worker import Decoded, DecodeJob, Rejected, VideoFacts
+from vidshard.building.worker import Decoded, DecodeJob, VideoFailure, VideoMetadata
 from vidshard.planning.build_state import ShardRecord
 from vidshard.planning.shard_plan import Plan, Unit
 from vidshard.shards import layout
@@ -23,18 +23,18 @@ from vidshard.sources.folders import Source, Video
 
 @dataclass(frozen=True, kw_only=True)
 class CopyJob:
-    """Units of one video whose samples a finished set holds; each goes into a part file of its own."""
+    """Chunks of one video whose samples exist in a finished set; each goes into its own fragment file."""
 
     video: Video
     units: tuple[Unit, ...]
     part_paths: tuple[Path, ...]
-    rows: tuple[Rows, ...]  # for each unit: its rows of the old index
+    rows: tuple[Rows, ...]  # per chunk: its rows of the old index
     folder: Path  # of the finished set
-    decoder: str  # the one that served
+    decoder: str  # the decoder that read the video
 
 
-def run_job(job: DecodeJob | CopyJob) -> Decoded | Rejected:
-    """Make the part files of a job. Raises OSError when a part cannot be written, FormatError on a damaged shard."""
+def run_job(job: DecodeJob | CopyJob) -> Decoded | VideoFailure:
+    """Write the fragment files of a job. Raises OSError if writing fails, FormatError on a damaged shard."""
     return _copy_units(job) if isinstance(job, CopyJob) else worker.decode_units(job)
 
 
@@ -45,9 +45,9 @@ def _copy_units(job: CopyJob) -> Decoded:
 
 
 def copy_samples(folder: Path, rows: Rows, part_path: Path) -> Rows:
-    """Copy samples out of the shards in `folder` into a part file; return their rows, as of a part just decoded.
+    """Copy samples from the shards in `folder` to a fragment file; return their rows, relative to the fragment.
 
-    Raises OSError when the part cannot be written, FormatError on a damaged shard.
+    Raises OSError if the fragment cannot be written, FormatError on a damaged shard.
     """
     rows = rows.copy()
     size = 0
@@ -66,14 +66,12 @@ def copy_samples(folder: Path, rows: Rows, part_path: Path) -> Rows:
 
 
 class KeptSet:
-    """The finished set `shards`, its videos by their number in `source`, which holds all of them."""
+    """Existing set `shards`, with its videos numbered as in `source`, which contains all of them."""
 
     def __init__(self, shards: ShardSet, source: Source) -> None:
         self.shards, self.source = shards, source
         self._number = {video.path: number for number, video in enumerate(source.videos)}
-        self._row = {
-            self._number[path]: row for row, path in enumerate(shards.index.paths)
-        }  # of the videos that are ok
+        self._row = {self._number[path]: row for row, path in enumerate(shards.index.paths)}  # of the videos with clips
         numbers = np.array([self._number[path] for path in shards.index.paths])
         self._rows = shards.index.clips.copy()
         self._rows["video"] = numbers[self._rows["video"]]
@@ -86,20 +84,20 @@ class KeptSet:
         }
 
     @property
-    def failed(self) -> dict[int, Rejected]:
-        """The videos that failed, and why."""
+    def failed(self) -> dict[int, VideoFailure]:
+        """Failed videos, with their reasons."""
         return {
-            self._number[failure.path]: Rejected(reason=failure.reason, message=failure.message)
+            self._number[failure.path]: VideoFailure(reason=failure.reason, message=failure.message)
             for failure in self.shards.manifest.failures
             if failure.outcome == "failed"
         }
 
     @property
-    def facts(self) -> dict[int, VideoFacts]:
-        """Of the videos that became clips."""
+    def facts(self) -> dict[int, VideoMetadata]:
+        """Metadata of the videos with clips."""
         table, breaks = self.shards.index.videos, self.shards.manifest.breaks
         return {
-            number: VideoFacts(
+            number: VideoMetadata(
                 num_frames=int(table["num_frames"][row]),
                 fps=float(table["fps"][row]),
                 width=int(table["width"][row]),
@@ -112,7 +110,7 @@ class KeptSet:
 
     @property
     def generations(self) -> list[list[int]]:
-        """The videos that came together, each time some were added."""
+        """Video numbers of the first build and of each extension."""
         extended = self.shards.manifest.extended
         starts = [extension.first_shard for extension in extended]
         generation = {n: int(np.searchsorted(starts, r["shard"][0], side="right")) for n, r in self._by_video.items()}
@@ -123,12 +121,12 @@ class KeptSet:
 
     @property
     def shards_of_generations(self) -> list[int]:
-        """How many shards each generation has."""
+        """Number of shards of each generation."""
         starts = [0, *(e.first_shard for e in self.shards.manifest.extended), len(self.shards.manifest.shards)]
         return np.diff(starts).tolist()
 
     def unchanged(self, plan: Plan) -> dict[int, ShardRecord]:
-        """The shards that stay as they are: of which nothing is planned, or nothing but the samples they hold."""
+        """Return the records of the shards that stay unchanged: the plan skips them or gives the same samples."""
         planned: dict[int, list[tuple[int, int]]] = {shard: [] for shard in {unit.shard for unit in plan.units}}
         for unit in plan.units:
             planned[unit.shard] += [(unit.video, clip) for clip in range(unit.clip_start, unit.clip_stop)]
@@ -151,7 +149,7 @@ class KeptSet:
         return name
 
     def copy_job(self, number: int, units: Sequence[Unit], part_paths: Sequence[Path]) -> CopyJob | None:
-        """How to get the samples of these units of a video; None when the set does not hold the video."""
+        """Create the job that copies these chunks of a video; None if the set does not hold the video."""
         rows = self._by_video.get(number)
         if rows is None:
             return None

@@ -1,4 +1,4 @@
-"""What is told of a task that went wrong: a message about its video, or that a library does not fit this package."""
+"""Messages about failed videos and incompatible libraries."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from vidshard.video.packets import DAMAGED, UNSUPPORTED
 _RE_ENCODE = "re-encode it (ffmpeg -i IN -c:v libx264 OUT.mp4)"
 # Reason → what to do, the end of each message.
 ADVICE = {
-    DAMAGED: "copy it again from where it came from, or keep what can be read, flagged, with --allow-damaged",
+    DAMAGED: "copy it again from its origin, or keep the readable clips, flagged, with --allow-damaged",
     UNSUPPORTED: f"try another --decoder, or {_RE_ENCODE}",
     NOT_DOWNLOADED: "check the store, then build with --retry-failed",
     "unreadable": "check its permissions and its disk, then build with --retry-failed",
-    "not_a_regular_file": "put the file itself there, or delete this",
-    "empty_file": "copy it again from where it came from, or delete it",
+    "not_a_regular_file": "replace it with the file itself, or delete it",
+    "empty_file": "copy it again from its origin, or delete it",
     "not_a_video": "copy it again if it should be a video, else move it out of SOURCE",
     "no_video_stream": "move it out of SOURCE",
     "unsupported_codec": _RE_ENCODE,
-    "no_frames": "copy it again from where it came from, or delete it",
+    "no_frames": "copy it again from its origin, or delete it",
     "too_large": "make it smaller or cut it into parts with ffmpeg",
-    "no_event": "correct the file of --annotations, or take another --sampling",
+    "no_event": "correct the file of --annotations, or use another --sampling",
     "timeout": "build with --retry-failed and a larger --timeout-seconds",
     "out_of_memory": "build with --retry-failed and a larger --memory-mb",
     "worker_lost": "build with --retry-failed",
@@ -35,7 +35,7 @@ ADVICE = {
 }
 _OTHER_ADVICE = f"build with --retry-failed; if it fails again, {_RE_ENCODE}"
 
-# Escape sequences of terminals (colours, titles), as FFmpeg writes them where it takes its output for a terminal.
+# Escape sequences of terminals (colours, titles), which FFmpeg writes if it believes that its output is a terminal.
 _ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-_]?|\x9b[0-?]*[ -/]*[@-~]")
 _CONTROL = re.compile(r"[\x00-\x20\x7f-\x9f]+")
 _PATH = re.compile(
@@ -51,13 +51,13 @@ _TRACES = {
 
 
 def failure_message(reason: str, text: str, *, path: str, full_path: str = "") -> str:
-    """`text` for failures.csv, with what to do: one line, without escape sequence or absolute path.
+    """Format `text` for failures.csv, with advice: one line, without escape sequences or absolute paths.
 
-    `path`: of the video relative to SOURCE, `full_path`: where it lies. Of another absolute path its last part stays,
-    but of one with the suffix of the video the name of the video: it is a copy under a passing name.
+    `path`: path of the video relative to SOURCE; `full_path`: its absolute path. Other absolute paths are reduced to
+    their last component; one with the suffix of the video is a temporary copy and becomes the name of the video.
 
     >>> failure_message("empty_file", "\\x1b[31m/tmp/xyz.mp4\\x1b[0m has 0 bytes", path="Abuse/a.mp4")
-    'a.mp4 has 0 bytes; copy it again from where it came from, or delete it'
+    'a.mp4 has 0 bytes; copy it again from its origin, or delete it'
     """
     video = PurePosixPath(path)
 
@@ -72,30 +72,34 @@ def failure_message(reason: str, text: str, *, path: str, full_path: str = "") -
         text = text.replace(full_path, video.name)
     text = _PATH.sub(shortened, text)
     text = text.rstrip(". ")
-    return text if "`" in text else f"{text}; {ADVICE.get(reason, _OTHER_ADVICE)}"  # a command is advice already
+    return (
+        text if "`" in text else f"{text}; {ADVICE.get(reason, _OTHER_ADVICE)}"
+    )  # the text already contains a command
 
 
 def environment_error(error: Exception, trace: str, *, path: str) -> UserError | None:
-    """The error to stop the build with where no video can be the cause: a library is not as this package knows it.
+    """Return an error that stops the build if a library is incompatible, or None if the video may be the cause.
 
-    `trace`: the traceback; `path`: of the video. None where a video may be the cause, such as one that lacks something.
+    `trace`: the traceback; `path`: the path of the video.
     """
     kinds = (TypeError, ImportError, AttributeError, NameError)
     if not isinstance(error, kinds) or isinstance(error, UnboundLocalError) or "NoneType" in str(error):
         return None
-    said = _CONTROL.sub(" ", f"{type(error).__name__}: {error}")
+    error_text = _CONTROL.sub(" ", f"{type(error).__name__}: {error}")
     library = _library(trace)
     if library is None:
-        return UserError(f"vidshard does not work with the installed libraries: {said}, at {path}; build.log has more")
+        return UserError(
+            f"vidshard does not work with the installed libraries: {error_text}, at {path}; build.log has more"
+        )
     version = decoders.decoder_versions()[library]
     return UserError(
-        f"{_NAMES[library]} {version} does not work with this vidshard: {said}, at {path}; {_install(library)}; "
+        f"{_NAMES[library]} {version} does not work with this vidshard: {error_text}, at {path}; {_install(library)}; "
         "if only this video does it, move it out of SOURCE and report it"
     )
 
 
 def _library(trace: str) -> str | None:
-    """The library that a traceback names last."""
+    """Return the library that a traceback names last."""
     for line in reversed(trace.splitlines()):
         for library, pattern in _TRACES.items():
             if pattern.search(line):
@@ -104,9 +108,9 @@ def _library(trace: str) -> str | None:
 
 
 def _install(library: str) -> str:
-    """What to install, as the installed vidshard asks for it."""
+    """Return install instructions with the version range that the installed vidshard requires."""
     wanted = {"decord": "decord", "opencv": "opencv-python", "pyav": "av"}[library]
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         found = [line.partition(";")[0].strip() for line in importlib.metadata.requires("vidshard") or ()]
         wanted = next((line for line in found if re.match(rf"{wanted}(-\w+|2)?\b", line)), wanted)
-    return f"install a version that does: pip install '{wanted}'"
+    return f"install a compatible version: pip install '{wanted}'"

@@ -1,4 +1,4 @@
-"""A video behind a URL as a local file, for as long as it is decoded."""
+"""Temporary local copies of remote videos."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-NOT_DOWNLOADED = "not_downloaded"  # the reason of a video that could not be fetched
+NOT_DOWNLOADED = "not_downloaded"  # failure reason of a video that could not be downloaded
 
 
 @contextlib.contextmanager
 def local_file(video: Location) -> Iterator[Path]:
-    """The path of a video; one behind a URL is downloaded into the folder for temporary files and removed at the end.
+    """Yield the path of a video; a remote one is downloaded to a temporary file that is deleted at the end.
 
-    A worker has one at a time. What a killed worker left is removed by the next download on this machine. Raises
-    VideoError `not_downloaded` when it cannot be fetched, OSError when the local disk is full.
+    A worker holds one at a time. Files left by a killed worker are deleted by the next download on this machine. Raises
+    VideoError `not_downloaded` if the video cannot be downloaded, OSError if the local disk is full.
     """
     if isinstance(video, Path):
         yield video
@@ -38,10 +38,10 @@ def local_file(video: Location) -> Iterator[Path]:
     path = Path(name)
     try:
         if fcntl is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)  # it is held by a living process
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # marks the file as used by a living process
         try:
             _download(video, path)
-        except OSError as error:  # this disk is full
+        except OSError as error:  # the local disk is full
             error.filename = str(folder)
             raise
         yield path
@@ -56,18 +56,18 @@ def fetch_folder() -> Path:
 
 
 def _download(video: Url, path: Path) -> None:
-    """Raises VideoError with a message that is the same in every run; what happened goes to standard error."""
+    """Download a video. Raises VideoError with a message that never varies; details go to standard error."""
     try:
         urls.download(video, path)
     except urls.NotThereError as error:
-        raise VideoError(NOT_DOWNLOADED, "it is not there any more") from error
+        raise VideoError(NOT_DOWNLOADED, "it no longer exists") from error
     except urls.StorageError as error:
         print(error, file=sys.stderr, flush=True)
-        raise VideoError(NOT_DOWNLOADED, "it could not be downloaded, however often it was tried") from error
+        raise VideoError(NOT_DOWNLOADED, "it could not be downloaded, even after retries") from error
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove the files of processes that were killed: nobody holds their lock."""
+    """Delete the files of killed processes, whose locks are free."""
     if fcntl is None:
         return
     for path in folder.iterdir():

@@ -1,4 +1,4 @@
-"""What became of every file: failures.csv, the index, and last the manifest."""
+"""Final steps of a build: failures.csv, the index and, last, the manifest."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vidshard.building.worker import Rejected, VideoFacts
-from vidshard.planning import config
+from vidshard.building.worker import VideoFailure, VideoMetadata
+from vidshard.planning import settings as build_settings
 from vidshard.planning.build_state import ShardRecord, WorkFolder
 from vidshard.planning.shard_plan import Plan
 from vidshard.shards import layout, manifest, set_writer
@@ -27,7 +27,7 @@ from vidshard.util import atomic
 from vidshard.util.errors import UserError
 
 
-def close_ledger(
+def make_set_manifest(
     source: Source,
     *,
     clip_shape: ClipShape,
@@ -35,19 +35,19 @@ def close_ledger(
     codec: str,
     packages: dict[str, str],
     plan: Plan,
-    facts: Sequence[VideoFacts | Rejected],
+    facts: Sequence[VideoMetadata | VideoFailure],
     records: Sequence[ShardRecord],
     video_bytes: Mapping[str, int] | None = None,
 ) -> tuple[Manifest, bytes]:
-    """The manifest and the bytes of the index of a set whose shards are all there; some video must have become clips.
+    """Create the manifest and the index bytes of a set with complete shards; at least one video must have clips.
 
-    `facts`: one for each video of `source`; `records`: one for each shard; `video_bytes`: path → size of its file,
-    where SOURCE itself shall not be asked.
+    `facts`: one per video of `source`; `records`: one per shard; `video_bytes`: path → file size in bytes, to avoid
+    reading the sizes from SOURCE.
     """
     failures = all_failures(source, facts, records)
     failed = {failure.path for failure in failures if failure.outcome == "failed"}
     rows, videos = _rows_and_videos(source, facts, records)
-    breaks = {source.videos[n].path: fact.breaks for n, fact in enumerate(facts) if isinstance(fact, VideoFacts)}
+    breaks = {source.videos[n].path: fact.breaks for n, fact in enumerate(facts) if isinstance(fact, VideoMetadata)}
     index_data = set_writer.make_index(rows, videos).to_bytes()
     about = set_writer.make_manifest(
         index_data,
@@ -60,7 +60,7 @@ def close_ledger(
         split=source.split,
         clip_shape=clip_shape,
         codec=codec,
-        settings={**settings, config.SOURCES: config.source_digests(source, failed, video_bytes)},
+        settings={**settings, build_settings.SOURCES: build_settings.source_digests(source, failed, video_bytes)},
         packages=packages,
         failures=failures,
         num_found=len(source.videos) + len(source.skipped),
@@ -73,14 +73,14 @@ def close_ledger(
         ),
     )
     found, *ended = about.videos.values()
-    assert found == sum(ended), f"the ledger does not close: {about.videos}"
+    assert found == sum(ended), f"the counts do not add up: {about.videos}"
     return about, index_data
 
 
 def refuse_empty(
-    work: WorkFolder, source: Source, facts: Sequence[VideoFacts | Rejected], records: Sequence[ShardRecord]
+    work: WorkFolder, source: Source, facts: Sequence[VideoMetadata | VideoFailure], records: Sequence[ShardRecord]
 ) -> None:
-    """Raises UserError if no video became a clip; leaves nothing that looks like a set, but the reasons."""
+    """Raise UserError if no video has clips, after deleting the shards; the log folder keeps the reasons."""
     if any(len(record.rows) for record in records):
         return
     failures = all_failures(source, facts, records)
@@ -99,11 +99,11 @@ def refuse_empty(
 
 
 def finish(work: WorkFolder, about: Manifest, index_data: bytes) -> None:
-    """Write failures.csv, the index and, last, the manifest: the set is finished then."""
+    """Write failures.csv, the index and, last, the manifest, which finishes the set."""
     if work.staged:
         before = manifest.read_manifest(work.out)
         if about == before:
-            return  # nothing came of it
+            return  # nothing has changed
         for shard in set(about.shards) & set(before.shards):
             (work.commit_path / shard.name).unlink(missing_ok=True)
         manifest.write_index_and_manifest(work.commit_path, about, index_data)
@@ -114,10 +114,10 @@ def finish(work: WorkFolder, about: Manifest, index_data: bytes) -> None:
 
 
 def commit(work: WorkFolder) -> None:
-    """Let a change to a finished set take effect, if all of it is there; go on with one that was cut short.
+    """Apply a complete staged change to a finished set, or resume an interrupted one.
 
-    Until the new manifest stands under its name the old one describes a valid set, where only shards were added; where
-    some are replaced there is none in between.
+    If shards are only added, the old manifest describes a valid set until the new one replaces it. If some are
+    replaced, there is no manifest in between.
     """
     if not (work.commit_path / layout.MANIFEST_NAME).exists():
         return
@@ -135,7 +135,7 @@ def commit(work: WorkFolder) -> None:
 
 
 def tidy(out: Path, about: Manifest) -> None:
-    """Bring what the manifest does not name in line with it: failures.csv, and leftovers of the set it replaced."""
+    """Sync failures.csv with the manifest and delete files of the previous set."""
     failures = failures_csv(about.failures)
     path = out / layout.FAILURES_NAME
     if not path.exists() or path.read_bytes() != failures.encode("utf-8", "surrogateescape"):
@@ -148,10 +148,10 @@ def tidy(out: Path, about: Manifest) -> None:
 
 
 def all_failures(
-    source: Source, facts: Sequence[VideoFacts | Rejected], records: Sequence[ShardRecord]
+    source: Source, facts: Sequence[VideoMetadata | VideoFailure], records: Sequence[ShardRecord]
 ) -> tuple[Failure, ...]:
-    """Every file found that became no sample, sorted by path."""
-    failed = {n: (fact.reason, fact.message) for n, fact in enumerate(facts) if isinstance(fact, Rejected)}
+    """Return every file found that has no samples, sorted by path."""
+    failed = {n: (fact.reason, fact.message) for n, fact in enumerate(facts) if isinstance(fact, VideoFailure)}
     for record in records:
         failed.update(record.failures)
     rows = [
@@ -162,9 +162,9 @@ def all_failures(
 
 
 def _rows_and_videos(
-    source: Source, facts: Sequence[VideoFacts | Rejected], records: Sequence[ShardRecord]
+    source: Source, facts: Sequence[VideoMetadata | VideoFailure], records: Sequence[ShardRecord]
 ) -> tuple[npt.NDArray[np.void], list[VideoEntry]]:
-    """The rows of all clips in shard order, and the videos that became clips."""
+    """Return the rows of all clips in shard order, and the videos with clips."""
     rows = np.concatenate([record.rows for record in records])
     decoder_of = {video: name for record in records for video, name in record.decoders.items()}
     numbers = sorted(decoder_of)
@@ -172,7 +172,7 @@ def _rows_and_videos(
     entries = []
     for number in numbers:
         video, fact = source.videos[number], facts[number]
-        assert isinstance(fact, VideoFacts)
+        assert isinstance(fact, VideoMetadata)
         entries.append(
             VideoEntry(
                 path=video.path,
@@ -191,7 +191,7 @@ def _rows_and_videos(
 
 
 def write_failures(path: Path, failures: Sequence[Failure]) -> None:
-    """Write failures.csv: one line for each file found that became no sample."""
+    """Write failures.csv: one row per file found that has no samples."""
     atomic.write_text(path, failures_csv(failures))
 
 

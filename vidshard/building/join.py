@@ -1,4 +1,4 @@
-"""Parts → shards, while the decoding goes on: which shard may be written, and when."""
+"""Joining of fragments into shards while decoding continues."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from vidshard.building.existing_set import CopyJob
-from vidshard.building.worker import Decoded, DecodeJob, Rejected
+from vidshard.building.worker import Decoded, DecodeJob, VideoFailure
 from vidshard.planning.build_state import ShardRecord, WorkFolder
 from vidshard.planning.shard_plan import Unit
 from vidshard.shards import manifest, writer
@@ -18,9 +18,9 @@ from vidshard.shards.writer import Rows
 
 
 class ShardJoiner:
-    """Joins the parts of a shard, in a thread, as soon as every video that touches it is settled.
+    """Background joiner of fragments: writes each shard as soon as all its videos are settled.
 
-    A video is settled when all its units are decoded, or one failed: then none of its clips goes into any shard.
+    A video is settled when all its chunks are decoded, or one failed: then none of its clips goes into any shard.
     """
 
     def __init__(
@@ -29,10 +29,10 @@ class ShardJoiner:
         self.work, self.todo = work, todo
         self.failures = dict(known_failures)
         self.records: dict[int, ShardRecord] = {}
-        self._rows: dict[int, Rows] = {}  # unit → its rows
+        self._rows: dict[int, Rows] = {}  # chunk → its rows
         self._decoders: dict[int, str] = {}
         self._units_of_shard: dict[int, list[int]] = {shard: [] for shard in shards}
-        self._open_units: Counter[int] = Counter()  # video → units that are not decoded
+        self._open_units: Counter[int] = Counter()  # video → number of chunks not yet decoded
         self._shards_of_video: dict[int, set[int]] = defaultdict(set)
         for number, unit in todo.items():
             self._units_of_shard[unit.shard].append(number)
@@ -54,15 +54,15 @@ class ShardJoiner:
         self._stop.set()
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def settle(self, job: DecodeJob | CopyJob, outcome: Decoded | Rejected) -> bool:
-        """Take what became of a job; True when its video is settled by it. Raises what a join raised (disk full)."""
+    def settle(self, job: DecodeJob | CopyJob, outcome: Decoded | VideoFailure) -> bool:
+        """Record the outcome of a job; return True if it settles its video. Raises the errors of a join (disk full)."""
         for join in [join for join in self._joins if join.done()]:
             join.result()
             self._joins.remove(join)
         video = job.units[0].video
-        if video in self.failures:  # another of its jobs failed before
+        if video in self.failures:  # another job of this video has failed
             return False
-        if isinstance(outcome, Rejected):
+        if isinstance(outcome, VideoFailure):
             self.failures[video] = (outcome.reason, outcome.message)
             self._open_units[video] = 0
         else:

@@ -1,4 +1,4 @@
-"""The log folder beside the output: all that varies from run to run."""
+"""Non-deterministic build logs, kept outside the shard set."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from vidshard.util import atomic
 
 
 class BuildLog:
-    """`build.log`, lines for people, and `source.json`, where SOURCE was. `root`: of the videos, absolute.
+    """Writer of `build.log`, for people, and `source.json`, with the absolute source root.
 
-    A task of an array has a log of its own, `build.task-00002.log`, and leaves `source.json` to `finalize`.
+    An array task writes its own `build.task-00002.log` and leaves `source.json` to `finalize`.
     """
 
     def __init__(self, folder: Path, *, root: Location, about: str, task: int | None = None) -> None:
         self.folder = folder
         self.folder.mkdir(parents=True, exist_ok=True)
         self._root = root
-        self._seconds: dict[str, float] = defaultdict(float)  # video → time of decoding
+        self._seconds: dict[str, float] = defaultdict(float)  # video → decoding time
         self._task = task
         name = "build.log" if task is None else f"build.task-{task:05d}.log"
         self._file = open(self.folder / name, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
@@ -42,7 +42,7 @@ class BuildLog:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if error is not None:
             self.line(f"stopped: {type(error).__name__}: {error}")
-        with contextlib.suppress(OSError):  # a full disk; the error that matters is on its way
+        with contextlib.suppress(OSError):  # the disk may be full; the original error is more important
             self._file.close()
 
     def line(self, text: str) -> None:
@@ -58,7 +58,7 @@ class BuildLog:
         self._write_source({"seconds": round(seconds, 1), "seconds_per_video": slow})
 
     def _write_source(self, more: dict[str, Any]) -> None:
-        """`root` / `path` of a record is the video again."""
+        """Record the source root so that `root / path` finds each video again."""
         if self._task is not None:
             return
         about = {"root": str(self._root), "host": socket.gethostname(), "command": self._command}

@@ -1,7 +1,7 @@
-"""A build: a folder of videos → a folder of shards. Joins all the other rooms of `vidshard`.
+"""Orchestration of a build: from a folder of videos to a folder of shards.
 
-A video ends as ok or failed, never half. What is committed is recorded last, so that the same command goes on after
-any crash; the plan depends on no run, so that the result is the same, byte for byte.
+Each video ends as ok or failed, never half. Work is recorded only after it is committed, so that the same command
+resumes after any crash; the plan does not depend on the run, so that the result is byte-identical.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from vidshard.building import failures as worker_errors
 from vidshard.building.existing_set import CopyJob, KeptSet
 from vidshard.building.join import ShardJoiner
 from vidshard.building.log import BuildLog
-from vidshard.building.worker import Decoded, DecodeJob, ProbeJob, Rejected, VideoFacts
+from vidshard.building.worker import Decoded, DecodeJob, ProbeJob, VideoFailure, VideoMetadata
 from vidshard.execution import lock
-from vidshard.execution.local import Crew, Supervisor, SupervisorConfig, Task, TaskResult, too_little_memory
-from vidshard.planning import config as build_config
+from vidshard.execution.local import Executor, Supervisor, SupervisorConfig, Task, TaskResult, too_little_memory
+from vidshard.planning import settings as build_config
 from vidshard.planning import shard_plan
 from vidshard.planning.build_state import ShardRecord, WorkFolder, check_output
 from vidshard.planning.config import BuildConfig
@@ -58,30 +58,30 @@ from vidshard.video import decoders
 __all__ = ["BuildConfig", "BuildReport", "Estimate", "SetReport", "build", "build_set", "dry_run"]
 
 DEFAULT_OUT = Path("shards")
-_FRAMES_PER_TIMEOUT = 1800  # `timeout_seconds` is granted once, and again for each minute of video at 30 frames/s
-_BYTES_PER_TIMEOUT = 100 << 20  # reading packets: once, and again for each 100 MiB
-_BYTES_PER_TIMEOUT_CHECKED = 2 << 20  # decoding all of it at once: about a minute of surveillance video
-_DOWNLOAD_SECONDS = 300.0  # of a video behind a URL, with all pauses between tries; and its bytes at this pace
+_FRAMES_PER_TIMEOUT = 1800  # `timeout_seconds` is the limit, plus the same per minute of video at 30 frames/s
+_BYTES_PER_TIMEOUT = 100 << 20  # reading packets: the limit, plus the same per 100 MiB
+_BYTES_PER_TIMEOUT_CHECKED = 2 << 20  # decoding all frames: about a minute of surveillance video
+_DOWNLOAD_SECONDS = 300.0  # limit per download, including retries, plus its size at this rate
 _DOWNLOAD_BYTES_PER_SECOND = 500_000
-# Settings of the decoding libraries in the environment, which would change frames or messages: not for the workers.
+# Environment variables of the decoding libraries would change frames or messages; they are removed in the workers.
 _LIBRARY_VARIABLES = ("OPENCV_", "DECORD_", "AV_LOG_", "FFREPORT", "FFMPEG_", "PYAV_")
-_SAMPLE_SECONDS = 8.0  # how long a dry run decodes
-_SAMPLE_CLIPS = 16  # of one unit
-_SAVE_SECONDS = 30.0  # how often it is kept what was read of the packets
-_TASKS_PER_WORKER = 2  # a long video is cut into tasks no larger than this share of the work
+_SAMPLE_SECONDS = 8.0  # decoding time of a dry run
+_SAMPLE_CLIPS = 16  # per chunk
+_SAVE_SECONDS = 30.0  # interval between saves of the probe results
+_TASKS_PER_WORKER = 2  # a long video is divided into tasks, at least this many per worker
 
-Facts = Sequence[VideoFacts | Rejected]  # one for each video
+Facts = Sequence[VideoMetadata | VideoFailure]  # one per video
 
 
 @dataclass(frozen=True, kw_only=True)
 class SetReport:
-    """One shard folder that was built, or found finished."""
+    """Result of building one shard folder, or of finding it finished."""
 
-    folder: Path  # where it was built
-    url: Url | None = None  # where it was sent: the folder may be gone then
+    folder: Path  # where the set was built
+    url: Url | None = None  # where the set was uploaded; the folder may then be deleted
     manifest: Manifest
     seconds: float
-    decoded_clips: int = 0  # in this run; the rest was there already
+    decoded_clips: int = 0  # in this run only
     already_finished: bool = False
 
     @property
@@ -99,7 +99,7 @@ class SetReport:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildReport:
-    """What a build made: one set, or one per split."""
+    """Result of a build: one set, or one per split."""
 
     sets: tuple[SetReport, ...]
 
@@ -109,7 +109,7 @@ class BuildReport:
 
     @property
     def videos(self) -> dict[str, int]:
-        """found = ok + failed + skipped, over all sets."""
+        """Number of videos by outcome over all sets: found = ok + failed + skipped."""
         total: Counter[str] = Counter()
         for one in self.sets:
             total.update(one.manifest.videos)
@@ -121,28 +121,28 @@ class BuildReport:
 
     @property
     def is_complete(self) -> bool:
-        """Whether no video failed, and nothing was skipped behind which there may be one."""
+        """True if no video failed and none may be hidden behind a skipped entry."""
         failures = (failure for one in self.sets for failure in one.manifest.failures)
         return not any(f.outcome == "failed" or f.reason in MAY_HIDE_VIDEOS for f in failures)
 
 
 def _silent(line: str) -> None:
-    """Tells nobody."""
+    """Discard progress messages."""
 
 
 def build(config: BuildConfig, *, tell: Callable[[str], None] = _silent) -> BuildReport:
     """Decode the videos of `config.source` once, into shards.
 
-    `tell` takes what people should read while it runs, such as the table class → label. Raises UserError on wrong use,
-    OSError when the disk is full, KeyboardInterrupt on Ctrl-C and SIGTERM; the same call goes on afterwards.
+    `tell` receives progress messages, such as the table class → label. Raises UserError on wrong usage, OSError if the
+    disk is full, KeyboardInterrupt on Ctrl-C and SIGTERM; calling it again resumes the build.
     """
     return BuildReport(
-        sets=tuple(build_set(source, folder, config, tell=tell) for source, folder in find_sets(config, tell))
+        sets=tuple(build_set(source, folder, config, tell=tell) for source, folder in plan_outputs(config, tell))
     )
 
 
-def find_sets(config: BuildConfig, tell: Callable[[str], None]) -> Iterator[tuple[Source, Location]]:
-    """The sources and where the shards of each go. Raises UserError on wrong use, before the first is given."""
+def plan_outputs(config: BuildConfig, tell: Callable[[str], None]) -> Iterator[tuple[Source, Location]]:
+    """Yield each source with its output folder. Raises UserError on wrong usage, before the first one is yielded."""
     sources = _apply_lists(_find_sources(config), config, tell)
     if note := decoders.missing_note(config.decoder):
         tell(note)
@@ -158,7 +158,7 @@ def find_sets(config: BuildConfig, tell: Callable[[str], None]) -> Iterator[tupl
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a build of one set would make, and how long that would take."""
+    """Estimated size and duration of the build of one set."""
 
     folder: Location
     videos: int
@@ -167,18 +167,21 @@ class Estimate:
     clips: int
     shards: int
     bytes: int
-    seconds: float | None  # None where no clip of the sample could be decoded
+    seconds: float | None  # None if no clip of the sample could be decoded
     workers: int
-    sampled_clips: int  # that were decoded to know
+    sampled_clips: int  # clips decoded for the estimate
 
 
 def dry_run(config: BuildConfig, *, tell: Callable[[str], None] = _silent) -> tuple[Estimate, ...]:
-    """What `build` would do from the start: packets are read, and clips drawn by the seed decoded for some seconds.
+    """Estimate what `build` would do: read all packets, and decode randomly chosen clips for some seconds.
 
-    The output folders are not looked at and nothing is written to them; what is decoded goes into the system's folder
-    for temporary files, and from there at the end. Raises UserError on wrong use of the sources and options, OSError.
+    The output folders are neither read nor written; decoded clips go to the system's temporary folder and are deleted.
+    Raises UserError on wrong sources or options, and OSError.
     """
-    return tuple(_estimate(limited(source, config), folder, config, tell) for source, folder in find_sets(config, tell))
+    return tuple(
+        _estimate(subsample_videos(source, config), folder, config, tell)
+        for source, folder in plan_outputs(config, tell)
+    )
 
 
 def _estimate(source: Source, folder: Location, config: BuildConfig, tell: Callable[[str], None]) -> Estimate:
@@ -190,14 +193,14 @@ def _estimate(source: Source, folder: Location, config: BuildConfig, tell: Calla
         with (
             BuildLog(log_folder, root=source.root, about=str(config)) as log,
             sigterm_as_ctrl_c(),
-            hire(log_folder, config) as crew,
+            make_executor(log_folder, config) as executor,
         ):
-            run = Run(source, config, work, None, crew, log, tell)
+            run = Run(source, config, work, None, executor, log, tell)
             facts = run.probe_videos()
             plan = run.plan(facts)
             seconds_per_clip, bytes_per_clip, sampled_clips = run.sample(plan, facts)
-    good = [fact for fact in facts if isinstance(fact, VideoFacts)]
-    seconds = seconds_per_clip * plan.num_clips / crew.config.workers if sampled_clips else None
+    good = [fact for fact in facts if isinstance(fact, VideoMetadata)]
+    seconds = seconds_per_clip * plan.num_clips / executor.config.workers if sampled_clips else None
     return Estimate(
         folder=folder,
         videos=len(facts),
@@ -207,13 +210,13 @@ def _estimate(source: Source, folder: Location, config: BuildConfig, tell: Calla
         shards=plan.num_shards,
         bytes=round(plan.num_clips * bytes_per_clip),
         seconds=seconds,
-        workers=crew.config.workers,
+        workers=executor.config.workers,
         sampled_clips=sampled_clips,
     )
 
 
 def _find_sources(config: BuildConfig) -> list[Source]:
-    """The sources, without the output, which may lie inside: what is found must be the same in every run."""
+    """Find the sources, excluding outputs inside them: the result must be the same in every run."""
     outputs = [config.out or DEFAULT_OUT / _source_name(config)]
     if isinstance(config.source, Url):
         urls = [out for out in outputs if isinstance(out, Url)]
@@ -233,9 +236,9 @@ def _source_name(config: BuildConfig) -> str:
 
 
 def _apply_lists(sources: list[Source], config: BuildConfig, tell: Callable[[str], None]) -> list[Source]:
-    """What the lists that the user brought make of the sources."""
+    """Apply the user's split, group and annotation lists to the sources."""
     if config.sampling.mode == "annotated" and config.annotations is None:
-        raise UserError("annotated sampling needs the events: give --annotations FILE")
+        raise UserError("annotated sampling needs a list of events: pass --annotations FILE")
     for path, apply in (
         (config.split_list, lists.apply_split_list),
         (config.source_groups, lists.apply_source_groups),
@@ -243,13 +246,13 @@ def _apply_lists(sources: list[Source], config: BuildConfig, tell: Callable[[str
     ):
         if path is not None:
             matched = apply(sources, path)
-            tell(matched.told)
+            tell(matched.note)
             sources = matched.sources
     return sources
 
 
 def output_folders(config: BuildConfig, sources: Sequence[Source]) -> list[Location]:
-    """Where the shards of each source go."""
+    """Return the output folder of each source."""
     if isinstance(config.source, Url):
         are_splits = any(source.root.as_posix().startswith(f"{config.source.place}/") for source in sources)
     else:
@@ -263,19 +266,19 @@ def output_folders(config: BuildConfig, sources: Sequence[Source]) -> list[Locat
 def build_set(
     source: Source, out: Location, config: BuildConfig, *, tell: Callable[[str], None] = _silent
 ) -> SetReport:
-    """Build the videos of one source into the shard folder `out`; `config.source` and `config.out` are not looked at.
+    """Build the videos of one source into the shard folder `out`; `config.source` and `config.out` are ignored.
 
-    Raises what `build` does. A folder that holds the same build, finished, is left as it is.
+    Raises the same errors as `build`. A folder with the same build, finished, is left unchanged.
     """
     return _send_set(source, out, config, tell) if isinstance(out, Url) else _build_folder(source, out, config, tell)
 
 
 def _send_set(source: Source, url: Url, config: BuildConfig, tell: Callable[[str], None]) -> SetReport:
-    """Build into a local folder, and send it when all of it is there; of a finished set, what changes."""
+    """Build locally, then upload; for an existing set, upload only what changed."""
     start = time.monotonic()
     upload.check_output(url)
     staging = upload.staging_folder(url, config.staging, of_several=url != config.out)
-    taken = limited(source, config)
+    taken = subsample_videos(source, config)
     finished = build_config.find_finished(url, taken, build_config.build_settings(config), config)
     if finished is not None and _change(finished, taken, config) is None:
         seconds = time.monotonic() - start
@@ -284,7 +287,7 @@ def _send_set(source: Source, url: Url, config: BuildConfig, tell: Callable[[str
         upload.download_set(url, staging)
     report = _build_folder(source, staging, config, tell)
     uploaded = upload.upload_set(staging, url)
-    tell(f"{url}: {uploaded.sent:,} objects sent, {uploaded.kept:,} were there")
+    tell(f"{url}: {uploaded.sent:,} objects uploaded, {uploaded.kept:,} unchanged")
     if config.staging is None:
         shutil.rmtree(staging)
     return dataclasses.replace(report, url=url, seconds=time.monotonic() - start, already_finished=False)
@@ -292,7 +295,7 @@ def _send_set(source: Source, url: Url, config: BuildConfig, tell: Callable[[str
 
 def _build_folder(source: Source, out: Path, config: BuildConfig, tell: Callable[[str], None]) -> SetReport:
     start = time.monotonic()
-    source = limited(source, config)
+    source = subsample_videos(source, config)
     settings = build_config.build_settings(config)
     check_output(out)
     work = WorkFolder(out=out)
@@ -301,22 +304,22 @@ def _build_folder(source: Source, out: Path, config: BuildConfig, tell: Callable
         work.path.mkdir(parents=True, exist_ok=True)
         try:
             with lock.hold_whole(work.lock_path, work.tasks_path, what=str(out)):
-                finish.commit(work)  # of a run that was killed while its changes took effect
-                finished = build_config.find_finished(out, source, settings, config)  # by another builder, a moment ago
+                finish.commit(work)  # finish the commit of a killed run
+                finished = build_config.find_finished(out, source, settings, config)  # finished by another?
                 if finished is None or _change(finished, source, config):
                     try:
                         return _build_locked(source, config, settings, work, finished, tell, start)
                     finally:
-                        work.drop_parts()  # of no use to another run; a full disk wants the space
+                        work.drop_parts()  # useless to another run, and a full disk needs the space
                 finish.tidy(out, finished.manifest)
-                work.remove_all_but_lock()  # killed between the manifest and this
+                work.remove_all_but_lock()  # left by a run killed after writing the manifest
         finally:
             work.remove_if_empty()
     return _already_finished(finished, source, config, start)
 
 
 def _change(finished: ShardSet, source: Source, config: BuildConfig) -> str | None:
-    """What there is to do to a finished set; None if nothing."""
+    """Return the pending change to a finished set, or None."""
     if config.retry_failed and finished.manifest.videos["failed"]:
         return f"retry what failed in {finished.manifest.digest}"
     if config.extend and build_config.new_videos(finished, source):
@@ -339,22 +342,20 @@ def _build_locked(
         change = _change(finished, source, config)
         work = dataclasses.replace(work, staged=True)
     elif config.extend:
-        raise UserError(
-            f"{work.out} holds no finished set that --extend could add to; build it first, without --extend"
-        )
+        raise UserError(f"{work.out} holds no finished set to extend; build it first, without --extend")
     work.start(build_config.fingerprint(source, settings, change=change), retry_failed=config.retry_failed)
     log_folder = manifest.log_folder(work.out)
     with (
         BuildLog(log_folder, root=source.root, about=str(config)) as log,
         sigterm_as_ctrl_c(),
-        hire(log_folder, config) as crew,
+        make_executor(log_folder, config) as executor,
     ):
-        run = Run(source, config, work, KeptSet(finished, source) if finished else None, crew, log, tell)
+        run = Run(source, config, work, KeptSet(finished, source) if finished else None, executor, log, tell)
         facts = run.probe_videos()
         plan = run.plan(facts)
         records = run.decode(plan, facts)
         finish.refuse_empty(work, source, facts, records)
-        about, index_data = finish.close_ledger(
+        about, index_data = finish.make_set_manifest(
             source,
             clip_shape=config.shape,
             settings=settings,
@@ -372,25 +373,32 @@ def _build_locked(
 
 
 class Run:
-    """One build at work: its steps, and what they share."""
+    """Steps of one build, and their shared state."""
 
     def __init__(
         self,
         source: Source,
         config: BuildConfig,
         work: WorkFolder,
-        kept: KeptSet | None,  # the finished set that is changed, if it is one
-        crew: Crew,
+        kept: KeptSet | None,  # the finished set to change, if any
+        executor: Executor,
         log: BuildLog,
         tell: Callable[[str], None],
     ) -> None:
-        self.source, self.config, self.work, self.crew, self.log, self.tell = source, config, work, crew, log, tell
+        self.source, self.config, self.work, self.executor, self.log, self.tell = (
+            source,
+            config,
+            work,
+            executor,
+            log,
+            tell,
+        )
         self.kept = kept
         self.decoded_clips = 0
-        self.new_failures: dict[str, Failure] = {}  # in this run, by path: a video may fail in several tasks
+        self.new_failures: dict[str, Failure] = {}  # of this run, by path, since a video may fail in several tasks
 
-    def probe_videos(self) -> list[VideoFacts | Rejected]:
-        """What the packets of each video tell. Kept: the plan follows from it and must not change."""
+    def probe_videos(self) -> list[VideoMetadata | VideoFailure]:
+        """Probe the packets of each video, and save the results: the plan follows from them and must not change."""
         probes = self.work.read_probes()
         facts = dict(enumerate(facts_of(probes or [])))
         if probes is None and self.kept is not None:
@@ -399,11 +407,11 @@ class Run:
         if probes is None:
             some = self.work.read_some_probes()
             some_facts = dict(zip(some, facts_of(list(some.values())), strict=True))
-            good = {number: fact for number, fact in some_facts.items() if isinstance(fact, VideoFacts)}
+            good = {number: fact for number, fact in some_facts.items() if isinstance(fact, VideoMetadata)}
             facts |= good if self.config.retry_failed else some_facts
         before = [facts[number] for number in sorted(facts)] if probes is not None else None
         if probes is not None and self.config.retry_failed:
-            facts = {number: fact for number, fact in facts.items() if isinstance(fact, VideoFacts)}
+            facts = {number: fact for number, fact in facts.items() if isinstance(fact, VideoMetadata)}
         missing = [number for number in range(len(self.source.videos)) if number not in facts]
         if missing:
             save_at = time.monotonic() + _SAVE_SECONDS
@@ -421,13 +429,13 @@ class Run:
         self._check_max_failures()
         return ordered
 
-    def _probe(self, numbers: Sequence[int]) -> Iterator[tuple[int, VideoFacts | Rejected]]:
-        for result in self.crew.run(worker.probe_video, self._probe_tasks(numbers)):
+    def _probe(self, numbers: Sequence[int]) -> Iterator[tuple[int, VideoMetadata | VideoFailure]]:
+        for result in self.executor.run(worker.probe_video, self._probe_tasks(numbers)):
             number = int(result.task.argument.table_path.stem)
             yield number, self._value(result, self.source.videos[number])
 
     def _forget_failures(self, before: Facts, now: Facts) -> None:
-        """Of an unfinished build, drop the shards that lack a failed video, or that the plan fills otherwise now."""
+        """Discard staged shards that lack a failed video, or that the new plan fills differently."""
         self.work.forget_failures()
         units: list[dict[int, list[Unit]]] = []
         for facts in (before, now):
@@ -455,14 +463,14 @@ class Run:
             yield Task(argument=job, timeout_seconds=seconds)
 
     def _download_seconds(self, video: Video) -> float:
-        """How long the download of a video may take, all tries together."""
+        """Return the download time limit for a video in seconds, retries included."""
         if isinstance(self.source.root, Path):
             return 0.0
         return _DOWNLOAD_SECONDS + max(0, build_config.file_bytes(self.source, video)) / _DOWNLOAD_BYTES_PER_SECOND
 
     def plan(self, facts: Facts) -> Plan:
-        """Which clip goes into which shard."""
-        counts = [fact.num_clips if isinstance(fact, VideoFacts) else 0 for fact in facts]
+        """Assign clips to shards."""
+        counts = [fact.num_clips if isinstance(fact, VideoMetadata) else 0 for fact in facts]
         generations, finished_shards = [list(range(len(facts)))], []
         if self.kept is not None:
             generations = self.kept.generations
@@ -478,13 +486,13 @@ class Run:
         return shard_plan.clips_per_shard(self.config.shape, self.config.shard_mb)
 
     def decode(self, plan: Plan, facts: Facts, shards: range | None = None) -> list[ShardRecord]:
-        """Decode what is not committed yet; return the records of all shards, or of those in `shards`, in order."""
+        """Decode everything not yet committed; return the records of all shards, or of those in `shards`, in order."""
         shards = range(plan.num_shards) if shards is None else shards
         committed = self._committed(plan, shards)
         if committed and self.kept is None:
-            self.tell(f"going on: {len(committed):,} of {len(shards):,} shards were finished before")
+            self.tell(f"resuming: {len(committed):,} of {len(shards):,} shards are already finished")
         elif self.kept is not None:
-            self.tell(f"{len(self.kept.unchanged(plan)):,} of {plan.num_shards:,} shards stay as they are")
+            self.tell(f"{len(self.kept.unchanged(plan)):,} of {plan.num_shards:,} shards stay unchanged")
         while True:
             records = {**committed, **self._decode_missing(plan, facts, committed, shards)}
             failed = {video for record in records.values() for video in record.failures}
@@ -492,7 +500,7 @@ class Run:
             if not half:
                 return [records[shard] for shard in shards]
             # A video that spans shards failed now, after an earlier run had committed some of them. A video is ok or
-            # failed, never half: make these shards again, without it.
+            # failed, never half: rebuild these shards without it.
             for shard in half:
                 self.work.drop_record(shard)
             committed = self._committed(plan, shards)
@@ -505,7 +513,7 @@ class Run:
     def _decode_missing(
         self, plan: Plan, facts: Facts, committed: Mapping[int, ShardRecord], shards: range
     ) -> dict[int, ShardRecord]:
-        known_failures = self.work.read_failures()  # of a run that was stopped: not tried again by the next one
+        known_failures = self.work.read_failures()  # of a stopped run: not retried
         known_failures |= {video: why for record in committed.values() for video, why in record.failures.items()}
         todo = {n: unit for n, unit in enumerate(plan.units) if unit.shard in shards and unit.shard not in committed}
         missing = [shard for shard in shards if shard not in committed]
@@ -530,13 +538,13 @@ class Run:
             return joiner.wait()
 
     def _results(self, tasks: Iterator[Task]) -> Iterator[TaskResult]:
-        """How the tasks ended. Where a decoder crashed the worker, and `auto` has others, the task is done by those."""
+        """Yield the task results. If a decoder crashed the worker and `auto` has others, retry the task with those."""
         while True:
             crashed: list[Task] = []
-            for result in self.crew.run(existing_set.run_job, tasks):
+            for result in self.executor.run(existing_set.run_job, tasks):
                 if result.crash is not None and result.crash.is_of_decoder and self.config.decoder == decoders.AUTO:
-                    self.log.line(f"{result.task.argument.video.path}: {result.crash.message}; next decoder")
-                    crashed.append(result.task)  # the worker knows which decoder it was
+                    self.log.line(f"{result.task.argument.video.path}: {result.crash.message}; trying the next decoder")
+                    crashed.append(result.task)  # the worker remembers the decoder that crashed
                 else:
                     yield result
             if not crashed:
@@ -544,7 +552,7 @@ class Run:
             tasks = iter(crashed)
 
     def sample(self, plan: Plan, facts: Facts) -> tuple[float, float, int]:
-        """Decode some clips: seconds a clip on one core, bytes a clip, and how many clips that were."""
+        """Decode some clips; return seconds per clip on one core, bytes per clip, and the number of clips."""
         units = [dataclasses.replace(u, clip_stop=min(u.clip_stop, u.clip_start + _SAMPLE_CLIPS)) for u in plan.units]
         random.Random(self.config.seed).shuffle(units)
         deadline = time.monotonic() + _SAMPLE_SECONDS
@@ -553,7 +561,7 @@ class Run:
             (self._decode_task((number,), {number: unit}, facts) for number, unit in enumerate(units)),
         )
         seconds, size, count = 0.0, 0, 0
-        for result in self.crew.run(existing_set.run_job, tasks):
+        for result in self.executor.run(existing_set.run_job, tasks):
             job: DecodeJob = result.task.argument
             if isinstance(self._value(result, job.video), Decoded):
                 seconds += result.seconds
@@ -565,13 +573,13 @@ class Run:
         return (seconds / count, size / count, count) if count else (0.0, float(estimate), 0)
 
     def _decode_tasks(self, todo: Mapping[int, Unit], facts: Facts, joiner: ShardJoiner) -> Iterator[Task]:
-        share = sum(unit.num_clips for unit in todo.values()) // (_TASKS_PER_WORKER * self.crew.config.workers)
+        share = sum(unit.num_clips for unit in todo.values()) // (_TASKS_PER_WORKER * self.executor.config.workers)
         for numbers in shard_plan.group_units(todo, max_clips=share):
             if todo[numbers[0]].video not in joiner.failures:
                 yield self._decode_task(numbers, todo, facts)
 
     def _decode_task(self, numbers: Sequence[int], todo: Mapping[int, Unit], facts: Facts) -> Task:
-        """The task that makes the parts of these units, all of one video."""
+        """Create the task that writes the fragments of these chunks, all of one video."""
         units = tuple(todo[n] for n in numbers)
         number = units[0].video
         video = self.source.videos[number]
@@ -599,7 +607,7 @@ class Run:
         return Task(argument=job, timeout_seconds=seconds)
 
     def _value(self, result: TaskResult, video: Video) -> Any:
-        """The value of a task; of one that crashed, or met an error that nobody foresaw, the video's rejection."""
+        """Return the task's result, or a VideoFailure if the worker crashed or raised an unexpected error."""
         if isinstance(result.error, UserError):  # a missing library: not the video's fault
             raise result.error
         if isinstance(result.error, OSError):  # a full disk: not the video's fault either
@@ -612,16 +620,16 @@ class Run:
                 raise environment from result.error
         value = result.value
         if result.crash is not None:
-            value = Rejected(reason=result.crash.reason, message=result.crash.message)
+            value = VideoFailure(reason=result.crash.reason, message=result.crash.message)
             if result.crash.measured:
                 self.log.line(f"{video.path}: {result.crash.measured}")
         elif isinstance(result.error, MemoryError):
-            value = Rejected(reason="out_of_memory", message=too_little_memory(self.config.memory_mb << 20))
+            value = VideoFailure(reason="out_of_memory", message=too_little_memory(self.config.memory_mb << 20))
         elif result.error is not None:
             self.log.line(result.error_trace)
             name = type(result.error).__name__
-            value = Rejected(reason="unexpected_error", message=f"{name} in vidshard; build.log has the details")
-        if isinstance(value, Rejected):
+            value = VideoFailure(reason="unexpected_error", message=f"{name} in vidshard; build.log has the details")
+        if isinstance(value, VideoFailure):
             full_path = str(self.source.root / video.path)
             message = worker_errors.failure_message(value.reason, value.message, path=video.path, full_path=full_path)
             value = dataclasses.replace(value, message=message)
@@ -631,7 +639,7 @@ class Run:
         return value
 
     def _check_max_failures(self, failures: Mapping[int, tuple[str, str]] | None = None) -> None:
-        """Raises UserError when too many videos failed in this run. The next run goes on behind them: they are kept."""
+        """Raise UserError if too many videos failed in this run; the failures are saved for the next run to skip."""
         if self.config.max_failures is None or len(self.new_failures) <= self.config.max_failures:
             return
         if failures is not None:
@@ -642,7 +650,7 @@ class Run:
         raise UserError(
             f"{len(self.new_failures):,} videos of {self.source.root} failed, more than --max-failures "
             f"{self.config.max_failures} allows, most often ({count:,} times) because of {reason}; all are in {path}; "
-            "finished shards are kept: the same command goes on behind these videos, without trying them again"
+            "finished shards are kept: the same command continues without retrying these videos"
         )
 
     def _check_free_disk(self, units: Sequence[Unit]) -> None:
@@ -654,12 +662,12 @@ class Run:
             num_clips = sum(unit.num_clips for unit in units)
             raise UserError(
                 f"not enough free disk for {self.work.out}: {num_clips:,} clips need {_size(needed)}, "
-                f"{_size(free)} are free; free some space, give another --out, or take fewer or smaller clips"
+                f"{_size(free)} are free; free some space, use another --out, or build fewer or smaller clips"
             )
 
 
-def limited(source: Source, config: BuildConfig) -> Source:
-    """`config.limit` videos of a source, drawn by the seed, the classes taken in turn; the others are skipped."""
+def subsample_videos(source: Source, config: BuildConfig) -> Source:
+    """Keep `config.limit` videos of a source, drawn at random and balanced over classes; skip the others."""
     if config.limit is None or config.limit >= len(source.videos):
         return source
     generator = random.Random(config.seed)
@@ -686,7 +694,7 @@ def limited(source: Source, config: BuildConfig) -> Source:
 
 def _already_finished(shards: ShardSet, source: Source, config: BuildConfig, start: float) -> SetReport:
     with (
-        contextlib.suppress(OSError),  # SOURCE may have moved: remember where it is, if this disk can be written
+        contextlib.suppress(OSError),  # record the current place of SOURCE, if the disk is writable
         BuildLog(shards.log_folder, root=source.root, about=str(config)) as log,
     ):
         log.line("finished before, nothing to do")
@@ -694,8 +702,8 @@ def _already_finished(shards: ShardSet, source: Source, config: BuildConfig, sta
     return SetReport(folder=shards.folder, manifest=shards.manifest, seconds=seconds, already_finished=True)
 
 
-def hire(log_folder: Path, config: BuildConfig, *, name: str = "workers.log") -> Crew:
-    """Who runs the tasks of a build; `name`: of the file for what the workers print."""
+def make_executor(log_folder: Path, config: BuildConfig, *, name: str = "workers.log") -> Executor:
+    """Create the executor; `name` is the worker log file."""
     limits = _supervisor_config(log_folder, config, name)
     if config.executor == "ray":
         from vidshard.execution.ray import RayExecutor
@@ -705,7 +713,7 @@ def hire(log_folder: Path, config: BuildConfig, *, name: str = "workers.log") ->
 
 
 def _supervisor_config(log_folder: Path, config: BuildConfig, name: str) -> SupervisorConfig:
-    # Not fewer for few videos: a long one is cut into several tasks, and a worker starts when a task needs it.
+    # Not fewer for few videos: a long video is divided into tasks, and a worker starts only when a task needs it.
     workers = config.workers if config.workers is not None else available_cpus()
     return SupervisorConfig(
         workers=workers,
@@ -716,7 +724,7 @@ def _supervisor_config(log_folder: Path, config: BuildConfig, name: str) -> Supe
 
 
 def available_cpus() -> int:
-    """How many cores this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "process_cpu_count"):  # Python 3.13
         return os.process_cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):  # Linux
@@ -726,7 +734,7 @@ def available_cpus() -> int:
 
 @contextlib.contextmanager
 def sigterm_as_ctrl_c() -> Iterator[None]:
-    """End in good order on SIGTERM too: it raises KeyboardInterrupt. Only the main thread may ask for that."""
+    """Raise KeyboardInterrupt on SIGTERM while the block runs; only possible in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -741,20 +749,20 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def facts_of(probes: Sequence[dict[str, Any]]) -> list[VideoFacts | Rejected]:
-    return [Rejected(**probe) if "reason" in probe else VideoFacts(**probe) for probe in probes]
+def facts_of(probes: Sequence[dict[str, Any]]) -> list[VideoMetadata | VideoFailure]:
+    return [VideoFailure(**probe) if "reason" in probe else VideoMetadata(**probe) for probe in probes]
 
 
-def _num_frames(fact: VideoFacts | Rejected) -> int:
-    return fact.num_frames if isinstance(fact, VideoFacts) else 0
+def _num_frames(fact: VideoMetadata | VideoFailure) -> int:
+    return fact.num_frames if isinstance(fact, VideoMetadata) else 0
 
 
-def _is_damaged(fact: VideoFacts | Rejected) -> bool:
-    return isinstance(fact, VideoFacts) and fact.damage is not None
+def _is_damaged(fact: VideoMetadata | VideoFailure) -> bool:
+    return isinstance(fact, VideoMetadata) and fact.damage is not None
 
 
 def _size(num_bytes: int) -> str:
-    """A number of bytes for people.
+    """Format a number of bytes.
 
     >>> _size(1_500_000_000)
     '1.5 GB'

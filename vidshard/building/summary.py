@@ -1,4 +1,4 @@
-"""What a build says at its end, for people."""
+"""Human-readable build summary."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from vidshard.building.run import BuildReport, Estimate, SetReport
 from vidshard.shards.layout import FAILURES_NAME
 from vidshard.shards.manifest import Failure, Manifest
 
-_NUM_SHOWN = 5  # failures that are named
+_NUM_SHOWN = 5  # failures that are listed
 
 
 def build_summary(report: BuildReport) -> str:
-    """The end of `vidshard build`, a few lines for each folder built."""
+    """Summarise a build: a few lines per folder."""
     return "\n".join(line for one in report.sets for line in _lines(one))
 
 
@@ -41,7 +41,7 @@ def _breaks_text(built: Manifest) -> str:
     several = len(built.breaks) > 1
     what = f"{len(built.breaks):,} video{'s have' if several else ' has'} long gaps, or jumps of the clock"
     mode = built.settings.get("mode")
-    return f"{what}; " + ("uniform counts frames and ignores them" if mode == "uniform" else "no clip lies across one")
+    return f"{what}; " + ("uniform counts frames and ignores them" if mode == "uniform" else "no clip crosses one")
 
 
 def _failed_lines(failed: Sequence[Failure], where: str) -> list[str]:
@@ -53,14 +53,14 @@ def _failed_lines(failed: Sequence[Failure], where: str) -> list[str]:
 
 
 def part_summary(reports: Sequence[PartReport]) -> str:
-    """The end of `vidshard build` as one task of an array, a few lines for each folder."""
+    """Summarise the build of one array task: a few lines per folder."""
     return "\n".join(line for one in reports for line in _part_lines(one))
 
 
 def _part_lines(one: PartReport) -> list[str]:
     if one.already_finished:
         return [f"✓ {one.folder}: finished before, nothing to do"]
-    what = f"{len(one.shards):,} of {one.num_shards:,} shards" if one.shards else "no shard, there are more tasks"
+    what = f"{len(one.shards):,} of {one.num_shards:,} shards" if one.shards else "no shards: fewer shards than tasks"
     lines = [f"✓ part {one.task} (of 0 to {one.num_tasks - 1}) of {one.folder}: {what}"]
     rate = one.decoded_clips / one.seconds
     lines.append(
@@ -72,13 +72,13 @@ def _part_lines(one: PartReport) -> list[str]:
 
 
 def dry_run_summary(estimates: Sequence[Estimate]) -> str:
-    """The end of `vidshard build --dry-run`, a few lines for each folder that would be built."""
+    """Summarise a dry run: a few lines per folder."""
     return "\n".join(line for one in estimates for line in _estimate_lines(one))
 
 
 def _estimate_lines(one: Estimate) -> list[str]:
     unreadable = f", {one.unreadable:,} of them cannot be read" if one.unreadable else ""
-    lines = [f"{one.folder}: would be built so; nothing was written"]
+    lines = [f"{one.folder} (dry run, nothing written)"]
     lines.append(f"  videos: {one.videos:,}{unreadable}, {one.hours:,.2f} hours")
     lines.append(f"  clips:  {one.clips:,} in {one.shards:,} shards, about {one.bytes / 1e6:,.1f} MB")
     if one.seconds is not None:
@@ -87,12 +87,12 @@ def _estimate_lines(one: Estimate) -> list[str]:
             f"  time:   about {_duration(one.seconds)} with {workers} (measured on {one.sampled_clips:,} clips)"
         )
     elif one.clips:
-        lines.append("  time:   not known: no clip that was tried could be decoded")
+        lines.append("  time:   unknown: none of the sampled clips could be decoded")
     return lines
 
 
 def _duration(seconds: float) -> str:
-    """A time for people.
+    """Format a duration.
 
     >>> _duration(4.2), _duration(200), _duration(9000)
     ('4 s', '3 min', '2.5 h')

@@ -1,4 +1,4 @@
-"""A shard folder behind a URL as the output of a build: made on the local disk, then sent, the manifest last."""
+"""Upload of a finished local shard folder to a URL, with the manifest last."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from vidshard.util import atomic
 from vidshard.util.console import Progress
 from vidshard.util.errors import UserError
 
-STAGING = Path("shards.staging")  # default place of what is not sent yet
+STAGING = Path("shards.staging")  # default folder of sets before upload
 _T = TypeVar("_T")
-_THREADS = 4  # that send or fetch at once
+_THREADS = 4  # concurrent transfers
 _OURS = (layout.SHARD_PATTERN, layout.INDEX_PATTERN)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Uploaded:
-    """What an upload did."""
+    """Result of an upload."""
 
     sent: int  # objects
-    kept: int  # that were there already
+    kept: int  # unchanged objects
 
 
 def staging_folder(url: Url, given: Path | None, *, of_several: bool = False) -> Path:
-    """Where a set for `url` is built; it is kept until all of it is sent, so that the same command goes on."""
+    """Return the local folder of a set for `url`; it is kept until the upload is complete, so that it can resume."""
     if given is None:
         return STAGING / urls.local_name(url)
     return given / url.name if of_several else given
 
 
 def check_output(url: Url) -> None:
-    """Raises UserError when nothing can be written there, or what no build wrote lies there."""
+    """Raise UserError if `url` is read-only or holds foreign objects."""
     urls.check_writable(url)
     ours = (layout.MANIFEST_NAME, layout.FAILURES_NAME)
     foreign = sorted(
@@ -48,14 +48,14 @@ def check_output(url: Url) -> None:
     )
     if foreign:
         shown = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
-        raise UserError(f"the output {url} holds other objects ({shown}); give another --out")
+        raise UserError(f"the output {url} holds other objects ({shown}); use another --out")
 
 
 def upload_set(folder: Path, url: Url) -> Uploaded:
     """Make `url` a copy of the finished shard folder: shards, index, failures.csv and, last, the manifest.
 
-    What is there already is not sent again, so that the same call goes on after an interruption. Where objects that an
-    older manifest names are replaced, that manifest goes first. Raises StorageError, FormatError.
+    Unchanged objects are not sent again, so that an interrupted upload resumes. If objects of an older manifest are
+    replaced, that manifest is deleted first. Raises StorageError, FormatError.
     """
     about = manifest.open_shards(folder).manifest
     old = _old_manifest(url)
@@ -73,12 +73,12 @@ def upload_set(folder: Path, url: Url) -> Uploaded:
     sent += urls.upload(data, url / layout.MANIFEST_NAME, sha256=file_sha256(data))
     for name in urls.list_files(url):
         if name not in digests and any(pattern.fullmatch(name) for pattern in _OURS):
-            urls.remove(url / name)  # of a set that this one replaced
+            urls.remove(url / name)  # left from the replaced set
     return Uploaded(sent=sent, kept=len(digests) + 1 - sent)
 
 
 def download_set(url: Url, folder: Path) -> ShardSet:
-    """Make `folder` a copy of the finished set behind `url`; files that are right already stay. Raises StorageError."""
+    """Make `folder` a copy of the finished set at `url`; unchanged files are kept. Raises StorageError."""
     about = remote_set.read_manifest(url)
     files = [(shard.name, shard.bytes, shard.sha256) for shard in about.shards]
     files.append((about.index_name, about.index_bytes, about.index_sha256))
@@ -107,7 +107,7 @@ def _old_manifest(url: Url) -> Manifest | None:
 
 
 def _replaces(old: Manifest, new: Manifest) -> bool:
-    """Whether objects that `old` names will have another content or be gone."""
+    """Return True if objects named by `old` will change or disappear."""
     contents = {(shard.name, shard.sha256) for shard in new.shards} | {(new.index_name, new.index_sha256)}
     shards_stay = contents.issuperset((shard.name, shard.sha256) for shard in old.shards)
     return not shards_stay or (old.index_name == new.index_name and old.index_sha256 != new.index_sha256)

@@ -1,7 +1,7 @@
-"""What a worker process does: read a video's packets, or decode some of its clips into part files.
+"""Tasks of a worker process: probing a video's packets, and decoding clips into fragment files.
 
-The functions here run in the children of the supervisor: they take and return small picklable values, and whatever is
-wrong with a video is a value too (`Rejected`), not an exception.
+These functions run in the children of the supervisor: they take and return small picklable values, and a problem with
+a video is a return value (`VideoFailure`), not an exception.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from vidshard.video.decoders import Decoder
 from vidshard.video.packets import PacketTable, VideoError
 from vidshard.video.sampling import Frame, SamplingConfig, VideoClips
 
-_DECIMALS = 6  # of seconds and frames per second in a record: microseconds
+_DECIMALS = 6  # decimal places of seconds and frames/s in a record
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rejected:
-    """A video that cannot be used: a reason code, and a message for people without any absolute path."""
+class VideoFailure:
+    """Reason why a video cannot be used: a code, and a message for people without absolute paths."""
 
     reason: str
     message: str
@@ -40,29 +40,29 @@ class Rejected:
 @dataclass(frozen=True, kw_only=True)
 class ProbeJob:
     video_path: Location
-    table_path: Path  # where the packet table is kept for those who decode
+    table_path: Path  # where to save the packet table for decoding
     sampling: SamplingConfig
     events: tuple[tuple[int, int], ...] = ()
-    full_check: bool = False  # decode every frame now, not only later those that clips need
-    allow_damaged: bool = False  # what the full check finds is a fact, not a rejection
+    full_check: bool = False  # decode every frame now, not only those that clips need later
+    allow_damaged: bool = False  # record the damage found by the full check instead of failing the video
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoFacts:
-    """What planning and the index need to know of a video."""
+class VideoMetadata:
+    """Metadata of a video, as needed for planning and for the index."""
 
     num_frames: int
     fps: float
     width: int
     height: int
     num_clips: int
-    damage: str | None = None  # what the full check found, where damaged videos are allowed
-    breaks: int = 0  # moments at which the recording stood still, or its clock was set
+    damage: str | None = None  # result of the full check, if damaged videos are allowed
+    breaks: int = 0  # moments at which the recording paused, or its clock was changed
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeJob:
-    """Consecutive units of one video; each goes into a part file of its own."""
+    """Consecutive chunks of one video to decode; each goes into its own fragment file."""
 
     video: Video
     split: str | None
@@ -72,31 +72,31 @@ class DecodeJob:
     part_paths: tuple[Path, ...]
     sampling: SamplingConfig
     shape: ClipShape
-    decoder: str  # `auto` or one by name
+    decoder: str  # `auto` or a decoder's name
     resize: str = "squash"
     codec: str = "raw"
-    damaged: bool = False  # known to be, and allowed: its clips are flagged, and what the decoder says is no news
+    damaged: bool = False  # known to be damaged, and allowed: flag the clips, ignore decoder warnings
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    decoder: str  # which one served
-    rows: tuple[Rows, ...]  # for each unit: its index rows, offsets from the start of its part
+    decoder: str  # the decoder that read the video
+    rows: tuple[Rows, ...]  # per chunk: its index rows, with offsets from the start of its fragment
 
 
-def probe_video(job: ProbeJob) -> VideoFacts | Rejected:
-    """Read the packet table of a video and keep it at `table_path`."""
+def probe_video(job: ProbeJob) -> VideoMetadata | VideoFailure:
+    """Read the packet table of a video and save it at `table_path`."""
     try:
         with fetched_video.local_file(job.video_path) as path:
             table, damage_found = _read_and_check(job, path)
     except VideoError as error:
-        return Rejected(reason=error.reason, message=error.message)
+        return VideoFailure(reason=error.reason, message=error.message)
     clips_of_video = _clips(table, job.sampling, job.events)
     if not len(clips_of_video):
-        message = f"it has {table.num_frames:,} frames, and its events begin behind them"
-        return Rejected(reason="no_event", message=message)
+        message = f"it has {table.num_frames:,} frames, and its events begin after the last"
+        return VideoFailure(reason="no_event", message=message)
     table.save(job.table_path)
-    return VideoFacts(
+    return VideoMetadata(
         num_frames=table.num_frames,
         fps=round(table.fps, _DECIMALS),
         width=table.width,
@@ -108,8 +108,8 @@ def probe_video(job: ProbeJob) -> VideoFacts | Rejected:
 
 
 def _read_and_check(job: ProbeJob, path: Path) -> tuple[PacketTable, str | None]:
-    """The packet table, and what damage there is if that is allowed. Raises VideoError."""
-    with damage.listening():
+    """Return the packet table, and the damage found if that is allowed. Raises VideoError."""
+    with damage.capture_native_output():
         table = packets.read_packet_table(path)
         if not (job.full_check or job.allow_damaged):
             return table, None
@@ -123,7 +123,7 @@ def _read_and_check(job: ProbeJob, path: Path) -> tuple[PacketTable, str | None]
 
 
 def _damaged_frames(path: Path, table: PacketTable) -> dict[int, str]:
-    """What FFmpeg says of each damaged frame when it decodes the whole video in sequence, by frame index."""
+    """Decode the whole video in sequence; return frame index → FFmpeg's message for each damaged frame."""
     found = sequence.decode_in_sequence(path, table.container, table.stream_index)
     if table.pts is None:
         if found.num_frames == table.num_frames:
@@ -133,28 +133,26 @@ def _damaged_frames(path: Path, table: PacketTable) -> dict[int, str]:
         indices = [index_of.get(time, -1) if time is not None else -1 for time in found.times]
         if all(b > a for a, b in itertools.pairwise([-1, *indices])):
             missing = dict.fromkeys(set(range(table.num_frames)).difference(indices), "it is not decoded at all")
-            return missing | {indices[place]: said for place, said in found.damage.items()}
-    said = (
-        f"{found.num_frames:,} frames are decoded where its packets promise {table.num_frames:,}, or in another order"
-    )
-    return dict.fromkeys(range(table.num_frames), said)
+            return missing | {indices[place]: message for place, message in found.damage.items()}
+    message = f"{found.num_frames:,} frames are decoded, expected {table.num_frames:,}, or the order differs"
+    return dict.fromkeys(range(table.num_frames), message)
 
 
 def _about_damage(damaged: Mapping[int, str], frame_index: int) -> str:
     return f"frame {frame_index:,} is damaged, one of {len(damaged):,} ({damaged[frame_index]})"
 
 
-def decode_units(job: DecodeJob) -> Decoded | Rejected:
-    """Decode the clips of a job into its part files. Raises OSError when a part cannot be written."""
+def decode_units(job: DecodeJob) -> Decoded | VideoFailure:
+    """Decode the clips of a job into its fragment files. Raises OSError if a fragment cannot be written."""
     try:
         with fetched_video.local_file(job.video_path) as path:
             return _Decoding(job, path).run()
     except VideoError as error:
-        return Rejected(reason=error.reason, message=error.message)
+        return VideoFailure(reason=error.reason, message=error.message)
 
 
 class _Decoding:
-    """One decode job: asks the decoders in turn, and settles every suspicion by decoding in sequence."""
+    """One decode job: tries the decoders in turn and settles every suspicion by sequential decoding."""
 
     def __init__(self, job: DecodeJob, path: Path) -> None:
         self.job = job
@@ -163,12 +161,12 @@ class _Decoding:
         self.clips = _clips(self.table, job.sampling, job.video.events)
         first, stop = job.units[0].clip_start, job.units[-1].clip_stop
         self.wanted = [self.clips[number] for number in range(first, stop)]
-        self.needed = sorted(set().union(*self.wanted))  # each frame once: the decoder runs through
-        self._damaged: dict[int, str] | None = None  # not known yet
-        # Names the decoder at work. Where it lies still, a worker died of that decoder.
+        self.needed = sorted(set().union(*self.wanted))  # each frame once, for a single decoding pass
+        self._damaged: dict[int, str] | None = None  # unknown so far
+        # Holds the name of the active decoder. If the file already exists, that decoder crashed a worker.
         self._at_work = job.part_paths[0].with_suffix(".decoder")
 
-    def run(self) -> Decoded | Rejected:
+    def run(self) -> Decoded | VideoFailure:
         crashed = self._crashed()
         refusals: list[VideoError] = []
         for decoder in decoders.decoders_for(self.job.decoder):
@@ -180,32 +178,32 @@ class _Decoding:
                 return Decoded(decoder=decoder.name, rows=rows)
             except VideoError as error:
                 refusals.append(error)
-                # Another decoder is asked for what one does not read; for what is damaged only where that is no secret.
+                # Try another decoder if this one does not support the video; if it is damaged, only if that is allowed.
                 if error.reason != packets.UNSUPPORTED and not (self.job.damaged and error.reason == packets.DAMAGED):
-                    return Rejected(reason=error.reason, message=error.message)
+                    return VideoFailure(reason=error.reason, message=error.message)
             finally:
                 self._at_work.unlink(missing_ok=True)
         damaged = self._damaged or any(error.reason == packets.DAMAGED for error in refusals)
         message = "; ".join(error.message for error in refusals)
         if not damaged and (others := decoders.others_than(self.job.decoder)):
-            message += f"; not asked: {', '.join(others)} (--decoder)"
-        return Rejected(reason=packets.DAMAGED if damaged else packets.UNSUPPORTED, message=message)
+            message += f"; not tried: {', '.join(others)} (--decoder)"
+        return VideoFailure(reason=packets.DAMAGED if damaged else packets.UNSUPPORTED, message=message)
 
     def _crashed(self) -> list[str]:
-        """The decoders at whose work a worker died, as often as one did."""
+        """Return the decoders that crashed a worker on this job, once per crash."""
         try:
             return self._at_work.read_text().split()
         except FileNotFoundError:
             return []
 
     def _decode(self, decoder: Decoder) -> tuple[Rows, ...]:
-        """The clips by one decoder. Raises VideoError: `damaged` only when damage touches frames that are asked for."""
+        """Decode with one decoder. Raises VideoError; `damaged` only if damage affects the requested frames."""
         if self.job.damaged:
-            return self._decode_once(decoder, in_sequence=False, listen=False)
+            return self._decode_once(decoder, in_sequence=False, check_messages=False)
         suspicion = VideoError(packets.DAMAGED, self.table.suspicion)
         if not self.table.suspicion:
             try:
-                return self._decode_once(decoder, in_sequence=False, listen=True)
+                return self._decode_once(decoder, in_sequence=False, check_messages=True)
             except VideoError as error:
                 if error.reason != packets.DAMAGED:
                     raise
@@ -213,27 +211,27 @@ class _Decoding:
         damaged = self._second_opinion(suspicion)
         if not damaged.keys().isdisjoint(self.needed):  # the same message for every job of a video
             raise VideoError(packets.DAMAGED, _about_damage(damaged, min(damaged))) from suspicion
-        try:  # Where other frames are damaged, that is what this decoder has to say.
-            return self._decode_once(decoder, in_sequence=True, listen=not damaged)
+        try:  # If other frames are damaged, the decoder's messages are about those.
+            return self._decode_once(decoder, in_sequence=True, check_messages=not damaged)
         except VideoError as error:
-            message = f"{decoder.name} does not read it right ({error.message})"
+            message = f"{decoder.name} does not read it correctly ({error.message})"
             raise VideoError(packets.UNSUPPORTED, message) from error
 
     def _second_opinion(self, suspicion: VideoError) -> dict[int, str]:
         if self._damaged is None:
             try:
                 self._damaged = _damaged_frames(self.path, self.table)
-            except VideoError:  # FFmpeg has no decoder for it here: there is no other opinion
+            except VideoError:  # FFmpeg has no decoder for it, so the suspicion stands
                 raise suspicion from None
         return self._damaged
 
-    def _decode_once(self, decoder: Decoder, *, in_sequence: bool, listen: bool) -> tuple[Rows, ...]:
-        """Raises VideoError; `damaged` also for what is said meanwhile, if that is listened to."""
+    def _decode_once(self, decoder: Decoder, *, in_sequence: bool, check_messages: bool) -> tuple[Rows, ...]:
+        """Decode once. Raises VideoError; `damaged` also for messages of the decoder, if `check_messages` is set."""
         job, first = self.job, self.job.units[0].clip_start
         with (
-            damage.listening() as messages,
-            # Closed here, not when the garbage is collected: a reader that is left alive decodes on in a thread of its
-            # own, and what it says of this video would be heard while the next one is decoded.
+            damage.capture_native_output() as messages,
+            # Closed here, not at garbage collection: an open reader continues to decode in a thread of its own, and
+            # its messages about this video would be attributed to the next one.
             contextlib.closing(self._frames(decoder, in_sequence)) as frames,
         ):
             stream = clips_of(frames, self.needed, self.wanted)
@@ -245,18 +243,18 @@ class _Decoding:
                         if clip.shape != job.shape.thwc:
                             raise ValueError(f"{decoder.name} gave a clip {clip.shape}, expected {job.shape.thwc}")
                         part.append(self._record(decoder.name, clip_index, self.wanted[clip_index - first]), clip)
-                        if listen:
+                        if check_messages:
                             messages.refuse_damage(self.table.codec)
                 rows.append(part.rows)
-            # Decoders look behind the last frame of the video, but only when they are asked for one more.
+            # Decoders notice surplus frames only when asked for one more.
             if not job.damaged and next(frames, None) is not None:
-                raise VideoError(packets.DAMAGED, f"{decoder.name} gives more frames than it was asked for")
-            if listen:
+                raise VideoError(packets.DAMAGED, f"{decoder.name} returns more frames than requested")
+            if check_messages:
                 messages.refuse_damage(self.table.codec)
         return tuple(rows)
 
     def _frames(self, decoder: Decoder, in_sequence: bool) -> Generator[Frame, None, None]:
-        """The frames of a decoder. What cannot be read is the video's fault; a part that cannot be written is not."""
+        """Yield the frames of a decoder. Read errors fail the video; write errors fail the build."""
         table, to_height, to_width = self.table, self.job.shape.height, self.job.shape.width
         try:
             height, width = clips.scaled_size(
@@ -278,7 +276,7 @@ class _Decoding:
         job, table = self.job, self.table
         timestamps = [round(float(table.timestamps_seconds[index]), _DECIMALS) for index in frame_indices]
         repeated = sum(a == b for a, b in itertools.pairwise(frame_indices))
-        # In resampled time frames repeat anyway.
+        # With a resampling rate, repeated frames are normal.
         too_short = repeated > 0 and (job.sampling.fps is None or self.clips.is_short(clip_index))
         flags = {"repeated": too_short, "damaged": job.damaged, "estimated_times": table.estimated_times}
         return SampleRecord(
@@ -304,10 +302,11 @@ def _clips(table: PacketTable, sampling: SamplingConfig, events: Sequence[tuple[
 
 
 def clips_of(frames: Iterable[Frame], needed: Sequence[int], wanted: Sequence[Sequence[int]]) -> Iterator[Clip]:
-    """Build clips from a stream of frames, holding only those that the next clips still want.
+    """Assemble clips from a stream of frames, holding only the frames that later clips need.
 
-    `frames`: one for each frame index of `needed` (rising). `wanted`: the frame indices of each clip; neither the first
-    nor the last ones may fall from clip to clip. Yields uint8 (T, H, W, 3). Raises VideoError when frames run out.
+    `frames`: one for each frame index of `needed` (ascending). `wanted`: the frame indices of each clip; neither the
+    first nor the last indices may decrease from clip to clip. Yields uint8 (T, H, W, 3). Raises VideoError if frames
+    run out.
 
     >>> frames = [np.full((1, 1, 3), i, np.uint8) for i in (0, 1, 2, 3)]
     >>> [clip[:, 0, 0, 0].tolist() for clip in clips_of(frames, (0, 1, 2, 3), [(0, 1), (1, 2), (3, 3)])]
@@ -320,7 +319,7 @@ def clips_of(frames: Iterable[Frame], needed: Sequence[int], wanted: Sequence[Se
         while clip[-1] not in held:
             frame = next(stream, None)
             if frame is None:
-                raise VideoError(packets.DAMAGED, f"it gave no frame {next(indices):,} although its packets promise it")
+                raise VideoError(packets.DAMAGED, f"the decoder returned no frame {next(indices):,}")
             held[next(indices)] = frame
         yield np.stack([held[index] for index in clip])
         if number + 1 < len(wanted):

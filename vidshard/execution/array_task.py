@@ -1,8 +1,8 @@
-"""Which part of a build this process does: the engine that started it says so, or the user.
+"""Numbering of array tasks: which share of a build this process does.
 
-SLURM arrays, Kubernetes indexed Jobs and `torchrun` number their tasks each in its own way, and a SLURM array that is
-submitted again for its failed tasks (`--array=2,5`) calls itself an array of two. So the first task of a folder writes
-down how its array counts, and a smaller array that comes later is a part of that one.
+SLURM arrays, Kubernetes indexed Jobs and `torchrun` number their tasks in different ways, and a SLURM array that is
+resubmitted for its failed tasks (`--array=2,5`) looks like an array of two. So the first task in a folder records the
+numbering, and a smaller array that comes later is treated as part of it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from vidshard.util.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Numbering:
-    """How an array counts: `count` tasks with the numbers first, first + step, …"""
+    """Numbering of an array: `count` tasks with the numbers first, first + step, …"""
 
     count: int
     first: int = 0
     step: int = 1
 
     def index_of(self, number: int) -> int | None:
-        """Which task, from 0, has this number; None if none has.
+        """Return the task index, from 0, of a task number; None if there is no such task.
 
         >>> Numbering(count=4, first=1).index_of(4), Numbering(count=4).index_of(4)
         (3, None)
@@ -32,7 +32,7 @@ class Numbering:
         return index if not rest and 0 <= index < self.count else None
 
     def numbers(self, indices: Iterable[int]) -> str:
-        """The numbers of tasks as `sbatch --array` takes them.
+        """Format the numbers of tasks for `sbatch --array`.
 
         >>> Numbering(count=9).numbers([2, 5, 6, 7])
         '2,5-7'
@@ -49,28 +49,28 @@ class Numbering:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskRequest:
-    """What is known of a task before the folder is looked at. `first` to `members` are those of an array of SLURM."""
+    """A task as described by options and environment; `first` to `members` apply to SLURM arrays only."""
 
-    told_by: str  # for people: which variables or options
+    origin: str  # for messages: the variables or options
     number: int
-    count: int | None  # None: `members` tells, unless this array is a later part of a larger one
+    count: int | None  # None: `members`, unless this array is part of a larger one
     first: int = 0
     step: int = 1
     last: int | None = None
     members: int | None = None
 
     def resolve(self, recorded: Numbering | None) -> tuple[int, Numbering]:
-        """Which task this is, from 0, and of which array. `recorded`: the array that began in this folder, if any.
+        """Return the task index, from 0, and the numbering. `recorded`: that of an earlier array in this folder.
 
-        Raises UserError when that cannot be told.
+        Raises UserError if the index cannot be determined.
 
-        >>> again = TaskRequest(told_by="--array=4,5", number=5, count=None, first=4, last=5, members=2)
+        >>> again = TaskRequest(origin="--array=4,5", number=5, count=None, first=4, last=5, members=2)
         >>> again.resolve(Numbering(count=8))
         (5, Numbering(count=8, first=0, step=1))
         >>> again.resolve(None)
         (1, Numbering(count=2, first=4, step=1))
         """
-        if self.members is None:  # numbered from 0, whatever the array of the folder is numbered from
+        if self.members is None:  # numbered from 0, even if the recorded array is not
             assert self.count is not None
             numbering, index = Numbering(count=self.count), Numbering(count=self.count).index_of(self.number)
             if recorded is not None and recorded.count == self.count:
@@ -81,13 +81,13 @@ class TaskRequest:
         if index is None:
             last = numbering.first + (numbering.count - 1) * numbering.step
             raise UserError(
-                f"{self.told_by} is task {self.number}, expected {numbering.first} to {last}, as there are "
+                f"{self.origin} is task {self.number}, expected {numbering.first} to {last} of "
                 f"{numbering.count} tasks; give --task-index and --task-count"
             )
         return index, numbering
 
     def _numbering(self, recorded: Numbering | None) -> Numbering:
-        """Of an array of SLURM."""
+        """Build the numbering from SLURM variables."""
         first, last, members = self.first, self.last, self.members
         assert last is not None
         assert members is not None
@@ -103,17 +103,17 @@ class TaskRequest:
         if self.count is not None and first == 0 and last < self.count:
             return Numbering(count=self.count)
         raise UserError(
-            f"{self.told_by} is task {self.number} of an array with gaps, and no array has begun here before: "
-            "it cannot be told which part that is; give --task-index I --task-count N, I from 0"
+            f"{self.origin} is task {self.number} of an array with gaps, and no earlier array is recorded here: its "
+            "index cannot be determined; give --task-index I --task-count N, with I from 0"
         )
 
 
 def find_task(
     index: int | None, count: int | None, environment: Mapping[str, str], *, command: str = "this build"
 ) -> TaskRequest | None:
-    """The task that the options and, where they are None, the environment describe; None to build everything here.
+    """Return the task described by the options or else the environment; None to build everything in this process.
 
-    Raises UserError on numbers that cannot be, and where two engines disagree about which task this is.
+    Raises UserError on invalid numbers, and if two schedulers disagree about which task this is.
     """
     if count is not None and count < 1:
         raise UserError(f"--task-count is {count}, expected at least 1")
@@ -122,20 +122,20 @@ def find_task(
     if index is not None and count is not None:
         if not 0 <= index < count:
             raise UserError(f"--task-index is {index}, expected 0 to {count - 1} with --task-count {count}")
-        return TaskRequest(told_by=f"--task-index {index} --task-count {count}", number=index, count=count)
+        return TaskRequest(origin=f"--task-index {index} --task-count {count}", number=index, count=count)
     found = [task for task in (_slurm(environment), _kubernetes(environment), _ranks(environment)) if task is not None]
     if not found:
         if index is not None or count is not None:
             missing = "--task-count" if count is None else "--task-index"
             raise UserError(
-                f"{missing} is missing: no SLURM array, indexed Job of Kubernetes or RANK and WORLD_SIZE tell it"
+                f"{missing} is missing, and no SLURM array, indexed Kubernetes Job or RANK and WORLD_SIZE defines it"
             )
         return None
     if len(found) > 1:
-        told = " and ".join(str(task["told_by"]) for task in found)
+        origins = " and ".join(str(task["origin"]) for task in found)
         raise UserError(
-            f"{told} both number this process; say which part it builds by --task-index and --task-count, "
-            f"or --task-count 1 for {command} to do everything here"
+            f"{origins} both number this process; choose its task with --task-index and --task-count, "
+            f"or --task-count 1 to let {command} do everything in this process"
         )
     task = found[0]
     if index is not None:
@@ -144,7 +144,7 @@ def find_task(
         task["count"] = count
     if task["count"] is None and task.get("members") is None:
         raise UserError(
-            f"{task['told_by']} is task {task['number']} of a Job whose spec.completions is not known here; give "
+            f"{task['origin']} is task {task['number']} of a Job, but spec.completions is not visible here; give "
             "--task-count COMPLETIONS, or --task-count 1 to build everything here"
         )
     return TaskRequest(**task)
@@ -159,7 +159,7 @@ def _slurm(environment: Mapping[str, str]) -> dict[str, Any] | None:
     members = _number(environment, "SLURM_ARRAY_TASK_COUNT")
     step = _number(environment, "SLURM_ARRAY_TASK_STEP") if environment.get("SLURM_ARRAY_TASK_STEP") else 1
     return {
-        "told_by": f"SLURM_ARRAY_TASK_ID={number}",
+        "origin": f"SLURM_ARRAY_TASK_ID={number}",
         "number": number,
         "count": None,
         "first": first,
@@ -173,7 +173,7 @@ def _kubernetes(environment: Mapping[str, str]) -> dict[str, Any] | None:
     if not environment.get("JOB_COMPLETION_INDEX"):
         return None
     number = _number(environment, "JOB_COMPLETION_INDEX")
-    return {"told_by": f"JOB_COMPLETION_INDEX={number}", "number": number, "count": None}
+    return {"origin": f"JOB_COMPLETION_INDEX={number}", "number": number, "count": None}
 
 
 def _ranks(environment: Mapping[str, str]) -> dict[str, Any] | None:
@@ -182,7 +182,7 @@ def _ranks(environment: Mapping[str, str]) -> dict[str, Any] | None:
     number, count = _number(environment, "RANK"), _number(environment, "WORLD_SIZE")
     if count == 1:
         return None
-    return {"told_by": f"RANK={number} WORLD_SIZE={count}", "number": number, "count": count}
+    return {"origin": f"RANK={number} WORLD_SIZE={count}", "number": number, "count": count}
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:

@@ -1,9 +1,9 @@
-"""Worker processes that may crash or hang, and a job that does not.
+"""Process pool that survives worker crashes and hangs.
 
-Knows nothing of video. A decoding library can segfault, eat all memory, or hang while it holds the interpreter's lock;
-`multiprocessing.Pool` and `ProcessPoolExecutor` then never return, or break whole. Here each child has its own pipe and
-one task at a time: the parent always knows which task a dead child had, kills what exceeds its limits (only SIGKILL
-ends a thread that holds the lock), starts another child, and tries the task once more before it gives it up.
+A decoding library can segfault, exhaust memory, or hang while it holds the interpreter lock; `multiprocessing.Pool` and
+`ProcessPoolExecutor` then never return, or fail as a whole. Here each child has its own pipe and one task at a time:
+the parent always knows which task a dead child had, kills children that exceed their limits (only SIGKILL ends a thread
+that holds the lock), starts a replacement, and retries the task once before giving it up.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from typing import Any, Protocol
 
 from vidshard.util.errors import UserError
 
-_POLL_SECONDS = 0.2  # how often the memory of the children is looked at
-_START_SECONDS = 120.0  # a child that is not up by then never will be
+_POLL_SECONDS = 0.2  # interval between checks of the children's memory
+_START_SECONDS = 120.0  # a child that has not started by then never will
 _MAX_FAILED_STARTS = 3
 _PR_SET_PDEATHSIG = 1
-_TRACKER_SECONDS = 1.0  # what Python's resource tracker has to end in
-_LAST = -1000  # of what `multiprocessing` does at the end: some of the rest talks to the tracker
+_TRACKER_SECONDS = 1.0  # time for Python's resource tracker to exit
+_LAST = -1000  # exit priority; other finalizers of `multiprocessing` still need the tracker
 
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisorConfig:
     """Limits of the worker processes."""
 
-    workers: int  # how many processes
+    workers: int  # number of processes
     memory_bytes: int | None = 4 << 30  # resident memory of one child; None: no limit. Needs /proc (Linux)
-    attempts: int = 2  # how often a task is tried whose child died
-    tasks_per_child: int = 500  # then the child is replaced: libraries leak
-    unset_prefixes: tuple[str, ...] = ()  # environment variables that begin so are taken away from the children
-    stderr_path: Path | None = None  # where the children's output goes (decoders are noisy); None: the terminal
+    attempts: int = 2  # number of attempts of a task whose child dies
+    tasks_per_child: int = 500  # the child is then replaced, since libraries leak
+    unset_prefixes: tuple[str, ...] = ()  # environment variables to remove in the children
+    stderr_path: Path | None = None  # file for the children's output (decoders are noisy); None: the terminal
 
     def __post_init__(self) -> None:
         if min(self.workers, self.attempts, self.tasks_per_child) < 1:
@@ -56,7 +56,7 @@ class SupervisorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One call: the argument of the task function and its wall-time limit."""
+    """One call: the argument of the task function and its time limit."""
 
     argument: Any  # picklable
     timeout_seconds: float
@@ -64,21 +64,21 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Crash:
-    """Why a task was given up."""
+    """Reason why a task was given up."""
 
     reason: str  # a code: `timeout`, `out_of_memory`, `killed_by_sigsegv`, `exited`
     message: str  # the same in every run
-    measured: str = ""  # what is not; for a log
+    measured: str = ""  # details that vary between runs, for the log
 
     @property
     def is_of_decoder(self) -> bool:
-        """Whether native code ended the worker, not a limit and not the system."""
+        """True if native code ended the worker, not a limit or the system."""
         return self.reason == "exited" or (self.reason.startswith("killed_by_") and self.reason != "killed_by_sigkill")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResult:
-    """How a task ended: with a `value`, with an `error` that the function raised, or with a `crash` of its child."""
+    """Result of a task: a `value`, an `error` that the function raised, or a `crash` of its child."""
 
     task: Task
     value: Any = None
@@ -89,30 +89,30 @@ class TaskResult:
 
 
 def too_little_memory(memory_bytes: int) -> str:
-    """The message about a task that needs more than this, whether the parent saw it or the child was refused some."""
+    """Return the message about a task that needs more memory than this, whether the parent or the child noticed."""
     return f"needs more than {memory_bytes >> 20:,} MiB of memory"
 
 
-class Crew(Protocol):
-    """Whoever runs tasks: a `Supervisor`, or what takes its place."""
+class Executor(Protocol):
+    """Executor of tasks, such as `Supervisor`."""
 
     config: SupervisorConfig
 
-    def __enter__(self) -> Crew: ...
+    def __enter__(self) -> Executor: ...
     def __exit__(self, *exc: object) -> None: ...
     def run(self, function: Callable[[Any], Any], tasks: Iterable[Task]) -> Iterator[TaskResult]: ...
 
 
 class RemoteError(Exception):
-    """Stands for an exception of a child that could not be sent to the parent."""
+    """Replacement for an exception of a child that could not be pickled."""
 
 
 class WorkerStartError(UserError):
-    """Child after child died before it took a task."""
+    """Repeated death of children before they took a task."""
 
 
 class Supervisor:
-    """Runs tasks in child processes. A context manager: when it ends, however it ends, no child is left.
+    """Executor in local child processes. A context manager: no child is left when it ends, however it ends.
 
     >>> with Supervisor(SupervisorConfig(workers=1)) as supervisor:
     ...     tasks = [Task(argument=word, timeout_seconds=60) for word in ("a", "bc")]
@@ -136,9 +136,9 @@ class Supervisor:
         self._children.clear()
 
     def run(self, function: Callable[[Any], Any], tasks: Iterable[Task]) -> Iterator[TaskResult]:
-        """Call `function` (importable from its module) on each task; yield the results as they come, in any order.
+        """Call `function` (importable from its module) on each task; yield the results as they complete, in any order.
 
-        `tasks` is read lazily: no more than one for each child is in hand. Raises WorkerStartError.
+        `tasks` is read lazily: at most one per child is in progress. Raises WorkerStartError.
         """
         source = iter(tasks)
         again: deque[_Attempt] = deque()  # tasks whose child died
@@ -179,7 +179,7 @@ class Supervisor:
         self._children.remove(child)
 
     def _wait(self, busy: list[_Child]) -> list[_Child]:
-        """The children that have something to say, died, or went over a limit (these are killed here)."""
+        """Return the children that sent a message, died, or exceeded a limit (the latter are killed here)."""
         deadline = min(child.deadline for child in busy)
         timeout = max(0.0, min(deadline - time.monotonic(), _POLL_SECONDS))
         ready = set(wait([handle for child in busy for handle in (child.connection, child.process.sentinel)], timeout))
@@ -190,7 +190,7 @@ class Supervisor:
         return ended
 
     def _result(self, child: _Child, again: deque[_Attempt]) -> TaskResult | None:
-        """What a child that `_wait` named has to say; None when it only reported that it is up, or is tried again."""
+        """Return the result of a child named by `_wait`; None if it only reported its start, or its task is retried."""
         attempt = child.attempt
         assert attempt is not None
         message = child.receive() if child.crash is None else None
@@ -207,8 +207,8 @@ class Supervisor:
             self._failed_starts += 1
             if self._failed_starts >= _MAX_FAILED_STARTS:
                 raise WorkerStartError(
-                    f"worker processes cannot start ({crash.message}); when build() is called from a script of yours, "
-                    "call it under `if __name__ == '__main__':`"
+                    f"worker processes cannot start ({crash.message}); if your script calls build(), "
+                    "put the call under `if __name__ == '__main__':`"
                 )
             again.append(attempt)  # not the task's fault
             return None
@@ -222,25 +222,25 @@ class Supervisor:
 class _Attempt:
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.count = 0  # children that died over it
+        self.count = 0  # children that died while running it
 
 
 class _Child:
-    """A child process as the parent sees it."""
+    """Parent's side of a child process."""
 
     def __init__(self, config: SupervisorConfig) -> None:
-        context = multiprocessing.get_context("spawn")  # never fork: a decoder used before a fork hangs in the child
+        context = multiprocessing.get_context("spawn")  # not fork: a decoder used before a fork hangs in the child
         self.connection, theirs = context.Pipe(duplex=True)
         self.process: BaseProcess = context.Process(
             target=_child_main, args=(theirs, os.getpid(), config), name="vidshard-worker", daemon=True
         )
-        _start_resource_tracker()  # before the block: it would let SIGINT through again
+        _start_resource_tracker()  # before the block, since it would unblock SIGINT
         with _interrupt_blocked():
             self.process.start()
         theirs.close()
         self.memory_bytes = config.memory_bytes
         self.attempt: _Attempt | None = None
-        self.crash: Crash | None = None  # set when this side ended it
+        self.crash: Crash | None = None  # set if the parent killed the child
         self.is_up = False
         self.tasks_done = 0
         self.given = 0.0
@@ -250,7 +250,7 @@ class _Child:
         self.attempt = attempt
         self.given = time.monotonic()
         self.deadline = self.given + (attempt.task.timeout_seconds if self.is_up else _START_SECONDS)
-        with contextlib.suppress(OSError):  # it is dead: `_wait` will see that
+        with contextlib.suppress(OSError):  # the child is dead: `_wait` will notice
             self.connection.send((function, attempt.task.argument))
 
     def finish(self) -> None:
@@ -258,19 +258,19 @@ class _Child:
         self.tasks_done += 1
 
     def receive(self) -> Any:
-        """The next message, or None when there is none because the child died."""
+        """Return the next message; None if there is none because the child died."""
         try:
             message = self.connection.recv() if self.connection.poll() else None
         except (EOFError, OSError, pickle.UnpicklingError):
             return None
         if message == ("ready",) and self.attempt is not None:
             self.is_up = True
-            self.given = time.monotonic()  # the time of a task runs from when the child is up
+            self.given = time.monotonic()  # the time limit of a task starts when the child is up
             self.deadline = self.given + self.attempt.task.timeout_seconds
         return message
 
     def over_limit(self) -> bool:
-        """Whether the child went over its time or memory; it is killed then."""
+        """Return True if the child exceeded its time or memory limit; it is then killed."""
         resident = _resident_bytes(self.process.pid) if self.memory_bytes is not None else 0
         if self.memory_bytes is not None and resident > self.memory_bytes:
             self.crash = Crash(
@@ -286,10 +286,10 @@ class _Child:
         return self.crash is not None
 
     def exit_crash(self) -> Crash:
-        """Why a child died that this side did not end."""
+        """Describe why a child died that the parent did not kill."""
         self.process.join(1.0)
         code = self.process.exitcode
-        if code is None:  # it closed its pipe and lives on
+        if code is None:  # it closed its pipe but is still alive
             self.kill()
             return Crash(reason="exited", message="the worker process closed its pipe")
         if code < 0:
@@ -304,7 +304,7 @@ class _Child:
             self.process.kill()
 
     def close(self) -> None:
-        self.process.join(5.0)  # a killed process only outlives this inside a system call that does not return
+        self.process.join(5.0)  # a killed process only survives this inside a blocked system call
         self.connection.close()
         if self.process.exitcode is not None:
             self.process.close()
@@ -312,9 +312,9 @@ class _Child:
 
 @contextlib.contextmanager
 def _interrupt_blocked() -> Iterator[None]:
-    """Start a child with SIGINT blocked, which it inherits: Ctrl-C is the parent's to handle.
+    """Start a child with SIGINT blocked, which it inherits: only the parent handles Ctrl-C.
 
-    A pending Ctrl-C reaches the parent when the block ends. A no-op where there are no signal masks (Windows).
+    A pending Ctrl-C reaches the parent when the block ends. Does nothing where there are no signal masks (Windows).
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -327,11 +327,11 @@ def _interrupt_blocked() -> Iterator[None]:
 
 
 def _start_resource_tracker() -> None:
-    """Start the process that Python starts beside every spawned child, to end it before this process ends.
+    """Start Python's resource tracker early, so that it can be ended before this process ends.
 
-    It cleans up shared memory, of which there is none here, and sees that its parent is gone only when it is: it would
-    outlive a build by what a Python takes to end, and by seconds on a machine with other things to do. Newer
-    Pythons wait for it. One that another library has started already is left alone.
+    The tracker cleans up shared memory, which is not used here, and notices only afterwards that its parent is gone: it
+    would outlive a build by the time that a Python takes to exit, and by seconds on a busy machine. Newer Pythons wait
+    for it. A tracker that another library has started is left alone.
     """
     if os.name != "posix":
         return
@@ -348,17 +348,17 @@ def _end_resource_tracker(tracker: Any) -> None:
     if descriptor is None or pid is None:
         return
     tracker._fd = tracker._pid = None
-    os.close(descriptor)  # it ends when nobody holds the other end of its pipe
+    os.close(descriptor)  # it exits when the other end of its pipe is closed everywhere
     deadline = time.monotonic() + _TRACKER_SECONDS
-    with contextlib.suppress(ChildProcessError):  # somebody else waited for it
+    with contextlib.suppress(ChildProcessError):  # another thread has waited for it
         while os.waitpid(pid, os.WNOHANG) == (0, 0):
-            if time.monotonic() > deadline:  # a child holds it that even SIGKILL does not end, on a disk that hangs
+            if time.monotonic() > deadline:  # held open by a child that even SIGKILL cannot end (disk hang)
                 os.kill(pid, signal.SIGKILL)
             time.sleep(0.002)
 
 
 def _signal_name(number: int) -> str:
-    """Lower-case name of a signal.
+    """Return the lower-case name of a signal.
 
     >>> _signal_name(11)
     'sigsegv'
@@ -370,7 +370,7 @@ def _signal_name(number: int) -> str:
 
 
 def _resident_bytes(pid: int | None) -> int:
-    """Resident memory of a process; 0 where it cannot be told (no /proc, or the process is gone)."""
+    """Return the resident memory of a process in bytes; 0 if unknown (no /proc, or the process is gone)."""
     try:
         with open(f"/proc/{pid}/statm", "rb") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -382,7 +382,7 @@ def _resident_bytes(pid: int | None) -> int:
 
 
 def _child_main(connection: Connection, parent_pid: int, config: SupervisorConfig) -> None:
-    """Take tasks until the parent closes the pipe."""
+    """Run tasks until the parent closes the pipe."""
     with contextlib.suppress(ValueError, OSError, AttributeError):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in [name for name in os.environ if name.startswith(config.unset_prefixes)]:
@@ -411,7 +411,7 @@ def _call(function: Callable[[Any], Any], argument: Any) -> tuple[str, Any, Exce
 
 
 def _sendable(error: Exception) -> Exception:
-    """The exception itself if it survives pickling, which those with arguments of their own often do not."""
+    """Return the exception itself if it can be pickled (many with their own arguments cannot), else a RemoteError."""
     try:
         pickle.loads(pickle.dumps(error))
         return error
@@ -420,16 +420,16 @@ def _sendable(error: Exception) -> Exception:
 
 
 def _die_with_parent(parent_pid: int) -> None:
-    """End this process when its parent ends, even by SIGKILL, and even when this one hangs with the lock held (Linux).
+    """End this process when its parent ends, even by SIGKILL or while this process hangs with the lock held (Linux).
 
-    Elsewhere a thread watches the parent, which a hang with the lock held defeats.
+    Elsewhere a thread watches the parent; it cannot run while the lock is held.
     """
     if sys.platform == "linux":
         with contextlib.suppress(Exception):
             import ctypes
 
             if ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) == 0:
-                if os.getppid() != parent_pid:  # it died before the call
+                if os.getppid() != parent_pid:  # the parent died before the call
                     os._exit(1)
                 return
     parent = multiprocessing.parent_process()
@@ -443,7 +443,7 @@ def _exit_when(sentinel: int) -> None:
 
 
 def _redirect_output(path: Path) -> None:
-    """Send the output of C libraries, which knows nothing of `sys.stderr`, to the end of a file."""
+    """Append the output of C libraries, which bypass `sys.stderr`, to a file."""
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(descriptor, 1)
@@ -452,7 +452,7 @@ def _redirect_output(path: Path) -> None:
 
 
 def _limit_memory(num_bytes: int) -> None:
-    """A second fence behind the parent's watch, for what is faster than it. Not on Windows."""
+    """Set a hard memory limit, in case memory grows faster than the parent can notice. Not available on Windows."""
     with contextlib.suppress(ImportError, ValueError, OSError, AttributeError):
         import resource
 

@@ -1,6 +1,6 @@
-"""One builder a folder: a lock file that names its holder, and is taken over from a holder that is dead.
+"""Lock files that allow one builder per folder and are taken over from dead holders.
 
-A plain file made with O_EXCL, not an advisory lock: these exist on no two systems alike and not on every cluster disk.
+A lock is a plain file created with O_EXCL: advisory locks differ between systems and are missing on some cluster disks.
 """
 
 from __future__ import annotations
@@ -18,24 +18,22 @@ from typing import Any
 from vidshard.util.errors import UserError
 
 REFRESH_SECONDS = 60.0
-STALE_SECONDS = (
-    600.0  # the lock of another host, or one without a readable holder, is dead after so long without refresh
-)
-SILENT_SECONDS = 180.0  # the same, for one that is watched: three times it should have been refreshed
-_WAIT_SECONDS = 1.0  # between two looks at a lock
-_STILL_ACTIVE = 259  # Windows: exit code of a process that runs
+STALE_SECONDS = 600.0  # a lock of another host, or without a readable holder, is stale after this time without refresh
+SILENT_SECONDS = 180.0  # the same for a watched lock: three refresh intervals
+_WAIT_SECONDS = 1.0  # polling interval
+_STILL_ACTIVE = 259  # Windows: exit code of a running process
 _PROCESS_QUERY_LIMITED_INFORMATION = 0x1000
 
 
 class LockHeldError(UserError):
-    """Another process that is alive, or may be, has the lock."""
+    """Another process holds the lock and is alive, or may be."""
 
 
 @contextlib.contextmanager
 def hold_lock(path: Path, *, what: str, silence: Silence | None = None) -> Iterator[None]:
-    """Hold the lock file `path` while the block runs. Raises LockHeldError that names its holder, if another has it.
+    """Hold the lock file `path` while the block runs. Raises LockHeldError, naming the other holder, if any.
 
-    `silence`: what the caller has seen of the lock before; a holder that was silent for long is taken for dead.
+    `silence`: the caller's observations of the lock; a holder that was silent for too long is considered dead.
     """
     me = _take(path, what, silence)
     done = threading.Event()
@@ -47,15 +45,15 @@ def hold_lock(path: Path, *, what: str, silence: Silence | None = None) -> Itera
         done.set()
         refresher.join()
         with contextlib.suppress(OSError):
-            if path.read_text(encoding="utf-8") == me:  # not of one that took this process for dead
+            if path.read_text(encoding="utf-8") == me:  # unless another process took the lock over
                 path.unlink()
 
 
 class Silence:
-    """How long locks have shown no sign of life while they were watched, by the clock of this process alone.
+    """Watch for stale locks: how long each went without a refresh, by the clock of this process alone.
 
-    The age of a file on a shared disk is told by two clocks that may differ, and a task that is started again after its
-    machine died should not wait until that age is beyond doubt.
+    The age of a file on a shared disk depends on two clocks that may differ, and a task restarted after its machine
+    died should not wait until that age is beyond doubt.
     """
 
     def __init__(self) -> None:
@@ -63,7 +61,7 @@ class Silence:
         self._refreshed: set[Path] = set()
 
     def seconds(self, path: Path, content: str, modified: float) -> float:
-        """For how long the lock has been seen so; 0.0 if it is new or was refreshed."""
+        """Return for how many seconds the lock has been unchanged; 0.0 if it is new or was refreshed."""
         now = time.monotonic()
         seen, since = self._seen.get(path, (None, now))
         if seen != (content, modified):
@@ -74,24 +72,24 @@ class Silence:
         return now - since
 
     def may_end(self, path: Path) -> bool:
-        """Whether the holder of a lock may still turn out to be dead: it is elsewhere, and gave no sign of life."""
+        """Return True if the holder may still turn out to be dead: it is on another host and gave no sign of life."""
         return path not in self._refreshed and _is_elsewhere(path)
 
 
 @contextlib.contextmanager
 def hold_whole(path: Path, parts: Path, *, what: str, wait: bool = False) -> Iterator[None]:
-    """Hold the lock `path` of all of a folder, while nobody has one of a part of it (a `.lock` in the folder `parts`).
+    """Hold the lock `path` of a whole folder while no task holds a lock in the folder `parts`.
 
-    `wait`: until it is sure that those who have one elsewhere are dead. Raises LockHeldError.
+    `wait`: wait until remote holders are certainly dead. Raises LockHeldError.
     """
     with hold_lock(path, what=what):
         silence = Silence()
         while living := _living(parts, silence):
             if not wait or not all(silence.may_end(lock) for lock in living):
-                told = ", ".join(f"{lock.stem} ({holder})" for lock, holder in list(living.items())[:8])
+                tasks = ", ".join(f"{lock.stem} ({holder})" for lock, holder in list(living.items())[:8])
                 raise LockHeldError(
-                    f"{what} is being built by an array of tasks, of which these run: {told}; wait for them, or build "
-                    f"into another --out (locks: {parts})"
+                    f"{what} is being built by array tasks that still run: {tasks}; wait for them, or build into "
+                    f"another --out (locks: {parts})"
                 )
             time.sleep(_WAIT_SECONDS)
         yield
@@ -99,13 +97,13 @@ def hold_whole(path: Path, parts: Path, *, what: str, wait: bool = False) -> Ite
 
 @contextlib.contextmanager
 def hold_part(path: Path, whole: Path, *, what: str, tell: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock `path` of a part, while nobody has the lock `whole` of all of it.
+    """Hold the lock `path` of one task while no process holds the lock `whole` of the whole folder.
 
-    Waits until it is sure that a holder on another machine is dead, which may be this task before it was started again.
-    Raises LockHeldError.
+    Waits until a holder on another machine is certainly dead; that may be this task before it was restarted. Raises
+    LockHeldError.
     """
     silence = Silence()
-    told = False
+    logged = False
     with contextlib.ExitStack() as held:
         while True:
             try:
@@ -114,18 +112,18 @@ def hold_part(path: Path, whole: Path, *, what: str, tell: Callable[[str], None]
             except LockHeldError as error:
                 if not silence.may_end(path):
                     raise
-                if not told:
-                    tell(f"waiting for up to {SILENT_SECONDS:.0f} s whether it is alive: {error}")
-                told = True
+                if not logged:
+                    tell(f"waiting up to {SILENT_SECONDS:.0f} s to see whether the holder is alive: {error}")
+                logged = True
             time.sleep(_WAIT_SECONDS)
         if (holder := holder_of(whole)) is not None:
-            raise LockHeldError(f"{what} is being built whole by {holder}; wait for it (lock: {whole})")
+            raise LockHeldError(f"{what} is being built as a whole by {holder}; wait for it (lock: {whole})")
         yield
 
 
 @contextlib.contextmanager
 def wait_for_lock(path: Path, *, what: str) -> Iterator[None]:
-    """Hold the lock `path`, which others hold for moments only: wait until they gave it back, or are dead."""
+    """Hold the lock `path`, which others hold only briefly: wait until it is released, or its holder is dead."""
     silence = Silence()
     with contextlib.ExitStack() as held:
         while True:
@@ -138,7 +136,7 @@ def wait_for_lock(path: Path, *, what: str) -> Iterator[None]:
 
 
 def _living(parts: Path, silence: Silence) -> dict[Path, str]:
-    """Lock → holder, of those in a folder whose holder is not known to be dead."""
+    """Return lock → holder for the locks in a folder whose holder is not known to be dead."""
     living = {}
     for path in sorted(parts.glob("*.lock")):
         holder = holder_of(path)
@@ -150,7 +148,7 @@ def _living(parts: Path, silence: Silence) -> dict[Path, str]:
 
 
 def holder_of(path: Path) -> str | None:
-    """Who has the lock, in words; None if nobody has it, or one who is dead."""
+    """Describe the live holder, or return None."""
     try:
         text, age = path.read_text(encoding="utf-8"), time.time() - path.stat().st_mtime
     except OSError:
@@ -160,7 +158,7 @@ def holder_of(path: Path) -> str | None:
 
 
 def _is_elsewhere(path: Path) -> bool:
-    """Whether the lock is that of another machine, of which nothing but silence can tell that it is dead."""
+    """Return True if another host holds the lock: only a stale heartbeat can prove it dead."""
     try:
         holder = _parse(path.read_text(encoding="utf-8"))
     except OSError:
@@ -169,7 +167,7 @@ def _is_elsewhere(path: Path) -> bool:
 
 
 def _take(path: Path, what: str, silence: Silence | None) -> str:
-    """Make the lock file; return its content."""
+    """Create the lock file; return its content."""
     me = json.dumps(
         {
             "pid": os.getpid(),
@@ -188,7 +186,7 @@ def _take(path: Path, what: str, silence: Silence | None) -> str:
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(me)
         return me
-    raise LockHeldError(f"{what} is being built by others who come and go; run the same command again")
+    raise LockHeldError(f"{what} is locked by a series of other processes; run the same command again")
 
 
 def _remove_if_dead(path: Path, what: str, silence: Silence | None) -> None:
@@ -196,25 +194,25 @@ def _remove_if_dead(path: Path, what: str, silence: Silence | None) -> None:
     try:
         text, modified = path.read_text(encoding="utf-8"), path.stat().st_mtime
     except FileNotFoundError:
-        return  # just given back
+        return  # just released
     holder = _parse(text)
     is_silent = silence is not None and silence.seconds(path, text, modified) > SILENT_SECONDS
     if not is_silent and not _is_dead(holder, time.time() - modified):
         raise LockHeldError(
             f"{what} is being built by {_named(holder)}; wait for it, or build into another --out (lock: {path})"
         )
-    # Renamed first, and looked at again: of two who find it dead only one may take it, and nobody a new holder's.
-    grave = path.with_name(f"{path.name}.{os.getpid()}")
+    # Renamed first and checked again: of two processes only one may take a dead lock, and none may take a new one.
+    claimed = path.with_name(f"{path.name}.{os.getpid()}")
     with contextlib.suppress(FileNotFoundError):
-        os.replace(path, grave)
-        if grave.read_text(encoding="utf-8") != text:
-            os.replace(grave, path)
+        os.replace(path, claimed)
+        if claimed.read_text(encoding="utf-8") != text:
+            os.replace(claimed, path)
         else:
-            grave.unlink()
+            claimed.unlink()
 
 
 def _num_restarts() -> int:
-    """How often SLURM has queued this job again."""
+    """Return how often SLURM has requeued this job."""
     count = os.environ.get("SLURM_RESTART_COUNT", "")
     return int(count) if count.isdigit() else 0
 
@@ -249,11 +247,11 @@ def _parse(text: str) -> dict[str, Any] | None:
 
 
 def process_start(pid: int) -> str | None:
-    """What tells a process from a later one with its number, "" where that is unknown; None if it is gone."""
+    """Return an identifier that distinguishes reused process numbers; "" if unknown, None if the process is gone."""
     if os.name == "nt":
         return "" if _runs_on_windows(pid) else None
     try:
-        # Field 22 of /proc/PID/stat; the name, field 2, may hold spaces. A zombie (field 3) holds nothing any more.
+        # Field 22 of /proc/PID/stat; the name, field 2, may hold spaces. A zombie (field 3) holds no lock.
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         return None if fields[0] == "Z" else fields[19]
     except (OSError, IndexError):
@@ -264,12 +262,12 @@ def process_start(pid: int) -> str | None:
     except ProcessLookupError:
         return None
     except OSError:
-        return ""  # it runs and belongs to another user
+        return ""  # running, but owned by another user
     return ""
 
 
 def _runs_on_windows(pid: int) -> bool:
-    """os.kill(pid, 0) would end the process there."""
+    """Return True if the process is running; os.kill(pid, 0) would end it on Windows."""
     import ctypes
 
     kernel32 = ctypes.windll.kernel32  # type: ignore[attr-defined,unused-ignore]

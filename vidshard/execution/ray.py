@@ -1,8 +1,8 @@
-"""The workers of a build on a Ray cluster, or on one that Ray starts here; the only user of Ray.
+"""Executor on a Ray cluster, existing or started locally.
 
-It runs tasks as `Supervisor` does, and with it: an actor holds a supervisor of one child, so that the limits of time
-and memory hold, and a crash stays in the child. What is watched here are the actors: one whose process or node is lost
-is replaced, and its task is given to another. Output and log folder must be on a disk that all nodes share.
+Each actor holds a `Supervisor` with one child, so that the time and memory limits apply and a crash stays in the child.
+The executor watches the actors: it replaces one whose process or node is lost, and gives its task to another. Output
+and log folder must be on a disk that all nodes share.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from typing import Any
 from vidshard.execution.local import Crash, Supervisor, SupervisorConfig, Task, TaskResult
 from vidshard.util.errors import UserError
 
-_MAX_LOST = 4  # workers lost over one task: then it is the task
+_MAX_LOST = 4  # workers lost with one task before the task is blamed
 _MAX_FAILED_STARTS = 3  # in a row
-_START_SECONDS = 180.0  # until the first worker is there
+_START_SECONDS = 180.0  # until the first worker starts
 _POLL_SECONDS = 1.0
-_OBJECT_BYTES = 100 << 20  # the store of a local cluster: results are small, clips go through files
+_OBJECT_BYTES = 100 << 20  # object store of a local cluster: results are small, clips go through files
 
 
 class RayExecutor:
-    """Runs tasks in the workers of a Ray cluster. A context manager: when it ends, no worker is left.
+    """Executor in the workers of a Ray cluster. A context manager: no worker is left when it ends.
 
-    The cluster is that of RAY_ADDRESS; without it one is started on this machine and ended again. `all_cpus`: as many
-    workers as the cluster of RAY_ADDRESS has processors, in place of ``config.workers``. Raises UserError without Ray.
+    RAY_ADDRESS names the cluster; without it, a local one is started and stopped again. `all_cpus`: use as many workers
+    as the cluster of RAY_ADDRESS has CPUs instead of ``config.workers``. Raises UserError if Ray is missing.
     """
 
     def __init__(self, config: SupervisorConfig, *, all_cpus: bool = False) -> None:
@@ -61,10 +61,10 @@ class RayExecutor:
             self._ray.shutdown()
 
     def run(self, function: Callable[[Any], Any], tasks: Iterable[Task]) -> Iterator[TaskResult]:
-        """As `Supervisor.run`. Raises UserError when no worker can be started."""
+        """Run tasks like `Supervisor.run`. Raises UserError if no worker can be started."""
         source = iter(tasks)
         waiting: deque[_Attempt] = deque()
-        starting: dict[Any, Any] = {}  # what Ray calls the answer to come → slot
+        starting: dict[Any, Any] = {}  # pending answer → slot
         busy: dict[Any, tuple[Any, _Attempt]] = {}
         idle = list(self._slots)
         exhausted, failed_starts, deadline = False, 0, time.monotonic() + _START_SECONDS
@@ -100,7 +100,7 @@ class RayExecutor:
                     else:
                         yield result
         finally:
-            for slot in [*starting.values(), *(slot for slot, _ in busy.values())]:  # left early: not waited for
+            for slot in [*starting.values(), *(slot for slot, _ in busy.values())]:  # left early: do not wait
                 self._drop(slot)
 
     def _new_slot(self) -> Any:
@@ -109,33 +109,33 @@ class RayExecutor:
         return slot
 
     def _check_started(self, slot: Any, answer: Any, failed_starts: int) -> int:
-        """How many workers in a row failed to start. Raises UserError when too many did."""
+        """Return the number of consecutive failed starts. Raises UserError if there were too many."""
         try:
             self._ray.get(answer)
         except self._ray.exceptions.RayError as error:
             self._drop(slot)
             if failed_starts + 1 >= _MAX_FAILED_STARTS:
-                raise UserError(f"workers of Ray cannot start: {_first_line(error)}") from error
+                raise UserError(f"Ray workers cannot start: {_first_line(error)}") from error
             return failed_starts + 1
         return 0
 
     def _none_started(self) -> str:
         return (
-            f"no worker of the Ray cluster was there in {_START_SECONDS:.0f} seconds; each takes one CPU, and it has "
-            f"{self._ray.cluster_resources().get('CPU', 0):g}, of which "
-            f"{self._ray.available_resources().get('CPU', 0):g} are free"
+            f"no Ray worker started within {_START_SECONDS:.0f} seconds; each needs one CPU, and "
+            f"{self._ray.available_resources().get('CPU', 0):g} of the cluster's "
+            f"{self._ray.cluster_resources().get('CPU', 0):g} are free"
         )
 
     def _result(self, slot: Any, answer: Any, attempt: _Attempt) -> TaskResult | None:
-        """How a task ended; None to try it again, because its worker was lost."""
+        """Return the result of a task; None if its worker was lost and the task is to be retried."""
         try:
             result: TaskResult = pickle.loads(self._ray.get(answer))
-        except self._ray.exceptions.RayTaskError as error:  # the supervisor of that worker gave up
+        except self._ray.exceptions.RayTaskError as error:  # the supervisor of that worker failed
             raise (error.cause if isinstance(error.cause, UserError) else error) from error
         except self._ray.exceptions.RayError as error:
             self._drop(slot)
             attempt.lost += 1
-            print(f"a worker of Ray was lost: {_first_line(error)}", file=sys.stderr, flush=True)
+            print(f"a Ray worker was lost: {_first_line(error)}", file=sys.stderr, flush=True)
             if attempt.lost < _MAX_LOST:
                 return None
             message = f"the worker was lost {_MAX_LOST} times"
@@ -144,18 +144,18 @@ class RayExecutor:
 
     def _drop(self, slot: Any) -> None:
         self._slots.remove(slot)
-        with contextlib.suppress(Exception):  # it is dead, or the cluster is
+        with contextlib.suppress(Exception):  # the actor or the cluster is dead
             self._ray.kill(slot, no_restart=True)
 
 
 class _Attempt:
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.lost = 0  # workers that were lost over it
+        self.lost = 0  # workers lost while running it
 
 
 class _Slot:
-    """The actor: a supervisor of one child. The child dies with it, whatever ends it (see the supervisor)."""
+    """Ray actor: a supervisor of one child. The child dies with it, whatever ends it."""
 
     def __init__(self, config: SupervisorConfig) -> None:
         self._supervisor = Supervisor(dataclasses.replace(config, workers=1))
@@ -165,11 +165,11 @@ class _Slot:
 
     def run(self, function: Callable[[Any], Any], task: Task) -> bytes:
         (result,) = self._supervisor.run(function, [task])
-        return pickle.dumps(result)  # arrays that Ray sends by itself cannot be written to
+        return pickle.dumps(result)  # arrays that Ray transfers itself are read-only
 
 
 def _import_ray() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a build tells nobody
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
@@ -179,7 +179,7 @@ def _import_ray() -> Any:
 
 
 def _connect(ray: Any, workers: int) -> None:
-    """Join the cluster of RAY_ADDRESS, or start one. Ray's own handler of SIGTERM does not stay."""
+    """Join the cluster of RAY_ADDRESS, or start one, and restore the SIGTERM handler that Ray replaces."""
     quiet = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
     address = os.environ.get("RAY_ADDRESS")
     in_main = threading.current_thread() is threading.main_thread()
@@ -191,7 +191,7 @@ def _connect(ray: Any, workers: int) -> None:
             ray.init(
                 address="local", num_cpus=workers, include_dashboard=False, object_store_memory=_OBJECT_BYTES, **quiet
             )
-    except Exception as error:  # Ray raises a dozen kinds
+    except Exception as error:  # Ray raises a dozen types
         where = f"the Ray cluster at {address}" if address else "a local Ray cluster"
         raise UserError(f"{where} cannot be used: {_first_line(error)}") from error
     finally:

@@ -1,4 +1,4 @@
-"""What is in a shard folder, from its manifest and index alone; no shard is read."""
+"""Summary of a shard folder from its manifest and index; no shard is read."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy.typing as npt
 from vidshard.shards import layout, remote_set
 from vidshard.storage.urls import Location
 
-_MAX_ROWS = 8  # lines of a histogram before the rest is summed
+_MAX_ROWS = 8  # entries of a list; the rest is summed
 
 
 def inspect_shards(folder: Location) -> dict[str, Any]:
-    """All that `vidshard inspect` tells, as JSON types. Raises UserError when `folder` is no finished shard folder."""
+    """Summarise a shard folder as JSON types. Raises UserError if `folder` is not a finished shard folder."""
     shards = remote_set.outline(folder)
     built, index = shards.manifest, shards.index
     videos, rows = index.videos, index.clips
@@ -55,7 +55,7 @@ def inspect_shards(folder: Location) -> dict[str, Any]:
 
 
 def to_text(about: Mapping[str, Any]) -> str:
-    """The same for people."""
+    """Format the result of `inspect_shards` for people."""
     videos, seconds = about["videos"], about["seconds"]
     lines = [
         f"{about['folder']}: split {about['split'] or 'none'}, clips uint8 {tuple(about['clip_shape'])}, "
@@ -73,14 +73,14 @@ def to_text(about: Mapping[str, Any]) -> str:
         f"  decoders     {_counts_text(about['decoders'])}",
         f"  recordings   {about['source_groups'] or 'not known'}",
         f"  breaks       {_breaks_text(about['breaks'], about['videos_with_breaks'])}",
-        f"  repeats      {about['repeated_clips']:,} clips of a video, or a part between breaks, shorter than the clip",
+        f"  repeats      {about['repeated_clips']:,} clips repeat frames: video, or part between breaks, too short",
         f"  failures     {_counts_text(about['failures']) or 'none'}",
     ]
     return "\n".join(lines)
 
 
 def _spread(values: npt.NDArray[np.float64]) -> dict[str, float]:
-    """Smallest, median and largest of some numbers; zeros where there are none."""
+    """Return minimum, median and maximum; zeros if there are no values."""
     if not len(values):
         return {"min": 0.0, "median": 0.0, "max": 0.0}
     parts = {"min": values.min(), "median": np.median(values), "max": values.max()}
@@ -88,7 +88,7 @@ def _spread(values: npt.NDArray[np.float64]) -> dict[str, float]:
 
 
 def _counts(values: Any) -> dict[str, int]:
-    """How often each value occurs, the most frequent first."""
+    """Count the values, most frequent first."""
     return dict(sorted(Counter(values).items(), key=lambda row: (-row[1], row[0])))
 
 

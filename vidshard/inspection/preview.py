@@ -1,7 +1,7 @@
-"""A shard folder as one HTML page that needs nothing else: contact sheets, histograms, failures.
+"""Self-contained HTML page about a shard folder: contact sheets, histograms, failures.
 
-Reads the index, the records of repeated clips and the clips that are shown, so that it takes seconds for any set.
-The same set and options give the same page.
+Reads only the index, the records of clips with repeated frames, and the clips that it shows, so that it takes seconds
+for any set. The same set and options give the same page.
 """
 
 from __future__ import annotations
@@ -17,48 +17,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vidshard.inspection.config import PREVIEW_NAME
+from vidshard.inspection.config import PreviewConfig as PreviewConfig
 from vidshard.inspection.contents import inspect_shards
 from vidshard.shards import layout, manifest
 from vidshard.shards.manifest import ShardSet
 from vidshard.util import atomic, console
-from vidshard.util.errors import FormatError, UserError
+from vidshard.util.errors import FormatError
 from vidshard.util.opencv import load_cv2
 
-PREVIEW_NAME = "preview.html"
 _JPEG_QUALITY = 80
 _NUM_BINS = 24
-_MAX_BARS = 10  # of counted things, such as resolutions
-_MAX_RECORDS = 5000  # of repeated clips; more are a sample of them
+_MAX_BARS = 10  # in charts of counted values, such as resolutions
+_MAX_RECORDS = 5000  # of clips with repeated frames; more are sampled
 _MAX_FAILURES = 2000  # rows of the table; failures.csv has the rest
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreviewConfig:
-    """What to show of which shard folder."""
-
-    folder: Path
-    out: Path | None = None  # default: preview.html in the log folder beside the set
-    clips_per_class: int = 24
-    seed: int = 0  # which clips are drawn
-
-    def __post_init__(self) -> None:
-        if self.clips_per_class < 1:
-            raise UserError(f"clips_per_class is {self.clips_per_class}, expected at least 1")
-        if self.out is not None and self.out.is_dir():
-            raise UserError(
-                f"{self.out} is a folder, expected the name of a page; give --out {self.out / PREVIEW_NAME}"
-            )
-        if self.out is not None and self.folder.resolve() in self.out.resolve().parents:
-            raise UserError(f"{self.out} lies in the shard folder, which must hold nothing else; give another --out")
-
-    @property
-    def path(self) -> Path:
-        return self.out if self.out is not None else manifest.log_folder(self.folder) / PREVIEW_NAME
-
-
-@dataclass(frozen=True, kw_only=True)
 class Thumbnail:
-    """The middle frame of a clip. `image` is a data URI; None where the clip cannot be read: `error` says why."""
+    """Middle frame of a clip. `image` is a data URI; None if the clip cannot be read, with the reason in `error`."""
 
     key: str
     caption: str
@@ -69,7 +46,7 @@ class Thumbnail:
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """One bar of a histogram: its label, its count, and its height as a share of the highest."""
+    """One bar of a chart: its label, its count, and its height relative to the highest bar."""
 
     label: str
     count: int
@@ -78,7 +55,7 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True)
 class Histogram:
-    """`bars` lie side by side on an axis from `low` to `high`; of counted things (`low` is empty) they are rows."""
+    """Bar chart: vertical `bars` on an axis from `low` to `high`, or rows of counted values if `low` is empty."""
 
     title: str
     bars: tuple[Bar, ...]
@@ -89,10 +66,10 @@ class Histogram:
 
 
 def write_preview(config: PreviewConfig) -> Path:
-    """Write the page and return where it is.
+    """Write the page and return its path.
 
-    Raises UserError when there is no finished shard folder, FormatError when its manifest or index is damaged; a clip
-    that cannot be read is shown as such.
+    Raises UserError if there is no finished shard folder, FormatError if its manifest or index is damaged; a clip that
+    cannot be read is marked on the page.
     """
     shards = manifest.open_shards(config.folder)
     rows = draw_clips(shards, config.clips_per_class, seed=config.seed)
@@ -104,7 +81,7 @@ def write_preview(config: PreviewConfig) -> Path:
         failures=shards.manifest.failures[:_MAX_FAILURES],
         num_failures=len(shards.manifest.failures),
     )
-    atomic.write_bytes(config.path, page.encode("utf-8", "backslashreplace"))  # names of other encodings: as escapes
+    atomic.write_bytes(config.path, page.encode("utf-8", "backslashreplace"))  # escape invalid names
     return config.path
 
 
@@ -122,7 +99,7 @@ def _template() -> Any:
 
 
 def draw_clips(shards: ShardSet, clips_per_class: int, *, seed: int) -> dict[str | None, list[int]]:
-    """Class → rows of the index, rising: one clip of each video in turn, so that one long video fills no sheet."""
+    """Draw clips per class: class → ascending rows of the index, one clip per video in turn, to limit long videos."""
     index = shards.index
     of_class: dict[str | None, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for row, video in enumerate(index.clips["video"].tolist()):
@@ -170,7 +147,7 @@ def _thumbnail(shards: ShardSet, row: int) -> Thumbnail:
 def _data_uri(frame: npt.NDArray[np.uint8]) -> str:
     cv2 = load_cv2()
     done, data = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-    assert done, f"OpenCV encodes no JPEG of shape {frame.shape}"
+    assert done, f"OpenCV cannot encode a JPEG of shape {frame.shape}"
     return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode("ascii")
 
 
@@ -188,11 +165,11 @@ def _histograms(shards: ShardSet, *, seed: int) -> Iterator[Histogram]:
     yield histogram("Time from frame to frame in a clip", "s", rows["frame_gap_seconds"].astype(np.float64))
     yield _repeats(shards, seed)
     decoders = (shards.index.decoder(row) or "unknown" for row in range(len(videos)))
-    yield counts("Decoder that served", "videos", Counter(decoders))
+    yield counts("Decoder", "videos", Counter(decoders))
 
 
 def _repeats(shards: ShardSet, seed: int) -> Histogram:
-    """How many frames of a clip repeat the one before: read from the records of the clips that are flagged so."""
+    """Count the repeated frames per clip, from the records of the flagged clips."""
     rows = np.flatnonzero(shards.index.clips["flags"] & layout.flags_to_bits(("repeated",))).tolist()
     read = sorted(random.Random(seed).sample(rows, min(len(rows), _MAX_RECORDS)))
     found: Counter[str] = Counter({"none": len(shards.index) - len(rows)})
@@ -204,12 +181,12 @@ def _repeats(shards: ShardSet, seed: int) -> Histogram:
             found[str(record.repeated_frames)] += 1
         except (FormatError, OSError):
             found["unreadable"] += 1
-    note = f"{len(read):,} of {len(rows):,} clips with repeats were looked at" if len(read) < len(rows) else ""
+    note = f"{len(read):,} of {len(rows):,} clips with repeats were examined" if len(read) < len(rows) else ""
     return counts("Frames of a clip that repeat the one before", "clips", found, note=note)
 
 
 def histogram(title: str, unit: str, values: npt.NDArray[np.float64]) -> Histogram:
-    """Values in equal bins, from 0 where they begin near it. The last one per cent at the top goes into the last bin.
+    """Make a histogram with equal bins, from 0 if the values begin near it; the top 1 % may share the last bin.
 
     >>> chart = histogram("Length", "s", np.array([1.0, 2.0, 2.0, 24.0]))
     >>> chart.low, chart.high, [bar.count for bar in chart.bars if bar.count]
@@ -228,14 +205,14 @@ def histogram(title: str, unit: str, values: npt.NDArray[np.float64]) -> Histogr
         Bar(label=f"{left:.4g} to {right:.4g} {unit}", count=int(count), share=float(count / numbers.max()))
         for left, right, count in zip(edges[:-1], edges[1:], numbers, strict=True)
     )
-    beyond = f" (the last bar holds all up to {highest:.4g})" if high < highest else ""
+    beyond = f" (the last bar includes all values up to {highest:.4g})" if high < highest else ""
     note = f"median {np.median(values):.4g} {unit} · highest bar {numbers.max():,}"
     ends = {"low": f"{low:.4g}", "high": f"{high:.4g} {unit}{beyond}"}
     return Histogram(title=title, bars=bars, note=note, **ends)
 
 
 def counts(title: str, unit: str, found: Mapping[str, int], *, note: str = "") -> Histogram:
-    """Things and how often they occur, the most frequent first; rare ones are summed.
+    """Make a chart of counts, most frequent first; rare values are summed.
 
     >>> [(bar.label, bar.count) for bar in counts("Decoder", "videos", {"opencv": 1, "decord": 9}).bars]
     [('decord', 9), ('opencv', 1)]

@@ -1,7 +1,7 @@
-"""Is a shard folder what its build wrote? Every fault is named, not only the first; nothing is changed.
+"""Integrity check of a shard folder. Reports every fault, not only the first, and changes nothing.
 
-The manifest names the SHA-256 of the index and of every shard, so that the plain check already finds any changed bit.
-The samples of a shard that fails it are then read one by one, to say which are hurt; `deep` reads those of all shards.
+The manifest records the SHA-256 of the index and of every shard, so that the plain check already finds any changed bit.
+The samples of a shard that fails are then read one by one to find the damaged ones; `deep` reads those of all shards.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from vidshard.util import atomic
 from vidshard.util.console import Progress
 from vidshard.util.errors import FormatError
 
-_MAX_THREADS = 4  # hashing and crc32 let other threads run
-_SHOWN_PER_FILE = 10  # faults of one file that people get to see
-# What a record whose values are of the wrong kind may end in, wherever it is used.
+_MAX_THREADS = 4  # hashing and crc32 release the interpreter lock
+_SHOWN_PER_FILE = 10  # faults of one file in the text report
+# Errors that a record with values of the wrong type may raise wherever it is used.
 _MALFORMED = (FormatError, TypeError, ValueError, LookupError, ArithmeticError)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One thing that is wrong: in which file of the folder, in which sample (None: in none by itself), and what."""
+    """One fault: the file, the sample (None if it concerns no single sample), and a message."""
 
     file: str
     key: str | None
@@ -51,7 +51,7 @@ class Fault:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """What a check found. `faults` is empty when all is well."""
+    """Result of a check. `faults` is empty if everything is correct."""
 
     folder: Location
     deep: bool
@@ -73,10 +73,10 @@ class VerifyReport:
 
 
 def verify(folder: Location, *, deep: bool = False) -> VerifyReport:
-    """Check a finished shard folder against its manifest; with `deep`, every sample against the index too.
+    """Check a finished shard folder against its manifest; with `deep`, also every sample against the index.
 
-    Raises UserError when there is no finished shard folder, or a URL cannot be read; whatever is wrong with one that is
-    there is a fault. The shards of a URL are downloaded one after another and let go.
+    Raises UserError if there is no finished shard folder, or a URL cannot be read; anything wrong with an existing one
+    is reported as a fault. The shards of a URL are downloaded one after another and deleted.
     """
     files = SetFiles(folder) if isinstance(folder, Path) else RemoteFiles(folder)
     try:
@@ -105,12 +105,12 @@ def verify(folder: Location, *, deep: bool = False) -> VerifyReport:
 
 
 def to_text(report: VerifyReport) -> str:
-    """A report for people; of a file with many faults, the first ones."""
+    """Format a report for people; of a file with many faults, only the first ones."""
     if not report.faults:
         checked = "checksums and every sample" if report.deep else "checksums"
         return (
             f"✓ {report.folder}: {report.num_clips:,} clips in {report.num_shards:,} shards, "
-            f"{report.num_bytes / 1e6:,.1f} MB: {checked} are right"
+            f"{report.num_bytes / 1e6:,.1f} MB: {checked} are correct"
         )
     of_file: dict[str, list[Fault]] = defaultdict(list)
     for fault in report.faults:
@@ -121,8 +121,8 @@ def to_text(report: VerifyReport) -> str:
         for fault in faults[:_SHOWN_PER_FILE]:
             lines.append(f"  {file}: {f'sample {fault.key}: ' if fault.key else ''}{fault.message}")
         if len(faults) > _SHOWN_PER_FILE:
-            lines.append(f"  {file}: {len(faults) - _SHOWN_PER_FILE:,} faults more; --json tells them all")
-    lines.append("what is damaged can only be restored from a copy or built again: delete the folder and build it anew")
+            lines.append(f"  {file}: {len(faults) - _SHOWN_PER_FILE:,} more faults; --json lists all")
+    lines.append("damaged files can only be restored from a copy or rebuilt: delete the folder and build it again")
     return "\n".join(lines)
 
 
@@ -130,7 +130,7 @@ def to_text(report: VerifyReport) -> str:
 
 
 class SetFiles:
-    """The files of a shard folder, by name."""
+    """Files of a local shard folder, by name."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -142,17 +142,17 @@ class SetFiles:
         return sorted(entry.name for entry in self._folder.iterdir())
 
     def read(self, name: str) -> bytes:
-        """The content of a file. Raises OSError."""
+        """Return the content of a file. Raises OSError."""
         return (self._folder / name).read_bytes()
 
     @contextlib.contextmanager
     def local(self, name: str) -> Iterator[Path]:
-        """Where a file can be read while the block runs; nothing is there if it is missing."""
+        """Yield a local path of a file while the block runs; the path does not exist if the file is missing."""
         yield self._folder / name
 
 
 class RemoteFiles(SetFiles):
-    """The same behind a URL."""
+    """Files of a remote shard folder."""
 
     def __init__(self, url: Url) -> None:
         self._url = url
@@ -178,21 +178,21 @@ class RemoteFiles(SetFiles):
             yield path
 
 
-# ---- manifest, index, failures.csv, and what does not belong there
+# ---- manifest, index, failures.csv, and foreign files
 
 
 def _check_manifest(manifest: Manifest) -> Iterator[Fault]:
-    """What a checksum cannot tell: whether a manifest that is as it was written is also right."""
+    """Check what a checksum cannot: whether an unchanged manifest is also consistent."""
     for number, shard in enumerate(manifest.shards):
         if shard.name != layout.shard_name(number):
             yield _fault(f"names shard {number} {shard.name!r}, expected {layout.shard_name(number)!r}")
     found, *ended = manifest.videos.values()
     if found != sum(ended):
-        yield _fault(f"its counts do not close: {manifest.videos}, expected found = ok + failed + skipped")
+        yield _fault(f"its counts do not add up: {manifest.videos}, expected found = ok + failed + skipped")
 
 
 def _check_failures(files: SetFiles, manifest: Manifest) -> Iterator[Fault]:
-    """failures.csv says the same as the manifest."""
+    """Check that failures.csv matches the manifest."""
     name = layout.FAILURES_NAME
     try:
         text = files.read(name).decode("utf-8", "surrogateescape")
@@ -215,16 +215,16 @@ def _row(row: Sequence[str] | None) -> str:
 
 
 def _check_index_file(files: SetFiles, manifest: Manifest) -> tuple[Index | None, list[Fault]]:
-    """The index, None if it is not the one that the manifest names."""
+    """Read the index; None, with faults, if it does not match the manifest."""
     name = manifest.index_name
     try:
         data = files.read(name)
     except OSError as error:
         what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-        return None, [_fault(f"{what}; without it no sample is checked against it", file=name)]
+        return None, [_fault(f"{what}; samples are not checked against it", file=name)]
     message = _wrong_bytes(len(data), hashlib.sha256(data).hexdigest(), manifest.index_bytes, manifest.index_sha256)
     if message:
-        return None, [_fault(f"{message}; no sample is checked against it", file=name)]
+        return None, [_fault(f"{message}; samples are not checked against it", file=name)]
     try:
         return Index.from_bytes(data, where=name), []
     except FormatError as error:
@@ -232,7 +232,7 @@ def _check_index_file(files: SetFiles, manifest: Manifest) -> tuple[Index | None
 
 
 def _check_index(manifest: Manifest, index: Index) -> list[Fault]:
-    """Counts, row numbers, uniqueness and order of an index whose checksum is right."""
+    """Check counts, row numbers, uniqueness and order of an index with the right checksum."""
     name = manifest.index_name
     rows, videos = index.clips, index.videos
     faults: list[Fault] = []
@@ -244,15 +244,15 @@ def _check_index(manifest: Manifest, index: Index) -> list[Fault]:
     expect(len(rows) == manifest.num_clips, f"has {len(rows):,} clips, the manifest {manifest.num_clips:,}")
     expect(len(videos) == manifest.videos_ok, f"has {len(videos):,} videos, the manifest {manifest.videos_ok:,} ok")
     expect(len(set(index.paths)) == len(index.paths), f"names a video twice: {_repeated(index.paths)}")
-    expect(not len(rows) or int(rows["flags"].max()) >> len(layout.FLAGS) == 0, "has clip flags nobody knows")
+    expect(not len(rows) or int(rows["flags"].max()) >> len(layout.FLAGS) == 0, "has unknown clip flags")
     in_range = not len(rows) or int(rows["video"].max()) < len(videos)
     expect(in_range, f"has clips of video rows up to {rows['video'].max(initial=0)}, but {len(videos):,} videos")
     tables = {"class": index.classes, "split": index.splits, "source_group": index.source_groups}
     for column, table in {**tables, "decoder": index.decoders}.items():
         outside = (videos[column] < -1) | (videos[column] >= len(table))
         in_range = in_range and not outside.any()
-        expect(not outside.any(), f"has {column} numbers outside of its table of {len(table)}")
-    if not in_range:  # the names behind the numbers mean nothing
+        expect(not outside.any(), f"has {column} numbers outside its table of {len(table)}")
+    if not in_range:  # names cannot be looked up
         return faults
 
     known = manifest.classes
@@ -266,7 +266,7 @@ def _check_index(manifest: Manifest, index: Index) -> list[Fault]:
     pairs = np.stack([rows["video"], rows["clip"]], axis=1).astype(np.int64)
     _, first = np.unique(pairs, axis=0, return_index=True)
     for row in sorted(set(range(len(rows))) - set(first.tolist())):
-        faults.append(_fault("is there twice", file=name, key=index.key(row)))
+        faults.append(_fault("occurs twice", file=name, key=index.key(row)))
     shard_counts = np.bincount(rows["shard"], minlength=len(manifest.shards))
     expect(len(shard_counts) == len(manifest.shards), f"has clips in {len(shard_counts):,} shards, more than there are")
     for shard, count in zip(manifest.shards, shard_counts.tolist(), strict=False):
@@ -276,9 +276,9 @@ def _check_index(manifest: Manifest, index: Index) -> list[Fault]:
 
 
 def _order_faults(manifest: Manifest, index: Index) -> Iterator[Fault]:
-    """Shards and offsets rise; of the videos that came together, so do the bytes of their path, then the clip index.
+    """Check that shards and offsets ascend, and within a generation also the path bytes and then the clip index.
 
-    Videos that were added later have shards of their own behind the others.
+    Videos added later have shards of their own after the others.
     """
     name, rows = manifest.index_name, index.clips
     paths = [path.encode("utf-8", "surrogateescape") for path in index.paths]
@@ -288,7 +288,7 @@ def _order_faults(manifest: Manifest, index: Index) -> Iterator[Fault]:
     for row, (shard, offset, video, clip) in enumerate(zip(*columns, strict=True)):
         place = ((shard, offset), (bisect.bisect_right(first_shards, shard), paths[video], clip))
         if before is not None and (place[0] <= before[0] or place[1] <= before[1]):
-            yield _fault("stands out of order", file=name, key=index.key(row))
+            yield _fault("is out of order", file=name, key=index.key(row))
         before = place
 
 
@@ -297,7 +297,7 @@ def _repeated(names: Sequence[str]) -> str:
 
 
 def _check_other_files(files: SetFiles, manifest: Manifest) -> Iterator[Fault]:
-    """Whatever lies in the folder and is not of the set; a shard among them is looked at."""
+    """Report files in the folder that do not belong to the set; a stray shard is compared with those of the set."""
     digests = {shard.sha256: shard.name for shard in manifest.shards}
     ours = {layout.MANIFEST_NAME, manifest.index_name, layout.FAILURES_NAME}
     ours |= {shard.name for shard in manifest.shards}
@@ -305,16 +305,18 @@ def _check_other_files(files: SetFiles, manifest: Manifest) -> Iterator[Fault]:
         if name in ours:
             continue
         if name.endswith(atomic.PARTIAL_SUFFIX):
-            message = "is the unfinished file of a write that was interrupted; delete it"
+            message = "is left from an interrupted write; delete it"
         elif layout.SHARD_PATTERN.fullmatch(name):
             try:
                 with files.local(name) as path:
                     twin = digests.get(file_sha256(path))
             except OSError:
                 twin = None
-            message = "is no shard of this set: the manifest does not name it" + (f"; a copy of {twin}" if twin else "")
+            message = "does not belong to this set: the manifest does not list it" + (
+                f"; a copy of {twin}" if twin else ""
+            )
         else:
-            message = "is no file of this set: the manifest does not name it"
+            message = "does not belong to this set: the manifest does not list it"
         yield _fault(message, file=name)
 
 
@@ -322,11 +324,11 @@ def _check_other_files(files: SetFiles, manifest: Manifest) -> Iterator[Fault]:
 
 
 def _check_shards(files: SetFiles, manifest: Manifest, index: Index | None, *, deep: bool) -> list[Fault]:
-    """The faults of all shards, in order; several shards are read at a time."""
+    """Return the faults of all shards, in order; several shards are read concurrently."""
     check = _ShardCheck(files, manifest, index, deep)
     threads = min(_MAX_THREADS, os.cpu_count() or 1)
     faults: list[Fault] = []
-    keys: dict[str, str] = {}  # key → shard, where there is no index to promise that they differ
+    keys: dict[str, str] = {}  # key → shard, checked only if there is no index
     with (
         ThreadPoolExecutor(threads) as pool,
         Progress("Checking", total=len(manifest.shards), unit="shard") as progress,
@@ -343,17 +345,17 @@ def _check_shards(files: SetFiles, manifest: Manifest, index: Index | None, *, d
 
 
 class _ShardCheck:
-    """Checks one shard by its number; shared by the threads, which only read."""
+    """Check of single shards by number; threads share it and only read."""
 
     def __init__(self, files: SetFiles, manifest: Manifest, index: Index | None, deep: bool) -> None:
         self.files, self.manifest, self.index, self.deep = files, manifest, index, deep
         self.name_of_digest = {shard.sha256: shard.name for shard in manifest.shards}
         shard_of = index.clips["shard"] if index is not None else np.zeros(0, np.uint32)
-        self.rows = np.argsort(shard_of, kind="stable")  # of the index, shard by shard, and where each shard begins
+        self.rows = np.argsort(shard_of, kind="stable")  # index rows sorted by shard
         self.first = np.searchsorted(shard_of[self.rows], np.arange(len(manifest.shards) + 1))
 
     def faults_of(self, number: int) -> tuple[list[Fault], list[str]]:
-        """The faults of a shard, and the keys found in it if there is no index."""
+        """Return the faults of a shard, and the keys found in it if there is no index."""
         with self.files.local(self.manifest.shards[number].name) as path:
             return self._faults_of(number, path)
 
@@ -362,13 +364,13 @@ class _ShardCheck:
         keys: list[str] = []
         try:
             if not path.is_file():
-                what = "is no regular file" if os.path.lexists(path) else "is missing"
+                what = "is not a regular file" if os.path.lexists(path) else "is missing"
                 return [_fault(f"{what}; {shard.samples:,} samples are lost", file=shard.name)], keys
             size, digest = path.stat().st_size, file_sha256(path)
             message = _wrong_bytes(size, digest, shard.bytes, shard.sha256)
             faults = [_fault(message, file=shard.name)] if message else []
             twin = self.name_of_digest.get(digest)
-            if message and twin:  # swapped, or copied over: its samples are right, but not here
+            if message and twin:  # swapped or overwritten: the samples are intact, but in the wrong file
                 return [_fault(f"holds the samples of {twin}, byte for byte", file=shard.name)], keys
             if message or self.deep:
                 if self.index is not None:
@@ -380,7 +382,7 @@ class _ShardCheck:
             return [_fault(f"cannot be read: {error.strerror}", file=shard.name)], keys
 
     def _samples_by_index(self, path: Path, number: int, size: int, index: Index) -> Iterator[Fault]:
-        """Read each sample at its place, so that one that is damaged hides none of those behind it."""
+        """Read each sample at its position, so that a damaged one does not hide those after it."""
         rows = self.rows[self.first[number] : self.first[number + 1]]
         starts = [max(0, int(offset) - TAR_BLOCK) for offset in index.clips["offset"][rows]]
         end = self.manifest.shards[number].bytes - len(layout.end_of_shard())
@@ -396,14 +398,14 @@ class _ShardCheck:
                 for message in self._sample_faults(file.read(max(0, stop - start)), row, index):
                     yield _fault(message, file=path.name, key=index.key(row))
             if lost:
-                message = f"lies behind the end of the file, with the {len(lost) - 1:,} samples after it"
+                message = f"is beyond the end of the file, with the {len(lost) - 1:,} samples after it"
                 yield _fault(message, file=path.name, key=lost[0])
             file.seek(end if rows.size else 0)
             if not lost and file.read() != layout.end_of_shard():
                 yield _fault(f"does not end with two empty blocks at byte {end:,}", file=path.name)
 
     def _sample_faults(self, data: bytes, row: int, index: Index) -> Iterator[str]:
-        """What is wrong with the bytes of a sample, which are those up to the next one."""
+        """Yield the faults of a sample; `data` is everything up to the next sample."""
         clip_row = index.clips[row]
         payload = memoryview(data)[TAR_BLOCK : TAR_BLOCK + int(clip_row["size"])]
         crc32 = zlib.crc32(payload)
@@ -422,40 +424,40 @@ class _ShardCheck:
             return
         key, payload, record, offset = samples[0]
         if key != index.key(row):
-            yield f"there is sample {key!r} in its place"
+            yield f"its place holds sample {key!r}"
             return
         if (offset, len(payload)) != (TAR_BLOCK, size):
             yield f"its clip has {len(payload):,} bytes, the index {size:,}"
         yield from record_faults(record, self.manifest.clip_shape, self.manifest.split)
         yield from _index_faults(record, row, index)
-        if intact:  # of one that is not, enough was said
+        if intact:  # damage has already been reported
             self._decode(payload)
         expected = layout.join_members(record, payload, codec=self.manifest.codec)
         if data != expected:
             size = min(len(data), len(expected))
             same = np.frombuffer(data, np.uint8, size) == np.frombuffer(expected, np.uint8, size)
             byte = size if same.all() else int(np.argmin(same))
-            yield f"its headers, record or padding are not as they were written (byte {byte:,} of the sample)"
+            yield f"its headers, record or padding were changed after writing (byte {byte:,} of the sample)"
 
     def _decode(self, payload: bytes) -> None:
-        """Raises FormatError when the payload is no clip of the shape of the set."""
+        """Raise FormatError if the payload is not a clip of the set's shape."""
         layout.decode_clip(payload, self.manifest.clip_shape, codec=self.manifest.codec, where="its clip")
 
     def _samples_in_turn(self, path: Path, shard: Shard, keys: list[str]) -> Iterator[Fault]:
-        """Read front to back, without an index: up to the first damage."""
+        """Read front to back, without an index, up to the first damage."""
         known = set()
         with open(path, "rb") as file:
             try:
                 for key, payload, record, _ in layout.read_shard(file):
                     if key in known:
-                        yield _fault("is there twice", file=path.name, key=key)
+                        yield _fault("occurs twice", file=path.name, key=key)
                     known.add(key)
                     keys.append(key)
                     self._decode(payload)
                     for message in record_faults(record, self.manifest.clip_shape, self.manifest.split):
                         yield _fault(message, file=path.name, key=key)
             except _MALFORMED as error:
-                place = f"behind sample {keys[-1]}" if keys else "at its first sample"
+                place = f"after sample {keys[-1]}" if keys else "at its first sample"
                 yield _fault(f"cannot be read {place}: {error}", file=path.name)
                 return
         if len(keys) != shard.samples:
@@ -463,7 +465,7 @@ class _ShardCheck:
 
 
 def record_faults(record: SampleRecord, shape: ClipShape, split: str | None) -> Iterator[str]:
-    """What a record says that cannot be true of any clip of this shape.
+    """Yield impossible statements of a record, given the shape and split of the set.
 
     >>> fields = dict(path="a.mp4", class_name=None, label=-1, split=None, clip_index=0, frame_gap_seconds=0.1, fps=9.0)
     >>> record = SampleRecord(**fields, frame_indices=(0, 9), timestamps_seconds=(0.0, 0.1), num_frames=5,
@@ -479,7 +481,7 @@ def record_faults(record: SampleRecord, shape: ClipShape, split: str | None) -> 
         worst = max(indices) if min(indices) >= 0 else min(indices)
         yield f"its record names frame {worst:,} of a video of {record.num_frames:,} frames"
     if any(b < a for a, b in itertools.pairwise(indices)) or any(b < a for a, b in itertools.pairwise(times)):
-        yield "its record names frames or times that fall"
+        yield "its record has frames or times that are not ascending"
     repeated = sum(a == b for a, b in itertools.pairwise(indices))
     if record.repeated_frames != repeated:
         yield f"its record counts {record.repeated_frames} repeated frames, its frame indices {repeated}"
@@ -488,7 +490,7 @@ def record_faults(record: SampleRecord, shape: ClipShape, split: str | None) -> 
 
 
 def _index_faults(record: SampleRecord, row: int, index: Index) -> Iterator[str]:
-    """Where a record and the index disagree."""
+    """Yield differences between a record and the index."""
     clip = index.clips[row]
     number = int(clip["video"])
     video = index.videos[number]
@@ -514,7 +516,7 @@ def _index_faults(record: SampleRecord, row: int, index: Index) -> Iterator[str]
             yield f"its record says {name} {got!s}, the index {expected!s}"
 
 
-# ---- small things
+# ---- helpers
 
 
 def _fault(message: str, *, file: str = layout.MANIFEST_NAME, key: str | None = None) -> Fault:
@@ -522,9 +524,9 @@ def _fault(message: str, *, file: str = layout.MANIFEST_NAME, key: str | None = 
 
 
 def _wrong_bytes(size: int, sha256: str, expected_size: int, expected_sha256: str) -> str:
-    """How the bytes of a file differ from those that the manifest names; empty if they do not."""
+    """Describe how a file differs from the manifest in size or digest; empty if it does not."""
     if size < expected_size:
-        return f"is cut short: it has {size:,} bytes, the manifest {expected_size:,}"
+        return f"is truncated: it has {size:,} bytes, the manifest {expected_size:,}"
     if size > expected_size:
         return f"is too long: it has {size:,} bytes, the manifest {expected_size:,}"
     if sha256 != expected_sha256:

@@ -1,22 +1,22 @@
-"""The hidden folder of a build that is not finished: what makes the same command go on instead of beginning again.
+"""State of an unfinished build, which lets the same command resume it.
 
     shards/Train/.work/
-      lock                 who builds all of it
-      tasks/               task-00002.lock: who builds part 2, where an array of tasks does
-      start.lock           which of the tasks writes the files below that all share
-      tasks/array.json     how the array counts its tasks
-      fingerprint.json     settings, packages and videos of this build: another one is refused
-      some-probes.json     the same of the videos read so far, for a run that is killed before all are
-      probes.json          what the packets told of each video; written once, so that the plan never changes
-      probes/00003.json    the same of some videos, read by one of the tasks; .lock: who reads them now
-      source.json          the videos with their labels, for `finalize`, which needs no SOURCE
+      lock                 lock of a process that builds the whole set
+      tasks/               task-00002.lock: lock of array task 2
+      start.lock           lock for writing the files that all array tasks share
+      tasks/array.json     numbering of the array
+      fingerprint.json     settings, packages and videos of this build; a different one is refused
+      some-probes.json     probe results so far, in case the run is killed before all videos are probed
+      probes.json          metadata of every video; written once, so that the plan never changes
+      probes/00003.json    metadata of a chunk of videos, probed by one array task; .lock: in progress
+      source.json          the videos with their labels, for `finalize`, which works without SOURCE
       packets/000012.npz   packet table of video 12
-      failures.json        videos that failed before --max-failures stopped a run: not tried again
-      parts/000345.part    decoded samples of unit 345; of no use to another run (parts-00002/: of task 2)
-      shard-000007.json    shard 7 is committed: its digest, index rows and failures
-      commit/              shards, index and manifest that will replace or extend those of a finished set
+      failures.json        videos that failed before --max-failures stopped a run; not retried
+      parts/000345.part    decoded samples of chunk 345, useless to another run (parts-00002/: task 2)
+      shard-000007.json    record of committed shard 7: digest, index rows, failures
+      commit/              staged shards, index and manifest that will replace or extend a finished set
 
-It is gone when the build is finished.
+The folder is deleted when the build is finished.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ _FINAL_NAMES = (layout.MANIFEST_NAME, layout.FAILURES_NAME)
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRecord:
-    """A committed shard. `rows` hold the video's number in the sorted list of videos."""
+    """A committed shard. The `video` column of `rows` is a number in the sorted list of videos."""
 
     bytes: int
     sha256: str
     rows: Rows
-    decoders: dict[int, str]  # video → which decoder served
+    decoders: dict[int, str]  # video → decoder that read it
     failures: dict[int, tuple[str, str]]  # video → reason, message
 
     def to_json(self) -> dict[str, Any]:
@@ -71,11 +71,11 @@ class ShardRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkFolder:
-    """All paths of an unfinished build, and what is kept there."""
+    """Paths and contents of the folder of an unfinished build."""
 
     out: Path
-    staged: bool = False  # shards are kept aside until all are there: the set in `out` stays valid
-    task: int | None = None  # this process makes one part of it, and others the others at the same time
+    staged: bool = False  # keep shards apart until all are done, so that the set in `out` stays valid
+    task: int | None = None  # this process is one of several array tasks
 
     @property
     def path(self) -> Path:
@@ -129,26 +129,26 @@ class WorkFolder:
 
     @functools.cached_property
     def fingerprint_sha256(self) -> str:
-        """Of the build that began here: what tells its shards from those of another one."""
+        """Digest of the fingerprint, which distinguishes the shards of this build from those of others."""
         return hashlib.sha256((self.path / "fingerprint.json").read_bytes()).hexdigest()
 
     def start(self, fingerprint: dict[str, Any], *, retry_failed: bool = False) -> None:
-        """Begin, or go on with, the build that `fingerprint` describes. Raises UserError when another one lies here.
+        """Start or resume the build described by `fingerprint`. Raises UserError if the folder holds a different build.
 
-        `retry_failed`: videos that failed may have changed.
+        `retry_failed`: the files of failed videos may have changed.
         """
         path = self.path / "fingerprint.json"
         kept = _read_json(path)
         fingerprint = json.loads(json.dumps(fingerprint))
         if kept is not None and kept != fingerprint:
             difference = self._difference(kept, fingerprint, may_change=retry_failed)
-            if difference and self.staged:  # of a change to the finished set, which is another now
+            if difference and self.staged:  # left from a change to the finished set that no longer applies
                 self.remove_all_but_lock()
                 kept = None
             elif difference:
                 raise UserError(
-                    f"{self.out} holds an unfinished build with other {difference}; "
-                    f"give another --out, or delete {self.out} to begin anew"
+                    f"{self.out} holds an unfinished build with different {difference}; "
+                    f"use another --out, or delete {self.out} to start again"
                 )
         self.drop_parts()
         for folder in (self.path / "packets", self.parts_path, *([self.commit_path] if self.staged else [])):
@@ -159,7 +159,7 @@ class WorkFolder:
             atomic.write_json(path, fingerprint)
 
     def _difference(self, old: dict[str, Any], new: dict[str, Any], *, may_change: bool) -> str:
-        """What of two fingerprints differs in words, "" if it is only videos that failed and `may_change`."""
+        """Describe how two fingerprints differ; "" if only failed videos differ and `may_change`."""
         if {**old, "videos": None} != {**new, "videos": None}:
             return describe_difference({**old, "videos": {}}, {**new, "videos": {}})
         before, now = ({path: facts for path, *facts in rows["videos"]} for rows in (old, new))
@@ -170,14 +170,14 @@ class WorkFolder:
         return f"videos ({describe_changes(sorted(now.keys() - before), sorted(before.keys() - now), changed)})"
 
     def failed_videos(self) -> set[int]:
-        """The videos that have failed so far."""
+        """Return the numbers of the videos that have failed so far."""
         failed = {number for number, probe in enumerate(self.read_probes() or []) if "reason" in probe}
         for path in self.path.glob("shard-*.json"):
             failed |= {int(video) for video in (_read_json(path) or {"failures": {}})["failures"]}
         return failed | self.read_failures().keys()
 
     def forget_failures(self) -> None:
-        """Drop the records of all shards that lack a video because it failed."""
+        """Delete the records of all shards without a failed video."""
         for path in self.path.glob("failures*.json"):
             path.unlink()
         for path in self.path.glob("shard-*.json"):
@@ -186,12 +186,12 @@ class WorkFolder:
         atomic.sync_folder(self.path)
 
     def drop_parts(self) -> None:
-        """Remove the parts of this process: of the tasks too, where no task runs."""
+        """Delete the fragments of this process; without an array task, those of all tasks."""
         for folder in [self.parts_path] if self.task is not None else self.path.glob("parts*"):
             shutil.rmtree(folder, ignore_errors=True)
 
     def drop_partial(self) -> None:
-        """Remove what killed runs were writing. Only where no other process writes."""
+        """Delete the partial files of killed runs. Call it only if no other process writes."""
         for leftover in self.out.glob("*" + atomic.PARTIAL_SUFFIX):
             leftover.unlink(missing_ok=True)
 
@@ -200,7 +200,7 @@ class WorkFolder:
         return probes if isinstance(probes, list) else None
 
     def read_some_probes(self) -> dict[int, dict[str, Any]]:
-        """Video → probe, of those that a run had read before it was killed."""
+        """Return video → probe result of the videos that a killed run had read."""
         kept = _read_json(self.path / "some-probes.json") or {}
         return {int(video): probe for video, probe in kept.items()}
 
@@ -211,7 +211,7 @@ class WorkFolder:
         atomic.write_json(self.path / "probes.json", probes)
 
     def read_failures(self) -> dict[int, tuple[str, str]]:
-        """Video → reason, message, of the runs that `write_failures` ended."""
+        """Return video → (reason, message) from runs that ended with `write_failures`."""
         kept: dict[str, Any] = {}
         for path in sorted(self.path.glob("failures*.json")):
             kept |= _read_json(path) or {}
@@ -222,9 +222,9 @@ class WorkFolder:
         atomic.write_json(self.path / name, {str(video): why for video, why in failures.items()})
 
     def read_record(self, shard: int) -> ShardRecord | None:
-        """The record of a committed shard; None when it is not committed, or its file is not as it was left.
+        """Return the record of a committed shard; None if it is not committed, or its file has changed in size.
 
-        Where tasks built it, those count only that were made for the same settings, packages and videos.
+        Of shards built by array tasks, only those made for the same settings, packages and videos count.
         """
         fields = _read_json(self._record_path(shard))
         if fields is None or (self.task is not None and fields.get("made_for") != self.fingerprint_sha256):
@@ -234,7 +234,7 @@ class WorkFolder:
         return record if path.is_file() and path.stat().st_size == record.bytes else None
 
     def write_record(self, shard: int, record: ShardRecord) -> None:
-        """Commit a shard: the last write about it."""
+        """Commit a shard: the last write for it."""
         atomic.write_json(self._record_path(shard), {**record.to_json(), "made_for": self.fingerprint_sha256})
 
     def drop_record(self, shard: int) -> None:
@@ -249,61 +249,61 @@ class WorkFolder:
                 entry.unlink()
 
     def remove_if_empty(self) -> None:
-        """Remove the work folder, then the output folder, if nothing is in them."""
+        """Delete the folder, then the output folder, if they are empty."""
         for folder in (self.path, self.out):
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
 
 def check_output(out: Path) -> None:
-    """Raises UserError when `out` cannot be the output of a build: it is a file, or holds what no build wrote."""
+    """Raise UserError if `out` cannot be the output of a build: it is a file, or holds foreign files."""
     above = next((folder for folder in Path(os.path.abspath(out)).parents if folder.exists()), None)
     if above is not None and not above.is_dir():
-        raise UserError(f"the output {out} lies in {above}, which is a file, not a folder; give another --out")
+        raise UserError(f"the output {out} is below {above}, which is a file, not a folder; use another --out")
     if not out.exists():
         return
     if not out.is_dir():
-        raise UserError(f"the output {out} is a file, expected a folder or nothing; give another --out")
+        raise UserError(f"the output {out} is a file, expected a folder or nothing; use another --out")
     foreign = sorted(entry.name for entry in out.iterdir() if not _is_ours(entry.name))
     if foreign:
         shown = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
-        raise UserError(f"the output {out} holds other files ({shown}); give another --out")
+        raise UserError(f"the output {out} holds other files ({shown}); use another --out")
     started = any((out / WORK_NAME / name).exists() for name in ("fingerprint.json", "lock", "commit", "tasks"))
     finished = (out / layout.MANIFEST_NAME).exists()
     if not started and not finished and any(entry.name != WORK_NAME for entry in out.iterdir()):
-        raise UserError(f"the output {out} holds shards without a manifest; delete it, or give another --out")
+        raise UserError(f"the output {out} holds shards without a manifest; delete it, or use another --out")
 
 
 def describe_changes(new: Sequence[str], gone: Sequence[str], changed: Sequence[str] = ()) -> str:
-    """What was added to, removed from and changed in a list of paths, in words.
+    """Describe the paths that were added, removed and changed.
 
     >>> describe_changes(["a", "b"], [])
     '2 new: a, b'
     """
-    told = [
+    differences = [
         f"{len(paths):,} {what}: {', '.join(paths[:3])}{', …' if len(paths) > 3 else ''}"
         for what, paths in (("new", new), ("gone", gone), ("changed", changed))
         if paths
     ]
-    return "; ".join(told) or "same names, other sizes, labels or source groups"
+    return "; ".join(differences) or "same names, but different sizes, labels or recordings"
 
 
 def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """How two fingerprints differ, in words.
+    """Describe how two fingerprints differ.
 
     >>> describe_difference({"settings": {"clip_len": 16}, "videos": 3}, {"settings": {"clip_len": 8}, "videos": 4})
     'settings (clip_len 16, now 8; videos 3, now 4)'
     """
     flat_old, flat_new = _flatten(old), _flatten(new)
     names = [name for name in sorted(flat_old.keys() | flat_new.keys()) if flat_old.get(name) != flat_new.get(name)]
-    told = [
-        f"{name} {_shown(flat_old.get(name))}, now {_shown(flat_new.get(name))}"
+    differences = [
+        f"{name} {_value_text(flat_old.get(name))}, now {_value_text(flat_new.get(name))}"
         for name in names
         if not name.endswith("sha256")
     ]
-    if not told and names:
+    if not differences and names:
         return "videos (their names, sizes or times changed)"
-    return f"settings ({'; '.join(told)})"
+    return f"settings ({'; '.join(differences)})"
 
 
 def _flatten(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -313,7 +313,7 @@ def _flatten(fields: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _shown(value: Any) -> str:
+def _value_text(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
@@ -324,7 +324,7 @@ def _is_ours(name: str) -> bool:
 
 
 def _read_json(path: Path) -> Any:
-    """The content of a JSON file, None when there is none or it is no JSON (its write was cut short long ago)."""
+    """Return the content of a JSON file; None if it is missing or invalid (an interrupted write)."""
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError):

@@ -1,271 +1,138 @@
-"""The options of a build, and what of them decides the bytes."""
+"""Options of a build. Loads neither NumPy nor a decoder: --help needs them."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
-from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from vidshard import __version__
-from vidshard.planning.build_state import describe_changes, describe_difference
-from vidshard.shards import codecs, layout, remote_set
-from vidshard.shards.layout import ClipShape
-from vidshard.shards.manifest import ShardSet
-from vidshard.sources.folders import Source, Video
-from vidshard.storage import urls
 from vidshard.storage.urls import Location, location
 from vidshard.util.errors import UserError
-from vidshard.video import decoders
-from vidshard.video import sampling as clips
-from vidshard.video.sampling import SamplingConfig
+from vidshard.util.options import check_options, option
+from vidshard.video.config import RESIZES, SamplingConfig
+
+if TYPE_CHECKING:
+    from vidshard.shards.layout import ClipShape
 
 EXECUTORS = ("local", "ray")
-SOURCES = "sources_sha256"  # name of the digests among the settings of a manifest
+CODECS = ("raw", "zstd", "jpeg")
+DECODERS = ("auto", "decord", "opencv", "pyav")
+
+_DATASET, _FRAMES, _CHECKS = "Labels and lists", "Frames and pixels", "Damaged videos"
+_CHANGES, _RUNNING, _ARRAY = "Repairing and extending", "Running", "Job arrays"
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
-    """What to build from what. `source`: SOURCE/<Class>/*.mp4, a folder of splits, a folder of MP4s, or one MP4."""
+    """Options of a build.
 
-    source: Location
-    out: Location | None = None  # default: shards/<name of the folder>; of several splits, the folder that holds them
-    staging: Path | None = None  # where a set for a URL is built before it is sent; default: shards.staging/<its name>
-    executor: str = "local"  # who runs the workers: this process, or ray
-    workers: int | None = None  # processes; default: one a core
+    `source`: SOURCE/<Class>/*.mp4, a folder of splits with that in each, a folder of MP4s, or one MP4; or a URL.
+    """
+
+    source: Location = option(argument=True, type=location, metavar="SOURCE")
+    out: Location | None = option(
+        None,
+        help="Output folder, or s3:// or gs:// URL.",
+        default_text="shards/<name of SOURCE>",
+        type=location,
+        metavar="PLACE",
+    )
+    workers: int | None = option(None, help="Worker processes.", default_text="one per core", above=0)
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
-    frame_size: int = 112  # height and width of a stored frame, pixels
-    resize: str = "squash"  # how a frame becomes square: squash, crop or letterbox
-    codec: str = "raw"  # how the pixels are stored: raw, zstd or jpeg
-    follow_links: bool = False  # read what links inside `source` lead to outside of it
-    normal: str | None = None  # the class that is normal, if its name does not say so
-    yes: bool = False  # labels that look odd are right
-    decoder: str = decoders.AUTO
-    full_check: bool = False  # decode every frame of a video before, and refuse it if any is damaged
-    allow_damaged: bool = False  # the same check, but a damaged video is kept and its clips are flagged
-    split_list: Path | None = None  # build only the videos that it names
-    source_groups: Path | None = None  # which video was cut from which recording
-    annotations: Path | None = None  # which frames of which video are an event
-    retry_failed: bool = False  # try the videos again that failed, in a finished set or an unfinished one
-    extend: bool = False  # add the videos that are new in `source` to a finished set
-    max_failures: int | None = None  # stop when more videos than this failed in one run
-    limit: int | None = None  # build so many videos only, drawn by `seed`, classes taken in turn
-    seed: int = 0
-    shard_mb: int = 64  # MiB of pixels in a full shard
-    timeout_seconds: float = 60.0  # for a video, and again for each minute of it
-    memory_mb: int = 4096  # MiB of memory of one worker
+    frame_size: int = option(112, help="Height and width of the stored frames, in pixels.", above=0)
+    yes: bool = option(False, help="Accept the class → label table without asking.")
+    normal: str | None = option(
+        None, help="Treat this class as normal and all others as crime.", group=_DATASET, metavar="CLASS"
+    )
+    split_list: Path | None = option(
+        None,
+        help="Build only the videos listed in this file, such as Anomaly_Train.txt.",
+        group=_DATASET,
+        metavar="FILE",
+    )
+    source_groups: Path | None = option(
+        None,
+        help="CSV or JSON that maps each video to its recording (fields: file, source).",
+        group=_DATASET,
+        metavar="FILE",
+    )
+    annotations: Path | None = option(
+        None,
+        help="annotated: event list; each line has a name, a class, and first and last frame.",
+        group=_DATASET,
+        metavar="FILE",
+    )
+    limit: int | None = option(
+        None, help="Build only N videos, drawn at random, evenly across classes.", group=_DATASET, above=0, metavar="N"
+    )
+    seed: int = option(0, help="Random seed of --limit.", group=_DATASET)
+    follow_links: bool = option(False, help="Also follow symbolic links that leave SOURCE.", group=_DATASET)
+    resize: str = option("squash", help="How a frame is made square.", group=_FRAMES, choices=RESIZES)
+    codec: str = option(
+        "raw",
+        help="How pixels are stored: raw; zstd: half the size, slower to read; jpeg: a fifth of the size, lossy.",
+        group=_FRAMES,
+        choices=CODECS,
+    )
+    decoder: str = option(
+        "auto",
+        help="Decoding library. auto: decord, then OpenCV for videos that decord does not support.",
+        group=_FRAMES,
+        choices=DECODERS,
+    )
+    shard_mb: int = option(64, help="Pixel data in a full shard, in MiB.", group=_FRAMES, above=0)
+    full_check: bool = option(False, help="Decode every frame of a video, and reject damaged videos.", group=_CHECKS)
+    allow_damaged: bool = option(
+        False, help="As --full-check, but keep damaged videos and flag their clips.", group=_CHECKS
+    )
+    max_failures: int | None = option(
+        None,
+        help="Stop after more than N failed videos.",
+        default_text="no limit",
+        group=_CHECKS,
+        at_least=0,
+        metavar="N",
+    )
+    retry_failed: bool = option(False, help="Retry only the videos that failed.", group=_CHANGES)
+    extend: bool = option(False, help="Add new videos in SOURCE to a finished set.", group=_CHANGES)
+    staging: Path | None = option(
+        None,
+        help="With --out URL: local folder to build in before uploading.",
+        default_text="shards.staging/<name of URL>",
+        group=_RUNNING,
+    )
+    executor: str = option(
+        "local",
+        help="ray: run on the cluster at RAY_ADDRESS, or on one started on this machine.",
+        group=_RUNNING,
+        choices=EXECUTORS,
+    )
+    timeout_seconds: float = option(
+        60.0, help="Time limit per video, plus the same again per minute of footage.", group=_RUNNING, above=0
+    )
+    memory_mb: int = option(4096, help="Memory limit per worker, in MiB (Linux).", group=_RUNNING, above=0)
 
     def __post_init__(self) -> None:
-        for name in ("source", "out"):  # a script may give text
-            value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else location(value))
-        for name in ("staging", "split_list", "source_groups", "annotations"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else Path(value))
-        if self.executor not in EXECUTORS:
-            raise UserError(f"executor is {self.executor!r}, expected one of {', '.join(EXECUTORS)}")
-        for name in ("workers", "frame_size", "limit", "shard_mb", "timeout_seconds", "memory_mb"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UserError(f"{name} is {value}, expected more than 0")
-        if self.max_failures is not None and self.max_failures < 0:
-            raise UserError(f"max_failures is {self.max_failures}, expected at least 0")
+        check_options(self)
         if self.extend and (self.retry_failed or self.limit is not None):
-            raise UserError("extend excludes retry_failed and limit; do one after the other")
-        if self.resize not in clips.RESIZES:
-            raise UserError(f"resize is {self.resize!r}, expected one of {', '.join(clips.RESIZES)}")
-        if self.codec not in layout.CODEC_SUFFIX:
-            raise UserError(f"codec is {self.codec!r}, expected one of {', '.join(layout.CODEC_SUFFIX)}")
+            raise UserError("extend excludes retry_failed and limit; run them one after the other")
+        if self.annotations is not None and self.sampling.mode != "annotated":
+            raise UserError(f"annotations need annotated sampling, got {self.sampling.mode}")
+        from vidshard.shards import codecs
+        from vidshard.video import decoders
+
         codecs.check_codec(self.codec)
-        width = self.shape.num_frames * self.shape.width
+        width = self.sampling.clip_len * self.frame_size
         if self.codec == "jpeg" and width > codecs.JPEG_MAX_SIDE:
             raise UserError(
-                f"the frames of a clip side by side are {width:,} pixels wide, and a JPEG at most "
-                f"{codecs.JPEG_MAX_SIDE:,}; choose --codec zstd, a smaller --frame-size or a smaller --clip-len"
+                f"the frames of a clip side by side are {width:,} pixels wide, but a JPEG can have at most "
+                f"{codecs.JPEG_MAX_SIDE:,}; choose codec zstd, a smaller frame_size or a smaller clip_len"
             )
-        if self.annotations is not None and self.sampling.mode != "annotated":
-            raise UserError(f"annotations are of no use to {self.sampling.mode} sampling; choose --sampling annotated")
         decoders.decoders_for(self.decoder)
 
     @property
     def shape(self) -> ClipShape:
+        from vidshard.shards.layout import ClipShape
+
         return ClipShape(num_frames=self.sampling.clip_len, height=self.frame_size, width=self.frame_size)
-
-
-def build_settings(config: BuildConfig) -> dict[str, Any]:
-    """All that decides the bytes of a set but its sources, as its manifest keeps it."""
-    return {
-        **config.sampling.to_settings(),
-        "frame_size": config.frame_size,
-        "resize": config.resize,
-        "codec": config.codec,
-        "decoder": config.decoder,
-        "full_check": config.full_check or config.allow_damaged,
-        "allow_damaged": config.allow_damaged,
-        "normal": config.normal,
-        "limit": config.limit,
-        "seed": config.seed,
-        "shard_mb": config.shard_mb,
-    }
-
-
-def source_digests(
-    source: Source, failed: Collection[str], video_bytes: Mapping[str, int] | None = None
-) -> dict[str, str]:
-    """Digests of the list of videos: of those that did not fail, and of those that did, which may be repaired later.
-
-    `video_bytes`: path → size of its file; without it SOURCE is asked.
-    """
-    good = [video for video in source.videos if video.path not in failed]
-    bad = [video for video in source.videos if video.path in failed]
-    return {"ok": _videos_sha256(source, good, video_bytes), "failed": _videos_sha256(source, bad, video_bytes)}
-
-
-def _videos_sha256(source: Source, videos: Sequence[Video], video_bytes: Mapping[str, int] | None) -> str:
-    digest = hashlib.sha256()
-    for video in videos:
-        num_bytes = file_bytes(source, video) if video_bytes is None else video_bytes[video.path]
-        digest.update(repr((video.path, *_facts(num_bytes, video))).encode("utf-8", "surrogateescape") + b"\n")
-    return digest.hexdigest()
-
-
-def _facts(num_bytes: int, video: Video) -> list[Any]:
-    """What the result depends on and may change: size, label, source group, events."""
-    return [num_bytes, video.label, video.source_group, *video.events]
-
-
-def package_versions(codec: str) -> dict[str, str]:
-    versions = {"vidshard": __version__, "numpy": np.__version__, **decoders.decoder_versions()}
-    return {**versions, **codecs.codec_packages(codec)}
-
-
-def fingerprint(source: Source, settings: dict[str, Any], *, change: str | None = None) -> dict[str, Any]:
-    """What must not change while a build is unfinished. `change`: what is done to which finished set."""
-    videos = []
-    for video in source.videos:
-        modified: int | str | None = video.version
-        if isinstance(source.root, Path):
-            with contextlib.suppress(OSError):  # the probe will say why
-                modified = (source.root / video.path).stat().st_mtime_ns
-        videos.append([video.path, *_facts(file_bytes(source, video), video), modified])
-    return {
-        "settings": settings,
-        "packages": package_versions(settings["codec"]),
-        "num_videos": len(videos),
-        "change": change,
-        "videos": videos,
-    }
-
-
-def find_finished(out: Location, source: Source, settings: dict[str, Any], config: BuildConfig) -> ShardSet | None:
-    """The finished set in `out`, None if there is none.
-
-    Raises UserError when it is not the one asked for: other settings, or other videos than `config` allows to change.
-    """
-    if isinstance(out, Path):
-        if not (out / layout.MANIFEST_NAME).exists():
-            return None
-    elif not urls.exists(out / layout.MANIFEST_NAME):
-        return None
-    shards = remote_set.outline(out)
-    old = {name: value for name, value in shards.manifest.settings.items() if name != SOURCES}
-    if old != settings:
-        raise _another(out, f"other {describe_difference(old, settings)}")
-    failed = {failure.path for failure in shards.manifest.failures if failure.outcome == "failed"}
-    before = {*shards.index.paths, *failed}
-    now = {video.path for video in source.videos}
-    if not config.extend and now != before:
-        hint = "add the new ones with --extend, " if now > before else ""
-        raise _another(out, f"other videos ({describe_changes(sorted(now - before), sorted(before - now))})", hint)
-    if not now >= before:
-        raise _another(out, f"videos that are gone ({describe_changes([], sorted(before - now))})")
-    same = dataclasses.replace(source, videos=tuple(video for video in source.videos if video.path in before))
-    digests = source_digests(same, failed)
-    kept = shards.manifest.settings[SOURCES]
-    if digests["ok"] != kept["ok"]:
-        raise _another(out, f"other videos ({_changed(shards, same, failed)})")
-    if digests["failed"] != kept["failed"] and not config.retry_failed:
-        raise _another(out, "other files where videos failed", "try those again with --retry-failed, ")
-    return shards
-
-
-def check_packages(shards: ShardSet, codec: str) -> None:
-    """Raises UserError when what is added to a finished set would be decoded by other versions."""
-    before, now = _named_as_now(shards.manifest.packages), package_versions(codec)
-    if not decoders.asks_decord(shards.manifest.settings.get("decoder", decoders.AUTO)):
-        before, now = _without_decord(before), _without_decord(now)
-    if before == now:
-        return
-    difference = describe_difference({"packages": before}, {"packages": now}).removeprefix("settings ")
-    how = "install those versions"
-    for name in decoders.DECORDS:
-        if name in before and name not in now and before[name] != "absent":
-            how += f" (`pip uninstall {' '.join(decoders.DECORDS)}`, then `pip install {name}=={before[name]}`)"
-    raise UserError(
-        f"{shards.folder} was built with other packages {difference}; {how}, or build into another --out: one set "
-        "holds the pixels of one decoder"
-    )
-
-
-def _named_as_now(packages: Mapping[str, str]) -> dict[str, str]:
-    """The packages of a manifest, with decord2 under its own name, which once stood there as decord.
-
-    >>> _named_as_now({"decord": "3.4.0"}), _named_as_now({"decord": "0.6.0"})
-    ({'decord2': '3.4.0'}, {'decord': '0.6.0'})
-    """
-    old = packages.get("decord", "")
-    if old[:1].isdigit() and not old.startswith("0."):  # decord itself ended at 0.6.0
-        packages = {**_without_decord(packages), "decord2": old}
-    return dict(packages)
-
-
-def _without_decord(packages: Mapping[str, str]) -> dict[str, str]:
-    return {name: version for name, version in packages.items() if name not in decoders.DECORDS}
-
-
-def new_videos(shards: ShardSet, source: Source) -> list[int]:
-    """Numbers of the videos of `source` that the set does not know."""
-    failed = (failure.path for failure in shards.manifest.failures if failure.outcome == "failed")
-    before = {*shards.index.paths, *failed}
-    return [number for number, video in enumerate(source.videos) if video.path not in before]
-
-
-def _changed(shards: ShardSet, source: Source, failed: Collection[str]) -> str:
-    """Which of the videos that became clips have changed, as far as the index and the log tell."""
-    index = shards.index
-    rows = {path: row for row, path in enumerate(index.paths)}
-    labels = dict(zip(index.clips["video"].tolist(), index.clips["label"].tolist(), strict=True))
-    changed = []
-    for video in source.videos:
-        row = rows.get(video.path)
-        if row is not None and (video.label, video.source_group) != (labels[row], index.source_group(row)):
-            changed.append(video.path)
-    return describe_changes([], [], changed)
-
-
-def _another(out: Location, difference: str, hint: str = "") -> UserError:
-    return UserError(
-        f"{out} holds another build, of {difference}; {hint}give another --out, or delete {out} to build it anew"
-    )
-
-
-def file_bytes(source: Source, video: Video) -> int:
-    """Size of the file of a video; -1 where it cannot be told."""
-    if video.num_bytes is not None:
-        return video.num_bytes
-    path = source.root / video.path
-    if isinstance(path, Path):
-        return file_size(path)
-    return urls.info(path).size or -1
-
-
-def file_size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1  # the probe will say why

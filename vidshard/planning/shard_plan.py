@@ -1,7 +1,7 @@
-"""Which clip goes into which shard, before anything is decoded.
+"""Assignment of clips to shards, made before anything is decoded.
 
-The plan depends on the sorted videos, their numbers of clips and the shard size alone, not on workers or failures. So a
-video that fails makes its shards smaller and moves no other clip, and a build that was cut short can go on.
+The plan depends only on the sorted videos, their numbers of clips and the shard size, not on workers or failures. So a
+failed video makes its shards smaller but moves no other clip, and an interrupted build can resume.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 
 from vidshard.shards.layout import TAR_BLOCK, ClipShape, npy_header, padded
 
-# An estimate of the record of a clip, for the check of free disk: names and paths; and per frame its index and time.
+# Estimated size of a clip's record, for the check of free disk space: names and paths, plus index and time per frame.
 _RECORD_BYTES = 600
-_CODEC_SHARE = {"raw": 1.0, "zstd": 0.5, "jpeg": 0.2}  # of the pixels, on surveillance videos
+_CODEC_SHARE = {"raw": 1.0, "zstd": 0.5, "jpeg": 0.2}  # stored bytes per byte of pixels, on surveillance videos
 _RECORD_BYTES_PER_FRAME = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """A unit of work: consecutive clips of one video that go into one shard."""
+    """A chunk of work: consecutive clips of one video that go into one shard."""
 
     video: int  # row of the sorted list of videos
     clip_start: int
@@ -33,12 +33,12 @@ class Unit:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All units, in shard order and within a shard in the order of their samples."""
+    """All chunks, in shard order and within a shard in the order of their samples."""
 
     units: tuple[Unit, ...]
     num_shards: int
-    generations: tuple[tuple[int, ...], ...] = ()  # the videos that came together, each time some were added
-    first_shards: tuple[int, ...] = ()  # of each generation
+    generations: tuple[tuple[int, ...], ...] = ()  # video numbers of the first build and of each extension
+    first_shards: tuple[int, ...] = ()  # first shard of each generation
 
     @property
     def num_clips(self) -> int:
@@ -46,7 +46,7 @@ class Plan:
 
 
 def clips_per_shard(shape: ClipShape, shard_mb: int) -> int:
-    """How many clips fill a shard of `shard_mb` MiB of pixels; at least one.
+    """Return how many clips fill a shard of `shard_mb` MiB of pixels; at least one.
 
     >>> clips_per_shard(ClipShape(num_frames=16, height=112, width=112), 64)
     111
@@ -55,10 +55,10 @@ def clips_per_shard(shape: ClipShape, shard_mb: int) -> int:
 
 
 def plan_units(num_clips: Sequence[int], *, shard_clips: int) -> Plan:
-    """Cut the clips of all videos, in their order, into shards of `shard_clips` clips each.
+    """Cut the clips of all videos, in order, into shards of `shard_clips` clips each.
 
-    `num_clips`: for each video, in sorted order; 0 for one that has none (it could not be read). A few numbers a unit,
-    not a clip: millions of clips are cheap.
+    `num_clips`: clips of each video, in sorted order; 0 for unreadable videos. The plan has one entry per chunk, not
+    per clip, so millions of clips are cheap.
 
     >>> for unit in plan_units([3, 0, 4], shard_clips=5).units:
     ...     print(unit.video, (unit.clip_start, unit.clip_stop), unit.shard)
@@ -88,10 +88,10 @@ def plan_generations(
     shard_clips: int,
     finished_shards: Sequence[int] = (),
 ) -> Plan:
-    """The plan of a set to which videos were added: each generation of them begins with a shard of its own.
+    """Plan a set to which videos were added: each generation starts a new shard.
 
-    `generations`: the videos of each, in sorted order. `finished_shards`: how many shards each of the first ones has,
-    of which nothing is planned any more.
+    `generations`: the videos of each one, in sorted order. `finished_shards`: numbers of shards of the first
+    generations, which are finished and not planned again.
 
     >>> for unit in plan_generations([3, 1, 2], [[0, 2], [1]], shard_clips=4).units:
     ...     print(unit.video, (unit.clip_start, unit.clip_stop), unit.shard)
@@ -120,9 +120,9 @@ def plan_generations(
 
 
 def group_units(units: Mapping[int, Unit], *, max_clips: int) -> list[tuple[int, ...]]:
-    """Group consecutive units of one video, up to `max_clips` clips, so that one decoder runs through all of them.
+    """Group consecutive chunks of one video, up to `max_clips` clips, so that one decoder reads them in one pass.
 
-    `units`: number in the plan → unit. A single unit may be larger. Nothing of this shows in the shards.
+    `units`: number in the plan → chunk. A single chunk may be larger. The grouping does not affect the shards.
 
     >>> units = dict(enumerate(plan_units([7, 2], shard_clips=2).units))
     >>> group_units(units, max_clips=4)
@@ -143,24 +143,24 @@ def group_units(units: Mapping[int, Unit], *, max_clips: int) -> list[tuple[int,
 
 
 def sample_bytes(shape: ClipShape, *, codec: str = "raw") -> int:
-    """About how many bytes a sample takes in its shard: exact for a raw clip, an estimate for others and its record."""
+    """Estimate the bytes of a sample in its shard: exact for a raw clip, approximate for the rest."""
     clip = TAR_BLOCK + padded(len(npy_header(shape)) + int(shape.num_bytes * _CODEC_SHARE[codec]))
     return clip + TAR_BLOCK + padded(_RECORD_BYTES + _RECORD_BYTES_PER_FRAME * shape.num_frames)
 
 
 def needed_bytes(units: Sequence[Unit], shape: ClipShape, *, shard_clips: int, codec: str = "raw") -> int:
-    """Disk space that decoding these units takes at its peak.
+    """Return the peak disk space in bytes that decoding these chunks needs.
 
-    Decoded parts lie beside the shards until they are joined, and one shard at a time lies there twice.
+    Decoded fragments exist next to the shards until they are joined, and one shard at a time exists twice.
     """
     return (sum(unit.num_clips for unit in units) + shard_clips) * sample_bytes(shape, codec=codec) if units else 0
 
 
 def share_shards(costs: Sequence[int], num_tasks: int) -> list[range]:
-    """Share out shards among tasks, each a run of consecutive ones, so that the largest sum of `costs` is smallest.
+    """Divide shards among tasks in runs of consecutive shards, minimising the largest sum of `costs`.
 
-    Consecutive, because a video may span shards: so it is read by one task, or by two at the border. `costs`: a whole
-    number for each shard, such as milliseconds of video. Tasks beyond the number of shards get none.
+    Runs are consecutive because a video may span shards: it is then read by one task, or by two at the border. `costs`:
+    an integer per shard, such as milliseconds of video. Tasks beyond the number of shards get none.
 
     >>> share_shards([3, 1, 1, 1, 3, 3], 3)
     [range(0, 3), range(3, 5), range(5, 6)]
@@ -168,7 +168,7 @@ def share_shards(costs: Sequence[int], num_tasks: int) -> list[range]:
     [range(0, 1), range(1, 2), range(2, 2)]
     """
     low, high = max(costs, default=0), sum(costs)
-    while low < high:  # the smallest limit that so many runs can keep
+    while low < high:  # find the smallest limit that `num_tasks` runs can keep
         middle = (low + high) // 2
         if len(_runs_below(costs, middle, num_tasks)) <= num_tasks:
             high = middle
@@ -179,7 +179,7 @@ def share_shards(costs: Sequence[int], num_tasks: int) -> list[range]:
 
 
 def _runs_below(costs: Sequence[int], limit: int, num_tasks: int) -> list[range]:
-    """Cut into runs whose sum is at most `limit`; earlier where a task would get nothing otherwise."""
+    """Cut into runs whose sum is at most `limit`; earlier if a task would otherwise get nothing."""
     starts: list[int] = []
     filled = 0
     for shard, cost in enumerate(costs):
@@ -191,9 +191,9 @@ def _runs_below(costs: Sequence[int], limit: int, num_tasks: int) -> list[range]
 
 
 def shard_costs(plan: Plan, video_seconds: Sequence[float]) -> list[int]:
-    """About how long each shard takes to make: the milliseconds of video that its clips are taken from.
+    """Estimate the cost of each shard: the milliseconds of video from which its clips are cut.
 
-    `video_seconds`: for each video. A video with clips in several shards counts in each by its share of them.
+    `video_seconds`: one per video. A video with clips in several shards counts in each in proportion to its clips.
 
     >>> shard_costs(plan_units([3, 1], shard_clips=2), [6.0, 1.0])
     [4000, 3000]

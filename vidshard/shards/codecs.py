@@ -1,7 +1,7 @@
-"""How the pixels of a clip become the bytes that are stored, for the codecs that compress. Libraries load on first use.
+"""Compression of clips: zstd and JPEG. Libraries load on first use.
 
-zstd keeps every bit; jpeg is about five times smaller than that and loses some. The bytes depend on the clip and on the
-version of the library, which is among the packages of a manifest.
+zstd is lossless; JPEG is lossy and about five times smaller. The compressed bytes depend on the clip and on the
+version of the library, which the manifest records among its packages.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vidshard.util.opencv import load_cv2
 from vidshard.util.errors import FormatError, UserError
+from vidshard.util.opencv import load_cv2
 
-ZSTD_LEVEL = 1  # higher ones take many times as long for a few percent
+ZSTD_LEVEL = 1  # higher levels take many times as long and save a few percent
 JPEG_QUALITY = 95
-JPEG_MAX_SIDE = 65500  # of libjpeg
+JPEG_MAX_SIDE = 65500  # pixels; the limit of libjpeg
 
 Strip = npt.NDArray[np.uint8]
 
 
 def zstd_compress(data: bytes) -> bytes:
-    """One zstd frame, with the size of the content in its header."""
+    """Compress to one zstd frame, with the size of the content in its header."""
     name, zstd = _load_zstd()
     if name == "zstandard":
         return bytes(zstd.ZstdCompressor(level=ZSTD_LEVEL).compress(data))
@@ -32,27 +32,27 @@ def zstd_compress(data: bytes) -> bytes:
 
 
 def zstd_decompress(data: bytes | memoryview, size: int, *, where: str) -> bytes:
-    """The `size` bytes behind a zstd frame. Raises FormatError, naming `where`, when it holds anything else."""
+    """Decompress a zstd frame to exactly `size` bytes. Raises FormatError, naming `where`, if this fails."""
     name, zstd = _load_zstd()
     try:
         if name == "zstandard":
-            # The frame says how large its content is: look before memory is taken for it.
+            # The header holds the content size: check it before allocating memory.
             if zstd.frame_content_size(bytes(data[:32])) != size:
-                raise FormatError(f"{where} does not hold {size:,} bytes")
+                raise FormatError(f"{where} does not decompress to {size:,} bytes")
             content = bytes(zstd.ZstdDecompressor().decompress(data, max_output_size=size))
         else:
             content = bytes(zstd.ZstdDecompressor().decompress(bytes(data), max_length=size + 1))
     except FormatError:
         raise
-    except Exception as error:  # each library has an error of its own
-        raise FormatError(f"{where} is no zstd frame: {error}") from error
+    except Exception as error:  # each library has its own error type
+        raise FormatError(f"{where} is not a zstd frame: {error}") from error
     if len(content) != size:
-        raise FormatError(f"{where} does not hold {size:,} bytes")
+        raise FormatError(f"{where} does not decompress to {size:,} bytes")
     return content
 
 
 def jpeg_encode(strip_HWC: Strip) -> bytes:
-    """A picture (uint8 RGB) as JPEG, quality 95, 4:2:0."""
+    """Encode a picture (uint8 RGB, H W C) as JPEG, quality 95, 4:2:0."""
     cv2 = load_cv2()
     options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
     options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
@@ -63,10 +63,10 @@ def jpeg_encode(strip_HWC: Strip) -> bytes:
 
 
 def jpeg_decode(data: bytes | memoryview, *, where: str) -> Strip:
-    """The picture in a JPEG, uint8 RGB. Raises FormatError, naming `where`, when there is none."""
+    """Decode a JPEG to uint8 RGB (H W C). Raises FormatError, naming `where`, if it cannot be decoded."""
     cv2 = load_cv2()
     if bytes(data[:3]) != b"\xff\xd8\xff":
-        raise FormatError(f"{where} is no JPEG")
+        raise FormatError(f"{where} is not a JPEG")
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if picture is None:
@@ -76,7 +76,7 @@ def jpeg_decode(data: bytes | memoryview, *, where: str) -> Strip:
 
 
 def check_codec(codec: str) -> None:
-    """Raises UserError that says what to install when the library of a codec is not there."""
+    """Raise UserError with install instructions if the library of `codec` is missing."""
     if codec == "zstd":
         _load_zstd()
     elif codec == "jpeg":
@@ -84,7 +84,7 @@ def check_codec(codec: str) -> None:
 
 
 def codec_packages(codec: str) -> dict[str, str]:
-    """The versions that decide the bytes of a codec, beyond those of the decoders (which OpenCV is among)."""
+    """Return the package versions that decide the bytes of `codec`, except those of the decoders (such as OpenCV)."""
     if codec != "zstd":
         return {}
     name, zstd = _load_zstd()
@@ -92,7 +92,7 @@ def codec_packages(codec: str) -> dict[str, str]:
 
 
 def _load_zstd() -> tuple[str, Any]:
-    """The name of the module that is there, and the module; the package first, as every Python can have it."""
+    """Return the zstd module and its name; the package comes first because every Python version can install it."""
     for name in ("zstandard", "compression.zstd"):  # the second: Python 3.14 and later
         try:
             return name, importlib.import_module(name)

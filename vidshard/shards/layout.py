@@ -1,9 +1,9 @@
-"""The written format that `vidshard` writes and `stage1` reads; the normative text is docs/SHARD_FORMAT.md.
+"""The shard format that `vidshard` writes and `stage1` reads; docs/SHARD_FORMAT.md is the normative text.
 
-The leaf of both packages: it imports the standard library and numpy; what codecs need is loaded when they are used.
+Imports only the standard library, numpy and small modules; codecs load their libraries on first use.
 
 A sample is two members of a plain ustar file, ``<key>.npy`` (the clip, uint8, T H W C, RGB; or compressed) and
-``<key>.json`` (its `SampleRecord`), so that ``tar`` and stock ``webdataset`` read a shard without us.
+``<key>.json`` (its `SampleRecord`), so that ``tar`` and stock ``webdataset`` can read a shard without this package.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.npz"
 FAILURES_NAME = "failures.csv"
-LOG_SUFFIX = ".log"  # shards/Train → shards/Train.log/, where everything that varies from run to run goes
-SOURCE_NAME = "source.json"  # in the log folder: where SOURCE was
+LOG_SUFFIX = ".log"  # shards/Train → shards/Train.log/, for everything that varies from run to run
+SOURCE_NAME = "source.json"  # in the log folder: the location of SOURCE
 SHARD_PATTERN = re.compile(r"shard-(\d{6,})\.tar")
 INDEX_PATTERN = re.compile(r"index(-\d{6,})?\.npz")
 
@@ -46,7 +46,7 @@ NORMAL_LABEL = 0
 CRIME_LABEL = 1
 UNKNOWN_LABEL = -1
 
-# Flags of a clip, one bit each, in this order. A reader refuses a bit that is not here.
+# Flags of a clip, one bit each, in this order. Readers reject unknown bits.
 FLAGS = ("repeated", "damaged", "estimated_times")
 
 TAR_BLOCK = 512
@@ -56,11 +56,11 @@ _HASH_DIGITS = 10
 _PLAIN_PART = re.compile(r"[A-Za-z0-9-](?:[A-Za-z0-9-]|_(?!_))*(?<!_)")
 
 Clip = npt.NDArray[np.uint8]
-Piece = bytes | memoryview  # of what is written
+Piece = bytes | memoryview
 
 
 def shard_name(number: int) -> str:
-    """File name of shard `number`.
+    """Return the file name of shard `number`.
 
     >>> shard_name(12)
     'shard-000012.tar'
@@ -69,7 +69,7 @@ def shard_name(number: int) -> str:
 
 
 def index_name(generation: int) -> str:
-    """File name of the index of a set of this generation. It differs: the old one lives until the new one counts.
+    """Return the file name of the index of this generation. It changes: the old index stays until the new one is final.
 
     >>> index_name(1), index_name(2)
     ('index.npz', 'index-000002.npz')
@@ -78,10 +78,10 @@ def index_name(generation: int) -> str:
 
 
 def video_key(path: str) -> str:
-    """The ASCII name of a video, from its path relative to SOURCE and nothing else.
+    """Return the ASCII name of a video, which depends only on its path relative to SOURCE.
 
-    Folders are joined by ``__`` and ``.mp4`` is dropped. A path that this would not give back letter by letter
-    (spaces, dots, Unicode, another suffix, too long) gets a hash of the whole path, so that no two paths share a key
+    Folders are joined by ``__`` and ``.mp4`` is dropped. If the path cannot be recovered from that letter by letter
+    (spaces, dots, Unicode, another suffix, too long), a hash of the whole path is appended: no two paths share a key,
     and adding a video never renames another.
 
     >>> video_key("Abuse/Abuse001_x264.mp4")
@@ -102,7 +102,7 @@ def video_key(path: str) -> str:
 
 
 def sample_key(path: str, clip_index: int) -> str:
-    """The key of clip `clip_index` of the video at `path`: ``[A-Za-z0-9_-]``, at most 80 characters, no dot.
+    """Return the key of clip `clip_index` of the video at `path`: ``[A-Za-z0-9_-]``, at most 80 characters, no dot.
 
     >>> sample_key("Abuse/Abuse001_x264.mp4", 3)
     'Abuse__Abuse001_x264-000003'
@@ -111,7 +111,7 @@ def sample_key(path: str, clip_index: int) -> str:
 
 
 def flags_to_bits(flags: tuple[str, ...]) -> int:
-    """The flags of a clip as an integer.
+    """Encode the flags of a clip as an integer.
 
     >>> flags_to_bits(("repeated", "damaged"))
     3
@@ -120,11 +120,9 @@ def flags_to_bits(flags: tuple[str, ...]) -> int:
 
 
 def bits_to_flags(bits: int) -> tuple[str, ...]:
-    """The inverse of `flags_to_bits`. Raises FormatError on a bit that this version does not know."""
+    """Decode the result of `flags_to_bits`. Raises FormatError on an unknown bit."""
     if bits >> len(FLAGS):
-        raise FormatError(
-            f"clip flags {bits:#x} hold a bit this version does not know, expected only {', '.join(FLAGS)}"
-        )
+        raise FormatError(f"clip flags {bits:#x} contain an unknown bit, expected only {', '.join(FLAGS)}")
     return tuple(flag for bit, flag in enumerate(FLAGS) if bits >> bit & 1)
 
 
@@ -146,7 +144,7 @@ class ClipShape:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the pixels, without the header of the `.npy`."""
+        """Bytes of the pixels, without the `.npy` header."""
         return self.num_frames * self.height * self.width * 3
 
     def __str__(self) -> str:
@@ -155,22 +153,22 @@ class ClipShape:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleRecord:
-    """What ``<key>.json`` holds of a clip; `class_name` is ``class`` there."""
+    """Content of ``<key>.json``, which describes one clip; `class_name` is stored as ``class``."""
 
     path: str  # of the video, relative to SOURCE, with forward slashes
-    class_name: str | None  # None where the video lay in no class folder
+    class_name: str | None  # None if the video was in no class folder
     label: int  # 0 normal, 1 crime, -1 unknown
     split: str | None  # Train, Validation, Test, or None
     clip_index: int
-    frame_indices: tuple[int, ...]  # presentation order, from 0; one for each of the T frames
+    frame_indices: tuple[int, ...]  # presentation order, from 0; one per frame of the clip (T)
     timestamps_seconds: tuple[float, ...]  # of these frames, from the first frame of the video
-    frame_gap_seconds: float  # median time between neighbouring, different frames; 0 where all are one frame
+    frame_gap_seconds: float  # median time between consecutive different frames; 0 if all are the same frame
     fps: float  # mean frames per second of the video
     num_frames: int  # of the video
-    decoder: str  # which decoder served
-    repeated_frames: int  # how many of the T frames repeat the one before
+    decoder: str  # the decoder that read the clip
+    repeated_frames: int  # number of frames that repeat the previous one
     flags: tuple[str, ...] = ()
-    source_group: str | None = None  # videos cut from one recording share it
+    source_group: str | None = None  # shared by videos cut from one recording
 
     @property
     def key(self) -> str:
@@ -183,7 +181,7 @@ class SampleRecord:
 
     @classmethod
     def from_json(cls, data: bytes) -> SampleRecord:
-        """Raises FormatError when `data` is not a record of this format version."""
+        """Parse a record. Raises FormatError if `data` is not a record of this format version."""
         try:
             fields = json.loads(data)
             fields["class_name"] = fields.pop("class")
@@ -196,7 +194,7 @@ class SampleRecord:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Member:
-    """Where the encoded clip of a sample lies, relative to the start of its first tar header."""
+    """Position of the encoded clip of a sample, relative to the sample's first tar header."""
 
     offset: int  # bytes from that start to the first byte of the encoded clip
     size: int  # bytes of the encoded clip, the header of the `.npy` included
@@ -205,7 +203,7 @@ class Member:
 
 @functools.lru_cache(maxsize=16)
 def npy_header(shape: ClipShape) -> bytes:
-    """The bytes before the pixels in the `.npy` of a clip of this shape; the same for every clip of a set.
+    """Return the bytes before the pixels in the `.npy` of a clip; they are the same for all clips of a set.
 
     >>> len(npy_header(ClipShape(num_frames=16, height=112, width=112)))
     128
@@ -217,16 +215,16 @@ def npy_header(shape: ClipShape) -> bytes:
 
 
 def encode_sample(record: SampleRecord, clip: Clip, *, codec: str = "raw") -> tuple[bytes, Member]:
-    """A sample as the bytes of its two tar members (headers and padding included), and where its clip lies in them.
+    """Encode a sample as the bytes of its two tar members (headers and padding included) and the position of its clip.
 
-    `clip`: uint8 (T, H, W, 3). The bytes depend on the arguments alone.
+    `clip`: uint8 (T, H, W, 3). The bytes depend only on the arguments.
     """
     pieces, member = encode_pieces(record, clip, codec=codec)
     return b"".join(pieces), member
 
 
 def encode_pieces(record: SampleRecord, clip: Clip, *, codec: str = "raw") -> tuple[list[Piece], Member]:
-    """What `encode_sample` gives, in pieces to be written one after another: of raw pixels no copy is made."""
+    """Encode a sample like `encode_sample`, in pieces to be written in order: raw pixels are not copied."""
     if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[3] != 3:
         raise ValueError(f"clip {record.key!r} is {clip.dtype} {clip.shape}, expected uint8 (T, H, W, 3)")
     payload = _clip_pieces(clip, codec=codec)
@@ -238,12 +236,12 @@ def encode_pieces(record: SampleRecord, clip: Clip, *, codec: str = "raw") -> tu
 
 
 def join_members(record: SampleRecord, payload: Piece, *, codec: str) -> bytes:
-    """The two tar members of a sample whose clip is encoded already."""
+    """Return the two tar members of a sample whose clip is already encoded."""
     return b"".join(_member_pieces(record, [payload], codec=codec))
 
 
 def encode_clip(clip: Clip, *, codec: str) -> bytes:
-    """The bytes of the clip's tar member: a `.npy`, the same compressed, or its frames side by side as one JPEG."""
+    """Encode a clip as its tar member: a `.npy`, a compressed `.npy`, or its frames side by side in one JPEG."""
     return b"".join(_clip_pieces(clip, codec=codec))
 
 
@@ -261,16 +259,16 @@ def _clip_pieces(clip: Clip, *, codec: str) -> list[Piece]:
 
 
 def decode_clip(payload: bytes | memoryview, shape: ClipShape, *, codec: str = "raw", where: str) -> Clip:
-    """The clip in the bytes of its tar member, uint8 (T, H, W, 3).
+    """Decode the bytes of a clip's tar member to uint8 (T, H, W, 3).
 
-    Raises FormatError, naming `where`, when there is no clip of this shape in them, UserError when the library of the
-    codec is not installed.
+    Raises FormatError, naming `where`, if they hold no clip of this shape, and UserError if the library of the codec is
+    not installed.
     """
     if codec == "jpeg":
         strip = codecs.jpeg_decode(payload, where=where)
         if strip.shape != (shape.height, shape.num_frames * shape.width, 3):
             raise FormatError(
-                f"{where} is a picture of shape {strip.shape}, expected the frames of {shape.thwc} in a row"
+                f"{where} is a picture of shape {strip.shape}, expected the frames of {shape.thwc} side by side"
             )
         frames = strip.reshape(shape.height, shape.num_frames, shape.width, 3)
         return np.ascontiguousarray(frames.transpose(1, 0, 2, 3))
@@ -278,19 +276,19 @@ def decode_clip(payload: bytes | memoryview, shape: ClipShape, *, codec: str = "
         payload = codecs.zstd_decompress(payload, len(npy_header(shape)) + shape.num_bytes, where=where)
     header = npy_header(shape)
     if bytes(payload[: len(header)]) != header or len(payload) != len(header) + shape.num_bytes:
-        raise FormatError(f"{where} is no uint8 clip of shape {shape.thwc} ({len(payload):,} bytes)")
+        raise FormatError(f"{where} is not a uint8 clip of shape {shape.thwc} ({len(payload):,} bytes)")
     return np.frombuffer(payload, np.uint8, offset=len(header)).reshape(shape.thwc)
 
 
 def end_of_shard() -> bytes:
-    """What closes a tar: two empty blocks."""
+    """Return the end of a tar file: two empty blocks."""
     return bytes(2 * TAR_BLOCK)
 
 
 def read_shard(file: IO[bytes]) -> Iterator[tuple[str, bytes, SampleRecord, int]]:
-    """The samples of an open shard in order: key, bytes of the encoded clip, record, offset of the clip's first byte.
+    """Yield the samples of an open shard in order: key, bytes of the encoded clip, record, offset of the clip.
 
-    Reads front to back. Raises FormatError on anything that is not a shard of this format, a cut one included.
+    Reads front to back. Raises FormatError on anything that is not a shard of this format, including a truncated one.
     """
     offset = 0
     while True:
@@ -309,7 +307,7 @@ def read_shard(file: IO[bytes]) -> Iterator[tuple[str, bytes, SampleRecord, int]
 
 
 def read_record(file: IO[bytes], clip_offset: int, clip_size: int) -> SampleRecord:
-    """The record of the sample whose clip lies at `clip_offset` of an open shard. Raises FormatError."""
+    """Return the record of the sample whose clip is at `clip_offset` of an open shard. Raises FormatError."""
     offset = clip_offset + padded(clip_size)
     file.seek(offset)
     _, text = _read_member(file, offset)
@@ -317,14 +315,14 @@ def read_record(file: IO[bytes], clip_offset: int, clip_size: int) -> SampleReco
 
 
 def read_sample(file: IO[bytes], clip_offset: int, clip_size: int, *, crc32: int, where: str) -> bytes:
-    """All bytes of the sample whose clip lies at `clip_offset`: both members, as they can be put into another shard.
+    """Return all bytes of the sample whose clip is at `clip_offset`: both members, ready for another shard.
 
-    Raises FormatError, naming `where`, when the clip is not the one of this checksum.
+    Raises FormatError, naming `where`, if the clip's CRC-32 differs from `crc32`.
     """
     file.seek(clip_offset - TAR_BLOCK)
     clip = file.read(TAR_BLOCK + padded(clip_size))
     if zlib.crc32(clip[TAR_BLOCK : TAR_BLOCK + clip_size]) != crc32:
-        raise FormatError(f"{where} is damaged: a clip has another checksum than its index says; build the set again")
+        raise FormatError(f"{where} is damaged: the checksum of a clip differs from its index; build the set again")
     header = file.read(TAR_BLOCK)
     file.seek(clip_offset + padded(clip_size))
     _, text = _read_member(file, clip_offset + padded(clip_size))
@@ -332,7 +330,7 @@ def read_sample(file: IO[bytes], clip_offset: int, clip_size: int, *, crc32: int
 
 
 def padded(size: int) -> int:
-    """Bytes that a tar member of this size takes, without its header."""
+    """Return the bytes that a tar member of this size takes, without its header."""
     return -(-size // TAR_BLOCK) * TAR_BLOCK
 
 
@@ -343,7 +341,7 @@ def _tar_member(name: str, data: Sequence[Piece]) -> list[Piece]:
 
 
 def _read_member(file: IO[bytes], offset: int) -> tuple[str, bytes]:
-    """Name and data of the tar member at the file's position (`offset` is for messages), ('', b'') at the end."""
+    """Return name and data of the tar member at the file position (`offset` is for messages); ('', b'') at the end."""
     header = file.read(TAR_BLOCK)
     if header == bytes(TAR_BLOCK):
         return "", b""
@@ -352,7 +350,7 @@ def _read_member(file: IO[bytes], offset: int) -> tuple[str, bytes]:
     except (tarfile.HeaderError, UnicodeDecodeError) as error:
         raise FormatError(f"no tar header at byte {offset}: {error}") from error
     if not info.isreg():
-        raise FormatError(f"member {info.name!r} at byte {offset} is no regular file")
+        raise FormatError(f"member {info.name!r} at byte {offset} is not a regular file")
     data = file.read(info.size)
     if len(data) < info.size or len(file.read(padded(info.size) - info.size)) < padded(info.size) - info.size:
         raise FormatError(f"member {info.name!r} at byte {offset} is cut short")

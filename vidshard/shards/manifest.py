@@ -1,7 +1,7 @@
-"""All about a shard set but its clips: the manifest, and the index with one row a clip.
+"""Manifest and index of a shard set.
 
-A set is finished when its manifest is there: it is written last, and names the SHA-256 of everything else.
-Imports the standard library, numpy and small modules only, so that training nodes can read it.
+The manifest marks a set as finished: it is written last and records the SHA-256 of everything else. This module
+imports only the standard library, numpy and small modules, so that training nodes can read it.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from vidshard.util import atomic
 from vidshard.shards import layout
-from vidshard.util.errors import FormatError, UserError
 from vidshard.shards.layout import ClipShape
+from vidshard.util import atomic
+from vidshard.util.errors import FormatError, UserError
 from vidshard.util.lists import VIDEO_SUFFIXES
 
-# Where shards are looked for if a folder holds none: so far down, in so many folders and entries of each.
+# Limits of the search for shard sets below a folder without one: depth, and number of folders and of entries in each.
 _MAX_DEPTH = 3
 _MAX_LOOKED_AT = 1000
 _SHOWN = 4
 
-# One row a clip. `offset` and `size` are those of the encoded clip in its shard (its `.npy`, header included).
+# One row per clip. `offset` and `size` locate the encoded clip in its shard (the `.npy`, header included).
 CLIP_ROW = np.dtype(
     [
         ("shard", "<u4"),
@@ -48,7 +48,7 @@ CLIP_ROW = np.dtype(
     ]
 )
 
-# One row a video that became clips. Names are row numbers of the string tables; -1 is none.
+# One row per video with clips. Names are row numbers of the string tables; -1 is none.
 VIDEO_ROW = np.dtype(
     [
         ("class", "<i2"),
@@ -65,7 +65,7 @@ VIDEO_ROW = np.dtype(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One shard as the manifest lists it."""
+    """One shard, as listed in the manifest."""
 
     name: str
     bytes: int
@@ -75,7 +75,7 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A video found that became no sample, with its reason."""
+    """A video without samples, with the reason."""
 
     path: str  # relative to SOURCE
     outcome: str  # "failed" or "skipped"
@@ -85,7 +85,7 @@ class Failure:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassCount:
-    """How many videos and clips a class has in the set."""
+    """Number of videos and clips of one class in the set."""
 
     name: str | None
     label: int
@@ -95,20 +95,20 @@ class ClassCount:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Extension:
-    """Videos that were added to a finished set: their shards lie behind those that were there."""
+    """Videos added to a finished set; their shards follow the existing ones."""
 
     first_shard: int
-    failed: tuple[str, ...]  # paths of those that became no sample
+    failed: tuple[str, ...]  # paths of the videos without samples
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What was built. The same input, settings and package versions give the same manifest, byte for byte."""
+    """Description of a shard set. The same input, settings and package versions give identical bytes."""
 
     split: str | None
     clip_shape: ClipShape
     codec: str
-    settings: dict[str, Any]  # all that decides the bytes: sampling, resize, seed, …
+    settings: dict[str, Any]  # everything that decides the bytes: sampling, resize, seed, …
     packages: dict[str, str]
     classes: tuple[ClassCount, ...]
     videos_found: int
@@ -117,12 +117,12 @@ class Manifest:
     shards: tuple[Shard, ...]
     index_bytes: int
     index_sha256: str
-    extended: tuple[Extension, ...] = ()  # one each time videos were added
-    breaks: Mapping[str, int] = dataclasses.field(default_factory=dict)  # path of a video that has some → how many
+    extended: tuple[Extension, ...] = ()  # one entry per extension
+    breaks: Mapping[str, int] = dataclasses.field(default_factory=dict)  # path of a video → number of breaks, if any
 
     @property
     def generation(self) -> int:
-        """1, and one more each time videos were added."""
+        """1, plus 1 for each time videos were added."""
         return 1 + len(self.extended)
 
     @property
@@ -138,7 +138,7 @@ class Manifest:
 
     @property
     def videos(self) -> dict[str, int]:
-        """The closed ledger: found = ok + failed + skipped."""
+        """Number of videos by outcome: found = ok + failed + skipped."""
         return {
             "found": self.videos_found,
             "ok": self.videos_ok,
@@ -148,7 +148,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """SHA-256 that names this data set: it covers the manifest, and through it every shard and the index."""
+        """SHA-256 that identifies the data set: it covers the manifest and, through it, every shard and the index."""
         return _digest(self._fields())
 
     def _fields(self) -> dict[str, Any]:
@@ -180,11 +180,11 @@ class Manifest:
 
     @classmethod
     def from_bytes(cls, data: bytes, *, where: str) -> Manifest:
-        """Raises FormatError, naming `where`, when `data` is damaged or of a format that this version cannot read."""
+        """Parse a manifest. Raises FormatError, naming `where`, if it is damaged or of an unsupported format."""
         try:
             fields = json.loads(data)
             digest = fields.pop("digest", None)
-            _canonical(fields)  # refuses what JSON does not have: NaN and infinity
+            _canonical(fields)  # rejects NaN and infinity, which are not JSON
         except (ValueError, AttributeError, TypeError, RecursionError) as error:
             raise FormatError(f"{where} is not JSON: {error}; is it a manifest written by vidshard build?") from error
         if fields.get("format") != layout.FORMAT_NAME:
@@ -222,12 +222,12 @@ class Manifest:
                 breaks=dict(fields.get("breaks", {})),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise FormatError(f"{where} lacks a field, or has one that is unknown or wrong: {error!r}") from error
+            raise FormatError(f"{where} has a missing, unknown or invalid field: {error!r}") from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Index:
-    """One row a clip, in shard order, and one row a video; strings are stored once."""
+    """Table of all clips in shard order, and table of all videos; strings are stored once."""
 
     clips: npt.NDArray[np.void]  # CLIP_ROW
     videos: npt.NDArray[np.void]  # VIDEO_ROW
@@ -264,13 +264,13 @@ class Index:
 
     @classmethod
     def from_bytes(cls, data: bytes, *, where: str) -> Index:
-        """Raises FormatError, naming `where`, when `data` is no index of this format version."""
+        """Parse an index. Raises FormatError, naming `where`, if `data` is not an index of this format version."""
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 clips, videos = arrays["clips"], arrays["videos"]
                 tables = {name: _unpack(arrays[name]) for name in _STRING_TABLES}
-        except Exception as error:  # numpy and zipfile raise a dozen kinds on damaged files
-            raise FormatError(f"{where} is no index written by vidshard build: {error}") from error
+        except Exception as error:  # numpy and zipfile raise a dozen types of errors on damaged files
+            raise FormatError(f"{where} is not an index written by vidshard build: {error}") from error
         if clips.dtype != CLIP_ROW or videos.dtype != VIDEO_ROW or len(tables["paths"]) != len(videos):
             raise FormatError(
                 f"{where} has columns {clips.dtype}, expected {CLIP_ROW}; was it built by another version?"
@@ -295,12 +295,12 @@ class ShardSet:
 
     @property
     def where(self) -> str:
-        """What messages call it."""
+        """Display name for messages."""
         return str(self.folder)
 
     @property
     def may_vanish(self) -> bool:
-        """Whether shards are copies that may be dropped, and must be read inside of `in_use`."""
+        """True if shards are cached copies that may be evicted; they must be read inside `in_use`."""
         return False
 
     def shard_path(self, number: int) -> Path:
@@ -308,23 +308,26 @@ class ShardSet:
 
     @property
     def may_pin(self) -> bool:
-        """Whether all shards may be kept from being dropped at once."""
+        """True if all shards may be protected from eviction at once."""
         return True
 
     def pin(self, file: IO[bytes]) -> bool:
-        """Keep an open shard as long as the file, a duplicate or a mapping of it is there; False when it is gone."""
+        """Protect an open shard from eviction until the file, its duplicates and its mappings are closed.
+
+        Returns False if it was evicted before.
+        """
         return True
 
     def shard_where(self, number: int) -> str:
-        """What messages call a shard."""
+        """Return the display name of a shard for messages."""
         return str(self.shard_path(number))
 
     def open_shard(self, number: int) -> IO[bytes]:
-        """A shard, open for unbuffered reading."""
+        """Open a shard for unbuffered reading."""
         return open(self.shard_path(number), "rb", buffering=0)
 
     def in_use(self, file: IO[bytes]) -> AbstractContextManager[bool]:
-        """Keeps an open shard while the block runs; False when it is gone and has to be opened again."""
+        """Protect an open shard from eviction while the block runs; yields False if it must be reopened."""
         return contextlib.nullcontext(True)
 
     @property
@@ -333,23 +336,23 @@ class ShardSet:
 
 
 def log_folder(folder: Path) -> Path:
-    """Where the log of the build of `folder` lies: beside it, so that the folder itself never varies."""
+    """Return the log folder of `folder`, which is next to it so that the folder itself never varies between runs."""
     named = folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))
     if not named.name:
-        raise UserError(f"the folder {folder} has no name that a log folder could be named after; give another one")
+        raise UserError(f"the folder {folder} has no name to derive the name of a log folder from; use another folder")
     return named.with_name(named.name + layout.LOG_SUFFIX)
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of the content of a file, in hexadecimal."""
+    """Return the SHA-256 of a file's content in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_shards(folder: Path) -> ShardSet:
-    """Open a finished shard folder: the manifest and the index are checked, the shards' names and sizes too.
+    """Open a finished shard folder, checking the manifest, the index, and the names and sizes of the shards.
 
-    Raises UserError when there is none, FormatError when it is damaged or of an unknown format.
+    Raises UserError if there is none, FormatError if it is damaged or of an unknown format.
     """
     manifest = read_manifest(folder)
     index_path = folder / manifest.index_name
@@ -358,7 +361,7 @@ def open_shards(folder: Path) -> ShardSet:
     except OSError as error:
         raise FormatError(f"{index_path} cannot be read: {error.strerror}; the manifest names it") from error
     if len(data) != manifest.index_bytes or hashlib.sha256(data).hexdigest() != manifest.index_sha256:
-        raise FormatError(f"{index_path} is not the one its manifest names: it was changed or damaged; build again")
+        raise FormatError(f"{index_path} does not match its manifest: it was changed or damaged; build again")
     for shard in manifest.shards:
         path = folder / shard.name
         size = path.stat().st_size if path.is_file() else None
@@ -369,7 +372,7 @@ def open_shards(folder: Path) -> ShardSet:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a shard folder. Raises UserError when it has none, FormatError when it cannot be read."""
+    """Read the manifest of a shard folder. Raises UserError if there is none, FormatError if it cannot be read."""
     path = folder / layout.MANIFEST_NAME
     if not path.is_file():
         raise UserError(_no_shards(folder))
@@ -377,18 +380,16 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _no_shards(folder: Path) -> str:
-    """What to tell of a place that is no finished shard folder: what it is, and which one may be meant."""
+    """Explain why `folder` is not a finished shard folder, and suggest the one that may be meant."""
     if folder.is_file() and folder.name.lower().endswith(VIDEO_SUFFIXES):
         return f"{folder} is a video, not a shard folder; build shards first: vidshard build {folder}"
     if not folder.is_dir():
         return f"no shard folder {folder}: build it first with `vidshard build SOURCE --out {folder}`"
     if any(layout.SHARD_PATTERN.fullmatch(entry.name) for entry in folder.iterdir()):
-        return (
-            f"{folder} has no {layout.MANIFEST_NAME}; its build did not finish: run the same build command again"
-        )
+        return f"{folder} has no {layout.MANIFEST_NAME}; its build did not finish: run the same build command again"
     sets, holds_videos = _look_below(folder)
     if holds_videos and not sets:
-        sets, _ = _look_below(Path("shards") / Path(os.path.abspath(folder)).name)  # where its shards go by default
+        sets, _ = _look_below(Path("shards") / Path(os.path.abspath(folder)).name)  # the default output folder
     if sets:
         do, which = ("does", "it") if len(sets) == 1 else ("do", "one of them")
         shown = ", ".join(map(str, sets[:_SHOWN])) + (", …" if len(sets) > _SHOWN else "")
@@ -399,7 +400,7 @@ def _no_shards(folder: Path) -> str:
 
 
 def _look_below(folder: Path) -> tuple[list[Path], bool]:
-    """The shard folders at most three folders down, and whether there is a video; gives up in a large tree."""
+    """Return the shard folders at most three levels down, and whether there is a video; gives up in a large tree."""
     sets, holds_videos, folders = [], False, deque([(folder, 0)])
     for _ in range(_MAX_LOOKED_AT):
         if not folders:
@@ -420,7 +421,7 @@ def _look_below(folder: Path) -> tuple[list[Path], bool]:
 
 
 def write_index_and_manifest(folder: Path, manifest: Manifest, index_data: bytes) -> None:
-    """Write the index, then the manifest that names it: the last write of a build."""
+    """Write the index, then the manifest that refers to it: the last write of a build."""
     atomic.write_bytes(folder / manifest.index_name, index_data)
     atomic.write_bytes(folder / layout.MANIFEST_NAME, manifest.to_bytes())
 
@@ -438,7 +439,7 @@ def _name(table: Sequence[str], row: int) -> str | None:
 
 
 def _pack(strings: Sequence[str]) -> npt.NDArray[np.uint8]:
-    """Strings as one array of bytes, each ended by a zero byte (no file name holds one)."""
+    """Encode strings as one array of bytes, each terminated by a zero byte (which no file name contains)."""
     return np.frombuffer(b"".join(s.encode("utf-8", "surrogateescape") + b"\0" for s in strings), np.uint8)
 
 

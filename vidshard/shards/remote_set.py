@@ -1,4 +1,4 @@
-"""A finished shard folder behind a URL, read as one on the disk: through the cache, ahead of its reader."""
+"""Remote shard sets, read through the local cache with prefetching."""
 
 from __future__ import annotations
 
@@ -10,24 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from vidshard.shards import manifest
-from vidshard.shards import layout
-from vidshard.storage import urls
-from vidshard.util.errors import FormatError, UserError
+from vidshard.shards import layout, manifest
 from vidshard.shards.manifest import Index, Manifest, ShardSet
+from vidshard.storage import urls
 from vidshard.storage.cache import CacheConfig, ShardCache
 from vidshard.storage.urls import Location, Url
+from vidshard.util.errors import FormatError, UserError
 from vidshard.util.lists import VIDEO_SUFFIXES
 
-_THREADS = 4  # that download ahead
-_PINNED_SHARE = 0.4  # of the cache: how large a set may be to be kept in it as a whole; two fit
-_AHEAD_SHARE = 0.5  # of the cache: how far they may be ahead of the reader
+_THREADS = 4  # number of download threads
+_PINNED_SHARE = 0.4  # of the cache: sets up to this size are kept whole; two of them fit
+_AHEAD_SHARE = 0.5  # of the cache: limit of prefetched data
 
 
 def open_location(where: Location, *, cache: CacheConfig | None = None) -> ShardSet:
-    """Open a finished shard folder by path or URL; the shards of a URL come when they are read.
+    """Open a finished shard folder by path or URL; the shards of a URL are downloaded when they are read.
 
-    Raises UserError when there is none, FormatError when it is damaged or of an unknown format.
+    Raises UserError if there is none, FormatError if it is damaged or of an unknown format.
     """
     if isinstance(where, Path):
         return manifest.open_shards(where)
@@ -41,7 +40,7 @@ def open_location(where: Location, *, cache: CacheConfig | None = None) -> Shard
 
 
 def read_manifest(url: Url) -> Manifest:
-    """The manifest behind a URL. Raises UserError when there is none, FormatError when it cannot be read."""
+    """Read the manifest of a remote set. Raises UserError if there is none, FormatError if it cannot be read."""
     path = url / layout.MANIFEST_NAME
     try:
         return Manifest.from_bytes(urls.read_bytes(path), where=str(path))
@@ -50,7 +49,7 @@ def read_manifest(url: Url) -> Manifest:
 
 
 def _no_shards(url: Url) -> str:
-    """What to tell of a place that is no finished shard folder."""
+    """Explain why the URL is not a finished shard folder."""
     names = list(urls.list_files(url))
     below = f"/{layout.MANIFEST_NAME}"
     sets = sorted(str(url / name.removesuffix(below)) for name in names if name.endswith(below))
@@ -66,17 +65,17 @@ def _no_shards(url: Url) -> str:
 
 
 def open_index(url: Url, about: Manifest) -> Index:
-    """The index behind a URL, without any cache. Raises FormatError when it is not the one of its manifest."""
+    """Read the index of a remote set without the cache. Raises FormatError if it does not match its manifest."""
     path = url / about.index_name
     data = urls.read_bytes(path)
     if hashlib.sha256(data).hexdigest() != about.index_sha256:
-        raise FormatError(f"{path} is not the one its manifest names: it was changed or damaged; build again")
+        raise FormatError(f"{path} does not match its manifest: it was changed or damaged; build again")
     return Index.from_bytes(data, where=str(path))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outline(ShardSet):
-    """Manifest and index of a set behind a URL, without its shards. `folder` means nothing."""
+    """Manifest and index of a remote set, without its shards. `folder` is meaningless."""
 
     url: Url
 
@@ -86,7 +85,7 @@ class Outline(ShardSet):
 
 
 def outline(where: Location) -> ShardSet:
-    """Manifest and index of a set, to know what is in it. Raises UserError when there is none, FormatError."""
+    """Open only the manifest and index of a set. Raises UserError if there is none, FormatError if it is damaged."""
     if isinstance(where, Path):
         return manifest.open_shards(where)
     about = read_manifest(where)
@@ -95,7 +94,7 @@ def outline(where: Location) -> ShardSet:
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteSet(ShardSet):
-    """A shard set behind a URL. `folder` is where its index is kept."""
+    """A remote shard set. `folder` is the cache folder of its index."""
 
     url: Url
     cache: ShardCache
@@ -132,7 +131,7 @@ class RemoteSet(ShardSet):
         return self.cache.in_use(file)
 
     def fetch(self, number: int, *, wait: bool) -> bool:
-        """Bring a shard into the cache; False when another is at it and `wait` is off."""
+        """Download a shard to the cache; return False if `wait` is False and another process is downloading it."""
         shard = self.manifest.shards[number]
         url = self._shard_url(number)
         return self.cache.fetch(url, size=shard.bytes, sha256=shard.sha256, wait=wait) is not None
@@ -142,9 +141,9 @@ class RemoteSet(ShardSet):
 
 
 def check_room(shards: ShardSet, *, block_shards: int) -> None:
-    """Raises UserError when reading in a random order would download shards over and over.
+    """Raise UserError if reading in random order would download shards again and again.
 
-    `block_shards`: how many are read at a time before the next ones; 0: all.
+    `block_shards`: number of shards shuffled together; 0: all.
     """
     if not isinstance(shards, RemoteSet):
         return
@@ -155,15 +154,15 @@ def check_room(shards: ShardSet, *, block_shards: int) -> None:
         block = f"--block-shards {fitting}, " if fitting else ""
         raise UserError(
             f"{shards.where} has {sum(sizes) / 1e9:.3g} GB, the cache {shards.cache.folder} holds {limit / 1e9:.3g}: "
-            f"in this order shards would be downloaded over and over; give {block}a larger --cache-gb, or another "
+            f"in random order, shards would be downloaded repeatedly; use {block}a larger --cache-gb, or another "
             "--cache-dir"
         )
 
 
 class Prefetch:
-    """Downloads the shards that a reader will open, in that order, some ahead of it, in threads of its own.
+    """Background threads that download shards ahead of their reader, in the reader's order.
 
-    What another process downloads at that moment is left to it. Errors are left to the reader, who will meet them.
+    Shards that another process is downloading are skipped. Errors are ignored: the reader meets them itself.
     """
 
     def __init__(self, shards: RemoteSet, order: Sequence[int]) -> None:
@@ -179,7 +178,7 @@ class Prefetch:
             threading.Thread(target=self._run, name="prefetch-shards", daemon=True).start()
 
     def opened(self, shard: int) -> None:
-        """To be called when the reader opens a shard: more may come now."""
+        """Record that the reader has opened `shard`, which allows further downloads."""
         place = self._place.get(shard, 0)
         if place > self._opened:
             with self._condition:
@@ -187,7 +186,7 @@ class Prefetch:
                 self._condition.notify_all()
 
     def close(self) -> None:
-        """Begin no more downloads."""
+        """Start no more downloads."""
         with self._condition:
             self._closed = True
             self._condition.notify_all()

@@ -1,4 +1,4 @@
-"""The one writer of shard sets: clips in, shards, index and manifest out."""
+"""Writer of shard sets: clips in; shards, index and manifest out."""
 
 from __future__ import annotations
 
@@ -15,13 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vidshard.util import atomic
-from vidshard.shards import manifest
-from vidshard.shards import layout
-from vidshard.shards import writer
-from vidshard.util.errors import UserError
-from vidshard.shards.manifest import ClassCount, Failure, Index, Manifest, Shard
+from vidshard.shards import codecs, layout, manifest, writer
 from vidshard.shards.layout import Clip, ClipShape, SampleRecord
+from vidshard.shards.manifest import ClassCount, Failure, Index, Manifest, Shard
+from vidshard.util import atomic
+from vidshard.util.errors import UserError
 
 DEFAULT_SHARD_MB = 256
 _NO_FAILURES = "path,outcome,reason,message\n"  # failures.csv of a set without any
@@ -29,13 +27,13 @@ _NO_FAILURES = "path,outcome,reason,message\n"  # failures.csv of a set without 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoEntry:
-    """A video that became clips, as the index lists it."""
+    """Row of the index's video table: a video that has clips in the set."""
 
-    path: str  # relative to SOURCE
+    path: str  # relative to the source folder
     class_name: str | None
     label: int  # 0 normal, 1 crime, -1 unknown
     split: str | None
-    source_group: str | None  # the recording that it was cut from
+    source_group: str | None  # recording that the video was cut from
     decoder: str
     num_frames: int
     width: int
@@ -47,8 +45,8 @@ def make_index(rows: npt.NDArray[np.void], videos: Sequence[VideoEntry]) -> Inde
     """Return the index of a set.
 
     Args:
-        rows: one for each clip in shard order, of `CLIP_ROW`; its column `video` counts in `videos`.
-        videos: one entry for each video.
+        rows: One row of `CLIP_ROW` per clip, in shard order; the column `video` is a position in `videos`.
+        videos: One entry per video.
     """
     classes = _table(video.class_name for video in videos)
     splits = _table(video.split for video in videos)
@@ -89,9 +87,9 @@ def make_manifest(
     """Return the manifest of a set of these shards and this index.
 
     Args:
-        index_data: the bytes of the index file.
-        num_found: files found in SOURCE; by default one for each video and each failure.
-        more: further fields of `Manifest`.
+        index_data: Bytes of the index file.
+        num_found: Number of files found in the source folder. Default: one for each video and each failure.
+        more: Further fields of `Manifest`.
     """
     return Manifest(
         split=split,
@@ -132,29 +130,30 @@ def _bytes(name: str) -> bytes:
 
 
 class ShardSetWriter:
-    """Writes a shard set clip by clip, for clips that `vidshard build` did not cut. A context manager.
+    """Write a shard set clip by clip, from clips that `vidshard build` did not cut. Use it as a context manager.
 
-    The manifest is written last, when the block ends without an error. A folder without a manifest is not a shard set,
-    so no crash leaves one that looks finished.
+    The manifest is written last, when the block ends without an error. If the block raises, the shards are removed.
+    If the process is killed, the folder has no manifest, so nothing mistakes it for a finished set.
 
     Args:
-        folder: where the set is written; must be empty or not exist.
-        clip_len: frames in a clip (T).
-        size: height and width of a clip in pixels, or one number for both.
-        split: "Train", "Validation" or "Test", or None.
-        codec: "raw", "zstd" (smaller, lossless) or "jpeg" (much smaller, lossy).
-        settings: what decided the clips, such as ``{"mode": "dense", "clip_len": 16}``; kept in the manifest.
-        packages: name → version of the packages that decided the clips; kept in the manifest.
-        shard_mb: a new shard begins when the last one has reached this size.
+        folder: Output folder. Must be empty or not exist yet.
+        clip_len: Frames per clip (T).
+        size: Height and width of a clip in pixels: (H, W), or one number for both.
+        split: "Train", "Validation", "Test" or None.
+        codec: "raw", "zstd" (lossless, about half the size) or "jpeg" (lossy, about a fifth of the size).
+        settings: How the clips were cut, such as ``{"mode": "dense", "clip_len": 16}``. Stored in the manifest.
+        packages: Name → version of the packages that produced the clips. Stored in the manifest.
+        shard_mb: Size in MiB at which a shard is closed and the next one begins.
 
     Raises:
-        UserError: `folder` holds something, or an argument is out of range.
-        OSError: the disk is full.
+        UserError: The folder is not empty, or `codec` is unknown or needs a package that is not installed.
+        ValueError: `clip_len` or `size` is below 1.
 
     >>> import tempfile, numpy as np
     >>> folder = tempfile.mkdtemp()
     >>> with ShardSetWriter(folder, clip_len=2, size=8) as writer:
-    ...     key = writer.add(np.zeros((2, 8, 8, 3), np.uint8), video="Fighting/a.mp4", label=1, class_name="Fighting")
+    ...     writer.add(np.zeros((2, 8, 8, 3), np.uint8), video="Fighting/a.mp4", label=1, class_name="Fighting")
+    'Fighting__a-000000'
     >>> manifest.open_shards(Path(folder)).manifest.num_clips
     1
     """
@@ -176,15 +175,16 @@ class ShardSetWriter:
         self.clip_shape = ClipShape(num_frames=clip_len, height=height, width=width)
         if codec not in layout.READABLE_CODECS:
             raise UserError(f"codec is {codec!r}, expected one of {', '.join(layout.READABLE_CODECS)}")
+        codecs.check_codec(codec)
         if self.folder.is_dir() and any(self.folder.iterdir()):
-            raise UserError(f"{self.folder} is not empty; name another folder, or remove this one")
+            raise UserError(f"{self.folder} is not empty; choose another folder, or delete this one")
         self.split, self.codec = split, codec
         self._settings = dict(settings) if settings is not None else {"clip_len": clip_len}
         self._packages = dict(packages or {"numpy": np.__version__})
         self._shard_bytes = shard_mb * 2**20
         self._videos: dict[str, VideoEntry] = {}
         self._row_of_video: dict[str, int] = {}
-        self._next_clip: dict[str, int] = {}
+        self._last: SampleRecord | None = None
         self._keys: set[str] = set()
         self._shards: list[Shard] = []
         self._rows: list[writer.Rows] = []
@@ -220,56 +220,103 @@ class ShardSetWriter:
     ) -> str:
         """Write one clip and return its key.
 
+        Add videos in the order of ``sorted(paths)``, and the clips of a video one after another.
+
         Args:
             clip: uint8 (T, H, W, 3), RGB.
-            video: path or name of the video, relative to the folder of all videos, with forward slashes.
-            label: 0 normal, 1 crime, -1 unknown; the same for all clips of a video.
-            class_name: such as "Fighting".
-            recording: what the video was cut from; videos of one recording belong on one side of a split.
-            clip_index: number of the clip in its video; by default one more than that of the last.
-            frame_indices: T frame indices within the video; by default those of consecutive clips.
-            timestamps_seconds: T seconds from the start of the video; by default ``frame_indices / fps``.
-            fps: mean frames a second of the video.
-            num_frames: of the video; by default as many as `frame_indices` reach.
-            flags: of `repeated`, `damaged`, `estimated_times`.
+            video: Path of the video below a common folder, with forward slashes, such as "Fighting/a.mp4".
+            label: 0 normal, 1 crime, -1 unknown.
+            class_name: Class of the video, such as "Fighting".
+            recording: Recording that the video was cut from. Splits keep videos of one recording together.
+            clip_index: Number of the clip within its video, from 0. Default: the previous clip's plus 1.
+            frame_indices: T indices within the video, from 0, never falling. Default: consecutive clips without gaps.
+            timestamps_seconds: T seconds since the start of the video, never falling. Default: ``frame_indices / fps``.
+            fps: Mean frame rate of the video, frames per second.
+            num_frames: Length of the whole video in frames; give it if a video has several clips. Default: up to the
+                last frame of its first clip.
+            flags: Any of "repeated", "damaged", "estimated_times".
+
+        `label`, `class_name`, `recording`, `fps` and `num_frames` describe the video: the same for all its clips.
 
         Raises:
-            ValueError: `clip` has another shape or type, the key was written before, or a list has the wrong length.
-            OSError: the disk is full.
+            ValueError: A wrong shape, type, length, order or label, or other facts about a video than before.
+            OSError: The disk is full.
         """
-        length = self.clip_shape.num_frames
+        before = self._last if self._last is not None and self._last.path == video else None
         if clip_index is None:
-            clip_index = self._next_clip.get(video, 0)
-        indices = tuple(frame_indices or range(clip_index * length, (clip_index + 1) * length))
-        seconds = tuple(timestamps_seconds or (index / fps for index in indices))
+            clip_index = before.clip_index + 1 if before else 0
+        if label not in (layout.NORMAL_LABEL, layout.CRIME_LABEL, layout.UNKNOWN_LABEL):
+            raise ValueError(f"label of {video!r} is {label!r}, expected 0 (normal), 1 (crime) or -1 (unknown)")
+        if not fps > 0:
+            raise ValueError(f"fps of {video!r} is {fps!r}, expected more than 0")
+        if unknown := set(flags) - set(layout.FLAGS):
+            raise ValueError(
+                f"flags of {video!r} hold {', '.join(sorted(unknown))}, expected {', '.join(layout.FLAGS)}"
+            )
+        length = self.clip_shape.num_frames
+        if frame_indices is None:
+            frame_indices = range(clip_index * length, (clip_index + 1) * length)
+        if timestamps_seconds is None:
+            timestamps_seconds = [index / fps for index in frame_indices]
+        seconds = tuple(map(float, timestamps_seconds))
+        indices = tuple(map(int, frame_indices))
         if len(indices) != length or len(seconds) != length:
             raise ValueError(f"{len(indices)} frame indices and {len(seconds)} timestamps, expected {length} of each")
+        if min(indices) < 0 or list(indices) != sorted(indices) or list(seconds) != sorted(seconds):
+            raise ValueError(
+                f"frame indices {indices} and timestamps {seconds} of {video!r}: expected 0 or more, never falling"
+            )
+        if num_frames is None:
+            num_frames = before.num_frames if before else indices[-1] + 1
+        if indices[-1] >= num_frames:
+            raise ValueError(
+                f"clip {clip_index} of {video!r} has frame {indices[-1]}, expected below num_frames, {num_frames}: "
+                "pass num_frames, the length of the whole video, with every clip"
+            )
         gaps = np.diff(np.array(seconds))
         gaps = gaps[gaps > 0]
-        return self.append(
-            SampleRecord(
-                path=video,
-                class_name=class_name,
-                label=label,
-                split=self.split,
-                clip_index=clip_index,
-                frame_indices=indices,
-                timestamps_seconds=seconds,
-                frame_gap_seconds=round(float(np.median(gaps)), 6) if gaps.size else 0.0,
-                fps=fps,
-                num_frames=num_frames if num_frames is not None else max(indices) + 1,
-                decoder="unknown",
-                repeated_frames=sum(a == b for a, b in itertools.pairwise(indices)),
-                flags=flags,
-                source_group=recording,
-            ),
-            clip,
+        record = SampleRecord(
+            path=video,
+            class_name=class_name,
+            label=int(label),
+            split=self.split,
+            clip_index=int(clip_index),
+            frame_indices=indices,
+            timestamps_seconds=seconds,
+            frame_gap_seconds=round(float(np.median(gaps)), 6) if gaps.size else 0.0,
+            fps=float(fps),
+            num_frames=int(num_frames),
+            decoder="unknown",
+            repeated_frames=sum(a == b for a, b in itertools.pairwise(indices)),
+            flags=flags,
+            source_group=recording,
         )
+        self._check_order(record)
+        return self.append(record, clip)
+
+    def _check_order(self, record: SampleRecord) -> None:
+        """Raise ValueError unless `record` may follow the last one: what `vidshard.verify` expects of a set."""
+        last = self._last
+        if last is None:
+            return
+        if record.key in self._keys:
+            raise ValueError(f"clip {record.key!r} was added before")
+        if (_bytes(record.path), record.clip_index) < (_bytes(last.path), last.clip_index):
+            raise ValueError(
+                f"clip {record.clip_index} of {record.path!r} was added after clip {last.clip_index} of {last.path!r}; "
+                "add videos in the order of sorted(paths), and the clips of a video one after another"
+            )
+        if record.path == last.path:
+            for name in ("label", "class_name", "source_group", "fps", "num_frames"):
+                got, expected = getattr(record, name), getattr(last, name)
+                if got != expected:
+                    raise ValueError(f"{name} of {record.path!r} is {got!r}, expected {expected!r} as before")
 
     def append(self, record: SampleRecord, clip: Clip) -> str:
-        """Write one clip with its record as `docs/SHARD_FORMAT.md` describes it, and return its key.
+        """Write one clip with a complete record (docs/SHARD_FORMAT.md) and return its key.
 
-        Raises ValueError and OSError like `add`.
+        The caller keeps the order of `add`, and a video's facts the same in all its records. Raises ValueError if the
+        clip has the wrong shape or type or its key was written before; OSError if the disk is full.
         """
         if clip.shape != self.clip_shape.thwc or clip.dtype != np.uint8:
             raise ValueError(
@@ -277,12 +324,12 @@ class ShardSetWriter:
                 "the axes are T, H, W, RGB"
             )
         if record.key in self._keys:
-            raise ValueError(f"clip {record.key!r} was written before")
+            raise ValueError(f"clip {record.key!r} was added before")
         if self._part is None:
             self._part = writer.PartWriter(self._part_path, codec=self.codec)
         self._part.append(record, clip)
         self._keys.add(record.key)
-        self._next_clip[record.path] = record.clip_index + 1
+        self._last = record
         self._video_rows.append(self._video_row(record))
         if self._part.size >= self._shard_bytes:
             self._end_shard()
@@ -349,3 +396,5 @@ class ShardSetWriter:
         if self._part is not None:
             self._part.close()
             self._part_path.unlink(missing_ok=True)
+        for shard in self._shards:
+            (self.folder / shard.name).unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""Samples → ``shard-000000.tar``: atomic, and byte for byte reproducible.
+"""Reproducible, atomic writing of shards (``shard-000000.tar``).
 
-Each unit of work is decoded into a part file, by whichever worker is free; the parts of a shard are joined in the order
-of the plan. So the bytes of a shard do not depend on who decoded what, or when.
+Each chunk is decoded into a fragment file by any free worker; the fragments of a shard are joined in the order of the
+plan. So the bytes of a shard do not depend on which worker decoded a chunk, or when.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from vidshard.util import atomic
 from vidshard.shards import layout
-from vidshard.shards.manifest import CLIP_ROW
 from vidshard.shards.layout import Clip, SampleRecord
+from vidshard.shards.manifest import CLIP_ROW
+from vidshard.util import atomic
 
 _COPY_BYTES = 1 << 20
 
@@ -25,9 +25,9 @@ Rows = npt.NDArray[np.void]  # CLIP_ROW
 
 
 class PartWriter:
-    """Appends the samples of one unit to a part file, which is of no use before the block ends without an error.
+    """Writer of the samples of one chunk to a fragment file, which is valid only once the block ends without an error.
 
-    `rows` are the index rows of the samples; `offset` counts from the start of the part, `shard` and `video` are 0.
+    `rows` are the index rows of the samples; `offset` counts from the start of the fragment; `shard` and `video` are 0.
     """
 
     def __init__(self, path: Path, *, codec: str = "raw") -> None:
@@ -74,13 +74,13 @@ class PartWriter:
 
 
 class Cancelled(Exception):  # noqa: N818
-    """The join was told to stop."""
+    """Cancellation of `join_parts` by its caller."""
 
 
 def join_parts(path: Path, parts: Sequence[Path], *, cancelled: Callable[[], bool] = lambda: False) -> tuple[int, str]:
-    """Join part files into the shard `path`, atomically; return its size in bytes and its SHA-256.
+    """Join fragment files into the shard `path` atomically; return its size in bytes and its SHA-256.
 
-    No part gives an empty shard. Raises OSError (disk full), or Cancelled when `cancelled()` becomes true.
+    Without fragments the shard is empty. Raises OSError (disk full), or Cancelled when `cancelled()` becomes true.
     """
     digest = hashlib.sha256()
     size = 0

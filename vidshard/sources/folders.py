@@ -1,7 +1,7 @@
-"""Which videos there are, of which class and split: a folder layout → a sorted list of `Video`.
+"""Discovery of videos in a folder, with their classes and splits.
 
-A video goes by its name, or by how its content begins where the name does not tell. Whatever is found and not used is
-said: every file beside the videos is in `skipped`.
+A video is recognised by its name, or by the beginning of its content if the name is inconclusive. Nothing is dropped
+silently: every other file is listed in `skipped`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from vidshard.video.containers import VideoError
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
-# Files of these names are no videos, and are not opened to see whether they are; sound alone is among them.
+# Files with these suffixes are not videos (audio included) and are not opened to check.
 OTHER_SUFFIXES = frozenset(
     """
     .txt .md .rst .log .csv .tsv .json .jsonl .xml .yaml .yml .toml .ini .cfg .html .htm .css .js .py .ipynb .sh .bat .c
@@ -42,7 +42,7 @@ OTHER_SUFFIXES = frozenset(
     .zip .tar .tgz .gz .bz2 .xz .zst .7z .rar .iso .exe .dll .so .o .a .pyc
     """.split()  # noqa: SIM905
 )
-_TEXT_TOO = (".ts", ".mts")  # names of TypeScript as well
+_TEXT_TOO = (".ts", ".mts")  # also suffixes of TypeScript
 HEAD_BYTES = 4096
 
 # The classes of UCF-Crime: NormalVideos, the folders of normal videos in its zips and lists, and the 13 crimes.
@@ -64,7 +64,7 @@ CRIME_CLASSES = (
     "Shoplifting", "Stealing", "Vandalism",
 )  # fmt: skip
 
-_MAX_LOOKED_AT = 1000  # entries of a folder, to guess what it is
+_MAX_LOOKED_AT = 1000  # entries of a folder that are examined to guess what it is
 
 _SPLIT_NAMES = {
     "train": "Train", "training": "Train",
@@ -74,14 +74,14 @@ _SPLIT_NAMES = {
 
 SPLITS = ("Train", "Validation", "Test")
 
-# Why something is skipped behind which there may be videos; of the other reasons, none hides one. (A folder with the
-# name of a video is `not_a_regular_file`, but is read.)
+# Reasons for skipping an entry that may be, or contain, a video. (A folder named like a video is
+# `not_a_regular_file`, but is read.)
 MAY_HIDE_VIDEOS = (
     "broken_link", "link_outside_source", "link_to_folder", "unreadable", "unreadable_folder", "unusable_name",
     "hidden_video",
 )  # fmt: skip
 
-# Optional, in SOURCE or beside its split folders: [{"file": "Train/Abuse/a.mp4", "source": "recording 7"}, …].
+# Optional, in SOURCE or next to its split folders: [{"file": "Train/Abuse/a.mp4", "source": "recording 7"}, …].
 GROUPS_NAME = "sources.json"
 
 
@@ -90,34 +90,34 @@ class Video:
     """One source video."""
 
     path: str  # relative to SOURCE, with forward slashes
-    class_name: str | None  # the folder that directly holds it; None directly in SOURCE
+    class_name: str | None  # name of the parent folder; None directly in SOURCE
     label: int  # 0 normal, 1 crime, -1 unknown
     source_group: str | None = None  # the recording it was cut from, if known
-    events: tuple[tuple[int, int], ...] = ()  # first and last frame of each, if annotations tell
-    num_bytes: int | None = None  # of its file, where a listing told; None: ask the file system
-    version: str | None = None  # what an object store calls this content; another one when it was replaced
+    events: tuple[tuple[int, int], ...] = ()  # first and last frame of each annotated event
+    num_bytes: int | None = None  # file size from a listing; None: ask the file system
+    version: str | None = None  # version in an object store, which changes when the object is replaced
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """The videos of one split (or of a folder that is none), sorted by the bytes of their paths."""
+    """Videos of one split (or of a folder that is not a split), sorted by the bytes of their paths."""
 
     root: Location  # absolute
     split: str | None  # Train, Validation, Test or None
     videos: tuple[Video, ...]
     skipped: tuple[Failure, ...]
-    notes: tuple[str, ...] = ()  # what people should know of how they were found
+    notes: tuple[str, ...] = ()  # remarks for the user
 
 
 def find_sources(
     source: Path, *, normal: str | None = None, leave_out: Iterable[Path] = (), follow_links: bool = False
 ) -> list[Source]:
-    """The videos in `source`: one `Source`, or one per split when it holds Train/, Test/ or Validation/.
+    """Find the videos in `source`: one `Source`, or one per split if it holds Train/, Test/ or Validation/.
 
-    `normal` names the class that is normal, if it is not told by its name; every other class is then a crime.
-    `leave_out`: folders that are not looked into and not mentioned, such as those of the output.
-    `follow_links`: links that lead out of `source` are read too, each place once.
-    Raises UserError when there is no such folder or nothing to use in it.
+    `normal` names the normal class, if its name does not show it; every other class is then a crime.
+    `leave_out`: folders that are ignored and not reported, such as those of the output.
+    `follow_links`: also read links that lead out of `source`, each target once.
+    Raises UserError if there is no such folder or no usable video in it.
     """
     root = Path(os.path.abspath(source))
     if not os.path.lexists(root):
@@ -135,7 +135,7 @@ def find_sources(
 
 
 def class_label(class_name: str | None, *, normal: str | None = None) -> int:
-    """0 for a normal class, 1 for a crime, -1 for no class. `normal` overrules the names: it is normal, no other is.
+    """Return 0 for a normal class, 1 for a crime, -1 for no class. If `normal` is given, only that class is normal.
 
     >>> class_label("Testing_Normal_Videos_Anomaly"), class_label("Abuse"), class_label(None)
     (0, 1, -1)
@@ -149,7 +149,7 @@ def class_label(class_name: str | None, *, normal: str | None = None) -> int:
 
 
 def split_name(folder_name: str) -> str | None:
-    """The split that a folder of this name holds.
+    """Return the split that a folder of this name holds, or None.
 
     >>> split_name("validation"), split_name("Training"), split_name("Abuse")
     ('Validation', 'Train', None)
@@ -158,7 +158,7 @@ def split_name(folder_name: str) -> str | None:
 
 
 def label_table(source: Source) -> str:
-    """The table class → label → number of videos, for people."""
+    """Format the table class → label → number of videos."""
     counts = Counter((video.class_name, video.label) for video in source.videos)
     meanings = {NORMAL_LABEL: "0 normal", CRIME_LABEL: "1 crime", UNKNOWN_LABEL: "-1 unknown"}
     rows = [
@@ -171,7 +171,7 @@ def label_table(source: Source) -> str:
 
 
 def is_known_class(name: str) -> bool:
-    """Whether a folder is named as a class of UCF-Crime; upper and lower case, `-`, `_` and spaces do not count.
+    """Return True if `name` is a class of UCF-Crime, ignoring case, `-`, `_` and spaces.
 
     >>> is_known_class("training_normal_videos_part_1"), is_known_class("Road Accidents"), is_known_class("Abuses")
     (True, True, False)
@@ -187,10 +187,10 @@ _KNOWN_CLASSES = frozenset(_plain_name(name) for name in (*NORMAL_CLASSES, *CRIM
 
 
 def check_no_class_folder(given: Location, sources: Sequence[Source]) -> None:
-    """Raises UserError when `given` seems to be the folder of one class, so that its videos would have no label.
+    """Raise UserError if `given` seems to be the folder of a single class, whose videos would have no label.
 
-    That is: it holds videos itself, and either lies in the folder of a split or beside another class folder, of which
-    one has a class name of UCF-Crime.
+    That is the case if it holds videos itself and is either inside a split folder or next to another class folder, and
+    one of the two has a class name of UCF-Crime.
     """
     place = Path(os.path.abspath(given)) if isinstance(given, Path) else given
     if len(sources) != 1 or sources[0].root != place or sources[0].split is not None:
@@ -198,11 +198,11 @@ def check_no_class_folder(given: Location, sources: Sequence[Source]) -> None:
     if all(video.class_name is not None for video in sources[0].videos):
         return
     parent = place.parent
-    beside = isinstance(parent, Path) and _lies_beside_a_class(parent, place.name)
-    if split_name(parent.name) is not None or beside:
+    has_neighbour = isinstance(parent, Path) and _lies_beside_a_class(parent, place.name)
+    if split_name(parent.name) is not None or has_neighbour:
         raise UserError(
             f"{given} seems to be the folder of one class, whose videos would have no label: did you mean {parent}? "
-            "To build it without labels, go on with --yes"
+            "To build it without labels, pass --yes"
         )
 
 
@@ -222,9 +222,9 @@ def _holds_video(folder: str) -> bool:
 
 
 def check_labels(source: Source, *, normal: str | None, yes: bool) -> None:
-    """Raises UserError, with the table, when the labels may be wrong and the user has not confirmed them.
+    """Raise UserError, with the table of labels, if they may be wrong and the user has not confirmed them.
 
-    That is: no normal class, no crime class, or a class name that is not one of UCF-Crime's.
+    That is the case without a normal class, without a crime class, or with a class name unknown in UCF-Crime.
     """
     classes = {video.class_name: video.label for video in source.videos if video.class_name is not None}
     if normal is not None and normal not in classes:
@@ -243,14 +243,14 @@ def check_labels(source: Source, *, normal: str | None, yes: bool) -> None:
     if doubts:
         raise UserError(
             f"check the labels of {source.root}: {'; '.join(doubts)}\n\n{label_table(source)}\n\n"
-            "If this is right, go on with --yes; to make one class normal and every other a crime, with --normal CLASS"
+            "Pass --normal CLASS to make one class normal and all others crimes, or --yes to accept this table"
         )
 
 
 def why_no_video(name: str, read_head: Callable[[], bytes]) -> tuple[str, str] | None:
-    """Reason and message with which a file is skipped; None if it is taken as a video.
+    """Return reason and message for skipping a file; None if it is taken as a video.
 
-    `read_head` gives the first bytes of the file; called only where the name does not tell. Raises what that raises.
+    `read_head` returns the first bytes of the file; it is called only if the name is inconclusive, and may raise.
 
     >>> why_no_video("a.MP4", bytes), why_no_video("recorder/0001", lambda: b"FLV\\1\\5")
     (None, None)
@@ -259,7 +259,7 @@ def why_no_video(name: str, read_head: Callable[[], bytes]) -> tuple[str, str] |
     """
     suffix = os.path.splitext(name)[1].lower()
     if suffix in _TEXT_TOO and _is_text(read_head()):
-        return "not_a_video", "it is text, although its name is that of a video; nothing is to be done"
+        return "not_a_video", "it is text, although its name is that of a video; nothing to do"
     if suffix in VIDEO_SUFFIXES or (suffix not in OTHER_SUFFIXES and _begins_like_video(read_head())):
         return None
     return "not_a_video_name", "its name is not that of a video; if it is one, rename it so that it ends in .mp4"
@@ -274,7 +274,7 @@ def _begins_like_video(head: bytes) -> bool:
 
 
 def _is_text(head: bytes) -> bool:
-    """Whether a file that is not empty begins like text in UTF-8."""
+    """Return True if a non-empty file begins with UTF-8 text."""
     try:
         text = codecs.getincrementaldecoder("utf-8")().decode(head)  # a character may be cut at the end
     except UnicodeDecodeError:
@@ -283,25 +283,25 @@ def _is_text(head: bytes) -> bool:
 
 
 def by_content_note(paths: Collection[str]) -> list[str]:
-    """What to tell of videos whose names are not those of videos."""
+    """Return a note about videos whose names are not those of videos, if any."""
     if not paths:
         return []
     some = sorted(paths, key=path_bytes)
     shown = ", ".join(some[:3]) + (", …" if len(some) > 3 else "")
-    return [f"taken as videos by their content, whatever their names: {len(some):,} ({shown})"]
+    return [f"recognised as videos by their content, not by their names: {len(some):,} ({shown})"]
 
 
 def _single_file(path: Path, given: Path) -> Source:
     if not path.is_file():
         raise UserError(f"{given} is neither a folder nor a regular file; expected a video or a folder of them")
     if why_no_video(path.name, lambda: _read_head(path)) is not None:
-        raise UserError(f"{given} is no video name; expected one that ends in {SHOWN_SUFFIXES}")
+        raise UserError(f"{given} is not a video name; expected a name that ends in {SHOWN_SUFFIXES}")
     video = Video(path=path.name, class_name=None, label=UNKNOWN_LABEL)
     return Source(root=path.parent, split=None, videos=(video,), skipped=())
 
 
 def _read_head(path: Path | str) -> bytes:
-    """The first bytes of a regular file, nothing of a pipe or folder (a pipe would wait for ever). Raises OSError."""
+    """Return the first bytes of a regular file; b"" for a pipe (which would block) or folder. Raises OSError."""
     if not os.path.isfile(path):
         return b""
     with open(path, "rb") as file:
@@ -309,7 +309,7 @@ def _read_head(path: Path | str) -> bytes:
 
 
 def _split_folders(root: Path, leave_out: Collection[str], follow_links: bool) -> dict[str, Path]:
-    """Split → folder, if `root` holds split folders; {} if not. Raises UserError on videos that no split holds."""
+    """Return split → folder if `root` holds split folders, else {}. Raises UserError on videos outside the splits."""
     with os.scandir(root) as entries:
         found = sorted(entries, key=lambda entry: path_bytes(entry.name))
     splits: dict[str, Path] = {}
@@ -320,7 +320,7 @@ def _split_folders(root: Path, leave_out: Collection[str], follow_links: bool) -
         real = os.path.realpath(entry.path)
         if entry.is_symlink() and not follow_links and not _is_below(real, os.path.realpath(root)):
             raise UserError(
-                f"{entry.path} is a link that leads out of {root}; read it with --follow-links, or give {real} itself"
+                f"{entry.path} is a link that leads out of {root}; pass --follow-links, or build {real} itself"
             )
         if split in splits:
             raise UserError(
@@ -331,12 +331,12 @@ def _split_folders(root: Path, leave_out: Collection[str], follow_links: bool) -
     if not splits:
         return {}
     used = {folder.name for folder in splits.values()}
-    beside = _Walk(root, leave_out={*leave_out, *(os.path.join(os.path.realpath(root), name) for name in used)})
-    if beside.videos:
-        shown = ", ".join(beside.videos[:3]) + (", …" if len(beside.videos) > 3 else "")
+    outside = _Walk(root, leave_out={*leave_out, *(os.path.join(os.path.realpath(root), name) for name in used)})
+    if outside.videos:
+        shown = ", ".join(outside.videos[:3]) + (", …" if len(outside.videos) > 3 else "")
         raise UserError(
-            f"{root} holds {', '.join(f'{name}/' for name in sorted(used))} and {len(beside.videos):,} videos beside "
-            f"them ({shown}); move those into a split, or build each folder by itself"
+            f"{root} holds {', '.join(f'{name}/' for name in sorted(used))} and {len(outside.videos):,} videos outside "
+            f"them ({shown}); move those into a split, or build each folder separately"
         )
     return splits
 
@@ -360,7 +360,7 @@ def make_source(
     normal: str | None,
     notes: Sequence[str] = (),
 ) -> Source:
-    """The source of the videos at `paths`, in any order. Raises UserError when there is none."""
+    """Create the source of the videos at `paths`, in any order. Raises UserError if there are none."""
     videos = []
     for path in sorted(paths, key=path_bytes):
         class_name = path.rpartition("/")[0].rpartition("/")[2] or None
@@ -369,8 +369,8 @@ def make_source(
     if not videos:
         raise UserError(_nothing_found(root, skipped))
     in_order = sorted(skipped, key=lambda failure: path_bytes(failure.path))
-    told = (*notes, *groups.notes(videos))
-    return Source(root=root, split=split, videos=tuple(videos), skipped=tuple(in_order), notes=told)
+    all_notes = (*notes, *groups.notes(videos))
+    return Source(root=root, split=split, videos=tuple(videos), skipped=tuple(in_order), notes=all_notes)
 
 
 def _nothing_found(root: Location, skipped: Collection[Failure]) -> str:
@@ -379,12 +379,12 @@ def _nothing_found(root: Location, skipped: Collection[Failure]) -> str:
     sets = sorted(shard_folders & {path.parent for path in others if path.name == MANIFEST_NAME})
     if sets:
         places = ", ".join(str(root / str(place) if place.name else root) for place in sets[:3])
-        return f"no video in {root}, but finished shards ({places}): give the folder of the videos, or that of one set"
+        return f"no video in {root}, but finished shards ({places}): name the folder of the videos, or of one shard set"
     pictures = [f.path for f in skipped if f.path.lower().endswith(PICTURE_SUFFIXES)]
     if pictures:
         return (
             f"{root} holds {len(pictures):,} pictures (such as {pictures[0]}) and no video: folders of frames cannot "
-            f"be built, because they do not say when a frame was shown; give the videos ({SHOWN_SUFFIXES})"
+            f"be built, because the frame times are unknown; name the videos ({SHOWN_SUFFIXES})"
         )
     reasons = Counter(failure.reason for failure in skipped)
     found = f"; skipped: {', '.join(f'{n:,} {reason}' for reason, n in sorted(reasons.items()))}" if reasons else ""
@@ -392,9 +392,9 @@ def _nothing_found(root: Location, skipped: Collection[Failure]) -> str:
 
 
 class _Walk:
-    """All that lies below `root`: `videos` (relative paths) and `skipped`, in no particular order.
+    """Recursive listing of `root`: `videos` (relative paths) and `skipped`, in no particular order.
 
-    `leave_out`: folders, absolute and without links on the way. `follow_links`: those out of `root` too.
+    `leave_out`: absolute folders without symbolic links. `follow_links`: also follow links out of `root`.
     """
 
     def __init__(self, root: Path, leave_out: Collection[str], follow_links: bool = False) -> None:
@@ -402,21 +402,21 @@ class _Walk:
         self.real_root = os.path.realpath(root)
         self.leave_out = leave_out
         self.follow_links = follow_links
-        self.real_folders = [self.real_root]  # all below these is read
+        self.real_folders = [self.real_root]  # everything below these is read
         self.videos: list[str] = []
-        self.by_content: list[str] = []  # of these, the ones that have no video name
+        self.by_content: list[str] = []  # the videos without a video name
         self.skipped: list[Failure] = []
         folders = [""]
         while folders:  # a list, not recursion: a tree may be deeper than the stack
             folders += self._scan(folders.pop())
 
     def _scan(self, folder: str) -> list[str]:
-        """Sort the entries of one folder; returns its sub-folders."""
+        """Classify the entries of one folder; return its subfolders."""
         folders = []
         try:
             real_folder = os.path.realpath(os.path.join(self.root, folder))
             with os.scandir(real_folder) as entries:
-                for entry in sorted(entries, key=lambda entry: path_bytes(entry.name)):  # always the same of two links
+                for entry in sorted(entries, key=lambda entry: path_bytes(entry.name)):  # deterministic
                     path = f"{folder}/{entry.name}" if folder else entry.name
                     if os.path.join(real_folder, entry.name) not in self.leave_out:
                         folders += self._sort_or_skip(entry, path)
@@ -427,8 +427,8 @@ class _Walk:
     def _sort_or_skip(self, entry: os.DirEntry[str], path: str) -> list[str]:
         try:
             return self._sort(entry, path)
-        except OSError as error:  # of this entry alone: what lies beside it is read
-            return self._skip(path, "unreadable", f"it cannot be looked at: {error.strerror}")
+        except OSError as error:  # affects this entry only: its siblings are read
+            return self._skip(path, "unreadable", f"it cannot be examined: {error.strerror}")
 
     def _sort(self, entry: os.DirEntry[str], path: str) -> list[str]:
         if entry.name.startswith("."):
@@ -438,7 +438,7 @@ class _Walk:
         if entry.is_symlink():
             real = os.path.realpath(entry.path)
             if not os.path.exists(real):
-                return self._skip(path, "broken_link", "it is a link to nothing; mend the link or delete it")
+                return self._skip(path, "broken_link", "it is a broken link; repair or delete it")
             if not _is_below(real, self.real_root) and not self.follow_links:
                 message = "it is a link that leads out of SOURCE; --follow-links reads it"
                 return self._skip(path, "link_outside_source", message)
@@ -471,7 +471,7 @@ class _Walk:
 
 
 def why_hidden(name: str, read_head: Callable[[], bytes]) -> tuple[str, str]:
-    """Reason and message with which a file or folder whose name begins with a dot is skipped."""
+    """Return reason and message for skipping a file or folder whose name begins with a dot."""
     if name.lower().endswith(VIDEO_SUFFIXES) and _begins_like_video(read_head()):
         return "hidden_video", "its name begins with a dot, and it is a video; rename it to have it built, or delete it"
     return "hidden_file", "its name begins with a dot; rename it if it is to be read"
@@ -479,15 +479,15 @@ def why_hidden(name: str, read_head: Callable[[], bytes]) -> tuple[str, str]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Groups:
-    """What a `sources.json` says: which recording each video was cut from."""
+    """Content of a `sources.json`: the recording that each video was cut from."""
 
     where: str = ""  # the file; "" if there is none
     of: Mapping[str, str] = dataclasses.field(default_factory=dict)  # path relative to the source → recording
-    fault: str = ""  # why nothing was taken from it
+    fault: str = ""  # why the file was ignored
 
     @classmethod
     def from_text(cls, text: str, *, where: str, prefix: str) -> Groups:
-        """Those of the paths that begin with `prefix`, which is taken off. A file of another kind gives none."""
+        """Parse the rows whose paths begin with `prefix`, which is removed. An invalid file gives only a `fault`."""
         try:
             groups = parse_source_groups(text, where=where)
         except UserError as error:
@@ -495,7 +495,7 @@ class Groups:
         return cls(where=where, of={n.removeprefix(prefix): g for n, g in groups.items() if n.startswith(prefix)})
 
     def notes(self, videos: Sequence[Video]) -> list[str]:
-        """What to tell of it."""
+        """Return remarks for the user about the file."""
         if not self.where:
             return []
         grouped = [video.source_group for video in videos if video.source_group is not None]
@@ -505,11 +505,11 @@ class Groups:
                 f"{len(set(grouped)):,} recordings"
             ]
         fault = self.fault or f"{self.where} names none of the videos; expected paths such as {videos[0].path}"
-        return [f"WARNING: no video is grouped by recording: {fault}"]
+        return [f"WARNING: videos are not grouped by recording: {fault}"]
 
 
 def _read_groups(root: Path, split: str | None) -> Groups:
-    """What `sources.json` says that lies in `root`, or beside it when it is a split folder. Raises UserError."""
+    """Read the `sources.json` in `root` or, if `root` is a split folder, next to it. Raises UserError."""
     places = [(root, "")] + ([(root.parent, f"{root.name}/")] if split is not None else [])
     for folder, prefix in places:
         path = folder / GROUPS_NAME
@@ -525,12 +525,12 @@ def _read_groups(root: Path, split: str | None) -> Groups:
 
 
 def read_source_groups(path: Path) -> dict[str, str]:
-    """File → source, of a JSON list of {"file": …, "source": …} or a CSV with the columns file and source."""
+    """Read file → source from a JSON list of {"file": …, "source": …} or a CSV with the columns file and source."""
     return parse_source_groups(read_text(path), where=str(path))
 
 
 def parse_source_groups(text: str, *, where: str) -> dict[str, str]:
-    """The same of a text that was read from `where`."""
+    """Parse the text of such a list; `where` names it in errors."""
     try:
         rows = json.loads(text) if text.lstrip()[:1] in ("[", "{") else list(csv.DictReader(io.StringIO(text)))
         return {str(row["file"]): str(row["source"]) for row in rows}
@@ -542,7 +542,7 @@ def parse_source_groups(text: str, *, where: str) -> dict[str, str]:
 
 
 def path_bytes(path: str) -> bytes:
-    """What paths are sorted by: the same order on every system."""
+    """Return the sort key of a path, which gives the same order on every system."""
     return path.encode("utf-8", "surrogateescape")
 
 

@@ -1,7 +1,7 @@
-"""Lists that users bring along with their videos: which belong to a split, which come from one recording.
+"""Lists supplied with videos: members of a split, recordings, annotations.
 
-Names in such lists rarely are paths as they lie here; they are matched from their end: `Train/Abuse/a.mp4` in a list is
-`/data/ucf/Abuse/a.mp4`, as long as only one thing can be meant.
+The names in such lists rarely are the local paths, so they are matched from their end: `Train/Abuse/a.mp4` in a list
+means `/data/ucf/Abuse/a.mp4`, as long as the match is unique.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _SHOWN = 5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Matched:
-    """Sources after a list was applied to them, and what to tell the user of it ("" if nothing)."""
+    """Sources after a list was applied to them, and a note for the user ("" if none)."""
 
     sources: list[Source]
-    told: str
+    note: str
 
 
 def common_suffix(a: str, b: str) -> int:
-    """How many parts of two paths are the same, counted from the end.
+    """Return the number of equal path components, counted from the end.
 
     >>> common_suffix("Train/Abuse/a.mp4", "/data/Abuse/a.mp4"), common_suffix("b/a", "c")
     (2, 0)
@@ -44,9 +44,9 @@ def common_suffix(a: str, b: str) -> int:
 
 
 def apply_split_list(sources: Sequence[Source], path: Path) -> Matched:
-    """Keep the videos that the list names, matched by file stem; the rest is skipped as `not_in_list`.
+    """Keep the videos named in the list, matched by file stem; skip the others as `not_in_list`.
 
-    Raises UserError when the list cannot be read, names none of the videos, or a name may be one of several.
+    Raises UserError if the list cannot be read, matches no video, or a name is ambiguous.
     """
     names = sorted({name for line in read_lines(path) if (name := listed_name(line))})
     taken, missing = set(), []
@@ -56,8 +56,8 @@ def apply_split_list(sources: Sequence[Source], path: Path) -> Matched:
     total = sum(len(source.videos) for source in sources)
     if not taken:
         raise UserError(
-            f"--split-list {path} names none of the {total:,} videos (its first: {', '.join(names[:3]) or 'nothing'}"
-            "); expected one video a line, as in Anomaly_Train.txt of UCF-Crime"
+            f"--split-list {path} names none of the {total:,} videos (it has: {', '.join(names[:3]) or 'nothing'}"
+            "); expected one video per line, as in Anomaly_Train.txt of UCF-Crime"
         )
     message = f"not in the list {path.name}"
     kept = []
@@ -74,18 +74,16 @@ def apply_split_list(sources: Sequence[Source], path: Path) -> Matched:
                 skipped=tuple(sorted([*source.skipped, *rest], key=lambda failure: path_bytes(failure.path))),
             )
         )
-    told = f"{path.name}: {len(taken):,} of {total:,} videos are in the list"
+    note = f"{path.name}: {len(taken):,} of {total:,} videos are in the list"
     if missing:
-        told += (
-            f"\nWARNING: {len(missing):,} of {len(names):,} entries of {path.name} name no video here: {shown(missing)}"
-        )
-    return Matched(sources=[source for source in kept if source.videos], told=told)
+        note += f"\nWARNING: {len(missing):,} of {len(names):,} entries of {path.name} match no video: {shown(missing)}"
+    return Matched(sources=[source for source in kept if source.videos], note=note)
 
 
 def apply_source_groups(sources: Sequence[Source], path: Path) -> Matched:
-    """Give each video the recording it was cut from, by a JSON list of {"file", "source"} or a CSV with these columns.
+    """Assign recordings to videos by a JSON list of {"file", "source"} or a CSV with these columns.
 
-    Raises UserError when the file cannot be read, or a row may mean several videos, or a video several recordings.
+    Raises UserError if the file cannot be read, a row is ambiguous, or a video has several recordings.
     """
     groups = read_source_groups(path)
     what = f"--source-groups {path}"
@@ -99,7 +97,7 @@ def apply_source_groups(sources: Sequence[Source], path: Path) -> Matched:
             if before is not None and before[0] == score and before[2] != group:
                 raise UserError(
                     f"{what} gives {sources[number].videos[row].path} two sources: {before[2]} ({before[1]}) and "
-                    f"{group} ({names[stem]}); write more of its path in the file, or remove a row"
+                    f"{group} ({names[stem]}); write more of the path in the file, or remove one row"
                 )
             if before is None or score > before[0]:
                 group_of[number, row] = (score, names[stem], group)
@@ -117,17 +115,17 @@ def apply_source_groups(sources: Sequence[Source], path: Path) -> Matched:
         for number, source in enumerate(sources)
     ]
     unknown = [video.path for source in grouped for video in source.videos if video.source_group is None]
-    told = f"{path.name}: {len(group_of):,} videos of {len({g for *_, g in group_of.values()}):,} recordings"
+    note = f"{path.name}: {len(group_of):,} videos of {len({g for *_, g in group_of.values()}):,} recordings"
     if unknown:
-        told += f"\nWARNING: {path.name} says nothing about {len(unknown):,} videos: {shown(unknown)}"
-    return Matched(sources=grouped, told=told)
+        note += f"\nWARNING: {path.name} has no row for {len(unknown):,} videos: {shown(unknown)}"
+    return Matched(sources=grouped, note=note)
 
 
 def apply_annotations(sources: Sequence[Source], path: Path) -> Matched:
-    """Give each video its events, by a temporal annotation file of UCF-Crime (`name class start1 end1 start2 end2`).
+    """Assign events to videos by a temporal annotation file of UCF-Crime (`name class start1 end1 start2 end2`).
 
-    A crime without an event in the file is skipped as `no_annotation`: where in it the crime is, nobody knows. Raises
-    UserError when the file cannot be read, contradicts a label, or a name may be one of several videos.
+    A crime video without an event in the file is skipped as `no_annotation`, since the position of the crime is
+    unknown. Raises UserError if the file cannot be read, contradicts a label, or a name is ambiguous.
     """
     events_of: dict[str, tuple[tuple[int, int], ...]] = {}
     for number, line in enumerate(read_lines(path), start=1):
@@ -135,8 +133,8 @@ def apply_annotations(sources: Sequence[Source], path: Path) -> Matched:
             events_of[listed_name(line)] = line_events(line)
         except ValueError as error:
             raise UserError(
-                f"line {number} of {path} is no annotation ({error}): {line.strip()}; expected name, class and frames, "
-                "such as: Abuse028_x264.mp4 Abuse 165 240 -1 -1"
+                f"line {number} of {path} is not an annotation ({error}): {line.strip()}; expected name, class and "
+                "frames, such as: Abuse028_x264.mp4 Abuse 165 240 -1 -1"
             ) from error
     events: dict[tuple[int, int], tuple[tuple[int, int], ...]] = {}
     missing = []
@@ -156,30 +154,30 @@ def apply_annotations(sources: Sequence[Source], path: Path) -> Matched:
             if of_video or video.label == NORMAL_LABEL or (video.label == UNKNOWN_LABEL and of_video is not None):
                 videos.append(dataclasses.replace(video, events=of_video or ()))
             else:
-                message = f"{path.name} tells no event in it"
+                message = f"{path.name} has no event for it"
                 skipped.append(Failure(path=video.path, outcome="skipped", reason="no_annotation", message=message))
         skipped.sort(key=lambda failure: path_bytes(failure.path))
         annotated.append(dataclasses.replace(source, videos=tuple(videos), skipped=tuple(skipped)))
     with_events = [video for source in annotated for video in source.videos if video.events]
     if not with_events:
         raise UserError(
-            f"--annotations {path} tells no event of any of the {sum(len(source.videos) for source in sources):,} "
-            "videos; is it the file for these?"
+            f"--annotations {path} has no event for any of the {sum(len(source.videos) for source in sources):,} "
+            "videos; is it the right file?"
         )
     left_out = sum(len(a.videos) - len(b.videos) for a, b in zip(sources, annotated, strict=True))
-    told = f"{path.name}: {sum(len(video.events) for video in with_events):,} events in {len(with_events):,} videos"
+    note = f"{path.name}: {sum(len(video.events) for video in with_events):,} events in {len(with_events):,} videos"
     if left_out:
-        told += f"\nWARNING: {left_out:,} videos of crimes are left out: {path.name} tells no event in them"
+        note += f"\nWARNING: {left_out:,} crime videos are skipped: {path.name} has no event for them"
     if missing:
-        told += f"\n{_without_file(path, missing, sorted(events_of))}"
-    return Matched(sources=[source for source in annotated if source.videos], told=told)
+        note += f"\n{_without_file(path, missing, sorted(events_of))}"
+    return Matched(sources=[source for source in annotated if source.videos], note=note)
 
 
 def match_names(sources: Sequence[Source], names: Sequence[str], *, what: str) -> dict[str, list[tuple[int, int]]]:
-    """For each name (a path or its end, without suffix) the videos it means: (source, row), at most one a source root.
+    """Match names (paths or their ends, without suffix) to videos: name → (source, row), at most one per source.
 
-    Of videos with the same stem it is the one whose path has most parts in common with the name. Raises UserError,
-    naming `what`, where that is more than one.
+    Of several videos with the same stem, the one whose path shares most components with the name is chosen. Raises
+    UserError, naming `what`, if that is still ambiguous.
     """
     of_stem: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for number, source in enumerate(sources):
@@ -193,8 +191,8 @@ def match_names(sources: Sequence[Source], names: Sequence[str], *, what: str) -
         if len(best) > 1:
             paths = [str(sources[number].root / sources[number].videos[row].path) for number, row in best]
             raise UserError(
-                f"{what}: {name} may be {' or '.join(paths[:2])}; write more of its path, or build the folders by "
-                "themselves"
+                f"{what}: {name} is ambiguous: {' or '.join(paths[:2])}; write more of its path, or build the folders "
+                "separately"
             )
         found[name] = best
     return found
@@ -205,9 +203,9 @@ def shown(names: Sequence[str]) -> str:
 
 
 def _full_path(source: Source, row: int) -> str:
-    """Where a video lies, without its suffix, with forward slashes."""
+    """Return the path of a video without its suffix, with forward slashes."""
     return os.path.splitext(f"{source.root.as_posix()}/{source.videos[row].path}")[0]
 
 
 def _without_file(path: Path, missing: Sequence[str], names: Sequence[str]) -> str:
-    return f"WARNING: {len(missing):,} of {len(names):,} entries of {path.name} name no video here: {shown(missing)}"
+    return f"WARNING: {len(missing):,} of {len(names):,} entries of {path.name} match no video: {shown(missing)}"

@@ -1,8 +1,8 @@
-"""Train, validation and test lists that do not leak: what was cut from one recording stays on one side.
+"""Train, validation and test lists without leaks: clips of one recording stay in one split.
 
-The lists have UCF-Crime's form, one `Class/Name.mp4` a line, and are made from a folder of videos or a shard folder.
-Videos are dealt out by source group where that is known, else one by one; every class is spread alike; the same input
-and seed give the same lists. Exact copies count as one recording. What may still leak is a warning.
+The lists have UCF-Crime's form, one `Class/Name.mp4` per line, and are made from a folder of videos or a shard folder.
+Videos are assigned by recording if it is known, else one by one; every class is spread evenly; the same input and seed
+give the same lists. Exact copies count as one recording. Possible leaks are reported as warnings.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from vidshard.shards import layout, manifest
 from vidshard.shards.manifest import ShardSet
+from vidshard.sources.config import SplitConfig as SplitConfig
 from vidshard.sources.folders import SPLITS as SPLITS
 from vidshard.sources.folders import Source, Video, find_sources, path_bytes
 from vidshard.sources.lists import apply_source_groups
@@ -27,62 +28,46 @@ from vidshard.util.errors import FormatError, UserError
 from vidshard.util.lists import read_list
 from vidshard.video.sampling import frame_indices, resize_frame
 
-_SHOWN = 20  # warnings of one kind before the rest is counted
+_SHOWN = 20  # warnings of one kind; further ones are only counted
 
 # The signature of a video: 8 frames of its first clip, 16 × 16, grey. A copy that was scaled to a quarter, brightened,
-# brought to another frame rate and compressed hard correlates to 0.99 in its mean picture and to 0.57–0.97 in what
-# moves (22 copies of short surveillance clips). Other videos of the same camera reach the first, but only 0.28 of the
-# second (11,325 pairs).
+# converted to another frame rate and compressed hard correlates to 0.99 in its mean picture and to 0.57–0.97 in its
+# motion (22 copies of short surveillance clips). Other videos of the same camera reach the same in the picture, but
+# only 0.28 in the motion (11,325 pairs).
 _SIGNATURE_FRAMES, _SIGNATURE_SIDE = 8, 16
 _SAME_LOOK, _SAME_MOTION = 0.97, 0.45
-_STILL, _SAME_STILL_LOOK = 0.5, 0.995  # grey levels of movement below which the picture alone must do, then closer
-_BLOCK = 1024  # videos compared at a time
+_STILL, _SAME_STILL_LOOK = 0.5, 0.995  # with less motion (grey levels), the picture alone decides, more strictly
+_BLOCK = 1024  # videos compared at once
 
 Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitConfig:
-    """What to split how. `fractions` are those of Train, Validation and Test, and sum to 1."""
-
-    source: Path  # a folder of videos, as `vidshard build` takes it, or a shard folder
-    out: Path
-    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
-    source_groups: Path | None = None  # JSON list or CSV of file and source
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6:
-            shown = ",".join(f"{fraction:g}" for fraction in self.fractions)
-            raise UserError(f"fractions are {shown}, expected three numbers from 0 that sum to 1, such as 0.7,0.1,0.2")
-
-
-@dataclass(frozen=True, kw_only=True)
 class SplitVideo:
-    """A video to be dealt out."""
+    """A video to be assigned to a split."""
 
-    path: str  # as the list names it
+    path: str  # as written to the list
     class_name: str | None
     source_group: str | None
-    content: str | None  # equal for videos of the same content; None where that was not needed to tell, or unknown
+    content: str | None  # equal for videos with equal content; None if unique or unknown
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitReport:
-    """The lists that were written, and what people should know of them."""
+    """The written lists, and remarks for the user."""
 
     out: Path
     lists: dict[str, tuple[str, ...]]  # split → paths, sorted
     class_counts: dict[str, dict[str, int]]  # class → split → videos
     num_groups: int
-    notes: tuple[str, ...]  # how the videos were found
+    notes: tuple[str, ...]  # remarks about the search for videos
     warnings: tuple[str, ...]
 
 
 def split(config: SplitConfig) -> SplitReport:
-    """Write Train.txt, Validation.txt and Test.txt into `config.out`.
+    """Write Train.txt, Validation.txt and Test.txt to `config.out`.
 
-    Raises UserError when there is no video, two have one name, or the source groups are not clear.
+    Raises UserError if there is no video, two videos have the same name, or the recordings are ambiguous.
     """
     shards = manifest.open_shards(config.source) if (config.source / layout.MANIFEST_NAME).exists() else None
     videos, notes, warnings = _find_videos(config, shards)
@@ -107,25 +92,12 @@ def split(config: SplitConfig) -> SplitReport:
     )
 
 
-def parse_fractions(text: str) -> tuple[float, float, float]:
-    """The option `--fractions`. Raises UserError unless it is three numbers.
-
-    >>> parse_fractions("0.7,0.1,0.2")
-    (0.7, 0.1, 0.2)
-    """
-    try:
-        train, validation, test = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise UserError(f"--fractions is {text!r}, expected three numbers, such as 0.7,0.1,0.2") from error
-    return train, validation, test
-
-
 def list_path(out: Path, split_name: str) -> Path:
     return out / f"{split_name}.txt"
 
 
 def to_text(report: SplitReport) -> str:
-    """The table class × split for people."""
+    """Format the table class × split."""
     names = ["class", *SPLITS]
     rows = [[name or "(no class)", *(f"{found[s]:,}" for s in SPLITS)] for name, found in report.class_counts.items()]
     rows.append(["all", *(f"{len(report.lists[s]):,}" for s in SPLITS)])
@@ -138,7 +110,7 @@ def to_text(report: SplitReport) -> str:
     ]
     written = ", ".join(list_path(report.out, name).name for name in SPLITS)
     return "\n".join(
-        [*report.notes, *table, "", f"✓ {written} in {report.out}; {report.num_groups:,} groups were dealt out"]
+        [*report.notes, *table, "", f"✓ {written} in {report.out}; {report.num_groups:,} recordings assigned"]
     )
 
 
@@ -146,28 +118,28 @@ def to_text(report: SplitReport) -> str:
 
 
 def _find_videos(config: SplitConfig, shards: ShardSet | None) -> tuple[list[SplitVideo], list[str], list[str]]:
-    """All videos, what to tell of them, and what to warn of; those of a shard folder in the order of its index.
+    """Find all videos, notes and warnings; the videos of a shard folder are in the order of its index.
 
-    Of a folder of splits: the videos of all splits, which are dealt out anew.
+    For a folder of splits: the videos of all splits, which are assigned again.
     """
     sources = [_source_of_shards(shards)] if shards is not None else find_sources(config.source)
     notes = [note for source in sources for note in source.notes if not note.startswith("WARNING: ")]
     warnings = [note.removeprefix("WARNING: ") for source in sources for note in source.notes if note not in notes]
     if config.source_groups is not None:
         matched = apply_source_groups(sources, config.source_groups)
-        sources, told = matched.sources, matched.told.split("WARNING: ")[1:]
-        warnings += told
+        sources, list_warnings = matched.sources, matched.note.split("WARNING: ")[1:]
+        warnings += list_warnings
     found = [(Path(str(source.root)) / video.path, video) for source in sources for video in source.videos]
     if shards is not None:
         contents: Sequence[str | None] = _clip_checksums(shards)
     else:
         found.sort(key=lambda pair: path_bytes(pair[1].path))
         contents = content_hashes([path for path, _ in found])
-        warnings.append("re-encoded copies were not looked for: only a shard folder shows them; exact copies were")
+        warnings.append("checked for exact duplicates only; split a shard folder to find re-encoded copies, too")
     repeated = [path for path, count in Counter(video.path for _, video in found).items() if count > 1]
     if repeated:
         raise UserError(
-            f"{config.source} holds {repeated[0]} in two splits: a list cannot tell them apart; rename one of them"
+            f"{config.source} holds {repeated[0]} in two splits, which a list cannot distinguish; rename one of them"
         )
     videos = [
         SplitVideo(path=v.path, class_name=v.class_name, source_group=v.source_group, content=content)
@@ -192,7 +164,7 @@ def _source_of_shards(shards: ShardSet) -> Source:
 
 
 def _clip_checksums(shards: ShardSet) -> list[str]:
-    """Equal for videos whose clips are all equal; no pixel is read for that."""
+    """Return strings that are equal for videos whose clips are all equal, without reading pixels."""
     crcs: dict[int, list[int]] = defaultdict(list)
     clips = shards.index.clips
     for video, crc in zip(clips["video"].tolist(), clips["crc32"].tolist(), strict=True):
@@ -201,7 +173,7 @@ def _clip_checksums(shards: ShardSet) -> list[str]:
 
 
 def content_hashes(paths: Sequence[Path]) -> list[str | None]:
-    """SHA-256 of each file that has the size of another one; None for the rest, which have no copy."""
+    """Return the SHA-256 of each file whose size equals that of another; None for the rest, which have no copy."""
     sizes = [path.stat().st_size for path in paths]
     shared = {size for size, count in Counter(sizes).items() if count > 1}
     return [manifest.file_sha256(path) if size in shared else None for path, size in zip(paths, sizes, strict=True)]
@@ -211,7 +183,7 @@ def content_hashes(paths: Sequence[Path]) -> list[str | None]:
 
 
 def make_groups(videos: Sequence[SplitVideo]) -> list[list[int]]:
-    """Numbers of the videos that must stay together: those of one source group, and copies of each other."""
+    """Return the numbers of the videos that must stay together: of one recording, or copies of each other."""
     parent = list(range(len(videos)))
 
     def root(number: int) -> int:
@@ -232,14 +204,14 @@ def make_groups(videos: Sequence[SplitVideo]) -> list[list[int]]:
     return list(groups.values())
 
 
-# ---- dealing out
+# ---- assignment
 
 
 def assign_groups(groups: Sequence[Mapping[str, int]], fractions: Sequence[float], *, seed: int) -> list[int]:
-    """The split of each group; `groups` tell how many videos of each class they hold.
+    """Assign each group to a split; `groups` give the number of videos per class.
 
-    Greedy: the largest groups first, in drawn order where equal; each goes to the split that lacks the most of its
-    classes, and of equal ones to the one that is least filled. No group is cut.
+    Greedy: the largest groups first, in random order if equal; each goes to the split that lacks the most of its
+    classes and, of equal ones, to the least filled. Groups are never divided.
 
     >>> groups = [{"Abuse": 4, "Normal": 2}, {"Abuse": 1}, {"Abuse": 1}, {"Normal": 2}, {"Normal": 1}, {"Normal": 1}]
     >>> assign_groups(groups, (0.7, 0.0, 0.3), seed=0)
@@ -284,19 +256,19 @@ def _thin_class_warnings(
 ) -> Iterator[str]:
     if all(video.source_group is None for video in videos):
         yield (
-            "no source groups are known: videos cut from one recording may lie in different splits; name them with "
+            "no recordings are known: videos cut from one recording may end up in different splits; name them with "
             "--source-groups"
         )
     elif alone := sum(video.source_group is None for video in videos):
-        yield f"{alone:,} of {len(videos):,} videos have no source group; each counts as a recording of its own"
+        yield f"{alone:,} of {len(videos):,} videos have no known recording; each counts as its own"
     num_groups = Counter(name for group in groups for name in {videos[member].class_name or "" for member in group})
     for name, found in _class_counts(videos, split_of).items():
         for split_name, fraction in zip(SPLITS, fractions, strict=True):
             if fraction > 0 and not found[split_name]:
                 count = sum(found.values())
                 yield (
-                    f"class {name or '(no class)'} has no video in {split_name}: its {count:,} videos are "
-                    f"{num_groups[name]:,} groups"
+                    f"class {name or '(no class)'} has no video in {split_name}: its {count:,} videos come from only "
+                    f"{num_groups[name]:,} recordings"
                 )
 
 
@@ -305,14 +277,14 @@ def _leak_warnings(videos: Sequence[SplitVideo], split_of: Mapping[int, str], sh
     for number, video in enumerate(videos):
         if video.content is not None:
             copies[video.content].append(number)
-    told = []
+    duplicates = []
     for numbers in copies.values():
         if len(numbers) > 1:
             names = " and ".join(videos[number].path for number in numbers)
             classes = {videos[number].class_name for number in numbers}
             contradiction = ", although their classes differ" if len(classes) > 1 else ""
-            told.append(f"{names} are the same video; all are in {split_of[numbers[0]]}{contradiction}")
-    yield from _capped(told)
+            duplicates.append(f"{names} are the same video; all are in {split_of[numbers[0]]}{contradiction}")
+    yield from _capped(duplicates)
     if shards is None:
         return
     signatures, unreadable = _signatures(shards)
@@ -320,7 +292,7 @@ def _leak_warnings(videos: Sequence[SplitVideo], split_of: Mapping[int, str], sh
     yield from _capped(
         [
             f"{videos[a].path} ({split_of[a]}) and {videos[b].path} ({split_of[b]}) look like one video, encoded "
-            "twice; give them one source group"
+            "twice; assign both to one recording with --source-groups"
             for a, b in similar_pairs(signatures)
             if split_of[a] != split_of[b]
         ]
@@ -333,7 +305,7 @@ def _capped(lines: Sequence[str]) -> list[str]:
 
 
 def _signatures(shards: ShardSet) -> tuple[Floats, dict[int, str]]:
-    """Small grey frames of the first clip of each video, float32 [V, K, S, S], and why some are missing (zeros)."""
+    """Return small grey frames of the first clip of each video, float32 [V, K, S, S] (zeros on error), and errors."""
     index, shape = shards.index, shards.manifest.clip_shape
     signatures = np.zeros((len(index.videos), _SIGNATURE_FRAMES, _SIGNATURE_SIDE, _SIGNATURE_SIDE), np.float32)
     unreadable = {}
@@ -353,7 +325,7 @@ def _signatures(shards: ShardSet) -> tuple[Floats, dict[int, str]]:
 
 
 def signature(clip: npt.NDArray[np.uint8]) -> Floats:
-    """Frames spread over a clip (uint8 T H W C), small and grey: float32 [K, S, S]."""
+    """Return small grey frames spread over a clip (uint8 T H W C): float32 [K, S, S]."""
     chosen = frame_indices(len(clip), num_frames=_SIGNATURE_FRAMES)
     small = [resize_frame(clip[index], _SIGNATURE_SIDE, _SIGNATURE_SIDE) for index in chosen]
     grey: Floats = np.stack(small).astype(np.float32).mean(axis=-1)
@@ -361,10 +333,10 @@ def signature(clip: npt.NDArray[np.uint8]) -> Floats:
 
 
 def similar_pairs(signatures: Floats) -> list[tuple[int, int]]:
-    """Pairs of videos that look and move alike; `signatures` as `_signatures` gives them.
+    """Return pairs of videos with similar picture and motion; `signatures`: the result of `_signatures`.
 
-    Two correlations must be high: of the mean pictures, and of what is left of the frames without them. The second
-    tells a copy from another video of the same camera; where nothing moves, the first must be higher.
+    Two correlations must be high: of the mean pictures, and of the frames minus their mean. The second distinguishes a
+    copy from another video of the same camera; where nothing moves, the first must be higher.
     """
     if not len(signatures):
         return []
@@ -386,24 +358,24 @@ def similar_pairs(signatures: Floats) -> list[tuple[int, int]]:
 
 
 def _normalised(rows: Floats) -> Floats:
-    """Rows of length 1; a row of zeros stays one."""
+    """Scale rows to length 1; rows of zeros stay zero."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     unit: Floats = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 1e-6)
     return unit
 
 
-# ---- lists of others
+# ---- overlap of existing lists
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """Two lists that name the same videos."""
+    """Videos named by both of two lists."""
 
     first: Path
     second: Path
     num_first: int
     num_second: int
-    names: tuple[str, ...]  # as the first list writes them
+    names: tuple[str, ...]  # as written in the first list
 
     def to_text(self) -> str:
         lists = f"{self.first} ({self.num_first:,} videos) and {self.second} ({self.num_second:,})"
@@ -411,13 +383,13 @@ class Overlap:
 
 
 def check_lists(paths: Sequence[Path], *, written: Sequence[Path] = ()) -> list[Overlap]:
-    """Every pair of lists that share videos, by file stem: the folder of a video differs from list to list.
+    """Find every pair of lists that share videos, by file stem, since folders differ between lists.
 
-    Lists of `written` are compared with those of `paths`, not with each other.
-    Raises UserError on a file that is no list.
+    The lists in `written` are compared with those in `paths`, not with each other.
+    Raises UserError if a file is not a list.
     """
     lists = {path: read_list(path) for path in paths}
-    lists |= {path: read_list(path) if path.stat().st_size else {} for path in written}  # a share of 0 gives none
+    lists |= {path: read_list(path) if path.stat().st_size else {} for path in written}  # empty: its fraction is 0
     overlaps = []
     for first, second in itertools.combinations(lists, 2):
         shared = tuple(name for stem, name in lists[first].items() if stem in lists[second])

@@ -1,4 +1,4 @@
-"""The videos behind a URL: what a store lists → the same sorted list of `Video` as for a folder."""
+"""Discovery of videos below a URL, with the same result as for a folder."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from vidshard.storage.urls import ObjectInfo, Url
 from vidshard.util.errors import UserError
 from vidshard.util.lists import SHOWN_SUFFIXES
 
-Listing = Mapping[str, ObjectInfo]  # name relative to a URL → what the store says of it
+Listing = Mapping[str, ObjectInfo]  # name relative to a URL → size and version
 
 
 def find_sources(url: Url, *, normal: str | None = None, leave_out: Iterable[Url] = ()) -> list[Source]:
-    """As `sources.find_sources`, of the objects below a URL, or of the one video that it names."""
+    """Find the videos below a URL, or the one video that it names; like `folders.find_sources`."""
     listing = urls.list_files(url)
     if not listing:
         return [_single_video(url)]
@@ -42,35 +42,35 @@ def _single_video(url: Url) -> Source:
     except urls.NotThereError as error:
         raise UserError(f"nothing at {url}; expected SOURCE/<Class>/*.mp4, videos, or one video") from error
     if sources.why_no_video(url.name, functools.partial(urls.read_head, url, HEAD_BYTES)) is not None:
-        raise UserError(f"{url} is no video name; expected one that ends in {SHOWN_SUFFIXES}")
+        raise UserError(f"{url} is not a video name; expected a name that ends in {SHOWN_SUFFIXES}")
     video = Video(path=url.name, class_name=None, label=UNKNOWN_LABEL, num_bytes=about.size, version=about.version)
     return Source(root=url.parent, split=None, videos=(video,), skipped=())
 
 
 def _split_folders(url: Url, listing: Listing) -> dict[str, str]:
-    """Split → name of its folder; {} where there is none. Raises UserError on videos that no split holds."""
+    """Return split → name of its folder, {} if there is none. Raises UserError on videos outside the splits."""
     splits: dict[str, str] = {}
     for folder in sorted({name.partition("/")[0] for name in listing if "/" in name}, key=sources.path_bytes):
         split = split_name(folder)
         if split is not None:
             if split in splits:
                 raise UserError(
-                    f"{url} holds {splits[split]}/ and {folder}/, which are the same split; build them one by one"
+                    f"{url} holds {splits[split]}/ and {folder}/, which are the same split; build them separately"
                 )
             splits[split] = folder
     outside = [name for name in sorted(listing) if splits and not _is_below(name, splits.values())]
-    beside = [name for name in outside if _is_video(url, name)]
-    if beside:
+    videos = [name for name in outside if _is_video(url, name)]
+    if videos:
         raise UserError(
-            f"{url} holds {', '.join(sorted(splits.values()))} and {len(beside):,} videos beside them ({beside[0]}); "
-            "move those into a split, or build each by itself"
+            f"{url} holds {', '.join(sorted(splits.values()))} and {len(videos):,} videos outside them ({videos[0]}); "
+            "move those into a split, or build each separately"
         )
     return splits
 
 
 def _find_source(url: Url, split: str | None, listing: Listing, normal: str | None, groups: Groups) -> Source:
     videos: list[str] = []
-    by_content: list[str] = []  # of these, the ones that have no video name
+    by_content: list[str] = []  # the videos without a video name
     skipped: dict[str, Failure] = {}
     groups = _groups(url, "") if GROUPS_NAME in listing else groups
 
@@ -94,22 +94,22 @@ def _find_source(url: Url, split: str | None, listing: Listing, normal: str | No
                 videos.append(name)
                 by_content += [] if name.lower().endswith(VIDEO_SUFFIXES) else [name]
         except urls.StorageError:
-            skip(name, "unreadable", "it could not be read to see whether it is a video; run the same command again")
+            skip(name, "unreadable", "it could not be read to check whether it is a video; run the same command again")
     notes = sources.by_content_note(by_content)
     source = sources.make_source(url, split, videos, list(skipped.values()), groups=groups, normal=normal, notes=notes)
-    told = [
+    videos_with_versions = [
         dataclasses.replace(video, num_bytes=listing[video.path].size, version=listing[video.path].version)
         for video in source.videos
     ]
-    return dataclasses.replace(source, videos=tuple(told))
+    return dataclasses.replace(source, videos=tuple(videos_with_versions))
 
 
 def _outer_groups(url: Url, listing: Listing) -> Groups:
-    """What the list beside a split folder says."""
-    beside = url.parent
-    if GROUPS_NAME in listing or split_name(url.name) is None or not urls.exists(beside / GROUPS_NAME):
+    """Return the groups of the `sources.json` next to a split folder."""
+    parent = url.parent
+    if GROUPS_NAME in listing or split_name(url.name) is None or not urls.exists(parent / GROUPS_NAME):
         return Groups()
-    return _groups(beside, f"{url.name}/")
+    return _groups(parent, f"{url.name}/")
 
 
 def _groups(url: Url, prefix: str) -> Groups:

@@ -1,8 +1,8 @@
-"""Objects of a store as local files: downloaded once for all processes of a machine, checked, and of bounded size.
+"""Local cache of remote objects: one checked download per machine, shared by all processes, of bounded size.
 
-A file is kept under the place of its URL and the SHA-256 of its content, so that equal names in two places never mix.
-Locks are the kernel's own (`flock`), so that none outlives its holder: one on the unfinished file for who downloads it,
-a shared one on the finished file for who reads it, and one on the folder for who makes room.
+Each file is stored under a hash of its URL and the SHA-256 of its content, so that equal names in different places
+never mix. Locks are kernel locks (`flock`), which end with their holder: an exclusive one on an unfinished file during
+its download, a shared one on a finished file while it is read, and one on the folder while space is freed.
 """
 
 from __future__ import annotations
@@ -30,30 +30,32 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-FREE_SHARE = 0.8  # of what is free, where the user names no limit
-WAIT_SECONDS = 120.0  # for others to be done with what fills the cache
-_PARTIAL = re.compile(r"[0-9a-f]{64}\.(\d+)\.partial")  # its name tells how large it will be
+FREE_SHARE = 0.8  # of the free space, unless the user sets a limit
+WAIT_SECONDS = 120.0  # for other readers to release the shards that fill the cache
+_PARTIAL = re.compile(r"[0-9a-f]{64}\.(\d+)\.partial")  # the name holds the size of the finished file
 _FINISHED = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheConfig:
-    """Where objects are kept, and how many bytes at most."""
+    """Folder and size limit of the cache."""
 
     folder: Path | None = None  # default: vidshard-cache-<user> in the folder for temporary files, which is local
-    limit_gb: float | None = None  # 10⁹ bytes; default: 80 % of what is free
+    limit_gb: float | None = None  # 10⁹ bytes; default: 80 % of the free space
 
     def __post_init__(self) -> None:
         if self.limit_gb is not None and not self.limit_gb > 0:
-            raise UserError(f"--cache-gb is {self.limit_gb:g}, expected more than 0")
+            raise UserError(f"--cache-gb is {self.limit_gb:g}, expected more than 0 (in GB)")
 
 
 class ShardCache:
-    """The cache in one folder. Any number of processes and threads may use it at once."""
+    """The cache in one folder. Safe for concurrent use by processes and threads."""
 
     def __init__(self, config: CacheConfig) -> None:
         if fcntl is None:
-            raise UserError("reading shards from a URL needs file locks that this system lacks; copy them to a folder")
+            raise UserError(
+                "reading shards from a URL needs file locks that this system lacks; copy the shards to a folder"
+            )
         user = os.getuid() if hasattr(os, "getuid") else "user"
         self.folder = config.folder or Path(tempfile.gettempdir()) / f"vidshard-cache-{user}"
         try:
@@ -65,21 +67,23 @@ class ShardCache:
         self.limit_bytes = limit
 
     def path(self, url: Url, sha256: str) -> Path:
-        """Where the object is kept, once it is there."""
+        """Return the path of the cached object, whether or not it is there."""
         return self.folder / hashlib.sha256(url.place.encode()).hexdigest()[:16] / sha256
 
     def fetch(self, url: Url, *, size: int, sha256: str, wait: bool = True) -> Path | None:
-        """The local copy of an object, downloaded if need be. With `wait` off, None when another is at it.
+        """Return the local copy of an object, downloading it if needed.
 
-        Raises FormatError when the object is another one, StorageError when it cannot be had, UserError when there is
-        no room for it.
+        Returns None if `wait` is False and another process is downloading the object. `size`: bytes.
+
+        Raises FormatError if the object differs from `size` and `sha256`, StorageError if it cannot be downloaded, and
+        UserError if it does not fit into the cache.
         """
         final = self.path(url, sha256)
         if _has_size(final, size):
             return final
         if size > self.limit_bytes:
             raise UserError(
-                f"{url} has {_gb(size)}, more than the cache may hold ({_gb(self.limit_bytes)} in {self.folder}); give "
+                f"{url} has {_gb(size)}, more than the cache holds ({_gb(self.limit_bytes)} in {self.folder}); give "
                 "a larger --cache-gb"
             )
         try:
@@ -108,7 +112,7 @@ class ShardCache:
                     return final
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"the cache {self.folder} is full of shards that are in use: {_gb(self.limit_bytes)} are allowed; "
+                    f"the cache {self.folder} is full of shards in use (limit {_gb(self.limit_bytes)}); "
                     "give a larger --cache-gb"
                 )
             time.sleep(random.uniform(0.05, 0.5))
@@ -136,34 +140,37 @@ class ShardCache:
     # ---- reading
 
     def open(self, url: Url, *, size: int, sha256: str) -> IO[bytes]:
-        """Open the local copy, unbuffered. What is read from it counts only inside of `in_use`."""
+        """Open the local copy for unbuffered reading. Data read from it is valid only inside `in_use`."""
         while True:
             path = self.fetch(url, size=size, sha256=sha256)
             assert path is not None
-            with contextlib.suppress(FileNotFoundError):  # dropped a moment ago
+            with contextlib.suppress(FileNotFoundError):  # evicted since `fetch` returned
                 return open(path, "rb", buffering=0)
 
     @contextlib.contextmanager
     def in_use(self, file: IO[bytes]) -> Iterator[bool]:
-        """Keep an open copy from being dropped while the block runs. False when it was dropped before."""
+        """Protect an open copy from eviction while the block runs. Yields False if it was evicted before."""
         fcntl.flock(file, fcntl.LOCK_SH)
         try:
             is_there = os.fstat(file.fileno()).st_nlink > 0
             if is_there:
-                os.utime(file.fileno())  # by which the least recently used is known
+                os.utime(file.fileno())  # the modification time orders files by last use
             yield is_there
         finally:
             fcntl.flock(file, fcntl.LOCK_UN)
 
     def pin(self, file: IO[bytes]) -> bool:
-        """Keep an open copy from being dropped until it, every duplicate and every mapping of it are closed."""
+        """Protect an open copy from eviction until it, all its duplicates and all its mappings are closed.
+
+        Returns False if it was evicted before.
+        """
         fcntl.flock(file, fcntl.LOCK_SH)
         return os.fstat(file.fileno()).st_nlink > 0
 
-    # ---- room
+    # ---- eviction
 
     def _make_room(self, own: Path, size: int) -> bool:
-        """Drop what was least recently used until the limit holds, the unfinished files at their full size."""
+        """Evict the least recently used files until the limit holds, counting unfinished files at their full size."""
         with open(self.folder / ".lock", "wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             finished, used = [], 0
@@ -173,7 +180,7 @@ class ShardCache:
                 except FileNotFoundError:
                     continue
                 partial = _PARTIAL.fullmatch(path.name)
-                if partial and path != own and _drop(path):  # of a process that was killed
+                if partial and path != own and _drop(path):  # left by a killed process
                     continue
                 used += int(partial[1]) if partial else status.st_size
                 if not partial:
@@ -207,7 +214,10 @@ def _has_size(path: Path, size: int) -> bool:
 
 @contextlib.contextmanager
 def _download_lock(partial: Path, *, wait: bool) -> Iterator[Path | None]:
-    """Hold the unfinished file `partial`, made if it is not there; it is gone at the end unless it was renamed."""
+    """Hold the lock of the unfinished file `partial`, which is created if needed and deleted unless it was renamed.
+
+    Yields None if `wait` is False and another process holds the lock.
+    """
     while True:
         with open(partial, "ab") as file:
             try:
@@ -215,7 +225,7 @@ def _download_lock(partial: Path, *, wait: bool) -> Iterator[Path | None]:
             except BlockingIOError:
                 yield None
                 return
-            if not _is_same(file, partial):  # the one who held it is done with it
+            if not _is_same(file, partial):  # the previous holder has renamed or deleted it
                 continue
             try:
                 yield partial
@@ -226,13 +236,13 @@ def _download_lock(partial: Path, *, wait: bool) -> Iterator[Path | None]:
 
 
 def _drop(path: Path) -> bool:
-    """Remove a file that nobody holds; False when somebody does."""
+    """Delete an unlocked file; return False if it is in use."""
     try:
         with open(path, "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_same(file, path):
                 path.unlink()
-                file.truncate()  # who has it open would keep its bytes on the disk
+                file.truncate()  # frees the space even while another process has the file open
             return True
     except FileNotFoundError:
         return True
@@ -241,7 +251,7 @@ def _drop(path: Path) -> bool:
 
 
 def _is_same(file: IO[bytes], path: Path) -> bool:
-    """Whether `path` is still the open `file`."""
+    """Return True if `path` is still the open `file`."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""Files behind URLs: object stores and web servers, through fsspec; the only user of it.
+"""Access to object stores and web servers through fsspec.
 
-Whatever fails on the way is tried again with growing pauses, and what arrives is compared with what was promised.
+Failed transfers are retried with growing pauses, and the received data is checked against the expected size and hash.
 Credentials come from the usual environment (`AWS_PROFILE`, `AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`, …, or
-fsspec's own `FSSPEC_S3`); a query string, which may be a signature, is part of no message.
+fsspec's own `FSSPEC_S3`). Messages never contain query strings, which may be signatures.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from urllib.parse import quote, unquote
 
 from vidshard.util.errors import UserError
 
-# Pauses between tries, seconds. With those of the libraries it takes half a minute until a dead server is given up.
+# Pauses between attempts, in seconds. With the libraries' own timeouts, a dead server is given up after half a minute.
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
-STALL_SECONDS = 30.0  # a download that brings next to nothing for so long is begun anew
+STALL_SECONDS = 30.0  # a download with less than STALL_BYTES in this time is restarted
 STALL_BYTES = 64 << 10
-_SHA256 = "sha256"  # name of the metadata of an object, where the store keeps any
+_SHA256 = "sha256"  # key of the object metadata that holds the digest
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _WEB = ("http", "https")
-# Of this machine's disk; every other OSError is the network's, and is tried again.
+# Errors of the local disk; any other OSError comes from the network and is retried.
 _DISK_ERRORS = {
     errno.ENOSPC, errno.EROFS, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOTDIR, errno.EISDIR,
     getattr(errno, "EDQUOT", -1),
@@ -37,15 +37,15 @@ _T = TypeVar("_T")
 
 
 class StorageError(UserError):
-    """An object that could not be read or written, however often it was tried."""
+    """An object that could not be read or written, even after retries."""
 
 
 class NotThereError(StorageError):
-    """There is no such object."""
+    """An object that does not exist."""
 
 
 class Url:
-    """The URL of an object or, as stores have no folders, of all objects whose names begin with it and a slash.
+    """The URL of an object, or the common prefix of all objects "below" it, since stores have no folders.
 
     >>> Url("s3://bucket/Train/") / "Abuse/a.mp4"
     s3://bucket/Train/Abuse/a.mp4
@@ -54,7 +54,7 @@ class Url:
     """
 
     def __init__(self, full: str) -> None:
-        self.full = full  # as given: may hold what must not be shown
+        self.full = full  # as given: may contain credentials
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Url) and self.full == other.full
@@ -68,7 +68,7 @@ class Url:
 
     @property
     def place(self) -> str:
-        """Without query, user and closing slash: the same object, whoever may read it."""
+        """The URL without query, user and trailing slash: it identifies the object regardless of credentials."""
         return scrub(self.full).removesuffix("?…").rstrip("/")
 
     @property
@@ -78,13 +78,13 @@ class Url:
 
     @property
     def parent(self) -> Url:
-        """What holds it; of a whole bucket or host, itself."""
+        """The URL of the containing folder; a bucket or host is its own parent."""
         base, mark, query = self.full.partition("?") if self.scheme in _WEB else (self.full, "", "")
         scheme, _, rest = base.rstrip("/").partition("://")
         return Url(f"{scheme}://{rest.rpartition('/')[0]}{mark}{query}") if "/" in rest else self
 
     def as_posix(self) -> str:
-        """As paths have it: the place."""
+        """Return `place`, for code that handles paths and URLs alike."""
         return self.place
 
     def __truediv__(self, name: str) -> Url:
@@ -102,14 +102,14 @@ Location = Path | Url
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectInfo:
-    """What a store says of an object without sending it."""
+    """Size and version of an object, as reported by the store."""
 
-    size: int | None  # bytes; None where it does not say
-    version: str | None  # another one when the object is replaced; None where it does not say
+    size: int | None  # bytes; None if the store does not report it
+    version: str | None  # changes when the object is replaced; None if the store does not report it
 
 
 def location(text: str | Path | Url) -> Location:
-    """A path, or a URL where the text is one; `file://` is a path.
+    """Convert `text` to a Url if it is one, else to a Path; `file://` gives a Path.
 
     >>> location("shards/Train"), location("s3://bucket/shards"), location("file:///data/Train")
     (PosixPath('shards/Train'), s3://bucket/shards, PosixPath('/data/Train'))
@@ -120,7 +120,7 @@ def location(text: str | Path | Url) -> Location:
 
 
 def scrub(text: str) -> str:
-    """`text` with the query and the user of every URL in it taken out.
+    """Remove the query and the user from every URL in `text`.
 
     >>> scrub("503 for https://key:secret@host/a.mp4?X-Amz-Signature=abc, tried twice")
     '503 for https://host/a.mp4?…, tried twice'
@@ -133,22 +133,22 @@ def scrub(text: str) -> str:
 
 
 def read_bytes(url: Url) -> bytes:
-    """The content of a small object. Raises NotThereError, StorageError."""
+    """Return the content of a small object. Raises NotThereError, StorageError."""
     return _try(url, "read", lambda: bytes(_filesystem(url).cat_file(_path(url))))
 
 
 def read_head(url: Url, num_bytes: int) -> bytes:
-    """The first bytes of an object, at most so many. Raises NotThereError, StorageError."""
+    """Return at most the first `num_bytes` bytes of an object. Raises NotThereError, StorageError."""
     return _try(url, "read", lambda: bytes(_filesystem(url).cat_file(_path(url), start=0, end=num_bytes))[:num_bytes])
 
 
 def info(url: Url) -> ObjectInfo:
-    """Size and version of an object. Raises NotThereError, StorageError."""
+    """Return size and version of an object. Raises NotThereError, StorageError."""
     return _try(url, "looked up", lambda: _object_info(_filesystem(url).info(_path(url))))
 
 
 def exists(url: Url) -> bool:
-    """Whether there is such an object. Raises StorageError."""
+    """Return True if the object exists. Raises StorageError."""
     try:
         info(url)
     except NotThereError:
@@ -157,7 +157,7 @@ def exists(url: Url) -> bool:
 
 
 def list_files(url: Url) -> dict[str, ObjectInfo]:
-    """All objects below `url`: name relative to it, in no particular order. Empty where there is none."""
+    """Return all objects below `url` by relative name, in no particular order; empty if there are none."""
     root = _path(url).rstrip("/") + "/"
 
     def find() -> dict[str, ObjectInfo]:
@@ -171,25 +171,25 @@ def list_files(url: Url) -> dict[str, ObjectInfo]:
         return {
             unquote(name[len(strip) :]) if url.scheme in _WEB else name[len(strip) :]: _object_info(about)
             for name, about in names.items()
-            if not name.endswith("/")  # what some tools write to show an empty folder
+            if not name.endswith("/")  # placeholders that some tools write for empty folders
         }
 
     return _try(url, "listed", find)
 
 
 def download(url: Url, path: Path, *, size: int | None = None, sha256: str | None = None) -> None:
-    """Bring an object into the local file `path`, which is not there, or half, until this returns.
+    """Download an object to the local file `path`, which may be incomplete until this returns.
 
-    What is known of it is checked. Raises NotThereError, StorageError; OSError when the local disk is full.
+    `size` (bytes) and `sha256` are checked if given. Raises NotThereError, StorageError; OSError if the disk is full.
     """
 
     def fetch() -> None:
         _filesystem(url).get_file(_path(url), str(path), callback=_stall_watch())
         got = path.stat().st_size
         if size is not None and got != size:
-            raise _BadBodyError(f"{got:,} bytes came, expected {size:,}")
+            raise _BadBodyError(f"{got:,} bytes received, expected {size:,}")
         if sha256 is not None and file_sha256(path) != sha256:
-            raise _BadBodyError("its SHA-256 is not the one expected")
+            raise _BadBodyError("its SHA-256 differs from the expected one")
 
     _try(url, "downloaded", fetch)
 
@@ -198,15 +198,15 @@ def download(url: Url, path: Path, *, size: int | None = None, sha256: str | Non
 
 
 def check_writable(url: Url) -> None:
-    """Raises UserError where nothing can be written by design."""
+    """Raise UserError if `url` is of a kind that is read-only by design."""
     if url.scheme in _WEB:
-        raise UserError(f"{url} cannot be written to: https:// is for reading; give a folder, s3:// or gs://")
+        raise UserError(f"{url} cannot be written to: https:// is read-only; use a folder, s3:// or gs://")
 
 
 def upload(path: Path, url: Url, *, sha256: str) -> bool:
-    """Make the object a copy of the local file, unless it is one already; whether it was sent.
+    """Upload a local file unless the object is an identical copy already; return True if it was sent.
 
-    It appears whole or not at all: stores show no object before its last byte. Raises StorageError.
+    The object appears whole or not at all: stores show no object before its last byte. Raises StorageError.
     """
     if _is_copy(path, url, sha256):
         return False
@@ -217,14 +217,14 @@ def upload(path: Path, url: Url, *, sha256: str) -> bool:
         _filesystem(url).put_file(str(path), _path(url), **extra)
         got = _object_info(_filesystem(url).info(_path(url))).size
         if got != size:
-            raise _BadBodyError(f"{got} bytes are there, expected {size:,}")
+            raise _BadBodyError(f"{got} bytes are stored, expected {size:,}")
 
     _try(url, "written", send)
     return True
 
 
 def remove(url: Url) -> None:
-    """Remove an object, if it is there. Raises StorageError."""
+    """Delete an object if it exists. Raises StorageError."""
 
     def drop() -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -234,7 +234,7 @@ def remove(url: Url) -> None:
 
 
 def _is_copy(path: Path, url: Url, sha256: str) -> bool:
-    """Whether the object has the size and the digest; read back where the store does not tell the digest."""
+    """Return True if the object has the file's size and digest; downloads it if the store keeps no digest."""
     try:
         about = info(url)
     except NotThereError:
@@ -248,35 +248,35 @@ def _is_copy(path: Path, url: Url, sha256: str) -> bool:
     return hashlib.sha256(read_bytes(url)).hexdigest() == sha256
 
 
-# ---- how
+# ---- internals
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of the content of a file, in hexadecimal."""
+    """Return the SHA-256 of a file's content in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _BadBodyError(Exception):
-    """What came is not what was promised: cut, stalled or changed on the way."""
+    """Truncated, stalled or corrupted transfer."""
 
 
 def _try(url: Url, what: str, call: Callable[[], _T]) -> _T:
-    """Call, and again after each pause of RETRY_SECONDS while that may help."""
+    """Run `call`, retrying after each pause of RETRY_SECONDS if the error may be temporary."""
     for pause in (*RETRY_SECONDS, None):
         try:
             return call()
         except (FileNotFoundError, NotThereError) as error:
-            raise NotThereError(f"there is no {url}") from error
+            raise NotThereError(f"{url} does not exist") from error
         except PermissionError as error:
             raise StorageError(
                 f"{url} cannot be {what}: access is denied ({_said(error)}); check the credentials in the environment"
             ) from error
         except ImportError as error:
             extra = _EXTRAS.get(url.scheme)
-            hint = f"pip install 'vidshard[{extra}]'" if extra else f"install what fsspec needs for {url.scheme}://"
+            hint = f"pip install 'vidshard[{extra}]'" if extra else f"install fsspec's package for {url.scheme}://"
             raise StorageError(f"{url} cannot be {what}: {_said(error)}; {hint}") from error
-        except Exception as error:  # the libraries below raise dozens of kinds
+        except Exception as error:  # the storage libraries raise dozens of types
             if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in _DISK_ERRORS):
                 raise
             if type(error).__name__ == "NoCredentialsError":
@@ -292,20 +292,20 @@ def _try(url: Url, what: str, call: Callable[[], _T]) -> _T:
 
 
 def _said(error: BaseException) -> str:
-    """What an error says, on one line and without secrets."""
+    """Format an error on one line, without credentials."""
     return scrub(" ".join(f"{type(error).__name__}: {error}".split()))[:300].rstrip(": ")
 
 
 def _filesystem(url: Url) -> Any:
-    """The file system of fsspec for a URL; kept by fsspec, for each process and thread its own where it must be."""
+    """Return the fsspec file system of a URL. fsspec caches it, per process and, where needed, per thread."""
     import fsspec
 
     if url.scheme not in fsspec.available_protocols():
-        raise UserError(f"{url} is of no kind that can be opened; expected a path, s3://, gs:// or https://")
+        raise UserError(f"{url} has an unsupported scheme; expected a path, s3://, gs:// or https://")
     options: dict[str, Any] = {}
     if url.scheme in ("s3", "s3a"):
-        # One request for an object (not a dozen for its ranges); what was listed a moment ago may have changed; the
-        # pauses between tries are ours.
+        # One request per object (not a dozen for its ranges); no listing cache, since listings may have changed; one
+        # attempt per call, since `_try` retries with pauses of its own.
         network = {"connect_timeout": 10, "read_timeout": 20, "retries": {"total_max_attempts": 1, "mode": "standard"}}
         options = {"max_concurrency": 1, "use_listings_cache": False, "config_kwargs": network}
     elif url.scheme in ("gs", "gcs"):
@@ -331,7 +331,7 @@ def _object_info(about: dict[str, Any]) -> ObjectInfo:
 
 
 def _stall_watch() -> Any:
-    """A callback of fsspec that ends a download which brings next to nothing."""
+    """Create an fsspec callback that aborts a stalled download."""
     from fsspec.callbacks import Callback
 
     class Watch(Callback):  # type: ignore[misc]  # fsspec has no types
@@ -344,13 +344,13 @@ def _stall_watch() -> Any:
             if self.brought >= STALL_BYTES:
                 self.since, self.brought = time.monotonic(), 0
             elif time.monotonic() - self.since > STALL_SECONDS:
-                raise _BadBodyError(f"{self.brought:,} bytes came in {STALL_SECONDS:.0f} seconds")
+                raise _BadBodyError(f"{self.brought:,} bytes received in {STALL_SECONDS:.0f} seconds")
 
     return Watch()
 
 
 def local_name(url: Url) -> str:
-    """A file name that stands for a URL, and for no other one.
+    """Return a file name that is unique to the URL.
 
     >>> local_name(Url("s3://bucket/shards/Train"))
     's3-bucket-shards-Train-7a420331'

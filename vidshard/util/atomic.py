@@ -1,7 +1,7 @@
-"""Write files so that a crash, a kill or a full disk never leaves one that looks finished and is not.
+"""Atomic file writes: a crash, a kill or a full disk never leaves a partial file under its final name.
 
-Every write goes temporary name → fsync → rename → fsync of the folder. A temporary name ends in
-``.partial``, so that what a kill left behind can be told from a finished file and removed.
+Every write uses a temporary name, then fsync, rename, and fsync of the folder. Temporary names end in ``.partial``,
+which distinguishes the leftovers of a killed process from finished files.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ PARTIAL_SUFFIX = ".partial"
 
 
 def partial_path(path: Path) -> Path:
-    """The temporary name of `path`, in the same folder, so that the rename is atomic."""
+    """Return the temporary name of `path`, in the same folder so that the rename is atomic."""
     return path.with_name(path.name + PARTIAL_SUFFIX)
 
 
 @contextlib.contextmanager
 def atomic_open(path: Path) -> Iterator[IO[bytes]]:
-    """Open `path` for binary writing; it appears under its name only when the block ends without an error.
+    """Open `path` for binary writing; the file appears under its name only if the block ends without an error.
 
-    Raises OSError (disk full, no permission) with the old file, if any, intact.
+    Raises OSError (disk full, no permission) and leaves the old file, if any, unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = partial_path(path)
@@ -43,23 +43,23 @@ def atomic_open(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`, atomically."""
+    """Replace the content of `path` with `data` atomically."""
     with atomic_open(path) as file:
         file.write(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in UTF-8, atomically. Names that are not UTF-8 are written with their raw bytes."""
+    """Replace the content of `path` with `text` in UTF-8, atomically. Names that are not UTF-8 keep their raw bytes."""
     write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace `path` by `value` as indented JSON, atomically. NaN and infinity are refused: they are not JSON."""
+    """Replace the content of `path` with `value` as indented JSON, atomically. Raises ValueError if it holds NaN."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` durable. A no-op where folders cannot be opened (Windows)."""
+    """Make renames in `folder` durable. Does nothing where folders cannot be opened (Windows)."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,7 +1,7 @@
-"""What both commands share at the terminal: exit codes, one-line errors, progress.
+"""Terminal behaviour shared by both commands: exit codes, one-line errors, progress.
 
-Exit codes: 0 all well; 2 done, but some videos or clips failed; 75 (EX_TEMPFAIL of sysexits.h) stopped by SIGTERM or
-SIGUSR1 with all that was done kept, run it again; 1 everything else, wrong calls included.
+Exit codes: 0 success; 2 finished, but some videos or clips failed; 75 (EX_TEMPFAIL of sysexits.h) stopped by SIGTERM
+or SIGUSR1 with all finished work kept, so that the same command resumes; 1 any other error, wrong usage included.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from vidshard.util.errors import UserError
 EXIT_OK = 0
 EXIT_ERROR = 1
 EXIT_PARTLY_FAILED = 2
-EXIT_STOPPED = 75  # not 0: what depends on a finished run must not start
-PLAIN_LINE_SECONDS = 10.0  # without a terminal: one line of progress this often
+EXIT_STOPPED = 75  # not 0, so that jobs that depend on a finished run do not start
+PLAIN_LINE_SECONDS = 10.0  # interval between progress lines without a terminal
 
 
 class ExitCodeGroup(click.Group):
-    """A click group whose commands end with our exit codes, and whose errors are one clear line on stderr.
+    """A click group that maps results and errors to exit codes and prints errors as one line on stderr.
 
-    A command returns its exit code, or None for 0.
+    Each command returns its exit code, or None for 0.
     """
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
-        for stream in (sys.stdout, sys.stderr):  # print any file name: escape what the terminal's encoding lacks
+        for stream in (sys.stdout, sys.stderr):  # file names may not fit the terminal's encoding
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
         try:
             code = super().main(*args, **{**kwargs, "standalone_mode": False})
-        except click.ClickException as error:  # wrong calls: click's own 2 becomes 1
+        except click.ClickException as error:  # wrong usage: click's exit code 2 becomes 1
             error.show()
         except (click.Abort, KeyboardInterrupt) as error:
-            how = _note_of(error.__cause__ or error) or "run the same command again to go on"
+            how = _note_of(error.__cause__ or error) or "run the same command again to continue"
             print(f"interrupted; {how}", file=sys.stderr)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
-        except BrokenPipeError:  # the reader of a pipe, such as head, went away
+        except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
             sys.stdout = None
         except OSError as error:
             if error.errno not in _ERRORS_OF_THE_SYSTEM:
@@ -59,7 +59,7 @@ class ExitCodeGroup(click.Group):
 
 
 class LocalPath(click.Path):
-    """A path on a disk. A URL is refused: taken as a path, it would make a folder `s3:`."""
+    """A local path. URLs are refused, since treating one as a path would create a folder named `s3:`."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
@@ -67,7 +67,7 @@ class LocalPath(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", value):
             what = param.opts[0] if isinstance(param, click.Option) else "the argument"
-            raise UserError(f"{what} is a URL, expected a path on a disk (where URLs may stand: docs/OBJECT_STORES.md)")
+            raise UserError(f"{what} is a URL, expected a local path (URLs: see docs/OBJECT_STORES.md)")
         return super().convert(value, param, ctx)
 
 
@@ -75,11 +75,11 @@ LOCAL_PATH = LocalPath()
 
 
 def _note_of(error: BaseException) -> str:
-    """How to go on after this error, where a command knows better (it calls `error.add_note`)."""
+    """Return the recovery hint that a command attached to `error` with `error.add_note`."""
     return "; ".join(getattr(error, "__notes__", ()))
 
 
-# Errors of the disk, of permissions, or of a path that cannot be, not of this program: one line instead of a traceback.
+# Errors of the disk, of permissions, or of an impossible path are not bugs: they get one line instead of a traceback.
 _ERRORS_OF_THE_SYSTEM = {
     errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, getattr(errno, "EDQUOT", -1),
     errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
@@ -87,7 +87,7 @@ _ERRORS_OF_THE_SYSTEM = {
 
 
 class Progress:
-    """A progress bar with ETA on a terminal; without one, a plain line every ten seconds and at the end.
+    """A progress bar with ETA on a terminal; otherwise a plain line every ten seconds and at the end.
 
     >>> with Progress("Building", total=3, unit="video", stream=sys.stdout) as progress:
     ...     for _ in range(3):
@@ -111,7 +111,7 @@ class Progress:
         return self
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Count `count` more as done; `note` is shown behind (loss, clips/s, failures)."""
+        """Add `count` finished items. `note` is shown after the count (loss, clips/s, failures)."""
         self.done += count
         self.note = note or self.note
         if self._bar is not None:
@@ -139,7 +139,7 @@ class Progress:
 
 
 def time_text(seconds: float) -> str:
-    """Seconds as people read them.
+    """Format a duration for people.
 
     >>> time_text(7.25), time_text(62), time_text(3725)
     ('7.2 s', '1:02', '1:02:05')

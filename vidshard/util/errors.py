@@ -1,9 +1,9 @@
-"""Errors that are meant to be read by the user: one line, no traceback."""
+"""Errors reported to the user as one line, without a traceback."""
 
 
 class UserError(Exception):
-    """Wrong use or an unusable input: says what, got, expected, where, and what to do. Exit code 1."""
+    """Wrong usage or unusable input. The message says what, got, expected, where, and what to do. Exit code 1."""
 
 
 class FormatError(UserError):
-    """A shard folder, index or sample that this version cannot read, or that is damaged."""
+    """A shard folder, index or sample that is damaged or that this version cannot read."""

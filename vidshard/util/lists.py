@@ -1,7 +1,7 @@
-"""Lines of the lists that come with videos: which they name, how long they are, and where their events are.
+"""Parsers of video lists and annotation files: names, classes, frame counts, events.
 
-Pure reading, for both packages; what the names mean here is another question (`source_lists`). The forms are those of
-UCF-Crime (`Anomaly_Test.txt`, the temporal annotations, the lists with frame counts), whose lines end in spaces.
+The formats are those of UCF-Crime (`Anomaly_Test.txt`, the temporal annotations, the lists with frame counts), whose
+lines end in spaces. `sources.lists` matches the names to the videos of a source.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 
 from vidshard.util.errors import UserError
 
-# Names of videos, upper or lower case. Whether a file is one, and which, its content decides when it is read; so names
-# of formats that are not read are here too: such a file fails with its reason, and is not passed over.
+# File name suffixes of videos, in either case. A file's content decides whether it really is a video, so suffixes of
+# unsupported formats are included: such a file fails with a reason instead of being ignored silently.
 VIDEO_SUFFIXES = (
     ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".asf", ".flv",
     ".f4v", ".3gp", ".3g2", ".ogv", ".vob", ".dav", ".divx", ".mxf", ".rm", ".rmvb", ".h264", ".264", ".h265", ".265",
@@ -21,73 +21,73 @@ VIDEO_SUFFIXES = (
 )  # fmt: skip
 SHOWN_SUFFIXES = ".mp4, .mov, .avi, .mkv, .ts, .mpg, .wmv, .flv and others"  # for messages
 
-# A name, its suffix, and what official lists put behind it: frame counts, a class, the frames of events.
+# A name, its suffix, and what the official lists append: frame counts, a class, the frames of events.
 _LISTED = re.compile(rf"(?P<name>.+?)({'|'.join(map(re.escape, VIDEO_SUFFIXES))})(\s.*)?", re.IGNORECASE)
 _INTEGER = re.compile(r"-?\d+")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ListedVideo:
-    """What one line says of a video."""
+    """One line of a list."""
 
-    name: str  # path or its end, without suffix
+    name: str  # whole path or its last parts, without suffix
     class_name: str | None = None
     num_frames: int | None = None
-    events: tuple[tuple[int, int], ...] | None = None  # first and last frame of each, as written; None: not told
+    events: tuple[tuple[int, int], ...] | None = None  # first and last frame of each, as written; None: unknown
 
     @property
     def stem(self) -> str:
-        """What names a video in every list: the folder before it differs from list to list."""
+        """The file name without folder, which identifies a video in every list: the folders differ between lists."""
         return PurePosixPath(self.name).name
 
 
 def read_text(path: Path) -> str:
-    """The text of a file that a user brings. Raises UserError."""
+    """Return the text of a file supplied by the user. Raises UserError if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text in UTF-8: {error}") from error
+        raise UserError(f"{path} is not UTF-8 text: {error}; save it as UTF-8") from error
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a list that are not empty."""
+    """Return the non-empty lines of a file. Raises UserError if it cannot be read."""
     return [line for line in read_text(path).splitlines() if line.strip()]
 
 
 def read_list(path: Path) -> dict[str, str]:
-    """File stem → name (without suffix) of each video that a list names, one a line; what stands behind is passed over.
+    """Return file stem → name (without suffix) of each video in a list; text after the name is ignored.
 
-    Raises UserError when the file cannot be read or names no video.
+    Raises UserError if the file cannot be read or names no video.
     """
     found = [name for line in read_lines(path) if (name := listed_name(line))]
     if not found:
-        raise UserError(f"{path} names no video; expected a list, one Class/Name.mp4 a line")
+        raise UserError(f"{path} names no video; expected a list with one Class/Name.mp4 per line")
     return {PurePosixPath(name).name: name for name in found}
 
 
 def read_videos(path: Path) -> list[ListedVideo]:
-    """Every line of a list or annotation file, in order. Raises UserError where one is malformed or a name repeats."""
+    """Parse every line of a list or annotation file, in order. Raises UserError on a bad line or a repeated name."""
     found: dict[str, ListedVideo] = {}
     for number, line in enumerate(read_lines(path), start=1):
         try:
             video = parse_line(line)
         except ValueError as error:
             raise UserError(
-                f"line {number} of {path} is no annotation ({error}): {line.strip()}; expected a name, then what is "
-                "known of frames, class and events, such as: Abuse028_x264.mp4 Abuse 165 240 -1 -1"
+                f"line {number} of {path} is not an annotation ({error}): {line.strip()}; expected a name, then any "
+                "known frame count, class and events, such as: Abuse028_x264.mp4 Abuse 165 240 -1 -1"
             ) from error
         if video.stem in found:
-            raise UserError(f"line {number} of {path} names {video.stem} a second time; expected one line a video")
+            raise UserError(f"line {number} of {path} names {video.stem} a second time; expected one line per video")
         found[video.stem] = video
     if not found:
-        raise UserError(f"{path} names no video; expected one a line, such as: Abuse028_x264.mp4 Abuse 165 240 -1 -1")
+        raise UserError(f"{path} names no video; expected one per line, such as: Abuse028_x264.mp4 Abuse 165 240 -1 -1")
     return list(found.values())
 
 
 def parse_line(line: str) -> ListedVideo:
-    """What a line says: `name [frames] [class] [start1 end1 start2 end2]`, -1 for no event. Raises ValueError.
+    """Parse `name [frames] [class] [start1 end1 start2 end2]`, with -1 for no event. Raises ValueError.
 
     >>> parse_line("Arson/Arson022_x264.mp4 8640 Arson 3500 4000 -1 -1")
     ListedVideo(name='Arson/Arson022_x264', class_name='Arson', num_frames=8640, events=((3500, 4000),))
@@ -111,7 +111,7 @@ def parse_line(line: str) -> ListedVideo:
 
 
 def listed_name(line: str) -> str:
-    """The video that a line of a list names, without its suffix; "" where it names none.
+    """Return the video named by a line of a list, without its suffix; "" if it names none.
 
     >>> listed_name("Abuse/Abuse001_x264.mp4 "), listed_name("Abuse028_x264.mp4  Abuse  165  240  -1  -1  ")
     ('Abuse/Abuse001_x264', 'Abuse028_x264')
@@ -124,7 +124,7 @@ def listed_name(line: str) -> str:
 
 
 def line_events(line: str) -> tuple[tuple[int, int], ...]:
-    """The events of a line of an annotation file: first and last frame of each. Raises ValueError.
+    """Return the events of a line of an annotation file: first and last frame of each. Raises ValueError.
 
     >>> line_events("Abuse028_x264.mp4  Abuse  165  240  -1  -1  ")
     ((165, 240),)

@@ -8,7 +8,7 @@ from vidshard.util.errors import UserError
 
 
 def load_cv2() -> Any:
-    """OpenCV, imported on first use. Raises UserError that says what to install when it cannot be."""
+    """Import OpenCV on first use. Raises UserError with install instructions if the import fails."""
     try:
         import cv2
     except ImportError as error:
@@ -16,5 +16,5 @@ def load_cv2() -> Any:
             f"OpenCV cannot be imported ({error}); on a machine without a screen: "
             "pip uninstall opencv-python && pip install opencv-python-headless"
         ) from error
-    cv2.setNumThreads(1)  # one process a core: more threads only get in each other's way
+    cv2.setNumThreads(1)  # there is one process per core: more threads would compete for them
     return cv2

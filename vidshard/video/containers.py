@@ -1,6 +1,6 @@
-"""Video files from outside: what container one is, whether it is whole, and how it is opened.
+"""Container detection, integrity checks and opening of video files.
 
-Nothing here decodes. The container is told by content, never by name, and FFmpeg is told which one it is.
+Nothing here decodes. The container is detected by content, never by file name, and FFmpeg is given the format.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# The one reason for which another decoder may be asked. Damage must stay loud: of the damaged files that
-# decord refuses, OpenCV reads more than half without an error, short or empty.
+# The only reason that allows another decoder. Damage must stay visible: of the damaged files that decord refuses,
+# OpenCV reads more than half without an error, as short or empty videos.
 UNSUPPORTED = "unsupported_by_decoder"
 DAMAGED = "damaged"
 
@@ -24,10 +24,10 @@ _PICTURE_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"avif")
 
 
 class VideoError(Exception):
-    """A video that cannot be used: `reason` is a code for programs, `message` is for people (no absolute path)."""
+    """A video that cannot be used. `reason` is a code for programs, `message` is for people (no absolute path)."""
 
     def __init__(self, reason: str, message: str) -> None:
-        super().__init__(reason, message)  # both, so that the error survives a pipe to another process
+        super().__init__(reason, message)  # both, so that the error can be pickled
         self.reason = reason
         self.message = message
 
@@ -36,16 +36,16 @@ class VideoError(Exception):
 
 
 def open_container(name: str, container_format: str, *, edit_list: bool = True) -> Any:
-    """The file as PyAV opens it, told which container it is; without `edit_list` all frames of an MP4 are shown.
+    """Open a file with PyAV as the given container. Without `edit_list`, all frames of an MP4 are shown.
 
-    FFmpeg must not guess: a playlist or a script would make it open other files.
+    FFmpeg must not guess the format: a playlist or a script would make it open other files.
     """
     import av
 
     options = {"protocol_whitelist": "file"}
     if not edit_list:
         options["ignore_editlist"] = "1"
-    if _major_version(av) >= 19:  # it always replaces what is not UTF-8 in metadata, and has no argument for it
+    if _major_version(av) >= 19:  # always replaces invalid UTF-8 in metadata and has no argument for it
         return av.open(name, format=container_format, options=options)
     return av.open(name, format=container_format, options=options, metadata_errors="replace")
 
@@ -55,10 +55,10 @@ def _major_version(module: Any) -> int:
 
 
 def read_head(path: Path) -> tuple[bytes, int]:
-    """The first bytes and the size of a regular file."""
+    """Return the first bytes of a regular file and its size in bytes. Raises VideoError."""
     try:
         status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # asked before opening: opening a FIFO waits for ever
+        if not stat.S_ISREG(status.st_mode):  # checked before opening: opening a FIFO blocks forever
             raise VideoError("not_a_regular_file", "it is a folder, pipe, socket or device, not a file")
         if status.st_size == 0:
             raise VideoError("empty_file", "it has 0 bytes")
@@ -69,7 +69,7 @@ def read_head(path: Path) -> tuple[bytes, int]:
 
 
 def check_boxes(path: Path, size: int) -> None:
-    """Raises VideoError when a box of an MP4 that holds frames or their index is cut off by the end of the file."""
+    """Raise VideoError if the file ends inside an MP4 box that holds frames or their index."""
     position = 0
     with open(path, "rb") as file:
         while position + 8 <= size:
@@ -78,17 +78,17 @@ def check_boxes(path: Path, size: int) -> None:
             length, name = int.from_bytes(header[:4], "big"), header[4:8]
             if length == 1:
                 length = int.from_bytes(header[8:], "big")
-            if name not in _ISO_BOXES or length < 8:  # what follows the video, or a box up to the end of the file
+            if name not in _ISO_BOXES or length < 8:  # data after the video, or a box up to the end of the file
                 return
             position += length
             if position > size and name in (b"moov", b"mdat", b"moof"):
                 raise VideoError(
-                    DAMAGED, f"the file ends early: {position - size:,} bytes of its {name.decode()} are gone"
+                    DAMAGED, f"the file ends early: {position - size:,} bytes of its {name.decode()} are missing"
                 )
 
 
 def riff_is_cut(path: Path, size: int) -> bool:
-    """Whether an AVI, which is a row of RIFF chunks, says that it is longer than it is."""
+    """Return True if the RIFF chunks of an AVI are longer than the file."""
     position = 0
     with open(path, "rb") as file:
         while position + 8 <= size:
@@ -102,7 +102,7 @@ def riff_is_cut(path: Path, size: int) -> bool:
 
 
 def container_format(head: bytes) -> str:
-    """FFmpeg's name of the video container that begins with `head`. Raises VideoError `not_a_video`.
+    """Return FFmpeg's name of the video container that begins with `head`. Raises VideoError `not_a_video`.
 
     >>> container_format(bytes.fromhex("0000001c") + b"ftypisom")
     'mov'
@@ -117,7 +117,7 @@ def container_format(head: bytes) -> str:
         (b"\x30\x26\xb2\x75", "asf"),
         (b"OggS", "ogg"),
         (b"\x00\x00\x01\xba", "mpeg"),
-        (b"IMKH", "mpeg"),  # Hikvision: a header of its own before a program stream
+        (b"IMKH", "mpeg"),  # Hikvision: its own header before a program stream
         (b"DAHUA", "dhav"),
         (b"DHAV", "dhav"),
     ):
@@ -128,14 +128,14 @@ def container_format(head: bytes) -> str:
         return stream
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         return "avi"
-    for step in (188, 192):  # MPEG transport stream, plain and with 4-byte time stamps; it may begin in mid-packet
+    for step in (188, 192):  # MPEG transport stream, plain and with 4-byte time stamps; may begin mid-packet
         if any(head[first : first + 8 * step : step] == b"\x47" * 8 for first in range(step)):
             return "mpegts"
-    raise VideoError("not_a_video", f"its content begins like no video file ({_describe(head)})")
+    raise VideoError("not_a_video", f"its content is not that of a video file ({_describe(head)})")
 
 
 def _raw_stream(head: bytes) -> str | None:
-    """`h264` or `hevc` when that begins here without a container: with a delimiter, parameters or their messages.
+    """Return `h264` or `hevc` if `head` begins a raw stream: with a delimiter, parameter set or SEI message.
 
     >>> _raw_stream(bytes.fromhex("00000001 6764"))
     'h264'
@@ -153,7 +153,7 @@ def _raw_stream(head: bytes) -> str | None:
 
 
 def _describe(head: bytes) -> str:
-    """What a file that is no video seems to be.
+    """Guess the type of a file that is not a video, for the error message.
 
     >>> _describe(b"<!DOCTYPE html>")
     'text'
@@ -175,16 +175,16 @@ def _describe(head: bytes) -> str:
 
 
 def plain_text(error: Exception) -> str:
-    """The text of an error without the path that most of them hold."""
+    """Return the text of an error without the file path."""
     return getattr(error, "strerror", None) or type(error).__name__
 
 
 @contextlib.contextmanager
 def openable_name(path: Path) -> Iterator[str]:
-    """A name that every decoding library can open: absolute (FFmpeg takes `a:b.mp4` for a protocol) and UTF-8.
+    """Yield a name that every decoding library can open: absolute (FFmpeg takes `a:b.mp4` for a protocol) and UTF-8.
 
-    A name that is not UTF-8 segfaults OpenCV and decord refuses it; on Linux the file is opened here and goes by the
-    name of its descriptor.
+    OpenCV crashes on a name that is not UTF-8, and decord refuses it; on Linux the file is opened here and passed by
+    the name of its descriptor.
     """
     name = os.path.abspath(path)
     try:

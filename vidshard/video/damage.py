@@ -1,8 +1,8 @@
-"""What FFmpeg says while a video is read and decoded, and which of it calls the video damaged.
+"""Damage detection from the messages of FFmpeg.
 
-A decoder hides most damage: it paints over what it cannot read and gives the frame out as if all were well. But it says
-so. All three decoding libraries hold an FFmpeg of their own: PyAV hands its messages over, each with its level; decord
-and OpenCV write theirs to standard error or standard output.
+A decoder hides most damage: it conceals what it cannot read and returns the frame without an error. But it logs a
+message. All three decoding libraries contain their own FFmpeg: PyAV returns its messages with their levels; decord and
+OpenCV write theirs to standard error or standard output.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from typing import IO
 
 from vidshard.video.containers import DAMAGED, VideoError
 
-_MAX_BYTES = 1 << 16  # of messages that are looked at, and that are handed on: one is enough
+_MAX_BYTES = 1 << 16  # limit of the messages examined and re-emitted
 # `[h264 @ 0x55d0] error while decoding MB 0 4`, or from OpenCV `[OPENCV:FFMPEG:16] error while …`
-_LINE = re.compile(r"\[(?:OPENCV:FFMPEG:(?P<level>\d+)|(?P<who>[\w,]+) @ [^\]]*)\] (?:\[[^\]]*\] )?(?P<what>.+)")
+_LINE = re.compile(r"\[(?:OPENCV:FFMPEG:(?P<level>\d+)|(?P<component>[\w,]+) @ [^\]]*)\] (?:\[[^\]]*\] )?(?P<text>.+)")
 _ERROR_LEVEL = 16  # FFmpeg's number; lower is worse
-_PAINTED_OVER = "concealing"  # said at a milder level, and often the only trace of a flipped bit
-_RECOVERED = "corrupted and recovered from nearest frames"  # decord: it gave one frame in place of another
-# Said of a sound video by the older FFmpeg in decord, which does not tell the level.
+_PAINTED_OVER = "concealing"  # logged at a lower level; often the only sign of a flipped bit
+_RECOVERED = "corrupted and recovered from nearest frames"  # decord returned one frame in place of another
+# Logged for intact videos by the older FFmpeg in decord, which does not report the level.
 _REMARKS = re.compile(r"reinit context|packed b-frames|reorder buffer|skipping nal unit", re.IGNORECASE)
 _METADATA = re.compile(
     r"\bSEI\b|\bRPU\b|DOVI|buffering period", re.IGNORECASE
-)  # of data that come with a picture; its pixels are well
-# Readers whose complaints say nothing about frames. What that of MP4s finds, the packets and decoders show too, and it
-# complains of sound files; that of transport streams reads on behind any fault.
+)  # about data that accompanies a picture; the pixels are intact
+# Demuxers whose errors are trusted. The MP4 demuxer complains about intact files too, and the packets and decoders show
+# whatever it finds; the transport stream demuxer continues after any fault.
 _RELIABLE_READERS = ("matroska", "avi", "flv", "asf", "ogg", "dhav")
 
 
 class Messages:
-    """What has been said since `listening` or `ffmpeg_messages` began."""
+    """Messages logged since `capture_native_output` or `ffmpeg_messages` began."""
 
     def __init__(self, logs: list[tuple[int, str, str]], file: IO[bytes] | None = None) -> None:
-        self._logs = logs  # of PyAV: level, who, what
+        self._logs = logs  # from PyAV: level, component, text
         self._file = file
         self._text = ""
 
@@ -54,43 +54,43 @@ class Messages:
         return self._text
 
     def end(self) -> None:
-        """Keep the text, let go of the file."""
-        lines = [f"[{who}] {what.strip()}\n" for _, who, what in self._logs]
+        """Keep the text and release the file."""
+        lines = [f"[{component}] {text.strip()}\n" for _, component, text in self._logs]
         self._text, self._file = (self.text + "".join(lines))[:_MAX_BYTES], None
 
     def first_error(self, codec: str) -> str | None:
-        """The first message of the decoder of `codec` (FFmpeg's name) that calls a picture damaged, if there is one.
+        """Return the first message of the decoder of `codec` (FFmpeg's name) that reports a damaged picture, if any.
 
-        Messages about sound, subtitles, or the scaling of pictures do not count.
+        Messages about sound, subtitles or scaling do not count.
         """
-        for level, who, what in self._logs:
-            if who in _decoders(codec) and _is_error(level, what):
-                return what.strip()
+        for level, component, text in self._logs:
+            if component in _decoders(codec) and _is_error(level, text):
+                return text.strip()
         return first_damage(self.text, codec)
 
     def refuse_damage(self, codec: str) -> None:
-        """Raises VideoError `damaged` with the first message that calls a picture damaged."""
-        said = self.first_error(codec)
-        if said is not None:
-            raise VideoError(DAMAGED, f"FFmpeg says: {said}")
+        """Raise VideoError `damaged` with the first message that reports a damaged picture."""
+        error_text = self.first_error(codec)
+        if error_text is not None:
+            raise VideoError(DAMAGED, f"FFmpeg says: {error_text}")
 
     def reader_error(self, readers: Collection[str] = _RELIABLE_READERS) -> str | None:
-        """The first message of a container's reader that calls the file damaged, of those that can be trusted."""
-        for level, who, what in self._logs:
-            if who.partition(",")[0] in readers and level <= _ERROR_LEVEL:
-                return what.strip()
+        """Return the first message of a trusted demuxer that reports damage, if any."""
+        for level, component, text in self._logs:
+            if component.partition(",")[0] in readers and level <= _ERROR_LEVEL:
+                return text.strip()
         return None
 
     def forget(self) -> None:
-        """Drop what PyAV has said so far."""
+        """Discard the messages of PyAV so far."""
         self._logs.clear()
 
 
 def first_damage(text: str, codec: str) -> str | None:
-    """The first line that calls a picture damaged, of what decord and OpenCV write; None if there is none.
+    """Return the first line of decord's or OpenCV's output that reports a damaged picture; None if there is none.
 
-    >>> said = "[aac @ 0x1] Input buffer exhausted\\n[h264 @ 0x2] error while decoding MB 0 4, bytestream 25865\\n"
-    >>> first_damage(said, "h264")
+    >>> output = "[aac @ 0x1] Input buffer exhausted\\n[h264 @ 0x2] error while decoding MB 0 4, bytestream 25865\\n"
+    >>> first_damage(output, "h264")
     'error while decoding MB 0 4, bytestream 25865'
     >>> first_damage("[mov,mp4,m4a,3gp,3g2,mj2 @ 0x3] stream 0, timescale not set", "h264")
     """
@@ -100,13 +100,17 @@ def first_damage(text: str, codec: str) -> str | None:
         match = _LINE.search(line)
         if match is None:
             continue
-        what = match["what"].strip()
+        message = match["text"].strip()
         if match["level"]:
-            is_damage = _is_error(int(match["level"]), what)
+            is_damage = _is_error(int(match["level"]), message)
         else:
-            is_damage = match["who"] in _decoders(codec) and not _METADATA.search(what) and not _REMARKS.search(what)
+            is_damage = (
+                match["component"] in _decoders(codec)
+                and not _METADATA.search(message)
+                and not _REMARKS.search(message)
+            )
         if is_damage:
-            return what
+            return message
     return None
 
 
@@ -114,20 +118,20 @@ def _decoders(codec: str) -> tuple[str, ...]:
     return (codec, "libdav1d") if codec == "av1" else (codec,)
 
 
-def _is_error(level: int, what: str) -> bool:
-    return (level <= _ERROR_LEVEL and not _METADATA.search(what)) or what.startswith(_PAINTED_OVER)
+def _is_error(level: int, message: str) -> bool:
+    return (level <= _ERROR_LEVEL and not _METADATA.search(message)) or message.startswith(_PAINTED_OVER)
 
 
 @contextlib.contextmanager
 def ffmpeg_messages() -> Iterator[Messages]:
-    """Hear what PyAV's FFmpeg says in this thread."""
+    """Capture the messages of PyAV's FFmpeg in this thread."""
     import av.logging
 
     with av.logging.Capture() as logs:
         skips = av.logging.get_skip_repeated()
         level = av.logging.get_level()
-        av.logging.set_skip_repeated(False)  # else the same message about the next video is dropped
-        av.logging.set_level(av.logging.INFO)  # at which it says that it painted over damage
+        av.logging.set_skip_repeated(False)  # otherwise FFmpeg drops the same message for the next video
+        av.logging.set_level(av.logging.INFO)  # the level of messages about concealed damage
         try:
             yield Messages(logs)
         finally:
@@ -136,17 +140,17 @@ def ffmpeg_messages() -> Iterator[Messages]:
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[Messages]:
-    """Hear PyAV's FFmpeg and what C libraries write to standard error and output; hand its beginning on at the end.
+def capture_native_output() -> Iterator[Messages]:
+    """Capture PyAV's messages, and stdout and stderr at file-descriptor level; re-emit the first 64 KiB on exit.
 
-    For worker processes: it turns the standard error and output of the whole process.
+    For worker processes: it redirects the standard output and error of the whole process.
     """
-    with tempfile.TemporaryFile() as file, ffmpeg_messages() as heard:
-        messages = Messages(heard._logs, file)
+    with tempfile.TemporaryFile() as file, ffmpeg_messages() as captured:
+        messages = Messages(captured._logs, file)
         _flush()
         real = []
         for descriptor in (1, 2):
-            with contextlib.suppress(OSError):  # a process without one: nothing to hear there
+            with contextlib.suppress(OSError):  # the process may lack one of them
                 real.append((os.dup(descriptor), descriptor))
                 os.dup2(file.fileno(), descriptor)
         try:
@@ -161,7 +165,7 @@ def listening() -> Iterator[Messages]:
 
 
 def _flush() -> None:
-    """Write out what Python and the C library hold back of standard error and output."""
+    """Flush the buffers of Python and of the C library for standard output and error."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()

@@ -1,8 +1,8 @@
-"""Which frames a video has, when each is shown and where decoding may start, read from its packets.
+"""Frame times and keyframes of a video, read from its packets.
 
-Nothing is decoded but the first frame (for the orientation), so that a whole data set is planned in seconds. Headers
-are not believed: the frame count of a container is only a text in it, and wrong in most damaged files. Where packets do
-not tell, or tell what cannot be, the video is decoded in sequence and its frames are counted.
+Only the first frame is decoded (for the orientation), so that a whole data set is planned in seconds. Headers are not
+trusted: a container's frame count is only metadata, and wrong in most damaged files. Where packets are incomplete or
+contradictory, the video is decoded in sequence and its frames are counted.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from vidshard.video.containers import UNSUPPORTED as UNSUPPORTED
 from vidshard.video.containers import VideoError as VideoError
 from vidshard.video.containers import openable_name as openable_name
 
-MAX_PIXELS = 8192 * 4320  # a 198 KB file of 8192 × 8192 drives a decoder to 6 GiB
+MAX_PIXELS = 8192 * 4320  # a 198 KB file of 8192 × 8192 makes a decoder use 6 GiB
 MAX_SIDE = 16384
-MAX_VIDEO_PIXELS = 2 * 10**13  # of all frames: four days of 1920 × 1080 at 25 frames/s
+MAX_VIDEO_PIXELS = 2 * 10**13  # all frames together: four days of 1920 × 1080 at 25 frames/s
 
 _MAGIC_BYTES = 4096
-_MAX_MISSING_FRAMES = 4  # at the end of what an edit list shows
-_MAX_GAP_SECONDS = 3600.0  # between frames; the slowest time-lapse recorders make one in minutes
-_MAX_REORDER = 32  # frames that a decoder may have to hold back; H.264 and HEVC allow 16, interlaced fields twice that
-_FIELD_PACKETS = 64  # of interlaced H.264, in which a packet may hold one field, half a frame
-_MAX_ASPECT = 8.0  # of a pixel
-_MAX_SHEAR = 0.01  # of the picture: a pixel in a hundred
-_ASSUMED_RATE = 25.0  # frames a second, where a file tells nothing at all
+_MAX_MISSING_FRAMES = 4  # at the end of an edit list
+_MAX_GAP_SECONDS = 3600.0  # between frames; the slowest time-lapse recorders take one every few minutes
+_MAX_REORDER = 32  # frames a decoder may hold back; H.264 and HEVC allow 16, interlaced fields twice that
+_FIELD_PACKETS = 64  # of interlaced H.264 to examine; each may hold one field, half a frame
+_MAX_ASPECT = 8.0  # of a pixel's width and height
+_MAX_SHEAR = 0.01  # of the picture: one pixel in a hundred
+_ASSUMED_RATE = 25.0  # frames/s, if the file does not say
 _SMALL_STEP_BACK = 10  # frames
 _OTHER_ORDER = "and the order of its frames is another when they are decoded"
-_PLACEHOLDER_BYTES = 8  # an AVI of MPEG-4 holds packets up to this size that stand for no frame of their own
+_PLACEHOLDER_BYTES = 8  # packets up to this size in an AVI of MPEG-4 are not frames
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,23 +54,23 @@ class PacketTable:
     rotation: int  # degrees counter-clockwise, 0 to 359, that a player turns the stored picture
     codec: str  # FFmpeg's name, such as `h264`
     pixel_format: str | None
-    discarded: int  # packets that the edit list hides; decoders need them, viewers never see them
+    discarded: int  # packets hidden by the edit list; decoders need them, viewers never see them
     stream_index: int
     container: str  # FFmpeg's name, such as `mov` (all MP4s) or `matroska`
     interlaced: bool = False
     open_gops: bool = False  # some keyframe is followed by frames shown before it, which a seek to it loses
-    clean_keyframes: bool = True  # each lets decoding begin there; not so where a container only says so
-    suspicion: str = ""  # why frames may be damaged although decoders give them without a word; decoding settles it
-    counted: bool = False  # the packets were in doubt, and the frames are those that decoding in sequence gave
-    estimated_times: bool = False  # some frame has no time in the file, or its clock started anew
-    mirrored: bool = False  # a player shows the stored picture mirrored left to right, and then turned
+    clean_keyframes: bool = True  # decoding can start at each of them; some containers flag other pictures, too
+    suspicion: str = ""  # why frames may be damaged although decoders report nothing; decoding settles it
+    counted: bool = False  # the packets were in doubt: the frames are the result of sequential decoding
+    estimated_times: bool = False  # some frame has no time in the file, or the clock was reset
+    mirrored: bool = False  # a player mirrors the stored picture left to right before rotating it
     sample_aspect: float = 1.0  # width of a pixel by its height, as displayed
-    colorspace: int = 2  # the matrix of its colours, by the number of ITU-T H.273; 2: not told
-    time_base: float = 0.0  # seconds in a unit of `pts`
-    nominal_rate: float = 25.0  # frames a second, as the file has it
-    num_video_streams: int = 1  # cover pictures not counted; the table is that of the first
-    # [N] the same times in units of the stream, which FFmpeg gives back with each decoded frame; None when the
-    # container does not tell when each frame is shown, or shows two at one moment.
+    colorspace: int = 2  # colour matrix, as a number of ITU-T H.273; 2: unknown
+    time_base: float = 0.0  # seconds per unit of `pts`
+    nominal_rate: float = 25.0  # frames/s, as stated in the file
+    num_video_streams: int = 1  # without cover pictures; the table describes the first
+    # [N] the same times in units of the stream, which FFmpeg returns with each decoded frame; None if the container
+    # does not store when each frame is shown, or shows two frames at once.
     pts: npt.NDArray[np.int64] | None = None
 
     @property
@@ -87,7 +87,7 @@ class PacketTable:
 
     @classmethod
     def load(cls, path: Path) -> PacketTable:
-        """The inverse of `save`."""
+        """Load a table written by `save`."""
         with np.load(path, allow_pickle=False) as arrays:
             fields: dict[str, Any] = {name: arrays[name] for name in arrays.files}
         for name, value in fields.items():
@@ -103,7 +103,7 @@ def read_packet_table(path: Path) -> PacketTable:
     Raises VideoError, with one of the reasons `unreadable`, `not_a_regular_file`, `empty_file`, `not_a_video`,
     `no_video_stream`, `unsupported_codec`, `no_frames`, `too_large`, `damaged`.
     """
-    import av  # here, so that who only loads tables needs no FFmpeg
+    import av  # imported here, so that loading a table does not need FFmpeg
 
     head, size = containers.read_head(path)
     container_format = containers.container_format(head)
@@ -115,14 +115,14 @@ def read_packet_table(path: Path) -> PacketTable:
             with openable_name(path) as name, containers.open_container(name, container_format) as container:
                 table, doubt = _read_stream(container, container_format, size)
                 promised = container.streams[table.stream_index].frames
-            said = messages.reader_error()
-            if said is not None:
-                raise VideoError(DAMAGED, f"FFmpeg says: {said}")
+            error_text = messages.reader_error()
+            if error_text is not None:
+                raise VideoError(DAMAGED, f"FFmpeg says: {error_text}")
             if is_cut:
                 _check_length(table, promised)
-            said = messages.reader_error(["mov"])  # it complains of sound files too
-            if said is not None:
-                _check_counts(path, table, said)
+            error_text = messages.reader_error(["mov"])  # it complains about intact files, too
+            if error_text is not None:
+                _check_counts(path, table, error_text)
         table, holds_fields = _with_first_frame(path, table)
         if holds_fields and doubt is None:
             doubt = _Doubt("its packets hold fields", "complete")
@@ -131,14 +131,14 @@ def read_packet_table(path: Path) -> PacketTable:
     except VideoError:
         raise
     except MemoryError as error:
-        raise VideoError("too_large", "reading its packets needs more memory than there is") from error
+        raise VideoError("too_large", "reading its packets needs more memory than is available") from error
     except (av.error.FFmpegError, OSError, ValueError, ArithmeticError, RuntimeError) as error:
         raise VideoError(DAMAGED, f"its packets cannot be read: {containers.plain_text(error)}") from error
     return table
 
 
 def _read_stream(container: Any, container_format: str, file_size: int) -> tuple[PacketTable, _Doubt | None]:
-    """The table of the first video stream that is no cover picture, as stored; and why to doubt it, if so."""
+    """Return the table of the first video stream (no cover picture), as stored, and a reason to doubt it, if any."""
     from av.stream import Disposition
 
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
@@ -188,11 +188,11 @@ def _read_stream(container: Any, container_format: str, file_size: int) -> tuple
 
 def _sample_aspect(stream: Any) -> float:
     aspect = float(stream.sample_aspect_ratio or 1)
-    return aspect if 1 / _MAX_ASPECT <= aspect <= _MAX_ASPECT else 1.0  # nonsense, as players take it
+    return aspect if 1 / _MAX_ASPECT <= aspect <= _MAX_ASPECT else 1.0  # players ignore implausible values, too
 
 
 def _mean_rate(seconds: npt.NDArray[np.float64], nominal_rate: float) -> float:
-    """Return the mean frames a second of a recording, without the time in which it stood still.
+    """Return the mean frame rate of a recording in frames/s, without its breaks.
 
     >>> _mean_rate(np.array([0.0, 0.5, 1.0, 1.5, 36001.5, 36002.0]), 25.0)
     2.0
@@ -204,7 +204,7 @@ def _mean_rate(seconds: npt.NDArray[np.float64], nominal_rate: float) -> float:
 
 
 def _has_open_gops(packets: npt.NDArray[np.void]) -> bool:
-    """Whether a keyframe is followed, in decoding order, by a frame that is shown before it.
+    """Return True if a keyframe is followed, in decoding order, by a frame that is shown before it.
 
     >>> times = [0, 3, 1, 2, 6, 4, 5]  # I P B B I B B: the last two need the P before the second I
     >>> _has_open_gops(np.array([(time, False, time in (0, 6)) for time in times], dtype=_PACKET))
@@ -226,11 +226,11 @@ _PACKET = np.dtype([("time", "<i8"), ("discard", "?"), ("key", "?")])
 
 @dataclasses.dataclass(frozen=True)
 class _Doubt:
-    """Why the packets of a video may not be its frames, one each, at their times."""
+    """Reason why the packets of a video may not be its frames one to one, at their times."""
 
     why: str
-    # What is known of the times in the file: `complete`, so that decoding must bear them out; `unordered`, right but
-    # in the order of decoding; `partial`, some missing or of another clock.
+    # State of the times in the file: `complete`, so that decoding must confirm them; `unordered`, correct but in
+    # decoding order; `partial`, some missing or from another clock.
     times: Literal["complete", "unordered", "partial"]
 
 
@@ -238,9 +238,9 @@ class _Doubt:
 class _Packets:
     """All packets of a stream in decoding order."""
 
-    rows: npt.NDArray[np.void]  # of `_PACKET`; times of presentation where there are, else of decoding, else numbers
-    shown: npt.NDArray[np.int64] | None  # when each is shown; None where the container does not tell it of all
-    decoded: npt.NDArray[np.int64] | None  # when each is decoded, likewise
+    rows: npt.NDArray[np.void]  # `_PACKET`; time: presentation, else decoding, else number
+    shown: npt.NDArray[np.int64] | None  # presentation times; None if any is missing
+    decoded: npt.NDArray[np.int64] | None  # decoding times; None if any is missing
     clean_keyframes: bool
     has_corrupt: bool
     has_zeros: bool
@@ -251,7 +251,7 @@ class _Packets:
         return self.shown is not None
 
     def doubt(self, container_format: str, stream: Any, in_order: npt.NDArray[np.void]) -> _Doubt | None:
-        """Why the packets may not be the frames, one each, at their times; None if nothing speaks against it."""
+        """Return why the packets may not be the frames, one to one, at their times; None if there is no doubt."""
         reorders = bool(stream.codec_context.has_b_frames)
         if self.shown is None:
             return _Doubt("its packets do not all tell when they are shown", "partial")
@@ -284,7 +284,7 @@ class _Packets:
 
 
 def _read_packets(container: Any, stream: Any, file_size: int) -> _Packets:
-    shown: list[int | None] = []  # flat lists: of a long video, rows would cost as much as reading it
+    shown: list[int | None] = []  # flat lists: for a long video, rows would cost as much as reading it
     decoded: list[int | None] = []
     discard: list[bool] = []
     key: list[bool] = []
@@ -327,9 +327,9 @@ def _read_packets(container: Any, stream: Any, file_size: int) -> _Packets:
 
 
 def _starts_afresh(codec: str, data: memoryview, length_bytes: int) -> bool:
-    """Whether a packet that the container calls a keyframe is one: an IDR, IRAP or I picture.
+    """Return True if a packet flagged as a keyframe is one: an IDR, IRAP or I picture.
 
-    Cameras and editors flag pictures that are none; decord believes the flag and gives wrong frames after a seek.
+    Cameras and editors flag other pictures, too; decord trusts the flag and returns wrong frames after a seek.
 
     >>> _starts_afresh("h264", memoryview(bytes.fromhex("00000002 0910 00000003 658880")), 4)
     True
@@ -344,18 +344,18 @@ def _starts_afresh(codec: str, data: memoryview, length_bytes: int) -> bool:
     place = 0
     while place + length_bytes < len(data):
         header = data[place + length_bytes]
-        if codec == "h264" and header & 31 in (1, 2, 5):  # a picture, of which 5 is an IDR
+        if codec == "h264" and header & 31 in (1, 2, 5):  # slices; 5 is an IDR picture
             return header & 31 == 5
-        if codec == "hevc" and header >> 1 & 63 < 32:  # a picture, of which 16 to 23 are IRAP
+        if codec == "hevc" and header >> 1 & 63 < 32:  # slices; 16 to 23 are IRAP pictures
             return 16 <= header >> 1 & 63 <= 23
         place += length_bytes + int.from_bytes(data[place : place + length_bytes], "big")
     return True
 
 
 def _check_edit_list(in_order: npt.NDArray[np.void], duration: int | None, *, is_one_part: bool) -> None:
-    """Raises VideoError when an edit list hides the last frames and shows less than it says, or less than a frame.
+    """Raise VideoError if an edit list hides the last frames and shows less than it claims, or less than a frame.
 
-    `is_one_part`: it shows all from one time to another; only then is what it says what it shows.
+    `is_one_part`: it shows one continuous part; only then does its length have to match what it shows.
     """
     times = in_order["time"]
     last = np.flatnonzero(~in_order["discard"])[-1]
@@ -372,10 +372,10 @@ def _check_edit_list(in_order: npt.NDArray[np.void], duration: int | None, *, is
 
 
 def _is_steady(shown: npt.NDArray[np.int64], decoded: npt.NDArray[np.int64], key: npt.NDArray[np.bool_]) -> bool:
-    """Whether frames that are decoded at a steady pace are also shown at one; True if they are decoded at none.
+    """Return True if frames decoded at a steady pace are also shown at one, or if the decoding pace is not steady.
 
-    It is not so after damage to the table of offsets from the one clock to the other. What a cut without encoding
-    leaves out is no damage: frames that a decoder never gets, shown just before a keyframe or the end.
+    Damage to the table of offsets between the two clocks breaks this rule. Frames removed by a cut without re-encoding
+    are not damage: a decoder never receives them, and they are shown just before a keyframe or the end.
 
     >>> decoded, key = np.arange(0, 60, 10), np.arange(6) == 0  # I P B B P P
     >>> _is_steady(np.array([20, 50, 30, 40, 80, 70]), decoded, key)  # without the B shown at 60
@@ -395,7 +395,7 @@ def _is_steady(shown: npt.NDArray[np.int64], decoded: npt.NDArray[np.int64], key
         return True
     if np.any(gaps < 0.5 * step) or np.any(np.abs(gaps - np.rint(gaps / step) * step) > 0.5):
         return False
-    # A frame is missing at most as far before the next keyframe, or the end, as frames are moved when put in order.
+    # A frame may be missing only as far before the next keyframe, or the end, as frames are moved by reordering.
     moved = int(np.max(order - np.arange(len(order)), initial=0)) + 1
     ends = np.append(np.flatnonzero(key[order]), len(order))
     holes = np.flatnonzero(gaps > 1.5 * step) + 1  # the frame after each
@@ -403,41 +403,41 @@ def _is_steady(shown: npt.NDArray[np.int64], decoded: npt.NDArray[np.int64], key
 
 
 def _check_pace(seconds: npt.NDArray[np.float64]) -> None:
-    """Raises VideoError when the clock of the file cannot be true, which the decoders themselves do not mind."""
+    """Raise VideoError if the timestamps of the file are impossible; decoders themselves do not check this."""
     gaps = np.diff(seconds)
     if gaps.size and np.median(gaps) > _MAX_GAP_SECONDS:
         raise VideoError(DAMAGED, f"its clock says that {np.median(gaps):,.0f} seconds pass from frame to frame")
 
 
 def _check_complete(stream: Any, num_packets: int, num_bytes: int, file_size: int) -> None:
-    """Raises VideoError when the file ends before its own table of contents does."""
+    """Raise VideoError if the file ends before the last frame of its own index."""
     entries = getattr(stream, "index_entries", ())  # PyAV 17 and newer
     if num_bytes <= file_size and num_packets >= len(entries):
         return
     lost = sum(entry.pos + entry.size > file_size for entry in entries)
-    if lost or (num_bytes > file_size and not entries):  # an edit list may show packets more than once
+    if lost or (num_bytes > file_size and not entries):  # an edit list may repeat packets
         raise VideoError(DAMAGED, f"the file ends early: {lost:,} of its {len(entries):,} frames lie beyond its end")
 
 
 def _check_length(table: PacketTable, promised: int) -> None:
-    """Raises VideoError when a cut AVI ends earlier than its header says: after `promised` units of time."""
+    """Raise VideoError if a truncated AVI is shorter than its header says: `promised` units of time."""
     last = table.timestamps_seconds[-1] / table.time_base if table.time_base else 0.0
     if last + 2 * last / max(1, table.num_frames - 1) < promised:
         raise VideoError(DAMAGED, f"the file ends early: its header promises {promised * table.time_base:,.1f} seconds")
 
 
-def _check_counts(path: Path, table: PacketTable, said: str) -> None:
-    """Raises VideoError when an MP4 tells when more frames are shown than it tells where they lie."""
+def _check_counts(path: Path, table: PacketTable, error_text: str) -> None:
+    """Raise VideoError if an MP4 has times for more frames than it has positions."""
     with openable_name(path) as name, containers.open_container(name, table.container, edit_list=False) as container:
         stream = container.streams[table.stream_index]
         entries = getattr(stream, "index_entries", None)  # PyAV 17 and newer
         if entries is not None and len(entries) < stream.frames:
             message = f"its tables have the times of {stream.frames:,} frames and the places of {len(entries):,}"
-            raise VideoError(DAMAGED, f"{message} (FFmpeg says: {said})")
+            raise VideoError(DAMAGED, f"{message} (FFmpeg says: {error_text})")
 
 
 def _with_first_frame(path: Path, table: PacketTable) -> tuple[PacketTable, bool]:
-    """The table with what only a decoded frame tells, and whether the first packets hold fields, half a frame each."""
+    """Add what only a decoded frame shows; also return True if the first packets hold fields, half a frame each."""
     import av
 
     frame = None
@@ -447,7 +447,7 @@ def _with_first_frame(path: Path, table: PacketTable) -> tuple[PacketTable, bool
         for packet in container.demux(stream):
             try:
                 frame = next(iter(packet.decode()), None)
-            except (av.error.FFmpegError, ValueError):  # the decoder of the build will meet it again, and say so
+            except (av.error.FFmpegError, ValueError):  # the decoder of the build will hit it again and report it
                 continue
             if frame is not None:
                 break
@@ -475,9 +475,9 @@ def _with_first_frame(path: Path, table: PacketTable) -> tuple[PacketTable, bool
 
 
 def _orientation(frame: Any) -> tuple[int, bool]:
-    """How a player turns the stored picture: degrees counter-clockwise, and whether it mirrors it left to right first.
+    """Return how a player orients the stored picture: degrees counter-clockwise, and whether it is mirrored first.
 
-    Raises VideoError `damaged` when its matrix would shear or stretch the picture, which no camera asks for.
+    Raises VideoError `damaged` if the display matrix would shear or stretch the picture, which no camera requests.
 
     >>> import types
     >>> _orientation(types.SimpleNamespace(side_data={}))
@@ -497,9 +497,9 @@ def _orientation(frame: Any) -> tuple[int, bool]:
 
 
 def _settle(path: Path, table: PacketTable, doubt: _Doubt) -> PacketTable:
-    """The table of a video whose packets are in doubt, as decoding it in sequence shows it.
+    """Settle the doubt about a video's packets by decoding it in sequence, and return the corrected table.
 
-    Raises VideoError `damaged` when frames are lost, or when the clock contradicts the order in which they are decoded.
+    Raises VideoError `damaged` if frames are lost, or if the clock contradicts the decoding order.
     """
     found = sequence.decode_in_sequence(path, table.container, table.stream_index)
     if found.num_lost or not found.num_frames:
@@ -507,7 +507,7 @@ def _settle(path: Path, table: PacketTable, doubt: _Doubt) -> PacketTable:
     if doubt.times == "complete" and table.discarded and not _hidden_are_in_order(path, table):
         raise VideoError(DAMAGED, f"{doubt.why}, {_OTHER_ORDER}")
     if table.pts is not None and found.times == table.pts.tolist():
-        return dataclasses.replace(table, counted=table.discarded > 0)  # all is as the packets tell
+        return dataclasses.replace(table, counted=table.discarded > 0)  # the packets were right
     if doubt.times == "unordered" and None not in found.times:
         times = np.sort(np.array(found.times, dtype=np.float64))
         is_estimated = bool(np.any(np.diff(times) <= 0))
@@ -531,19 +531,19 @@ def _settle(path: Path, table: PacketTable, doubt: _Doubt) -> PacketTable:
 
 
 def _hidden_are_in_order(path: Path, table: PacketTable) -> bool:
-    """Whether also the frames that an edit list hides are decoded in the order of their times.
+    """Return True if the frames, including those hidden by an edit list, are decoded in the order of their times.
 
-    One that is hidden between others is there because its time is wrong.
+    A frame hidden between shown ones is hidden because its time is wrong.
     """
     times = sequence.decode_in_sequence(path, table.container, table.stream_index, edit_list=False).times
     return all(a is not None and b is not None and a < b for a, b in itertools.pairwise(times))
 
 
 def _rising_times(times: Sequence[int | None], step: float) -> tuple[npt.NDArray[np.float64], bool]:
-    """The times of frames in the order of presentation, made to rise; and whether any had to be estimated.
+    """Return ascending times for frames in presentation order, and whether any had to be estimated.
 
-    `step`: the nominal time from frame to frame. Frames without a time lie evenly between those that have one. A clock
-    that starts anew goes on where it was.
+    `step`: the nominal time between frames. Frames without a time are spaced evenly between those that have one. A
+    clock that was reset continues from where it was.
 
     >>> _rising_times([None, 10, None, 14, None], 2.0)
     (array([ 8., 10., 12., 14., 16.]), True)
@@ -559,10 +559,10 @@ def _rising_times(times: Sequence[int | None], step: float) -> tuple[npt.NDArray
         if time is None:
             continue
         if known and time + offset <= known[-1]:
-            if time + offset == known[-1]:  # of two frames of one moment, FFmpeg gave it to the first by mistake
+            if time + offset == known[-1]:  # two frames at one moment: FFmpeg gave the time to the first by mistake
                 places[-1] = place
                 continue
-            if known[-1] - (time + offset) < _SMALL_STEP_BACK * step:  # FFmpeg's guess, a bit off
+            if known[-1] - (time + offset) < _SMALL_STEP_BACK * step:  # a slightly wrong guess of FFmpeg
                 continue
             offset = known[-1] + (place - places[-1]) * step - time
         places.append(place)

@@ -1,85 +1,29 @@
-"""Which frames make which clip, and how a frame becomes small. Numbers and arrays; knows no file."""
+"""Frame selection for clips, and resizing of frames. Pure functions."""
 
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from vidshard.util.errors import UserError
 from vidshard.util.opencv import load_cv2
+from vidshard.video.config import SamplingConfig as SamplingConfig
 
 Frame = npt.NDArray[np.uint8]
 
-RESIZES = ("squash", "crop", "letterbox")
-_MAX_FPS = 1000
-_CLOCK_TICK_US = 600  # containers round times, some to milliseconds
-_BREAK_SECONDS = 5.0  # shorter gaps are pauses of a variable frame rate, or a few seconds lost
-_BREAK_PACES = 10.0  # the frame rate of a camera may fall to a few of 25 in the dark; a time lapse has no break at all
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """How clips are cut out of a video.
-
-    uniform: `clips_per_video` equal spans, `clip_len` frames spread over each. dense: consecutive windows of `clip_len`
-    frames that lie `frame_step` apart, one every `stride` frames (default: the next begins where the last ended).
-    annotated: the same, but of a video with events out of these alone. `fps`: dense and annotated count in steps
-    of 1 / fps seconds instead of frames, so that cameras of 10 and of 30 frames a second show one speed. Neither has
-    clips across a break (`find_breaks`); uniform counts frames, and knows none.
-    """
-
-    mode: Literal["uniform", "dense", "annotated"] = "uniform"
-    clip_len: int = 16
-    clips_per_video: int = 1
-    stride: int | None = None
-    frame_step: int = 1
-    fps: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("uniform", "dense", "annotated"):
-            raise UserError(f"sampling mode is {self.mode!r}, expected uniform, dense or annotated")
-        for name in ("clip_len", "clips_per_video", "frame_step", "stride"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} is {value}, expected at least 1")
-        if self.mode == "uniform" and (self.stride is not None or self.frame_step != 1):
-            raise UserError("stride and frame_step are options of dense sampling; uniform has clips_per_video")
-        if self.mode != "uniform" and self.clips_per_video != 1:
-            raise UserError(f"clips_per_video is an option of uniform sampling; {self.mode} has stride")
-        if self.fps is not None and not 0 < self.fps <= _MAX_FPS:
-            raise UserError(f"fps is {self.fps}, expected more than 0 and at most {_MAX_FPS}")
-        if self.fps is not None and (self.mode == "uniform" or self.frame_step != 1):
-            raise UserError("fps is an option of dense and annotated sampling, and excludes frame_step")
-
-    @property
-    def dense_stride(self) -> int:
-        """Frames from the start of a dense window to the start of the next."""
-        return self.stride if self.stride is not None else self.clip_len * self.frame_step
-
-    @property
-    def window(self) -> int:
-        """Frames from the first to the last of a dense clip, both counted."""
-        return (self.clip_len - 1) * self.frame_step + 1
-
-    def to_settings(self) -> dict[str, Any]:
-        """The sampling as the manifest keeps it: only what decides the clips."""
-        if self.mode == "uniform":
-            return {"mode": "uniform", "clip_len": self.clip_len, "clips_per_video": self.clips_per_video}
-        settings = {"mode": self.mode, "clip_len": self.clip_len, "stride": self.dense_stride}
-        return {**settings, "frame_step": self.frame_step} if self.fps is None else {**settings, "fps": self.fps}
+_CLOCK_TICK_US = 600  # containers round timestamps, some to milliseconds
+_BREAK_SECONDS = 5.0  # shorter gaps occur with variable frame rates, or when a few seconds are lost
+_BREAK_PACES = 10.0  # in the dark a camera may drop from 25 to a few frames/s; a time lapse has no breaks
 
 
 def frame_indices(total_frames: int, *, num_frames: int) -> tuple[int, ...]:
-    """`num_frames` indices spread over `total_frames`, both ends included; a short video repeats its last frame.
+    """Return `num_frames` indices spread over `total_frames`, both ends included; a short video repeats its last frame.
 
-    The rule of `np.linspace(0, total_frames - 1, num_frames).astype(int)`, in exact arithmetic. A single index is the
+    The rule is `np.linspace(0, total_frames - 1, num_frames).astype(int)`, in exact arithmetic. A single index is the
     middle one.
 
     >>> frame_indices(31, num_frames=4)
@@ -95,16 +39,16 @@ def frame_indices(total_frames: int, *, num_frames: int) -> tuple[int, ...]:
 
 
 class VideoClips:
-    """The clips of one video: `len()` of them, each by its `clip_len` frame indices, rising.
+    """Clips of one video: a sequence of tuples of `clip_len` ascending frame indices.
 
-    `num_frames`: of the video, `timestamps_seconds`: of these frames, needed with `sampling.fps`, and to know where the
-    video has breaks (`find_breaks`). `events`: first and last frame of each; clips are then cut out of them alone. An
-    event shorter than a window gets one window around it; events that overlap are one; one that runs past the end is
-    cut. There is at least one clip, if there is a frame, or with events, if one begins within the video. Where frames
-    run out, the last one is repeated.
+    `num_frames`: frames of the video. `timestamps_seconds`: their times, required with `sampling.fps`, and used to find
+    breaks (`find_breaks`). `events`: first and last frame of each event; clips are then cut from the events only. An
+    event shorter than a window gets one window around it; overlapping events are merged; an event that runs past the
+    end is cut. There is at least one clip if there is a frame or, with events, if one begins within the video. Where
+    frames run out, the last one is repeated.
 
-    No clip of dense and annotated lies across a break: the parts on both sides are cut into clips as two videos would
-    be. A single frame between two breaks shows no motion and gives no clip, unless there is nothing else.
+    No dense or annotated clip crosses a break: the parts on both sides are cut like two videos. A single frame between
+    two breaks shows no motion and gives no clip, unless there is nothing else.
 
     >>> list(VideoClips(62, SamplingConfig(mode="uniform", clip_len=4, clips_per_video=2)))
     [(0, 10, 20, 30), (31, 41, 51, 61)]
@@ -150,7 +94,7 @@ class VideoClips:
         self._starts = [0, *itertools.accumulate(counts)]  # number of the first clip of each span
 
     def is_short(self, number: int) -> bool:
-        """Whether what clip `number` is cut from has fewer frames than a clip."""
+        """Return True if the span of clip `number` has fewer frames than a clip."""
         first, stop = self._spans[self._span_of(number)]
         return stop - first < self.sampling.window
 
@@ -179,9 +123,9 @@ class VideoClips:
         return bisect.bisect_right(self._starts, number) - 1
 
     def _cut(self, breaks: Sequence[int], events: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """First position of each span that dense windows fill, and the one after its last; none holds one of `breaks`.
+        """Return (start, stop) positions of the spans that dense windows fill; no span contains a break.
 
-        `breaks`: the first position behind each.
+        `breaks`: the first position after each break.
         """
         length, window = len(self._frame_of), self.sampling.window
         spans = list(itertools.pairwise([0, *breaks, length])) if length else []
@@ -197,7 +141,7 @@ def _event_spans(
     events: Sequence[tuple[int, int]],
     window: int,
 ) -> list[tuple[int, int]]:
-    """First position of each event within the positions `start` to `end`, and the one after its last."""
+    """Return (start, stop) positions of each event within the positions `start` to `end`."""
     spans: list[tuple[int, int]] = []
     for first_frame, last_frame in sorted(events):
         if first_frame > frame_of[end - 1] or last_frame < frame_of[start]:
@@ -208,12 +152,12 @@ def _event_spans(
             spans[-1] = (spans[-1][0], max(stop, spans[-1][1]))
         else:
             spans.append((first, stop))
-    # At the ends of a part, short events are widened to the same window: it counts once.
+    # At the ends of a part, several short events may be widened to the same window, which counts once.
     return list(dict.fromkeys(_widened(first, stop, window, start, end) for first, stop in spans))
 
 
 def _widened(first: int, stop: int, window: int, start: int, end: int) -> tuple[int, int]:
-    """A span of at least `window` positions around a shorter one, within `start` to `end`."""
+    """Widen a span to `window` positions, within `start` to `end`."""
     if stop - first >= window:
         return first, stop
     first = max(start, min((first + stop - window) // 2, end - window))
@@ -221,10 +165,10 @@ def _widened(first: int, stop: int, window: int, start: int, end: int) -> tuple[
 
 
 def find_breaks(timestamps_seconds: Sequence[float] | npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """The first frame behind each break of a video: where the recorder stood still, or its clock was set.
+    """Return the first frame after each break: where the recorder paused, or its clock was changed.
 
-    A break is a gap of more than 5 s that is also more than 10 times the video's own pace, the median gap between its
-    frames (of frames shown at one moment, none).
+    A break is a gap of more than 5 s that is also more than 10 times the video's own pace, which is the median gap
+    between its frames (zero gaps excluded).
 
     >>> find_breaks([0.0, 0.1, 0.2, 600.2, 600.3]).tolist()
     [3]
@@ -234,7 +178,7 @@ def find_breaks(timestamps_seconds: Sequence[float] | npt.NDArray[np.float64]) -
     gaps = np.diff(np.asarray(timestamps_seconds, dtype=np.float64))
     if not gaps.size or gaps.max() <= _BREAK_SECONDS:
         return np.zeros(0, np.int64)
-    pace = np.percentile(gaps[gaps > 0], 50, method="lower")  # of two gaps the smaller: one of them may be the break
+    pace = np.percentile(gaps[gaps > 0], 50, method="lower")  # the smaller of two gaps: the larger may be the break
     return np.flatnonzero((gaps > _BREAK_SECONDS) & (gaps > _BREAK_PACES * pace)) + 1
 
 
@@ -244,10 +188,10 @@ def resampled_frames(
     *,
     breaks: Sequence[int] | npt.NDArray[np.int64] = (),
 ) -> npt.NDArray[np.int64]:
-    """Which frame stands for each moment 0, 1 / fps, 2 / fps, … up to the last frame: the nearest, of two the earlier.
+    """Return the frame nearest to each moment 0, 1 / fps, 2 / fps, … up to the last frame; ties take the earlier one.
 
-    `timestamps_seconds` may not fall. `breaks`: those that `find_breaks` gives; moments end before and begin anew
-    behind each. There are never more than duration × fps + 1, with 0.6 ms of tolerance for rounded clocks.
+    `timestamps_seconds` must not decrease. `breaks`: the result of `find_breaks`; the moments restart after each one.
+    There are at most duration × fps + 1 moments, with 0.6 ms of tolerance for rounded timestamps.
 
     >>> resampled_frames([0.0, 0.1, 0.2, 0.3, 0.4], 5).tolist()
     [0, 2, 4]
@@ -259,11 +203,11 @@ def resampled_frames(
     times = np.rint(np.asarray(timestamps_seconds, dtype=np.float64) * 1e6).astype(np.int64)  # µs: exact comparisons
     if not len(times):
         return np.zeros(0, np.int64)
-    first, last = np.array([0, *breaks]), np.array([*breaks, len(times)]) - 1  # frames of each part between breaks
+    first, last = np.array([0, *breaks]), np.array([*breaks, len(times)]) - 1  # of each part between breaks
     counts = ((times[last] - times[first] + _CLOCK_TICK_US) * fps / 1e6).astype(np.int64) + 1  # moments of each
-    number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # of a moment within its part
+    number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # within its part
     moments = np.repeat(times[first], counts) + np.rint(number * 1e6 / fps).astype(np.int64)
-    # A break is far longer than a clock tick: the nearest frame is never one behind it.
+    # A break is far longer than a clock tick: the nearest frame is never on the other side of one.
     after = np.clip(np.searchsorted(times, moments), 0, len(times) - 1)
     before = np.maximum(after - 1, 0)
     nearest: npt.NDArray[np.int64] = np.where(moments - times[before] <= times[after] - moments, before, after)
@@ -271,17 +215,17 @@ def resampled_frames(
 
 
 def _dense_windows(num_frames: int, sampling: SamplingConfig) -> tuple[int, bool]:
-    """How many full windows fit, and whether frames are left behind the last that belong to no window."""
+    """Return the number of full windows, and whether frames after the last one belong to no window."""
     if num_frames < sampling.window:
         return 0, False
     full = (num_frames - sampling.window) // sampling.dense_stride + 1
-    # A window stands for clip_len × frame_step frames, or, if windows lie farther apart, for all up to the next one.
+    # A window covers clip_len × frame_step frames or, if windows are farther apart, all frames up to the next one.
     covered = (full - 1) * sampling.dense_stride + max(sampling.clip_len * sampling.frame_step, sampling.dense_stride)
     return full, covered < num_frames
 
 
 def frame_gap_seconds(timestamps_seconds: Sequence[float]) -> float:
-    """Median time between neighbouring frames of a clip that are different frames; 0.0 if there are none.
+    """Return the median time in seconds between consecutive different frames of a clip; 0.0 if there are none.
 
     >>> frame_gap_seconds([0.0, 0.5, 1.0, 1.0, 1.0])
     0.5
@@ -294,11 +238,11 @@ def frame_gap_seconds(timestamps_seconds: Sequence[float]) -> float:
 def scaled_size(
     height: int, width: int, *, to_height: int, to_width: int, resize: str, sample_aspect: Fraction | float = 1
 ) -> tuple[int, int]:
-    """The size to which a frame is scaled before `place_frame` crops it or adds borders.
+    """Return the size to which a frame is scaled before `place_frame` crops or pads it, as (height, width) in pixels.
 
-    squash: the size of the clip, whatever becomes of the shapes. crop: the smallest that covers it. letterbox: the
-    largest that fits in. Both keep the shapes that a player shows: `sample_aspect` is how many times as wide as high a
-    pixel of the frame is (rotation applied), more than 0.
+    squash: the size of the clip, ignoring proportions. crop: the smallest size that covers the clip. letterbox: the
+    largest size that fits into it. Both keep the proportions that a player shows: `sample_aspect` is the width of a
+    pixel divided by its height (rotation applied), more than 0.
 
     >>> [scaled_size(240, 320, to_height=112, to_width=112, resize=mode) for mode in ("squash", "crop", "letterbox")]
     [(112, 112), (112, 149), (84, 112)]
@@ -315,7 +259,7 @@ def scaled_size(
 
 
 def place_frame(frame: Frame, height: int, width: int) -> Frame:
-    """The middle `height` × `width` of a frame; where it is smaller, black borders around it.
+    """Crop a frame (uint8, H W C) to its middle `height` × `width`, with black borders where it is smaller.
 
     >>> place_frame(np.full((1, 4, 3), 9, np.uint8), 3, 2)[..., 0].tolist()
     [[0, 0], [9, 9], [0, 0]]
@@ -331,7 +275,7 @@ def place_frame(frame: Frame, height: int, width: int) -> Frame:
 
 
 def resize_frame(frame: Frame, height: int, width: int) -> Frame:
-    """`frame` (uint8, H W C) at `height` × `width`, each pixel the mean of the area it covers: no aliasing."""
+    """Resize a frame (uint8, H W C) by area averaging, which avoids aliasing."""
     if frame.shape[:2] == (height, width):
         return frame
     cv2 = load_cv2()

@@ -1,8 +1,8 @@
-"""A video decoded from its first packet to its last: the second opinion on whatever looks wrong.
+"""Sequential decoding of a whole video, to settle doubts about its packets.
 
-A message, a hole in the clock or a table that does not add up is only a suspicion. FFmpeg settles it here: the frames
-it gives in sequence are the frames of the video, and what it calls an error meanwhile is damage to the frames that
-depend on what it was decoding. That is the rule of `ffmpeg -v error`: what it decodes without a line is sound.
+A message, a gap in the timestamps or an inconsistent table only raises suspicion. FFmpeg settles it here: the frames
+that it decodes in sequence are the frames of the video, and any error that it logs meanwhile means damage to the frames
+that depend on the data. The rule is that of `ffmpeg -v error`: a video decoded without a message is intact.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from vidshard.video import containers, damage
 from vidshard.video.containers import UNSUPPORTED, VideoError
 
 ZEROS = "a picture of it has a hole of zeros"
-ZERO_RUN = bytes(64)  # H.264 and HEVC have no three in a row
+ZERO_RUN = bytes(64)  # H.264 and HEVC never contain three zero bytes in a row
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sequence:
-    """What decoding in sequence gave: N frames in the order of presentation."""
+    """Result of sequential decoding: N frames in presentation order."""
 
-    times: list[int | None]  # [N] in units of the stream
+    times: list[int | None]  # [N] in units of the stream's time base
     keyframes: list[int]  # frame indices
-    damage: dict[int, str]  # frame index → what FFmpeg said while it decoded that frame, or one it depends on
+    damage: dict[int, str]  # frame index → FFmpeg's message about that frame or one it depends on
     num_packets: int
     num_lost: int  # packets that could not be decoded
-    loss: str = ""  # what FFmpeg said of the first of them, or why reading ended early
+    loss: str = ""  # FFmpeg's message about the first of them, or why reading ended early
 
     @property
     def num_frames(self) -> int:
@@ -39,9 +39,9 @@ class Sequence:
 def decode_in_sequence(
     path: Path, container_format: str, stream_index: int, *, max_packets: int | None = None, edit_list: bool = True
 ) -> Sequence:
-    """Decode all packets of a stream, or the first `max_packets`; without `edit_list` also the frames that it hides.
+    """Decode all packets of a stream, or the first `max_packets`; without `edit_list`, hidden frames as well.
 
-    Raises VideoError `unsupported_by_decoder` when FFmpeg has no decoder for it.
+    Raises VideoError `unsupported_by_decoder` if FFmpeg has no decoder for the codec.
     """
     import av
 
@@ -77,16 +77,16 @@ def _packets(container: Any, stream: Any, recorder: _Recorder) -> Iterator[Any]:
 
 
 def length_bytes(stream: Any) -> int:
-    """How many bytes tell the length of each unit of an H.264 or HEVC packet; 0 if start codes divide them."""
+    """Return the size in bytes of the length fields in an H.264 or HEVC stream; 0 if it uses start codes."""
     extradata = stream.codec_context.extradata or b""
     place = {"h264": 4, "hevc": 21}.get(stream.codec_context.name, len(extradata))
     return (extradata[place] & 3) + 1 if len(extradata) > place and extradata[0] == 1 else 0
 
 
 def holds_zeros(codec: str, data: bytes, length_bytes: int) -> bool:
-    """Whether a packet of H.264 or HEVC has a hole of zeros, which no encoder writes and decoders read as a picture.
+    """Return True if an H.264 or HEVC packet contains a run of zeros, which no encoder writes but decoders accept.
 
-    Zeros at the end of a unit are padding. `length_bytes`: as `length_bytes` gives it.
+    Zeros at the end of a unit are padding. `length_bytes`: the result of `length_bytes`.
 
     >>> holds_zeros("h264", bytes.fromhex("00000060 65") + bytes(90) + bytes(range(1, 6)), 4)
     True
@@ -109,7 +109,7 @@ def holds_zeros(codec: str, data: bytes, length_bytes: int) -> bool:
 
 
 class _Recorder:
-    """Decodes packets one by one and notes which frames come out and what is said meanwhile."""
+    """Recorder that decodes packets one by one and notes the frames and the messages about them."""
 
     def __init__(self, stream: Any, messages: damage.Messages) -> None:
         self.codec: str = stream.codec_context.codec.canonical_name
@@ -121,8 +121,8 @@ class _Recorder:
         self._damage: dict[int, str] = {}
         self._num_lost = 0
         self._loss = ""
-        # What was said last. It taints every frame that comes out from then on, up to the first keyframe behind the
-        # packet it was said of: a decoder gives frames out later than it takes packets in.
+        # The last message. It taints all following frames up to the first keyframe after the packet it was about, since
+        # a decoder returns frames later than it receives their packets.
         self._fault: str | None = None
         self._fault_time: int | None = None
 
@@ -141,10 +141,10 @@ class _Recorder:
         except (av.error.FFmpegError, ValueError) as error:
             self.lose(containers.plain_text(error))
             self._suspect(self._loss, packet)
-        said = self._messages.first_error(self.codec)
+        error_text = self._messages.first_error(self.codec)
         self._messages.forget()
-        if said is not None:
-            self._suspect(said, packet)
+        if error_text is not None:
+            self._suspect(error_text, packet)
         elif holds_zeros(self.codec, bytes(packet), self._length_bytes):
             self._suspect(ZEROS, packet)
         for frame in frames:

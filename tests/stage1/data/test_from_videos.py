@@ -41,7 +41,7 @@ def test_files_folders_and_globs_become_one_sorted_list_without_labels(tmp_path:
     [
         ("none.mp4", "none.mp4: no such file or folder, and no video matches it as a pattern"),
         ("*.mp4", "no video matches it as a pattern"),
-        ("notes.txt", "is no video name"),
+        ("notes.txt", "is not a video name"),
         ("empty", "no video in"),
     ],
 )

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from stage1.data.transforms import IMAGENET_MEAN, IMAGENET_STD, ClipTransform, TransformConfig, resize_matrix
+from stage1.data.config import IMAGENET_MEAN, IMAGENET_STD
+from stage1.data.transforms import ClipTransform, TransformConfig, resize_matrix
 
 
 def test_normalises_with_mean_and_std() -> None:

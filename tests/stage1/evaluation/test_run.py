@@ -142,8 +142,8 @@ def test_calibrating_moves_no_clip_over_the_threshold(run: dict[str, Path], tmp_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": "f1"}, "--target needs --val-shards"),
-        ({"prior": 0.2}, "--prior needs --val-shards"),
+        ({"target": "f1"}, "target needs val_shards"),
+        ({"prior": 0.2}, "prior needs val_shards"),
         ({"val_shards": "test", "shards": "val"}, "is marked Test: calibration and threshold must not be chosen on it"),
         ({"val_shards": "val", "shards": "val"}, "are the same set"),
         ({"val_shards": "val", "target": "fpr=.01"}, "expected at least 300"),
@@ -193,7 +193,9 @@ def test_one_class_without_recordings_says_no_more_than_there_is(run: dict[str, 
     clips, _ = fake_shards.moving_clips(4, shape=SHAPE)
     normal = fake_shards.write_shards(tmp_path / "normal", clips, [0] * 4, prefix="normal")
     text = evaluate(config(run, tmp_path / "e", shards=normal, val_shards=run["val"], prior=0.001)).text
-    assert "ecordings" not in text.replace("over source groups (recordings)", "").replace("over recordings", "").replace("recordings are unknown", "")
+    assert "ecordings" not in text.replace("over source groups (recordings)", "").replace(
+        "over recordings", ""
+    ).replace("recordings are unknown", "")
     assert "for a share of crime of 0.001 (evaluated clips: 0.00)" in text
 
 

@@ -46,7 +46,7 @@ def written(out: Path) -> dict[str, bytes]:
 
 def infer_on_a_rank(folder: Path, out: str) -> None:
     torch.set_num_threads(2)  # what a user or torchrun may have set
-    stage1.infer.device_name = lambda _: "the same"  # type: ignore[assignment]
+    stage1.inference.run.device_name = lambda _: "the same"  # type: ignore[assignment]
     report = infer(config(folder, out, threads=1))
     assert report is None or report.exit_code == 2
 

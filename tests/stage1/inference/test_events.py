@@ -118,7 +118,7 @@ def test_smoothing_keeps_a_constant_and_the_gaps() -> None:
 
 @pytest.mark.parametrize(
     ("options", "text"),
-    [({"low_ratio": 1.5}, "--event-low-ratio is 1.5"), ({"smooth_seconds": -1.0}, "--event-smooth-seconds is -1")],
+    [({"low_ratio": 1.5}, "low_ratio is 1.5"), ({"smooth_seconds": -1.0}, "smooth_seconds is -1")],
 )
 def test_wrong_settings(options: dict[str, float], text: str) -> None:
     with pytest.raises(UserError, match=text):

@@ -125,4 +125,4 @@ def test_folds_of_stage_2_that_leak_are_warned_of(run_folder: Path, tmp_path: Pa
     assert result.exit_code == 0
     assert "fold.txt would leak: 1 of its 2 videos are test videos of stage 1" in result.stderr
     result = extract(run_folder, tmp_path / "z", *lists[:2])
-    assert (result.exit_code, "--stage2-list needs --test-list" in result.stderr) == (1, True)
+    assert (result.exit_code, "stage2_list needs test_list" in result.stderr) == (1, True)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import inference_runs
 from fake_shards import random_clips, write_shards
 from inference_runs import LABELS, damage, some_clips, stage1, write_checkpoint
 from stage1.inference.attention_data import load_attention_data
@@ -17,6 +18,8 @@ from stage1.inference.run import InferConfig, infer
 from stage1.model import checkpoint as checkpoints
 from stage1.model.network import Stage1Model
 from vidshard.util.errors import UserError
+
+place = inference_runs.place  # the fixture of the tests below
 
 
 def anomalies(folder: Path) -> list[dict[str, Any]]:
@@ -208,8 +211,8 @@ def test_bad_use_is_one_clear_line_and_exit_code_1(place: Path) -> None:
         ("--checkpoint", "none.pt"): "no checkpoint none.pt",
         ("--checkpoint", "text.pt"): "text.pt is no stage1 checkpoint",
         ("--checkpoint", "other.pt"): "are 4×16×16 (frames×height×width), other.pt was trained on 8×16×16",
-        ("--threshold", "1.5"): "--threshold is 1.5, expected a probability from 0 to 1",
-        ("--batch-size", "0"): "--batch-size is 0, expected at least 1",
+        ("--threshold", "1.5"): "threshold is 1.5, expected 0 to 1",
+        ("--batch-size", "0"): "batch_size is 0, expected at least 1",
         ("--device", "tpu"): "device is 'tpu', expected auto, cpu, cuda or cuda:N",
         ("a.mp4",): "name MP4s with --videos",
         ("--videos", "a.mp4", "--shards", "shards/Test"): "exclude each other",

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from stage1.model.network import POOLINGS, SIZES, ModelConfig, Stage1Model
+from stage1.model.config import POOLINGS, SIZES
+from stage1.model.network import ModelConfig, Stage1Model
 
 
 @pytest.fixture

@@ -132,7 +132,7 @@ def test_what_makes_no_sense_with_bags_is_refused() -> None:
         make_objective(TrainConfig(shards=Path(), bags="topk", block_shards=2))
     with pytest.raises(UserError, match="--clips-per-video-per-epoch and --bags exclude each other"):
         make_objective(TrainConfig(shards=Path(), bags="topk", clips_per_video_per_epoch=0))
-    with pytest.raises(UserError, match="--bags is 'max', expected topk or attention"):
+    with pytest.raises(UserError, match="bags is 'max', expected topk or attention"):
         TrainConfig(shards=Path(), bags="max")
     assert type(make_objective(TrainConfig(shards=Path()))) is ClipObjective
 
@@ -148,4 +148,4 @@ def test_the_command_trains_with_and_without_bags(tmp_path: Path) -> None:
             "topk" if extra else ""
         )
     result = CliRunner().invoke(main, ["train", f"--shards={shards}", "--bags=max"])
-    assert "--bags is 'max', expected topk or attention" in result.output
+    assert "bags is 'max', expected topk or attention" in result.output

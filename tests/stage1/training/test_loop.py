@@ -163,7 +163,7 @@ def test_a_run_killed_between_its_two_checkpoints_goes_on(
 @pytest.mark.parametrize(
     ("num_saved", "error", "text"),
     [
-        (0, KeyboardInterrupt(), "interrupted; run the same command again to go on"),
+        (0, KeyboardInterrupt(), "interrupted; run the same command again to continue"),
         (1, KeyboardInterrupt(), "interrupted; run the same command with --resume to continue"),
         (
             0,
@@ -616,7 +616,7 @@ BAD_USE = {
     "--shards newer": "version 99",
     "--shards good --device cuda": "error: --device is cuda, but this torch",
     "--shards good --device tpu": "error: device is 'tpu', expected auto, cpu, cuda or cuda:N",
-    "--shards good --lr -1": "error: --lr is -1.0, expected above 0",
+    "--shards good --lr -1": "error: lr is -1, expected more than 0",
     "--shards good --no-such": "No such option",
 }
 
@@ -670,7 +670,10 @@ def test_an_error_that_is_not_of_memory_stays_what_it_is() -> None:
 @pytest.mark.parametrize("option", ["--epochs", "--batch-size", "--workers"])
 def test_wrong_numbers(option: str) -> None:
     result = CliRunner().invoke(main, ["train", option, "0"])
-    assert (result.exit_code, result.output.strip()) == (1, f"error: {option} is 0, expected at least 1")
+    assert (result.exit_code, result.output.strip()) == (
+        1,
+        f"error: {option[2:].replace('-', '_')} is 0, expected at least 1",
+    )
 
 
 def test_a_missing_folder_is_one_line(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_a_part_tells_its_failures_and_is_no_set(source: Path, plain: Path, tmp_
         engine = {"RANK": str(rank), "WORLD_SIZE": "2"}
         shown = runner.invoke(main.main, ["build", str(source), "--out", str(out), *AS_TEXT], env=engine)
         assert shown.exit_code == 0, shown.output
-        assert f"RANK={rank} WORLD_SIZE=2: this builds only part {rank} (of 0 to 1)" in shown.output
+        assert f"RANK={rank} WORLD_SIZE=2: building only part {rank} (of 0 to 1)" in shown.output
         assert "failed: Abuse/damaged.mp4: damaged" in shown.output or rank
         assert not (out / "manifest.json").exists()
     shown = runner.invoke(main.main, ["finalize", str(out)])
@@ -157,10 +157,10 @@ def test_other_settings_and_other_packages_are_refused(
     source: Path, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = copied(parts, tmp_path)
-    with pytest.raises(UserError, match=r"unfinished build with other settings .*codec raw, now zstd"):
+    with pytest.raises(UserError, match=r"unfinished build with different settings .*codec raw, now zstd"):
         run_task(source, out, 1, codec="zstd")
     monkeypatch.setattr(run.build_config, "package_versions", lambda codec: {"numpy": "0"})
-    with pytest.raises(UserError, match=r"unfinished build with other settings .*numpy .*, now 0"):
+    with pytest.raises(UserError, match=r"unfinished build with different settings .*numpy .*, now 0"):
         run_task(source, out, 1)
 
 
@@ -175,7 +175,7 @@ def test_videos_that_changed_meanwhile_are_refused(source: Path, tmp_path: Path)
     shutil.move(videos, tmp_path / "gone")
     told: list[str] = []
     array.finalize(out, tell=told.append)
-    assert "not checked whether its videos are still those" in told[0]
+    assert "not checked whether its videos have changed" in told[0]
 
 
 def test_a_plain_build_goes_on_behind_tasks(source: Path, parts: Path, plain: Path, tmp_path: Path) -> None:
@@ -203,15 +203,18 @@ def test_a_plain_build_and_tasks_exclude_each_other(source: Path, parts: Path, t
     work = build_state.WorkFolder(out=out)
     with (
         folder_lock.hold_lock(work.task_lock_path(1), what="part 1"),
-        pytest.raises(UserError, match=r"by an array of tasks, of which these run: task-00001 \(process \d+ on "),
+        pytest.raises(UserError, match=r"by array tasks that still run: task-00001 \(process \d+ on "),
     ):
         run.build(BuildConfig(source=source, out=out, **OPTIONS))
     with (
         folder_lock.hold_lock(work.task_lock_path(1), what="part 1"),
-        pytest.raises(UserError, match="array of tasks, of which these run: task-00001"),
+        pytest.raises(UserError, match="array tasks that still run: task-00001"),
     ):
         array.finalize(out)
-    with folder_lock.hold_lock(work.lock_path, what="all"), pytest.raises(UserError, match="is being built whole by"):
+    with (
+        folder_lock.hold_lock(work.lock_path, what="all"),
+        pytest.raises(UserError, match="is being built as a whole by"),
+    ):
         run_task(source, out, 1)
     with (
         folder_lock.hold_lock(work.task_lock_path(1), what="part 1"),
@@ -225,7 +228,7 @@ def test_tasks_of_another_array_are_waited_for(source: Path, parts: Path, tmp_pa
     work = build_state.WorkFolder(out=out)
     with (
         folder_lock.hold_lock(work.task_lock_path(2), what="part 2"),
-        pytest.raises(UserError, match="by an array of 3 tasks, of which 1 run; this is one of 2"),
+        pytest.raises(UserError, match="by an array of 3 tasks, 1 of which are running; this task belongs to"),
     ):
         run_task(source, out, 0, count=2)
 
@@ -279,7 +282,7 @@ def test_a_job_that_slurm_queued_again_takes_its_lock_at_once(tmp_path: Path, mo
 
 
 def test_extending_is_no_work_for_tasks(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--extend is no work for an array of tasks"):
+    with pytest.raises(UserError, match="--extend is not possible in array tasks"):
         run_task(source, tmp_path / "Train", 0, extend=True)
 
 

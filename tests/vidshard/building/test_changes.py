@@ -103,7 +103,7 @@ def test_retry_in_an_unfinished_set(how: Any, whole: Path, tmp_path: Path, monke
         with pytest.raises(OSError, match="broken"):
             build(config)
     repair(source, "Abuse/b.mp4")
-    with pytest.raises(UserError, match=r"unfinished build with other videos \(1 changed: Abuse/b.mp4\)"):
+    with pytest.raises(UserError, match=r"unfinished build with different videos \(1 changed: Abuse/b.mp4\)"):
         build(config)
     build(BuildConfig(source=source, out=tmp_path / "out", retry_failed=True, **SMALL))
     assert digests(tmp_path / "out") == digests(whole)
@@ -185,7 +185,7 @@ def test_other_packages_are_refused(whole: Path, tmp_path: Path, monkeypatch: py
     out = Path(shutil.copytree(whole, tmp_path / "out"))
     versions = run.build_config.package_versions("raw")
     monkeypatch.setattr(run.build_config, "package_versions", lambda codec: {**versions, "decord": "9"})
-    with pytest.raises(UserError, match=r"built with other packages \(decord .*, now 9\)"):
+    with pytest.raises(UserError, match=r"built with different packages \(decord .*, now 9\)"):
         build(BuildConfig(source=source, out=out, extend=True, **SMALL))
     assert digests(out) == digests(whole)
 
@@ -227,7 +227,7 @@ def fail_join(patch: pytest.MonkeyPatch, shard: str) -> None:
             raise OSError(errno.EIO, "broken")
         return join(path, parts, **options)
 
-    patch.setattr(shard_joiner.shard_writer, "join_parts", fail)
+    patch.setattr(shard_joiner.writer, "join_parts", fail)
 
 
 @pytest.mark.parametrize("change", ["extend", "retry_failed"])

@@ -17,7 +17,7 @@ from builds import SameProcess, digests
 from tiny_videos import make_tiny_videos
 from vidshard.building import failures, worker
 from vidshard.building import run as builder
-from vidshard.building.worker import ProbeJob, Rejected, VideoFacts
+from vidshard.building.worker import ProbeJob, VideoFailure, VideoMetadata
 from vidshard.cli.main import main
 from vidshard.execution.local import Supervisor, SupervisorConfig, Task, TaskResult
 from vidshard.shards import manifest
@@ -51,20 +51,20 @@ def build(source: Path, out: Path, *more: str) -> Result:
 def spoil_probe(monkeypatch: pytest.MonkeyPatch, name: str, spoilt: Callable[[Path], Any]) -> None:
     probe = worker.probe_video
 
-    def probe_video(job: ProbeJob) -> VideoFacts | Rejected:
+    def probe_video(job: ProbeJob) -> VideoMetadata | VideoFailure:
         path = Path(str(job.video_path))
         if path.name != name:
             return probe(job)
-        value: Rejected = spoilt(path)
+        value: VideoFailure = spoilt(path)
         return value
 
     monkeypatch.setattr(worker, "probe_video", probe_video)
 
 
 def test_messages_are_clean_and_say_what_to_do(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def reject(path: Path) -> Rejected:
+    def reject(path: Path) -> VideoFailure:
         text = f"\x1b[31mcannot read {path} or /abs/path/file.mp4\x1b[0m\r\nin '/my dir/reader.cc'"
-        return Rejected(reason="damaged", message=text)
+        return VideoFailure(reason="damaged", message=text)
 
     spoil_probe(monkeypatch, "b.mp4", reject)
     out = tmp_path / "out"
@@ -122,7 +122,7 @@ def test_a_library_that_does_not_fit_stops_the_build(
     result = build(source, out)
     assert result.exit_code == 1
     assert f"error: PyAV {versions['pyav']} does not work with this vidshard: {kind}: " in result.stderr
-    assert "at Abuse/b.mp4; install a version that does: pip install 'av" in result.stderr
+    assert "at Abuse/b.mp4; install a compatible version: pip install 'av" in result.stderr
     assert not (out / "failures.csv").exists()
     monkeypatch.undo()
     monkeypatch.setattr(builder, "Supervisor", CatchAll)

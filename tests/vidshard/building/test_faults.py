@@ -69,7 +69,7 @@ class _Faulty:
 def same_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builder, "Supervisor", SameProcess)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # thousands of them: what they do is not tested here
-    monkeypatch.setattr(builder.planner, "clips_per_shard", lambda shape, shard_mb: SHARD_CLIPS)
+    monkeypatch.setattr(builder.shard_plan, "clips_per_shard", lambda shape, shard_mb: SHARD_CLIPS)
 
 
 @pytest.mark.parametrize(

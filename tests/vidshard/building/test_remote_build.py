@@ -82,7 +82,7 @@ def test_from_and_to_a_store_it_is_the_same_byte_for_byte(store: ObjectStore, tm
     assert json.loads(shown.output)["videos"] == {"found": 5, "ok": 3, "failed": 1, "skipped": 1}
     refused = build(local, "s3://bucket/shards/Train", "--seed", "1")
     assert refused.exit_code == 1
-    assert "s3://bucket/shards/Train holds another build, of other settings (seed 0, now 1)" in refused.stderr
+    assert "s3://bucket/shards/Train holds a different build, with other settings (seed 0, now 1)" in refused.stderr
 
 
 def test_an_upload_that_was_cut_short_goes_on(store: ObjectStore, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_set_that_was_built_before_is_sent(store: ObjectStore, tmp_path: Path)
     assert build(local, "built").exit_code == 0
     result = build(local, "s3://bucket/sent", "--staging", "built")
     assert result.exit_code == 0, result.output
-    assert "4 objects sent, 0 were there" in result.output
+    assert "4 objects uploaded, 0 unchanged" in result.output
     assert remote_digests(store, "sent") == digests(Path("built"))  # which stays: the user named it
 
 
@@ -140,7 +140,7 @@ def test_every_damage_behind_a_url_is_named(store: ObjectStore, tmp_path: Path) 
     assert result.exit_code == 1
     assert "shard-000000.tar: was changed after it was written" in result.output
     assert "failures.csv: is missing" in result.output
-    assert "other.txt: is no file of this set" in result.output
+    assert "other.txt: does not belong to this set" in result.output
     store.client().delete_object(Bucket="bucket", Key="hurt/shard-000000.tar")
     assert "shard-000000.tar: is missing; 8 samples are lost" in run("verify", "s3://bucket/hurt").output
     refused = build(tmp_path / "Train", "s3://bucket/hurt")
@@ -160,7 +160,7 @@ def test_videos_that_cannot_be_fetched_fail_with_a_reason(
     assert result.exit_code == 2, result.output
     failures = Path("out", "failures.csv").read_text().splitlines()
     assert failures[1:] == [
-        'Abuse/a.mp4,failed,not_downloaded,"it could not be downloaded, however often it was tried; check the store, '
+        'Abuse/a.mp4,failed,not_downloaded,"it could not be downloaded, even after retries; check the store, '
         'then build with --retry-failed"'
     ]
     assert not list(fetched_video.fetch_folder().iterdir())
@@ -229,8 +229,8 @@ def test_any_store_will_do(tmp_path: Path) -> None:
 def test_wrong_use(tmp_path: Path) -> None:
     local = make_tiny_videos(tmp_path / "Train", {"Abuse/a.mp4": 8, "NormalVideos/n.mp4": 8})
     for words, message in (
-        ((local, "https://host/shards"), "https://host/shards cannot be written to: https:// is for reading"),
-        ((local, "nonsense://x"), "nonsense://x is of no kind that can be opened"),
+        ((local, "https://host/shards"), "https://host/shards cannot be written to: https:// is read-only"),
+        ((local, "nonsense://x"), "nonsense://x has an unsupported scheme"),
         (("s3://bucket/empty", "out"), "nothing at s3://bucket/empty"),
         (("s3://no-such-bucket/x", "out"), "nothing at s3://no-such-bucket/x"),
     ):

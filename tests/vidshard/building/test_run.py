@@ -26,7 +26,7 @@ from vidshard import SamplingConfig
 from vidshard.building import join as shard_joiner
 from vidshard.building import run as builder
 from vidshard.building.run import BuildConfig, build
-from vidshard.building.worker import Rejected
+from vidshard.building.worker import VideoFailure
 from vidshard.cli import main
 from vidshard.execution.local import Task, TaskResult
 from vidshard.execution.lock import hold_lock
@@ -225,7 +225,7 @@ def failing_join(monkeypatch: pytest.MonkeyPatch, shard: int, error: BaseExcepti
         return join(path, parts, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shard_joiner.shard_writer, "join_parts", fail)
+        patch.setattr(shard_joiner.writer, "join_parts", fail)
         yield
 
 
@@ -269,7 +269,7 @@ def test_a_video_that_spans_shards_is_ok_or_failed_never_half(
     opened = manifest.open_shards(tmp_path / "out")
     assert "Abuse/Abuse001.mp4" not in opened.index.paths
     counts = [len(clips.VideoClips(VIDEOS[path], config.sampling)) for path in sorted(VIDEOS)]
-    whole = builder.planner.plan_units(counts, shard_clips=10)  # of the others nothing moved
+    whole = builder.shard_plan.plan_units(counts, shard_clips=10)  # of the others nothing moved
     assert [s.samples for s in about.shards] == [
         sum(u.num_clips for u in whole.units if u.shard == n and u.video != 0) for n in range(whole.num_shards)
     ]
@@ -306,7 +306,7 @@ def test_a_killed_build_goes_on_to_the_same_bytes(name: str, source: Path, finis
 
 def test_another_build_in_the_output_is_refused_with_the_difference(source: Path, finished: Path) -> None:
     other = {**SMALL, "sampling": SamplingConfig(mode="dense", clip_len=4, stride=4), "frame_size": 32}
-    with pytest.raises(UserError, match=r"settings \(clip_len 8, now 4; frame_size 64, now 32\); give another --out"):
+    with pytest.raises(UserError, match=r"settings \(clip_len 8, now 4; frame_size 64, now 32\); use another --out"):
         build(BuildConfig(source=source, out=finished, **other))
 
 
@@ -325,13 +325,13 @@ def test_an_unfinished_build_with_other_settings_is_refused(
     out = tmp_path / "out"
     with failing_join(monkeypatch, 0, OSError(errno.EIO, "broken")), pytest.raises(OSError, match="broken"):
         build(BuildConfig(source=source, out=out, **SMALL))
-    with pytest.raises(UserError, match=r"unfinished build with other settings \(shard_mb 1, now 2\)"):
+    with pytest.raises(UserError, match=r"unfinished build with different settings \(shard_mb 1, now 2\)"):
         build(BuildConfig(source=source, out=out, **{**SMALL, "shard_mb": 2}))
 
 
 def test_a_folder_with_other_files_is_no_output(source: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.docx").touch()
-    with pytest.raises(UserError, match=r"holds other files \(thesis.docx\); give another --out"):
+    with pytest.raises(UserError, match=r"holds other files \(thesis.docx\); use another --out"):
         build(BuildConfig(source=source, out=tmp_path, **SMALL))
 
 
@@ -404,7 +404,7 @@ def test_fps_annotations_and_resize_reach_the_shards(tmp_path: Path) -> None:
     (tmp_path / "events.txt").write_text("a.mp4 Abuse 10 25 -1 -1\nb.mp4 Abuse 50 60 -1 -1\n")
     sampling = SamplingConfig(mode="annotated", clip_len=4, fps=5)
     places: dict[str, Any] = {"source": source, "workers": 1, "sampling": sampling, "frame_size": 32}
-    with pytest.raises(UserError, match="annotated sampling needs the events: give --annotations FILE"):
+    with pytest.raises(UserError, match="annotated sampling needs a list of events: pass --annotations FILE"):
         build(BuildConfig(out=tmp_path / "out", **places))
     places["annotations"] = tmp_path / "events.txt"
     report = build(BuildConfig(out=tmp_path / "out", resize="letterbox", **places))
@@ -493,7 +493,9 @@ def test_a_video_that_fails_in_several_tasks_is_one_failure(tmp_path: Path) -> N
     source = Source(root=tmp_path, split=None, videos=(), skipped=())
     nothing: Any = None
     run = builder.Run(source, config, nothing, None, nothing, log, print)
-    rejected = TaskResult(task=Task(argument=None, timeout_seconds=1), value=Rejected(reason="damaged", message="x"))
+    rejected = TaskResult(
+        task=Task(argument=None, timeout_seconds=1), value=VideoFailure(reason="damaged", message="x")
+    )
     for path in ("a.mp4", "a.mp4", "b.mp4"):
         run._check_max_failures()
         run._value(rejected, Video(path=path, class_name=None, label=-1))

@@ -15,7 +15,7 @@ import pytest
 from tiny_videos import make_tiny_video
 from vidshard import SamplingConfig
 from vidshard.building import worker
-from vidshard.building.worker import Decoded, DecodeJob, ProbeJob, Rejected, VideoFacts
+from vidshard.building.worker import Decoded, DecodeJob, ProbeJob, VideoFailure, VideoMetadata
 from vidshard.planning.shard_plan import Unit
 from vidshard.shards.layout import ClipShape
 from vidshard.sources.folders import Video
@@ -54,13 +54,13 @@ class Ending:
 
 def decode(
     tmp_path: Path, how: str | Ending, monkeypatch: pytest.MonkeyPatch, *, damaged: bool = False, suspicion: str = ""
-) -> Decoded | Rejected:
+) -> Decoded | VideoFailure:
     """`suspicion`: that of the packet table."""
     decoder = how if isinstance(how, Ending) else Ending(how)
     path, sampling = tmp_path / "a.mp4", SamplingConfig(mode="dense", clip_len=4)
     make_tiny_video(path, 8)
     facts = worker.probe_video(ProbeJob(video_path=path, table_path=tmp_path / "a.npz", sampling=sampling))
-    assert isinstance(facts, VideoFacts)
+    assert isinstance(facts, VideoMetadata)
     table = PacketTable.load(tmp_path / "a.npz")
     dataclasses.replace(table, suspicion=suspicion).save(tmp_path / "a.npz")
     monkeypatch.setattr(worker.decoders, "decoders_for", lambda choice: [decoder])
@@ -85,7 +85,7 @@ def test_a_decoder_that_calls_a_sound_video_damaged_is_not_believed(
 ) -> None:
     decoder = Ending(how)
     outcome = decode(tmp_path, decoder, monkeypatch)
-    assert isinstance(outcome, Rejected)
+    assert isinstance(outcome, VideoFailure)
     assert outcome.reason == packets.UNSUPPORTED  # so that the next decoder is asked
     assert decoder.calls == [False, True]
 
@@ -94,7 +94,7 @@ def test_a_decoder_that_calls_a_sound_video_damaged_is_not_believed(
 def test_damage_behind_the_last_frame_is_damage(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "_damaged_frames", lambda path, table: {7: "error while decoding MB 0 4"})
     outcome = decode(tmp_path, how, monkeypatch)
-    assert isinstance(outcome, Rejected)
+    assert isinstance(outcome, VideoFailure)
     assert outcome.reason == packets.DAMAGED
     assert "frame 7" in outcome.message
 
@@ -112,7 +112,7 @@ def test_what_the_packets_make_suspect_is_settled_though_the_decoder_is_silent(
     assert decoder.calls == [True]
     monkeypatch.setattr(worker, "_damaged_frames", lambda path, table: {5: "a hole"})
     outcome = decode(tmp_path, "nothing", monkeypatch, suspicion="a hole")
-    assert isinstance(outcome, Rejected)
+    assert isinstance(outcome, VideoFailure)
     assert outcome.reason == packets.DAMAGED
 
 
@@ -121,7 +121,7 @@ def test_a_decoder_at_whose_work_workers_died_is_left_out(tmp_path: Path, monkey
     assert isinstance(decode(tmp_path, "nothing", monkeypatch), Decoded)
     (tmp_path / "0.decoder").write_text("ending ending")
     outcome = decode(tmp_path, "nothing", monkeypatch)
-    assert isinstance(outcome, Rejected)
+    assert isinstance(outcome, VideoFailure)
     assert "crashes" in outcome.message
 
 
@@ -136,7 +136,7 @@ def test_the_decoder_of_a_refused_video_is_closed_before_the_next_one(
     decoder = Ending("message between")  # left alive, decord decodes on and speaks while the next video is listened to
     gc.disable()
     try:
-        assert isinstance(decode(tmp_path, decoder, monkeypatch), Rejected)
+        assert isinstance(decode(tmp_path, decoder, monkeypatch), VideoFailure)
         assert decoder.is_closed
     finally:
         gc.enable()

@@ -79,7 +79,7 @@ def test_there_is_none(environment: dict[str, str], options: tuple[int | None, i
         ({**slurm(5, 0, 7, 8), **RANK}, (None, None), "both number this process"),
         ({**POD, "JOB_COMPLETION_INDEX": "x"}, (None, 4), "JOB_COMPLETION_INDEX is 'x', expected a number"),
         ({"SLURM_ARRAY_TASK_ID": "4"}, (None, None), "SLURM_ARRAY_TASK_MIN is '', expected a number"),
-        (slurm(5, 2, 5, 2), (None, 8), "an array with gaps, and no array has begun here before"),
+        (slurm(5, 2, 5, 2), (None, 8), "an array with gaps, and no earlier array is recorded here"),
         (slurm(4, 1, 4, 3), (None, None), "an array with gaps"),
         (slurm(5, 2, 5, 2), (None, None), "an array with gaps"),
     ],

@@ -123,7 +123,7 @@ def test_workers_that_cannot_start_raise_instead_of_starting_for_ever(tmp_path: 
     assert shown.returncode == 1
     assert WorkerStartError.__name__ in shown.stderr
     assert issubclass(WorkerStartError, UserError)  # one line, not a traceback
-    assert "call it under `if __name__ == '__main__':`" in shown.stderr
+    assert "put the call under `if __name__ == '__main__':`" in shown.stderr
 
 
 @needs_signals

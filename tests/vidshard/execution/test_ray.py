@@ -80,7 +80,7 @@ def test_a_killed_worker_changes_nothing_and_none_is_left(tmp_path: Path) -> Non
             time.sleep(0.1)
         output, errors = build.communicate()
     assert build.returncode == 2, output + errors
-    assert "a worker of Ray was lost" in errors
+    assert "a Ray worker was lost" in errors
     assert "1 failed" in output
     assert digests(tmp_path / "out") == digests(tmp_path / "expected")
     assert len(workers) == 3, "the lost one was replaced"

@@ -98,7 +98,7 @@ def test_a_clip_that_cannot_be_read_is_shown_as_such(shards: Path) -> None:
     path.write_bytes(data)
     text = write_preview(PreviewConfig(folder=shards)).read_text(encoding="utf-8")
     assert text.count("data:image/jpeg") == NUM_CLIPS - 1
-    assert f"{opened.index.key(3)}&#39; is no uint8 clip" in text
+    assert f"{opened.index.key(3)}&#39; is not a uint8 clip" in text
 
 
 def test_it_is_not_written_into_the_set(shards: Path) -> None:

@@ -203,9 +203,9 @@ def test_a_cut_shard_names_the_first_sample_that_is_lost(shards: Path) -> None:
     path = shards / "shard-000001.tar"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     faults = verify(shards).faults
-    assert "is cut short" in faults[0].message
+    assert "is truncated" in faults[0].message
     assert faults[-1].key == manifest.open_shards(shards.parent / "copy").index.key(6)
-    assert "behind the end of the file" in faults[-1].message
+    assert "beyond the end of the file" in faults[-1].message
 
 
 def test_swapped_shards_are_told_apart_from_damage(shards: Path) -> None:
@@ -244,7 +244,7 @@ def test_what_does_not_belong_there_is_named(shards: Path, name: str) -> None:
 def test_a_folder_in_the_place_of_a_shard(shards: Path) -> None:
     (shards / "shard-000000.tar").unlink()
     (shards / "shard-000000.tar").mkdir()
-    assert "no regular file" in verify(shards).faults[0].message
+    assert "not a regular file" in verify(shards).faults[0].message
 
 
 def test_failures_csv_must_say_what_the_manifest_says(shards: Path) -> None:
@@ -284,7 +284,7 @@ def test_a_record_that_contradicts_the_index(shards: Path) -> None:
     data = b"".join(layout.encode_sample(r, c)[0] for r, c in zip(records, clips, strict=True))
     replace_shard(shards, 2, data + layout.end_of_shard())
     messages = [fault.message for fault in verify(shards, deep=True).faults if fault.key == samples[1][0]]
-    for text in ("label 1, the index 0", "num_frames 3, the index 2", "frames or times that fall"):
+    for text in ("label 1, the index 0", "num_frames 3, the index 2", "frames or times that are not ascending"):
         assert any(text in message for message in messages), messages
 
 
@@ -305,7 +305,7 @@ def test_an_index_that_contradicts_the_manifest(shards: Path) -> None:
     (shards / "index.npz").write_bytes(data)
     replace_manifest(shards, index_bytes=len(data), index_sha256=hashlib.sha256(data).hexdigest())
     messages = [fault.message for fault in verify(shards).faults]
-    assert "stands out of order" in messages
+    assert "is out of order" in messages
     assert any("counts clips by class and label" in message for message in messages)
 
 

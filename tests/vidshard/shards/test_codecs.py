@@ -13,12 +13,10 @@ import pytest
 
 from tiny_videos import make_tiny_videos
 from vidshard import SamplingConfig
-from vidshard.shards import codecs
-from vidshard.shards import manifest
-from vidshard.shards import layout
 from vidshard.building.run import BuildConfig, build
-from vidshard.util.errors import FormatError, UserError
+from vidshard.shards import codecs, layout, manifest
 from vidshard.shards.layout import Clip, ClipShape
+from vidshard.util.errors import FormatError, UserError
 
 SHAPE = ClipShape(num_frames=5, height=32, width=48)
 
@@ -78,7 +76,7 @@ def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_a_strip_wider_than_a_jpeg_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="71,680 pixels wide, and a JPEG at most 65,500; choose --codec zstd"):
+    with pytest.raises(UserError, match="71,680 pixels wide, but a JPEG can have at most 65,500; choose --codec zstd"):
         BuildConfig(source=tmp_path, codec="jpeg", frame_size=1120, sampling=SamplingConfig(clip_len=64))
 
 

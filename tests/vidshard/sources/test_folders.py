@@ -80,7 +80,7 @@ def test_a_single_file_is_a_source(tmp_path: Path) -> None:
     source = found(tmp_path / "Train/Abuse/a.mp4")
     assert (source.root, source.split) == (tmp_path / "Train/Abuse", None)
     assert [(v.path, v.class_name, v.label) for v in source.videos] == [("a.mp4", None, -1)]
-    with pytest.raises(UserError, match=r"notes\.txt is no video name; expected one that ends in \.mp4"):
+    with pytest.raises(UserError, match=r"notes\.txt is not a video name; expected a name that ends in \.mp4"):
         find_sources(tmp_path / "notes.txt")
 
 
@@ -97,7 +97,7 @@ def test_splits_are_built_each_by_itself(tmp_path: Path) -> None:
 
 def test_videos_beside_the_splits_are_not_lost(tmp_path: Path) -> None:
     make(tmp_path, "Train/Abuse/a.mp4", "Extra/Abuse/b.mp4")
-    with pytest.raises(UserError, match=r"Train/ and 1 videos beside them \(Extra/Abuse/b\.mp4\)"):
+    with pytest.raises(UserError, match=r"Train/ and 1 videos outside them \(Extra/Abuse/b\.mp4\)"):
         find_sources(tmp_path)
 
 
@@ -121,7 +121,7 @@ def test_source_groups_come_from_sources_json(tmp_path: Path) -> None:
     source = found(tmp_path / "Train")
     assert [v.source_group for v in source.videos] == [None, None]
     (note,) = source.notes
-    assert note.startswith("WARNING: no video is grouped by recording: ")
+    assert note.startswith("WARNING: videos are not grouped by recording: ")
     assert "sources.json is not a list" in note
 
 
@@ -199,7 +199,8 @@ def test_content_tells_where_the_name_does_not(tmp_path: Path) -> None:
         "Abuse/raw.bin": "not_a_video_name",
         "Abuse/sound.m4a": "not_a_video_name",
     }
-    assert source.notes == ("taken as videos by their content, whatever their names: 2 (Abuse/cam.0001, Abuse/export)",)
+    by_content = "recognised as videos by their content, not by their names: 2 (Abuse/cam.0001, Abuse/export)"
+    assert source.notes == (by_content,)
     assert found(tmp_path / "Abuse" / "export").videos[0].path == "export"
 
 

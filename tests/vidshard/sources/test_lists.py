@@ -47,18 +47,18 @@ def test_every_layout_selects_by_stem(lines: list[str], tmp_path: Path) -> None:
     assert [(f.path, f.outcome, f.reason) for f in source.skipped] == [
         ("Abuse/Abuse002_x264.mp4", "skipped", "not_in_list")
     ]
-    assert matched.told == "list.txt: 2 of 3 videos are in the list"
+    assert matched.note == "list.txt: 2 of 3 videos are in the list"
 
 
 def test_entries_without_a_file_are_told(tmp_path: Path) -> None:
     root = make(tmp_path / "s", "Abuse/a.mp4")
-    told = apply_split_list(find_sources(root), write(tmp_path / "list.txt", "Abuse/a.mp4", "Abuse/b.mp4")).told
-    assert "WARNING: 1 of 2 entries of list.txt name no video here: Abuse/b" in told
+    told = apply_split_list(find_sources(root), write(tmp_path / "list.txt", "Abuse/a.mp4", "Abuse/b.mp4")).note
+    assert "WARNING: 1 of 2 entries of list.txt match no video: Abuse/b" in told
 
 
 def test_a_list_of_other_videos_is_refused(tmp_path: Path) -> None:
     root = make(tmp_path / "s", "Abuse/a.mp4")
-    with pytest.raises(UserError, match=r"names none of the 1 videos \(its first: zebra\)"):
+    with pytest.raises(UserError, match=r"names none of the 1 videos \(it has: zebra\)"):
         apply_split_list(find_sources(root), write(tmp_path / "list.txt", "zebra"))
     with pytest.raises(UserError, match=r"list\.txt cannot be read: No such file"):
         apply_split_list(find_sources(root), tmp_path / "no" / "list.txt")
@@ -68,7 +68,7 @@ def test_of_videos_with_one_stem_the_longer_path_decides_or_none(tmp_path: Path)
     root = make(tmp_path / "s", "Abuse/a.mp4", "Arson/a.mp4")
     (source,) = apply_split_list(find_sources(root), write(tmp_path / "list.txt", "Train/Arson/a.mp4")).sources
     assert [video.path for video in source.videos] == ["Arson/a.mp4"]
-    with pytest.raises(UserError, match=r"a may be .*Abuse/a\.mp4 or .*Arson/a\.mp4; write more of its path"):
+    with pytest.raises(UserError, match=r"a is ambiguous: .*Abuse/a\.mp4 or .*Arson/a\.mp4; write more of its path"):
         apply_split_list(find_sources(root), write(tmp_path / "list.txt", "a.mp4"))
 
 
@@ -81,11 +81,11 @@ def test_the_official_lists(tmp_path: Path) -> None:
         "Anomaly_Train.txt": 1610, "Anomaly_Test.txt": 290, "action_recognition_train_001.txt": 532,
         "Temporal_Anomaly_Annotation_for_Testing_Videos.txt": 290, "test_frame_counts.txt": 290,
     }.items():  # fmt: skip
-        assert f"{name}: {count:,} of 1,900 videos" in apply_split_list(find_sources(root), lists / name).told
+        assert f"{name}: {count:,} of 1,900 videos" in apply_split_list(find_sources(root), lists / name).note
     for name in ("Temporal_Anomaly_Annotation_for_Testing_Videos.txt", "test_frame_counts.txt"):
         matched = apply_annotations(find_sources(root), lists / name)
-        assert "156 events in 140 videos" in matched.told
-        assert "WARNING: 810 videos of crimes are left out" in matched.told
+        assert "156 events in 140 videos" in matched.note
+        assert "WARNING: 810 crime videos are skipped" in matched.note
 
 
 # ----- recordings -----------------------------------------------------------------------------------------------------
@@ -103,13 +103,13 @@ def test_recordings_by_the_longest_suffix(kind: str, tmp_path: Path) -> None:
     matched = apply_source_groups(find_sources(root), path)
     groups = {v.path: v.source_group for source in matched.sources for v in source.videos}
     assert groups == {"Abuse/a.mp4": "one", "Arson/a.mp4": "two", "Abuse/b.mp4": "one", "Abuse/c.mp4": None}
-    assert "3 videos of 2 recordings" in matched.told
-    assert "says nothing about 1 videos: Abuse/c.mp4" in matched.told
+    assert "3 videos of 2 recordings" in matched.note
+    assert "has no row for 1 videos: Abuse/c.mp4" in matched.note
 
 
 def test_recordings_that_are_not_clear_are_refused(tmp_path: Path) -> None:
     root = make(tmp_path / "s", "Abuse/a.mp4", "Arson/a.mp4")
-    with pytest.raises(UserError, match=r"a may be .*Abuse/a\.mp4 or .*Arson/a\.mp4"):
+    with pytest.raises(UserError, match=r"a is ambiguous: .*Abuse/a\.mp4 or .*Arson/a\.mp4"):
         apply_source_groups(find_sources(root), write(tmp_path / "g.csv", "file,source", "a.mp4,one"))
     with pytest.raises(UserError, match=r"gives Abuse/a\.mp4 two sources: .*one.* and .*two"):
         apply_source_groups(
@@ -139,10 +139,10 @@ def test_events_of_annotated_videos(tmp_path: Path) -> None:
         ("Abuse/b.mp4", "no_annotation"),
         ("Abuse/c.mp4", "no_annotation"),
     ]
-    assert matched.told.splitlines() == [
+    assert matched.note.splitlines() == [
         "t.txt: 2 events in 1 videos",
-        "WARNING: 2 videos of crimes are left out: t.txt tells no event in them",
-        "WARNING: 1 of 4 entries of t.txt name no video here: x",
+        "WARNING: 2 crime videos are skipped: t.txt has no event for them",
+        "WARNING: 1 of 4 entries of t.txt match no video: x",
     ]
 
 
@@ -153,7 +153,7 @@ def test_events_of_annotated_videos(tmp_path: Path) -> None:
         ("a.mp4 Abuse 20", "expected pairs of frames"),
         ("a.mp4", "line 1 of .*expected pairs of frames"),
         ("n.mp4 Abuse 1 2", "holds a crime, but its class NormalVideos is normal"),
-        ("z.mp4 Abuse 1 2", "tells no event of any of the 2 videos"),
+        ("z.mp4 Abuse 1 2", "has no event for any of the 2 videos"),
     ],
 )
 def test_annotations_that_make_no_sense(line: str, text: str, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_every_video_is_in_one_list_and_every_class_in_its_share(tmp_path: Path)
     assert sorted(names) == sorted(path.relative_to(source).as_posix() for path in source.rglob("*.mp4"))
     assert report.class_counts == {name: {"Train": 14, "Validation": 2, "Test": 4} for name in CLASSES}
     assert lists["Train"] == sorted(lists["Train"])
-    assert any("no source groups are known" in warning for warning in report.warnings)
+    assert any("no recordings are known" in warning for warning in report.warnings)
 
 
 def test_the_same_seed_gives_the_same_lists(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_copies_are_named_and_stay_together(tmp_path: Path) -> None:
     assert {f"Abuse/copy{n}.mp4" for n in range(10)} | {"Abuse/Abuse007_x264.mp4"} <= set(report.lists[holder])
     (warning,) = (warning for warning in report.warnings if "same video" in warning)
     assert "Abuse/Abuse007_x264.mp4 and Abuse/copy0.mp4" in warning
-    assert any("re-encoded copies were not looked for" in warning for warning in report.warnings)
+    assert any("checked for exact duplicates only" in warning for warning in report.warnings)
 
 
 def moving_scene(generator: np.random.Generator, background: np.ndarray) -> np.ndarray:
@@ -219,7 +219,7 @@ def test_the_command(tmp_path: Path) -> None:
     result = run(source, "--out", tmp_path / "lists", "--fractions", "0.5,0,0.5")
     assert result.exit_code == 0, result.output
     assert "Abuse            10           0    10" in result.stdout
-    assert "warning: no source groups are known" in result.stderr
+    assert "warning: no recordings are known" in result.stderr
     result = run(source, "--out", tmp_path / "again", "--check", tmp_path / "lists" / "Test.txt")
     assert result.exit_code == 1
     assert f"{tmp_path / 'lists' / 'Test.txt'} (20 videos) and {tmp_path / 'again' / 'Train.txt'}" in result.stdout

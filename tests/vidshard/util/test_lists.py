@@ -34,7 +34,7 @@ def test_every_form_of_a_line(line: str, expected: ListedVideo) -> None:
 def test_lines_that_are_no_annotation_are_named(line: str, tmp_path: Path) -> None:
     path = tmp_path / "annotations.txt"
     path.write_text(f"b.mp4 Abuse 1 2\n{line}\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"line 2 of .*annotations.txt is no annotation"):
+    with pytest.raises(UserError, match=r"line 2 of .*annotations.txt is not an annotation"):
         read_videos(path)
 
 

@@ -13,7 +13,7 @@ from vidshard import BuildConfig, SamplingConfig, build
 from vidshard.shards.layout import read_shard
 from vidshard.shards.manifest import open_shards
 from vidshard.util.errors import UserError
-from vidshard.video.damage import first_damage, listening
+from vidshard.video.damage import capture_native_output, first_damage
 from vidshard.video.packets import read_packet_table
 
 
@@ -41,7 +41,7 @@ def test_which_messages_mean_damage(line: str, codec: str, is_damage: bool) -> N
 
 
 def test_listening_hears_what_c_libraries_write_and_hands_it_on(capfd: pytest.CaptureFixture[str]) -> None:
-    with listening() as messages:
+    with capture_native_output() as messages:
         os.write(2, b"[h264 @ 0x1] no frame!\n")
         heard = messages.text
     assert "no frame!" in heard == messages.text
@@ -122,6 +122,6 @@ def test_the_same_folder_is_not_built_under_another_rule(source: Path, tmp_path:
 
 
 def test_a_sound_video_says_nothing(source: Path) -> None:
-    with listening() as messages:
+    with capture_native_output() as messages:
         table = read_packet_table(source / "Abuse" / "sound.mp4")
     assert first_damage(messages.text, table.codec) is None

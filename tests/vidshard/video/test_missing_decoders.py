@@ -99,7 +99,7 @@ def test_what_no_asked_decoder_supports_names_the_ones_not_asked(tmp_path: Path)
     report = builder.build(BuildConfig(source=tmp_path / "source", out=tmp_path / "out", workers=1, decoder="opencv"))
     (failure,) = report.sets[0].manifest.failures
     assert failure.reason == packets.UNSUPPORTED
-    assert "OpenCV has no decoder for av1; not asked: decord, pyav (--decoder); try another" in failure.message
+    assert "OpenCV has no decoder for av1; not tried: decord, pyav (--decoder); try another" in failure.message
 
 
 def test_decord_loads_no_cuda_library(tmp_path: Path) -> None:

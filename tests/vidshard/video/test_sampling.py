@@ -89,7 +89,7 @@ def test_no_frames_no_clips() -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"mode": "random"}, "sampling mode is 'random', expected uniform, dense or annotated"),
+        ({"mode": "random"}, "mode is 'random', expected one of uniform, dense, annotated"),
         ({"clip_len": 0}, "clip_len is 0, expected at least 1"),
         ({"mode": "dense", "stride": 0}, "stride is 0, expected at least 1"),
         ({"mode": "uniform", "stride": 4}, "are options of dense sampling"),

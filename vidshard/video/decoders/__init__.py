@@ -1,4 +1,4 @@
-"""The decoding libraries, by name. Each is imported by its own file only, and only when it decodes."""
+"""Decoding libraries by name. Each is imported only by its own module, and only when it decodes."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ AUTO_ORDER = ("decord", "opencv", "pyav")
 
 DECORDS = decord_decoder.DISTRIBUTIONS
 
-# The distributions that may hold OpenCV: which of them is installed makes no difference here.
+# The distributions that may provide OpenCV; which one is installed makes no difference here.
 _OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
 
 
 def decoders_for(choice: str) -> list[Decoder]:
-    """The decoders to ask, in this order: `auto` (decord, OpenCV for what decord does not read, PyAV for the rest) or
-    one by name.
+    """Return the decoders to try, in order: one by name, or for `auto` decord, then OpenCV for what decord does not
+    support, then PyAV for the rest.
 
-    `decord` is whichever of decord and decord2 is installed. Raises UserError when both are, or for another name.
+    `decord` means decord or decord2, whichever is installed. Raises UserError if both are, or for an unknown name.
 
     >>> [type(decoder).__name__ for decoder in decoders_for("auto")]
     ['DecordDecoder', 'OpenCVDecoder', 'PyAVDecoder']
     """
     if choice != AUTO and choice not in DECODERS:
-        raise UserError(f"no decoder {choice!r}; choose one of {', '.join((AUTO, *DECODERS))}")
+        raise UserError(f"unknown decoder {choice!r}; choose one of {', '.join((AUTO, *DECODERS))}")
     return [DECODERS[name]() for name in _asked(choice)]
 
 
@@ -58,7 +58,7 @@ def _asked(choice: str) -> tuple[str, ...]:
 
 
 def others_than(choice: str) -> list[str]:
-    """The names of the decoders that `choice` does not ask.
+    """Return the names of the decoders that `choice` does not use.
 
     >>> others_than("pyav")
     ['decord', 'opencv']
@@ -67,9 +67,9 @@ def others_than(choice: str) -> list[str]:
 
 
 def decoder_versions() -> dict[str, str]:
-    """The installed version of each decoding library, by the name in records, without importing any; else `absent`.
+    """Return the installed version of each decoding library without importing any; `absent` if not installed.
 
-    The first is `decord2` where that is installed, else `decord`.
+    The first key is `decord2` if that is installed, else `decord`.
     """
     names = [name for name in DECORDS if installed_version((name,))] or [DecordDecoder.name]
     libraries = {**{name: (name,) for name in names}, OpenCVDecoder.name: _OPENCV, PyAVDecoder.name: ("av",)}
@@ -77,12 +77,12 @@ def decoder_versions() -> dict[str, str]:
 
 
 def asks_decord(choice: str) -> bool:
-    """Whether `choice` may decode by decord or decord2."""
+    """Return True if `choice` may decode with decord or decord2."""
     return DecordDecoder.name in _asked(choice)
 
 
 def missing_note(choice: str) -> str:
-    """What to tell about a decoder of `choice` that is not installed; "" if there is nothing to tell."""
+    """Return a note about a missing decoder of `choice`; "" if there is nothing to report."""
     if choice == AUTO and installed_version(decord_decoder.DISTRIBUTIONS) is None:
-        return "decord is not installed: OpenCV decodes every video, and its pixels are not those of decord"
+        return "decord is not installed: OpenCV decodes every video, and its pixels differ from decord's"
     return ""

@@ -1,4 +1,4 @@
-"""What every decoder is, and how it says no."""
+"""Interface of the decoders, and checks that they share."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Frame = npt.NDArray[np.uint8]
 
 
 class Decoder(Protocol):
-    """A decoding library behind one face. `tests/contract` holds every decoder to it."""
+    """Common interface of the decoding libraries. `tests/contract` tests every decoder against it."""
 
-    name: str  # of the library, as records keep it
+    name: str  # of the library, as stored in sample records
 
     def frames(
         self,
@@ -36,16 +36,16 @@ class Decoder(Protocol):
     ) -> Iterator[Frame]:
         """Yield the frames of `frame_indices` (sorted, unique, presentation order), uint8 (height, width, 3) RGB.
 
-        They come resized without aliasing, with edit list and rotation applied; a bounded number is in memory at once.
-        `in_sequence`: decode from the start without seeking, as is done where a seek is suspected to have missed.
-        Raises VideoError: `unsupported_by_decoder` when another decoder may be asked, any other reason when not.
+        Frames are resized without aliasing, with edit list and rotation applied; only a bounded number is in memory at
+        once. `in_sequence`: decode from the start without seeking, for videos where a seek may have missed. Raises
+        VideoError: `unsupported_by_decoder` if another decoder may be tried, any other reason if not.
         """
 
 
 def check_frame_indices(table: PacketTable, frame_indices: Sequence[int]) -> None:
-    """Raises ValueError unless `frame_indices` are sorted, unique and frames of the video."""
+    """Raise ValueError unless `frame_indices` are sorted, unique and within the video."""
     if any(b <= a for a, b in itertools.pairwise(frame_indices)):
-        raise ValueError(f"frame indices must rise, got {list(frame_indices)}")
+        raise ValueError(f"frame indices must be ascending, got {list(frame_indices)}")
     if frame_indices and not 0 <= frame_indices[0] <= frame_indices[-1] < table.num_frames:
         raise ValueError(
             f"frame indices {frame_indices[0]}–{frame_indices[-1]} are outside of the video: it has frames "
@@ -55,7 +55,7 @@ def check_frame_indices(table: PacketTable, frame_indices: Sequence[int]) -> Non
 
 @functools.cache
 def installed_version(distributions: tuple[str, ...]) -> str | None:
-    """The version of the first of these distributions that is installed; None if none is."""
+    """Return the version of the first of `distributions` that is installed; None if none is."""
     for distribution in distributions:
         try:
             return version(distribution)

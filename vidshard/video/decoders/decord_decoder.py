@@ -1,4 +1,4 @@
-"""decord: the first choice. Resizes inside, refuses damaged files loudly."""
+"""Decoder with decord, the default. Resizes while decoding and reports damaged files."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from vidshard.video.decoders.base import Frame, check_frame_indices, installed_v
 from vidshard.video.packets import DAMAGED, UNSUPPORTED, PacketTable, VideoError, openable_name
 from vidshard.video.sampling import resize_frame
 
-# The package of 2021 and its maintained fork. Both install the module `decord`, and their pixels differ.
+# The package of 2021 and its maintained fork. Both install a module named `decord`, but their pixels differ.
 DISTRIBUTIONS = ("decord", "decord2")
 _BATCH = 32  # frames in memory at once
-_CONTAINERS = ("mov", "matroska")  # of an MPEG transport stream it drops all before the second keyframe, silently
-_CANNOT_SCALE = "from_size == to_size"  # its text for some small widths (16, 24, 48, 72, …), at the first frame
-_NO_DECODER = "cannot find video stream"  # its text when its FFmpeg has no decoder; that there is a stream is known
+_CONTAINERS = ("mov", "matroska")  # of an MPEG transport stream it silently drops all before the second keyframe
+_CANNOT_SCALE = "from_size == to_size"  # its error for some small widths (16, 24, 48, 72, …)
+_NO_DECODER = "cannot find video stream"  # its error when its FFmpeg lacks the decoder
 
 
 class DecordDecoder:
-    """decord with one thread. A reader is opened, used and closed here: a live one costs 32 MiB and its threads."""
+    """decord with one thread. A reader is closed as soon as it is done, since it costs 32 MiB and its threads."""
 
-    name = "decord"  # how it is chosen; that of an instance tells decord from decord2
+    name = "decord"  # the choice; an instance's name distinguishes decord from decord2
 
     def __init__(self) -> None:
-        """Raises UserError when both decord and decord2 are installed."""
+        """Find the installed distribution. Raises UserError if both decord and decord2 are installed."""
         self.name = installed_distribution() or type(self).name
 
     def frames(
@@ -47,14 +47,14 @@ class DecordDecoder:
             raise VideoError(UNSUPPORTED, f"decord is not used for {table.container} files")
         if table.num_video_streams > 1:
             raise VideoError(
-                UNSUPPORTED, f"decord chooses one of its {table.num_video_streams} video streams by itself"
+                UNSUPPORTED, f"decord cannot be told which of its {table.num_video_streams} video streams to read"
             )
         if table.counted or table.mirrored or table.rotation % 90:
-            raise VideoError(UNSUPPORTED, "decord does not read videos of this kind as players show them")
+            raise VideoError(UNSUPPORTED, "decord does not show videos of this kind as players do")
         decord = _load_decord()
         with openable_name(path) as name:
-            # A seek of decord misses when the edit list hides frames (it counts them), when frames follow a keyframe
-            # that are shown before it (it drops them), or when a keyframe is none: then all is decoded from the start.
+            # A seek of decord misses if the edit list hides frames (it counts them), if frames after a keyframe are
+            # shown before it (it drops them), or if a flagged keyframe is not one: then all is decoded from the start.
             can_seek = not (in_sequence or table.discarded or table.open_gops or not table.clean_keyframes)
             try:
                 yield from _in_some_size(decord, name, table, can_seek, frame_indices, height, width)
@@ -63,7 +63,7 @@ class DecordDecoder:
                 if _NO_DECODER in text:
                     raise VideoError(UNSUPPORTED, f"decord has no decoder for {table.codec}") from error
                 if _CANNOT_SCALE in text:
-                    raise VideoError(UNSUPPORTED, f"decord cannot give frames {table.width} or {width} wide") from error
+                    raise VideoError(UNSUPPORTED, f"decord cannot scale to {table.width} or {width} pixels") from error
                 raise VideoError(DAMAGED, f"decord: {_first_line(text)}") from error
 
 
@@ -76,10 +76,11 @@ def _in_some_size(
     height: int,
     width: int,
 ) -> Iterator[Frame]:
-    """The frames, scaled by decord as far as it goes well and can, the rest by area.
+    """Yield the frames; decord downscales as far as it is accurate, area resizing does the rest.
 
-    It scales fast but sharper than by area: 28 dB to that at worst. At twice the size asked for, the rest by area, it
-    is 39 dB at worst, for 15 % more time; at full size exact, for 4 times. Some widths it cannot give at all.
+    decord scales fast, but its result is sharper than area averaging: in the worst case 28 dB from it. At twice the
+    requested size, with the rest by area, that is 39 dB, for 15 % more time; at full size it is exact, for 4 times the
+    time. Some widths are not supported at all.
     """
     twice = {"height": min(2 * height, table.height), "width": min(2 * width, table.width)}
     sizes: list[dict[str, int]] = [twice, {}, {"height": height, "width": width}]
@@ -98,11 +99,11 @@ def _in_some_size(
 
 
 def _open(decord: Any, name: str, table: PacketTable, *, height: int = -1, width: int = -1) -> Any:
-    """A reader of frames of this size; -1 is that of the video."""
+    """Open a reader of frames of this size in pixels; -1 keeps that of the video."""
     reader = decord.VideoReader(name, ctx=decord.cpu(0), num_threads=1, width=width, height=height)
     expected = table.num_frames + table.discarded
     if len(reader) != expected:
-        raise VideoError(DAMAGED, f"decord counts {len(reader):,} frames, its packets {expected:,}")
+        raise VideoError(DAMAGED, f"decord counts {len(reader):,} frames, but there are {expected:,} packets")
     return reader
 
 
@@ -122,14 +123,14 @@ def _read_through(reader: Any, frame_indices: Sequence[int]) -> Iterator[Frame]:
 
 
 def installed_distribution() -> str | None:
-    """Which of decord and decord2 is installed; None if neither is.
+    """Return which of decord and decord2 is installed; None if neither is.
 
-    Raises UserError when both are: each overwrote files of the other, and which of the two decodes is chance.
+    Raises UserError if both are: they overwrite each other's files, so either may be the one that decodes.
     """
     found = [name for name in DISTRIBUTIONS if installed_version((name,))]
     if len(found) > 1:
         raise UserError(
-            f"{' and '.join(found)} are both installed, into the same folder; "
+            f"{' and '.join(found)} are both installed in the same folder; "
             f"run `pip uninstall {' '.join(found)}`, then `pip install {found[-1]}`"
         )
     return found[0] if found else None
@@ -139,8 +140,8 @@ def _load_decord() -> Any:
     try:
         with _private_symbols(), _no_cuda_libraries():
             import decord
-        decord.logging.set_level(decord.logging.INFO)  # it says at this level that it painted over damage
-    except Exception as error:  # a library that lacks another says so in many ways
+        decord.logging.set_level(decord.logging.INFO)  # the level of messages about concealed damage
+    except Exception as error:  # a missing dependency raises many types of errors
         name = installed_distribution()
         if name is None:
             raise VideoError(UNSUPPORTED, "decord is not installed") from error
@@ -154,10 +155,10 @@ def _load_decord() -> Any:
 
 @contextlib.contextmanager
 def _private_symbols() -> Iterator[None]:
-    """Load libraries for their own use only.
+    """Load libraries without exporting their symbols to others.
 
-    decord loads its FFmpeg with RTLD_GLOBAL. Where OpenCV, loaded later, brings the same major version of FFmpeg, the
-    linker would give it functions of decord's copy: what OpenCV decodes would depend on what was decoded before.
+    decord loads its FFmpeg with RTLD_GLOBAL. If OpenCV, loaded later, brings the same major version of FFmpeg, the
+    linker would bind it to decord's copy, and OpenCV's result would depend on what was decoded before.
     """
     everywhere = ctypes.RTLD_GLOBAL
     ctypes.RTLD_GLOBAL = ctypes.RTLD_LOCAL  # type: ignore[misc]
@@ -169,7 +170,7 @@ def _private_symbols() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_cuda_libraries() -> Iterator[None]:
-    """Hide the CUDA libraries that came with torch: decord2 loads all it finds, half a second and 650 MiB a worker."""
+    """Hide torch's CUDA libraries: decord2 would load all of them, 0.5 s and 650 MiB in every worker."""
     hidden = sys.modules.setdefault("nvidia", None)  # type: ignore[arg-type]
     try:
         yield
@@ -179,7 +180,7 @@ def _no_cuda_libraries() -> Iterator[None]:
 
 
 def _first_line(text: str) -> str:
-    """decord's message without time, source file and stack trace, which differ from run to run.
+    """Return decord's message without time, source file and stack trace, which differ from run to run.
 
     >>> _first_line("[09:13:23] /a/b.cc:151: Check failed: x >= 0 (-1 vs. 0) Error\\nStack trace: …")
     'Check failed: x >= 0 (-1 vs. 0) Error'

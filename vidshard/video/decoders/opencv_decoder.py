@@ -1,4 +1,4 @@
-"""OpenCV: the second choice, for what decord does not support. Reads from the start; never seeks."""
+"""Decoder with OpenCV, for videos that decord does not support. Reads from the start and never seeks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BT2020 = (9, 10)  # numbers of ITU-T H.273
 
 
 class OpenCVDecoder:
-    """OpenCV with its own FFmpeg. It ends a damaged file without an error, so every read is checked here."""
+    """OpenCV with its own FFmpeg. It ends damaged files without an error, so every read is checked here."""
 
     name = "opencv"
 
@@ -28,17 +28,17 @@ class OpenCVDecoder:
         *,
         height: int,
         width: int,
-        in_sequence: bool = False,  # it always reads so
+        in_sequence: bool = False,  # always the case
     ) -> Iterator[Frame]:
         check_frame_indices(table, frame_indices)
-        if table.interlaced:  # OpenCV 5.0 hands out the first frame of interlaced H.264 again and again, with ok=True
+        if table.interlaced:  # OpenCV 5.0 repeats the first frame of interlaced H.264, with ok=True
             raise VideoError(UNSUPPORTED, "OpenCV does not decode interlaced video")
         if table.mirrored or table.rotation % 90:
-            raise VideoError(UNSUPPORTED, "OpenCV neither mirrors a video nor turns it by an angle such as 45°")
+            raise VideoError(UNSUPPORTED, "OpenCV can neither mirror a video nor rotate it by an angle such as 45°")
         if table.colorspace in _BT2020:
-            raise VideoError(UNSUPPORTED, "OpenCV takes BT.2020 colours for those of another standard")
+            raise VideoError(UNSUPPORTED, "OpenCV misinterprets BT.2020 colours")
         cv2: Any = load_cv2()
-        os.environ["OPENCV_FFMPEG_LOGLEVEL"] = "32"  # INFO: at this level it says that it painted over damage
+        os.environ["OPENCV_FFMPEG_LOGLEVEL"] = "32"  # INFO: the level of messages about concealed damage
         with openable_name(path) as name:
             capture = cv2.VideoCapture(name, cv2.CAP_FFMPEG)
             try:
@@ -57,18 +57,16 @@ class OpenCVDecoder:
                     if frame.ndim != 3 or frame.shape[:2] != (table.height, table.width):
                         raise VideoError(
                             UNSUPPORTED,
-                            f"OpenCV gives frames of shape {frame.shape}, expected {(table.height, table.width, 3)}",
+                            f"OpenCV returns frames of shape {frame.shape}, expected {(table.height, table.width, 3)}",
                         )
                     yield cv2.cvtColor(resize_frame(frame, height, width), cv2.COLOR_BGR2RGB)
                 if next_index == table.num_frames and capture.grab():
-                    raise VideoError(
-                        DAMAGED, f"OpenCV decodes more frames than its packets promise, which is {next_index:,}"
-                    )
+                    raise VideoError(DAMAGED, f"OpenCV decodes more frames than the {next_index:,} of its packets")
             finally:
                 capture.release()
 
 
 def _no_frame(table: PacketTable, index: int) -> VideoError:
-    if index == 0 and table.codec == "av1":  # OpenCV opens it, tells its length and has no decoder for it
+    if index == 0 and table.codec == "av1":  # OpenCV opens it and reports its length, but has no decoder
         return VideoError(UNSUPPORTED, "OpenCV has no decoder for av1")
-    return VideoError(DAMAGED, f"OpenCV decodes no frame {index:,}; its packets promise {table.num_frames:,} frames")
+    return VideoError(DAMAGED, f"OpenCV cannot decode frame {index:,} of {table.num_frames:,}")

@@ -1,4 +1,4 @@
-"""PyAV: FFmpeg's own decoder and scaler, frame by frame. The fastest of the three, and the only one with AV1."""
+"""Decoder with PyAV: FFmpeg's own decoder and scaler. The fastest of the three, and the only one that supports AV1."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from vidshard.video import containers
 from vidshard.video.decoders.base import Frame, check_frame_indices
 from vidshard.video.packets import DAMAGED, UNSUPPORTED, PacketTable, VideoError, openable_name
 
-# The mean over the area each pixel covers, in full accuracy: 45 dB to the exact result (the default bicubic: 37 dB).
+# Area averaging in full accuracy: 45 dB from the exact result (the default, bicubic: 37 dB).
 _SCALE_FLAGS = "area+accurate_rnd+full_chroma_int"
-# FFmpeg has fast code for scaling into planes of R, G and B, and for putting these together; not for both in one step.
+# FFmpeg has fast code for scaling to R, G and B planes, and for interleaving them, but not for both in one step.
 _PLANES, _PACKED = "gbrp", "rgb24"
 _ROTATE = {0: (), 90: (("transpose", "cclock"),), 180: (("hflip", ""), ("vflip", "")), 270: (("transpose", "clock"),)}
-_SEEKABLE = ("mov", "matroska")  # these hold a table of their keyframes; in others FFmpeg guesses a place
-_WORTH_A_SEEK = 8  # frames that a seek must save; itself it costs about two
+_SEEKABLE = ("mov", "matroska")  # these have a keyframe table; in others FFmpeg guesses a position
+_WORTH_A_SEEK = 8  # frames that a seek must save; it costs about two itself
 
 
 class PyAVDecoder:
-    """Seeks where that saves decoding, and knows each frame by its time; reads on from the start where it cannot."""
+    """PyAV decoder. Seeks where that saves decoding and identifies frames by time; otherwise reads from the start."""
 
     name = "pyav"
 
@@ -45,7 +45,7 @@ class PyAVDecoder:
 
 
 def _orientation(table: PacketTable) -> list[tuple[str, str]]:
-    """The filters that turn the stored picture as players do: FFmpeg's angle is counter-clockwise."""
+    """Return the filters that orient the stored picture as players do; FFmpeg's angle is counter-clockwise."""
     mirror = [("hflip", "")] if table.mirrored else []
     if table.rotation in _ROTATE:
         return [*mirror, *_ROTATE[table.rotation]]
@@ -53,7 +53,7 @@ def _orientation(table: PacketTable) -> list[tuple[str, str]]:
 
 
 def _picked(path: Path, table: PacketTable, frame_indices: Sequence[int], *, in_sequence: bool) -> Iterator[Any]:
-    """The decoded, not yet converted frames of `frame_indices`."""
+    """Yield the decoded, unconverted frames of `frame_indices`."""
     import av
 
     found = 0
@@ -77,7 +77,7 @@ def _picked(path: Path, table: PacketTable, frame_indices: Sequence[int], *, in_
 
 @contextlib.contextmanager
 def _opened(path: Path, table: PacketTable) -> Iterator[tuple[Any, Any]]:
-    """The container and the stream of the table, to be decoded by one thread."""
+    """Open the container and the table's stream, with one decoding thread."""
     with openable_name(path) as name, containers.open_container(name, table.container) as container:
         stream = container.streams[table.stream_index]
         stream.codec_context.thread_count = 1
@@ -85,10 +85,10 @@ def _opened(path: Path, table: PacketTable) -> Iterator[tuple[Any, Any]]:
 
 
 def _can_seek(table: PacketTable) -> bool:
-    """Whether a keyframe may be sought and what follows it be known by its time.
+    """Return True if decoding may seek to keyframes and identify the following frames by their times.
 
-    Not where frames after a keyframe are shown before it (they need what lies before it), nor where an edit list hides
-    frames (FFmpeg then counts time otherwise when it seeks).
+    Not if frames after a keyframe are shown before it (they need data from before it), nor if an edit list hides frames
+    (FFmpeg then shifts its timestamps after a seek).
     """
     return (
         table.pts is not None
@@ -100,7 +100,7 @@ def _can_seek(table: PacketTable) -> bool:
 
 
 def _frames_by_time(container: Any, stream: Any, table: PacketTable, frame_indices: Sequence[int]) -> Iterator[Any]:
-    """The frames asked for, as far as all goes by the table; ends early where it does not, and says nothing."""
+    """Yield requested frames; stop silently on the first mismatch with the packet table."""
     import av
 
     assert table.pts is not None
@@ -109,7 +109,7 @@ def _frames_by_time(container: Any, stream: Any, table: PacketTable, frame_indic
     skip_others = wanted_pts if table.codec == "h264" and len(wanted_pts) < table.num_frames else None
     sought = table.keyframes[np.searchsorted(table.keyframes, frame_indices, side="right") - 1]
     frames = _decode(container, stream, skip_others)
-    position = 0  # the frame that decoding on gives next
+    position = 0  # index of the next frame to be decoded
     try:
         for wanted, keyframe in zip(frame_indices, sought.tolist(), strict=True):
             after_seek = keyframe - position >= _WORTH_A_SEEK
@@ -129,22 +129,20 @@ def _frames_by_time(container: Any, stream: Any, table: PacketTable, frame_indic
                     break
             else:
                 return
-    except av.error.FFmpegError:  # reading from the start will meet it again, or do without
+    except av.error.FFmpegError:  # reading from the start will hit it again, or succeed
         return
     if position == table.num_frames and next(frames, None) is not None:
         raise _too_many(table)
 
 
 def _frames_by_count(container: Any, stream: Any, table: PacketTable, frame_indices: Sequence[int]) -> Iterator[Any]:
-    """The frames asked for, all counted from the start, and their times compared with the table."""
+    """Yield requested frames, counted from the start; their times must match the table."""
     found = 0
     for index, frame in enumerate(_decode(container, stream)):
         if index >= table.num_frames:
             raise _too_many(table)
         if table.pts is not None and frame.pts is not None and frame.pts != table.pts[index]:
-            raise VideoError(
-                DAMAGED, f"frame {index:,} as PyAV decodes it is not the one that its packets promise there"
-            )
+            raise VideoError(DAMAGED, f"frame {index:,} as decoded by PyAV does not have the time of its packet")
         if found < len(frame_indices) and index == frame_indices[found]:
             yield frame
             found += 1
@@ -153,18 +151,18 @@ def _frames_by_count(container: Any, stream: Any, table: PacketTable, frame_indi
     if found < len(frame_indices):
         raise VideoError(
             DAMAGED,
-            f"PyAV decodes no frame {frame_indices[found]:,}; its packets promise {table.num_frames:,} frames",
+            f"PyAV cannot decode frame {frame_indices[found]:,} of {table.num_frames:,}",
         )
 
 
 def _too_many(table: PacketTable) -> VideoError:
-    return VideoError(DAMAGED, f"PyAV decodes more frames than its packets promise, which is {table.num_frames:,}")
+    return VideoError(DAMAGED, f"PyAV decodes more frames than the {table.num_frames:,} of its packets")
 
 
 def _decode(container: Any, stream: Any, wanted_pts: set[int] | None = None) -> Generator[Any, None, None]:
-    """The frames of `stream` in presentation order, those that the edit list hides left out.
+    """Yield the frames of `stream` in presentation order, without those that the edit list hides.
 
-    With `wanted_pts` also those left out that are neither wanted nor needed to decode others.
+    With `wanted_pts`, also skip frames that are neither wanted nor needed to decode others.
     """
     context = stream.codec_context
     context.skip_frame = "DEFAULT"
@@ -175,14 +173,14 @@ def _decode(container: Any, stream: Any, wanted_pts: set[int] | None = None) -> 
 
 
 class _FilterGraph:
-    """Rotation, scaling and conversion to RGB in FFmpeg, rebuilt when the picture changes its size or format."""
+    """Rotation, scaling and conversion to RGB in FFmpeg, rebuilt when the size or format of the picture changes."""
 
     def __init__(self, turn: Sequence[tuple[str, str]], height: int, width: int) -> None:
         self.turn = turn
         self.scale = [
             ("scale", f"{width}:{height}:flags={_SCALE_FLAGS}"),
             ("format", _PLANES),
-            ("scale", f"{width}:{height}:flags=neighbor"),  # the same size: nothing but the order of bytes changes
+            ("scale", f"{width}:{height}:flags=neighbor"),  # same size: only the order of the bytes changes
             ("format", _PACKED),
         ]
         self.shape: tuple[object, ...] | None = None

@@ -1,0 +1,46 @@
+"""`stage1 crossval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stage1.cli.options import CONFIG_FILE, SETTINGS, training_options
+from stage1.evaluation.config import CrossvalConfig
+from stage1.training.config import TrainConfig, make_config
+from vidshard.util.console import EXIT_STOPPED
+from vidshard.util.options import command, config_options, from_options
+
+_OF_TRAINING = ("seed", "device", "cache_dir", "cache_gb")
+
+
+@command(example="stage1 crossval --shards shards/Train --shards shards/Validation --epochs 20")
+@config_options(CrossvalConfig)
+@config_options(TrainConfig, "epochs", default=20, help="Epochs per fold; the last one is scored (no early stopping).")
+@config_options(TrainConfig, *_OF_TRAINING)
+@CONFIG_FILE
+@SETTINGS
+def crossval(config_path: Path | None, settings: tuple[str, ...], **options: Any) -> int | None:
+    """Estimate the accuracy on new recordings.
+
+    Cross-validates by recording and prints a table with confidence intervals. Options of training that are not here
+    are set by --config and --set (see --help-all). Run the same command again to resume an interrupted run.
+
+    Exit codes: 0 success; 75 stopped by SIGTERM or SIGUSR1 with a checkpoint saved; 1 error.
+    """
+    of_training = {name: options[name] for name in ("epochs", *_OF_TRAINING)}
+    training = make_config(training_options(of_training, config_path, settings))
+    config = from_options(CrossvalConfig, options, training=training)
+    from stage1.common import distributed
+    from stage1.evaluation.crossval import crossval
+    from stage1.training.loop import RunStopped
+
+    distributed.expect_one_process("crossval")
+    try:
+        click.echo(crossval(config))
+    except RunStopped as stopped:
+        click.echo(str(stopped), err=True)
+        return EXIT_STOPPED
+    return None

@@ -1,0 +1,44 @@
+"""`stage1 evaluate`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from stage1.evaluation.config import EvaluateConfig, ScoresConfig
+from vidshard.util.options import command, config_options, from_options, given_options, option_names
+
+_SCORES_ONLY = ("scores", "frame_counts", "snippet_frames", "fps")
+EXAMPLE = """\
+stage1 evaluate --shards shards/Test --val-shards shards/Validation
+stage1 evaluate --scores scores.csv --annotations Temporal_Anomaly_Annotation.txt"""
+
+
+@command(example=EXAMPLE)
+@config_options(EvaluateConfig)
+@config_options(ScoresConfig, *_SCORES_ONLY)
+def evaluate(**options: Any) -> None:
+    """Evaluate a checkpoint, or any model's scores.
+
+    Prints metrics with confidence intervals: of --checkpoint on --shards, or of --scores against --annotations. With
+    --annotations alone, prints what trivial and perfect scorers reach.
+    """
+    given = given_options()
+    of_lists = option_names(ScoresConfig)
+    if options["scores"] is not None or (given and given <= of_lists and "annotations" in given):
+        if wrong := sorted(given - of_lists):
+            raise click.UsageError(f"--{wrong[0].replace('_', '-')} and --scores exclude each other")
+        if options["annotations"] is None:
+            raise click.UsageError("--scores needs --annotations: the ground truth to evaluate against")
+        scores_config = from_options(ScoresConfig, options)
+        config = None
+    else:
+        if wrong := sorted(given & set(_SCORES_ONLY)):
+            raise click.UsageError(f"--{wrong[0].replace('_', '-')} is an option of --scores and --annotations alone")
+        config = from_options(EvaluateConfig, options)
+    from stage1.common import distributed
+    from stage1.evaluation import foreign_scores, run
+
+    distributed.expect_one_process("evaluate")
+    click.echo(foreign_scores.evaluate_scores(scores_config).text if config is None else run.evaluate(config).text)

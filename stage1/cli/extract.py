@@ -1,0 +1,30 @@
+"""`stage1 extract`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from stage1.inference.config import ExtractConfig
+from vidshard.util.options import command, config_options, from_options
+
+
+@command(example="stage1 extract stage1_output --out stage2_frames")
+@config_options(ExtractConfig)
+def extract(**options: Any) -> int:
+    """Write the most attended frames, for stage 2.
+
+    DIR is the output folder of `stage1 infer`, by default stage1_output. Writes the frames of each detection as
+    pictures and as shards.
+
+    Exit codes: 0 success; 2 finished, but some detections could not be written; 1 error.
+    """
+    config = from_options(ExtractConfig, options)
+    from stage1.inference.extract import extract
+
+    report = extract(config)
+    for line in report.problems:
+        click.echo(line, err=True)
+    click.echo(report.summary)
+    return report.exit_code

@@ -1,0 +1,29 @@
+"""`stage1 features`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from stage1.inference.config import FeaturesConfig
+from vidshard.util.options import command, config_options, from_options
+
+
+@command(example="stage1 features --shards shards/Train --out features --backbone r3d_18")
+@config_options(FeaturesConfig)
+def features(**options: Any) -> int:
+    """Write the features of every clip.
+
+    Writes one array per video, with frame numbers and, where known, the ground truth.
+
+    Exit codes: 0 success; 2 finished, but some clips could not be read; 1 error.
+    """
+    config = from_options(FeaturesConfig, options)
+    from stage1.inference.features import features
+
+    report = features(config, confirm=click.confirm)
+    for line in [*report.notes, *(f"not scored: {reason}" for reason in report.unscored.values())]:
+        click.echo(line, err=True)
+    click.echo(report.summary)
+    return report.exit_code

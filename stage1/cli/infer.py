@@ -1,0 +1,43 @@
+"""`stage1 infer`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from stage1.inference.config import InferConfig
+from vidshard.util.console import EXIT_OK
+from vidshard.util.options import command, config_options, from_options, given_options
+
+EXAMPLE = """\
+stage1 infer --shards shards/Test
+stage1 infer --videos camera1.mp4 camera2.mp4"""
+
+
+@command(example=EXAMPLE)
+@config_options(InferConfig)
+@click.argument("more_videos", nargs=-1, metavar="")
+def infer(more_videos: tuple[str, ...], videos: tuple[str, ...], **options: Any) -> int:
+    """Score every clip, and write detections and attention.
+
+    Exit codes: 0 success; 2 finished, but some clips or videos could not be read; 1 error.
+    """
+    if more_videos and not videos:
+        raise click.UsageError(f"unexpected argument {more_videos[0]!r}; name MP4s with --videos PATH…")
+    if videos and "shards" in given_options():
+        raise click.UsageError("--shards and --videos exclude each other: give one of them")
+    if videos and options["video_root"] is not None:
+        raise click.UsageError("--video-root and --videos exclude each other: --videos says where the videos are")
+    if not videos and options["workers"] is not None:
+        raise click.UsageError("--workers is an option of --videos: there is nothing to decode in shards")
+    config = from_options(InferConfig, {**options, "videos": videos + more_videos})
+    from stage1.inference.run import infer
+
+    report = infer(config)
+    if report is None:  # rank 0 reports
+        return EXIT_OK
+    if report.problems:
+        click.echo(report.problems, err=True)
+    click.echo(report.summary)
+    return report.exit_code

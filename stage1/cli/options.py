@@ -1,0 +1,49 @@
+"""Options of several commands that are not fields of a config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vidshard.util.console import LOCAL_PATH
+from vidshard.util.options import GroupedOption, given_options
+
+_GROUP = "Training options by name"
+
+CONFIG_FILE = click.option(
+    "--config",
+    "config_path",
+    cls=GroupedOption,
+    group=_GROUP,
+    type=LOCAL_PATH,
+    metavar="FILE",
+    help="TOML file of training options, such as the run.toml of a run; options given here win.",
+)
+SETTINGS = click.option(
+    "--set",
+    "settings",
+    cls=GroupedOption,
+    group=_GROUP,
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Any training option of a TOML file, such as model.dropout=0.3; repeatable.",
+)
+
+
+def training_options(
+    options: Mapping[str, Any],
+    config_path: Path | None,
+    settings: Sequence[str],
+    *,
+    preset: Mapping[str, Any] | None = None,
+    network: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Merge training options: defaults, preset, file, network, --set, and those given on the command line."""
+    from stage1.training.config import merge, parse_setting, read_toml
+
+    given = {name: value for name, value in options.items() if name in given_options()}
+    from_file = read_toml(config_path) if config_path else {}
+    return merge(options, preset or {}, from_file, network or {}, *map(parse_setting, settings), given)

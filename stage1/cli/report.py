@@ -1,0 +1,26 @@
+"""`stage1 report`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from stage1.review.config import ReportConfig
+from vidshard.util.options import command, config_options, from_options
+
+
+@command(example="stage1 report stage1_output")
+@config_options(ReportConfig)
+def report(**options: Any) -> None:
+    """Write a run as one self-contained HTML page.
+
+    DIR is the output folder of `stage1 infer`, by default stage1_output.
+    """
+    config = from_options(ReportConfig, options)
+    from stage1.review.report import write_report
+
+    result = write_report(config)
+    if result.num_left_out:
+        click.echo(f"{result.num_left_out:,} of lower confidence are left out; --max-items shows more")
+    click.echo(f"✓ Report with {result.num_shown:,} clips saved to: {result.path}")

@@ -1,0 +1,89 @@
+"""`stage1 train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stage1.cli.options import CONFIG_FILE, SETTINGS, training_options
+from stage1.model.config import BACKBONES, SIZES
+from stage1.training.config import PRESETS, TrainConfig, make_config, merge
+from vidshard.util.console import EXIT_STOPPED
+from vidshard.util.options import GroupedOption, command, config_options, given_options
+
+EXAMPLE = """\
+stage1 train --shards shards/Train --val-shards shards/Validation --epochs 20
+stage1 train --resume"""
+
+
+@command(example=EXAMPLE)
+@config_options(TrainConfig)
+@CONFIG_FILE
+@SETTINGS
+@click.option(
+    "--preset",
+    cls=GroupedOption,
+    group="Optimisation",
+    type=click.Choice(list(PRESETS)),
+    default="default",
+    show_default=True,
+    help="notebook: 5 epochs, batch size 4, learning rate 1e-4, gradient clipping at 1.0.",
+)
+@click.option(
+    "--model-size",
+    cls=GroupedOption,
+    group="Model",
+    type=click.Choice(list(SIZES)),
+    default="base",
+    show_default=True,
+    help="Width of our network.",
+)
+@click.option(
+    "--backbone",
+    cls=GroupedOption,
+    group="Model",
+    type=click.Choice(BACKBONES),
+    default="stage1",
+    show_default=True,
+    help="Our network, or one of torchvision's.",
+)
+@click.option(
+    "--weights",
+    cls=GroupedOption,
+    group="Model",
+    metavar="NAME|FILE",
+    help="Initial weights of --backbone: KINETICS400_V1 (asks before downloading) or a file.",
+)
+def train(
+    preset: str,
+    config_path: Path | None,
+    settings: tuple[str, ...],
+    model_size: str,
+    backbone: str,
+    weights: str | None,
+    **options: Any,
+) -> int | None:
+    """Train a model on shards.
+
+    The best epoch is written to --out, with all options of the run as run.toml, which --config reads.
+
+    Exit codes: 0 success; 75 stopped by SIGTERM or SIGUSR1 with a checkpoint saved, run it again with --resume;
+    1 error.
+    """
+    given = given_options()
+    network: dict[str, Any] = {"model": SIZES[model_size]} if "model_size" in given else {}
+    if weights or "backbone" in given:
+        from stage1.model import backbones
+
+        network = merge(network, backbones.training_options(backbone, weights, confirm=click.confirm))
+    config = make_config(training_options(options, config_path, settings, preset=PRESETS[preset], network=network))
+    from stage1.training.loop import RunStopped, train
+
+    try:
+        train(config)
+    except RunStopped as stopped:
+        click.echo(str(stopped), err=True)
+        return EXIT_STOPPED
+    return None

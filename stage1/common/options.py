@@ -1,0 +1,60 @@
+"""Options that several configs share, each declared once. Loads no torch: --help needs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from stage1.common import files
+from vidshard.storage.urls import location
+from vidshard.util.options import option
+
+
+def shards_option(default: str, help: str) -> Any:
+    return option(Path(default), help=help, type=location, metavar="PLACE")
+
+
+def checkpoint_option() -> Any:
+    return option(files.DEFAULT_CHECKPOINT, help="Trained model.")
+
+
+def batch_size_option() -> Any:
+    return option(8, help="Clips scored per batch.", at_least=1)
+
+
+def device_option() -> Any:
+    return option("auto", help="auto, cpu, cuda or cuda:N.")
+
+
+def annotations_option() -> Any:
+    return option(
+        None,
+        help="Ground-truth events, in UCF-Crime's format: each line has a name, a class, and first and last frame.",
+        metavar="FILE",
+    )
+
+
+def relative_option(group: str) -> Any:
+    return option(
+        False,
+        help="Untrimmed videos: score each clip against the median of its video, which removes per-camera bias.",
+        group=group,
+    )
+
+
+def cache_dir_option(group: str) -> Any:
+    return option(
+        None,
+        help="Cache folder for shards from s3://, gs:// and https://.",
+        default_text="in the folder for temporary files",
+        group=group,
+    )
+
+
+def cache_gb_option(group: str) -> Any:
+    return option(
+        None,
+        help="Size limit of the cache, in 10⁹ bytes; the oldest shards are deleted.",
+        default_text="80 % of the free disk space",
+        group=group,
+    )

@@ -1,0 +1,158 @@
+"""Options of evaluation, cross-validation and explanation. Loads no torch: --help needs them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from stage1.common.options import (
+    annotations_option,
+    batch_size_option,
+    checkpoint_option,
+    device_option,
+    relative_option,
+    shards_option,
+)
+from stage1.training.config import MAX_SEED, TrainConfig
+from vidshard.storage.urls import Location, location
+from vidshard.util.errors import UserError
+from vidshard.util.options import check_options, option
+
+_BASELINES, _CALIBRATION, _UNTRIMMED, _FOREIGN = (
+    "Baselines",
+    "Calibration",
+    "Untrimmed videos",
+    "Scores of other models",
+)
+_NUM_RESAMPLES = 1000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Options of the evaluation of a checkpoint."""
+
+    checkpoint: Path = checkpoint_option()
+    shards: Location = shards_option("shards/Test", "Shards to evaluate on.")
+    val_shards: Location | None = option(
+        None, help="Shards for calibration and for choosing the threshold.", type=location, metavar="PLACE"
+    )
+    train_shards: Location | None = option(
+        None, help="Shards for fitting the shortcut baselines.", group=_BASELINES, type=location, metavar="PLACE"
+    )
+    annotations: Path | None = annotations_option()
+    target: str | None = option(
+        None,
+        help="Choose the threshold on --val-shards and store it in the checkpoint: f1, accuracy, recall=R, fpr=R or "
+        "false-alarms-per-hour=R.",
+    )
+    prior: float | None = option(
+        None,
+        help="Expected share of crime clips in deployment.",
+        default_text="that of --val-shards",
+        group=_CALIBRATION,
+        above=0,
+        below=1,
+    )
+    relative: bool = relative_option(_UNTRIMMED)
+    trained_on: tuple[Path, ...] = option(
+        (),
+        help="List of videos that any stage was trained on; refused if --annotations has one of them.",
+        group=_FOREIGN,
+        metavar="FILE",
+    )
+    out: Path = option(Path("evaluation"), help="Output folder.")
+    batch_size: int = batch_size_option()
+    device: str = device_option()
+    num_resamples: int = _NUM_RESAMPLES
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if (self.target is not None or self.prior is not None) and self.val_shards is None:
+            name = "target" if self.target is not None else "prior"
+            raise UserError(f"{name} needs val_shards: what is evaluated on must not choose anything")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoresConfig:
+    """Options of the evaluation of any model's scores against annotations."""
+
+    annotations: Path = option(help="Ground-truth events.")
+    frame_counts: Path | None = option(
+        None,
+        help="List of `NAME.mp4 FRAMES`, for videos whose length is not in --annotations.",
+        group=_FOREIGN,
+        metavar="FILE",
+    )
+    scores: Path | None = option(
+        None,
+        help="Evaluate these scores instead of a checkpoint: a folder of NAME.npy, or a CSV (video, score).",
+        metavar="PATH",
+    )
+    trained_on: tuple[Path, ...] = option((), help="Lists of videos that any stage was trained on.", group=_FOREIGN)
+    snippet_frames: int = option(16, help="Frames per score in --scores.", group=_FOREIGN, at_least=1)
+    fps: float = option(30.0, help="Frame rate of the videos, if --scores has seconds.", group=_FOREIGN, above=0)
+    threshold: float = 0.5  # for the share of false alarms
+    out: Path = option(Path("evaluation"), help="Output folder.")
+    num_resamples: int = 200
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CrossvalConfig:
+    """Options of a cross-validation."""
+
+    shards: tuple[Location, ...] = option(
+        (Path("shards/Train"), Path("shards/Validation")),
+        help="Shards to train on and to hold out; repeat for several sets.",
+        type=location,
+        metavar="PLACE",
+    )
+    training: TrainConfig  # its shards, val_shards and out are not used; its seed is the first
+    test_shards: Location | None = option(
+        None, help="Also score these shards, with models trained on all of --shards.", type=location, metavar="PLACE"
+    )
+    out: Path = option(Path("crossval"), help="Output folder.")
+    folds: int = option(5, help="Number of folds; a recording is never split.", at_least=2)
+    seeds: int = option(3, help="Repetitions, each with different folds and initial weights.", at_least=1)
+    random_split: bool = option(
+        True,
+        help="Also report a random split by clip, to show how much leakage inflates the result.",
+        group=_BASELINES,
+    )
+    shortcuts: bool = option(
+        True, help="Also report baselines on file sizes, single frames and the like.", group=_BASELINES
+    )
+    save_attention: bool = option(False, help="Write out-of-fold predictions and attention, for stage 2.")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if not self.shards:
+            raise UserError("shards is empty, expected at least one shard set")
+        if self.training.seed + self.seeds - 1 > MAX_SEED:
+            raise UserError(f"seed is {self.training.seed}, expected at most {MAX_SEED} with all seeds ({self.seeds})")
+        if self.training.marks is not None:
+            raise UserError(f"marks are {self.training.marks}, but stage1 crossval takes the labels of the shards")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExplainConfig:
+    """Options of an explanation."""
+
+    checkpoint: Path = checkpoint_option()
+    shards: Location = shards_option("shards/Test", "Shards to explain.")
+    annotations: Path | None = annotations_option()
+    out: Path = option(Path("explanation"), help="Output folder.")
+    max_clips: int = option(40, help="Maximum number of detected crime clips to explain.", at_least=1)
+    random_sets: int = option(4, help="Random control sets per deletion step.", at_least=1)
+    max_event_share: float = 0.4  # of the frames of a clip, for the attention mass; at least 0.1
+    batch_size: int = batch_size_option()
+    device: str = device_option()
+    num_resamples: int = _NUM_RESAMPLES
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_options(self)

@@ -1,0 +1,156 @@
+"""Options of inference, of features and of frames for stage 2. Loads no torch: --help needs them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+from stage1.common.options import (
+    annotations_option,
+    batch_size_option,
+    cache_dir_option,
+    cache_gb_option,
+    checkpoint_option,
+    device_option,
+    relative_option,
+    shards_option,
+)
+from vidshard.storage.urls import Location, location
+from vidshard.util.errors import UserError
+from vidshard.util.options import check_options, option
+
+PRECISIONS = ("fp32", "bf16")
+ATTENTION_FORMATS = ("pt", "shards")
+FRAME_SOURCES = ("clip", "video")
+DEFAULT_OUT = Path("stage1_output")
+_SCORING, _EVENTS, _OUTPUT, _VIDEOS, _STORAGE = "Scoring", "Events", "Output for stage 2", "Source videos", "Storage"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EventConfig:
+    """How scores per second become events."""
+
+    low_ratio: float = option(
+        0.8,
+        name="event_low_ratio",
+        help="An event continues while its score is at least this share of the threshold.",
+        group=_EVENTS,
+        at_least=0,
+        at_most=1,
+    )
+    smooth_seconds: float = option(
+        5.0,
+        name="event_smooth_seconds",
+        help="Window of the centred moving average of the scores; 1 or less disables it.",
+        group=_EVENTS,
+        at_least=0,
+        below=math.inf,
+    )
+    min_seconds: float = option(
+        4.0,
+        name="event_min_seconds",
+        help="Drop shorter events, unless the whole video is shorter.",
+        group=_EVENTS,
+        at_least=0,
+        below=math.inf,
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InferConfig:
+    """Options of a run of inference, on the clips of `shards` or on MP4s."""
+
+    shards: Location = shards_option("shards/Test", "Shards to score.")
+    videos: tuple[str, ...] = option((), help="MP4s instead of shards: files, folders or globs.", metavar="PATH…")
+    checkpoint: Path = checkpoint_option()
+    out: Path = option(DEFAULT_OUT, help="Output folder.")
+    threshold: float | None = option(
+        None,
+        help="Detect clips with at least this P(crime).",
+        default_text="the checkpoint's",
+        at_least=0,
+        at_most=1,
+    )
+    relative: bool = relative_option(_SCORING)
+    batch_size: int = batch_size_option()
+    device: str = device_option()
+    precision: str = option("fp32", help="Numeric precision.", group=_SCORING, choices=PRECISIONS)
+    threads: int | None = option(
+        None,
+        help="CPU threads that score batches in parallel; does not change the scores.",
+        default_text="all cores",
+        group=_SCORING,
+        at_least=1,
+    )
+    resume: bool = option(False, help="Resume an interrupted run in --out.")
+    attention_format: str = option(
+        "pt",
+        help="pt: one file of tensors, for at most 8 GiB of clips; shards: WebDataset shards of any size.",
+        group=_OUTPUT,
+        choices=ATTENTION_FORMATS,
+    )
+    annotations: Path | None = annotations_option()
+    events: EventConfig = dataclasses.field(default_factory=EventConfig)
+    video_root: Path | None = option(None, help="Folder of the source videos, if they were moved.", group=_VIDEOS)
+    allow_sampling_mismatch: bool = option(
+        False, help="Score clips that were sampled differently from the training clips.", group=_SCORING
+    )
+    workers: int | None = option(None, help="Decoding processes, with --videos.", group=_VIDEOS, at_least=1)
+    cache_dir: Path | None = cache_dir_option(_STORAGE)
+    cache_gb: float | None = cache_gb_option(_STORAGE)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeaturesConfig:
+    """Options of feature extraction, by a checkpoint or by a backbone."""
+
+    shards: Location = option(help="Shards to describe.", type=location, metavar="PLACE")
+    out: Path = option(help="Output folder.")
+    checkpoint: Path | None = option(None, help="Use the features that the classifier of this checkpoint sees.")
+    backbone: str | None = option(
+        None, help="Use r3d_18, mc3_18 or r2plus1d_18, or a torch.export file.", metavar="NAME|FILE"
+    )
+    weights: str = option("KINETICS400_V1", help="Weights of a named backbone: a torchvision name or a file.")
+    annotations: Path | None = annotations_option()
+    batch_size: int = batch_size_option()
+    device: str = device_option()
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if (self.checkpoint is None) == (self.backbone is None):
+            raise UserError("expected either checkpoint or backbone, such as --checkpoint FILE")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """Options of the extraction of frames from the detections in `folder`, the output of `stage1 infer`."""
+
+    folder: Path = option(DEFAULT_OUT, argument=True, metavar="[DIR]")
+    out: Path = option(Path("stage2_frames"), help="Output folder.")
+    top_k: int = option(5, help="Frames per detection, those with the most attention.", at_least=1)
+    frames_from: str = option(
+        "clip", help="video: full resolution, from the source videos, which must still exist.", choices=FRAME_SOURCES
+    )
+    frame_size: int | None = option(
+        None,
+        help="Height and width of the frames in the shards, in pixels.",
+        default_text="that of the clips",
+        at_least=1,
+    )
+    stage2_lists: tuple[Path, ...] = option((), name="stage2_list", help="Official fold of stage 2.")
+    test_list: Path | None = option(None, help="List of the videos that stage 1 is tested on.")
+    for_looking: bool = option(
+        False, help="For inspection only: also accept data that must not be trained on; writes no shards."
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.stage2_lists and self.test_list is None:
+            raise UserError("stage2_list needs test_list: the videos that must not be in it")

@@ -1,0 +1,32 @@
+"""Options of the report. Loads no torch: --help needs them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from stage1.inference.config import DEFAULT_OUT
+from vidshard.util.errors import UserError
+from vidshard.util.options import check_options, option
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Options of the report of a run of inference."""
+
+    folder: Path = option(DEFAULT_OUT, argument=True, metavar="[DIR]")
+    out: Path | None = option(None, help="HTML page to write.", default_text="DIR/report.html")
+    evaluation: Path | None = option(None, help="Output folder of `stage1 evaluate` on the same shards.")
+    max_items: int = option(1000, help="Maximum number of detections and misses, strongest first.", at_least=1)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.out is not None and self.out.is_dir():
+            raise UserError(f"out {self.out} is a folder, expected the name of a page, such as {self.path}")
+
+    @property
+    def path(self) -> Path:
+        from stage1.inference.outputs import OutputFiles
+
+        files = OutputFiles(folder=self.folder)
+        return files.report if self.out is None or self.out.is_dir() else self.out

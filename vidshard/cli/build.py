@@ -1,0 +1,65 @@
+"""`vidshard build`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from vidshard.planning.config import BuildConfig
+from vidshard.util.console import EXIT_OK, EXIT_PARTLY_FAILED
+from vidshard.util.options import GroupedOption, command, config_options, from_options
+
+EXAMPLE = """\
+vidshard build videos/Train --dry-run
+vidshard build videos/Train --sampling dense --out shards/Train"""
+
+
+@command(example=EXAMPLE)
+@config_options(BuildConfig)
+@click.option("--dry-run", is_flag=True, help="Estimate clips, disk space and time; write nothing.")
+@click.option(
+    "--task-index",
+    cls=GroupedOption,
+    group="Job arrays",
+    type=int,
+    metavar="I",
+    help="Build part I of N, counted from 0.  [default: from SLURM, Kubernetes or torchrun]",
+)
+@click.option(
+    "--task-count",
+    cls=GroupedOption,
+    group="Job arrays",
+    type=int,
+    metavar="N",
+    help="Number of parts; 1 builds everything here.",
+)
+def build(dry_run: bool, task_index: int | None, task_count: int | None, **options: Any) -> int:
+    """Decode the videos of SOURCE into shards.
+
+    SOURCE is a folder of <Class>/*.mp4; a folder with Train/, Validation/ and Test/ of that form; a folder of plain
+    MP4s, which have no labels; a single MP4; or an s3://, gs:// or https:// URL. Run the same command again to finish
+    an interrupted build.
+
+    Several tasks can build one set: in a SLURM array, an indexed Kubernetes Job, under torchrun, or with --task-index
+    and --task-count. Each builds a part of the shards; `vidshard finalize` then joins them into one set.
+
+    Exit codes: 0 success; 2 finished, but some videos failed or may have been skipped (see failures.csv); 1 error.
+    Array tasks exit with 0 when videos fail; `finalize` then exits with 2.
+    """
+    config = from_options(BuildConfig, options)
+    from vidshard.building import array, run
+    from vidshard.building.summary import build_summary, dry_run_summary, part_summary
+    from vidshard.execution import array_task
+
+    if dry_run:
+        click.echo(dry_run_summary(run.dry_run(config, tell=click.echo)))
+        return EXIT_OK
+    task = array_task.find_task(task_index, task_count, os.environ)
+    if task is not None:
+        click.echo(part_summary(array.build_part(config, task, tell=click.echo)))
+        return EXIT_OK
+    report = run.build(config, tell=click.echo)
+    click.echo(build_summary(report))
+    return EXIT_OK if report.is_complete else EXIT_PARTLY_FAILED

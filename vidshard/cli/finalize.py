@@ -1,0 +1,27 @@
+"""`vidshard finalize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from vidshard.util.console import EXIT_OK, EXIT_PARTLY_FAILED, LOCAL_PATH
+from vidshard.util.options import command
+
+
+@command(example="vidshard finalize shards/Train")
+@click.argument("folder", metavar="DIR", type=LOCAL_PATH)
+def finalize(folder: Path) -> int:
+    """Join the shards of an array's tasks into one set.
+
+    DIR is the --out of the build, or a folder of several sets. If something is missing, lists the tasks to rerun.
+
+    Exit codes: 0 success; 2 finished, but some videos failed or may have been skipped (see failures.csv); 1 error.
+    """
+    from vidshard.building import array
+    from vidshard.building.summary import build_summary
+
+    report = array.finalize(folder, tell=click.echo)
+    click.echo(build_summary(report))
+    return EXIT_OK if report.is_complete else EXIT_PARTLY_FAILED

@@ -1,0 +1,24 @@
+"""`vidshard inspect`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from vidshard.storage.urls import Location, location
+from vidshard.util.options import command
+
+
+@command(example="vidshard inspect shards/Train")
+@click.argument("folder", metavar="DIR", type=location)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def inspect(folder: Location, as_json: bool) -> None:
+    """Show the classes, videos, clips and failures of a shard folder.
+
+    DIR is a path or a URL.
+    """
+    from vidshard.inspection.contents import inspect_shards, to_text
+
+    about = inspect_shards(folder)
+    click.echo(json.dumps(about, indent=2) if as_json else to_text(about))

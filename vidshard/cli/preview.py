@@ -1,0 +1,23 @@
+"""`vidshard preview`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from vidshard.inspection.config import PreviewConfig
+from vidshard.util.options import command, config_options, from_options
+
+
+@command(example="vidshard preview shards/Train")
+@config_options(PreviewConfig)
+def preview(**options: Any) -> None:
+    """Write a preview of a shard folder as one HTML page.
+
+    The page has a contact sheet per class, histograms and the failures of the shard folder DIR.
+    """
+    config = from_options(PreviewConfig, options)
+    from vidshard.inspection.preview import write_preview
+
+    click.echo(f"✓ {write_preview(config)}")

@@ -1,0 +1,29 @@
+"""`vidshard verify`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from vidshard.storage.urls import Location, location
+from vidshard.util.console import EXIT_ERROR, EXIT_OK
+from vidshard.util.options import command
+
+
+@command(example="vidshard verify shards/Train --deep")
+@click.argument("folder", metavar="DIR", type=location)
+@click.option("--deep", is_flag=True, help="Also read and decode every sample, and compare it with the index.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def verify(folder: Location, deep: bool, as_json: bool) -> int:
+    """Check the sizes, counts and checksums of a shard folder.
+
+    DIR is a path or a URL. Every fault is listed.
+
+    Exit codes: 0 no fault found; 1 faults, or an error.
+    """
+    from vidshard.inspection.verify import to_text, verify
+
+    report = verify(folder, deep=deep)
+    click.echo(json.dumps(report.to_json(), indent=2) if as_json else to_text(report))
+    return EXIT_ERROR if report.faults else EXIT_OK
