@@ -1,4 +1,4 @@
-"""Options of a training run: as a dataclass, and as the TOML file that repeats it. Loads no torch."""
+"""Options of a training run, as a dataclass and as a TOML file that reproduces the run. Imports no torch."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def test_bad_use_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "text.pt2").write_text("no")
     shards = ("--shards", tmp_path / "shards", "--out", tmp_path / "f")
     for args, text in (
-        ((), "by --checkpoint or by --backbone: give one"),
+        ((), "expected either checkpoint or backbone, such as --checkpoint FILE"),
         (("--backbone", "resnet"), "no such file, and none of r3d_18"),
         (("--backbone", tmp_path / "text.pt2"), "expected a file written by torch.export.save"),
         (("--backbone", "r3d_18", "--weights", tmp_path / "text.pt2"), "cannot be read as weights"),

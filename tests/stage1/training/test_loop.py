@@ -163,7 +163,7 @@ def test_a_run_killed_between_its_two_checkpoints_goes_on(
 @pytest.mark.parametrize(
     ("num_saved", "error", "text"),
     [
-        (0, KeyboardInterrupt(), "interrupted; run the same command again to go on"),
+        (0, KeyboardInterrupt(), "interrupted; run the same command again to continue"),
         (1, KeyboardInterrupt(), "interrupted; run the same command with --resume to continue"),
         (
             0,
