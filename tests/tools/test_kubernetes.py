@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 
@@ -54,7 +55,8 @@ def test_every_pod_of_the_build_is_a_task_of_it() -> None:
 def test_the_commands_know_their_options(name: str, group: Any, start: str) -> None:
     words = command(name)
     words = words[words.index(start) + 1 :]
-    known = {option for parameter in group.commands[words[0]].params for option in parameter.opts}
+    found = group.get_command(click.Context(group), words[0])
+    known = {option for parameter in found.params for option in parameter.opts}
     assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known
 
 

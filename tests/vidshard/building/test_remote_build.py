@@ -191,7 +191,7 @@ def test_what_a_store_lists_is_what_a_folder_holds(tmp_path: Path) -> None:
         assert all((one.root / a.path).stat().st_size == b.num_bytes for a, b in pairs)
     outer = urls.find_sources(url / "Train")[0]
     assert outer.split == "Train"
-    assert outer.videos[0].source_group == "recording 7"
+    assert {video.path: video.source_group for video in outer.videos}["Abuse/a.mp4"] == "recording 7"
     assert "Abuse/recorder-0001" in [video.path for video in outer.videos]
     with pytest.raises(storage.UserError, match=rf"did you mean {url / 'Train'}\?"):
         folders.check_no_class_folder(url / "Train/Abuse", urls.find_sources(url / "Train/Abuse"))

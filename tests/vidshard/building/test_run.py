@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import hashlib
 import json
@@ -20,14 +19,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-import vidshard
 from tiny_videos import damage_pictures, make_broken_video, make_tiny_video, make_tiny_videos
 from vidshard import SamplingConfig
 from vidshard.building import join as shard_joiner
 from vidshard.building import run as builder
 from vidshard.building.run import BuildConfig, build
 from vidshard.building.worker import VideoFailure
-from vidshard.cli import main
 from vidshard.execution.local import Task, TaskResult
 from vidshard.execution.lock import hold_lock
 from vidshard.shards import layout, manifest, writer
@@ -194,15 +191,6 @@ def test_limit_takes_the_classes_in_turn_and_tells_the_rest(source: Path, tmp_pa
     assert report.videos == {"found": 7, "ok": 3, "failed": 0, "skipped": 4}
 
 
-def test_the_api_is_exported_by_the_package_and_equal_to_the_command() -> None:
-    assert vidshard.build is build
-    assert vidshard.dry_run is builder.dry_run
-    assert vidshard.BuildConfig is BuildConfig
-    options = {parameter.name for parameter in main.build.params}
-    settings = {field.name for config in (BuildConfig, SamplingConfig) for field in dataclasses.fields(config)}
-    assert options - {"dry_run", "task_index", "task_count"} == settings - {"mode"}  # calls of their own
-
-
 # ----- going on -------------------------------------------------------------------------------------------------------
 
 
@@ -242,7 +230,7 @@ def test_a_full_disk_stops_the_build_and_the_next_one_goes_on(
         manifest.open_shards(tmp_path / "out")
     told: list[str] = []
     report = build(config, tell=told.append)
-    assert any(line.startswith("going on:") for line in told)
+    assert any(line.startswith("resuming:") for line in told)
     assert report.sets[0].decoded_clips < report.num_clips
     assert digests(tmp_path / "out") == digests(finished)
 

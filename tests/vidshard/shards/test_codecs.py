@@ -76,7 +76,7 @@ def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_a_strip_wider_than_a_jpeg_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="71,680 pixels wide, but a JPEG can have at most 65,500; choose --codec zstd"):
+    with pytest.raises(UserError, match="71,680 pixels wide, but a JPEG can have at most 65,500; choose codec zstd"):
         BuildConfig(source=tmp_path, codec="jpeg", frame_size=1120, sampling=SamplingConfig(clip_len=64))
 
 
