@@ -98,12 +98,17 @@ class Seen:
     decoder: str = ""
 
 
+# short: frames are missing, and those that are there are right; crashed: a worker died of it, or took too long.
+VERDICTS = ("right", "refused", "flagged", "wrong", "short", "crashed", "lost")
+CRASHES = ("timeout", "exited", "killed_by_")
+
+
 @dataclass(frozen=True)
 class Verdict:
     path: str
     cls: str
     expect: str
-    verdict: str  # right, refused, wrong, short (frames are missing, those that are there are right), flagged, lost
+    verdict: str  # one of VERDICTS
     why: str
 
     @property
@@ -173,7 +178,8 @@ def verdict(row: dict[str, Any], tree: Path, seen: dict[str, Seen], failures: di
     path = os.path.relpath(os.fsdecode(bytes.fromhex(row["path_hex"])), tree)
     told = functools.partial(Verdict, path, row["cls"], row["expect"])
     if path in failures:
-        return told("refused", failures[path])
+        crashed = failures[path].partition(": ")[2].startswith(CRASHES)
+        return told("crashed" if crashed else "refused", failures[path])
     if path not in seen:
         return told("lost", "it is not in the ledger")
     wrong = what_is_wrong(row, seen[path])
@@ -255,10 +261,9 @@ def read_code(frame: Pictures) -> int:
 def table(verdicts: list[Verdict]) -> str:
     """Counts of the verdicts for each expectation, and every bad one by name."""
     counts = Counter((v.expect, v.verdict) for v in verdicts)
-    names = ("right", "refused", "flagged", "wrong", "short", "lost")
-    lines = [f"{'':8}" + "".join(f"{name:>9}" for name in names)]
+    lines = [f"{'':8}" + "".join(f"{name:>9}" for name in VERDICTS)]
     for expect in ("decode", "refuse", "either"):
-        lines.append(f"{expect:8}" + "".join(f"{counts[expect, name]:9}" for name in names))
+        lines.append(f"{expect:8}" + "".join(f"{counts[expect, name]:9}" for name in VERDICTS))
     lines += [f"  {v.expect} {v.verdict}: {v.path!a}: {v.why}" for v in verdicts if v.is_bad]
     return "\n".join(lines)
 

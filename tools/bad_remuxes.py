@@ -122,7 +122,7 @@ def main() -> int:
             late = max(time.over_seconds for time in times)
             print(f"{options.container}, seed {options.seed}, {name}: sound and right {right:.1%}, ", end="")
             print(f"damaged and neither right, refused nor flagged {wrong:.1%}\n{by_kind(verdicts)}", flush=True)
-            lost = any(v.verdict == "lost" for v in verdicts)
+            lost = any(v.verdict in ("lost", "crashed") for v in verdicts)
             fine &= right >= options.min_sound and wrong <= options.max_wrong and late <= GRACE_SECONDS and not lost
     return 0 if fine else 1
 
@@ -172,11 +172,11 @@ def ffmpeg(*arguments: str | Path) -> None:
 
 def by_kind(verdicts: list[Verdict]) -> str:
     """A table of what became of each kind, and every bad one by name."""
-    names = ("right", "refused", "flagged", "wrong", "short", "lost")
     counts = Counter((v.cls, v.verdict) for v in verdicts)
-    lines = [f"{'':20}" + "".join(f"{name:>9}" for name in names)]
+    lines = [f"{'':20}" + "".join(f"{name:>9}" for name in bad_inputs.VERDICTS)]
     lines += [
-        f"{cls:20}" + "".join(f"{counts[cls, name]:9}" for name in names) for cls in sorted({v.cls for v in verdicts})
+        f"{cls:20}" + "".join(f"{counts[cls, name]:9}" for name in bad_inputs.VERDICTS)
+        for cls in sorted({v.cls for v in verdicts})
     ]
     lines += [f"  {v.verdict}: {v.path!a}: {v.why}" for v in verdicts if v.is_bad]
     return "\n".join(lines)

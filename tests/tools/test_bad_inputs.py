@@ -19,8 +19,8 @@ SOURCE = Path(DATA or "", "data", "surv-fight", "Train", "Fighting")
 
 # Sound videos that are refused all the same; the causes are in docs/DECODERS.md.
 REFUSED_THOUGH_SOUND = {
-    "auto": {"cover_art_first", "name_dotdot", "name_dotdotname"},
-    "pyav": {"cover_art_first", "name_dotdot", "name_dotdotname"},
+    "auto": {"cover_art_first"},
+    "pyav": {"cover_art_first"},
 }
 
 pytestmark = [

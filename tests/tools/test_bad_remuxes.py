@@ -42,6 +42,13 @@ def test_missing_frames_are_told_from_other_frames() -> None:
     assert not bad_inputs.is_part(seen(*range(6)), truth)
 
 
+def test_a_crash_is_no_refusal(tmp_path: Path) -> None:
+    row = {"path_hex": bytes(tmp_path / "a.mkv").hex(), "cls": "cut", "expect": "either"}
+    for reason, verdict in (("damaged", "refused"), ("timeout", "crashed"), ("killed_by_sigsegv", "crashed")):
+        told = bad_inputs.verdict(row, tmp_path, {}, {"a.mkv": f"failed: {reason}: it is so"})
+        assert (told.verdict, told.is_bad) == (verdict, verdict == "crashed")
+
+
 @pytest.mark.parametrize("damage", bad_remuxes.DAMAGES)
 def test_each_damage_changes_the_file_and_spares_its_beginning(damage: bad_remuxes.Damage) -> None:
     data = np.random.default_rng(0).bytes(50_000)

@@ -78,7 +78,6 @@ SPLITS = ("Train", "Validation", "Test")
 # `not_a_regular_file`, but is read.)
 MAY_HIDE_VIDEOS = (
     "broken_link", "link_outside_source", "link_to_folder", "unreadable", "unreadable_folder", "unusable_name",
-    "hidden_video",
 )  # fmt: skip
 
 # Optional, in SOURCE or next to its split folders: [{"file": "Train/Abuse/a.mp4", "source": "recording 7"}, …].
@@ -431,8 +430,8 @@ class _Walk:
             return self._skip(path, "unreadable", f"it cannot be examined: {error.strerror}")
 
     def _sort(self, entry: os.DirEntry[str], path: str) -> list[str]:
-        if entry.name.startswith("."):
-            return self._skip(path, *why_hidden(entry.name, lambda: _read_head(entry.path)))
+        if entry.name.startswith(".") and not is_hidden_video(entry.name, lambda: _read_head(entry.path)):
+            return self._skip(path, *HIDDEN)
         if not _is_utf8_or_bytes(path):
             return self._skip(path, "unusable_name", "its name is not valid Unicode; rename it")
         if entry.is_symlink():
@@ -470,11 +469,15 @@ class _Walk:
         return []
 
 
-def why_hidden(name: str, read_head: Callable[[], bytes]) -> tuple[str, str]:
-    """Return reason and message for skipping a file or folder whose name begins with a dot."""
-    if name.lower().endswith(VIDEO_SUFFIXES) and _begins_like_video(read_head()):
-        return "hidden_video", "its name begins with a dot, and it is a video; rename it to have it built, or delete it"
-    return "hidden_file", "its name begins with a dot; rename it if it is to be read"
+HIDDEN = "hidden_file", "its name begins with a dot; rename it if it is to be read"
+
+
+def is_hidden_video(name: str, read_head: Callable[[], bytes]) -> bool:
+    """Return True if a file whose name begins with a dot is a video by its suffix and its content.
+
+    Other hidden files are not: macOS keeps `._clip.mp4` with metadata, rsync an unfinished `.clip.mp4.Xa81bc`.
+    """
+    return name.lower().endswith(VIDEO_SUFFIXES) and _begins_like_video(read_head())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

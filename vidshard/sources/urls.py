@@ -85,9 +85,9 @@ def _find_source(url: Url, split: str | None, listing: Listing, normal: str | No
         read_head = functools.partial(urls.read_head, url / name, HEAD_BYTES)
         try:
             if hidden is not None and hidden < len(parts) - 1:
-                skip("/".join(parts[: hidden + 1]), *sources.why_hidden(parts[hidden], bytes))
-            elif hidden is not None:
-                skip(name, *sources.why_hidden(parts[hidden], read_head))
+                skip("/".join(parts[: hidden + 1]), *sources.HIDDEN)
+            elif hidden is not None and not sources.is_hidden_video(parts[hidden], read_head):
+                skip(name, *sources.HIDDEN)
             elif (no_video := sources.why_no_video(name, read_head)) is not None:
                 skip(name, *no_video)
             else:
