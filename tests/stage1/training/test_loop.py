@@ -374,7 +374,8 @@ def test_checkpoints_within_an_epoch(tmp_path: Path, shards: Path, monkeypatch: 
 SLOW_RUN = """
 import sys, time
 from pathlib import Path
-from stage1 import cli, train
+from stage1.cli import main as cli
+from stage1.training import loop as train
 step = train.train_step
 def slow_step(run, batches, epoch):
     asked = step(run, batches, epoch)
