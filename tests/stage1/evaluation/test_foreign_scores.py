@@ -192,7 +192,7 @@ def test_the_official_lists_give_the_known_figures(tmp_path: Path) -> None:
 @needs_official
 @pytest.mark.parametrize("name", ["action_recognition_train_001.txt", "action_recognition_test_001.txt"])
 def test_the_official_stage_2_split_overlaps_the_test_set(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="of the 290 videos that are tested on"):
+    with pytest.raises(UserError, match="of the 290 test videos"):
         evaluate_scores(
             ScoresConfig(annotations=OFFICIAL / "test_frame_counts.txt", trained_on=(OFFICIAL / name,), out=tmp_path)
         )
