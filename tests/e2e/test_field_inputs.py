@@ -128,6 +128,8 @@ def test_every_frame_is_the_right_one_at_its_time(name: str, built: Built) -> No
         assert record.num_frames == expected.num_frames
         assert ("estimated_times" in record.flags) == expected.estimated_times
         last = expected.seconds(expected.num_frames - 1)
+        if "clock_jump" in name:  # the mean rate leaves out the time of the jump
+            last = (expected.num_frames - 1) / 25
         rates = [(expected.num_frames - 1) / (last + missing / 25) for missing in range(expected.most_missing + 1)]
         assert min(abs(record.fps - rate) for rate in rates) < 0.01
         for frame, index, seconds in zip(frames, record.frame_indices, record.timestamps_seconds, strict=True):

@@ -65,7 +65,7 @@ def test_four_processes_train_and_score_from_a_store(
         urls[split] = f"s3://bucket/e2e/{split}"
         upload.upload_set(local, Url(urls[split]))
     verified = run(server, tmp_path, "vidshard", "verify", urls["Train"], "--deep")
-    assert "checksums and every sample are right" in verified.stdout
+    assert "checksums and every sample are correct" in verified.stdout
     server.gets.clear()
     server.faults = {"Train/shard-000003.tar": ["503", "503"], "Validation/shard-000001.tar": ["cut"]}
     options = ("--epochs", "2", "--batch-size", "2", "--device", "cpu", "--cache-dir", str(tmp_path / "cache"))
