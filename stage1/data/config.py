@@ -13,7 +13,7 @@ MarkUse = Literal["labels", "exclusions"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformConfig:
-    """How clips become model input. `mean` and `std`: of RGB in [0, 1]. The rest is augmentation, training only.
+    """Model input from clips. `mean` and `std`: of RGB in [0, 1]. The rest is augmentation, for training only.
 
     Probabilities are those of a clip. A probability or a range of 0 turns that part off.
     """

@@ -248,7 +248,7 @@ def run_lengths(frames: Sequence[int]) -> list[int]:
 
 
 def matched_frames(frames: Sequence[int], num_frames: int, generator: np.random.Generator) -> list[int]:
-    """As many frames in runs of the same lengths, at random places, with a gap between two runs.
+    """Return as many frames in runs of the same lengths, at random places, with a gap between runs.
 
     >>> drawn = matched_frames([0, 1, 2, 7], 16, np.random.default_rng(0))
     >>> len(drawn), sorted(run_lengths(drawn))

@@ -29,7 +29,7 @@ _SCORING, _EVENTS, _OUTPUT, _VIDEOS, _STORAGE = "Scoring", "Events", "Output for
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EventConfig:
-    """How scores per second become events."""
+    """Conversion of scores per second into events."""
 
     low_ratio: float = option(
         0.8,

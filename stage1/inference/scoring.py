@@ -46,7 +46,7 @@ class CheckpointClips:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoringConfig:
-    """How clips are scored. Of these, batch size, device, precision and `log_odds` decide the scores."""
+    """Settings of scoring. Of these, batch size, device, precision and `log_odds` decide the scores."""
 
     device: torch.device
     batch_size: int = option(8, at_least=1)

@@ -16,7 +16,7 @@ NORMS = ("group", "batch", "frozen")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What the model is made of; any clip length, height and width go through it."""
+    """Architecture of the model, which takes clips of any length, height and width."""
 
     backbone: str = "stage1"  # the network of this module, or one of torchvision's
     channels: tuple[int, ...] = (32, 64, 96)  # of each stage; every stage but the first halves height and width

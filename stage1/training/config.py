@@ -160,7 +160,7 @@ class TrainConfig:
             raise UserError(f"resume is {self.resume!r}, expected True, False or 'auto'")
 
     def to_dict(self) -> dict[str, Any]:
-        """As a checkpoint keeps it: paths as strings."""
+        """Return the config as a checkpoint stores it, with paths as strings."""
         fields = dataclasses.asdict(self)
         return {name: str(value) if isinstance(value, Path | Url) else value for name, value in fields.items()}
 
@@ -192,7 +192,7 @@ def option_name(name: str) -> str:
 
 
 def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Of each option of `now`, nested or not, that was another one before, a few words for the user.
+    """Describe, for the user, each option of `now`, nested or not, that had another value before.
 
     >>> changed_options({"bags": "", "model": {"a": 1, "b": 2}}, {"bags": "topk", "model": {"a": 3, "b": 2}})
     ['--bags (not given), got topk', '--set model.a=1, got 3']

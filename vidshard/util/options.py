@@ -29,7 +29,7 @@ _SHOW_ALL = f"{__name__}.show_all"  # set in the context by --help-all
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Option:
-    """What a field says about itself as an option: see `option`."""
+    """Declaration of a field as an option; see `option`."""
 
     help: str
     group: str
@@ -106,14 +106,14 @@ def check_options(config: Any) -> None:
 
 
 def _fields(config: type[Any]) -> list[tuple[dataclasses.Field[Any], Option, Any]]:
-    """The fields of a config that are options, each with what it says and its type."""
+    """Return the fields of a config that are options, each with its declaration and type."""
     hints = typing.get_type_hints(config)
     fields = [(field, field.metadata.get(_METADATA), hints[field.name]) for field in dataclasses.fields(config)]
     return [(field, about, hint) for field, about, hint in fields if about is not None]
 
 
 def _nested(config: type[Any]) -> dict[str, type[Any]]:
-    """The fields of a config that are configs themselves, with a default: their options are its own."""
+    """Return the fields of a config that are configs themselves; their options belong to it too."""
     hints = typing.get_type_hints(config)
     return {
         field.name: hints[field.name]
@@ -123,7 +123,7 @@ def _nested(config: type[Any]) -> dict[str, type[Any]]:
 
 
 def _kinds(hint: Any) -> list[Any]:
-    """The types that a field allows, None aside.
+    """Return the types that a field allows, except None.
 
     >>> _kinds(int | None), _kinds(str)
     ([<class 'int'>], [<class 'str'>])

@@ -176,7 +176,7 @@ def _read_stream(container: Any, container_format: str, file_size: int) -> tuple
         clean_keyframes=packets.clean_keyframes,
         suspicion=sequence.ZEROS if packets.has_zeros else "",
         num_video_streams=len(streams),
-        pts=shown["time"].copy() if packets.are_shown_times and np.all(np.diff(shown["time"]) > 0) else None,
+        pts=shown["time"].copy() if packets.shown is not None and np.all(np.diff(shown["time"]) > 0) else None,
         sample_aspect=_sample_aspect(stream),
         time_base=_time_base(stream),
         nominal_rate=float(stream.average_rate or stream.base_rate or _ASSUMED_RATE),
@@ -245,10 +245,6 @@ class _Packets:
     has_corrupt: bool
     has_zeros: bool
     has_placeholders: bool
-
-    @property
-    def are_shown_times(self) -> bool:
-        return self.shown is not None
 
     def doubt(self, container_format: str, stream: Any, in_order: npt.NDArray[np.void]) -> _Doubt | None:
         """Return why the packets may not be the frames, one to one, at their times; None if there is no doubt."""
