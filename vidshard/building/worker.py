@@ -7,6 +7,7 @@ a video is a return value (`VideoFailure`), not an exception.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ def _read_and_check(job: ProbeJob, path: Path) -> tuple[PacketTable, str | None]
     with damage.capture_native_output():
         table = packets.read_packet_table(path)
         if not (job.full_check or job.allow_damaged):
-            return table, None
+            return _settle_suspicion(path, table), None
         found = _damaged_frames(path, table)
     if not found:
         return table, None
@@ -120,6 +121,20 @@ def _read_and_check(job: ProbeJob, path: Path) -> tuple[PacketTable, str | None]
     if not job.allow_damaged:
         raise VideoError(packets.DAMAGED, message)
     return table, message
+
+
+def _settle_suspicion(path: Path, table: PacketTable) -> PacketTable:
+    """Add the damaged frames of a suspicious video, so that its jobs do not all decode it whole to find them."""
+    if not table.suspicion:
+        return table
+    try:
+        found = _damaged_frames(path, table)
+    except VideoError:  # FFmpeg has no decoder for it: left to the decoders
+        return table
+    if not found:
+        return dataclasses.replace(table, suspicion="")
+    damaged = np.array(sorted(found), dtype=np.int64)
+    return dataclasses.replace(table, suspicion=found[min(found)], damaged=damaged)
 
 
 def _damaged_frames(path: Path, table: PacketTable) -> dict[int, str]:
@@ -163,6 +178,8 @@ class _Decoding:
         self.wanted = [self.clips[number] for number in range(first, stop)]
         self.needed = sorted(set().union(*self.wanted))  # each frame once, for a single decoding pass
         self._damaged: dict[int, str] | None = None  # unknown so far
+        if self.table.damaged is not None:
+            self._damaged = dict.fromkeys(self.table.damaged.tolist(), self.table.suspicion)
         # Holds the name of the active decoder. If the file already exists, that decoder crashed a worker.
         self._at_work = job.part_paths[0].with_suffix(".decoder")
 
@@ -245,6 +262,8 @@ class _Decoding:
                         part.append(self._record(decoder.name, clip_index, self.wanted[clip_index - first]), clip)
                         if check_messages:
                             messages.refuse_damage(self.table.codec)
+                        else:
+                            messages.limit()
                 rows.append(part.rows)
             # Decoders notice surplus frames only when asked for one more.
             if not job.damaged and next(frames, None) is not None:

@@ -20,6 +20,7 @@ from typing import IO
 from vidshard.video.containers import DAMAGED, VideoError
 
 _MAX_BYTES = 1 << 16  # limit of the messages examined and re-emitted
+_MAX_LOGS = 1000  # of PyAV, where none is examined
 # `[h264 @ 0x55d0] error while decoding MB 0 4`, or from OpenCV `[OPENCV:FFMPEG:16] error while …`
 _LINE = re.compile(r"\[(?:OPENCV:FFMPEG:(?P<level>\d+)|(?P<component>[\w,]+) @ [^\]]*)\] (?:\[[^\]]*\] )?(?P<text>.+)")
 _ERROR_LEVEL = 16  # FFmpeg's number; lower is worse
@@ -80,6 +81,10 @@ class Messages:
             if component.partition(",")[0] in readers and level <= _ERROR_LEVEL:
                 return text.strip()
         return None
+
+    def limit(self) -> None:
+        """Keep only the first messages of PyAV: a damaged video logs many for each frame."""
+        del self._logs[_MAX_LOGS:]
 
     def forget(self) -> None:
         """Discard the messages of PyAV so far."""

@@ -61,6 +61,7 @@ class PacketTable:
     open_gops: bool = False  # some keyframe is followed by frames shown before it, which a seek to it loses
     clean_keyframes: bool = True  # decoding can start at each of them; some containers flag other pictures, too
     suspicion: str = ""  # why frames may be damaged although decoders report nothing; decoding settles it
+    damaged: npt.NDArray[np.int64] | None = None  # frame indices that decoding found; None if it was not asked
     counted: bool = False  # the packets were in doubt: the frames are the result of sequential decoding
     estimated_times: bool = False  # some frame has no time in the file, or the clock was reset
     mirrored: bool = False  # a player mirrors the stored picture left to right before rotating it
@@ -81,7 +82,8 @@ class PacketTable:
         """Write the table as `.npz`, atomically."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields["pixel_format"] = self.pixel_format or ""
-        fields["pts"] = np.zeros(0, np.int64) if self.pts is None else self.pts
+        for name in ("pts", "damaged"):
+            fields[name] = np.zeros(0, np.int64) if fields[name] is None else fields[name]
         with atomic.atomic_open(path) as file:
             np.savez(file, **fields)
 
@@ -93,7 +95,8 @@ class PacketTable:
         for name, value in fields.items():
             if value.ndim == 0:
                 fields[name] = value.item()
-        fields["pts"] = fields["pts"] if len(fields["pts"]) else None
+        for name in ("pts", "damaged"):
+            fields[name] = fields[name] if len(fields[name]) else None
         return cls(**{**fields, "pixel_format": fields["pixel_format"] or None})
 
 

@@ -62,7 +62,7 @@ def decode(
     facts = worker.probe_video(ProbeJob(video_path=path, table_path=tmp_path / "a.npz", sampling=sampling))
     assert isinstance(facts, VideoMetadata)
     table = PacketTable.load(tmp_path / "a.npz")
-    dataclasses.replace(table, suspicion=suspicion).save(tmp_path / "a.npz")
+    dataclasses.replace(table, suspicion=suspicion or table.suspicion).save(tmp_path / "a.npz")
     monkeypatch.setattr(worker.decoders, "decoders_for", lambda choice: [decoder])
     job = DecodeJob(
         video=Video(path="a.mp4", class_name=None, label=-1),
@@ -114,6 +114,17 @@ def test_what_the_packets_make_suspect_is_settled_though_the_decoder_is_silent(
     outcome = decode(tmp_path, "nothing", monkeypatch, suspicion="a hole")
     assert isinstance(outcome, VideoFailure)
     assert outcome.reason == packets.DAMAGED
+
+
+def test_a_suspicion_of_the_packets_is_settled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = packets.read_packet_table
+    monkeypatch.setattr(packets, "read_packet_table", lambda path: dataclasses.replace(read(path), suspicion="a hole"))
+    asked: list[Path] = []
+    monkeypatch.setattr(worker, "_damaged_frames", lambda path, table: asked.append(path) or {5: "it has a hole"})
+    outcome = decode(tmp_path, "nothing", monkeypatch)
+    assert isinstance(outcome, VideoFailure)
+    assert outcome.message == "frame 5 is damaged, one of 1 (it has a hole)"
+    assert len(asked) == 1  # when the video was probed, not again by each job
 
 
 def test_a_decoder_at_whose_work_workers_died_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ COMMAND = [sys.executable, "-c", "from vidshard.cli.main import main; main()", "
 
 
 def descendants(pid: int) -> dict[int, tuple[str | None, str]]:
-    """All processes below `pid`: pid → when it started, and what it calls itself now."""
+    """All processes below `pid`: pid → when it started, and its name."""
     parents, names = {}, {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -35,7 +35,10 @@ def descendants(pid: int) -> dict[int, tuple[str | None, str]]:
     while more := {child for child, parent in parents.items() if parent in below and child not in below}:
         below |= more
         found |= {child: (process_start(child), names.get(child, "")) for child in more}
-    return found
+    # A process that has just been forked, and has not run its own program yet, has the name of its parent.
+    return {
+        child: (started, name if name != names.get(parents[child]) else "") for child, (started, name) in found.items()
+    }
 
 
 def wait_for(condition: Callable[[], object], seconds: float) -> bool:
