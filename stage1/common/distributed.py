@@ -6,9 +6,9 @@ In a run of one process every function works without a process group, as rank 0 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 
 from vidshard.util.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5  # interval at which a rank checks whether another rank has failed
 GRACE_SECONDS = 5.0  # time for a rank to stop by itself, and for the failed rank to wait until the others know
@@ -36,6 +38,18 @@ def rank() -> int:
 def world_size() -> int:
     """Return the number of processes of the run."""
     return dist.get_world_size() if _is_active() else 1
+
+
+def rank_zero_info(message: str) -> None:
+    """Log a message on rank 0 only, for what all ranks do together."""
+    if rank() == 0:
+        logger.info(message)
+
+
+def rank_zero_warn(message: str) -> None:
+    """Log a warning on rank 0 only."""
+    if rank() == 0:
+        logger.warning(message)
 
 
 def expect_one_process(command: str) -> None:
@@ -251,11 +265,9 @@ class _FailureWatch:
         """End the process when the store stops answering, since its other threads may then wait forever."""
         while not self._closed.wait(POLL_SECONDS):
             if time.monotonic() - self._last_answer > SILENT_SECONDS:
-                print(
-                    f"error: rank {self._rank} hears nothing of rank 0, which holds the run together, for "
-                    f"{SILENT_SECONDS:.0f} s; is this host cut off from that one?",
-                    file=sys.stderr,
-                    flush=True,
+                logger.error(
+                    f"rank {self._rank} hears nothing of rank 0, which holds the run together, for "
+                    f"{SILENT_SECONDS:.0f} s; is this host cut off from that one?"
                 )
                 _end_stuck_agent()
                 os._exit(1)
@@ -279,7 +291,7 @@ class _FailureWatch:
             if time.monotonic() - self._last_heartbeat >= HEARTBEAT_SECONDS:
                 self._send_heartbeat()
             if self._check_failure() is not None and not self._closed.wait(GRACE_SECONDS):
-                print(f"error: {self._other_failure}", file=sys.stderr, flush=True)
+                logger.error(self._other_failure)
                 self._leave_after_failure()
                 os._exit(1)
 

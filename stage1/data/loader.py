@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import multiprocessing
 import os
 import sys
@@ -29,6 +30,8 @@ from stage1.data.epoch_plan import PADDING_ROW, Rows
 from stage1.data.reader import ClipReader, ClipSource, JoinedReader
 from stage1.data.selection import Balance
 from vidshard.util.errors import FormatError, UserError
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["BagLoader", "Batch", "ClipLoader", "ClipReader", "JoinedReader"]
 
@@ -356,10 +359,7 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
         if len(self.bad_clips) > self.max_bad_clips:
             raise FormatError(f"{len(self.bad_clips)} bad clips, allowed are {self.max_bad_clips}: {error}") from error
         outcome = "replaced" if self.shuffle else "left out"
-        print(
-            f"WARNING: bad clip {len(self.bad_clips)} of {self.max_bad_clips} allowed, {outcome}: {error}",
-            file=sys.stderr,
-        )
+        logger.warning(f"bad clip {len(self.bad_clips)} of {self.max_bad_clips} allowed, {outcome}: {error}")
 
 
 class BagLoader(ClipLoader):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ from vidshard import __version__
 from vidshard.storage.cache import CacheConfig
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 RECORD_NAME, RESULT_NAME, TABLE_NAME, SCORES_NAME = "run.json", "crossval.json", "crossval.txt", "scores.npz"
 OUT_OF_FOLD = "out_of_fold"  # folder of --save-attention
@@ -97,7 +100,7 @@ def crossval(config: CrossvalConfig) -> str:
     _note_config(config, clips, test)
     scores: dict[str, HeldOutScores] = {}
     for number, split in enumerate(splits, 1):
-        print(f"Run {number} of {len(splits)}: {split.name}", flush=True)
+        logger.info(f"Run {number} of {len(splits)}: {split.name}")
         held = clips if split.kind != TEST else test
         assert held is not None
         scores[split.name] = run_split(config, split, clips, held)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import logging
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,8 @@ from stage1.model.checkpoint import load_checkpoint
 from vidshard.shards import layout, manifest
 from vidshard.util import atomic, console
 from vidshard.util.errors import FormatError, UserError
+
+logger = logging.getLogger(__name__)
 
 FEATURES_SCHEMA_VERSION = 1
 SUMMARY_NAME, PLAN_NAME = "features.json", "plan.json"
@@ -77,7 +80,7 @@ def features(config: FeaturesConfig, *, confirm: backbones.Confirm = lambda _: F
     }
     _start(config.out, facts)
     run = _FeaturesRun(config, reader, device, extract, known)
-    print(f"Features of {len(reader):,} clips on {device_name(device)}")
+    logger.info(f"Features of {len(reader):,} clips on {device_name(device)}")
     run.compute()
     # Read all arrays again for the summary, which also counts the videos of earlier runs.
     return run.finish(facts, notes)

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -44,6 +45,8 @@ from vidshard.storage.cache import CacheConfig
 from vidshard.storage.urls import Url
 from vidshard.util import atomic, console
 from vidshard.util.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 MAX_GAP_RATIO = 2.0 * (1 + 1e-6)  # with a tolerance, because the index stores gaps as 32-bit floats
 RULE = "=" * 60
@@ -250,7 +253,7 @@ class _InferenceRun:
         distributed.check_agreement(self._facts())
         is_first = distributed.rank() == 0
         if is_first:
-            print(f"Scoring {len(self.rows):,} clips on {device_name(self.device)}")
+            logger.info(f"Scoring {len(self.rows):,} clips on {device_name(self.device)}")
             self.score_log.start(resume=self.config.resume)
         distributed.check_agreement({})  # wait until the score_log is ready
         self.score_log.load()
@@ -258,7 +261,7 @@ class _InferenceRun:
         # The ranks divide the missing batches, so none may append to the log before all have read it.
         distributed.check_agreement({"batches on disk": done})
         if is_first and done:
-            print(f"Resumed: {done:,} of {self.plan.num_batches:,} batches were already scored")
+            logger.info(f"Resumed: {done:,} of {self.plan.num_batches:,} batches were already scored")
         score(self.reader, self.plan, self.score_log, self.scoring)
         distributed.check_agreement({})  # wait until all batches are scored
         if not is_first:

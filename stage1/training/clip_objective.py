@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from stage1.common import distributed
+from stage1.common.distributed import rank_zero_info, rank_zero_warn
 from stage1.data import clip_random
 from stage1.data.epoch_plan import Rows
 from stage1.data.loader import Batch, ClipLoader
@@ -27,7 +28,7 @@ from stage1.model.network import NUM_CLASSES, Stage1Model
 from stage1.training import optim
 from stage1.training.config import TrainConfig
 from stage1.training.data import TrainData
-from stage1.training.log import progress, warn
+from stage1.training.log import progress
 from vidshard.util.errors import UserError
 
 MAX_FITTED = 2048  # clips to which the motion classifier is fitted: enough for 29 features, and quick to read
@@ -112,8 +113,7 @@ class ClipObjective:
                 f"{report.source} has the SHA-256 {report.sha256}, expected {self.config.weights_sha256}; restore the "
                 "file with which this run began"
             )
-        if distributed.rank() == 0:
-            print(report.text, flush=True)
+        rank_zero_info(report.text)
 
     def fit(self, model: nn.Module, data: TrainData, device: torch.device) -> None:
         """Fit the classifier on motion features, from clips preprocessed as in inference; the same on every rank."""
@@ -140,7 +140,7 @@ class ClipObjective:
                 rows_read.append(batch.indices[there].cpu().numpy())
         labels_N = np.concatenate(labels)
         if len(np.unique(labels_N)) < NUM_CLASSES:
-            warn(
+            rank_zero_warn(
                 f"motion features are not used: the {len(labels_N)} clips for their classifier (the undamaged ones of "
                 f"{len(rows)} drawn from the training clips) are not of both classes"
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,18 +13,6 @@ from vidshard.util import atomic, console
 from vidshard.util.errors import UserError
 
 SECONDS_BETWEEN_DRAWINGS = 30.0  # shortest time between two plots of the curves
-
-
-def say(line: str) -> None:
-    """Print a line on standard output."""
-    if distributed.rank() == 0:
-        print(line, flush=True)
-
-
-def warn(line: str) -> None:
-    """Print a warning on standard error."""
-    if distributed.rank() == 0:
-        print(f"WARNING: {line}", file=sys.stderr, flush=True)
 
 
 def progress(title: str, *, total: int, unit: str) -> console.Progress:
@@ -76,7 +63,7 @@ class RunLog:
 
     def add_epoch(self, entry: dict[str, Any], step: int) -> None:
         """Log an epoch, which ended with `step`."""
-        say(epoch_line(entry))
+        distributed.rank_zero_info(epoch_line(entry))
         if self._writer is not None:
             for name, value in entry.items():
                 if isinstance(value, int | float) and name not in ("epoch", "best"):

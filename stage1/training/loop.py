@@ -24,6 +24,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from stage1.common import distributed, files, versions
 from stage1.common.device import autocast, channels_last, choose_device, compile_errors, cuda_memory_errors, device_name
+from stage1.common.distributed import rank_zero_info, rank_zero_warn
 from stage1.common.signals import StopSignal
 from stage1.data.loader import Batch, ClipLoader
 from stage1.metrics import clips
@@ -34,7 +35,7 @@ from stage1.training.bag_objective import BagObjective
 from stage1.training.clip_objective import ClipObjective, Objective, Transform
 from stage1.training.config import FREE_ON_RESUME, TrainConfig, changed_options, to_toml
 from stage1.training.data import TrainData, open_data
-from stage1.training.log import RunLog, say, warn
+from stage1.training.log import RunLog
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
 
@@ -143,7 +144,7 @@ def train(
         run.log.close()
         path = config.out / files.BEST_NAME
         if stopped is None:  # inside the process group, so that only rank 0 prints
-            say(f"✓ Model checkpoint saved to: {path}")
+            rank_zero_info(f"✓ Model checkpoint saved to: {path}")
     if stopped is not None:
         raise stopped
     return path
@@ -231,28 +232,32 @@ def begin(run: TrainingRun) -> None:
     """Log the data and options of the run, and write its options to run.toml."""
     data, config = run.data, run.config
     counts = np.bincount(data.train_labels, minlength=2)
-    say(f"Device: {device_name(run.device)}")
-    say(f"Train: {counts[0]} normal and {counts[1]} crime clips of {data.train.clip_shape} from {config.shards}")
+    rank_zero_info(f"Device: {device_name(run.device)}")
+    rank_zero_info(
+        f"Train: {counts[0]} normal and {counts[1]} crime clips of {data.train.clip_shape} from {config.shards}"
+    )
     num_taken = len(run.loader.order())
     if config.bags:
-        say(f"An epoch uses {num_taken} videos, each a bag of clips (--bags {config.bags})")
+        rank_zero_info(f"An epoch uses {num_taken} videos, each a bag of clips (--bags {config.bags})")
     elif num_taken < len(data.train_rows):
-        say(
+        rank_zero_info(
             f"An epoch uses {num_taken} of {len(data.train_rows)} clips (--clips-per-video-per-epoch "
             f"{config.clips_per_video_per_epoch}; 0 uses all)"
         )
     if config.val_shards is not None and data.validation is not None:
         counts = np.bincount(data.validation.labels, minlength=2)
-        say(f"Validation: {counts[0]} normal and {counts[1]} crime clips from {config.val_shards}")
+        rank_zero_info(f"Validation: {counts[0]} normal and {counts[1]} crime clips from {config.val_shards}")
     if data.validation is not None and getattr(run.model, "motion_classifier", None) is not None:
-        say("Note: training loss and accuracy are those of the network alone; validation adds the motion features")
+        rank_zero_info(
+            "Note: training loss and accuracy are those of the network alone; validation adds the motion features"
+        )
     for note in data.notes:
-        say(f"Note: {note}")
+        rank_zero_info(f"Note: {note}")
     for warning in data.warnings:
-        warn(warning)
+        rank_zero_warn(warning)
     if run.step:
         where = f"in epoch {len(run.history) + 1}" if run.so_far.loader_state else f"after epoch {len(run.history)}"
-        say(f"Resumed {where} of {config.epochs}, after {run.step} steps")
+        rank_zero_info(f"Resumed {where} of {config.epochs}, after {run.step} steps")
     if distributed.rank() == 0:
         atomic.write_text(config.out / files.CONFIG_NAME, to_toml(config))
     run.log.start(run.step)
@@ -509,9 +514,9 @@ def resume(run: TrainingRun) -> None:
     if run.so_far.loader_state is not None:
         run.loader.load_state_dict(run.so_far.loader_state)
     if warning is not None:
-        warn(warning)
+        rank_zero_warn(warning)
     if (epochs := saved.train_config["epochs"]) != run.config.epochs and run.history:
-        say(
+        rank_zero_info(
             f"Note: --epochs changed from {epochs} to {run.config.epochs}; the learning-rate schedule is adjusted, so "
             f"the weights will differ from those of a run with --epochs {run.config.epochs}"
         )

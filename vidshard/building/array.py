@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ from vidshard.util import atomic
 from vidshard.util.console import Progress
 from vidshard.util.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 _MAX_CHUNKS = 64  # number of probe chunks of a small set
 _CHUNK_VIDEOS = 512  # largest probe chunk
 _WAIT_SECONDS = 1.0  # polling interval for the chunks of other tasks
@@ -64,9 +67,7 @@ class PartReport:
     already_finished: bool = False
 
 
-def build_part(
-    config: BuildConfig, request: TaskRequest, *, tell: Callable[[str], None] = lambda line: None
-) -> tuple[PartReport, ...]:
+def build_part(config: BuildConfig, request: TaskRequest) -> tuple[PartReport, ...]:
     """Build this array task's share of the videos. `finalize` makes the shares one set.
 
     Raises the errors of `build`, and UserError if another process builds the same share, or the whole set.
@@ -83,13 +84,11 @@ def build_part(
             f"--out DIR and, after `vidshard finalize DIR`, upload it: vidshard build … --out {config.out} "
             "--staging DIR --task-count 1"
         )
-    sets = [(source, Path(str(out))) for source, out in builder.plan_outputs(config, tell)]
-    return tuple(_part_of_set(source, out, config, request, tell) for source, out in sets)
+    sets = [(source, Path(str(out))) for source, out in builder.plan_outputs(config)]
+    return tuple(_part_of_set(source, out, config, request) for source, out in sets)
 
 
-def _part_of_set(
-    source: Source, out: Path, config: BuildConfig, request: TaskRequest, tell: Callable[[str], None]
-) -> PartReport:
+def _part_of_set(source: Source, out: Path, config: BuildConfig, request: TaskRequest) -> PartReport:
     start = time.monotonic()
     source = builder.subsample_videos(source, config)
     settings = build_config.build_settings(config)
@@ -99,13 +98,13 @@ def _part_of_set(
     finished = build_config.find_finished(out, source, settings, config)
     if finished is not None and not work.path.exists():
         return _nothing_to_do(out, task, numbering, start)
-    tell(
+    logger.info(
         f"{request.origin}: building only part {task} (of 0 to {numbering.count - 1}) of {out}; "
         "pass --task-count 1 to build all of it"
     )
     work = WorkFolder(out=out, task=task)
     work.tasks_path.mkdir(parents=True, exist_ok=True)
-    with lock.hold_part(work.task_lock_path(task), work.lock_path, what=f"part {task} of {out}", tell=tell):
+    with lock.hold_part(work.task_lock_path(task), work.lock_path, what=f"part {task} of {out}"):
         finished = build_config.find_finished(out, source, settings, config)  # `finalize` may have finished it
         if finished is not None:
             return _nothing_to_do(out, task, numbering, start)
@@ -121,11 +120,11 @@ def _part_of_set(
                 builder.sigterm_as_ctrl_c(),
                 builder.make_executor(log_folder, config, name=f"workers.task-{task:05d}.log") as executor,
             ):
-                run = _PartRun(source, config, work, None, executor, log, tell)
+                run = _PartRun(source, config, work, None, executor, log)
                 facts = run.probe_share(task, numbering.count)
                 plan = run.plan(facts)
                 shards = _share(plan, facts, numbering.count)[task]
-                tell(f"shards of this part: {_range_text(shards)} of {plan.num_shards:,}")
+                logger.info(f"shards of this part: {_range_text(shards)} of {plan.num_shards:,}")
                 records = run.decode(plan, facts, shards)
                 log.finish(time.monotonic() - start)
         finally:
@@ -247,7 +246,7 @@ class _PartRun(builder.Run):
                 if len(left) == len(missing):
                     if time.monotonic() - last_log >= _LOG_SECONDS:
                         last_log = time.monotonic()
-                        self.tell(f"waiting for other tasks to probe {sum(len(chunks[n]) for n in left):,} videos")
+                        logger.info(f"waiting for other tasks to probe {sum(len(chunks[n]) for n in left):,} videos")
                     time.sleep(_WAIT_SECONDS)
                 missing = left
 
@@ -284,7 +283,7 @@ def _read_chunk(work: WorkFolder, number: int) -> list[dict[str, Any]] | None:
 # ---- finalize
 
 
-def finalize(out: Path, *, tell: Callable[[str], None] = lambda line: None) -> builder.BuildReport:
+def finalize(out: Path) -> builder.BuildReport:
     """Make the shards that array tasks built in `out`, or in its split folders, finished sets.
 
     Raises UserError if shards are missing, listing the tasks to rerun; if the shards belong to different builds; if the
@@ -308,7 +307,7 @@ def finalize(out: Path, *, tell: Callable[[str], None] = lambda line: None) -> b
             gaps.append(gap)
     if gaps:
         raise _joined(gaps)
-    return builder.BuildReport(sets=tuple(_finalize_set(folder, tell) for folder in folders))
+    return builder.BuildReport(sets=tuple(_finalize_set(folder) for folder in folders))
 
 
 class _GapError(UserError):
@@ -342,7 +341,7 @@ def _is_set(folder: Path) -> bool:
     return WorkFolder(out=folder).path.is_dir() or (folder / layout.MANIFEST_NAME).is_file()
 
 
-def _finalize_set(out: Path, tell: Callable[[str], None]) -> SetReport:
+def _finalize_set(out: Path) -> SetReport:
     start = time.monotonic()
     work = _work_of(out)
     if not work.source_path.exists():
@@ -350,7 +349,7 @@ def _finalize_set(out: Path, tell: Callable[[str], None]) -> SetReport:
         return SetReport(folder=out, manifest=about, seconds=time.monotonic() - start, already_finished=True)
     with lock.hold_whole(work.lock_path, work.tasks_path, what=str(out), wait=True):
         parts = _check_complete(work)
-        _check_unchanged(work, parts.source, parts.fingerprint, tell)
+        _check_unchanged(work, parts.source, parts.fingerprint)
         work.drop_partial()
         records = _without_half_videos(work, parts.records)
         finish.refuse_empty(work, parts.source, parts.facts, records)
@@ -422,13 +421,11 @@ def _gap(work: WorkFolder, numbering: Numbering, tasks: Sequence[int], what: str
     return _GapError(f"{work.out} is not complete: {what}", tasks, numbering, running)
 
 
-def _check_unchanged(
-    work: WorkFolder, source: Source, fingerprint: dict[str, Any], tell: Callable[[str], None]
-) -> None:
+def _check_unchanged(work: WorkFolder, source: Source, fingerprint: dict[str, Any]) -> None:
     """Raise UserError if videos have changed in size or time since the tasks ran."""
     listing = urls.list_files(source.root) if isinstance(source.root, Url) else {}
     if isinstance(source.root, Path) and not source.root.is_dir():
-        tell(f"{source.root} cannot be read here: not checked whether its videos have changed since the build")
+        logger.warning(f"{source.root} cannot be read: not checked whether its videos have changed since the build")
         return
     changed = []
     for path, size, *_, modified in fingerprint["videos"]:

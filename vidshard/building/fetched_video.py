@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +12,8 @@ from pathlib import Path
 from vidshard.storage import urls
 from vidshard.storage.urls import Location, Url
 from vidshard.video.packets import VideoError
+
+logger = logging.getLogger(__name__)
 
 try:
     import fcntl
@@ -62,7 +64,7 @@ def _download(video: Url, path: Path) -> None:
     except urls.NotThereError as error:
         raise VideoError(NOT_DOWNLOADED, "it no longer exists") from error
     except urls.StorageError as error:
-        print(error, file=sys.stderr, flush=True)
+        logger.warning(str(error))
         raise VideoError(NOT_DOWNLOADED, "it could not be downloaded, even after retries") from error
 
 

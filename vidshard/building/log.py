@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import sys
 import time
@@ -15,6 +16,8 @@ from vidshard.shards import layout
 from vidshard.storage import urls
 from vidshard.storage.urls import Location
 from vidshard.util import atomic
+
+logger = logging.getLogger(__name__)
 
 
 class BuildLog:
@@ -46,8 +49,11 @@ class BuildLog:
             self._file.close()
 
     def line(self, text: str) -> None:
+        """Write a line with the time, and log it at level DEBUG."""
+        logger.debug(text)
         with contextlib.suppress(OSError):
-            print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=self._file, flush=True)
+            self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            self._file.flush()
 
     def add_seconds(self, path: str, seconds: float) -> None:
         self._seconds[path] += seconds

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import logging
 import os
 import random
 import shutil
@@ -17,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ from vidshard.storage.urls import Location, Url
 from vidshard.util.console import Progress
 from vidshard.util.errors import UserError
 from vidshard.video import decoders
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["BuildConfig", "BuildReport", "Estimate", "SetReport", "build", "build_set", "dry_run"]
 
@@ -126,33 +129,27 @@ class BuildReport:
         return not any(f.outcome == "failed" or f.reason in MAY_HIDE_VIDEOS for f in failures)
 
 
-def _silent(line: str) -> None:
-    """Discard progress messages."""
-
-
-def build(config: BuildConfig, *, tell: Callable[[str], None] = _silent) -> BuildReport:
+def build(config: BuildConfig) -> BuildReport:
     """Decode the videos of `config.source` once, into shards.
 
-    `tell` receives progress messages, such as the table class → label. Raises UserError on wrong usage, OSError if the
-    disk is full, KeyboardInterrupt on Ctrl-C and SIGTERM; calling it again resumes the build.
+    Logs the table class → label. Raises UserError on wrong usage, OSError if the disk is full, KeyboardInterrupt on
+    Ctrl-C and SIGTERM; calling it again resumes the build.
     """
-    return BuildReport(
-        sets=tuple(build_set(source, folder, config, tell=tell) for source, folder in plan_outputs(config, tell))
-    )
+    return BuildReport(sets=tuple(build_set(source, folder, config) for source, folder in plan_outputs(config)))
 
 
-def plan_outputs(config: BuildConfig, tell: Callable[[str], None]) -> Iterator[tuple[Source, Location]]:
+def plan_outputs(config: BuildConfig) -> Iterator[tuple[Source, Location]]:
     """Yield each source with its output folder. Raises UserError on wrong usage, before the first one is yielded."""
-    sources = _apply_lists(_find_sources(config), config, tell)
+    sources = _apply_lists(_find_sources(config), config)
     if note := decoders.missing_note(config.decoder):
-        tell(note)
+        logger.info(note)
     folders = output_folders(config, sources)
     if not config.yes:
         check_no_class_folder(config.source, sources)
     for source in sources:
         check_labels(source, normal=config.normal, yes=config.yes)
     for source, folder in zip(sources, folders, strict=True):
-        tell("\n".join([f"{source.root} → {folder}", label_table(source), *source.notes]))
+        logger.info("\n".join([f"{source.root} → {folder}", label_table(source), *source.notes]))
         yield source, folder
 
 
@@ -172,19 +169,16 @@ class Estimate:
     sampled_clips: int  # clips decoded for the estimate
 
 
-def dry_run(config: BuildConfig, *, tell: Callable[[str], None] = _silent) -> tuple[Estimate, ...]:
+def dry_run(config: BuildConfig) -> tuple[Estimate, ...]:
     """Estimate what `build` would do: read all packets, and decode randomly chosen clips for some seconds.
 
     The output folders are neither read nor written; decoded clips go to the system's temporary folder and are deleted.
     Raises UserError on wrong sources or options, and OSError.
     """
-    return tuple(
-        _estimate(subsample_videos(source, config), folder, config, tell)
-        for source, folder in plan_outputs(config, tell)
-    )
+    return tuple(_estimate(subsample_videos(source, config), folder, config) for source, folder in plan_outputs(config))
 
 
-def _estimate(source: Source, folder: Location, config: BuildConfig, tell: Callable[[str], None]) -> Estimate:
+def _estimate(source: Source, folder: Location, config: BuildConfig) -> Estimate:
     with tempfile.TemporaryDirectory(prefix="vidshard-", ignore_cleanup_errors=True) as scratch:
         work = WorkFolder(out=Path(scratch) / "out")
         work.path.mkdir(parents=True)
@@ -195,7 +189,7 @@ def _estimate(source: Source, folder: Location, config: BuildConfig, tell: Calla
             sigterm_as_ctrl_c(),
             make_executor(log_folder, config) as executor,
         ):
-            run = Run(source, config, work, None, executor, log, tell)
+            run = Run(source, config, work, None, executor, log)
             facts = run.probe_videos()
             plan = run.plan(facts)
             seconds_per_clip, bytes_per_clip, sampled_clips = run.sample(plan, facts)
@@ -235,7 +229,7 @@ def _source_name(config: BuildConfig) -> str:
     return (given.name if given.is_dir() else given.stem) or "root"
 
 
-def _apply_lists(sources: list[Source], config: BuildConfig, tell: Callable[[str], None]) -> list[Source]:
+def _apply_lists(sources: list[Source], config: BuildConfig) -> list[Source]:
     """Apply the user's split, group and annotation lists to the sources."""
     if config.sampling.mode == "annotated" and config.annotations is None:
         raise UserError("annotated sampling needs a list of events: pass --annotations FILE")
@@ -246,7 +240,7 @@ def _apply_lists(sources: list[Source], config: BuildConfig, tell: Callable[[str
     ):
         if path is not None:
             matched = apply(sources, path)
-            tell(matched.note)
+            logger.info(matched.note)
             sources = matched.sources
     return sources
 
@@ -263,17 +257,15 @@ def output_folders(config: BuildConfig, sources: Sequence[Source]) -> list[Locat
     return [config.out or DEFAULT_OUT / _source_name(config)]
 
 
-def build_set(
-    source: Source, out: Location, config: BuildConfig, *, tell: Callable[[str], None] = _silent
-) -> SetReport:
+def build_set(source: Source, out: Location, config: BuildConfig) -> SetReport:
     """Build the videos of one source into the shard folder `out`; `config.source` and `config.out` are ignored.
 
     Raises the same errors as `build`. A folder with the same build, finished, is left unchanged.
     """
-    return _send_set(source, out, config, tell) if isinstance(out, Url) else _build_folder(source, out, config, tell)
+    return _send_set(source, out, config) if isinstance(out, Url) else _build_folder(source, out, config)
 
 
-def _send_set(source: Source, url: Url, config: BuildConfig, tell: Callable[[str], None]) -> SetReport:
+def _send_set(source: Source, url: Url, config: BuildConfig) -> SetReport:
     """Build locally, then upload; for an existing set, upload only what changed."""
     start = time.monotonic()
     upload.check_output(url)
@@ -285,15 +277,15 @@ def _send_set(source: Source, url: Url, config: BuildConfig, tell: Callable[[str
         return SetReport(folder=staging, url=url, manifest=finished.manifest, seconds=seconds, already_finished=True)
     if finished is not None:
         upload.download_set(url, staging)
-    report = _build_folder(source, staging, config, tell)
+    report = _build_folder(source, staging, config)
     uploaded = upload.upload_set(staging, url)
-    tell(f"{url}: {uploaded.sent:,} objects uploaded, {uploaded.kept:,} unchanged")
+    logger.info(f"{url}: {uploaded.sent:,} objects uploaded, {uploaded.kept:,} unchanged")
     if config.staging is None:
         shutil.rmtree(staging)
     return dataclasses.replace(report, url=url, seconds=time.monotonic() - start, already_finished=False)
 
 
-def _build_folder(source: Source, out: Path, config: BuildConfig, tell: Callable[[str], None]) -> SetReport:
+def _build_folder(source: Source, out: Path, config: BuildConfig) -> SetReport:
     start = time.monotonic()
     source = subsample_videos(source, config)
     settings = build_config.build_settings(config)
@@ -308,7 +300,7 @@ def _build_folder(source: Source, out: Path, config: BuildConfig, tell: Callable
                 finished = build_config.find_finished(out, source, settings, config)  # finished by another?
                 if finished is None or _change(finished, source, config):
                     try:
-                        return _build_locked(source, config, settings, work, finished, tell, start)
+                        return _build_locked(source, config, settings, work, finished, start)
                     finally:
                         work.drop_parts()  # useless to another run, and a full disk needs the space
                 finish.tidy(out, finished.manifest)
@@ -333,7 +325,6 @@ def _build_locked(
     settings: dict[str, Any],
     work: WorkFolder,
     finished: ShardSet | None,
-    tell: Callable[[str], None],
     start: float,
 ) -> SetReport:
     change = None
@@ -350,7 +341,7 @@ def _build_locked(
         sigterm_as_ctrl_c(),
         make_executor(log_folder, config) as executor,
     ):
-        run = Run(source, config, work, KeptSet(finished, source) if finished else None, executor, log, tell)
+        run = Run(source, config, work, KeptSet(finished, source) if finished else None, executor, log)
         facts = run.probe_videos()
         plan = run.plan(facts)
         records = run.decode(plan, facts)
@@ -383,15 +374,13 @@ class Run:
         kept: KeptSet | None,  # the finished set to change, if any
         executor: Executor,
         log: BuildLog,
-        tell: Callable[[str], None],
     ) -> None:
-        self.source, self.config, self.work, self.executor, self.log, self.tell = (
+        self.source, self.config, self.work, self.executor, self.log = (
             source,
             config,
             work,
             executor,
             log,
-            tell,
         )
         self.kept = kept
         self.decoded_clips = 0
@@ -490,9 +479,9 @@ class Run:
         shards = range(plan.num_shards) if shards is None else shards
         committed = self._committed(plan, shards)
         if committed and self.kept is None:
-            self.tell(f"resuming: {len(committed):,} of {len(shards):,} shards are already finished")
+            logger.info(f"resuming: {len(committed):,} of {len(shards):,} shards are already finished")
         elif self.kept is not None:
-            self.tell(f"{len(self.kept.unchanged(plan)):,} of {plan.num_shards:,} shards stay unchanged")
+            logger.info(f"{len(self.kept.unchanged(plan)):,} of {plan.num_shards:,} shards stay unchanged")
         while True:
             records = {**committed, **self._decode_missing(plan, facts, committed, shards)}
             failed = {video for record in records.values() for video in record.failures}

@@ -54,12 +54,12 @@ def build(dry_run: bool, task_index: int | None, task_count: int | None, **optio
     from vidshard.execution import array_task
 
     if dry_run:
-        click.echo(dry_run_summary(run.dry_run(config, tell=click.echo)))
+        click.echo(dry_run_summary(run.dry_run(config)))
         return EXIT_OK
     task = array_task.find_task(task_index, task_count, os.environ)
     if task is not None:
-        click.echo(part_summary(array.build_part(config, task, tell=click.echo)))
+        click.echo(part_summary(array.build_part(config, task)))
         return EXIT_OK
-    report = run.build(config, tell=click.echo)
+    report = run.build(config)
     click.echo(build_summary(report))
     return EXIT_OK if report.is_complete else EXIT_PARTLY_FAILED

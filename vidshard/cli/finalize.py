@@ -22,6 +22,6 @@ def finalize(folder: Path) -> int:
     from vidshard.building import array
     from vidshard.building.summary import build_summary
 
-    report = array.finalize(folder, tell=click.echo)
+    report = array.finalize(folder)
     click.echo(build_summary(report))
     return EXIT_OK if report.is_complete else EXIT_PARTLY_FAILED

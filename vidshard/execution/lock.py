@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from vidshard.util.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 60.0
 STALE_SECONDS = 600.0  # a lock of another host, or without a readable holder, is stale after this time without refresh
@@ -96,7 +99,7 @@ def hold_whole(path: Path, parts: Path, *, what: str, wait: bool = False) -> Ite
 
 
 @contextlib.contextmanager
-def hold_part(path: Path, whole: Path, *, what: str, tell: Callable[[str], None]) -> Iterator[None]:
+def hold_part(path: Path, whole: Path, *, what: str) -> Iterator[None]:
     """Hold the lock `path` of one task while no process holds the lock `whole` of the whole folder.
 
     Waits until a holder on another machine is certainly dead; that may be this task before it was restarted. Raises
@@ -113,7 +116,7 @@ def hold_part(path: Path, whole: Path, *, what: str, tell: Callable[[str], None]
                 if not silence.may_end(path):
                     raise
                 if not logged:
-                    tell(f"waiting up to {SILENT_SECONDS:.0f} s to see whether the holder is alive: {error}")
+                    logger.info(f"waiting up to {SILENT_SECONDS:.0f} s to see whether the holder is alive: {error}")
                 logged = True
             time.sleep(_WAIT_SECONDS)
         if (holder := holder_of(whole)) is not None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import pickle
 import signal
-import sys
 import threading
 import time
 from collections import deque
@@ -21,6 +21,8 @@ from typing import Any
 
 from vidshard.execution.local import Crash, Supervisor, SupervisorConfig, Task, TaskResult
 from vidshard.util.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 _MAX_LOST = 4  # workers lost with one task before the task is blamed
 _MAX_FAILED_STARTS = 3  # in a row
@@ -135,7 +137,7 @@ class RayExecutor:
         except self._ray.exceptions.RayError as error:
             self._drop(slot)
             attempt.lost += 1
-            print(f"a Ray worker was lost: {_first_line(error)}", file=sys.stderr, flush=True)
+            logger.warning(f"a Ray worker was lost: {_first_line(error)}")
             if attempt.lost < _MAX_LOST:
                 return None
             message = f"the worker was lost {_MAX_LOST} times"

@@ -1,4 +1,4 @@
-"""Terminal behaviour shared by both commands: exit codes, one-line errors, progress.
+"""Terminal behaviour shared by both commands: exit codes, one-line errors, log messages, progress.
 
 Exit codes: 0 success; 2 finished, but some videos or clips failed; 75 (EX_TEMPFAIL of sysexits.h) stopped by SIGTERM
 or SIGUSR1 with all finished work kept, so that the same command resumes; 1 any other error, wrong usage included.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import re
 import sys
 import time
@@ -23,6 +24,28 @@ EXIT_ERROR = 1
 EXIT_PARTLY_FAILED = 2
 EXIT_STOPPED = 75  # not 0, so that jobs that depend on a finished run do not start
 PLAIN_LINE_SECONDS = 10.0  # interval between progress lines without a terminal
+LOGGERS = ("vidshard", "stage1")
+
+
+class ConsoleHandler(logging.Handler):
+    """Log handler of the commands: messages on standard output, warnings and errors on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.levelno < logging.WARNING:
+            print(text, flush=True)
+        else:
+            prefix = "error" if record.levelno >= logging.ERROR else "WARNING"
+            print(f"{prefix}: {text}", file=sys.stderr, flush=True)
+
+
+def show_logs(level: int = logging.INFO) -> None:
+    """Show the log messages of both packages from `level` on."""
+    for name in LOGGERS:
+        logger = logging.getLogger(name)
+        logger.setLevel(level)
+        if not any(isinstance(handler, ConsoleHandler) for handler in logger.handlers):
+            logger.addHandler(ConsoleHandler())
 
 
 class ExitCodeGroup(click.Group):
@@ -35,6 +58,7 @@ class ExitCodeGroup(click.Group):
         for stream in (sys.stdout, sys.stderr):  # file names may not fit the terminal's encoding
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
+        show_logs()
         try:
             code = super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.ClickException as error:  # wrong usage: click's exit code 2 becomes 1
@@ -96,13 +120,14 @@ class Progress:
     """
 
     def __init__(self, title: str, *, total: int, unit: str, stream: TextIO | None = None, shown: bool = True) -> None:
-        self.title, self.total, self.unit, self.shown = title, total, unit, shown
+        self.title, self.total, self.unit = title, total, unit
+        self.shown = shown and logging.getLogger(LOGGERS[0]).level <= logging.INFO
         self.stream = stream if stream is not None else sys.stderr
         self.done = 0
         self.note = ""
         self._start = self._last_line = time.monotonic()
         self._bar: Any = None
-        if shown and self.stream.isatty():
+        if self.shown and self.stream.isatty():
             from tqdm import tqdm
 
             self._bar = tqdm(total=total, desc=title, unit=unit, file=self.stream, dynamic_ncols=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import logging
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from vidshard.util import console
 from vidshard.util.console import LOCAL_PATH, ExitCodeGroup
 from vidshard.util.errors import UserError
 
@@ -214,12 +216,18 @@ class Command(click.Command):
     def __init__(self, *args: Any, example: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.example = example
-        self.params.append(
-            click.Option(
-                ["--help-all"], is_flag=True, expose_value=False, is_eager=True, callback=_show_all,
-                help="Show all options.",
-            )
-        )  # fmt: skip
+        flag: dict[str, Any] = {"is_flag": True, "expose_value": False, "is_eager": True}
+        self.params += [
+            GroupedOption(
+                ["-q", "--quiet"], **flag, callback=_show_from(logging.WARNING), group="Messages",
+                help="Show only results, warnings and errors.",
+            ),
+            GroupedOption(
+                ["-v", "--verbose"], **flag, callback=_show_from(logging.DEBUG), group="Messages",
+                help="Show debug messages as well.",
+            ),
+            click.Option(["--help-all"], **flag, callback=_show_all, help="Show all options."),
+        ]  # fmt: skip
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {"": []}
@@ -236,6 +244,14 @@ class Command(click.Command):
         with formatter.section("Example"):
             for line in self.example.splitlines():
                 formatter.write(f"{' ' * formatter.current_indent}{line}\n")
+
+
+def _show_from(level: int) -> Callable[[click.Context, click.Parameter, bool], None]:
+    def callback(_context: click.Context, _option: click.Parameter, given: bool) -> None:
+        if given:
+            console.show_logs(level)
+
+    return callback
 
 
 def _show_all(context: click.Context, _option: click.Parameter, given: bool) -> None:

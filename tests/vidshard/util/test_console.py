@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 
 import click
 import pytest
 
+from vidshard.util import console
 from vidshard.util.console import ExitCodeGroup, Progress
 from vidshard.util.errors import UserError
+from vidshard.util.options import command
 
 
 @click.group(cls=ExitCodeGroup)
@@ -80,3 +83,42 @@ def test_without_a_terminal_progress_is_plain_lines(monkeypatch: pytest.MonkeyPa
     first, last = stream.getvalue().splitlines()
     assert first.startswith("Building: 1/3 videos, 0 s, 0 s left")
     assert last == "Building: 3/3 videos, 0 s, 1 failed"
+
+
+@command(example="talk")
+def talk() -> None:
+    """Log on all levels."""
+    logger = logging.getLogger("vidshard.some.module")
+    logger.debug("a detail")
+    logger.info("a message")
+    logger.warning("a doubt")
+    logger.error("a fault")
+    click.echo("the result")
+
+
+@pytest.mark.parametrize(
+    ("options", "out"),
+    [
+        ([], "a message\nthe result\n"),
+        (["--quiet"], "the result\n"),
+        (["--verbose"], "a detail\na message\nthe result\n"),
+    ],
+)
+def test_log_messages_are_shown_from_the_level_asked_for(
+    options: list[str], out: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    group = ExitCodeGroup(commands={"talk": talk})
+    with pytest.raises(SystemExit):
+        group.main(["talk", *options])
+    assert capsys.readouterr() == (out, "WARNING: a doubt\nerror: a fault\n")
+
+
+def test_quiet_hides_progress() -> None:
+    console.show_logs(logging.WARNING)
+    try:
+        stream = io.StringIO()
+        with Progress("Decoding", total=1, unit="video", stream=stream) as progress:
+            progress.advance()
+        assert stream.getvalue() == ""
+    finally:
+        console.show_logs(logging.INFO)
