@@ -1,4 +1,5 @@
-# `make demo`: the main job on data that it generates. `make test`: all tests. Both set up .venv by themselves.
+# `make demo`: the main job on data that it generates. `make test`: the tests that take a second or two each;
+# `make test-all`: all of them. Each sets up .venv by itself.
 PYTHON ?= python3
 VENV := .venv
 ifeq ($(OS),Windows_NT)
@@ -9,12 +10,15 @@ endif
 # One per Python: `make PYTHON=python3.13` sets .venv up anew.
 READY := $(VENV)/.ready-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 
-.PHONY: demo test check clean
+.PHONY: demo test test-all check clean
 
 demo: $(READY)
 	$(BIN)/python tools/demo.py
 
 test: $(READY)
+	$(BIN)/python -m pytest -m 'not slow' $(PYTEST_ARGS)
+
+test-all: $(READY)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: $(READY)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import click
-
 from stage1.cli.options import CONFIG_FILE, SETTINGS, training_options
 from stage1.evaluation.config import CrossvalConfig
 from stage1.training.config import TrainConfig, make_config
+from vidshard.util import console
 from vidshard.util.console import EXIT_STOPPED
 from vidshard.util.options import command, config_options, from_options
 
@@ -39,8 +38,8 @@ def crossval(config_path: Path | None, settings: tuple[str, ...], **options: Any
 
     distributed.expect_one_process("crossval")
     try:
-        click.echo(crossval(config))
+        console.echo(crossval(config))
     except RunStopped as stopped:
-        click.echo(str(stopped), err=True)
+        console.echo(str(stopped), err=True)
         return EXIT_STOPPED
     return None

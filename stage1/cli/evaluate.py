@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from stage1.evaluation.config import EvaluateConfig, ScoresConfig
+from vidshard.util import console
 from vidshard.util.options import command, config_options, from_options, given_options, option_names
 
 _SCORES_ONLY = ("scores", "frame_counts", "snippet_frames", "fps")
@@ -41,4 +42,4 @@ def evaluate(**options: Any) -> None:
     from stage1.evaluation import foreign_scores, run
 
     distributed.expect_one_process("evaluate")
-    click.echo(foreign_scores.evaluate_scores(scores_config).text if config is None else run.evaluate(config).text)
+    console.echo(foreign_scores.evaluate_scores(scores_config).text if config is None else run.evaluate(config).text)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
-
 from stage1.evaluation.config import ExplainConfig
+from vidshard.util import console
 from vidshard.util.options import command, config_options, from_options
 
 
@@ -22,4 +21,4 @@ def explain(**options: Any) -> None:
     from stage1.evaluation.explain import explain
 
     distributed.expect_one_process("explain")
-    click.echo(explain(config).text)
+    console.echo(explain(config).text)

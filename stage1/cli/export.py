@@ -9,6 +9,7 @@ import click
 
 from stage1.inference.config import InferConfig
 from vidshard.storage.urls import location
+from vidshard.util import console
 from vidshard.util.console import LOCAL_PATH
 from vidshard.util.options import command, config_options
 
@@ -28,4 +29,4 @@ def export(format_: str, checkpoint: Path, out: Path, shards: Any, num_checked: 
     """
     from stage1.model.onnx import export
 
-    click.echo(export(checkpoint, out, shards=shards, num_checked=num_checked).summary)
+    console.echo(export(checkpoint, out, shards=shards, num_checked=num_checked).summary)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
-
 from stage1.inference.config import ExtractConfig
+from vidshard.util import console
 from vidshard.util.options import command, config_options, from_options
 
 
@@ -25,6 +24,6 @@ def extract(**options: Any) -> int:
 
     report = extract(config)
     for line in report.problems:
-        click.echo(line, err=True)
-    click.echo(report.summary)
+        console.echo(line, err=True)
+    console.echo(report.summary)
     return report.exit_code

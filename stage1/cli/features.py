@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from stage1.inference.config import FeaturesConfig
+from vidshard.util import console
 from vidshard.util.options import command, config_options, from_options
 
 
@@ -24,6 +25,6 @@ def features(**options: Any) -> int:
 
     report = features(config, confirm=click.confirm)
     for line in [*report.notes, *(f"not scored: {reason}" for reason in report.unscored.values())]:
-        click.echo(line, err=True)
-    click.echo(report.summary)
+        console.echo(line, err=True)
+    console.echo(report.summary)
     return report.exit_code

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from stage1.inference.config import InferConfig
+from vidshard.util import console
 from vidshard.util.console import EXIT_OK
 from vidshard.util.options import command, config_options, from_options, given_options
 
@@ -38,6 +39,6 @@ def infer(more_videos: tuple[str, ...], videos: tuple[str, ...], **options: Any)
     if report is None:  # rank 0 reports
         return EXIT_OK
     if report.problems:
-        click.echo(report.problems, err=True)
-    click.echo(report.summary)
+        console.echo(report.problems, err=True)
+    console.echo(report.summary)
     return report.exit_code

@@ -10,6 +10,7 @@ import click
 from stage1.cli.options import CONFIG_FILE, SETTINGS, training_options
 from stage1.model.config import BACKBONES, SIZES
 from stage1.training.config import PRESETS, TrainConfig, make_config, merge
+from vidshard.util import console
 from vidshard.util.console import EXIT_STOPPED
 from vidshard.util.options import GroupedOption, command, config_options, given_options
 
@@ -84,6 +85,6 @@ def train(
     try:
         train(config)
     except RunStopped as stopped:
-        click.echo(str(stopped), err=True)
+        console.echo(str(stopped), err=True)
         return EXIT_STOPPED
     return None

@@ -25,12 +25,12 @@ def choose_device(name: str = "auto") -> torch.device:
         raise UserError(f"device is {name!r}, expected auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(
-            f"--device is {name}, but this torch ({torch.__version__}) finds no CUDA device; "
-            "use --device cpu, or install a CUDA build of torch and its driver"
+            f"`device` is {name}, but this torch ({torch.__version__}) finds no CUDA device; "
+            "use `device` cpu, or install a CUDA build of torch and its driver"
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise UserError(f"--device is {name}, expected a number below {count}: CUDA devices are numbered from 0")
+        raise UserError(f"`device` is {name}, expected a number below {count}: CUDA devices are numbered from 0")
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device is {name!r}, expected auto, cpu, cuda or cuda:N")
     return device
@@ -73,7 +73,7 @@ def compile_errors() -> Iterator[None]:
         why = " ".join([first, *others[:1]]) if first.endswith(":") else first
         raise UserError(
             f"torch.compile failed: {why}; on a CPU it needs a C++ compiler such as g++: install one, or run without "
-            "--compile"
+            "`compile`"
         ) from error
 
 
@@ -86,6 +86,6 @@ def cuda_memory_errors(batch_size: int) -> Iterator[None]:
         # CUDA reports the second form for allocations that do not go through torch's allocator.
         if not isinstance(error, torch.OutOfMemoryError) and "CUDA error: out of memory" not in str(error):
             raise
-        smaller = f"try --batch-size {batch_size // 2}"
-        hint = smaller if batch_size > 1 else "the smallest batch does not fit: use --device cpu"
-        raise UserError(f"CUDA is out of memory with --batch-size {batch_size}; {hint}") from error
+        smaller = f"try `batch_size` {batch_size // 2}"
+        hint = smaller if batch_size > 1 else "the smallest batch does not fit: use `device` cpu"
+        raise UserError(f"CUDA is out of memory with `batch_size` {batch_size}; {hint}") from error

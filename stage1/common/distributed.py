@@ -72,7 +72,7 @@ def device_of_rank(device: torch.device) -> torch.device:
     if index >= torch.cuda.device_count():
         raise UserError(
             f"process {index} of this machine has no GPU: there are {torch.cuda.device_count()}, counted from 0; start "
-            "at most that many processes (--nproc-per-node), or use --device cpu"
+            "at most that many processes (--nproc-per-node), or use `device` cpu"
         )
     own = torch.device("cuda", index)
     torch.cuda.set_device(own)  # the default of collective operations and unnumbered tensors

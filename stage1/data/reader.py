@@ -335,7 +335,7 @@ class JoinedReader:
             if reader.clip_shape != self.clip_shape:
                 raise UserError(
                     f"{reader.shard_set.folder} has clips of {reader.clip_shape}, expected {self.clip_shape} as in "
-                    f"{readers[0].shard_set.folder}; build both with the same --clip-len and --frame-size"
+                    f"{readers[0].shard_set.folder}; build both with the same `clip_len` and `frame_size`"
                 )
         sizes = [len(reader) for reader in readers]
         self.sets = np.repeat(np.arange(len(readers)), sizes)  # [N], the position of each row's set in `readers`

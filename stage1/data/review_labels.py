@@ -58,7 +58,7 @@ def read_review_labels(path: Path) -> dict[str, ReviewLabel]:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"--marks {path} cannot be read ({error}); expected the CSV that a report exports") from error
+        raise UserError(f"`marks` {path} cannot be read ({error}); expected the CSV that a report exports") from error
     review_labels: dict[str, ReviewLabel] = {}
     for line, row in enumerate(rows, start=2):
         try:
@@ -70,14 +70,14 @@ def read_review_labels(path: Path) -> dict[str, ReviewLabel]:
             )
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise UserError(
-                f"--marks {path}, line {line}: expected key, mark (true or false), start_seconds and end_seconds, as a "
+                f"`marks` {path}, line {line}: expected key, mark (true or false), start_seconds and end_seconds, as a "
                 f"report exports them ({error!r})"
             ) from error
         if key in review_labels and review_labels[key] != review_label:
-            raise UserError(f"--marks {path}, line {line}: {key} is marked twice, differently; remove one of the rows")
+            raise UserError(f"`marks` {path}, line {line}: {key} is marked twice, differently; remove one of the rows")
         review_labels[key] = review_label
     if not review_labels:
-        raise UserError(f"--marks {path} marks no clip; export the CSV again after marking clips in the report")
+        raise UserError(f"`marks` {path} marks no clip; export the CSV again after marking clips in the report")
     return review_labels
 
 
@@ -99,7 +99,7 @@ def apply_review_labels(
         apart = abs(seconds[0] - review_label.start_seconds), abs(seconds[-1] - review_label.end_seconds)
         if max(apart) > MAX_SECONDS_APART:
             raise UserError(
-                f"--marks {path}: {reader.index.key(row)} was marked from {review_label.start_seconds:g} to "
+                f"`marks` {path}: {reader.index.key(row)} was marked from {review_label.start_seconds:g} to "
                 f"{review_label.end_seconds:g} s, but in {reader.shard_set.where} it runs from {seconds[0]:g} to "
                 f"{seconds[-1]:g} s; review a report on shards that were built with the same sampling"
             )
@@ -112,7 +112,7 @@ def apply_review_labels(
                 kept[row] = False
     if not found:
         raise UserError(
-            f"--marks {path}: none of the {len(review_labels)} marked clips is in {reader.shard_set.where}; "
+            f"`marks` {path}: none of the {len(review_labels)} marked clips is in {reader.shard_set.where}; "
             "review a report on these shards"
         )
     return ReviewedClips(

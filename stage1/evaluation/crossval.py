@@ -151,7 +151,7 @@ def _fold_splits(kind: str, labels: Rows, groups: Rows, *, folds: int, seed: int
         if len(np.unique(labels[train_rows])) < 2:
             raise UserError(
                 f"without fold {fold} only one class is left to train on, expected both; add recordings of the "
-                "other, or fewer --folds"
+                "other, or fewer `folds`"
             )
         yield Split(kind=kind, seed=seed, fold=fold, train_rows=train_rows, held_rows=held)
 
@@ -166,7 +166,7 @@ def stratified_folds(labels: Rows, groups: Rows, *, folds: int, seed: int) -> li
 
     num_groups = len(np.unique(groups))
     if num_groups < folds:
-        raise UserError(f"there are {num_groups} recordings, expected at least as many as --folds ({folds})")
+        raise UserError(f"there are {num_groups} recordings, expected at least as many as `folds` ({folds})")
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     held = [np.asarray(rows, np.int64) for _, rows in splitter.split(labels, labels, groups)]
     return sorted(held, key=lambda rows: int(rows[0]))
@@ -177,10 +177,10 @@ def _check(clips: Clips, test: Clips | None, config: CrossvalConfig) -> list[str
     sets = [*zip(clips.reader.readers, config.shards, strict=True)]
     for (one, place), (other, other_place) in itertools.combinations(sets, 2):
         if one.digest == other.digest:
-            raise UserError(f"--shards {place} and {other_place} are the same set, expected each once")
+            raise UserError(f"`shards` {place} and {other_place} are the same set, expected each once")
         if config.save_attention and (both := _video_ids(one) & _video_ids(other)):
             raise UserError(
-                f"{place} and {other_place} both hold a video {min(both)!r}, and --save-attention must tell them "
+                f"{place} and {other_place} both hold a video {min(both)!r}, and `save_attention` must tell them "
                 "apart; build them with other names of folders or files"
             )
     for held, places in ((clips, config.shards), (test, (config.test_shards,))):
@@ -194,7 +194,7 @@ def _check(clips: Clips, test: Clips | None, config: CrossvalConfig) -> list[str
         warnings.append(
             f"{len(clips.labels) - clips.num_grouped} of {len(clips.labels)} clips have no known recording, so each of "
             "their videos counts as a recording of its own: videos cut from one recording may be on both sides; build "
-            "with --source-groups"
+            "with `source_groups`"
         )
     if test is not None and config.test_shards is not None:
         sets.append((test.reader.readers[0], config.test_shards))
@@ -247,7 +247,7 @@ def _note_config(config: CrossvalConfig, clips: Clips, test: Clips | None) -> No
             told = changed_options(before.pop("training"), now.pop("training")) + changed_options(before, now)
             raise UserError(
                 f"{config.out} contains a cross-validation with different options or data "
-                f"({next(iter(told), 'of another version')}); name another --out, or remove it"
+                f"({next(iter(told), 'of another version')}); name another `out`, or remove it"
             )
     atomic.write_json(path, now)
 
@@ -262,7 +262,7 @@ def run_split(config: CrossvalConfig, split: Split, clips: Clips, held: Clips) -
     keeps = _keeps_checkpoint(split, config)
     if path.is_file() and keeps and not (folder / files.BEST_NAME).is_file():
         raise UserError(
-            f"{folder} keeps no checkpoint, which --save-attention needs: it was run without; name another --out"
+            f"{folder} keeps no checkpoint, which `save_attention` needs: it was run without; name another `out`"
         )
     if path.is_file():
         with np.load(path) as saved:

@@ -162,7 +162,7 @@ def _draw_baselines(axes: Any, fields: Mapping[str, Any]) -> None:
     axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
     axes.invert_yaxis()
     axes.set(xlabel="Video AUC with interval (dotted: chance)", xlim=(0, 1.02))
-    title = "Shortcut baselines" if len(rows) > 1 else "Shortcut baselines: none fitted (--train-shards)"
+    title = "Shortcut baselines" if len(rows) > 1 else "Shortcut baselines: none fitted (`train_shards`)"
     axes.set_title(title, loc="left", fontweight="bold")
 
 

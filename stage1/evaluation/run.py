@@ -513,19 +513,19 @@ def _open_readers(config: EvaluateConfig, checkpoint: Checkpoint) -> dict[str, C
         if reader.clip_shape != checkpoint.shape:
             raise UserError(
                 f"clips in {reader.shard_set.folder} are {reader.clip_shape}, {config.checkpoint} was trained on "
-                f"{checkpoint.shape}; build them with the same --clip-len and --frame-size"
+                f"{checkpoint.shape}; build them with the same `clip_len` and `frame_size`"
             )
     if "validation" in readers:
         validation = readers["validation"]
         splits = {validation.manifest.split, *(validation.index.split(v) for v in range(len(validation.index.videos)))}
         if "Test" in splits:
             raise UserError(
-                f"--val-shards {config.val_shards} is marked Test: calibration and threshold must not be chosen on it; "
+                f"`val_shards` {config.val_shards} is marked Test: calibration and threshold must not be chosen on it; "
                 "name a Validation split"
             )
         if validation.digest == readers["shards"].digest:
             raise UserError(
-                f"--shards and --val-shards are the same set ({config.shards}): what is chosen on it cannot be judged "
+                f"`shards` and `val_shards` are the same set ({config.shards}): what is chosen on it cannot be judged "
                 "on it; name another one"
             )
     return readers
@@ -553,7 +553,7 @@ def _frame_truth(config: EvaluateConfig, reader: ClipReader) -> dict[int, truths
     known, paths = read_ground_truth(config.annotations, reader), reader.index.paths
     found = {n: known[paths[n]] for n in np.unique(reader.videos[reader.labels >= 0]).tolist() if paths[n] in known}
     if not found:
-        raise UserError(f"--annotations {config.annotations} names no video of {config.shards} that has a label")
+        raise UserError(f"`annotations` {config.annotations} names no video of {config.shards} that has a label")
     return found
 
 
@@ -585,14 +585,14 @@ def _warnings(
     if not clips.has_recordings:
         warnings.append(
             "recordings are unknown: intervals treat videos as independent, and are too narrow if several videos were "
-            "cut from one recording; build with --source-groups"
+            "cut from one recording; build with `source_groups`"
         )
     elif levels["clips"]["auc"]["num_units"] < 10:
         warnings.append(f"only {levels['clips']['auc']['num_units']} recordings: intervals are rough with so few")
     if config.train_shards is None:
-        warnings.append("no shortcut baselines: name the training shards by --train-shards")
+        warnings.append("no shortcut baselines: name the training shards by `train_shards`")
     if config.val_shards is None:
-        warnings.append("not calibrated here: name validation shards by --val-shards")
+        warnings.append("not calibrated here: name validation shards by `val_shards`")
     elif chosen.temperature == 1:
         warnings.append(
             f"no temperature was fitted: the model classifies correctly every clip of {config.val_shards}, so its "

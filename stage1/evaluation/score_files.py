@@ -40,16 +40,16 @@ def read_scores(path: Path, *, fps: float) -> dict[str, ForeignScores]:
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
         if not files:
             raise UserError(
-                f"--scores {path} contains no score file, expected NAME.npy, NAME.txt or NAME.csv, one per video"
+                f"`scores` {path} contains no score file, expected NAME.npy, NAME.txt or NAME.csv, one per video"
             )
         found: dict[str, ForeignScores] = {}
         for file in files:
             if file.stem in found:
-                raise UserError(f"--scores {path} contains two files for {file.stem}, expected one per video")
+                raise UserError(f"`scores` {path} contains two files for {file.stem}, expected one per video")
             found[file.stem] = ForeignScores(scores=_read_array(file))
         return found
     if not path.exists():
-        raise UserError(f"--scores {path} does not exist, expected a folder of NAME.npy or a CSV")
+        raise UserError(f"`scores` {path} does not exist, expected a folder of NAME.npy or a CSV")
     return _read_table(path, fps)
 
 

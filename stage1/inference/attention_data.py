@@ -121,8 +121,8 @@ def check_clip_bytes(num_detections: int, clip_shape: ClipShape, *, threshold: f
     if total > MAX_CLIP_BYTES:
         raise UserError(
             f"the clips of {num_detections:,} detections are {total / 2**30:.1f} GiB, a file of tensors holds at most "
-            f"{MAX_CLIP_BYTES / 2**30:.0f} GiB; the scores are kept: run the same command with --resume and "
-            f"--attention-format shards, which have no limit, or with a --threshold above {threshold:g}"
+            f"{MAX_CLIP_BYTES / 2**30:.0f} GiB; the scores are kept: run the same command with `resume` and "
+            f"`attention_format` shards, which have no limit, or with a `threshold` above {threshold:g}"
         )
 
 

@@ -74,7 +74,7 @@ def extract(config: ExtractConfig) -> ExtractReport:
     """
     files.check_out(config.out)
     if config.out.is_dir() and any(config.out.iterdir()):
-        raise UserError(f"--out {config.out} is not empty; name another folder, or remove this one")
+        raise UserError(f"`out` {config.out} is not empty; name another folder, or remove this one")
     data = load_attention_data(config.folder, for_training=not config.for_looking)
     warnings = leak_warnings(config, {name for name in data.classes if name})
     num_frames_of = _lengths(config.folder)
@@ -147,7 +147,7 @@ def leak_warnings(config: ExtractConfig, classes: set[str]) -> list[str]:
     elif classes & UCF_CRIMES:
         warnings.append(
             "these are classes of UCF-Crime: its official folds for stage 2 (action recognition) hold 121 to 145 of "
-            "the 290 videos that stage 1 is tested on; compare yours by --stage2-list FILE --test-list Anomaly_Test.txt"
+            "the 290 videos that stage 1 is tested on; compare yours by `stage2_list` FILE `test_list` Anomaly_Test.txt"
         )
     return warnings
 

@@ -103,7 +103,7 @@ def _extractor(
     path = Path(config.backbone)
     if not path.is_file():
         raise UserError(
-            f"--backbone {config.backbone}: no such file, and none of {', '.join(backbones.NAMES)}; expected one of "
+            f"`backbone` {config.backbone}: no such file, and none of {', '.join(backbones.NAMES)}; expected one of "
             "these, or a file of torch.export.save whose program maps uint8 clips (B, T, H, W, 3) to features (B, D)"
         )
     try:
@@ -111,7 +111,7 @@ def _extractor(
     except Exception as error:  # torch and zipfile raise a dozen types on other files
         reason = str(error).strip().partition("\n")[0][:120]
         raise UserError(
-            f"--backbone {path} cannot be loaded ({reason}); expected a file written by torch.export.save"
+            f"`backbone` {path} cannot be loaded ({reason}); expected a file written by torch.export.save"
         ) from error
     return program, {"backbone": path.name, "weights_sha256": manifest.file_sha256(path)}, ()
 
@@ -138,11 +138,11 @@ def _start(out: Path, facts: dict[str, Any]) -> None:
     wanted = {name: value for name, value in facts.items() if name != "checkpoint"}
     if plan.is_file():
         if json.loads(plan.read_bytes()) != wanted:
-            raise UserError(f"{out} contains features of a different model or of different shards; name another --out")
+            raise UserError(f"{out} contains features of a different model or of different shards; name another `out`")
         (out / SUMMARY_NAME).unlink(missing_ok=True)
         return
     if any(out.glob("*.npy")):
-        raise UserError(f"{out} contains arrays that this command did not write; name another --out")
+        raise UserError(f"{out} contains arrays that this command did not write; name another `out`")
     atomic.write_json(plan, wanted)
 
 

@@ -143,7 +143,7 @@ def infer(config: InferConfig) -> InferReport | None:
         return _on_all_ranks(config, [Fold(checkpoint=config.checkpoint, rows=np.zeros(0, np.int64))], [checkpoint])
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
-            "--videos runs in one process, but WORLD_SIZE is above 1; build shards first and name them with --shards"
+            "`videos` runs in one process, but WORLD_SIZE is above 1; build shards first and name them with `shards`"
         )
     with from_videos.temporary_shards(
         config.videos, shape=checkpoint.shape, sampling=checkpoint.sampling, workers=config.workers
@@ -270,8 +270,8 @@ class _InferenceRun:
         self.score_log.load()
         if len(self.score_log.missing):
             raise UserError(
-                f"the scores of {len(self.score_log.missing):,} batches are not in {self.score_log.folder}: --out must "
-                "be a folder that all processes of the run share; run again with --resume"
+                f"the scores of {len(self.score_log.missing):,} batches are not in {self.score_log.folder}: `out` must "
+                "be a folder that all processes of the run share; run again with `resume`"
             )
         if self.config.relative:
             self._relative = self._relative_confidences()
@@ -527,7 +527,7 @@ def _threshold(config: InferConfig, checkpoints: Sequence[Checkpoint]) -> float:
         if (chosen := checkpoints[0].relative) is None:
             raise UserError(
                 f"{config.checkpoint} has no threshold for scores centred per video; choose one with `stage1 evaluate "
-                "--relative --val-shards PLACE --target TARGET`, or pass --threshold"
+                "--relative --val-shards PLACE --target TARGET`, or pass `threshold`"
             )
         return float(chosen["threshold"])
     return math.fsum(checkpoint.threshold for checkpoint in checkpoints) / len(checkpoints)
@@ -570,7 +570,7 @@ def _check_sampling(reader: ClipReader, checkpoint: Checkpoint, config: InferCon
     )
     if resize != expected_resize:
         mismatches.append(
-            f"frames of {subject} were made square by --resize {resize}, but {path} was trained on {expected_resize}, "
+            f"frames of {subject} were made square by `resize` {resize}, but {path} was trained on {expected_resize}, "
             "which changes shapes"
         )
     got, expected = reader.frame_gap_seconds(), checkpoint.frame_gap_seconds
@@ -583,7 +583,7 @@ def _check_sampling(reader: ClipReader, checkpoint: Checkpoint, config: InferCon
         return [f"{mismatch}: the scores may be meaningless" for mismatch in mismatches]
     raise UserError(
         f"{'; '.join(mismatches)}; build the shards like the training shards, by `vidshard build SOURCE "
-        f"{_build_options(checkpoint)}`, or continue with --allow-sampling-mismatch"
+        f"{_build_options(checkpoint)}`, or continue with `allow_sampling_mismatch`"
     )
 
 
@@ -605,7 +605,7 @@ def _video_root(config: InferConfig) -> Path | None:
     """Return the folder of the videos: that of the options, or that in the log of the build, or None."""
     if config.video_root is not None:
         if not config.video_root.is_dir():
-            raise UserError(f"--video-root {config.video_root} is no folder, expected the folder of the videos")
+            raise UserError(f"`video_root` {config.video_root} is no folder, expected the folder of the videos")
         return config.video_root.resolve()
     if isinstance(config.shards, Url):
         return None
@@ -621,13 +621,13 @@ def _check_paths(paths: set[str], root: Path | None, config: InferConfig) -> lis
     if paths and root is None:
         return [
             f"the folder of the videos of {config.shards} is unknown (its log folder is missing), so video_path is "
-            "relative; name the folder with --video-root"
+            "relative; name the folder with `video_root`"
         ]
     missing = sorted(path for path in paths if not Path(path).is_file())
     if missing:
         return [
             f"{len(missing)} of {len(paths)} detected videos are missing, such as {missing[0]}; "
-            "name their folder with --video-root"
+            "name their folder with `video_root`"
         ]
     return []
 

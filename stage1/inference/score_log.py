@@ -84,12 +84,12 @@ class ScoreLog:
         try:
             held = json.loads(path.read_bytes())
         except ValueError as error:
-            raise UserError(f"{path} cannot be read ({error}); start again without --resume") from error
+            raise UserError(f"{path} cannot be read ({error}); start again without `resume`") from error
         for name in self.plan:
             if held.get(name) != self.plan[name]:
                 raise UserError(
                     f"the unfinished run in {self.folder.parent} has {name} {held.get(name)!r}, this one "
-                    f"{self.plan[name]!r}; resume with the same {name}, or start again without --resume"
+                    f"{self.plan[name]!r}; resume with the same {name}, or start again without `resume`"
                 )
 
     def load(self) -> None:
@@ -140,7 +140,7 @@ class ScoreLog:
         file.seek(int(self._places[batch]))
         record = _read_record(file)
         if record is None or record[0] != batch:
-            raise FormatError(f"{file.name} changed while it was read; run again with --resume")
+            raise FormatError(f"{file.name} changed while it was read; run again with `resume`")
         reasons = json.loads(record[2]) if record[2] else {}
         return ScoredBatch(
             rows=np.frombuffer(record[1], self._dtype),

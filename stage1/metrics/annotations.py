@@ -155,7 +155,7 @@ def make_annotations(
     if not videos:
         raise UserError(
             "the number of frames is known for none of the annotated videos; name a list of frame counts by "
-            "--frame-counts, such as UCF-Crime's test_frame_counts.txt (`Arson/Arson022_x264.mp4 8640 …`)"
+            "`frame_counts`, such as UCF-Crime's test_frame_counts.txt (`Arson/Arson022_x264.mp4 8640 …`)"
         )
     return Annotations(videos=tuple(videos), convention=convention, overruns=overruns, notes=tuple(notes))
 

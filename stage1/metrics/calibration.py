@@ -68,7 +68,7 @@ class Calibration:
         [0.1]
         """
         if not 0 < prior < 1:
-            raise UserError(f"--prior is {prior:g}, expected a share of crime above 0 and below 1")
+            raise UserError(f"`prior` is {prior:g}, expected a share of crime above 0 and below 1")
         if self.prior is None:
             raise UserError(
                 "the checkpoint's probabilities are not calibrated, so their prior cannot be changed; calibrate it "
@@ -182,10 +182,10 @@ def parse_target(text: str) -> Target:
     name, value = (match["name"], match["value"]) if match else ("", None)
     needs_value = name not in ("f1", "accuracy")
     if name not in TARGETS or needs_value != (value is not None):
-        raise UserError(f"--target is {text!r}, expected one of f1, accuracy, recall=R, fpr=R, false-alarms-per-hour=R")
+        raise UserError(f"`target` is {text!r}, expected one of f1, accuracy, recall=R, fpr=R, false-alarms-per-hour=R")
     target = Target(name=name, value=None if value is None else float(value))
     if target.value is not None and (target.value <= 0 or (name in ("recall", "fpr") and target.value >= 1)):
-        raise UserError(f"--target is {text}, expected a value above 0{' and below 1' * (name != TARGETS[-1])}")
+        raise UserError(f"`target` is {text}, expected a value above 0{' and below 1' * (name != TARGETS[-1])}")
     return target
 
 
@@ -232,7 +232,7 @@ def check_support(target: Target, *, num_normal: int, num_crime: int, normal_hou
         if hours * target.value < RULE_OF_THREE:
             possible = f"up to {RULE_OF_THREE / hours:.3g} per hour are possible" if hours else "any rate is possible"
             raise UserError(
-                f"--target {target} cannot be supported by {hours:.2f} hours of normal validation footage (videos of "
+                f"`target` {target} cannot be supported by {hours:.2f} hours of normal validation footage (videos of "
                 f"{MIN_ALARM_SECONDS:g} s or more): even without a false alarm in it, {possible}; "
                 f"expected at least {RULE_OF_THREE / target.value:.3g} hours, or a target of more alarms"
             )
@@ -243,7 +243,7 @@ def check_support(target: Target, *, num_normal: int, num_crime: int, normal_hou
     }.get(target.name, (1.0, 10**9, ""))
     if share * count < RULE_OF_THREE:
         raise UserError(
-            f"--target {target} cannot be supported by {count} {what} validation clips: even without an error in "
+            f"`target` {target} cannot be supported by {count} {what} validation clips: even without an error in "
             f"them, the error rate may be {RULE_OF_THREE / count:.2g}; expected at least "
             f"{math.ceil(round(RULE_OF_THREE / share, 6))}, or a different target"
         )

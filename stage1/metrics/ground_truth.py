@@ -22,7 +22,7 @@ def read_ground_truth(path: Path, reader: ClipReader) -> dict[str, VideoGroundTr
         other = video_of_stem.setdefault(PurePosixPath(source).stem, video)
         if other != video:
             raise UserError(
-                f"--annotations {path}: {PurePosixPath(source).stem} may be {paths[other]} or {source}; build them "
+                f"`annotations` {path}: {PurePosixPath(source).stem} may be {paths[other]} or {source}; build them "
                 "into separate shard sets"
             )
     listed = [
@@ -30,7 +30,7 @@ def read_ground_truth(path: Path, reader: ClipReader) -> dict[str, VideoGroundTr
     ]
     if not listed:
         raise UserError(
-            f"--annotations {path} names none of the {len(paths):,} videos of the shards; expected the annotations of "
+            f"`annotations` {path} names none of the {len(paths):,} videos of the shards; expected the annotations of "
             "these videos, with their file names"
         )
     lengths = {stem: int(reader.index.videos["num_frames"][video]) for stem, video in video_of_stem.items()}

@@ -25,8 +25,8 @@ def check_videos(videos_N: npt.NDArray[np.integer], *, where: str) -> None:
     counts_V = np.unique(videos_N, return_counts=True)[1]
     if len(counts_V) and np.median(counts_V) < MIN_CLIPS:
         raise UserError(
-            f"--relative compares a clip with the other clips of its video, but half of the videos of {where} have "
-            f"fewer than {MIN_CLIPS} clips; build them with --sampling dense"
+            f"`relative` compares a clip with the other clips of its video, but half of the videos of {where} have "
+            f"fewer than {MIN_CLIPS} clips; build them with `sampling` dense"
         )
 
 

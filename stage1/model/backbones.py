@@ -113,7 +113,7 @@ def training_options(name: str, weights: str | None, *, confirm: Confirm) -> dic
         return {"model": {"backbone": name, "norm": "group"}, "transform": own, "weights": "", "weights_sha256": ""}
     if name not in NAMES:
         raise UserError(
-            f"--weights needs --backbone {', '.join(NAMES)}, but --backbone is {name}, which is trained from scratch; "
+            f"`weights` needs `backbone` {', '.join(NAMES)}, but `backbone` is {name}, which is trained from scratch; "
             "name another backbone, or no weights"
         )
     options: dict[str, Any] = {

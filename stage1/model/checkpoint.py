@@ -126,7 +126,7 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> Che
     if path.is_dir():
         raise UserError(f"no checkpoint {path}: it is a folder, expected a file; did you mean {path / BEST_NAME}?")
     if not path.is_file():
-        raise UserError(f"no checkpoint {path}: train one with `stage1 train`, or name one with --checkpoint FILE")
+        raise UserError(f"no checkpoint {path}: train one with `stage1 train`, or name one with `checkpoint` FILE")
     data = path.read_bytes()
     payload, digest = data[:-_DIGEST_LINE_SIZE], _digest_at_the_end(data)
     if digest is not None and hashlib.sha256(payload).hexdigest().encode() != digest:

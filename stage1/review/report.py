@@ -252,7 +252,7 @@ class Pictures:
         """Return frames side by side as a base64 JPEG, or None and the reason."""
         if self._bytes > MAX_IMAGE_BYTES:
             self.num_left_out += 1
-            return None, "No picture: the page would become too large. Show fewer with --max-items."
+            return None, "No picture: the page would become too large. Show fewer with `max_items`."
         try:
             frames = self._frames(clip)
         except FormatError as error:
@@ -479,13 +479,13 @@ def _read_evaluation(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     """Read the results of `stage1 evaluate`. Raises UserError if they are of different shards."""
     path = folder / "evaluation.json"
     if not path.is_file():
-        raise UserError(f"no {path}: run `stage1 evaluate --out {folder}` first, or leave out --evaluation")
+        raise UserError(f"no {path}: run `stage1 evaluate --out {folder}` first, or leave out `evaluation`")
     fields = _read_json(path)
     digest = fields["shards"]["digest"] if "levels" in fields else None
     if digest != run["shards"]["digest"]:
         raise UserError(
             f"{path} is about other shards than this run scored ({run['shards']['path']}); evaluate these, or "
-            "omit --evaluation"
+            "omit `evaluation`"
         )
     return fields
 

@@ -105,7 +105,7 @@ class ClipObjective:
         if not isinstance(model.backbone, backbones.TorchvisionBackbone):
             raise UserError(
                 f"weights are {self.config.weights}, but the backbone {self.config.model.backbone} takes none; "
-                "name a backbone of torchvision by --backbone, or no weights"
+                "name a backbone of torchvision by `backbone`, or no weights"
             )
         report = backbones.load_weights(model.backbone, self.config.weights, confirm=backbones.never)
         if self.config.weights_sha256 not in ("", report.sha256):

@@ -182,32 +182,23 @@ FREE_ON_RESUME = (
 )
 
 
-def option_name(name: str) -> str:
-    """Return the command-line option of a field.
-
-    >>> option_name("batch_size")
-    '--batch-size'
-    """
-    return "--" + name.replace("_", "-")
-
-
 def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Describe, for the user, each option of `now`, nested or not, that had another value before.
 
     >>> changed_options({"bags": "", "model": {"a": 1, "b": 2}}, {"bags": "topk", "model": {"a": 3, "b": 2}})
-    ['--bags (not given), got topk', '--set model.a=1, got 3']
+    ['`bags` (not given), got topk', '`set` model.a=1, got 3']
     """
     told = []
     for name, value in now.items():
         old = before.get(name)
         if isinstance(old, Mapping) and isinstance(value, Mapping):
             told += [
-                f"--set {name}.{part}={_shown(old.get(part))}, got {_shown(new)}"
+                f"`set` {name}.{part}={_shown(old.get(part))}, got {_shown(new)}"
                 for part, new in value.items()
                 if new != old.get(part)
             ]
         elif old != value:
-            told.append(f"{option_name(name)} {_shown(old)}, got {_shown(value)}")
+            told.append(f"`{name}` {_shown(old)}, got {_shown(value)}")
     return told
 
 
@@ -236,7 +227,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # as Windows may write it
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(
-            f"no file {path}: --config names a TOML file, such as the {files.CONFIG_NAME} of a run"
+            f"no file {path}: `config` names a TOML file, such as the {files.CONFIG_NAME} of a run"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not TOML: {error}") from error
@@ -255,7 +246,7 @@ def parse_setting(text: str) -> dict[str, Any]:
                 return tomllib.loads(line)
         except tomllib.TOMLDecodeError:
             continue
-    raise UserError(f"--set is {text!r}, expected NAME=VALUE, such as model.dropout=0.3")
+    raise UserError(f"`set` is {text!r}, expected NAME=VALUE, such as model.dropout=0.3")
 
 
 def merge(*options: Mapping[str, Any]) -> dict[str, Any]:

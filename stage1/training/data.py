@@ -180,8 +180,8 @@ def validation_warnings(train: ClipReader, validation: ClipReader) -> list[str]:
     resizes = [reader.manifest.settings.get("resize", "squash") for reader in (train, validation)]
     if resizes[0] != resizes[1]:
         warnings.append(
-            f"frames were made square by --resize {resizes[1]} in {folder}, but by {resizes[0]} in training; build "
-            "both with the same --resize"
+            f"frames were made square by `resize` {resizes[1]} in {folder}, but by {resizes[0]} in training; build "
+            "both with the same `resize`"
         )
     gaps = train.frame_gap_seconds(), validation.frame_gap_seconds()
     if max(gaps) > 2 * min(gaps) and min(gaps) > 0:
@@ -248,17 +248,17 @@ def _check_validation(train: ClipReader, validation: ClipReader) -> None:
     if validation.clip_shape != train.clip_shape:
         raise UserError(
             f"{validation.shard_set.where} has clips of {validation.clip_shape}, expected {train.clip_shape} as in "
-            f"{train.shard_set.where}; build both with the same --clip-len and --frame-size"
+            f"{train.shard_set.where}; build both with the same `clip_len` and `frame_size`"
         )
 
 
 def _describe_hold_out(reader: ClipReader, rows: Rows, fraction: float) -> str:
     if not len(rows):
-        reason = "--val-fraction 0" if not fraction else "too few videos to hold any out"
+        reason = "`val_fraction` 0" if not fraction else "too few videos to hold any out"
         return f"no validation ({reason}): the last epoch is kept"
     videos = np.unique(reader.index.clips["video"][rows])
     note = (
-        f"no --val-shards: {len(videos)} of {len(reader.index.videos)} videos ({len(rows)} clips) of "
+        f"no `val_shards`: {len(videos)} of {len(reader.index.videos)} videos ({len(rows)} clips) of "
         f"{reader.shard_set.where} are held out for validation, by recording and class"
     )
     if not _source_groups(reader):

@@ -46,7 +46,7 @@ class RunLog:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
                 raise UserError(
-                    "--tensorboard needs the package tensorboard: pip install 'vidshard[tensorboard]'"
+                    "`tensorboard` needs the package tensorboard: pip install 'vidshard[tensorboard]'"
                 ) from error
             self._make_writer = SummaryWriter
 

@@ -168,11 +168,11 @@ def check_out(config: TrainConfig) -> bool:
     ]
     can_resume = files.LAST_NAME in held or files.PREVIOUS_NAME in held
     if config.resume is True and not can_resume:
-        raise UserError(f"nothing to resume: no {config.out / files.LAST_NAME}; start the run without --resume")
+        raise UserError(f"nothing to resume: no {config.out / files.LAST_NAME}; start the run without `resume`")
     if held and not (config.resume and can_resume):
-        hint = "resume it with --resume, " if can_resume else ""
+        hint = "resume it with `resume`, " if can_resume else ""
         raise UserError(
-            f"{config.out} contains another run ({', '.join(held)}); {hint}name another --out, or remove it"
+            f"{config.out} contains another run ({', '.join(held)}); {hint}name another `out`, or remove it"
         )
     return bool(held)
 
@@ -190,7 +190,7 @@ def hint_to_resume(config: TrainConfig) -> Iterator[None]:
 
 def how_to_resume(config: TrainConfig) -> str:
     """Return the hint for a run that was stopped; `stage1 crossval` resumes its runs by itself."""
-    return f"run the same command {'again' if config.resume else 'with --resume'} to continue"
+    return f"run the same command {'again' if config.resume else 'with `resume`'} to continue"
 
 
 # --- the run ------------------------------------------------------------------------------------------------------
@@ -238,10 +238,10 @@ def begin(run: TrainingRun) -> None:
     )
     num_taken = len(run.loader.order())
     if config.bags:
-        rank_zero_info(f"An epoch uses {num_taken} videos, each a bag of clips (--bags {config.bags})")
+        rank_zero_info(f"An epoch uses {num_taken} videos, each a bag of clips (`bags` {config.bags})")
     elif num_taken < len(data.train_rows):
         rank_zero_info(
-            f"An epoch uses {num_taken} of {len(data.train_rows)} clips (--clips-per-video-per-epoch "
+            f"An epoch uses {num_taken} of {len(data.train_rows)} clips (`clips_per_video_per_epoch` "
             f"{config.clips_per_video_per_epoch}; 0 uses all)"
         )
     if config.val_shards is not None and data.validation is not None:
@@ -485,20 +485,20 @@ def resume(run: TrainingRun) -> None:
     for role, digest in run.data.digests.items():
         if saved.data_digests.get(role) != digest:
             raise UserError(
-                f"the {role} shards differ from those with which {path} was trained; name those, or another --out"
+                f"the {role} shards differ from those with which {path} was trained; name those, or another `out`"
             )
     now = {name: value for name, value in run.config.to_dict().items() if name not in FREE_ON_RESUME}
     changed = changed_options(saved.train_config, now)
     if changed:
         raise UserError(
             f"{path} was trained with {changed[0]}; resume with the same options (only options that do not affect the "
-            "weights may differ), or name another --out"
+            "weights may differ), or name another `out`"
         )
     if saved.run_state["global_batch"] != run.global_batch:
         raise UserError(
             f"{path} was trained with {saved.run_state['global_batch']} clips per step, got {run.global_batch} "
-            f"(--batch-size {run.config.batch_size} × --accumulate {run.config.accumulate} × "
-            f"{distributed.world_size()} processes); keep the product, or name another --out"
+            f"(`batch_size` {run.config.batch_size} × `accumulate` {run.config.accumulate} × "
+            f"{distributed.world_size()} processes); keep the product, or name another `out`"
         )
     if run.averaged is None:
         run.model.load_state_dict(saved.model_state_dict)
@@ -517,8 +517,8 @@ def resume(run: TrainingRun) -> None:
         rank_zero_warn(warning)
     if (epochs := saved.train_config["epochs"]) != run.config.epochs and run.history:
         rank_zero_info(
-            f"Note: --epochs changed from {epochs} to {run.config.epochs}; the learning-rate schedule is adjusted, so "
-            f"the weights will differ from those of a run with --epochs {run.config.epochs}"
+            f"Note: `epochs` changed from {epochs} to {run.config.epochs}; the learning-rate schedule is adjusted, so "
+            f"the weights will differ from those of a run with `epochs` {run.config.epochs}"
         )
     if distributed.rank() == 0:
         if warning is not None:
@@ -572,5 +572,5 @@ def _check_finite(run: TrainingRun, loss: float, norm: torch.Tensor, *, where: s
     if not math.isfinite(loss) or (not torch.isfinite(norm) and not run.scaler.is_enabled()):
         raise UserError(
             f"the loss is {loss:g} and its gradient {float(norm):g} at {where}, expected finite numbers; "
-            f"lower --lr (now {run.config.lr:g})"
+            f"lower `lr` (now {run.config.lr:g})"
         )

@@ -27,7 +27,7 @@ def preview_augment(shards: Location, transform: TransformConfig, path: Path, *,
     """
     files.check_out(path.parent)
     if path.is_dir():
-        raise UserError(f"--out {path} is a folder, expected the PNG to write, such as {path / 'augmentation.png'}")
+        raise UserError(f"`out` {path} is a folder, expected the PNG to write, such as {path / 'augmentation.png'}")
     reader = ClipReader(shards)
     if not len(reader):
         raise UserError(f"{shards} contains no clips to show; list the failures with `vidshard inspect {shards}`")

@@ -14,6 +14,7 @@ import bad_remuxes
 from tiny_videos import make_tiny_videos
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the ffmpeg program is not installed")
 def test_a_small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     clips = make_tiny_videos(tmp_path / "clips", {"a.mp4": 20, "deep/b.mp4": 30})

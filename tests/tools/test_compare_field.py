@@ -30,6 +30,7 @@ def reference(video: Path) -> Reference:
     return compare_field.read_reference(video, 1000)
 
 
+@pytest.mark.slow
 def test_a_folder_of_any_layout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

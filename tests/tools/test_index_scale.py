@@ -12,6 +12,7 @@ import pytest
 import bench_index
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from /proc")
 def test_a_million_clips_are_opened_and_planned(tmp_path: Path) -> None:
     folder = bench_index.write_synthetic_set(tmp_path / "Train", 1_000_000)

@@ -75,14 +75,13 @@ def build_part(config: BuildConfig, request: TaskRequest) -> tuple[PartReport, .
     for name in ("extend", "retry_failed"):
         if getattr(config, name):
             raise UserError(
-                f"--{name.replace('_', '-')} is not possible in array tasks: run it after `vidshard finalize`, with "
-                "--task-count 1"
+                f"`{name}` is not possible in array tasks: run it after `vidshard finalize`, with `task_count` 1"
             )
     if isinstance(config.out, Url):
         raise UserError(
             f"array tasks need a shared folder as output, not {config.out}; pass "
-            f"--out DIR and, after `vidshard finalize DIR`, upload it: vidshard build … --out {config.out} "
-            "--staging DIR --task-count 1"
+            f"`out` DIR and, after `vidshard finalize DIR`, upload it with "
+            f"`vidshard build … --out {config.out} --staging DIR --task-count 1`"
         )
     sets = [(source, Path(str(out))) for source, out in builder.plan_outputs(config)]
     return tuple(_part_of_set(source, out, config, request) for source, out in sets)
@@ -100,7 +99,7 @@ def _part_of_set(source: Source, out: Path, config: BuildConfig, request: TaskRe
         return _nothing_to_do(out, task, numbering, start)
     logger.info(
         f"{request.origin}: building only part {task} (of 0 to {numbering.count - 1}) of {out}; "
-        "pass --task-count 1 to build all of it"
+        "pass `task_count` 1 to build all of it"
     )
     work = WorkFolder(out=out, task=task)
     work.tasks_path.mkdir(parents=True, exist_ok=True)
@@ -291,10 +290,10 @@ def finalize(out: Path) -> builder.BuildReport:
     """
     out = Path(out)
     if not out.is_dir():
-        raise UserError(f"no folder {out}; pass the --out of the build; its default is shards/<name of SOURCE>")
+        raise UserError(f"no folder {out}; pass the `out` of the build; its default is shards/<name of SOURCE>")
     folders = [out] if _is_set(out) else sorted(folder for folder in out.iterdir() if _is_set(folder))
     if not folders:
-        raise UserError(f"{out} holds no build, finished or not; pass the --out of the build")
+        raise UserError(f"{out} holds no build, finished or not; pass the `out` of the build")
     # Find the gaps of all sets before finishing any, so that the user resubmits tasks only once; and before taking any
     # lock, since a killed task may still seem to hold one.
     gaps = []
@@ -324,10 +323,10 @@ def _joined(gaps: Sequence[_GapError]) -> UserError:
         alike = [gap for gap in gaps if gap.numbering == numbering]
         tasks = sorted({task for gap in alike for task in gap.tasks})
         running = sorted({task for gap in alike for task in gap.running})
-        own = ", ".join(f"--task-index {task}" for task in tasks[:8]) + (", …" if len(tasks) > 8 else "")
+        own = ", ".join(f"`task_index` {task}" for task in tasks[:8]) + (", …" if len(tasks) > 8 else "")
         messages.append(
             f"{'; '.join(gap.what for gap in alike)}; submit these tasks again: --array={numbering.numbers(tasks)} "
-            f"(elsewhere {own} --task-count {numbering.count})"
+            f"(elsewhere {own} `task_count` {numbering.count})"
             + (f"; of these, {numbering.numbers(running)} seem to be still running: wait for them" if running else "")
         )
     return UserError("; ".join(messages))

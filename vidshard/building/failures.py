@@ -15,10 +15,10 @@ from vidshard.video.packets import DAMAGED, UNSUPPORTED
 _RE_ENCODE = "re-encode it (ffmpeg -i IN -c:v libx264 OUT.mp4)"
 # Reason → what to do, the end of each message.
 ADVICE = {
-    DAMAGED: "copy it again from its origin, or keep the readable clips, flagged, with --allow-damaged",
-    UNSUPPORTED: f"try another --decoder, or {_RE_ENCODE}",
-    NOT_DOWNLOADED: "check the store, then build with --retry-failed",
-    "unreadable": "check its permissions and its disk, then build with --retry-failed",
+    DAMAGED: "copy it again from its origin, or keep the readable clips, flagged, with `allow_damaged`",
+    UNSUPPORTED: f"try another `decoder`, or {_RE_ENCODE}",
+    NOT_DOWNLOADED: "check the store, then build with `retry_failed`",
+    "unreadable": "check its permissions and its disk, then build with `retry_failed`",
     "not_a_regular_file": "replace it with the file itself, or delete it",
     "empty_file": "copy it again from its origin, or delete it",
     "not_a_video": "copy it again if it should be a video, else move it out of SOURCE",
@@ -26,14 +26,14 @@ ADVICE = {
     "unsupported_codec": _RE_ENCODE,
     "no_frames": "copy it again from its origin, or delete it",
     "too_large": "make it smaller or cut it into parts with ffmpeg",
-    "no_event": "correct the file of --annotations, or use another --sampling",
-    "timeout": "build with --retry-failed and a larger --timeout-seconds",
-    "out_of_memory": "build with --retry-failed and a larger --memory-mb",
-    "worker_lost": "build with --retry-failed",
-    "exited": "build with --retry-failed",
+    "no_event": "correct the file of `annotations`, or use another `sampling`",
+    "timeout": "build with `retry_failed` and a larger `timeout_seconds`",
+    "out_of_memory": "build with `retry_failed` and a larger `memory_mb`",
+    "worker_lost": "build with `retry_failed`",
+    "exited": "build with `retry_failed`",
     "unexpected_error": "report it, with the video if you can",
 }
-_OTHER_ADVICE = f"build with --retry-failed; if it fails again, {_RE_ENCODE}"
+_OTHER_ADVICE = f"build with `retry_failed`; if it fails again, {_RE_ENCODE}"
 
 # Escape sequences of terminals (colours, titles), which FFmpeg writes if it believes that its output is a terminal.
 _ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-_]?|\x9b[0-?]*[ -/]*[@-~]")
@@ -72,9 +72,8 @@ def failure_message(reason: str, text: str, *, path: str, full_path: str = "") -
         text = text.replace(full_path, video.name)
     text = _PATH.sub(shortened, text)
     text = text.rstrip(". ")
-    return (
-        text if "`" in text else f"{text}; {ADVICE.get(reason, _OTHER_ADVICE)}"
-    )  # the text already contains a command
+    has_command = re.search(r"`[^`]+ [^`]+`", text)  # it says what to do already
+    return text if has_command else f"{text}; {ADVICE.get(reason, _OTHER_ADVICE)}"
 
 
 def environment_error(error: Exception, trace: str, *, path: str) -> UserError | None:

@@ -232,7 +232,7 @@ def _source_name(config: BuildConfig) -> str:
 def _apply_lists(sources: list[Source], config: BuildConfig) -> list[Source]:
     """Apply the user's split, group and annotation lists to the sources."""
     if config.sampling.mode == "annotated" and config.annotations is None:
-        raise UserError("annotated sampling needs a list of events: pass --annotations FILE")
+        raise UserError("annotated sampling needs a list of events: pass `annotations` FILE")
     for path, apply in (
         (config.split_list, lists.apply_split_list),
         (config.source_groups, lists.apply_source_groups),
@@ -333,7 +333,7 @@ def _build_locked(
         change = _change(finished, source, config)
         work = dataclasses.replace(work, staged=True)
     elif config.extend:
-        raise UserError(f"{work.out} holds no finished set to extend; build it first, without --extend")
+        raise UserError(f"{work.out} holds no finished set to extend; build it first, without `extend`")
     work.start(build_config.fingerprint(source, settings, change=change), retry_failed=config.retry_failed)
     log_folder = manifest.log_folder(work.out)
     with (
@@ -637,7 +637,7 @@ class Run:
         finish.write_failures(path, list(self.new_failures.values()))
         reason, count = Counter(failure.reason for failure in self.new_failures.values()).most_common(1)[0]
         raise UserError(
-            f"{len(self.new_failures):,} videos of {self.source.root} failed, more than --max-failures "
+            f"{len(self.new_failures):,} videos of {self.source.root} failed, more than `max_failures` "
             f"{self.config.max_failures} allows, most often ({count:,} times) because of {reason}; all are in {path}; "
             "finished shards are kept: the same command continues without retrying these videos"
         )
@@ -651,7 +651,7 @@ class Run:
             num_clips = sum(unit.num_clips for unit in units)
             raise UserError(
                 f"not enough free disk for {self.work.out}: {num_clips:,} clips need {_size(needed)}, "
-                f"{_size(free)} are free; free some space, use another --out, or build fewer or smaller clips"
+                f"{_size(free)} are free; free some space, use another `out`, or build fewer or smaller clips"
             )
 
 
@@ -668,7 +668,7 @@ def subsample_videos(source: Source, config: BuildConfig) -> Source:
         generator.shuffle(class_videos)
         ranked += [(turn, path_bytes(video.path), video) for turn, video in enumerate(class_videos)]
     taken = {video.path for _, _, video in sorted(ranked, key=lambda row: row[:2])[: config.limit]}
-    message = f"not among the {config.limit:,} videos of --limit"
+    message = f"not among the {config.limit:,} videos of `limit`"
     over = [
         Failure(path=video.path, outcome="skipped", reason="over_limit", message=message)
         for video in source.videos

@@ -48,7 +48,7 @@ def check_output(url: Url) -> None:
     )
     if foreign:
         shown = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
-        raise UserError(f"the output {url} holds other objects ({shown}); use another --out")
+        raise UserError(f"the output {url} holds other objects ({shown}); use another `out`")
 
 
 def upload_set(folder: Path, url: Url) -> Uploaded:

@@ -203,7 +203,7 @@ class _Decoding:
         damaged = self._damaged or any(error.reason == packets.DAMAGED for error in refusals)
         message = "; ".join(error.message for error in refusals)
         if not damaged and (others := decoders.others_than(self.job.decoder)):
-            message += f"; not tried: {', '.join(others)} (--decoder)"
+            message += f"; not tried: {', '.join(others)} (`decoder`)"
         return VideoFailure(reason=packets.DAMAGED if damaged else packets.UNSUPPORTED, message=message)
 
     def _crashed(self) -> list[str]:

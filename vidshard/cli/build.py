@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from vidshard.planning.config import BuildConfig
+from vidshard.util import console
 from vidshard.util.console import EXIT_OK, EXIT_PARTLY_FAILED
 from vidshard.util.options import GroupedOption, command, config_options, from_options
 
@@ -54,12 +55,12 @@ def build(dry_run: bool, task_index: int | None, task_count: int | None, **optio
     from vidshard.execution import array_task
 
     if dry_run:
-        click.echo(dry_run_summary(run.dry_run(config)))
+        console.echo(dry_run_summary(run.dry_run(config)))
         return EXIT_OK
     task = array_task.find_task(task_index, task_count, os.environ)
     if task is not None:
-        click.echo(part_summary(array.build_part(config, task)))
+        console.echo(part_summary(array.build_part(config, task)))
         return EXIT_OK
     report = run.build(config)
-    click.echo(build_summary(report))
+    console.echo(build_summary(report))
     return EXIT_OK if report.is_complete else EXIT_PARTLY_FAILED

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from vidshard.util import console
 from vidshard.util.console import EXIT_OK, EXIT_PARTLY_FAILED, LOCAL_PATH
 from vidshard.util.options import command
 
@@ -23,5 +24,5 @@ def finalize(folder: Path) -> int:
     from vidshard.building.summary import build_summary
 
     report = array.finalize(folder)
-    click.echo(build_summary(report))
+    console.echo(build_summary(report))
     return EXIT_OK if report.is_complete else EXIT_PARTLY_FAILED

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from vidshard.sources.config import SplitConfig
+from vidshard.util import console
 from vidshard.util.console import EXIT_ERROR, EXIT_OK, LOCAL_PATH
 from vidshard.util.options import command, config_options, from_options
 
@@ -39,13 +40,13 @@ def split(sources: tuple[Path, ...], check: bool, **options: Any) -> int:
     written = []
     if config is not None:
         report = splitting.split(config)
-        click.echo(splitting.to_text(report))
+        console.echo(splitting.to_text(report))
         for warning in report.warnings:
             click.echo(f"warning: {warning}", err=True)
         written = [splitting.list_path(config.out, name) for name in splitting.SPLITS]
     overlaps = splitting.check_lists(given, written=written) if check else []
     for overlap in overlaps:
-        click.echo(overlap.to_text())
+        console.echo(overlap.to_text())
     if check and not overlaps:
         click.echo(f"✓ {len(given):,} lists share no video")
     return EXIT_ERROR if overlaps else EXIT_OK

@@ -7,6 +7,7 @@ import json
 import click
 
 from vidshard.storage.urls import Location, location
+from vidshard.util import console
 from vidshard.util.console import EXIT_ERROR, EXIT_OK
 from vidshard.util.options import command
 
@@ -25,5 +26,8 @@ def verify(folder: Location, deep: bool, as_json: bool) -> int:
     from vidshard.inspection.verify import to_text, verify
 
     report = verify(folder, deep=deep)
-    click.echo(json.dumps(report.to_json(), indent=2) if as_json else to_text(report))
+    if as_json:
+        click.echo(json.dumps(report.to_json(), indent=2))
+    else:
+        console.echo(to_text(report))
     return EXIT_ERROR if report.faults else EXIT_OK

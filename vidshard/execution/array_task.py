@@ -82,7 +82,7 @@ class TaskRequest:
             last = numbering.first + (numbering.count - 1) * numbering.step
             raise UserError(
                 f"{self.origin} is task {self.number}, expected {numbering.first} to {last} of "
-                f"{numbering.count} tasks; give --task-index and --task-count"
+                f"{numbering.count} tasks; give `task_index` and `task_count`"
             )
         return index, numbering
 
@@ -104,7 +104,7 @@ class TaskRequest:
             return Numbering(count=self.count)
         raise UserError(
             f"{self.origin} is task {self.number} of an array with gaps, and no earlier array is recorded here: its "
-            "index cannot be determined; give --task-index I --task-count N, with I from 0"
+            "index cannot be determined; give `task_index` I `task_count` N, with I from 0"
         )
 
 
@@ -116,17 +116,17 @@ def find_task(
     Raises UserError on invalid numbers, and if two schedulers disagree about which task this is.
     """
     if count is not None and count < 1:
-        raise UserError(f"--task-count is {count}, expected at least 1")
+        raise UserError(f"`task_count` is {count}, expected at least 1")
     if count == 1 and index in (None, 0):
         return None
     if index is not None and count is not None:
         if not 0 <= index < count:
-            raise UserError(f"--task-index is {index}, expected 0 to {count - 1} with --task-count {count}")
-        return TaskRequest(origin=f"--task-index {index} --task-count {count}", number=index, count=count)
+            raise UserError(f"`task_index` is {index}, expected 0 to {count - 1} with `task_count` {count}")
+        return TaskRequest(origin=f"`task_index` {index} `task_count` {count}", number=index, count=count)
     found = [task for task in (_slurm(environment), _kubernetes(environment), _ranks(environment)) if task is not None]
     if not found:
         if index is not None or count is not None:
-            missing = "--task-count" if count is None else "--task-index"
+            missing = "`task_count`" if count is None else "`task_index`"
             raise UserError(
                 f"{missing} is missing, and no SLURM array, indexed Kubernetes Job or RANK and WORLD_SIZE defines it"
             )
@@ -134,8 +134,8 @@ def find_task(
     if len(found) > 1:
         origins = " and ".join(str(task["origin"]) for task in found)
         raise UserError(
-            f"{origins} both number this process; choose its task with --task-index and --task-count, "
-            f"or --task-count 1 to let {command} do everything in this process"
+            f"{origins} both number this process; choose its task with `task_index` and `task_count`, "
+            f"or `task_count` 1 to let {command} do everything in this process"
         )
     task = found[0]
     if index is not None:
@@ -145,7 +145,7 @@ def find_task(
     if task["count"] is None and task.get("members") is None:
         raise UserError(
             f"{task['origin']} is task {task['number']} of a Job, but spec.completions is not visible here; give "
-            "--task-count COMPLETIONS, or --task-count 1 to build everything here"
+            "`task_count` COMPLETIONS, or `task_count` 1 to build everything here"
         )
     return TaskRequest(**task)
 
@@ -191,6 +191,6 @@ def _number(environment: Mapping[str, str], name: str) -> int:
         return int(text)
     except ValueError:
         raise UserError(
-            f"the environment variable {name} is {text!r}, expected a number; unset it, or give --task-index and "
-            "--task-count"
+            f"the environment variable {name} is {text!r}, expected a number; unset it, or give `task_index` and "
+            "`task_count`"
         ) from None

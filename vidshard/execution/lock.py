@@ -92,7 +92,7 @@ def hold_whole(path: Path, parts: Path, *, what: str, wait: bool = False) -> Ite
                 tasks = ", ".join(f"{lock.stem} ({holder})" for lock, holder in list(living.items())[:8])
                 raise LockHeldError(
                     f"{what} is being built by array tasks that still run: {tasks}; wait for them, or build into "
-                    f"another --out (locks: {parts})"
+                    f"another `out` (locks: {parts})"
                 )
             time.sleep(_WAIT_SECONDS)
         yield
@@ -202,7 +202,7 @@ def _remove_if_dead(path: Path, what: str, silence: Silence | None) -> None:
     is_silent = silence is not None and silence.seconds(path, text, modified) > SILENT_SECONDS
     if not is_silent and not _is_dead(holder, time.time() - modified):
         raise LockHeldError(
-            f"{what} is being built by {_named(holder)}; wait for it, or build into another --out (lock: {path})"
+            f"{what} is being built by {_named(holder)}; wait for it, or build into another `out` (lock: {path})"
         )
     # Renamed first and checked again: of two processes only one may take a dead lock, and none may take a new one.
     claimed = path.with_name(f"{path.name}.{os.getpid()}")

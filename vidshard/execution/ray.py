@@ -176,7 +176,7 @@ def _import_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise UserError(f"--executor ray needs Ray ({error}): pip install 'vidshard[ray]'") from error
+        raise UserError(f"`executor` ray needs Ray ({error}): pip install 'vidshard[ray]'") from error
     return ray
 
 

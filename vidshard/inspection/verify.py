@@ -121,7 +121,7 @@ def to_text(report: VerifyReport) -> str:
         for fault in faults[:_SHOWN_PER_FILE]:
             lines.append(f"  {file}: {f'sample {fault.key}: ' if fault.key else ''}{fault.message}")
         if len(faults) > _SHOWN_PER_FILE:
-            lines.append(f"  {file}: {len(faults) - _SHOWN_PER_FILE:,} more faults; --json lists all")
+            lines.append(f"  {file}: {len(faults) - _SHOWN_PER_FILE:,} more faults; `json` lists all")
     lines.append("damaged files can only be restored from a copy or rebuilt: delete the folder and build it again")
     return "\n".join(lines)
 

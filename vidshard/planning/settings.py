@@ -109,7 +109,7 @@ def find_finished(out: Location, source: Source, settings: dict[str, Any], confi
     before = {*shards.index.paths, *failed}
     now = {video.path for video in source.videos}
     if not config.extend and now != before:
-        hint = "add the new ones with --extend, " if now > before else ""
+        hint = "add the new ones with `extend`, " if now > before else ""
         raise _another(out, f"other videos ({describe_changes(sorted(now - before), sorted(before - now))})", hint)
     if not now >= before:
         raise _another(out, f"videos that are gone ({describe_changes([], sorted(before - now))})")
@@ -119,7 +119,7 @@ def find_finished(out: Location, source: Source, settings: dict[str, Any], confi
     if digests["ok"] != kept["ok"]:
         raise _another(out, f"other videos ({_changed(shards, same, failed)})")
     if digests["failed"] != kept["failed"] and not config.retry_failed:
-        raise _another(out, "other files where videos failed", "try those again with --retry-failed, ")
+        raise _another(out, "other files where videos failed", "try those again with `retry_failed`, ")
     return shards
 
 
@@ -136,7 +136,7 @@ def check_packages(shards: ShardSet, codec: str) -> None:
         if name in before and name not in now and before[name] != "absent":
             how += f" (`pip uninstall {' '.join(decoders.DECORDS)}`, then `pip install {name}=={before[name]}`)"
     raise UserError(
-        f"{shards.folder} was built with different packages {difference}; {how}, or build into another --out: "
+        f"{shards.folder} was built with different packages {difference}; {how}, or build into another `out`: "
         "a set must not mix the pixels of different decoders"
     )
 
@@ -179,7 +179,7 @@ def _changed(shards: ShardSet, source: Source, failed: Collection[str]) -> str:
 
 def _another(out: Location, difference: str, hint: str = "") -> UserError:
     return UserError(
-        f"{out} holds a different build, with {difference}; {hint}use another --out, or delete {out} to rebuild it"
+        f"{out} holds a different build, with {difference}; {hint}use another `out`, or delete {out} to rebuild it"
     )
 
 

@@ -151,11 +151,11 @@ def check_room(shards: ShardSet, *, block_shards: int) -> None:
     largest = max(sizes, default=1)
     if sum(sizes) > limit and not 0 < 2 * block_shards * largest <= limit:
         fitting = limit // (2 * largest)
-        block = f"--block-shards {fitting}, " if fitting else ""
+        block = f"`block_shards` {fitting}, " if fitting else ""
         raise UserError(
             f"{shards.where} has {sum(sizes) / 1e9:.3g} GB, the cache {shards.cache.folder} holds {limit / 1e9:.3g}: "
-            f"in random order, shards would be downloaded repeatedly; use {block}a larger --cache-gb, or another "
-            "--cache-dir"
+            f"in random order, shards would be downloaded repeatedly; use {block}a larger `cache_gb`, or another "
+            "`cache_dir`"
         )
 
 

@@ -201,7 +201,7 @@ def check_no_class_folder(given: Location, sources: Sequence[Source]) -> None:
     if split_name(parent.name) is not None or has_neighbour:
         raise UserError(
             f"{given} seems to be the folder of one class, whose videos would have no label: did you mean {parent}? "
-            "To build it without labels, pass --yes"
+            "To build it without labels, pass `yes`"
         )
 
 
@@ -228,7 +228,7 @@ def check_labels(source: Source, *, normal: str | None, yes: bool) -> None:
     classes = {video.class_name: video.label for video in source.videos if video.class_name is not None}
     if normal is not None and normal not in classes:
         names = ", ".join(sorted(classes, key=path_bytes)) or "none"
-        raise UserError(f"--normal {normal} names no class folder of {source.root}; the classes are: {names}")
+        raise UserError(f"`normal` {normal} names no class folder of {source.root}; the classes are: {names}")
     if not classes or yes or normal is not None:
         return
     doubts = []
@@ -242,7 +242,7 @@ def check_labels(source: Source, *, normal: str | None, yes: bool) -> None:
     if doubts:
         raise UserError(
             f"check the labels of {source.root}: {'; '.join(doubts)}\n\n{label_table(source)}\n\n"
-            "Pass --normal CLASS to make one class normal and all others crimes, or --yes to accept this table"
+            "Pass `normal` CLASS to make one class normal and all others crimes, or `yes` to accept this table"
         )
 
 
@@ -319,7 +319,7 @@ def _split_folders(root: Path, leave_out: Collection[str], follow_links: bool) -
         real = os.path.realpath(entry.path)
         if entry.is_symlink() and not follow_links and not _is_below(real, os.path.realpath(root)):
             raise UserError(
-                f"{entry.path} is a link that leads out of {root}; pass --follow-links, or build {real} itself"
+                f"{entry.path} is a link that leads out of {root}; pass `follow_links`, or build {real} itself"
             )
         if split in splits:
             raise UserError(
@@ -439,7 +439,7 @@ class _Walk:
             if not os.path.exists(real):
                 return self._skip(path, "broken_link", "it is a broken link; repair or delete it")
             if not _is_below(real, self.real_root) and not self.follow_links:
-                message = "it is a link that leads out of SOURCE; --follow-links reads it"
+                message = "it is a link that leads out of SOURCE; `follow_links` reads it"
                 return self._skip(path, "link_outside_source", message)
             if os.path.isdir(real):
                 if any(_is_below(real, folder) or _is_below(folder, real) for folder in self.real_folders):

@@ -50,13 +50,13 @@ def apply_split_list(sources: Sequence[Source], path: Path) -> Matched:
     """
     names = sorted({name for line in read_lines(path) if (name := listed_name(line))})
     taken, missing = set(), []
-    for name, matches in match_names(sources, names, what=f"--split-list {path}").items():
+    for name, matches in match_names(sources, names, what=f"`split_list` {path}").items():
         taken |= set(matches)
         missing += [] if matches else [name]
     total = sum(len(source.videos) for source in sources)
     if not taken:
         raise UserError(
-            f"--split-list {path} names none of the {total:,} videos (it has: {', '.join(names[:3]) or 'nothing'}"
+            f"`split_list` {path} names none of the {total:,} videos (it has: {', '.join(names[:3]) or 'nothing'}"
             "); expected one video per line, as in Anomaly_Train.txt of UCF-Crime"
         )
     message = f"not in the list {path.name}"
@@ -86,7 +86,7 @@ def apply_source_groups(sources: Sequence[Source], path: Path) -> Matched:
     Raises UserError if the file cannot be read, a row is ambiguous, or a video has several recordings.
     """
     groups = read_source_groups(path)
-    what = f"--source-groups {path}"
+    what = f"`source_groups` {path}"
     group_of: dict[tuple[int, int], tuple[int, str, str]] = {}  # video → parts in common, row, group
     names = {os.path.splitext(name.replace("\\", "/"))[0]: name for name in groups}
     for stem, matches in match_names(sources, sorted(names), what=what).items():
@@ -138,7 +138,7 @@ def apply_annotations(sources: Sequence[Source], path: Path) -> Matched:
             ) from error
     events: dict[tuple[int, int], tuple[tuple[int, int], ...]] = {}
     missing = []
-    for name, matches in match_names(sources, sorted(events_of), what=f"--annotations {path}").items():
+    for name, matches in match_names(sources, sorted(events_of), what=f"`annotations` {path}").items():
         events |= dict.fromkeys(matches, events_of[name])
         missing += [] if matches else [name]
     annotated = []
@@ -149,7 +149,7 @@ def apply_annotations(sources: Sequence[Source], path: Path) -> Matched:
             if video.label == NORMAL_LABEL and of_video:
                 raise UserError(
                     f"{path} says that {video.path} holds a crime, but its class {video.class_name} is normal; correct "
-                    "the file, move the video, or name the normal class with --normal CLASS"
+                    "the file, move the video, or name the normal class with `normal` CLASS"
                 )
             if of_video or video.label == NORMAL_LABEL or (video.label == UNKNOWN_LABEL and of_video is not None):
                 videos.append(dataclasses.replace(video, events=of_video or ()))
@@ -161,7 +161,7 @@ def apply_annotations(sources: Sequence[Source], path: Path) -> Matched:
     with_events = [video for source in annotated for video in source.videos if video.events]
     if not with_events:
         raise UserError(
-            f"--annotations {path} has no event for any of the {sum(len(source.videos) for source in sources):,} "
+            f"`annotations` {path} has no event for any of the {sum(len(source.videos) for source in sources):,} "
             "videos; is it the right file?"
         )
     left_out = sum(len(a.videos) - len(b.videos) for a, b in zip(sources, annotated, strict=True))

@@ -257,7 +257,7 @@ def _thin_class_warnings(
     if all(video.source_group is None for video in videos):
         yield (
             "no recordings are known: videos cut from one recording may end up in different splits; name them with "
-            "--source-groups"
+            "`source_groups`"
         )
     elif alone := sum(video.source_group is None for video in videos):
         yield f"{alone:,} of {len(videos):,} videos have no known recording; each counts as its own"
@@ -292,7 +292,7 @@ def _leak_warnings(videos: Sequence[SplitVideo], split_of: Mapping[int, str], sh
     yield from _capped(
         [
             f"{videos[a].path} ({split_of[a]}) and {videos[b].path} ({split_of[b]}) look like one video, encoded "
-            "twice; assign both to one recording with --source-groups"
+            "twice; assign both to one recording with `source_groups`"
             for a, b in similar_pairs(signatures)
             if split_of[a] != split_of[b]
         ]

@@ -45,7 +45,7 @@ class CacheConfig:
 
     def __post_init__(self) -> None:
         if self.limit_gb is not None and not self.limit_gb > 0:
-            raise UserError(f"--cache-gb is {self.limit_gb:g}, expected more than 0 (in GB)")
+            raise UserError(f"`cache_gb` is {self.limit_gb:g}, expected more than 0 (in GB)")
 
 
 class ShardCache:
@@ -62,7 +62,7 @@ class ShardCache:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             free = shutil.disk_usage(self.folder).free
         except OSError as error:
-            raise UserError(f"--cache-dir {self.folder} cannot be used: {error.strerror}; name another one") from error
+            raise UserError(f"`cache_dir` {self.folder} cannot be used: {error.strerror}; name another one") from error
         limit = int(config.limit_gb * 1e9) if config.limit_gb else int(FREE_SHARE * (free + self._used_bytes()))
         self.limit_bytes = limit
 
@@ -84,7 +84,7 @@ class ShardCache:
         if size > self.limit_bytes:
             raise UserError(
                 f"{url} has {_gb(size)}, more than the cache holds ({_gb(self.limit_bytes)} in {self.folder}); give "
-                "a larger --cache-gb"
+                "a larger `cache_gb`"
             )
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ class ShardCache:
             if time.monotonic() > deadline:
                 raise UserError(
                     f"the cache {self.folder} is full of shards in use (limit {_gb(self.limit_bytes)}); "
-                    "give a larger --cache-gb"
+                    "give a larger `cache_gb`"
                 )
             time.sleep(random.uniform(0.05, 0.5))
 
@@ -134,7 +134,7 @@ class ShardCache:
     def _disk_is_full(self, url: Url, size: int) -> UserError:
         return UserError(
             f"the disk of the cache {self.folder} is full: {url} needs {_gb(size)}; free some space, give a smaller "
-            f"--cache-gb (now {self.limit_bytes / 1e9:.3g}), or another --cache-dir"
+            f"`cache_gb` (now {self.limit_bytes / 1e9:.3g}), or another `cache_dir`"
         )
 
     # ---- reading

@@ -27,11 +27,25 @@ PLAIN_LINE_SECONDS = 10.0  # interval between progress lines without a terminal
 LOGGERS = ("vidshard", "stage1")
 
 
+def with_flags(text: str) -> str:
+    """Replace the names of options, in backquotes in the messages of libraries, by those of the command line.
+
+    >>> with_flags("the folder holds another build; name another `out`, or pass `follow_links`")
+    'the folder holds another build; name another --out, or pass --follow-links'
+    """
+    return re.sub(r"`([a-z][a-z0-9_]*)`", lambda match: "--" + match[1].replace("_", "-"), text)
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print a text made by a library, on standard output or, with `err`, on standard error."""
+    click.echo(with_flags(text), err=err)
+
+
 class ConsoleHandler(logging.Handler):
     """Log handler of the commands: messages on standard output, warnings and errors on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
+        text = with_flags(record.getMessage())
         if record.levelno < logging.WARNING:
             print(text, flush=True)
         else:
@@ -64,17 +78,17 @@ class ExitCodeGroup(click.Group):
         except click.ClickException as error:  # wrong usage: click's exit code 2 becomes 1
             error.show()
         except (click.Abort, KeyboardInterrupt) as error:
-            how = _note_of(error.__cause__ or error) or "run the same command again to continue"
+            how = with_flags(_note_of(error.__cause__ or error)) or "run the same command again to continue"
             print(f"interrupted; {how}", file=sys.stderr)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {with_flags(str(error))}", file=sys.stderr)
         except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
             sys.stdout = None
         except OSError as error:
             if error.errno not in _ERRORS_OF_THE_SYSTEM:
                 raise
             where = f": {error.filename}" if error.filename else ""
-            how = _note_of(error) or "run the same command again"
+            how = with_flags(_note_of(error)) or "run the same command again"
             hint = f"; free some space and {how}" if error.errno == errno.ENOSPC else ""
             print(f"error: {error.strerror}{where}{hint}", file=sys.stderr)
         else:

@@ -50,7 +50,7 @@ def test_folds_hold_whole_groups_and_every_row_once() -> None:
         assert not set(groups[fold]) & set(np.delete(groups, fold))
         assert 0.3 < labels[fold].mean() < 0.7
     assert [f.tolist() for f in folds] == [f.tolist() for f in stratified_folds(labels, groups, folds=4, seed=3)]
-    with pytest.raises(UserError, match=r"there are 12 recordings, expected at least as many as --folds \(20\)"):
+    with pytest.raises(UserError, match=r"there are 12 recordings, expected at least as many as `folds` \(20\)"):
         stratified_folds(labels, groups, folds=20, seed=0)
 
 
@@ -143,10 +143,10 @@ def test_another_configuration_in_the_same_folder_is_refused(tmp_path: Path) -> 
     config = _config(tmp_path, shards, seeds=1, random_split=False)
     crossval(config)
     other = _config(tmp_path, shards, seeds=1, random_split=False, folds=3)
-    with pytest.raises(UserError, match=r"different options or data \(--folds 2, got 3\); name another --out"):
+    with pytest.raises(UserError, match=r"different options or data \(`folds` 2, got 3\); name another `out`"):
         crossval(other)
     other = dataclasses.replace(config, training=dataclasses.replace(config.training, lr=0.5))
-    with pytest.raises(UserError, match=r"different options or data \(--lr 0.001, got 0.5\); name another --out"):
+    with pytest.raises(UserError, match=r"different options or data \(`lr` 0.001, got 0.5\); name another `out`"):
         crossval(other)
 
 
@@ -163,7 +163,7 @@ def test_sets_with_the_same_videos_are_told_before_anything_is_trained(
     one, other = _shards(tmp_path / "One", groups=[None] * 12), _shards(tmp_path / "Two", seed=1)
     with pytest.raises(UserError, match=r"One and .*One are the same set"):
         crossval(_config(tmp_path, one, one))
-    with pytest.raises(UserError, match=r"both hold a video 'Train/Fighting/video-001.mp4', and --save-attention"):
+    with pytest.raises(UserError, match=r"both hold a video 'Train/Fighting/video-001.mp4', and `save_attention`"):
         crossval(_config(tmp_path, one, other, save_attention=True))
     again = _shards(tmp_path / "Again", groups=[f"group {i}" for i in range(12)])
     table = crossval(_config(tmp_path, one, again, seeds=1, random_split=False))
@@ -174,6 +174,7 @@ def test_sets_with_the_same_videos_are_told_before_anything_is_trained(
         CrossvalConfig(shards=(one,), training=marked)
 
 
+@pytest.mark.slow
 def test_shortcuts_are_judged_in_the_same_folds_and_a_model_not_above_them_is_flagged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

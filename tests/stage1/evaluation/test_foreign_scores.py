@@ -167,6 +167,7 @@ def test_overlapping_clips_are_averaged_and_gaps_filled_from_the_nearest() -> No
     assert spread.tolist() == [1.0, 1.0, 0.5, 0.5, 0.0, 0.0, 0.0, 0.5, 0.5, 0.5]
 
 
+@pytest.mark.slow
 @needs_official
 def test_the_official_lists_give_the_known_figures(tmp_path: Path) -> None:
     report = evaluate_scores(

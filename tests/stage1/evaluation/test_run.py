@@ -97,6 +97,7 @@ def test_every_level_with_intervals_and_a_picture(run: dict[str, Path], tmp_path
         assert text in report.text
 
 
+@pytest.mark.slow
 def test_shards_behind_a_url_are_judged_as_those_in_a_folder(
     run: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,6 +287,7 @@ def test_false_alarms_are_the_events_that_infer_would_tell(
     assert alarms["per_hour"]["value"] == pytest.approx(2 / alarms["hours"])
 
 
+@pytest.mark.slow
 def test_relative_scores_forget_what_all_clips_of_a_video_share(
     run: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,7 +336,7 @@ def test_relative_scores_forget_what_all_clips_of_a_video_share(
     assert (written["relative"], written["threshold"]) == (True, fields["threshold"]["value"])
     assert written["metrics"]["confusion"] == fields["levels"]["clips"]["confusion"]
     assert written["metrics"]["auc"] == pytest.approx(fields["levels"]["clips"]["auc"]["value"], abs=1e-6)
-    with pytest.raises(UserError, match="have fewer than 5 clips; build them with --sampling dense"):
+    with pytest.raises(UserError, match="have fewer than 5 clips; build them with `sampling` dense"):
         evaluate(config(run, tmp_path / "e", relative=True))
 
 

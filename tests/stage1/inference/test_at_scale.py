@@ -136,7 +136,7 @@ def test_bf16_is_near_and_another_precision_is_not_resumed(tmp_path: Path) -> No
     score_log.mkdir()
     plan = {"shards": "other"}
     (score_log / "plan.json").write_text(json.dumps(plan))
-    with pytest.raises(UserError, match=r"has shards 'other', this one .*start again without --resume"):
+    with pytest.raises(UserError, match=r"has shards 'other', this one .*start again without `resume`"):
         infer(config(tmp_path, "fp32", resume=True))
 
 
@@ -171,7 +171,7 @@ def test_too_many_detections_for_a_file_keep_the_scores(tmp_path: Path, monkeypa
     shards_and_model(tmp_path)
     monkeypatch.setattr("stage1.inference.attention_data.MAX_CLIP_BYTES", 1)
     options = {**vars(config(tmp_path, "out")), "attention_format": "pt"}
-    with pytest.raises(UserError, match="run the same command with --resume and --attention-format shards"):
+    with pytest.raises(UserError, match="run the same command with `resume` and `attention_format` shards"):
         infer(InferConfig(**options))
     assert not (tmp_path / "out" / "run.json").exists()
     monkeypatch.setattr("stage1.inference.scoring._Scorer.__call__", lambda *_: pytest.fail("scored again"))

@@ -149,5 +149,5 @@ def test_a_field_of_another_length_is_refused(tmp_path: Path, field: str, text: 
 def test_more_clips_than_memory_are_refused() -> None:
     shape = ClipShape(num_frames=16, height=112, width=112)
     attention_data.check_clip_bytes(1000, shape, threshold=0.5)
-    with pytest.raises(UserError, match=r"20,000 detections are 11.2 GiB, .* at most 8 GiB; .* --threshold above 0.5"):
+    with pytest.raises(UserError, match=r"20,000 detections are 11.2 GiB, .* at most 8 GiB; .* `threshold` above 0.5"):
         attention_data.check_clip_bytes(20_000, shape, threshold=0.5)

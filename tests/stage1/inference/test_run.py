@@ -266,7 +266,7 @@ def test_cuda_that_has_no_memory_for_the_model_is_told_alike(place: Path, monkey
         raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported")
 
     monkeypatch.setattr(Stage1Model, "to", to)
-    with pytest.raises(UserError, match="out of memory with --batch-size 6; try --batch-size 3"):
+    with pytest.raises(UserError, match="out of memory with `batch_size` 6; try `batch_size` 3"):
         infer(InferConfig(batch_size=6))
 
 
@@ -275,7 +275,7 @@ def test_cuda_out_of_memory_names_the_batch_size_to_try(place: Path, monkeypatch
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Stage1Model, "forward", forward)
-    with pytest.raises(UserError, match="out of memory with --batch-size 6; try --batch-size 3"):
+    with pytest.raises(UserError, match="out of memory with `batch_size` 6; try `batch_size` 3"):
         infer(InferConfig(batch_size=6))
 
 

@@ -56,7 +56,7 @@ def test_clips_without_a_mistake_do_not_make_every_probability_0_or_1() -> None:
 def test_another_prior_moves_the_odds_by_the_ratio() -> None:
     moved = Calibration(prior=0.5).for_prior(0.2).apply([0.8])
     assert moved[0] / (1 - moved[0]) == pytest.approx(0.8 / 0.2 * 0.25)
-    with pytest.raises(UserError, match="--prior is 1"):
+    with pytest.raises(UserError, match="`prior` is 1"):
         Calibration(prior=0.5).for_prior(1.0)
 
 
@@ -70,7 +70,7 @@ def test_reliability_by_hand() -> None:
 
 @pytest.mark.parametrize("text", ["", "f2", "f1=0.5", "recall", "recall=1", "fpr=0", "fpr=x", "recall=.5.5"])
 def test_other_targets_are_refused(text: str) -> None:
-    with pytest.raises(UserError, match="--target"):
+    with pytest.raises(UserError, match="`target`"):
         parse_target(text)
 
 

@@ -171,6 +171,7 @@ for epoch in itertools.count(start):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
 def test_a_kill_while_saving_leaves_a_checkpoint(tmp_path: Path) -> None:
     """Twice; tools/crash_test_checkpoint.py does it a hundred times."""

@@ -19,6 +19,7 @@ pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 
+@pytest.mark.slow
 def test_the_file_alone_gives_what_the_checkpoint_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calibration = {"temperature": 1.7, "shift": -0.3, "prior": 0.4}
     clips = random_clips(200)

@@ -81,6 +81,7 @@ def test_the_strongest_are_kept_and_the_rest_is_told(run_folder: Path) -> None:
     assert {item["key"] for item in kept} == {item["key"] for item in strongest}
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_shown_where_it_is_of_the_same_shards(run_folder: Path, tmp_path: Path) -> None:
     config = EvaluateConfig(
         checkpoint=tmp_path / "model.pt", shards=tmp_path / "shards", train_shards=tmp_path / "shards", num_resamples=20

@@ -42,6 +42,7 @@ def config(shards: Path, out: Path, **options: Any) -> TrainConfig:
     return TrainConfig(**{"shards": shards, "out": out, "model": model, "lr": 1e-2, "accumulate": 2, **options})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bags", ["topk", "attention"])
 def test_video_labels_alone_find_the_clip(bags: str, tmp_path: Path) -> None:
     shards, _ = untrimmed(tmp_path / "train", videos=16, seed=0)
@@ -126,9 +127,9 @@ def test_a_bag_classifier_is_found_by_what_few_clips_of_a_video_show(bags: str) 
 
 
 def test_what_makes_no_sense_with_bags_is_refused() -> None:
-    with pytest.raises(UserError, match="--mixup and --bags exclude each other"):
+    with pytest.raises(UserError, match="`mixup` and `bags` exclude each other"):
         make_objective(TrainConfig(shards=Path(), bags="topk", mixup=0.2))
-    with pytest.raises(UserError, match="--block-shards and --bags exclude each other"):
+    with pytest.raises(UserError, match="`block_shards` and `bags` exclude each other"):
         make_objective(TrainConfig(shards=Path(), bags="topk", block_shards=2))
     with pytest.raises(UserError, match="exclude"):
         make_objective(TrainConfig(shards=Path(), bags="topk", clips_per_video_per_epoch=0))

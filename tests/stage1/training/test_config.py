@@ -93,7 +93,7 @@ def test_settings() -> None:
 
 
 def test_files_that_are_no_toml(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no file .*none: --config"):
+    with pytest.raises(UserError, match=r"no file .*none: `config`"):
         read_toml(tmp_path / "none")
     (tmp_path / "bad").write_text("a = ")
     with pytest.raises(UserError, match="bad is not TOML"):

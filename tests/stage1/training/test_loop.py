@@ -194,7 +194,7 @@ def test_a_run_that_stops_says_how_to_go_on(
 def test_resume_with_another_global_batch_is_refused(tmp_path: Path, shards: Path) -> None:
     train(config(shards, tmp_path / "out", epochs=1, val_fraction=0))
     with pytest.raises(
-        UserError, match=r"with 8 clips per step, got 16 \(--batch-size 8 × --accumulate 2 × 1 processes"
+        UserError, match=r"with 8 clips per step, got 16 \(`batch_size` 8 × `accumulate` 2 × 1 processes"
     ):
         train(config(shards, tmp_path / "out", val_fraction=0, resume=True, accumulate=2))
 
@@ -222,7 +222,7 @@ def test_where_motion_features_meet_one_class_the_network_decides_alone(
 
 def test_resume_refuses_other_options_and_other_data(tmp_path: Path, shards: Path, val_shards: Path) -> None:
     train(config(shards, tmp_path / "out", epochs=1, val_fraction=0))
-    with pytest.raises(UserError, match=r"trained with --lr 0\.003, got 0\.01; resume with the same options"):
+    with pytest.raises(UserError, match=r"trained with `lr` 0\.003, got 0\.01; resume with the same options"):
         train(config(shards, tmp_path / "out", val_fraction=0, resume=True, lr=0.01))
     with pytest.raises(UserError, match="the train shards differ from those"):
         train(config(val_shards, tmp_path / "out", val_fraction=0, resume=True))
@@ -232,7 +232,7 @@ def test_resume_refuses_other_options_and_other_data(tmp_path: Path, shards: Pat
 
 def test_a_folder_with_another_run_is_refused(tmp_path: Path, shards: Path) -> None:
     train(config(shards, tmp_path / "out", epochs=1))
-    with pytest.raises(UserError, match=r"contains another run .*--resume, name another --out, or remove it"):
+    with pytest.raises(UserError, match=r"contains another run .*`resume`, name another `out`, or remove it"):
         train(config(shards, tmp_path / "out"))
 
 
@@ -299,7 +299,7 @@ def test_a_run_stopped_at_any_step_ends_as_if_never_stopped(
     for step in (1, 3, 4, 6, 8):  # within an epoch, and its last one: then validation is what is left
         out = tmp_path / f"cut{step}"
         told = stopped_train(config(shards, out, **options), step, monkeypatch)
-        assert told.startswith(f"stopped by SIGTERM after {step} steps; run the same command with --resume")
+        assert told.startswith(f"stopped by SIGTERM after {step} steps; run the same command with `resume`")
         assert load_checkpoint(out / LAST_NAME).step == step
         train(config(shards, out, **options, resume="auto"))
         last = load_checkpoint(out / LAST_NAME)
@@ -388,6 +388,7 @@ cli.main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no signals of this kind")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 def test_a_signal_stops_the_command_with_a_checkpoint_and_exit_code_75(tmp_path: Path, shards: Path, name: str) -> None:
@@ -407,6 +408,7 @@ def test_a_signal_stops_the_command_with_a_checkpoint_and_exit_code_75(tmp_path:
     assert load_checkpoint(out / LAST_NAME).step >= 4
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
 def test_a_run_killed_twice_at_random_steps_ends_with_the_same_weights(tmp_path: Path, shards: Path) -> None:
     """In mid-epoch, by SIGKILL, in processes of their own; a checkpoint is written after every step."""
@@ -520,7 +522,7 @@ def test_frames_made_square_another_way_are_warned_of(tmp_path: Path) -> None:
     settings = {"mode": "uniform", "clip_len": 4, "clips_per_video": 1, "resize": "crop"}
     second = write_shards(tmp_path / "b", random_clips(2, seed=1), [0, 1], prefix="b-", settings=settings)
     (warning,) = validation_warnings(ClipReader(first), ClipReader(second))
-    assert "by --resize crop in" in warning
+    assert "by `resize` crop in" in warning
     assert "by squash in training" in warning
 
 
@@ -557,18 +559,18 @@ def test_labels_that_cannot_be_learnt(tmp_path: Path, labels: list[int], text: s
 
 def test_another_shape_is_refused(tmp_path: Path, shards: Path) -> None:
     other = write_shards(tmp_path / "o", random_clips(4, shape=(8, 16, 16)), [0, 1, 0, 1])
-    with pytest.raises(UserError, match=r"has clips of 8×16×16, expected 4×16×16 .* --clip-len and --frame-size"):
+    with pytest.raises(UserError, match=r"has clips of 8×16×16, expected 4×16×16 .* `clip_len` and `frame_size`"):
         train(config(shards, tmp_path / "out", val_shards=other))
 
 
 def test_cuda_asked_for_and_absent(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match=r"--device is cuda.*use --device cpu"):
+    with pytest.raises(UserError, match=r"`device` is cuda.*use `device` cpu"):
         train(config(shards, tmp_path / "out", device="cuda"))
 
 
 def test_cuda_out_of_memory_names_the_batch_size_to_try() -> None:
-    with pytest.raises(UserError, match="--batch-size 8; try --batch-size 4"), cuda_memory_errors(8):
+    with pytest.raises(UserError, match="`batch_size` 8; try `batch_size` 4"), cuda_memory_errors(8):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
@@ -576,7 +578,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, shards: Path) -
     def broken(clips: torch.Tensor, _indices: torch.Tensor, _epoch: int) -> torch.Tensor:
         return clips.permute(0, 4, 1, 2, 3).float() * float("nan")
 
-    with pytest.raises(UserError, match=r"the loss is nan .* at epoch 1, step 1 of the run, .*lower --lr"):
+    with pytest.raises(UserError, match=r"the loss is nan .* at epoch 1, step 1 of the run, .*lower `lr`"):
         train(config(shards, tmp_path / "out"), transform=broken)
     assert not (tmp_path / "out" / BEST_NAME).exists()
 

@@ -74,7 +74,7 @@ def test_what_was_repaired_gives_the_set_as_if_it_never_failed(how: Any, whole: 
     kept = identity(tmp_path / "out" / "shard-000000.tar")
     repair(source, "NormalVideos/m.mp4")
     if how is make_broken_video:  # its size tells
-        with pytest.raises(UserError, match="other files where videos failed; try those again with --retry-failed"):
+        with pytest.raises(UserError, match="other files where videos failed; try those again with `retry_failed`"):
             build(config)
     report = build(BuildConfig(source=source, out=tmp_path / "out", retry_failed=True, **SMALL))
     assert report.sets[0].decoded_clips == 12  # m.mp4 and nothing else
@@ -131,7 +131,7 @@ def test_new_videos_go_into_new_shards(whole: Path, tmp_path: Path) -> None:
     make_tiny_video(source / "Abuse" / "0.mp4", 40)  # the first one in the order of names
     make_tiny_video(source / "NormalVideos" / "0.mp4", 40)
     damage_pictures(source / "NormalVideos" / "0.mp4")
-    with pytest.raises(UserError, match=r"2 new: .*; add the new ones with --extend"):
+    with pytest.raises(UserError, match=r"2 new: .*; add the new ones with `extend`"):
         build(BuildConfig(source=source, out=out, **SMALL))
     report = build(extend)
     about = report.sets[0].manifest
@@ -230,6 +230,7 @@ def fail_join(patch: pytest.MonkeyPatch, shard: str) -> None:
     patch.setattr(shard_joiner.writer, "join_parts", fail)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["extend", "retry_failed"])
 def test_a_crash_at_any_step_of_taking_effect(change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make_tiny_videos(tmp_path / "source", VIDEOS)

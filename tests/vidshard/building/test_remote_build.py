@@ -85,6 +85,7 @@ def test_from_and_to_a_store_it_is_the_same_byte_for_byte(store: ObjectStore, tm
     assert "s3://bucket/shards/Train holds a different build, with other settings (seed 0, now 1)" in refused.stderr
 
 
+@pytest.mark.slow
 def test_an_upload_that_was_cut_short_goes_on(store: ObjectStore, tmp_path: Path) -> None:
     local = make_tiny_videos(tmp_path / "Train", VIDEOS)
     assert build(local, "expected").exit_code == 0
@@ -110,6 +111,7 @@ def test_a_set_that_was_built_before_is_sent(store: ObjectStore, tmp_path: Path)
     assert remote_digests(store, "sent") == digests(Path("built"))  # which stays: the user named it
 
 
+@pytest.mark.slow
 def test_a_finished_set_is_extended_and_repaired(store: ObjectStore, tmp_path: Path) -> None:
     local = make_tiny_videos(tmp_path / "Train", VIDEOS)
     make_broken_video(local / "Abuse" / "broken.mp4")
@@ -161,7 +163,7 @@ def test_videos_that_cannot_be_fetched_fail_with_a_reason(
     failures = Path("out", "failures.csv").read_text().splitlines()
     assert failures[1:] == [
         'Abuse/a.mp4,failed,not_downloaded,"it could not be downloaded, even after retries; check the store, '
-        'then build with --retry-failed"'
+        'then build with `retry_failed`"'
     ]
     assert not list(fetched_video.fetch_folder().iterdir())
     store.faults = {}

@@ -294,7 +294,7 @@ def test_a_killed_build_goes_on_to_the_same_bytes(name: str, source: Path, finis
 
 def test_another_build_in_the_output_is_refused_with_the_difference(source: Path, finished: Path) -> None:
     other = {**SMALL, "sampling": SamplingConfig(mode="dense", clip_len=4, stride=4), "frame_size": 32}
-    with pytest.raises(UserError, match=r"settings \(clip_len 8, now 4; frame_size 64, now 32\); use another --out"):
+    with pytest.raises(UserError, match=r"settings \(clip_len 8, now 4; frame_size 64, now 32\); use another `out`"):
         build(BuildConfig(source=source, out=finished, **other))
 
 
@@ -319,7 +319,7 @@ def test_an_unfinished_build_with_other_settings_is_refused(
 
 def test_a_folder_with_other_files_is_no_output(source: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.docx").touch()
-    with pytest.raises(UserError, match=r"holds other files \(thesis.docx\); use another --out"):
+    with pytest.raises(UserError, match=r"holds other files \(thesis.docx\); use another `out`"):
         build(BuildConfig(source=source, out=tmp_path, **SMALL))
 
 
@@ -374,7 +374,7 @@ def test_max_failures_stops_and_the_same_command_goes_on(tmp_path: Path) -> None
         make_tiny_video(source / "Abuse" / f"{name}.mp4", 40)
         damage_pictures(source / "Abuse" / f"{name}.mp4")
     config = BuildConfig(source=source, out=tmp_path / "out", max_failures=1, **SMALL)
-    with pytest.raises(UserError, match=r"2 videos of .* failed, more than --max-failures 1 allows, .* of damaged"):
+    with pytest.raises(UserError, match=r"2 videos of .* failed, more than `max_failures` 1 allows, .* of damaged"):
         build(config)
     assert len((tmp_path / "out.log" / "failures.csv").read_text().splitlines()) == 3
     assert build(config).videos == {"found": 5, "ok": 2, "failed": 3, "skipped": 0}  # only one more failed
@@ -383,7 +383,7 @@ def test_max_failures_stops_and_the_same_command_goes_on(tmp_path: Path) -> None
 
 
 def test_max_failures_holds_for_what_is_no_video_too(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"1 videos of .* more than --max-failures 0 .* of not_a_video"):
+    with pytest.raises(UserError, match=r"1 videos of .* more than `max_failures` 0 .* of not_a_video"):
         build(BuildConfig(source=source, out=tmp_path / "out", max_failures=0, **SMALL))
 
 
@@ -392,7 +392,7 @@ def test_fps_annotations_and_resize_reach_the_shards(tmp_path: Path) -> None:
     (tmp_path / "events.txt").write_text("a.mp4 Abuse 10 25 -1 -1\nb.mp4 Abuse 50 60 -1 -1\n")
     sampling = SamplingConfig(mode="annotated", clip_len=4, fps=5)
     places: dict[str, Any] = {"source": source, "workers": 1, "sampling": sampling, "frame_size": 32}
-    with pytest.raises(UserError, match="annotated sampling needs a list of events: pass --annotations FILE"):
+    with pytest.raises(UserError, match="annotated sampling needs a list of events: pass `annotations` FILE"):
         build(BuildConfig(out=tmp_path / "out", **places))
     places["annotations"] = tmp_path / "events.txt"
     report = build(BuildConfig(out=tmp_path / "out", resize="letterbox", **places))

@@ -100,6 +100,7 @@ def test_a_set_that_was_built_and_extended_has_no_fault(tmp_path: Path) -> None:
 # ----- bit flips ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_each_of_1000_bit_flips_is_found_and_named(shards: Path) -> None:
     """Anywhere in shards, index and manifest, drawn by size; a flip in a sample names the sample."""
     generator = random.Random(0)

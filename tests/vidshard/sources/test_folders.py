@@ -140,8 +140,8 @@ def test_doubtful_labels_stop_with_the_table(paths: list[str], doubt: str, tmp_p
     text = str(caught.value)
     assert doubt in text
     assert label_table(source) in text
-    assert "--yes" in text
-    assert "--normal" in text
+    assert "`yes`" in text
+    assert "`normal`" in text
     check_labels(source, normal=None, yes=True)
 
 
@@ -150,7 +150,7 @@ def test_normal_names_the_one_class_that_is_normal(tmp_path: Path) -> None:
     source = found(root, normal="Quiet")
     assert {v.class_name: v.label for v in source.videos} == {"Abnormal": 1, "Quiet": 0}
     check_labels(source, normal="Quiet", yes=False)
-    with pytest.raises(UserError, match=r"--normal quiet names no class folder of .*; the classes are: Abnormal"):
+    with pytest.raises(UserError, match=r"`normal` quiet names no class folder of .*; the classes are: Abnormal"):
         check_labels(source, normal="quiet", yes=True)
 
 
@@ -228,7 +228,7 @@ def test_a_class_folder_asks_for_its_parent(paths: list[str], tmp_path: Path) ->
     with pytest.raises(UserError) as caught:
         check_no_class_folder(folder, find_sources(folder))
     assert f"did you mean {folder.parent}?" in str(caught.value)
-    assert "--yes" in str(caught.value)
+    assert "`yes`" in str(caught.value)
     for other in (folder.parent, tmp_path / paths[0]):
         check_no_class_folder(other, find_sources(other))
 
@@ -289,7 +289,7 @@ def test_a_split_that_is_a_link_out_of_the_source(tmp_path: Path) -> None:
         (root / "Train").symlink_to(outside, target_is_directory=True)
     except OSError as error:
         pytest.skip(f"no links here: {error.strerror}")
-    with pytest.raises(UserError, match=r"Train is a link that leads out of .*--follow-links"):
+    with pytest.raises(UserError, match=r"Train is a link that leads out of .*`follow_links`"):
         find_sources(root)
     sources = find_sources(root, follow_links=True)
     assert [(s.split, [v.path for v in s.videos]) for s in sources] == [

@@ -76,6 +76,7 @@ def test_a_loader_downloads_ahead_once_and_gives_exact_epochs(url: Url, store: O
     assert len(store.shard_gets()) == 5
 
 
+@pytest.mark.slow
 def test_many_processes_download_each_shard_once(url: Url, store: ObjectStore, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(3)
@@ -91,6 +92,7 @@ def test_many_processes_download_each_shard_once(url: Url, store: ObjectStore, t
     assert set(store.shard_gets().values()) == {1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("faults", [["503", "503"], ["cut"], ["cut", "503", "cut"], ["stall"], ["flip"]])
 def test_faults_of_the_server_are_tried_again(faults: list[str], url: Url, store: ObjectStore, tmp_path: Path) -> None:
     store.faults = {"shard-000002.tar": list(faults), "manifest.json": ["503", "503"], "index.npz": ["cut"]}
@@ -234,7 +236,7 @@ def test_an_order_that_the_cache_cannot_serve_is_refused(url: Url, tmp_path: Pat
     size = shard_bytes(reader(url, tmp_path))
     small = reader(url, tmp_path, limit_gb=4.5 * size / 1e9)
     for block_shards in (0, 3):
-        with pytest.raises(UserError, match=r"downloaded repeatedly; use --block-shards 2, a larger --cache-gb"):
+        with pytest.raises(UserError, match=r"downloaded repeatedly; use `block_shards` 2, a larger `cache_gb`"):
             check_room(small.shard_set, block_shards=block_shards)
     check_room(small.shard_set, block_shards=2)
     check_room(reader(url, tmp_path).shard_set, block_shards=0)
@@ -254,9 +256,9 @@ def test_windows_of_shards_pass_through_a_small_cache(url: Url, store: ObjectSto
 def test_a_shard_larger_than_the_cache_is_refused(url: Url, tmp_path: Path) -> None:
     one = reader(url, tmp_path)
     small = reader(url, tmp_path, limit_gb=0.9 * shard_bytes(one) / 1e9)
-    with pytest.raises(UserError, match=r"more than the cache holds .* larger --cache-gb"):
+    with pytest.raises(UserError, match=r"more than the cache holds .* larger `cache_gb`"):
         small[0]
-    with pytest.raises(UserError, match="--cache-gb is -1, expected more than 0"):
+    with pytest.raises(UserError, match="`cache_gb` is -1, expected more than 0"):
         CacheConfig(limit_gb=-1)
 
 
@@ -267,7 +269,7 @@ def test_a_full_disk_is_a_clear_error(url: Url, tmp_path: Path, monkeypatch: pyt
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(urls, "download", full)
-    with pytest.raises(UserError, match=r"the disk of the cache .* is full: .* a smaller --cache-gb"):
+    with pytest.raises(UserError, match=r"the disk of the cache .* is full: .* a smaller `cache_gb`"):
         one[0]
     assert not list((tmp_path / "cache").rglob("*.partial"))
 
@@ -290,7 +292,7 @@ def test_a_really_full_disk(url: Url, store: ObjectStore, tmp_path: Path) -> Non
 
 def test_a_cache_folder_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"--cache-dir .* cannot be used: Not a directory"):
+    with pytest.raises(UserError, match=r"`cache_dir` .* cannot be used: Not a directory"):
         ShardCache(CacheConfig(folder=tmp_path / "file" / "cache"))
 
 

@@ -31,7 +31,7 @@ def test_an_installed_decord_that_cannot_be_imported_is_an_error(
     (tmp_path / "decord.py").write_text("raise RuntimeError('libdecord.so: cannot open')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "decord", raising=False)
-    with pytest.raises(UserError, match=r"decord.* cannot be imported \(libdecord.*--decoder opencv"):
+    with pytest.raises(UserError, match=r"decord.* cannot be imported \(libdecord.*`decoder` opencv"):
         decord_decoder._load_decord()
 
 
@@ -101,7 +101,7 @@ def test_what_no_asked_decoder_supports_names_the_ones_not_asked(tmp_path: Path)
     report = builder.build(BuildConfig(source=tmp_path / "source", out=tmp_path / "out", workers=1, decoder="opencv"))
     (failure,) = report.sets[0].manifest.failures
     assert failure.reason == packets.UNSUPPORTED
-    assert "OpenCV has no decoder for av1; not tried: decord, pyav (--decoder); try another" in failure.message
+    assert "OpenCV has no decoder for av1; not tried: decord, pyav (`decoder`); try another" in failure.message
 
 
 def test_decord_loads_no_cuda_library(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def _load_decord() -> Any:
         wanted = f"{name}=={installed_version((name,))}"
         raise UserError(
             f"{name} is installed but cannot be imported ({_first_line(str(error))}); "
-            f"run `pip install --force-reinstall --no-deps {wanted}`, or choose --decoder opencv"
+            f"run `pip install --force-reinstall --no-deps {wanted}`, or choose `decoder` opencv"
         ) from error
     return decord
 
