@@ -35,8 +35,9 @@ from stage1.inference.outputs import Detection, OutputFiles, Prediction, VideoSc
 from stage1.inference.score_log import ScoreLog
 from stage1.inference.scoring import BatchPlan, CheckpointClips, ScoringConfig, score
 from stage1.metrics import clips as metrics
-from stage1.metrics import ground_truth, relative_scores
+from stage1.metrics import relative_scores
 from stage1.metrics.calibration import Calibration
+from stage1.metrics.ground_truth import read_ground_truth
 from stage1.model.checkpoint import Checkpoint, load_checkpoint
 from vidshard import __version__
 from vidshard.shards import layout, manifest
@@ -223,7 +224,7 @@ class _InferenceRun:
         )
         self.rows = self.plan.rows
         self.files = OutputFiles(folder=config.out)
-        self.truth = {} if config.annotations is None else ground_truth.read_ground_truth(config.annotations, reader)
+        self.ground_truth = {} if config.annotations is None else read_ground_truth(config.annotations, reader)
         self.score_log = ScoreLog(
             self.files.score_log,
             plan=self._facts(),
@@ -371,7 +372,7 @@ class _InferenceRun:
             num_unscored=len(rows) - len(scored),
             scores=tuple(None if math.isnan(score) else score for score in seconds.tolist()),
             events=tuple(events),
-            truth=self.truth[path].events if path in self.truth else None,
+            true_events=self.ground_truth[path].events if path in self.ground_truth else None,
         )
 
     def _video_path(self, source: str) -> str:
@@ -454,12 +455,10 @@ class _InferenceRun:
 
         detections = map(self._detection, detected.tolist())
         if self.config.attention_format == "shards":
-            attention_data.write_shards(
-                written.attention_shards, detections, len(detected), trained_on, read_clips, source
-            )
+            attention_data.write_shards(written.attention_shards, detections, trained_on, read_clips, source)
             return written.attention_shards
         attention_data.check_clip_bytes(len(detected), reader.clip_shape, threshold=self.threshold)
-        attention_data.write_file(written.attention_data, detections, len(detected), trained_on, read_clips, source)
+        attention_data.write_file(written.attention_data, detections, trained_on, read_clips, source)
         return written.attention_data
 
     def _run_json(self, report: InferReport, counts: dict[str, int], trained_on: int) -> dict[str, Any]:

@@ -99,9 +99,9 @@ def test_videos_become_a_row_and_an_entry(tmp_path: Path) -> None:
         num_unscored=1,
         scores=(0.1, 0.9, None),
         events=(event,),
-        truth=((45, 59),),
+        true_events=((45, 59),),
     )
-    empty = dataclasses.replace(video, scores=(None,), events=(), truth=None)
+    empty = dataclasses.replace(video, scores=(None,), events=(), true_events=None)
     output.write_videos(
         tmp_path / "v.csv", tmp_path / "e.json", [video, empty], threshold=0.5, settings={"low_ratio": 0.8}
     )
