@@ -30,6 +30,15 @@ def epoch_order(num_clips: int, *, seed: int, epoch: int) -> Rows:
     return order
 
 
+def evenly_spaced(count: int, limit: int) -> Rows:
+    """Return at most `limit` positions of `count`, evenly spaced and including both ends.
+
+    >>> evenly_spaced(5, 3).tolist(), evenly_spaced(2, 3).tolist()
+    ([0, 2, 4], [0, 1])
+    """
+    return np.unique(np.linspace(0, count - 1, min(limit, count)).round().astype(np.int64))
+
+
 def block_order(shards: Rows, *, window_shards: int, seed: int, epoch: int) -> tuple[Rows, Rows]:
     """Return an order that reads a few shards at a time, for disks that are slow at random access.
 

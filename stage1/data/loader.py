@@ -390,7 +390,7 @@ class BagLoader(ClipLoader):
         if not 0 < self.max_clips < len(bag):
             return bag
         if not self.shuffle:
-            places: Rows = np.unique(np.linspace(0, len(bag) - 1, self.max_clips).round().astype(int))
+            places = epoch_plan.evenly_spaced(len(bag), self.max_clips)
         else:
             draw = {"seed": self.seed, "epoch": self.epoch, "bag": int(first[0])}
             places = epoch_plan.clips_of_bag(len(bag), max_clips=self.max_clips, **draw)

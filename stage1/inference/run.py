@@ -224,7 +224,7 @@ class _InferenceRun:
         )
         self.rows = self.plan.rows
         self.files = OutputFiles(folder=config.out)
-        self.ground_truth = {} if config.annotations is None else read_ground_truth(config.annotations, reader)
+        self.ground_truth = read_ground_truth(config.annotations, reader)
         self.score_log = ScoreLog(
             self.files.score_log,
             plan=self._facts(),
@@ -372,7 +372,7 @@ class _InferenceRun:
             num_unscored=len(rows) - len(scored),
             scores=tuple(None if math.isnan(score) else score for score in seconds.tolist()),
             events=tuple(events),
-            true_events=self.ground_truth[path].events if path in self.ground_truth else None,
+            true_events=self.ground_truth[video].events if video in self.ground_truth else None,
         )
 
     def _video_path(self, source: str) -> str:

@@ -154,6 +154,15 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> Che
         ) from error
 
 
+def check_clip_shape(checkpoint: Checkpoint, path: Path, shape: ClipShape, *, where: str) -> None:
+    """Raise UserError unless the clips in `where` have the shape of the training clips of the checkpoint `path`."""
+    if shape != checkpoint.shape:
+        raise UserError(
+            f"clips in {where} are {shape} (frames×height×width), {path} was trained on {checkpoint.shape}; build them "
+            "with the same `clip_len` and `frame_size`"
+        )
+
+
 def _write(file: IO[bytes], checkpoint: Checkpoint) -> None:
     fields = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
     hashing = _HashingFile(file)
