@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import io
 import itertools
 import json
@@ -16,12 +15,13 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from stage1.common.files import HashingFile
 from stage1.inference.outputs import SCHEMA_VERSION, Detection
 from vidshard.shards import layout
 from vidshard.shards.layout import ClipShape
@@ -234,8 +234,8 @@ def write_shards(
         path = folder / layout.shard_name(len(shards))
         num_samples = num_bytes = 0
         with atomic.atomic_open(path) as file:
-            hashed = _HashedFile(file)
-            with tarfile.open(fileobj=hashed, mode="w|", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
+            hashed = HashingFile(file)
+            with tarfile.open(fileobj=hashed, mode="w|", format=tarfile.USTAR_FORMAT) as tar:
                 while sample is not None and num_bytes < shard_bytes:
                     record, clip = sample
                     _add(tar, record["key"] + ".npy", layout.encode_clip(clip, codec="raw"))
@@ -271,21 +271,6 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     info = tarfile.TarInfo(name)  # mtime, uid, gid are 0: nothing varies from run to run
     info.size = len(data)
     tar.addfile(info, io.BytesIO(data))
-
-
-class _HashedFile:
-    """Writable file that keeps track of its size and SHA-256."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._sha256, self.size = file, hashlib.sha256(), 0
-
-    def write(self, data: bytes) -> int:
-        self._sha256.update(data)
-        self.size += len(data)
-        return self._file.write(data)
-
-    def hexdigest(self) -> str:
-        return self._sha256.hexdigest()
 
 
 # --- reading ------------------------------------------------------------------------------------------------------

@@ -83,9 +83,17 @@ class Prediction:
     class_name: str | None
     label: int  # 0 normal, 1 crime, -1 unknown
     split: str | None
-    confidence: float | None  # P(crime); None where the clip could not be read
+    confidence: float | None  # P(crime); this and the fields below are None if the clip could not be read
+    predicted: bool | None  # True if the confidence is at or above the threshold
     start_seconds: float | None  # of the first frame of the clip
     end_seconds: float | None  # of the last
+
+    @property
+    def outcome(self) -> str | None:
+        """Outcome: hit, alarm (false), miss, or unknown (a detection without a label); None for other clips."""
+        if self.predicted:
+            return {layout.CRIME_LABEL: "hit", layout.NORMAL_LABEL: "alarm"}.get(self.label, "unknown")
+        return "miss" if self.label == layout.CRIME_LABEL and self.predicted is not None else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -226,14 +234,41 @@ def decided(confidences: npt.NDArray[np.float32], threshold: float) -> npt.NDArr
     return np.array([value >= threshold for value in shortest_floats(confidences)], np.bool_)
 
 
-def write_predictions(path: Path, predictions: Iterable[Prediction], *, threshold: float) -> None:
-    """Write every clip as a CSV row, without confidence and prediction if it could not be read."""
+def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
+    """Write every clip as a CSV row."""
     with _text_file(path) as text:
         writer = csv.DictWriter(text, PREDICTION_COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         for row in predictions:
-            predicted = None if row.confidence is None else int(row.confidence >= threshold)
+            predicted = None if row.predicted is None else int(row.predicted)
             writer.writerow({**vars(row), "class": row.class_name, "predicted": predicted})
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """Read predictions.csv. Raises FormatError if it cannot be parsed."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            return [_prediction(fields) for fields in csv.DictReader(file)]
+    except (OSError, KeyError, ValueError, csv.Error) as error:
+        raise FormatError(f"{path} is no table of predictions written by stage1 infer: {error!r}") from error
+
+
+def _prediction(fields: Mapping[str, str]) -> Prediction:
+    confidence, start, end = (
+        float(fields[name]) if fields[name] else None for name in ("confidence", "start_seconds", "end_seconds")
+    )
+    return Prediction(
+        key=fields["key"],
+        source=fields["source"],
+        clip_index=int(fields["clip_index"]),
+        class_name=fields["class"] or None,
+        label=int(fields["label"]),
+        split=fields["split"] or None,
+        confidence=confidence,
+        predicted=fields["predicted"] == "1" if fields["predicted"] else None,
+        start_seconds=start,
+        end_seconds=end,
+    )
 
 
 def write_anomalies(path: Path, detections: Iterable[Detection]) -> None:

@@ -49,17 +49,19 @@ def test_predictions_are_decided_by_the_confidence_that_is_written(tmp_path: Pat
             label=-1,
             split=None,
             confidence=value,
+            predicted=None if value is None else value >= 0.7,
             start_seconds=0.0,
             end_seconds=1.5,
         )
         for value in (confidence, None)
     ]
-    output.write_predictions(tmp_path / "p.csv", rows, threshold=0.7)
+    output.write_predictions(tmp_path / "p.csv", rows)
     with open(tmp_path / "p.csv", newline="", encoding="utf-8") as file:
         scored, unscored = csv.DictReader(file)
     assert (scored["confidence"], scored["predicted"], scored["class"]) == ("0.7", "1", "")
     assert scored["source"] == 'Fighting/a "b", c.mp4'
     assert (unscored["confidence"], unscored["predicted"]) == ("", "")
+    assert output.read_predictions(tmp_path / "p.csv") == rows
 
 
 def test_a_name_that_is_no_unicode_survives(tmp_path: Path) -> None:
