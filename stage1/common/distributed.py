@@ -41,7 +41,7 @@ def world_size() -> int:
 
 
 def rank_zero_info(message: str) -> None:
-    """Log a message on rank 0 only, for what all ranks do together."""
+    """Log a message on rank 0 only, for events common to all ranks."""
     if rank() == 0:
         logger.info(message)
 
@@ -258,7 +258,7 @@ class _FailureWatch:
                 if count != before:
                     self._heartbeats[other] = (count, now)
                 elif now - since > SILENT_SECONDS and not self._store.check([_FAILURE]):
-                    text = f"it gave no sign of life for {SILENT_SECONDS:.0f} s; is its host cut off from this one?"
+                    text = f"no heartbeat for {SILENT_SECONDS:.0f} s; is its host cut off from this one?"
                     self._store.set(_FAILURE, f"rank {other} stopped: {text}")
 
     def _watch_the_store(self) -> None:

@@ -127,7 +127,7 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
         self.max_bad_clips, self.num_threads, self.num_processes = max_bad_clips, num_threads, num_processes
         self.device = torch.device(device)
         self.epoch = 0
-        self.bad_clips: dict[int, str] = {}  # index row → what is wrong with it
+        self.bad_clips: dict[int, str] = {}  # index row → error
         # Positions in the order, in clips: the start of the next iteration, and the end of the last batch handed out.
         self._start = self._position = 0
         self._order: tuple[int, Rows, Rows] | None = None
@@ -266,7 +266,7 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
         """Yield the batches of the plan: the first stage of the pipeline."""
         plan = list(self.plan()) if self.num_processes else self.plan()
         self.reader.fetch_ahead(self.order()[self._start :])
-        batches = self._from_processes() if self.num_processes else self._read_ahead(plan)
+        batches = self._from_processes() if self.num_processes else self.read_ahead(plan)
         if self.device.type == "cuda":
             batches = _on_cuda(batches, self.device)
         yield from map(self._count_step, batches, itertools.count(self._start + self._global_batch, self._global_batch))
@@ -278,7 +278,8 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
         self._position = min(end, len(self.order()))
         return batch
 
-    def _read_ahead(self, plan: Iterable[Rows]) -> Iterator[Batch]:
+    def read_ahead(self, plan: Iterable[Rows]) -> Iterator[Batch]:
+        """Yield the batches of `plan`, which are read ahead by threads."""
         pending: deque[Future[Batch]] = deque()
         threads = ThreadPoolExecutor(max(1, self.num_threads), thread_name_prefix="clip-reader")
         adviser = ThreadPoolExecutor(1, thread_name_prefix="clip-reader")
@@ -372,8 +373,7 @@ class BagLoader(ClipLoader):
 
     def __init__(self, reader: ClipSource, *, max_clips: int = 0, **options: Any) -> None:
         rows = np.asarray(options.pop("rows", None) if options.get("rows") is not None else np.arange(len(reader)))
-        by_video = rows[np.argsort(reader.videos[rows], kind="stable")]
-        bags = np.split(by_video, np.flatnonzero(np.diff(reader.videos[by_video])) + 1) if len(rows) else []
+        bags = epoch_plan.rows_by_video(rows, reader.videos)
         self.max_clips = max_clips
         self.bags = {int(bag[0]): bag for bag in bags}  # by the first clip, which represents the bag in the order
         super().__init__(reader, batch_size=1, rows=[int(bag[0]) for bag in bags], **options)
@@ -409,7 +409,7 @@ class _StepsOfWorker(torch.utils.data.IterableDataset[Batch]):
         first, every = (worker.id, worker.num_workers) if worker else (0, 1)
         if worker:
             threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
-        yield from self.loader._read_ahead(itertools.islice(self.loader.plan(), first, None, every))
+        yield from self.loader.read_ahead(itertools.islice(self.loader.plan(), first, None, every))
 
 
 def _end_with_parent() -> None:

@@ -70,7 +70,7 @@ class EvaluateConfig:
         check_options(self)
         if (self.target is not None or self.prior is not None) and self.val_shards is None:
             name = "target" if self.target is not None else "prior"
-            raise UserError(f"{name} needs val_shards: what is evaluated on must not choose anything")
+            raise UserError(f"{name} needs val_shards: nothing must be chosen on the evaluated shards")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ class CrossvalConfig:
         type=location,
         metavar="PLACE",
     )
-    training: TrainConfig  # its shards, val_shards and out are not used; its seed is the first
+    training: TrainConfig  # shards, val_shards and out are ignored; seed is the first seed
     test_shards: Location | None = option(
         None, help="Also score these shards, with models trained on all of --shards.", type=location, metavar="PLACE"
     )

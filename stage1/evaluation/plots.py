@@ -10,7 +10,7 @@ from stage1.common.plots import AUC_COLOUR as GREEN
 from stage1.common.plots import GREY, make_figure, save, set_title
 from stage1.common.plots import TRAIN_COLOUR as BLUE
 from stage1.common.plots import VALIDATION_COLOUR as RED
-from stage1.metrics.clips import interval_text
+from stage1.metrics.clips import interval_text, roc_curve
 
 
 def plot_conventions(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> None:
@@ -58,15 +58,12 @@ def _draw_interval(axes: Any, interval: Mapping[str, Any], y: float, **style: An
 
 
 def _draw_roc(axes: Any, fields: Mapping[str, Any], levels: Mapping[str, Any]) -> None:
-    from sklearn.metrics import roc_curve
-
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
     for (name, level), colour, width in zip(levels.items(), (BLUE, RED), (3.5, 1.6), strict=True):
         auc = fields["levels"][name]["auc"]
         if auc["value"] is not None:
-            false_rate, true_rate, _ = roc_curve(level.labels, level.scores)
-            label = f"{name}: AUC {interval_text(auc)}"
-            axes.plot(false_rate, true_rate, color=colour, linewidth=width, label=label)
+            rates = roc_curve(level.labels, level.scores)
+            axes.plot(*rates, color=colour, linewidth=width, label=f"{name}: AUC {interval_text(auc)}")
     axes.set(xlabel="False positive rate", ylabel="True positive rate", xlim=(0, 1), ylim=(0, 1.02))
     set_title(axes, "ROC")
     if axes.get_legend_handles_labels()[0]:

@@ -23,7 +23,7 @@ from stage1.evaluation.text import METRIC_CONVENTIONS, EvaluationReport, evaluat
 from stage1.inference.events import Event, EventConfig, VideoClips, find_events
 from stage1.inference.outputs import shortest_floats
 from stage1.inference.scoring import crime_probabilities
-from stage1.metrics import calibration, relative_scores
+from stage1.metrics import calibration, centred_scores
 from stage1.metrics import clips as metrics
 from stage1.metrics import frames as frame_metrics
 from stage1.metrics.annotations import VideoGroundTruth, read_annotations, refuse_overlap
@@ -215,8 +215,8 @@ def _times(reader: ClipReader, row: int) -> tuple[int, int, float, float]:
 
 def centred_clips(clips: ScoredClips) -> ScoredClips:
     """Centre the scores per video. Raises UserError if most videos have too few clips."""
-    relative_scores.check_videos(clips.videos, where=str(clips.reader.shard_set.where))
-    return clips.with_scores(relative_scores.relative_scores(calibration.logits(clips.scores), clips.videos))
+    centred_scores.check_videos(clips.videos, where=str(clips.reader.shard_set.where))
+    return clips.with_scores(centred_scores.centred_scores(calibration.logits(clips.scores), clips.videos))
 
 
 def video_scores(clips: ScoredClips) -> VideoScores:
@@ -489,7 +489,7 @@ def _check_before_scoring(config: EvaluateConfig, readers: Mapping[str, ClipRead
     """Raise UserError before scoring if the labels cannot support the requested results."""
     if config.relative:
         for reader in (readers[name] for name in ("shards", "validation") if name in readers):
-            relative_scores.check_videos(reader.videos[reader.labels >= 0], where=str(reader.shard_set.where))
+            centred_scores.check_videos(reader.videos[reader.labels >= 0], where=str(reader.shard_set.where))
     if "validation" in readers:
         validation = readers["validation"]
         num_normal, num_crime = (int((validation.labels == label).sum()) for label in (0, 1))

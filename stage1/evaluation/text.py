@@ -8,7 +8,7 @@ from typing import Any
 
 from stage1.evaluation.config import EvaluateConfig
 from stage1.inference.config import EventConfig
-from stage1.metrics import calibration, relative_scores
+from stage1.metrics import calibration, centred_scores
 from stage1.metrics.annotations import DEFAULT_CONVENTION, EVENT_CONVENTIONS
 from stage1.metrics.clips import interval_text
 
@@ -23,7 +23,7 @@ METRIC_CONVENTIONS = {
     f"{EventConfig().min_seconds:g} s long; a true event is found if one of its frames lies in a predicted event",
     "false alarms": f"predicted events in normal videos of {calibration.MIN_ALARM_SECONDS:g} s or more; interval: the "
     "wider of exact Poisson and bootstrap over recordings at each end",
-    "relative": relative_scores.CONVENTION,
+    "relative": centred_scores.CONVENTION,
     "ece": f"{calibration.NUM_BINS} bins of equal width in P(crime)",
 }
 

@@ -1,6 +1,6 @@
 """Training data for stage 2: detections with their clips, as one file of tensors or as WebDataset shards of any size.
 
-Both hold the same, and `load_attention_data` reads both; docs/OUTPUTS.md is the normative text.
+Both formats hold the same data, and `load_attention_data` reads both; docs/OUTPUTS.md is the specification.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from vidshard.util import atomic
 from vidshard.util.errors import FormatError, UserError
 
 ATTENTION_FORMAT = "stage1 attention data"
-MAX_CLIP_BYTES = 8 * 2**30  # of clips in one file of tensors
+MAX_CLIP_BYTES = 8 * 2**30  # clips in one file of tensors
 SHARD_BYTES = 256 * 2**20
 TRAINED_ON = {"yes": 1, "no": 0, "unknown": -1}
 _READ_CLIPS = 64  # at a time
@@ -61,11 +61,11 @@ class AttentionSource:
     """Provenance that all detections of a run share."""
 
     clip_shape: ClipShape
-    checkpoint_sha256: str  # of the model; of all models, joined by +, where each scored the videos it had not seen
+    checkpoint_sha256: str  # of the model, or of all out-of-fold models, joined by +
     shards_digest: str
     threshold: float
     out_of_fold: bool
-    missed_crimes: int  # clips of crimes that were not detected: stage 2 never sees them
+    missed_crimes: int  # crime clips that were not detected and are missing here
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class AttentionData:
     video_paths: list[str]
     keys: list[str]
     sources: list[str]  # paths of the videos below SOURCE
-    classes: list[str | None]  # the folder of the video; Normal for normals detected by mistake
+    classes: list[str | None]  # class of the video; Normal for false alarms
     splits: list[str | None]
     clip_indices: torch.Tensor  # int64 [N]: number of the clip within its video
     labels: torch.Tensor  # int64 [N]: 0 normal (a false alarm), 1 crime, -1 unknown
@@ -85,7 +85,7 @@ class AttentionData:
     seconds: torch.Tensor  # float64 [N, T]
     fps: torch.Tensor  # float32 [N], of the video
     trained_on: torch.Tensor  # int8 [N]: 1 the model was trained on this video, 0 it was not, -1 unknown
-    clips: torch.Tensor | ShardClips  # uint8 [N, T, H, W, 3]; read when touched
+    clips: torch.Tensor | ShardClips  # uint8 [N, T, H, W, 3], read from disk when indexed
     checkpoint_sha256: str
     shards_digest: str
     threshold: float
@@ -279,9 +279,9 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 def load_attention_data(path: str | os.PathLike[str], *, for_training: bool = False) -> AttentionData:
     """Load the attention data of `stage1 infer`: the file of tensors, the folder of shards, or the run's folder.
 
-    Clips stay on disk until they are touched. `for_training` refuses what nobody should train on: detections of the
-    split Test, and of videos that the model was trained on (or may have been). Raises UserError where there is no such
-    file or it is refused, FormatError where it is another one.
+    Clips stay on disk until they are accessed. `for_training` refuses detections of the split Test, and of videos that
+    the model was (or may have been) trained on. Raises UserError if there is no such file or it is refused, and
+    FormatError if it is another kind of file or damaged.
     """
     found = _find(Path(path))
     data = _load_shards(found) if found.is_dir() else _load_file(found)
@@ -291,7 +291,7 @@ def load_attention_data(path: str | os.PathLike[str], *, for_training: bool = Fa
 
 
 def _find(path: Path) -> Path:
-    """Return the file or folder of shards that `path` is, or that is below it if it is the output folder of a run."""
+    """Return `path` itself, or the file or folder of shards in it if it is the output folder of a run."""
     folders = (path, path / "shards", path / "attention_data" / "shards")
     for folder in folders:
         if (folder / layout.MANIFEST_NAME).is_file():

@@ -17,7 +17,7 @@ import torch
 
 from stage1.common import files
 from stage1.common.device import choose_device, cuda_memory_errors, device_name
-from stage1.data.epoch_plan import Rows
+from stage1.data.epoch_plan import Rows, rows_by_video
 from stage1.data.loader import Batch, ClipReader
 from stage1.data.transforms import ClipTransform, TransformConfig
 from stage1.inference.config import FeaturesConfig as FeaturesConfig
@@ -154,10 +154,7 @@ class _FeaturesRun:
         known: dict[int, VideoGroundTruth],
     ) -> None:
         self.config, self.reader, self.device, self.extract, self.known = config, reader, device, extract, known
-        self.rows_of_video: list[Rows] = []
-        order = np.argsort(reader.videos, kind="stable")
-        if len(order):
-            self.rows_of_video = np.split(order, np.flatnonzero(np.diff(reader.videos[order])) + 1)
+        self.rows_of_video = rows_by_video(np.arange(len(reader)), reader.videos)
         self.unscored: dict[str, str] = {}
 
     def file(self, video: int, suffix: str = ".npy") -> Path:

@@ -1,7 +1,7 @@
 """Outputs of inference, and their reader. docs/OUTPUTS.md is the specification.
 
-Row i of the attention data belongs to entry i of anomalies.json; both stand in index order, that is video by video
-and in time, not by confidence.
+Row i of the attention data belongs to entry i of anomalies.json. Both are in index order: by video and time, not by
+confidence.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ VIDEO_COLUMNS = (
     *("num_clips", "num_unscored"),
     *("confidence", "mean_confidence", "predicted", "num_events", "event_seconds"),
 )
-NORMAL_CLASS = "Normal"  # to stage 2, the class of normals detected by mistake
+NORMAL_CLASS = "Normal"  # class of false alarms, for stage 2
 
 
 class OutputFiles:
@@ -100,7 +100,7 @@ class Prediction:
 class Detection:
     """A clip with a confidence at or above the threshold: an entry of anomalies.json."""
 
-    video_path: str  # opens as it stands
+    video_path: str  # path to open
     key: str
     source: str
     clip_index: int
@@ -108,7 +108,7 @@ class Detection:
     label: int
     split: str | None
     confidence: float
-    attention_weights: tuple[float, ...]  # one a frame, sum 1: relative within the clip, not an anomaly score
+    attention_weights: tuple[float, ...]  # one per frame, sum 1: relative to the clip, not an anomaly score
     frame_indices: tuple[int, ...]  # in the video, presentation order
     seconds: tuple[float, ...]  # of these frames, from the start of the video
     fps: float  # mean frames per second of the video
@@ -125,7 +125,7 @@ class Detection:
 
     @property
     def frame_importance(self) -> list[float]:
-        """Attention over its maximum, in [0, 1]: what to threshold for "important frames"."""
+        """Attention divided by its maximum, in [0, 1], for thresholds on "important frames"."""
         highest = max(self.attention_weights)
         return [round(weight / highest, 6) for weight in self.attention_weights]
 
@@ -161,7 +161,7 @@ class VideoScore:
     duration_seconds: float
     num_clips: int
     num_unscored: int
-    scores: tuple[float | None, ...]  # of each second, smoothed; None where no clip lies
+    scores: tuple[float | None, ...]  # of each second, smoothed; None without a clip
     events: tuple[Event, ...]
     true_events: tuple[tuple[int, int], ...] | None  # first and last frame of each; None without ground truth
 

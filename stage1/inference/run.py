@@ -24,7 +24,7 @@ import numpy.typing as npt
 from stage1.common import distributed, files
 from stage1.common.device import choose_device, device_name
 from stage1.data import from_videos
-from stage1.data.epoch_plan import Rows
+from stage1.data.epoch_plan import Rows, rows_by_video
 from stage1.data.loader import ClipReader
 from stage1.inference import attention_data
 from stage1.inference import outputs as output
@@ -34,8 +34,8 @@ from stage1.inference.events import VideoClips, find_events
 from stage1.inference.outputs import Detection, OutputFiles, Prediction, VideoScore
 from stage1.inference.score_log import ScoreLog
 from stage1.inference.scoring import BatchPlan, CheckpointClips, ScoringConfig, score
+from stage1.metrics import centred_scores
 from stage1.metrics import clips as metrics
-from stage1.metrics import relative_scores
 from stage1.metrics.calibration import Calibration
 from stage1.metrics.ground_truth import read_ground_truth
 from stage1.model.checkpoint import build_options, check_clip_shape, load_checkpoint
@@ -219,7 +219,7 @@ class _InferenceRun:
         self.threshold = _threshold(config, self.folds)
         self._centred: npt.NDArray[np.float32] | None = None  # confidence of every row, with config.relative
         if config.relative:
-            relative_scores.check_videos(reader.videos, where=reader.shard_set.where)
+            centred_scores.check_videos(reader.videos, where=reader.shard_set.where)
         if out_of_fold:
             _check_folds(reader, self.folds)
         batch_size = min(config.batch_size, max(1, *(len(fold.rows) for fold in self.folds), 1))
@@ -312,7 +312,7 @@ class _InferenceRun:
         for row in self.rows.tolist():
             log_odds[row] = self._score_of(row)[0]["confidence"]
         chosen = self.folds[0].checkpoint.relative or {"calibration": {}}
-        centred = relative_scores.relative_scores(log_odds, self.reader.videos)
+        centred = centred_scores.centred_scores(log_odds, self.reader.videos)
         return Calibration(**chosen["calibration"]).apply(centred).astype(np.float32)
 
     def _predictions(self) -> Iterator[Prediction]:
@@ -355,10 +355,8 @@ class _InferenceRun:
 
     def _video_scores(self) -> Iterator[VideoScore]:
         """Yield the scores of videos in the order of their first clip."""
-        rows = self.rows[np.argsort(self.reader.videos[self.rows], kind="stable")]
-        groups = np.split(rows, np.flatnonzero(np.diff(self.reader.videos[rows])) + 1) if len(rows) else []
-        for group in sorted(groups, key=lambda group: int(group[0])):
-            yield self._video_score(group)
+        for rows in sorted(rows_by_video(self.rows, self.reader.videos), key=lambda rows: int(rows[0])):
+            yield self._video_score(rows)
 
     def _video_score(self, rows: Rows) -> VideoScore:
         index, video = self.reader.index, int(self.reader.videos[rows[0]])

@@ -66,6 +66,14 @@ def roc_auc(labels: Labels, crime_probabilities: Floats) -> float | None:
     return roc_auc_statistic(labels, crime_probabilities)(np.ones(len(labels)))
 
 
+def roc_curve(labels: Labels, crime_probabilities: Floats) -> tuple[Array, Array]:
+    """Return the false and the true positive rates of the ROC curve, from (0, 0) to (1, 1)."""
+    from sklearn import metrics
+
+    false_rates, true_rates, _ = metrics.roc_curve(labels, crime_probabilities)
+    return false_rates, true_rates
+
+
 def average_precision(labels: Labels, crime_probabilities: Floats) -> float | None:
     """Return the average precision of crime, summed over recall steps; None unless both classes are present.
 

@@ -44,7 +44,7 @@ _TIMES = 24
 _ROW_GAP = 30
 _FRAME_GAP = 4
 _MAX_FRAME_HEIGHT = 190
-# Names in other scripts: what is installed of these stands in where the first lacks a letter.
+# Fallbacks, if installed, for letters that the first font lacks, such as names in other scripts.
 _FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Microsoft YaHei", "PingFang SC", "Malgun Gothic", "Yu Gothic", "Arial")
 
 
@@ -60,7 +60,7 @@ class Strip:
 def visualize(folder: Path) -> tuple[Path, int]:
     """Draw the strongest detections below the output folder of `stage1 infer`.
 
-    Returns the path of the picture and the number of detections in it. Without a detection the picture says so.
+    Returns the path of the picture and the number of detections in it. If there are no detections, the picture says so.
     Raises UserError if the folder has no finished run, and FormatError if its files come from different runs.
     """
     files = OutputFiles(folder=folder)
@@ -242,8 +242,8 @@ def _name(detection: Detection) -> str:
 def _facts(detection: Detection) -> str:
     """Format class, time and confidence of a detection in one line."""
     times = time_texts(detection.seconds)
-    truth = {layout.NORMAL_LABEL: " (false alarm)"}.get(detection.label, "")
-    class_name = [f"{detection.class_name}{truth}"] if detection.class_name else []
+    note = " (false alarm)" if detection.label == layout.NORMAL_LABEL else ""
+    class_name = [f"{detection.class_name}{note}"] if detection.class_name else []
     return "   ·   ".join([*class_name, f"{times[0]} – {times[-1]}", f"confidence {100 * detection.confidence:.1f} %"])
 
 

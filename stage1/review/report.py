@@ -23,8 +23,8 @@ import numpy.typing as npt
 from stage1.data.reader import ClipReader
 from stage1.inference.attention_data import load_attention_data
 from stage1.inference.outputs import Detection, OutputFiles, Prediction, read_anomalies, read_predictions
+from stage1.metrics import centred_scores
 from stage1.metrics import clips as metrics
-from stage1.metrics import relative_scores
 from stage1.metrics.clips import interval_text
 from stage1.model.checkpoint import load_checkpoint
 from stage1.review.config import ReportConfig as ReportConfig
@@ -527,7 +527,7 @@ def _facts(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if run.get(name) is not None:
             yield name.replace("_", " "), str(run[name])
     if run.get("relative"):
-        yield "scores", f"centred per video: {relative_scores.CONVENTION}"
+        yield "scores", f"centred per video: {centred_scores.CONVENTION}"
 
 
 def _name(run: Mapping[str, Any]) -> str:

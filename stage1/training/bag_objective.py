@@ -83,7 +83,7 @@ class BagObjective(ClipObjective):
     def aggregate(
         self, logits_NK: torch.Tensor, labels_N: torch.Tensor, rows_N: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Aggregate clips to videos, which are what has a label."""
+        """Aggregate clips to videos, which have the labels."""
         assert self._videos is not None
         videos_N = self._videos[rows_N.numpy()]
         scores, labels = [], []
@@ -112,7 +112,7 @@ def bag_score(log_odds_B: torch.Tensor, aggregator: str) -> torch.Tensor:
 
 
 def bag_scores(log_odds_VN: torch.Tensor, known_VN: torch.Tensor, aggregator: str) -> torch.Tensor:
-    """Return `bag_score` of several videos, (V,); `known_VN` is False where a video has no more clips."""
+    """Return `bag_score` of several videos, (V,); `known_VN` is False after the last clip of a video."""
     known_VN = known_VN.to(log_odds_VN.device)
     if aggregator == "attention":
         weights_VN = log_odds_VN.masked_fill(~known_VN, -torch.inf).softmax(1)

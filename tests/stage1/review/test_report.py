@@ -95,10 +95,10 @@ def test_an_evaluation_is_shown_where_it_is_of_the_same_shards(run_folder: Path,
     path = tmp_path / "evaluation" / "evaluation.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "relative": True}))
     page = write_report(ReportConfig(folder=run_folder, evaluation=path.parent)).path.read_text("utf-8")
-    assert "Scores are centred per video: P(crime) of the log-odds of a clip less their median" in page
+    assert "Scores are centred per video: P(crime) from the log-odds of a clip minus their median" in page
     run = run_folder / "run.json"
     run.write_text(json.dumps({**json.loads(run.read_text()), "relative": True}))
-    assert ">centred per video: P(crime) of the log-odds" in write_report(
+    assert ">centred per video: P(crime) from the log-odds" in write_report(
         ReportConfig(folder=run_folder)
     ).path.read_text("utf-8")
 
