@@ -7,6 +7,7 @@ once per epoch, every rank has the same number of steps, and neither depends on 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import logging
@@ -264,9 +265,11 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
 
     def _iterate(self) -> Iterator[Batch]:
         """Yield the batches of the plan: the first stage of the pipeline."""
-        plan = list(self.plan()) if self.num_processes else self.plan()
         self.reader.fetch_ahead(self.order()[self._start :])
-        batches = self._from_processes() if self.num_processes else self.read_ahead(plan)
+        if self.num_processes:  # a DataLoader asks its workers in turn, which keeps the order of the plan
+            batches = iter(wds.WebLoader(_StepsOfWorker(self), batch_size=None, num_workers=self.num_processes))
+        else:
+            batches = self.read_ahead(self.plan())
         if self.device.type == "cuda":
             batches = _on_cuda(batches, self.device)
         yield from map(self._count_step, batches, itertools.count(self._start + self._global_batch, self._global_batch))
@@ -313,10 +316,6 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
             if end > self._start:
                 yield before, order[begins:end]
             before = begins
-
-    def _from_processes(self) -> Iterator[Batch]:
-        # A DataLoader asks its workers in turn, which keeps the order of the plan.
-        yield from wds.WebLoader(_StepsOfWorker(self), batch_size=None, num_workers=self.num_processes)
 
     def _read_batch(self, rows: Rows) -> Batch:
         clips = self._buffers.take(len(rows))
@@ -455,11 +454,8 @@ class _BufferPool:
         return np.empty(self.shape, np.uint8)  # numpy requests huge pages, torch does not
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _make_pool, (self.shape, self.max_free)  # another process starts with an empty pool
-
-
-def _make_pool(shape: tuple[int, ...], max_free: int) -> _BufferPool:
-    return _BufferPool(shape, max_free=max_free)
+        # Another process starts with an empty pool, without pinned memory.
+        return functools.partial(_BufferPool, max_free=self.max_free), (self.shape,)
 
 
 def _on_cuda(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:

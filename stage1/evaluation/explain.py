@@ -10,7 +10,7 @@ frames. The mean gap over k measures an order of frames. (Deletion and insertion
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,6 @@ EXPLAIN_CONVENTIONS = {
     "effective frames": "exp of the entropy of attention: 1 for a single frame, T if uniform",
     "intervals": "95 % percentile bootstrap over source groups (recordings), else videos",
 }
-_Predict = Callable[[torch.Tensor], Array]  # uint8 (B, T, H, W, 3) → log-odds of crime [B]
 
 
 class ExplainReport(EvaluationReport):

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from stage1.common.options import (
+    CheckedConfig,
     annotations_option,
     batch_size_option,
     cache_dir_option,
@@ -18,7 +19,7 @@ from stage1.common.options import (
 )
 from vidshard.storage.urls import Location, location
 from vidshard.util.errors import UserError
-from vidshard.util.options import check_options, option
+from vidshard.util.options import option
 
 PRECISIONS = ("fp32", "bf16")
 ATTENTION_FORMATS = ("pt", "shards")
@@ -28,7 +29,7 @@ _SCORING, _EVENTS, _OUTPUT, _VIDEOS, _STORAGE = "Scoring", "Events", "Output for
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EventConfig:
+class EventConfig(CheckedConfig):
     """Conversion of scores per second into events."""
 
     low_ratio: float = option(
@@ -56,12 +57,9 @@ class EventConfig:
         below=math.inf,
     )
 
-    def __post_init__(self) -> None:
-        check_options(self)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InferConfig:
+class InferConfig(CheckedConfig):
     """Options of a run of inference, on the clips of `shards` or on MP4s."""
 
     shards: Location = shards_option("shards/Test", "Shards to score.")
@@ -103,12 +101,9 @@ class InferConfig:
     cache_dir: Path | None = cache_dir_option(_STORAGE)
     cache_gb: float | None = cache_gb_option(_STORAGE)
 
-    def __post_init__(self) -> None:
-        check_options(self)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FeaturesConfig:
+class FeaturesConfig(CheckedConfig):
     """Options of feature extraction, by a checkpoint or by a backbone."""
 
     shards: Location = option(help="Shards to describe.", type=location, metavar="PLACE")
@@ -123,13 +118,13 @@ class FeaturesConfig:
     device: str = device_option()
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         if (self.checkpoint is None) == (self.backbone is None):
             raise UserError("expected either checkpoint or backbone, such as --checkpoint FILE")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExtractConfig:
+class ExtractConfig(CheckedConfig):
     """Options of the extraction of frames from the detections in `folder`, the output of `stage1 infer`."""
 
     folder: Path = option(DEFAULT_OUT, argument=True, metavar="[DIR]")
@@ -151,6 +146,6 @@ class ExtractConfig:
     )
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         if self.stage2_lists and self.test_list is None:
             raise UserError("stage2_list needs test_list: the videos that must not be in it")

@@ -64,7 +64,8 @@ class ScoringConfig:
         """Number of batches that this process scores in parallel."""
         if self.device.type != "cpu":
             return 1
-        return self.threads or max(1, _available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.threads or max(1, available // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class BatchPlan:
@@ -280,8 +281,3 @@ def _one_thread_a_batch() -> Iterator[None]:
     finally:
         torch.set_num_threads(before)
         torch.backends.cudnn.deterministic = deterministic
-
-
-def _available_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -26,7 +26,6 @@ from stage1.training.config import TrainConfig
 from stage1.training.data import TrainData
 from vidshard.util.errors import UserError
 
-AGGREGATORS = ("topk", "attention")
 BAG_TOP_SHARE = 1 / 8  # share of a bag's clips that topk averages, at least one clip
 BAG_RIDGE = 0.3  # on the weights of the linear classifier on motion features, as bags are few (docs/EXPERIMENTS.md)
 BAG_FIT_STEPS = 300

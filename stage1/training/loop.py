@@ -298,7 +298,8 @@ def train_epoch(run: TrainingRun, epoch: int) -> dict[str, Any]:
                 f"{_mb_per_second(run, totals):.1f} MB/s, "
                 f"{totals.waited / totals.seconds:.0%} waiting for data"
             )
-            is_last, is_due = step == num_steps, _is_time_to_save(run)
+            is_last = step == num_steps
+            is_due = 0 < run.config.checkpoint_minutes * 60 <= time.monotonic() - run.saved_at
             if asked_to_stop or is_last or is_due:
                 totals.loader_state = run.loader.state_dict()
             if asked_to_stop:
@@ -306,12 +307,9 @@ def train_epoch(run: TrainingRun, epoch: int) -> dict[str, Any]:
             elif is_due and not is_last:
                 save(run)
     next(batches, None)  # so that the loader ends its epoch
-    for module in run.model.modules():
-        # torch has no public base class. Average the statistics, which differ between ranks.
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            for buffer in (module.running_mean, module.running_var):
-                if buffer is not None:
-                    distributed.sum_over_ranks(buffer).div_(distributed.world_size())
+    for name, buffer in run.model.named_buffers():
+        if name.endswith(("running_mean", "running_var")):  # of batch normalisation; they differ between ranks
+            distributed.sum_over_ranks(buffer).div_(distributed.world_size())
     return {
         "epoch": epoch + 1,
         "loss": totals.loss_sum / totals.weight,
@@ -553,10 +551,6 @@ def _timed(batches: ClipLoader, totals: EpochTotals) -> Iterator[Batch]:
 def _is_asked_to_stop(run: TrainingRun) -> bool:
     """Return True if any rank was asked to stop. All ranks must call this."""
     return bool(distributed.sum_over_ranks(torch.tensor(float(run.stop.received is not None), device=run.device)))
-
-
-def _is_time_to_save(run: TrainingRun) -> bool:
-    return 0 < run.config.checkpoint_minutes * 60 <= time.monotonic() - run.saved_at
 
 
 def _check_finite(run: TrainingRun, loss: float, norm: torch.Tensor, *, where: str) -> None:
