@@ -8,7 +8,7 @@ from typing import Any, Literal
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-MarkUse = Literal["labels", "exclusions"]
+ReviewLabelUse = Literal["labels", "exclusions"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ from stage1.evaluation.text import aligned
 from stage1.inference.run import Fold, InferConfig, infer_out_of_fold
 from stage1.inference.scoring import crime_probabilities
 from stage1.metrics import clips as metrics
+from stage1.metrics.clips import Array
 from stage1.model.checkpoint import load_checkpoint
 from stage1.training.config import TrainConfig, changed_options
 from stage1.training.data import TrainData, shared_videos
@@ -47,8 +48,6 @@ THRESHOLD = 0.5
 SHORTCUT_CLIPS = 8  # clips of a video to which shortcuts are fitted, and on which they are evaluated
 NUM_RESAMPLES = 1000
 GROUPED, RANDOM, TEST = "grouped", "random", "test"
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,7 +84,7 @@ class HeldOutScores:
     """Scores of a run's model on its held-out clips."""
 
     rows: Rows
-    confidences: Floats  # P(crime)
+    confidences: Array  # P(crime)
 
 
 def crossval(config: CrossvalConfig) -> str:
@@ -359,7 +358,7 @@ def summarise(
 
 
 def compare_with_shortcuts(
-    clips: GroupedClips, held: GroupedClips, splits: list[Split], confidences: Floats
+    clips: GroupedClips, held: GroupedClips, splits: list[Split], confidences: Array
 ) -> list[dict[str, Any]]:
     """Evaluate every shortcut in the splits of one seed, and compare the model's AUC with it.
 
@@ -398,9 +397,9 @@ def _shortcut_features(reader: JoinedReader) -> tuple[Rows, dict[str, baselines.
     return rows, {name: np.concatenate([part[name] for part in features]) for name in features[0]}
 
 
-def measure(labels: Rows, groups: npt.NDArray[np.int64], confidences: list[Floats]) -> dict[str, Any]:
+def measure(labels: Rows, groups: npt.NDArray[np.int64], confidences: list[Array]) -> dict[str, Any]:
     """Return accuracy, AUC and AUC within recording with intervals, averaged over predictions of the same clips."""
-    makers: dict[str, Callable[[Rows, Floats], metrics.Statistic]] = {
+    makers: dict[str, Callable[[Rows, Array], metrics.Statistic]] = {
         "accuracy": metrics.accuracy_statistic,
         "auc": metrics.roc_auc_statistic,
         "auc_within_group": lambda labels, values: metrics.within_group_auc_statistic(labels, values, groups),
@@ -413,7 +412,7 @@ def measure(labels: Rows, groups: npt.NDArray[np.int64], confidences: list[Float
 
 
 def _mean(statistics: list[metrics.Statistic]) -> metrics.Statistic:
-    def statistic(weights_N: Floats) -> float | None:
+    def statistic(weights_N: Array) -> float | None:
         values = [value for part in statistics if (value := part(weights_N)) is not None]
         return float(np.mean(values)) if len(values) == len(statistics) else None
 

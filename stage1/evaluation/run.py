@@ -20,7 +20,7 @@ from stage1.data.loader import ClipReader
 from stage1.evaluation import baselines, plots
 from stage1.evaluation.config import EvaluateConfig as EvaluateConfig
 from stage1.evaluation.text import METRIC_CONVENTIONS, EvaluationReport, evaluation_text
-from stage1.inference.events import Event, EventConfig, VideoClips, find_events
+from stage1.inference.events import ClipScores, Event, EventConfig, find_events
 from stage1.inference.outputs import shortest_floats
 from stage1.inference.scoring import crime_probabilities
 from stage1.metrics import calibration, centred_scores
@@ -344,7 +344,7 @@ def video_events(clips: ScoredClips, number: int, threshold: float) -> list[Even
     """Return the events that `stage1 infer` would report in a video."""
     own = np.flatnonzero(clips.videos == number)
     row = clips.reader.index.videos[number]
-    video = VideoClips(
+    video = ClipScores(
         confidences=clips.scores[own],
         first_frames=clips.first_frames[own],
         last_frames=clips.last_frames[own],

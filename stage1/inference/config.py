@@ -21,10 +21,10 @@ from vidshard.storage.urls import Location, location
 from vidshard.util.errors import UserError
 from vidshard.util.options import option
 
-PRECISIONS = ("fp32", "bf16")
+SCORING_PRECISIONS = ("fp32", "bf16")
 ATTENTION_FORMATS = ("pt", "shards")
 FRAME_SOURCES = ("clip", "video")
-DEFAULT_OUT = Path("stage1_output")
+DEFAULT_INFERENCE = Path("stage1_output")
 _SCORING, _EVENTS, _OUTPUT, _VIDEOS, _STORAGE = "Scoring", "Events", "Output for stage 2", "Source videos", "Storage"
 
 
@@ -65,7 +65,7 @@ class InferConfig(CheckedConfig):
     shards: Location = shards_option("shards/Test", "Shards to score.")
     videos: tuple[str, ...] = option((), help="MP4s instead of shards: files, folders or globs.", metavar="PATH…")
     checkpoint: Path = checkpoint_option()
-    out: Path = option(DEFAULT_OUT, help="Output folder.")
+    out: Path = option(DEFAULT_INFERENCE, help="Output folder.")
     threshold: float | None = option(
         None,
         help="Detect clips with at least this P(crime).",
@@ -76,7 +76,7 @@ class InferConfig(CheckedConfig):
     relative: bool = relative_option(_SCORING)
     batch_size: int = batch_size_option()
     device: str = device_option()
-    precision: str = option("fp32", help="Numeric precision.", group=_SCORING, choices=PRECISIONS)
+    precision: str = option("fp32", help="Numeric precision.", group=_SCORING, choices=SCORING_PRECISIONS)
     threads: int | None = option(
         None,
         help="CPU threads that score batches in parallel; does not change the scores.",
@@ -127,7 +127,7 @@ class FeaturesConfig(CheckedConfig):
 class ExtractConfig(CheckedConfig):
     """Options of the extraction of frames from the detections in `folder`, the output of `stage1 infer`."""
 
-    folder: Path = option(DEFAULT_OUT, argument=True, metavar="[DIR]")
+    folder: Path = option(DEFAULT_INFERENCE, argument=True, metavar="[DIR]")
     out: Path = option(Path("stage2_frames"), help="Output folder.")
     top_k: int = option(5, help="Frames per detection, those with the most attention.", at_least=1)
     frames_from: str = option(

@@ -30,7 +30,7 @@ from stage1.inference import attention_data
 from stage1.inference import outputs as output
 from stage1.inference.attention_data import AttentionSource
 from stage1.inference.config import InferConfig as InferConfig
-from stage1.inference.events import VideoClips, find_events
+from stage1.inference.events import ClipScores, find_events
 from stage1.inference.outputs import Detection, OutputFiles, Prediction, VideoScore
 from stage1.inference.score_log import ScoreLog
 from stage1.inference.scoring import BatchPlan, CheckpointClips, ScoringConfig, score
@@ -362,7 +362,7 @@ class _InferenceRun:
         index, video = self.reader.index, int(self.reader.videos[rows[0]])
         scored = [scores for scores, reason in map(self._score_of, rows.tolist()) if reason is None]
         facts = index.videos[video]
-        clips = VideoClips(
+        clips = ClipScores(
             confidences=np.array([scores["confidence"] for scores in scored], np.float64),
             first_frames=np.array([scores["first_frame"] for scores in scored], np.int64),
             last_frames=np.array([scores["last_frame"] for scores in scored], np.int64),

@@ -26,7 +26,7 @@ from vidshard.util import atomic
 from vidshard.util.errors import UserError
 
 CHECKPOINT_FORMAT = "stage1 checkpoint"
-FORMAT_VERSION = 2
+CHECKPOINT_VERSION = 2
 _DIGEST_LINE = b"\nstage1 checkpoint, SHA-256 of the bytes before this line: %s\n"
 _DIGEST_LINE_SIZE = len(_DIGEST_LINE % (b"0" * 64))
 
@@ -138,9 +138,9 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> Che
     if not isinstance(fields, dict) or fields.pop("format", None) != CHECKPOINT_FORMAT:
         raise UserError(f"{path} is no stage1 checkpoint, though torch can read it; expected {_EXPECTED}")
     version = fields.pop("format_version", None)
-    if version != FORMAT_VERSION:
+    if version != CHECKPOINT_VERSION:
         raise UserError(
-            f"{path} is a stage1 checkpoint of format version {version}, this stage1 reads version {FORMAT_VERSION}; "
+            f"{path} is a stage1 checkpoint of format version {version}, expected {CHECKPOINT_VERSION}; "
             "install the stage1 version that wrote it, or train again"
         )
     if digest is None:
@@ -180,7 +180,7 @@ def build_options(checkpoint: Checkpoint) -> str:
 def _write(file: IO[bytes], checkpoint: Checkpoint) -> None:
     fields = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
     hashing = HashingFile(file)
-    torch.save({"format": CHECKPOINT_FORMAT, "format_version": FORMAT_VERSION, **fields}, cast(IO[bytes], hashing))
+    torch.save({"format": CHECKPOINT_FORMAT, "format_version": CHECKPOINT_VERSION, **fields}, cast(IO[bytes], hashing))
     file.write(_DIGEST_LINE % hashing.hexdigest().encode())
 
 

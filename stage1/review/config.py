@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from stage1.common.options import CheckedConfig
-from stage1.inference.config import DEFAULT_OUT
+from stage1.inference.config import DEFAULT_INFERENCE
 from vidshard.util.errors import UserError
 from vidshard.util.options import option
 
@@ -15,7 +15,7 @@ from vidshard.util.options import option
 class ReportConfig(CheckedConfig):
     """Options of the report of a run of inference."""
 
-    folder: Path = option(DEFAULT_OUT, argument=True, metavar="[DIR]")
+    folder: Path = option(DEFAULT_INFERENCE, argument=True, metavar="[DIR]")
     out: Path | None = option(None, help="HTML page to write.", default_text="DIR/report.html")
     evaluation: Path | None = option(None, help="Output folder of `stage1 evaluate` on the same shards.")
     max_items: int = option(1000, help="Maximum number of detections and misses, strongest first.", at_least=1)

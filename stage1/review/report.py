@@ -37,7 +37,7 @@ MAX_IMAGE_BYTES = 40 * 2**20  # of all pictures, so that the page stays below 60
 MAX_POINTS = 500  # in the score curve of a video; longer curves keep the maximum of each segment
 FRAME_PIXELS = (96, 72)  # height of a frame, and for more than MANY_ITEMS
 MANY_ITEMS = 400
-JPEG_QUALITY = 72
+STRIP_JPEG_QUALITY = 72
 RESAMPLES = 1000
 
 
@@ -241,7 +241,7 @@ def encode_strip(frames: npt.NDArray[np.uint8], height: int) -> bytes:
     strip = Image.fromarray(np.concatenate(parts[:-1], axis=1))
     strip = strip.resize((round(strip.width * height / strip.height), height), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    strip.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    strip.save(buffer, "JPEG", quality=STRIP_JPEG_QUALITY)
     return buffer.getvalue()
 
 

@@ -17,14 +17,14 @@ import tomli_w
 
 from stage1.common import files
 from stage1.common.options import cache_dir_option, cache_gb_option, device_option
-from stage1.data.config import MarkUse, TransformConfig
+from stage1.data.config import ReviewLabelUse, TransformConfig
 from stage1.model.config import ModelConfig
 from vidshard.storage.urls import Location, Url, location
 from vidshard.util.errors import UserError
 from vidshard.util.options import check_options, option
 
 MAX_SEED = 2**32 - 1  # the limit of NumPy's legacy generators, which scikit-learn uses
-PRECISIONS = ("fp32", "bf16", "fp16")
+TRAIN_PRECISIONS = ("fp32", "bf16", "fp16")
 _DATA, _UNTRIMMED, _OPTIMISATION = "Data", "Untrimmed videos", "Optimisation"
 _REGULARISATION, _SPEED, _STORAGE, _OUTPUT = "Regularisation", "Speed", "Storage", "Checkpoints and logs"
 
@@ -83,7 +83,7 @@ class TrainConfig:
         "fp32",
         help="Precision of convolutions and matrix products in training; weights and validation stay fp32.",
         group=_SPEED,
-        choices=PRECISIONS,
+        choices=TRAIN_PRECISIONS,
     )
     compile: bool = option(False, help="Train with torch.compile.", group=_SPEED)
     channels_last: bool = option(False, help="Keep weights and clips in channels-last memory format.", group=_SPEED)
@@ -124,11 +124,11 @@ class TrainConfig:
         0, help="Tolerate up to N damaged clips by replacing them.", group=_STORAGE, at_least=0, metavar="N"
     )
     marks: Path | None = option(None, help="Review labels: the CSV exported from a report.", group=_DATA)
-    marks_as: MarkUse = option(
+    marks_as: ReviewLabelUse = option(
         "labels",
         help="labels: replace the labels of the clips; exclusions: leave out the clips that they contradict.",
         group=_DATA,
-        choices=typing.get_args(MarkUse),
+        choices=typing.get_args(ReviewLabelUse),
     )
     cache_dir: Path | None = cache_dir_option(_STORAGE)
     cache_gb: float | None = cache_gb_option(_STORAGE)
