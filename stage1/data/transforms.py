@@ -56,9 +56,10 @@ class ClipTransform:
 
 
 class BatchTransform:
-    """uint8 (B, T, H, W, C) → `function` on float32 (B, 3, T, H, W) in [0, 1] → normalised by `config`: for training.
+    """Training transform that applies a user's function: uint8 (B, T, H, W, C) → normalised float32 (B, 3, T, H, W).
 
-    Raises UserError if `function` converts or normalises frames itself, or returns something else than such a batch.
+    `function` is called on float32 (B, 3, T, H, W) in [0, 1], and its result is normalised by `config`. Raises UserError
+    if `function` converts or normalises frames itself, or does not return such a batch.
     """
 
     def __init__(self, function: Callable[[torch.Tensor], torch.Tensor], config: TransformConfig) -> None:
@@ -68,8 +69,8 @@ class BatchTransform:
         if unwanted:
             raise UserError(
                 f"transform holds {' and '.join(unwanted)}, but it is called on float clips (B, 3, T, H, W) in [0, 1] "
-                "that are normalised after it. Leave them out; to normalise by other numbers than now, write "
-                f'transform={{"mean": {list(config.mean)}, "std": {list(config.std)}}} with yours'
+                "that are normalised afterwards. Remove them; to normalise by different values, pass "
+                f'transform={{"mean": {list(config.mean)}, "std": {list(config.std)}}} with your values'
             )
 
     def __call__(self, clips_BTHWC: torch.Tensor, indices_B: torch.Tensor, epoch: int) -> torch.Tensor:

@@ -67,14 +67,7 @@ def evaluate_scores(config: ScoresConfig) -> ScoresReport:
     rows = [] if scores is None else _score_rows(scores, by_convention, config)
     far = None if scores is None else _false_alarm_share(scores, annotations, config)
     fields = {
-        "annotations": {
-            "videos": len(annotations.videos),
-            "crime_videos": annotations.num_crimes,
-            "videos_with_two_events": annotations.num_with_two_events,
-            "frames": annotations.num_frames,
-            "event_frames": annotations.num_event_frames,
-            "overruns_cut": annotations.overruns,
-        },
+        "annotations": annotations.counts,
         "conventions": {"events": EVENT_CONVENTIONS, "default": DEFAULT_CONVENTION, "intervals": _INTERVALS},
         "references": references,
         "scores": rows,

@@ -74,8 +74,8 @@ class OutputFiles:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """Score of one clip: a row of predictions.csv."""
+class _ScoredClip:
+    """Identity of a clip, shared by predictions and detections."""
 
     key: str
     source: str  # path of the video relative to SOURCE, with forward slashes
@@ -83,6 +83,12 @@ class Prediction:
     class_name: str | None
     label: int  # 0 normal, 1 crime, -1 unknown
     split: str | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prediction(_ScoredClip):
+    """Score of one clip: a row of predictions.csv."""
+
     confidence: float | None  # P(crime); this and the fields below are None if the clip could not be read
     predicted: bool | None  # True if the confidence is at or above the threshold
     start_seconds: float | None  # of the first frame of the clip
@@ -97,16 +103,10 @@ class Prediction:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Detection:
+class Detection(_ScoredClip):
     """A clip with a confidence at or above the threshold: an entry of anomalies.json."""
 
     video_path: str  # path to open
-    key: str
-    source: str
-    clip_index: int
-    class_name: str | None
-    label: int
-    split: str | None
     confidence: float
     attention_weights: tuple[float, ...]  # one per frame, sum 1: relative to the clip, not an anomaly score
     frame_indices: tuple[int, ...]  # in the video, presentation order

@@ -222,7 +222,7 @@ class _InferenceRun:
             centred_scores.check_videos(reader.videos, where=reader.shard_set.where)
         if out_of_fold:
             _check_folds(reader, self.folds)
-        batch_size = min(config.batch_size, max(1, *(len(fold.rows) for fold in self.folds), 1))
+        batch_size = min(config.batch_size, max(1, *(len(fold.rows) for fold in self.folds)))
         self.plan = BatchPlan(self.folds, num_rows=len(reader), batch_size=batch_size)
         self.scoring = ScoringConfig(
             device=self.device,

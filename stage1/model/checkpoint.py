@@ -140,8 +140,8 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> Che
     version = fields.pop("format_version", None)
     if version != CHECKPOINT_VERSION:
         raise UserError(
-            f"{path} is a stage1 checkpoint of format version {version}, expected {CHECKPOINT_VERSION}; "
-            "install the stage1 version that wrote it, or train again"
+            f"{path} is a stage1 checkpoint of format version {version}, this stage1 reads version "
+            f"{CHECKPOINT_VERSION}; install the stage1 version that wrote it, or train again"
         )
     if digest is None:
         raise UserError(f"{path} is damaged: it does not end with the line of its SHA-256; {_REPLACE_IT}")
