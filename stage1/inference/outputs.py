@@ -136,7 +136,8 @@ class Detection(_ScoredClip):
             "top_attention_indices": self.top_attention_indices,
             "frame_importance": self.frame_importance,
         }
-        return {name: fields[name] for name in DETECTION_FIELDS}
+        found = {name: fields[name] for name in DETECTION_FIELDS}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Detection:
@@ -185,7 +186,7 @@ class VideoScore:
             **{name: fields[name] for name in _VIDEO_FACTS},
             "events": [dataclasses.asdict(event) for event in self.events],
             "truth": None if self.true_events is None else [self._true_event(*frames) for frames in self.true_events],
-            "scores": self.scores,
+            "scores": list(self.scores),
         }
 
     def _true_event(self, first: int, last: int) -> dict[str, Any]:
