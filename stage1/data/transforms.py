@@ -58,8 +58,8 @@ class ClipTransform:
 class BatchTransform:
     """Training transform that applies a user's function: uint8 (B, T, H, W, C) → normalised float32 (B, 3, T, H, W).
 
-    `function` is called on float32 (B, 3, T, H, W) in [0, 1], and its result is normalised by `config`. Raises UserError
-    if `function` converts or normalises frames itself, or does not return such a batch.
+    `function` is called on float32 (B, 3, T, H, W) in [0, 1], and its result is normalised by `config`. Raises
+    UserError if `function` converts or normalises frames itself, or does not return such a batch.
     """
 
     def __init__(self, function: Callable[[torch.Tensor], torch.Tensor], config: TransformConfig) -> None:
