@@ -20,9 +20,9 @@ from vidshard.shards.set_writer import ShardSetWriter
 from vidshard.sources import split as splitting
 from vidshard.sources.split import SplitConfig, SplitReport
 from vidshard.storage.cache import CacheConfig
-from vidshard.storage.options import check_names, make_config
 from vidshard.storage.urls import Url, location
 from vidshard.util.errors import FormatError, UserError
+from vidshard.util.options import check_names, make_config
 from vidshard.video.sampling import SamplingConfig
 
 __all__ = [

@@ -121,7 +121,7 @@ def open_clips(readers: list[ClipReader]) -> Clips:
     groups: list[str] = []
     num_grouped = 0
     for number, reader in enumerate(readers):
-        names = [reader.index.source_group(video) for video in range(len(reader.index.videos))]
+        names = [reader.index.recording(video) for video in range(len(reader.index.videos))]
         own = [f"video {number} {video}" if name is None else f"group {name}" for video, name in enumerate(names)]
         groups += [own[video] for video in reader.videos.tolist()]
         num_grouped += sum(names[video] is not None for video in reader.videos.tolist())
@@ -220,7 +220,7 @@ def _video_ids(reader: ClipReader) -> set[str]:
 
 
 def _group_names(reader: JoinedReader) -> set[str]:
-    groups = (part.index.source_group(video) for part in reader.readers for video in range(len(part.index.videos)))
+    groups = (part.index.recording(video) for part in reader.readers for video in range(len(part.index.videos)))
     return {group for group in groups if group is not None}
 
 

@@ -153,7 +153,7 @@ class Explainer:
         ]
         return ExplainedClip(
             key=reader.index.key(row),
-            group=reader.index.source_group(video) or f"video {reader.index.paths[video]}",
+            group=reader.index.recording(video) or f"video {reader.index.paths[video]}",
             probability=probability,
             attention=attention_T,
             deletion=curves[0],

@@ -73,11 +73,11 @@ class ScoredClips:
         return [self.group_of(video) for video in self.videos.tolist()]
 
     def group_of(self, video: int) -> str:
-        return self.reader.index.source_group(video) or f"video {self.reader.index.paths[video]}"
+        return self.reader.index.recording(video) or f"video {self.reader.index.paths[video]}"
 
     @property
     def has_recordings(self) -> bool:
-        return any(self.reader.index.source_group(video) is not None for video in np.unique(self.videos).tolist())
+        return any(self.reader.index.recording(video) is not None for video in np.unique(self.videos).tolist())
 
     def with_scores(self, scores: Array) -> ScoredClips:
         return dataclasses.replace(self, scores=scores)

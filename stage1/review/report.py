@@ -376,7 +376,7 @@ def _interval_tiles(clips: Sequence[Clip], reader: ClipReader | None) -> Iterato
     confidences = np.array([clip.confidence for clip in known], np.float64)
     groups, unit = [clip.source for clip in known], "videos"
     if reader is not None and len(reader) == len(clips):
-        names = [reader.index.source_group(int(reader.index.clips["video"][clip.row])) for clip in known]
+        names = [reader.index.recording(int(reader.index.clips["video"][clip.row])) for clip in known]
         if any(names):
             groups = [f"group {name}" if name else source for name, source in zip(names, groups, strict=True)]
             unit = "recordings"

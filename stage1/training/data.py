@@ -122,7 +122,7 @@ def hold_out(reader: ClipReader, *, fraction: float, seed: int) -> tuple[Rows, R
     index = reader.index
     groups: dict[str, list[int]] = {}  # recording → its videos
     for video in np.unique(index.clips["video"]).tolist():
-        group = index.source_group(video)
+        group = index.recording(video)
         groups.setdefault(f"video {index.paths[video]}" if group is None else f"group {group}", []).append(video)
     names = sorted(groups)
     order = [names[i] for i in np.random.default_rng((seed, 1)).permutation(len(names))]
@@ -271,5 +271,5 @@ def _class_of(reader: ClipReader, video: int) -> str:
 
 
 def _source_groups(reader: ClipReader) -> set[str]:
-    groups = (reader.index.source_group(video) for video in range(len(reader.index.videos)))
+    groups = (reader.index.recording(video) for video in range(len(reader.index.videos)))
     return {group for group in groups if group is not None}

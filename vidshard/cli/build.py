@@ -51,7 +51,7 @@ def build(dry_run: bool, task_index: int | None, task_count: int | None, **optio
     """
     config = from_options(BuildConfig, options)
     from vidshard.building import array, run
-    from vidshard.building.summary import build_summary, dry_run_summary, part_summary
+    from vidshard.building.summary import array_task_summary, build_summary, dry_run_summary
     from vidshard.execution import array_task
 
     if dry_run:
@@ -59,7 +59,7 @@ def build(dry_run: bool, task_index: int | None, task_count: int | None, **optio
         return EXIT_OK
     task = array_task.find_task(task_index, task_count, os.environ)
     if task is not None:
-        console.echo(part_summary(array.build_part(config, task)))
+        console.echo(array_task_summary(array.build_task(config, task)))
         return EXIT_OK
     report = run.build(config)
     console.echo(build_summary(report))

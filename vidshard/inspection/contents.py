@@ -17,7 +17,7 @@ _MAX_ROWS = 8  # entries of a list; the rest is summed
 
 def inspect_shards(folder: Location) -> dict[str, Any]:
     """Summarise a shard folder as JSON types. Raises UserError if `folder` is not a finished shard folder."""
-    shards = remote_set.outline(folder)
+    shards = remote_set.open_metadata(folder)
     built, index = shards.manifest, shards.index
     videos, rows = index.videos, index.clips
     fps = videos["fps"].astype(np.float64)
@@ -38,7 +38,7 @@ def inspect_shards(folder: Location) -> dict[str, Any]:
         "classes": [
             {"class": row.name, "label": row.label, "videos": row.videos, "clips": row.clips} for row in built.classes
         ],
-        "source_groups": len(index.source_groups),
+        "source_groups": len(index.recordings),
         "seconds": {"total": round(float(seconds.sum()), 1), **_spread(seconds)},
         "fps": _spread(fps),
         "frame_gap_seconds": _spread(rows["frame_gap_seconds"].astype(np.float64)),
@@ -71,7 +71,7 @@ def to_text(about: Mapping[str, Any]) -> str:
         f"  frame gap    {_spread_text(about['frame_gap_seconds'], 's')} between the frames of a clip",
         f"  resolutions  {_counts_text(about['resolutions'])}",
         f"  decoders     {_counts_text(about['decoders'])}",
-        f"  recordings   {about['source_groups'] or 'not known'}",
+        f"  recordings   {about['recordings'] or 'not known'}",
         f"  breaks       {_breaks_text(about['breaks'], about['videos_with_breaks'])}",
         f"  repeats      {about['repeated_clips']:,} clips repeat frames: video, or part between breaks, too short",
         f"  failures     {_counts_text(about['failures']) or 'none'}",

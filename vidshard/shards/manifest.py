@@ -133,8 +133,10 @@ class Manifest:
     def num_clips(self) -> int:
         return sum(shard.samples for shard in self.shards)
 
-    def num_outcome(self, outcome: str) -> int:
-        return sum(failure.outcome == outcome for failure in self.failures)
+    @property
+    def failed(self) -> list[Failure]:
+        """The failures that are not skipped files."""
+        return [failure for failure in self.failures if failure.outcome == "failed"]
 
     @property
     def videos(self) -> dict[str, int]:
@@ -142,8 +144,8 @@ class Manifest:
         return {
             "found": self.videos_found,
             "ok": self.videos_ok,
-            "failed": self.num_outcome("failed"),
-            "skipped": self.num_outcome("skipped"),
+            "failed": len(self.failed),
+            "skipped": len(self.failures) - len(self.failed),
         }
 
     @property
@@ -234,7 +236,7 @@ class Index:
     paths: Sequence[str]  # of the videos, relative to SOURCE
     classes: Sequence[str]
     splits: Sequence[str]
-    source_groups: Sequence[str]
+    recordings: Sequence[str]
     decoders: Sequence[str]
 
     def __len__(self) -> int:
@@ -250,15 +252,15 @@ class Index:
     def split(self, video: int) -> str | None:
         return _name(self.splits, self.videos["split"][video])
 
-    def source_group(self, video: int) -> str | None:
-        return _name(self.source_groups, self.videos["source_group"][video])
+    def recording(self, video: int) -> str | None:
+        return _name(self.recordings, self.videos["source_group"][video])
 
     def decoder(self, video: int) -> str | None:
         return _name(self.decoders, self.videos["decoder"][video])
 
     def to_bytes(self) -> bytes:
         buffer = io.BytesIO()
-        tables: dict[str, Any] = {name: _pack(getattr(self, name)) for name in _STRING_TABLES}
+        tables: dict[str, Any] = {name: _pack(getattr(self, field)) for field, name in _STRING_TABLES.items()}
         np.savez(buffer, clips=self.clips, videos=self.videos, **tables)
         return buffer.getvalue()
 
@@ -268,7 +270,7 @@ class Index:
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 clips, videos = arrays["clips"], arrays["videos"]
-                tables = {name: _unpack(arrays[name]) for name in _STRING_TABLES}
+                tables = {field: _unpack(arrays[name]) for field, name in _STRING_TABLES.items()}
         except Exception as error:  # numpy and zipfile raise a dozen types of errors on damaged files
             raise FormatError(f"{where} is not an index written by vidshard build: {error}") from error
         if clips.dtype != CLIP_ROW or videos.dtype != VIDEO_ROW or len(tables["paths"]) != len(videos):
@@ -282,7 +284,11 @@ class Index:
         return cls(clips=clips, videos=videos, **tables)
 
 
-_STRING_TABLES = ("paths", "classes", "splits", "source_groups", "decoders")
+# Field of `Index` → name in the file.
+_STRING_TABLES = {
+    **{name: name for name in ("paths", "classes", "splits", "decoders")},
+    "recordings": "source_groups",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -299,7 +305,7 @@ class ShardSet:
         return str(self.folder)
 
     @property
-    def may_vanish(self) -> bool:
+    def is_cached(self) -> bool:
         """True if shards are cached copies that may be evicted; they must be read inside `in_use`."""
         return False
 

@@ -22,7 +22,7 @@ from vidshard.shards.manifest import ShardSet
 from vidshard.sources.config import SplitConfig as SplitConfig
 from vidshard.sources.folders import SPLITS as SPLITS
 from vidshard.sources.folders import Source, Video, find_sources, path_bytes
-from vidshard.sources.lists import apply_source_groups
+from vidshard.sources.lists import apply_recordings
 from vidshard.util import atomic
 from vidshard.util.errors import FormatError, UserError
 from vidshard.util.lists import read_list
@@ -48,7 +48,7 @@ class SplitVideo:
 
     path: str  # as written to the list
     class_name: str | None
-    source_group: str | None
+    recording: str | None
     content: str | None  # equal for videos with equal content; None if unique or unknown
 
 
@@ -126,7 +126,7 @@ def _find_videos(config: SplitConfig, shards: ShardSet | None) -> tuple[list[Spl
     notes = [note for source in sources for note in source.notes if not note.startswith("WARNING: ")]
     warnings = [note.removeprefix("WARNING: ") for source in sources for note in source.notes if note not in notes]
     if config.source_groups is not None:
-        matched = apply_source_groups(sources, config.source_groups)
+        matched = apply_recordings(sources, config.source_groups)
         sources, list_warnings = matched.sources, matched.note.split("WARNING: ")[1:]
         warnings += list_warnings
     found = [(Path(str(source.root)) / video.path, video) for source in sources for video in source.videos]
@@ -142,7 +142,7 @@ def _find_videos(config: SplitConfig, shards: ShardSet | None) -> tuple[list[Spl
             f"{config.source} holds {repeated[0]} in two splits, which a list cannot distinguish; rename one of them"
         )
     videos = [
-        SplitVideo(path=v.path, class_name=v.class_name, source_group=v.source_group, content=content)
+        SplitVideo(path=v.path, class_name=v.class_name, recording=v.recording, content=content)
         for (_, v), content in zip(found, contents, strict=True)
     ]
     return videos, notes, warnings
@@ -156,7 +156,7 @@ def _source_of_shards(shards: ShardSet) -> Source:
             path=path,
             class_name=index.class_name(number),
             label=label_of[index.class_name(number)],
-            source_group=index.source_group(number),
+            recording=index.recording(number),
         )
         for number, path in enumerate(index.paths)
     )
@@ -191,7 +191,7 @@ def make_groups(videos: Sequence[SplitVideo]) -> list[list[int]]:
             number = parent[number]
         return number
 
-    for attribute in ("source_group", "content"):
+    for attribute in ("recording", "content"):
         first: dict[str, int] = {}
         for number, video in enumerate(videos):
             value = getattr(video, attribute)
@@ -254,12 +254,12 @@ def _thin_class_warnings(
     groups: Sequence[Sequence[int]],
     fractions: Sequence[float],
 ) -> Iterator[str]:
-    if all(video.source_group is None for video in videos):
+    if all(video.recording is None for video in videos):
         yield (
             "no recordings are known: videos cut from one recording may end up in different splits; name them with "
             "`source_groups`"
         )
-    elif alone := sum(video.source_group is None for video in videos):
+    elif alone := sum(video.recording is None for video in videos):
         yield f"{alone:,} of {len(videos):,} videos have no known recording; each counts as its own"
     num_groups = Counter(name for group in groups for name in {videos[member].class_name or "" for member in group})
     for name, found in _class_counts(videos, split_of).items():

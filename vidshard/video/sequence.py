@@ -21,7 +21,7 @@ ZERO_RUN = bytes(64)  # H.264 and HEVC never contain three zero bytes in a row
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sequence:
+class SequentialDecoding:
     """Result of sequential decoding: N frames in presentation order."""
 
     times: list[int | None]  # [N] in units of the stream's time base
@@ -38,7 +38,7 @@ class Sequence:
 
 def decode_in_sequence(
     path: Path, container_format: str, stream_index: int, *, max_packets: int | None = None, edit_list: bool = True
-) -> Sequence:
+) -> SequentialDecoding:
     """Decode all packets of a stream, or the first `max_packets`; without `edit_list`, hidden frames as well.
 
     Raises VideoError `unsupported_by_decoder` if FFmpeg has no decoder for the codec.
@@ -166,8 +166,8 @@ class _Recorder:
             self._damage[index] = "FFmpeg marks it as corrupt"
         self._times.append(time)
 
-    def result(self) -> Sequence:
-        return Sequence(
+    def result(self) -> SequentialDecoding:
+        return SequentialDecoding(
             times=self._times,
             keyframes=self._keyframes,
             damage=self._damage,
