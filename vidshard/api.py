@@ -85,7 +85,7 @@ def _build_config(source: Place | BuildConfig, options: dict[str, Any], function
     check_names(options, {field.name for field in dataclasses.fields(BuildConfig)} | fields, function=function)
     cut = {name: options.pop(name) for name in fields & options.keys()}
     if not isinstance(sampling, SamplingConfig):
-        sampling = SamplingConfig(mode=sampling, **cut)
+        sampling = {"mode": sampling, **cut}
     elif cut:
         raise UserError(f"sampling is a SamplingConfig: give it {', '.join(sorted(cut))}, not {function}")
     return make_config(BuildConfig, {"source": source, "sampling": sampling, **options}, function=function)

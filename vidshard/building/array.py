@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from vidshard.building import existing_set, finish
+from vidshard.building.finish import CompleteBuild
 from vidshard.building.log import BuildLog
 from vidshard.building.run import BuildReport, BuildRun, SetReport, plan_outputs
 from vidshard.execution import lock
@@ -315,29 +316,18 @@ def _finalize_set(out: Path) -> SetReport:
         about = manifest.open_shards(out).manifest  # raises UserError if it is not finished either
         return SetReport(folder=out, manifest=about, already_finished=True)
     with lock.hold_whole(state.lock_path, state.tasks_path, what=str(out), wait=True):
-        results = _check_complete(state)
-        _check_unchanged(state, results.source, results.fingerprint)
+        built = _check_complete(state)
+        _check_unchanged(state, built.source, built.fingerprint)
         state.drop_partial()
-        records = _without_half_videos(state, results.records)
-        with BuildLog(manifest.log_folder(out), root=results.source.root, about="finalize") as log:
-            about = finish.finish_set(state, results.source, results.fingerprint, results.probes, results.plan, records)
+        built = dataclasses.replace(built, records=_without_half_videos(state, built.records))
+        with BuildLog(manifest.log_folder(out), root=built.source.root, about="finalize") as log:
+            about = finish.finish_set(state, built)
             log.finish()
     state.remove_if_empty()
     return SetReport(folder=out, manifest=about, seconds=time.monotonic() - start)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _TaskResults:
-    """Results of all tasks."""
-
-    source: Source
-    fingerprint: dict[str, Any]
-    probes: Sequence[Probe]
-    plan: Plan
-    records: tuple[ShardRecord, ...]
-
-
-def _check_complete(state: BuildState) -> _TaskResults:
+def _check_complete(state: BuildState) -> CompleteBuild:
     """Load the tasks' results; raise _GapError if shards are missing."""
     numbering = _read_numbering(state) or Numbering(count=1)
     fingerprint = json.loads((state.path / "fingerprint.json").read_bytes())
@@ -356,12 +346,12 @@ def _check_complete(state: BuildState) -> _TaskResults:
         shares = _share(plan, probes, numbering.count)
         again = [task for task, shards in enumerate(shares) if set(missing) & set(shards)]
         raise _gap(state, numbering, again, f"{len(missing):,} of {plan.num_shards:,} shards are missing")
-    return _TaskResults(
+    return CompleteBuild(
         source=source,
         fingerprint=fingerprint,
         probes=probes,
         plan=plan,
-        records=tuple(record for record in records if record is not None),
+        records=[record for record in records if record is not None],
     )
 
 

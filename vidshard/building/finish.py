@@ -8,6 +8,7 @@ import io
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,38 +27,35 @@ from vidshard.util import atomic
 from vidshard.util.errors import UserError
 
 
-def finish_set(
-    state: BuildState,
-    source: Source,
-    fingerprint: dict[str, Any],
-    probes: Sequence[Probe],
-    plan: Plan,
-    records: Sequence[ShardRecord],
-) -> Manifest:
-    """Make the complete shards of a build a finished set, and delete the build state.
+@dataclass(frozen=True, kw_only=True)
+class CompleteBuild:
+    """A build whose shards are all there."""
 
-    `probes`: one per video of `source`; `records`: one per shard. Raises UserError if no video has clips.
-    """
-    refuse_empty(state, source, probes, records)
-    about, index_data = make_set_manifest(source, fingerprint, probes, plan, records)
+    source: Source
+    fingerprint: dict[str, Any]
+    probes: Sequence[Probe]  # one per video of `source`
+    plan: Plan
+    records: Sequence[ShardRecord]  # one per shard
+
+
+def finish_set(state: BuildState, built: CompleteBuild) -> Manifest:
+    """Make a complete build a finished set, and delete the build state. Raises UserError if no video has clips."""
+    if not any(len(record.rows) for record in built.records):
+        raise _refuse_empty(state, built)
+    about, index_data = make_set_manifest(built)
     finish(state, about, index_data)
     state.remove_all_but_lock()
     return about
 
 
-def make_set_manifest(
-    source: Source,
-    fingerprint: dict[str, Any],
-    probes: Sequence[Probe],
-    plan: Plan,
-    records: Sequence[ShardRecord],
-) -> tuple[Manifest, bytes]:
-    """Create the manifest and the index bytes of a set with complete shards; at least one video must have clips."""
-    settings = fingerprint["settings"]
-    failures = all_failures(source, probes, records)
+def make_set_manifest(built: CompleteBuild) -> tuple[Manifest, bytes]:
+    """Create the manifest and the index bytes of a build; at least one video must have clips."""
+    source, probes, plan = built.source, built.probes, built.plan
+    settings = built.fingerprint["settings"]
+    failures = all_failures(built)
     failed = {failure.path for failure in failures if failure.outcome == "failed"}
-    video_bytes = {path: num_bytes for path, num_bytes, *_ in fingerprint["videos"]}
-    rows, videos = _rows_and_videos(source, probes, records)
+    video_bytes = {path: num_bytes for path, num_bytes, *_ in built.fingerprint["videos"]}
+    rows, videos = _rows_and_videos(built)
     breaks = {source.videos[n].path: probe.breaks for n, probe in enumerate(probes) if isinstance(probe, VideoMetadata)}
     index_data = set_writer.make_index(rows, videos).to_bytes()
     about = set_writer.make_manifest(
@@ -66,13 +64,13 @@ def make_set_manifest(
         videos,
         [
             manifest.Shard(name=layout.shard_name(n), bytes=r.bytes, samples=len(r.rows), sha256=r.sha256)
-            for n, r in enumerate(records)
+            for n, r in enumerate(built.records)
         ],
         split=source.split,
         clip_shape=clip_shape(settings),
         codec=settings["codec"],
         settings={**settings, SOURCES: source_digests(source, failed, video_bytes)},
-        packages=fingerprint["packages"],
+        packages=built.fingerprint["packages"],
         failures=failures,
         videos_found=len(source.videos) + len(source.skipped),
         breaks={video.path: breaks[video.path] for video in videos if breaks[video.path]},
@@ -88,21 +86,19 @@ def make_set_manifest(
     return about, index_data
 
 
-def refuse_empty(state: BuildState, source: Source, probes: Sequence[Probe], records: Sequence[ShardRecord]) -> None:
-    """Raise UserError if no video has clips, after deleting the shards; the log folder keeps the reasons."""
-    if any(len(record.rows) for record in records):
-        return
-    failures = all_failures(source, probes, records)
+def _refuse_empty(state: BuildState, built: CompleteBuild) -> UserError:
+    """Delete the shards of a build without clips; return the error. The log folder keeps the reasons."""
+    failures = all_failures(built)
     path = manifest.log_folder(state.out) / layout.FAILURES_NAME
     write_failures(path, failures)
-    for shard in range(len(records)):
+    for shard in range(len(built.records)):
         state.shard_path(shard).unlink()
     state.remove_all_but_lock()
     failed = [failure for failure in failures if failure.outcome == "failed"]
     reason, count = Counter(failure.reason for failure in failed).most_common(1)[0]
     message = next(failure.message for failure in failed if failure.reason == reason)
-    raise UserError(
-        f"none of the {len(source.videos):,} videos of {source.root} could be decoded; most often "
+    return UserError(
+        f"none of the {len(built.source.videos):,} videos of {built.source.root} could be decoded; most often "
         f"({count:,} times) the reason is {reason}: {message}; all reasons are in {path}"
     )
 
@@ -151,42 +147,39 @@ def tidy(out: Path, about: Manifest) -> None:
         atomic.write_text(path, failures)
     named = {about.index_name, *(shard.name for shard in about.shards)}
     for entry in sorted(out.iterdir()):
-        patterns = (layout.SHARD_PATTERN, layout.INDEX_PATTERN)
-        if entry.name not in named and any(pattern.fullmatch(entry.name) for pattern in patterns):
+        if layout.is_data_name(entry.name) and entry.name not in named:
             entry.unlink()
 
 
-def all_failures(source: Source, probes: Sequence[Probe], records: Sequence[ShardRecord]) -> tuple[Failure, ...]:
+def all_failures(built: CompleteBuild) -> tuple[Failure, ...]:
     """Return every file found that has no samples, sorted by path."""
-    failed = {n: probe for n, probe in enumerate(probes) if isinstance(probe, VideoFailure)}
-    for record in records:
+    failed = {n: probe for n, probe in enumerate(built.probes) if isinstance(probe, VideoFailure)}
+    for record in built.records:
         failed.update(record.failures)
-    rows = [failed_video(source.videos[n].path, failure) for n, failure in failed.items()]
-    return tuple(sorted([*rows, *source.skipped], key=lambda failure: path_bytes(failure.path)))
+    rows = [failed_video(built.source.videos[n].path, failure) for n, failure in failed.items()]
+    return tuple(sorted([*rows, *built.source.skipped], key=lambda failure: path_bytes(failure.path)))
 
 
 def failed_video(path: str, failure: VideoFailure) -> Failure:
     return Failure(path=path, outcome="failed", reason=failure.reason, message=failure.message)
 
 
-def _rows_and_videos(
-    source: Source, probes: Sequence[Probe], records: Sequence[ShardRecord]
-) -> tuple[npt.NDArray[np.void], list[VideoEntry]]:
+def _rows_and_videos(built: CompleteBuild) -> tuple[npt.NDArray[np.void], list[VideoEntry]]:
     """Return the rows of all clips in shard order, and the videos with clips."""
-    rows = np.concatenate([record.rows for record in records])
-    decoder_of = {video: name for record in records for video, name in record.decoders.items()}
+    rows = np.concatenate([record.rows for record in built.records])
+    decoder_of = {video: name for record in built.records for video, name in record.decoders.items()}
     numbers = sorted(decoder_of)
     rows["video"] = np.searchsorted(np.array(numbers), rows["video"])
     entries = []
     for number in numbers:
-        video, probe = source.videos[number], probes[number]
+        video, probe = built.source.videos[number], built.probes[number]
         assert isinstance(probe, VideoMetadata)
         entries.append(
             VideoEntry(
                 path=video.path,
                 class_name=video.class_name,
                 label=video.label,
-                split=source.split,
+                split=built.source.split,
                 recording=video.recording,
                 decoder=decoder_of[number],
                 num_frames=probe.num_frames,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -85,31 +86,30 @@ class ShardJoiner:
         return self.records
 
     def _submit(self, shard: int) -> None:
-        chunks = [n for n in self._chunks_of_shard[shard] if self.todo[n].video not in self.failures]
         videos = {self.todo[n].video for n in self._chunks_of_shard[shard]}
-        rows = [self._rows.pop(n) for n in chunks]
-        decoders_used = {video: self._decoders[video] for video in sorted(videos - self.failures.keys())}
-        failures = {video: self.failures[video] for video in sorted(videos & self.failures.keys())}
-        self._joins.append(self._thread.submit(self._join, shard, chunks, rows, decoders_used, failures))
+        rows = {n: self._rows.pop(n) for n in self._chunks_of_shard[shard] if self.todo[n].video not in self.failures}
+        record = ShardRecord(
+            bytes=0,
+            sha256="",
+            rows=np.zeros(0, manifest.CLIP_ROW),
+            decoders={video: self._decoders[video] for video in sorted(videos - self.failures.keys())},
+            failures={video: self.failures[video] for video in sorted(videos & self.failures.keys())},
+        )
+        self._joins.append(self._thread.submit(self._join, shard, rows, record))
 
-    def _join(
-        self,
-        shard: int,
-        chunks: list[int],
-        rows: list[Rows],
-        decoders_used: dict[int, str],
-        failures: dict[int, VideoFailure],
-    ) -> None:
-        fragments = [self.state.fragment_path(n) for n in chunks]
+    def _join(self, shard: int, rows_of_chunk: dict[int, Rows], record: ShardRecord) -> None:
+        """Write a shard, and complete its record."""
+        fragments = []
         start = 0
-        for n, fragment, fragment_rows in zip(chunks, fragments, rows, strict=True):
-            fragment_rows["offset"] += start
-            fragment_rows["shard"] = shard
-            fragment_rows["video"] = self.todo[n].video
-            start += fragment.stat().st_size
+        for n, rows in rows_of_chunk.items():
+            fragments.append(self.state.fragment_path(n))
+            rows["offset"] += start
+            rows["shard"] = shard
+            rows["video"] = self.todo[n].video
+            start += fragments[-1].stat().st_size
         size, sha256 = writer.join_fragments(self.state.shard_path(shard), fragments, cancelled=self._stop.is_set)
-        all_rows = np.concatenate(rows) if rows else np.zeros(0, manifest.CLIP_ROW)
-        record = ShardRecord(bytes=size, sha256=sha256, rows=all_rows, decoders=decoders_used, failures=failures)
+        all_rows = np.concatenate([record.rows, *rows_of_chunk.values()])
+        record = dataclasses.replace(record, bytes=size, sha256=sha256, rows=all_rows)
         self.state.write_record(shard, record)
         self.records[shard] = record
         for n in self._chunks_of_shard[shard]:

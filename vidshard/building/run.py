@@ -26,6 +26,7 @@ from typing import Any, Self
 from vidshard.building import existing_set, finish, upload, worker
 from vidshard.building.existing_set import CopyJob, ExistingSet
 from vidshard.building.failures import environment_error, failure_message
+from vidshard.building.finish import CompleteBuild
 from vidshard.building.join import ShardJoiner
 from vidshard.building.log import BuildLog
 from vidshard.building.worker import Decoded, DecodeJob, ProbeJob
@@ -340,7 +341,9 @@ def _build_locked(source: Source, config: BuildConfig, state: BuildState, finish
         probes = run.probe_videos()
         plan = run.plan(probes)
         records = run.decode(plan, probes)
-        about = finish.finish_set(state, source, fingerprint, probes, plan, records)
+        about = finish.finish_set(
+            state, CompleteBuild(source=source, fingerprint=fingerprint, probes=probes, plan=plan, records=records)
+        )
         run.log.finish()
     return SetReport(folder=state.out, manifest=about, decoded_clips=run.decoded_clips)
 

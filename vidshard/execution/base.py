@@ -44,6 +44,14 @@ class Task:
     timeout_seconds: float
 
 
+@dataclass
+class Attempt:
+    """A task given to workers, until one returns its result."""
+
+    task: Task
+    num_lost: int = 0  # workers that were lost while running it
+
+
 @dataclass(frozen=True, kw_only=True)
 class Crash:
     """Reason why a task was given up."""

@@ -25,7 +25,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from vidshard.execution.base import Crash, ExecutorConfig, Task, TaskResult, too_little_memory
+from vidshard.execution.base import Attempt, Crash, ExecutorConfig, Task, TaskResult, too_little_memory
 from vidshard.util.errors import UserError
 
 _POLL_SECONDS = 0.2  # interval between checks of the children's memory
@@ -74,7 +74,7 @@ class Supervisor:
         `tasks` is read lazily: at most one per child is in progress. Raises WorkerStartError.
         """
         source = iter(tasks)
-        again: deque[_Attempt] = deque()  # tasks whose child died
+        again: deque[Attempt] = deque()  # tasks whose child died
         exhausted = False
         try:
             while True:
@@ -83,7 +83,7 @@ class Supervisor:
                     if attempt is None and not exhausted:
                         task = next(source, None)
                         exhausted = task is None
-                        attempt = _Attempt(task) if task is not None else None
+                        attempt = Attempt(task) if task is not None else None
                     if attempt is None:
                         break
                     self._idle_child().give(function, attempt)
@@ -122,7 +122,7 @@ class Supervisor:
                 ended.append(child)
         return ended
 
-    def _result(self, child: _Child, again: deque[_Attempt]) -> TaskResult | None:
+    def _result(self, child: _Child, again: deque[Attempt]) -> TaskResult | None:
         """Return the result of a child named by `_wait`; None if it only reported its start, or its task is retried."""
         attempt = child.attempt
         assert attempt is not None
@@ -145,17 +145,11 @@ class Supervisor:
                 )
             again.append(attempt)  # not the task's fault
             return None
-        attempt.count += 1
-        if attempt.count < self.config.attempts:
+        attempt.num_lost += 1
+        if attempt.num_lost < self.config.attempts:
             again.append(attempt)
             return None
         return TaskResult(task=attempt.task, crash=crash, seconds=time.monotonic() - child.given)
-
-
-class _Attempt:
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.count = 0  # children that died while running it
 
 
 class _Child:
@@ -172,14 +166,14 @@ class _Child:
             self.process.start()
         theirs.close()
         self.memory_bytes = config.memory_bytes
-        self.attempt: _Attempt | None = None
+        self.attempt: Attempt | None = None
         self.crash: Crash | None = None  # set if the parent killed the child
         self.is_up = False
         self.tasks_done = 0
         self.given = 0.0
         self.deadline = 0.0
 
-    def give(self, function: Callable[[Any], Any], attempt: _Attempt) -> None:
+    def give(self, function: Callable[[Any], Any], attempt: Attempt) -> None:
         self.attempt = attempt
         self.given = time.monotonic()
         self.deadline = self.given + (attempt.task.timeout_seconds if self.is_up else _START_SECONDS)

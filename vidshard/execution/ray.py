@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from vidshard.execution.base import Crash, ExecutorConfig, Task, TaskResult
+from vidshard.execution.base import Attempt, Crash, ExecutorConfig, Task, TaskResult
 from vidshard.execution.local import Supervisor
 from vidshard.util.errors import UserError
 
@@ -66,15 +66,15 @@ class RayExecutor:
     def run(self, function: Callable[[Any], Any], tasks: Iterable[Task]) -> Iterator[TaskResult]:
         """Run tasks like `Supervisor.run`. Raises UserError if no worker can be started."""
         source = iter(tasks)
-        waiting: deque[_Placement] = deque()
+        waiting: deque[Attempt] = deque()
         starting: dict[Any, Any] = {}  # pending answer → slot
-        busy: dict[Any, tuple[Any, _Placement]] = {}
+        busy: dict[Any, tuple[Any, Attempt]] = {}
         idle = list(self._slots)
         failed_starts, deadline = 0, time.monotonic() + _START_SECONDS
         try:
             while True:
                 wanted = self.config.workers - len(waiting) - len(busy)
-                waiting += [_Placement(task) for task in itertools.islice(source, max(0, wanted))]
+                waiting += [Attempt(task) for task in itertools.islice(source, max(0, wanted))]
                 if not waiting and not busy:
                     return
                 while idle and waiting:
@@ -124,7 +124,7 @@ class RayExecutor:
             f"{self._ray.cluster_resources().get('CPU', 0):g} are free"
         )
 
-    def _result(self, slot: Any, answer: Any, attempt: _Placement, waiting: deque[_Placement]) -> TaskResult | None:
+    def _result(self, slot: Any, answer: Any, attempt: Attempt, waiting: deque[Attempt]) -> TaskResult | None:
         """Return the result of a task; None if its worker was lost and the task, put back in `waiting`, is retried."""
         try:
             result: TaskResult = pickle.loads(self._ray.get(answer))
@@ -132,9 +132,9 @@ class RayExecutor:
             raise (error.cause if isinstance(error.cause, UserError) else error) from error
         except self._ray.exceptions.RayError as error:
             self._drop(slot)
-            attempt.lost += 1
+            attempt.num_lost += 1
             logger.warning(f"a Ray worker was lost: {_first_line(error)}")
-            if attempt.lost < _MAX_LOST:
+            if attempt.num_lost < _MAX_LOST:
                 waiting.appendleft(attempt)
                 return None
             message = f"the worker was lost {_MAX_LOST} times"
@@ -145,12 +145,6 @@ class RayExecutor:
         self._slots.remove(slot)
         with contextlib.suppress(Exception):  # the actor or the cluster is dead
             self._ray.kill(slot, no_restart=True)
-
-
-class _Placement:
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.lost = 0  # workers lost while running it
 
 
 class _Slot:

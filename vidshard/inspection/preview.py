@@ -122,16 +122,9 @@ def _sheet(shards: ShardSet, name: str | None, rows: Sequence[int]) -> dict[str,
 
 
 def _thumbnail(shards: ShardSet, row: int) -> Thumbnail:
-    clip_row = shards.index.clips[row]
-    key, path = shards.index.key(row), shards.index.paths[clip_row["video"]]
+    key, path = shards.index.key(row), shards.index.paths[shards.index.clips["video"][row]]
     try:
-        with open(shards.shard_path(int(clip_row["shard"])), "rb") as file:
-            offset, size = int(clip_row["offset"]), int(clip_row["size"])
-            file.seek(offset)
-            clip = layout.decode_clip(
-                file.read(size), shards.manifest.clip_shape, codec=shards.manifest.codec, where=f"clip {key!r}"
-            )
-            record = layout.read_record(file, offset, size)
+        clip, record = shards.read_clip(row)
     except (FormatError, OSError) as error:
         return Thumbnail(key=key, caption=path, title=key, image=None, error=str(error))
     middle = len(clip) // 2

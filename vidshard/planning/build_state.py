@@ -43,7 +43,6 @@ from vidshard.util import atomic
 from vidshard.util.errors import UserError
 
 STATE_NAME = ".work"
-_FINAL_NAMES = (layout.MANIFEST_NAME, layout.FAILURES_NAME)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,7 +284,8 @@ def check_output(out: Path) -> None:
         return
     if not out.is_dir():
         raise UserError(f"the output {out} is a file, expected a folder or nothing; use another `out`")
-    foreign = sorted(entry.name for entry in out.iterdir() if not _is_ours(entry.name))
+    names = (entry.name.removesuffix(atomic.PARTIAL_SUFFIX) for entry in out.iterdir())
+    foreign = sorted(name for name in names if name != STATE_NAME and not layout.is_set_name(name))
     if foreign:
         shown = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
         raise UserError(f"the output {out} holds other files ({shown}); use another `out`")
@@ -336,12 +336,6 @@ def _flatten(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _value_text(value: Any) -> str:
     return "none" if value is None else str(value)
-
-
-def _is_ours(name: str) -> bool:
-    name = name.removesuffix(atomic.PARTIAL_SUFFIX)
-    patterns = (layout.SHARD_PATTERN, layout.INDEX_PATTERN)
-    return name in (STATE_NAME, *_FINAL_NAMES) or any(pattern.fullmatch(name) for pattern in patterns)
 
 
 def _read_json(path: Path) -> Any:

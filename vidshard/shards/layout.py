@@ -77,6 +77,16 @@ def index_name(generation: int) -> str:
     return INDEX_NAME if generation == 1 else f"index-{generation:06d}.npz"
 
 
+def is_data_name(name: str) -> bool:
+    """Return True if a file of this name is a shard or an index."""
+    return any(pattern.fullmatch(name) for pattern in (SHARD_PATTERN, INDEX_PATTERN))
+
+
+def is_set_name(name: str) -> bool:
+    """Return True if a file of this name may be in a shard folder."""
+    return name in (MANIFEST_NAME, FAILURES_NAME) or is_data_name(name)
+
+
 def video_key(path: str) -> str:
     """Return the ASCII name of a video, which depends only on its path relative to SOURCE.
 

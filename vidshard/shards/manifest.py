@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vidshard.shards import layout
-from vidshard.shards.layout import ClipShape
+from vidshard.shards.layout import Clip, ClipShape, SampleRecord
 from vidshard.util import atomic
 from vidshard.util.errors import FormatError, UserError
 from vidshard.util.lists import VIDEO_SUFFIXES
@@ -335,6 +335,23 @@ class ShardSet:
     def in_use(self, file: IO[bytes]) -> AbstractContextManager[bool]:
         """Protect an open shard from eviction while the block runs; yields False if it must be reopened."""
         return contextlib.nullcontext(True)
+
+    def read_clip(self, row: int) -> tuple[Clip, SampleRecord]:
+        """Read the clip of a row of the index, unchecked, and its record. Raises FormatError, OSError.
+
+        A local set only: the shard of a URL may be missing.
+        """
+        clip_row = self.index.clips[row]
+        offset, size = int(clip_row["offset"]), int(clip_row["size"])
+        with open(self.shard_path(int(clip_row["shard"])), "rb") as file:
+            file.seek(offset)
+            clip = layout.decode_clip(
+                file.read(size),
+                self.manifest.clip_shape,
+                codec=self.manifest.codec,
+                where=f"clip {self.index.key(row)!r}",
+            )
+            return clip, layout.read_record(file, offset, size)
 
     @property
     def log_folder(self) -> Path:

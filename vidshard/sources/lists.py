@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from vidshard.shards.layout import NORMAL_LABEL, UNKNOWN_LABEL
 from vidshard.sources.folders import Source, read_recordings, skip_videos
 from vidshard.util.errors import UserError
-from vidshard.util.lists import line_events, listed_name, read_lines
+from vidshard.util.lists import listed_name, parse_lines, read_lines
 
 _SHOWN = 5
 Events = tuple[tuple[int, int], ...]  # first and last frame of each
@@ -95,10 +95,7 @@ def apply_recordings(sources: Sequence[Source], path: Path) -> Matched:
         dataclasses.replace(
             source,
             videos=tuple(
-                dataclasses.replace(
-                    video,
-                    recording=recording_of[number, row][2] if (number, row) in recording_of else None,
-                )
+                dataclasses.replace(video, recording=recording_of.get((number, row), (0, "", None))[2])
                 for row, video in enumerate(source.videos)
             ),
         )
@@ -117,7 +114,7 @@ def apply_annotations(sources: Sequence[Source], path: Path) -> Matched:
     A crime video without an event in the file is skipped as `no_annotation`, since the position of the crime is
     unknown. Raises UserError if the file cannot be read, contradicts a label, or a name is ambiguous.
     """
-    events_of = _read_events(path)
+    events_of = {video.name: video.events or () for video in parse_lines(path, need_events=True)}
     events: dict[tuple[int, int], Events] = {}
     missing = []
     for name, matches in match_names(sources, sorted(events_of), what=f"`annotations` {path}").items():
@@ -151,19 +148,6 @@ def apply_annotations(sources: Sequence[Source], path: Path) -> Matched:
         note += f"\nWARNING: {num_left_out:,} crime videos are skipped: {path.name} has no event for them"
     note += _unmatched_note(path, missing, events_of)
     return Matched(sources=[source for source in annotated if source.videos], note=note)
-
-
-def _read_events(path: Path) -> dict[str, Events]:
-    events_of = {}
-    for number, line in enumerate(read_lines(path), start=1):
-        try:
-            events_of[listed_name(line)] = line_events(line)
-        except ValueError as error:
-            raise UserError(
-                f"line {number} of {path} is not an annotation ({error}): {line.strip()}; expected name, class and "
-                "frames, such as: Abuse028_x264.mp4 Abuse 165 240 -1 -1"
-            ) from error
-    return events_of
 
 
 def match_names(sources: Sequence[Source], names: Sequence[str], *, what: str) -> dict[str, list[tuple[int, int]]]:

@@ -306,19 +306,14 @@ def _capped(lines: Sequence[str]) -> list[str]:
 
 def _signatures(shards: ShardSet) -> tuple[Floats, dict[int, str]]:
     """Return small grey frames of the first clip of each video, float32 [V, K, S, S] (zeros on error), and errors."""
-    index, shape = shards.index, shards.manifest.clip_shape
+    index = shards.index
     signatures = np.zeros((len(index.videos), _SIGNATURE_FRAMES, _SIGNATURE_SIDE, _SIGNATURE_SIDE), np.float32)
     unreadable = {}
     first_rows = np.unique(index.clips["video"], return_index=True)[1]
     for row in np.sort(first_rows).tolist():
-        clip_row = index.clips[row]
-        number, key = int(clip_row["video"]), index.key(row)
+        number = int(index.clips["video"][row])
         try:
-            with open(shards.shard_path(int(clip_row["shard"])), "rb") as file:
-                file.seek(int(clip_row["offset"]))
-                payload, codec = file.read(int(clip_row["size"])), shards.manifest.codec
-                clip = layout.decode_clip(payload, shape, codec=codec, where=f"clip {key!r}")
-            signatures[number] = signature(clip)
+            signatures[number] = signature(shards.read_clip(row)[0])
         except (FormatError, OSError) as error:
             unreadable[number] = str(error)
     return signatures, unreadable
