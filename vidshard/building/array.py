@@ -102,12 +102,12 @@ def _build_set_task(source: Source, out: Path, config: BuildConfig, request: Tas
     if find_finished(out, source, config) is not None and not state.path.exists():
         return nothing
     logger.info(
-        f"{request.origin}: building only part {task} (of 0 to {numbering.count - 1}) of {out}; "
+        f"{request.origin}: building only task {task} (of 0 to {numbering.count - 1}) of {out}; "
         "pass `task_count` 1 to build all of it"
     )
     state = BuildState(out=out, task=task)
     state.tasks_path.mkdir(parents=True, exist_ok=True)
-    with lock.hold_task(state.task_lock_path(task), state.lock_path, what=f"part {task} of {out}"):
+    with lock.hold_task(state.task_lock_path(task), state.lock_path, what=f"task {task} of {out}"):
         if find_finished(out, source, config) is not None:  # `finalize` may have finished it
             return nothing
         with lock.wait_for_lock(state.start_lock_path, what=str(out)):
@@ -120,7 +120,7 @@ def _build_set_task(source: Source, out: Path, config: BuildConfig, request: Tas
                 probes = run.probe_share(task, numbering.count)
                 plan = run.plan(probes)
                 shards = _share(plan, probes, numbering.count)[task]
-                logger.info(f"shards of this part: {_range_text(shards)} of {plan.num_shards:,}")
+                logger.info(f"shards of this task: {_range_text(shards)} of {plan.num_shards:,}")
                 records = run.decode(plan, probes, shards)
                 run.log.finish()
         finally:

@@ -60,13 +60,13 @@ def _array_task_lines(one: ArrayTaskReport) -> list[str]:
     if one.already_finished:
         return [f"✓ {one.folder}: finished before, nothing to do"]
     what = f"{len(one.shards):,} of {one.num_shards:,} shards" if one.shards else "no shards: fewer shards than tasks"
-    lines = [f"✓ part {one.task} (of 0 to {one.num_tasks - 1}) of {one.folder}: {what}"]
+    lines = [f"✓ task {one.task} (of 0 to {one.num_tasks - 1}) of {one.folder}: {what}"]
     rate = one.decoded_clips / one.seconds
     lines.append(
         f"  clips:  {one.num_clips:,}, {one.decoded_clips:,} of them now, {one.seconds:.1f} s, {rate:,.1f} clips/s"
     )
     lines += _failed_lines(one.failed, "all in failures.csv once the set is finished")
-    lines.append(f"  when all parts are done: vidshard finalize {one.folder}")
+    lines.append(f"  when all tasks are done: vidshard finalize {one.folder}")
     return lines
 
 

@@ -26,7 +26,7 @@ vidshard build videos/Train --sampling dense --out shards/Train"""
     group="Job arrays",
     type=int,
     metavar="I",
-    help="Build part I of N, counted from 0.  [default: from SLURM, Kubernetes or torchrun]",
+    help="Build as task I of N, counted from 0.  [default: from SLURM, Kubernetes or torchrun]",
 )
 @click.option(
     "--task-count",
@@ -34,7 +34,7 @@ vidshard build videos/Train --sampling dense --out shards/Train"""
     group="Job arrays",
     type=int,
     metavar="N",
-    help="Number of parts; 1 builds everything here.",
+    help="Number of tasks; 1 builds everything here.",
 )
 def build(dry_run: bool, task_index: int | None, task_count: int | None, **options: Any) -> int:
     """Decode the videos of SOURCE into shards.

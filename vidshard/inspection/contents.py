@@ -54,7 +54,7 @@ def inspect_shards(folder: Location) -> dict[str, Any]:
     }
 
 
-def to_text(about: Mapping[str, Any]) -> str:
+def contents_text(about: Mapping[str, Any]) -> str:
     """Format the result of `inspect_shards` for people."""
     videos, seconds = about["videos"], about["seconds"]
     lines = [

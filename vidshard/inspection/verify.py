@@ -104,7 +104,7 @@ def verify(folder: Location, *, deep: bool = False) -> VerifyReport:
     )
 
 
-def to_text(report: VerifyReport) -> str:
+def faults_text(report: VerifyReport) -> str:
     """Format a report for people; of a file with many faults, only the first ones."""
     if not report.faults:
         checked = "checksums and every sample" if report.deep else "checksums"

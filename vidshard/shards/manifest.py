@@ -31,7 +31,7 @@ from vidshard.util.lists import VIDEO_SUFFIXES
 # Limits of the search for shard sets below a folder without one: depth, and number of folders and of entries in each.
 _MAX_DEPTH = 3
 _MAX_LOOKED_AT = 1000
-_SHOWN = 4
+_MAX_SUGGESTIONS = 4
 
 # One row per clip. `offset` and `size` locate the encoded clip in its shard (the `.npy`, header included).
 CLIP_ROW = np.dtype(
@@ -415,7 +415,7 @@ def _no_shards(folder: Path) -> str:
         sets, _ = _look_below(Path("shards") / Path(os.path.abspath(folder)).name)  # the default output folder
     if sets:
         do, which = ("does", "it") if len(sets) == 1 else ("do", "one of them")
-        shown = ", ".join(map(str, sets[:_SHOWN])) + (", …" if len(sets) > _SHOWN else "")
+        shown = ", ".join(map(str, sets[:_MAX_SUGGESTIONS])) + (", …" if len(sets) > _MAX_SUGGESTIONS else "")
         return f"{folder} holds no shards, but {shown} {do}: did you mean {which}?"
     if holds_videos:
         return f"{folder} holds videos, not shards; build shards first: vidshard build {folder}"

@@ -17,7 +17,7 @@ from vidshard.sources.folders import Source, read_recordings, skip_videos
 from vidshard.util.errors import UserError
 from vidshard.util.lists import listed_name, parse_lines, read_lines
 
-_SHOWN = 5
+_MAX_NAMES = 5
 Events = tuple[tuple[int, int], ...]  # first and last frame of each
 
 
@@ -176,7 +176,7 @@ def match_names(sources: Sequence[Source], names: Sequence[str], *, what: str) -
 
 
 def shown(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+    return ", ".join(names[:_MAX_NAMES]) + (", …" if len(names) > _MAX_NAMES else "")
 
 
 def _full_path(source: Source, row: int) -> str:

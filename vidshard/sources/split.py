@@ -28,7 +28,7 @@ from vidshard.util.errors import FormatError, UserError
 from vidshard.util.lists import read_list
 from vidshard.video.sampling import frame_indices, resize_frame
 
-_SHOWN = 20  # warnings of one kind; further ones are only counted
+_MAX_WARNINGS = 20  # warnings of one kind; further ones are only counted
 
 # The signature of a video: 8 frames of its first clip, 16 × 16, grey. A copy that was scaled to a quarter, brightened,
 # converted to another frame rate and compressed hard correlates to 0.99 in its mean picture and to 0.57–0.97 in its
@@ -96,7 +96,7 @@ def list_path(out: Path, split_name: str) -> Path:
     return out / f"{split_name}.txt"
 
 
-def to_text(report: SplitReport) -> str:
+def split_text(report: SplitReport) -> str:
     """Format the table class × split."""
     names = ["class", *SPLITS]
     rows = [[name or "(no class)", *(f"{found[s]:,}" for s in SPLITS)] for name, found in report.class_counts.items()]
@@ -300,8 +300,8 @@ def _leak_warnings(videos: Sequence[SplitVideo], split_of: Mapping[int, str], sh
 
 
 def _capped(lines: Sequence[str]) -> list[str]:
-    more = len(lines) - _SHOWN
-    return [*lines[:_SHOWN], *([f"… and {more:,} more of this kind"] if more > 0 else [])]
+    more = len(lines) - _MAX_WARNINGS
+    return [*lines[:_MAX_WARNINGS], *([f"… and {more:,} more of this kind"] if more > 0 else [])]
 
 
 def _signatures(shards: ShardSet) -> tuple[Floats, dict[int, str]]:

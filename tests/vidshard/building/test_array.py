@@ -97,7 +97,7 @@ def test_a_part_tells_its_failures_and_is_no_set(source: Path, plain: Path, tmp_
         engine = {"RANK": str(rank), "WORLD_SIZE": "2"}
         shown = runner.invoke(main.main, ["build", str(source), "--out", str(out), *AS_TEXT], env=engine)
         assert shown.exit_code == 0, shown.output
-        assert f"RANK={rank} WORLD_SIZE=2: building only part {rank} (of 0 to 1)" in shown.output
+        assert f"RANK={rank} WORLD_SIZE=2: building only task {rank} (of 0 to 1)" in shown.output
         assert "failed: Abuse/damaged.mp4: damaged" in shown.output or rank
         assert not (out / "manifest.json").exists()
     shown = runner.invoke(main.main, ["finalize", str(out)])
@@ -203,12 +203,12 @@ def test_a_plain_build_and_tasks_exclude_each_other(source: Path, parts: Path, t
     out = copied(parts, tmp_path)
     state = build_state.BuildState(out=out)
     with (
-        folder_lock.hold_lock(state.task_lock_path(1), what="part 1"),
+        folder_lock.hold_lock(state.task_lock_path(1), what="task 1"),
         pytest.raises(UserError, match=r"by array tasks that still run: task-00001 \(process \d+ on "),
     ):
         run.build(BuildConfig(source=source, out=out, **OPTIONS))
     with (
-        folder_lock.hold_lock(state.task_lock_path(1), what="part 1"),
+        folder_lock.hold_lock(state.task_lock_path(1), what="task 1"),
         pytest.raises(UserError, match="array tasks that still run: task-00001"),
     ):
         array.finalize(out)
@@ -218,8 +218,8 @@ def test_a_plain_build_and_tasks_exclude_each_other(source: Path, parts: Path, t
     ):
         run_task(source, out, 1)
     with (
-        folder_lock.hold_lock(state.task_lock_path(1), what="part 1"),
-        pytest.raises(UserError, match=r"part 1 of .* is being built by process"),
+        folder_lock.hold_lock(state.task_lock_path(1), what="task 1"),
+        pytest.raises(UserError, match=r"task 1 of .* is being built by process"),
     ):
         run_task(source, out, 1)
 
@@ -228,7 +228,7 @@ def test_tasks_of_another_array_are_waited_for(source: Path, parts: Path, tmp_pa
     out = copied(parts, tmp_path)
     state = build_state.BuildState(out=out)
     with (
-        folder_lock.hold_lock(state.task_lock_path(2), what="part 2"),
+        folder_lock.hold_lock(state.task_lock_path(2), what="task 2"),
         pytest.raises(UserError, match="by an array of 3 tasks, 1 of which are running; this task belongs to"),
     ):
         run_task(source, out, 0, count=2)
@@ -263,7 +263,7 @@ def test_a_task_elsewhere_that_refreshes_its_lock_is_alive(
     with (
         caplog.at_level("INFO", logger="vidshard"),
         pytest.raises(UserError, match="is being built by process 1 on another"),
-        folder_lock.hold_task(lock, tmp_path / "lock", what="part 1"),
+        folder_lock.hold_task(lock, tmp_path / "lock", what="task 1"),
     ):
         pass
     assert len([line for line in caplog.messages if line.startswith("waiting up to")]) == 1

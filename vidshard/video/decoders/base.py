@@ -7,12 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from vidshard.video.packets import PacketTable
-
-Frame = npt.NDArray[np.uint8]
+from vidshard.video.sampling import Frame as Frame
 
 
 class Decoder(Protocol):
