@@ -96,7 +96,7 @@ def build_task(config: BuildConfig, request: TaskRequest) -> tuple[ArrayTaskRepo
 def _build_set_task(source: Source, out: Path, config: BuildConfig, request: TaskRequest) -> ArrayTaskReport:
     start = time.monotonic()
     check_output(out)
-    state = BuildState(out=out)
+    state = BuildState(out)
     task, numbering = request.resolve(_read_numbering(state))
     nothing = ArrayTaskReport(folder=out, task=task, num_tasks=numbering.count)
     if find_finished(out, source, config) is not None and not state.path.exists():
@@ -105,7 +105,7 @@ def _build_set_task(source: Source, out: Path, config: BuildConfig, request: Tas
         f"{request.origin}: building only task {task} (of 0 to {numbering.count - 1}) of {out}; "
         "pass `task_count` 1 to build all of it"
     )
-    state = BuildState(out=out, task=task)
+    state = BuildState(out, task=task)
     state.tasks_path.mkdir(parents=True, exist_ok=True)
     with lock.hold_task(state.task_lock_path(task), state.lock_path, what=f"task {task} of {out}"):
         if find_finished(out, source, config) is not None:  # `finalize` may have finished it
@@ -302,11 +302,11 @@ def _joined(gaps: Sequence[_GapError]) -> UserError:
 
 
 def _state_of(out: Path) -> BuildState:
-    return BuildState(out=out, task=0)  # with a task number, only shards of the same fingerprint count
+    return BuildState(out, task=0)  # with a task number, only shards of the same fingerprint count
 
 
 def _is_set(folder: Path) -> bool:
-    return BuildState(out=folder).path.is_dir() or (folder / layout.MANIFEST_NAME).is_file()
+    return BuildState(folder).path.is_dir() or (folder / layout.MANIFEST_NAME).is_file()
 
 
 def _finalize_set(out: Path) -> SetReport:
@@ -330,7 +330,7 @@ def _finalize_set(out: Path) -> SetReport:
 def _check_complete(state: BuildState) -> CompleteBuild:
     """Load the tasks' results; raise _GapError if shards are missing."""
     numbering = _read_numbering(state) or Numbering(count=1)
-    fingerprint = json.loads((state.path / "fingerprint.json").read_bytes())
+    fingerprint = json.loads(state.fingerprint_path.read_bytes())
     source = _source_from_json(json.loads(state.source_path.read_bytes()))
     probes = state.read_probes()
     if probes is None:

@@ -192,7 +192,7 @@ def dry_run(config: BuildConfig) -> tuple[Estimate, ...]:
 
 def _estimate(source: Source, folder: Location, config: BuildConfig) -> Estimate:
     with tempfile.TemporaryDirectory(prefix="vidshard-", ignore_cleanup_errors=True) as scratch:
-        state = BuildState(out=Path(scratch) / "out")
+        state = BuildState(Path(scratch) / "out")
         state.path.mkdir(parents=True)
         state.start(make_fingerprint(source, config))
         with BuildRun.open(source, config, state) as run:
@@ -292,7 +292,7 @@ def _send_set(source: Source, url: Url, config: BuildConfig) -> SetReport:
 
 def _build_folder(source: Source, out: Path, config: BuildConfig) -> SetReport:
     check_output(out)
-    state = BuildState(out=out)
+    state = BuildState(out)
     finished = find_finished(out, source, config)
     if finished is None or state.path.exists() or _change(finished, source, config):
         state.path.mkdir(parents=True, exist_ok=True)
@@ -332,7 +332,7 @@ def _build_locked(source: Source, config: BuildConfig, state: BuildState, finish
         check_packages(finished, config.codec)
         change = _change(finished, source, config)
         existing = ExistingSet(finished, source)
-        state = dataclasses.replace(state, staged=True)
+        state = BuildState(state.out, staged=True)
     elif config.extend:
         raise UserError(f"{state.out} holds no finished set to extend; build it first, without `extend`")
     fingerprint = make_fingerprint(source, config, change=change)

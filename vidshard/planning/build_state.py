@@ -70,50 +70,34 @@ class ShardRecord:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
 class BuildState:
-    """Paths and contents of the folder of an unfinished build."""
+    """Paths and contents of the folder of an unfinished build.
 
-    out: Path
-    staged: bool = False  # keep shards apart until all are done, so that the set in `out` stays valid
-    task: int | None = None  # this process is one of several array tasks
+    `staged`: keep shards apart until all are done, so that the set in `out` stays valid. `task`: this process is one of
+    several array tasks.
+    """
 
-    @property
-    def path(self) -> Path:
-        return self.out / STATE_NAME
-
-    @property
-    def lock_path(self) -> Path:
-        return self.path / "lock"
-
-    @property
-    def tasks_path(self) -> Path:
-        return self.path / "tasks"
-
-    @property
-    def start_lock_path(self) -> Path:
-        return self.path / "start.lock"
+    def __init__(self, out: Path, *, staged: bool = False, task: int | None = None) -> None:
+        self.out, self.staged, self.task = out, staged, task
+        self.path = out / STATE_NAME
+        self.lock_path = self.path / "lock"
+        self.tasks_path = self.path / "tasks"
+        self.array_path = self.tasks_path / "array.json"
+        self.start_lock_path = self.path / "start.lock"
+        self.fingerprint_path = self.path / "fingerprint.json"
+        self.source_path = self.path / "source.json"
+        self.probes_path = self.path / "probes.json"
+        self.fragments_path = self.path / ("parts" if task is None else f"parts-{task:05d}")
+        self.commit_path = self.path / "commit"
 
     def task_lock_path(self, task: int) -> Path:
         return self.tasks_path / f"task-{task:05d}.lock"
 
-    @property
-    def array_path(self) -> Path:
-        return self.tasks_path / "array.json"
-
     def probe_batch_path(self, number: int) -> Path:
         return self.path / "probes" / f"{number:06d}.json"
 
-    @property
-    def source_path(self) -> Path:
-        return self.path / "source.json"
-
     def table_path(self, video: int) -> Path:
         return self.path / "packets" / f"{video:06d}.npz"
-
-    @property
-    def fragments_path(self) -> Path:
-        return self.path / ("parts" if self.task is None else f"parts-{self.task:05d}")
 
     def fragment_path(self, chunk: int) -> Path:
         return self.fragments_path / f"{chunk:06d}.part"
@@ -121,31 +105,26 @@ class BuildState:
     def shard_path(self, shard: int) -> Path:
         return (self.commit_path if self.staged else self.out) / layout.shard_name(shard)
 
-    @property
-    def commit_path(self) -> Path:
-        return self.path / "commit"
-
     def _record_path(self, shard: int) -> Path:
         return self.path / Path(layout.shard_name(shard)).with_suffix(".json").name
 
     @functools.cached_property
     def fingerprint_sha256(self) -> str:
         """Digest of the fingerprint, which distinguishes the shards of this build from those of others."""
-        return hashlib.sha256((self.path / "fingerprint.json").read_bytes()).hexdigest()
+        return hashlib.sha256(self.fingerprint_path.read_bytes()).hexdigest()
 
     def start(self, fingerprint: dict[str, Any], *, retry_failed: bool = False) -> None:
         """Start or resume the build described by `fingerprint`. Raises UserError if the folder holds a different build.
 
         `retry_failed`: the files of failed videos may have changed.
         """
-        path = self.path / "fingerprint.json"
-        kept = _read_json(path)
+        recorded = _read_json(self.fingerprint_path)
         fingerprint = json.loads(json.dumps(fingerprint))
-        if kept is not None and kept != fingerprint:
-            difference = self._difference(kept, fingerprint, may_change=retry_failed)
+        if recorded is not None and recorded != fingerprint:
+            difference = self._difference(recorded, fingerprint, may_change=retry_failed)
             if difference and self.staged:  # left from a change to the finished set that no longer applies
                 self.remove_all_but_lock()
-                kept = None
+                recorded = None
             elif difference:
                 raise UserError(
                     f"{self.out} holds an unfinished build with different {difference}; "
@@ -156,8 +135,8 @@ class BuildState:
             folder.mkdir(exist_ok=True)
         if self.task is None:
             self.drop_partial()
-        if kept != fingerprint:
-            atomic.write_json(path, fingerprint)
+        if recorded != fingerprint:
+            atomic.write_json(self.fingerprint_path, fingerprint)
 
     def _difference(self, old: dict[str, Any], new: dict[str, Any], *, may_change: bool) -> str:
         """Describe how two fingerprints differ; "" if only failed videos differ and `may_change`."""
@@ -195,10 +174,6 @@ class BuildState:
         """Delete the partial files of killed runs. Call it only if no other process writes."""
         for leftover in self.out.glob("*" + atomic.PARTIAL_SUFFIX):
             leftover.unlink(missing_ok=True)
-
-    @property
-    def probes_path(self) -> Path:
-        return self.path / "probes.json"
 
     def read_probes(self) -> list[Probe] | None:
         return read_probes(self.probes_path)

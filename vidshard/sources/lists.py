@@ -77,7 +77,7 @@ def apply_recordings(sources: Sequence[Source], path: Path) -> Matched:
     """
     recordings = read_recordings(path)
     what = f"`source_groups` {path}"
-    recording_of: dict[tuple[int, int], tuple[int, str, str]] = {}  # video → parts in common, row, group
+    recording_of: dict[tuple[int, int], tuple[int, str, str]] = {}  # video → components in common, row, recording
     names = {os.path.splitext(name.replace("\\", "/"))[0]: name for name in recordings}
     for stem, matches in match_names(sources, sorted(names), what=what).items():
         recording = recordings[names[stem]]

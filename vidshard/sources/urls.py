@@ -108,7 +108,7 @@ def _find_source(url: Url, split: str | None, listing: Listing, normal: str | No
 
 
 def _outer_recordings(url: Url, listing: Listing) -> Recordings:
-    """Return the groups of the `sources.json` next to a split folder."""
+    """Return the content of the `sources.json` next to a split folder."""
     parent = url.parent
     if RECORDINGS_NAME in listing or split_name(url.name) is None or not urls.exists(parent / RECORDINGS_NAME):
         return Recordings()

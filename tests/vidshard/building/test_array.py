@@ -201,7 +201,7 @@ def test_a_finished_set_and_more_tasks_than_shards_leave_nothing_to_do(
 
 def test_a_plain_build_and_tasks_exclude_each_other(source: Path, parts: Path, tmp_path: Path) -> None:
     out = copied(parts, tmp_path)
-    state = build_state.BuildState(out=out)
+    state = build_state.BuildState(out)
     with (
         folder_lock.hold_lock(state.task_lock_path(1), what="task 1"),
         pytest.raises(UserError, match=r"by array tasks that still run: task-00001 \(process \d+ on "),
@@ -226,7 +226,7 @@ def test_a_plain_build_and_tasks_exclude_each_other(source: Path, parts: Path, t
 
 def test_tasks_of_another_array_are_waited_for(source: Path, parts: Path, tmp_path: Path) -> None:
     out = copied(parts, tmp_path)
-    state = build_state.BuildState(out=out)
+    state = build_state.BuildState(out)
     with (
         folder_lock.hold_lock(state.task_lock_path(2), what="task 2"),
         pytest.raises(UserError, match="by an array of 3 tasks, 1 of which are running; this task belongs to"),
@@ -244,7 +244,7 @@ def test_a_task_elsewhere_that_shows_no_sign_of_life_is_dead(
     source: Path, parts: Path, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = copied(parts, tmp_path, without=[".work/shard-000004.json", ".work/probes.json", ".work/probes/000001.json"])
-    state = build_state.BuildState(out=out)
+    state = build_state.BuildState(out)
     monkeypatch.setattr(folder_lock, "WATCHED_STALE_SECONDS", 0.3)
     for path in (state.task_lock_path(1), state.start_lock_path, state.some_probes_path(1).with_suffix(".lock")):
         lock_elsewhere(path)
