@@ -20,10 +20,8 @@ def inspect_shards(folder: Location) -> dict[str, Any]:
     shards = remote_set.open_metadata(folder)
     built, index = shards.manifest, shards.index
     videos, rows = index.videos, index.clips
-    fps = videos["fps"].astype(np.float64)
-    seconds = np.divide(videos["num_frames"], fps, out=np.zeros(len(videos)), where=fps > 0)
-    repeated = rows["flags"] & layout.flags_to_bits(("repeated",)) != 0
-    damaged = rows["flags"] & layout.flags_to_bits(("damaged",)) != 0
+    fps, seconds = index.fps, index.seconds
+    flagged = {flag: rows["flags"] & layout.flags_to_bits((flag,)) != 0 for flag in layout.FLAGS}
     return {
         "folder": str(folder),
         "digest": built.digest,
@@ -35,9 +33,7 @@ def inspect_shards(folder: Location) -> dict[str, Any]:
         "clips": built.num_clips,
         "shards": len(built.shards),
         "bytes": sum(shard.bytes for shard in built.shards),
-        "classes": [
-            {"class": row.name, "label": row.label, "videos": row.videos, "clips": row.clips} for row in built.classes
-        ],
+        "classes": [row.to_json() for row in built.classes],
         "source_groups": len(index.recordings),
         "seconds": {"total": round(float(seconds.sum()), 1), **_spread(seconds)},
         "fps": _spread(fps),
@@ -46,8 +42,8 @@ def inspect_shards(folder: Location) -> dict[str, Any]:
         "decoders": _counts(index.decoder(row) or "unknown" for row in range(len(videos))),
         "videos_with_breaks": len(built.breaks),
         "breaks": sum(built.breaks.values()),
-        "repeated_clips": int(repeated.sum()),
-        "damaged_clips": int(damaged.sum()),
+        "repeated_clips": int(flagged["repeated"].sum()),
+        "damaged_clips": int(flagged["damaged"].sum()),
         "failures": _counts(f"{failure.outcome}({failure.reason})" for failure in built.failures),
         "settings": built.settings,
         "packages": built.packages,

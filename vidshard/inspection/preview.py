@@ -149,11 +149,9 @@ def _data_uri(frame: npt.NDArray[np.uint8]) -> str:
 
 def _histograms(shards: ShardSet, *, seed: int) -> Iterator[Histogram]:
     videos, rows = shards.index.videos, shards.index.clips
-    fps = videos["fps"].astype(np.float64)
-    seconds = np.divide(videos["num_frames"], fps, out=np.zeros(len(videos)), where=fps > 0)
     sizes = Counter(f"{w}×{h}" for w, h in zip(videos["width"].tolist(), videos["height"].tolist(), strict=True))
-    yield histogram("Length of the videos", "s", seconds)
-    yield histogram("Frame rate of the videos", "frames/s", fps)
+    yield histogram("Length of the videos", "s", shards.index.seconds)
+    yield histogram("Frame rate of the videos", "frames/s", shards.index.fps)
     yield counts("Resolution of the videos", "videos", sizes)
     yield histogram("Time from frame to frame in a clip", "s", rows["frame_gap_seconds"].astype(np.float64))
     yield _repeats(shards, seed)

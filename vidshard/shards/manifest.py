@@ -92,6 +92,9 @@ class ClassCount:
     videos: int
     clips: int
 
+    def to_json(self) -> dict[str, Any]:
+        return {"class": self.name, "label": self.label, "videos": self.videos, "clips": self.clips}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Extension:
@@ -165,10 +168,7 @@ class Manifest:
             "packages": self.packages,
             "videos": self.videos,
             "clips": self.num_clips,
-            "classes": [
-                {"class": row.name, "label": row.label, "videos": row.videos, "clips": row.clips}
-                for row in self.classes
-            ],
+            "classes": [row.to_json() for row in self.classes],
             "failures": [dataclasses.asdict(failure) for failure in self.failures],
             "shards": [dataclasses.asdict(shard) for shard in self.shards],
             "extended": [dataclasses.asdict(extension) for extension in self.extended],
@@ -241,6 +241,17 @@ class Index:
 
     def __len__(self) -> int:
         return len(self.clips)
+
+    @property
+    def fps(self) -> npt.NDArray[np.float64]:
+        """Frame rate of each video; 0 if unknown."""
+        fps: npt.NDArray[np.float64] = self.videos["fps"].astype(np.float64)
+        return fps
+
+    @property
+    def seconds(self) -> npt.NDArray[np.float64]:
+        """Length of each video; 0 if unknown."""
+        return np.divide(self.videos["num_frames"], self.fps, out=np.zeros(len(self.videos)), where=self.fps > 0)
 
     def key(self, row: int) -> str:
         clip = self.clips[row]
