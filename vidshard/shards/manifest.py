@@ -251,7 +251,9 @@ class Index:
     @property
     def seconds(self) -> npt.NDArray[np.float64]:
         """Length of each video; 0 if unknown."""
-        return np.divide(self.videos["num_frames"], self.fps, out=np.zeros(len(self.videos)), where=self.fps > 0)
+        fps, seconds = self.fps, np.zeros(len(self.videos))
+        np.divide(self.videos["num_frames"], fps, out=seconds, where=fps > 0)
+        return seconds
 
     def key(self, row: int) -> str:
         clip = self.clips[row]
