@@ -297,10 +297,13 @@ class Index:
         return cls(clips=clips, videos=videos, **tables)
 
 
-# Field of `Index` → name in the file.
+# Field of `Index` → name in the file, in the order of the file.
 _STRING_TABLES = {
-    **{name: name for name in ("paths", "classes", "splits", "decoders")},
+    "paths": "paths",
+    "classes": "classes",
+    "splits": "splits",
     "recordings": "source_groups",
+    "decoders": "decoders",
 }
 
 
