@@ -67,7 +67,7 @@ def contents_text(about: Mapping[str, Any]) -> str:
         f"  frame gap    {_spread_text(about['frame_gap_seconds'], 's')} between the frames of a clip",
         f"  resolutions  {_counts_text(about['resolutions'])}",
         f"  decoders     {_counts_text(about['decoders'])}",
-        f"  recordings   {about['recordings'] or 'not known'}",
+        f"  recordings   {about['source_groups'] or 'not known'}",
         f"  breaks       {_breaks_text(about['breaks'], about['videos_with_breaks'])}",
         f"  repeats      {about['repeated_clips']:,} clips repeat frames: video, or part between breaks, too short",
         f"  failures     {_counts_text(about['failures']) or 'none'}",
