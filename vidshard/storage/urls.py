@@ -83,6 +83,8 @@ def exists(url: Url) -> bool:
 
 def list_files(url: Url) -> dict[str, ObjectInfo]:
     """Return all objects below `url` by relative name, in no particular order; empty if there are none."""
+    import fsspec
+
     root = _path(url).rstrip("/") + "/"
 
     def find() -> dict[str, ObjectInfo]:
@@ -91,8 +93,7 @@ def list_files(url: Url) -> dict[str, ObjectInfo]:
             found = filesystem.find(root, detail=True)
         except FileNotFoundError:
             return {}
-        # fsspec has no public name for it; all its file systems have this method.
-        strip = str(filesystem._strip_protocol(root)).rstrip("/") + "/"
+        strip = str(fsspec.core.strip_protocol(url.full)).rstrip("/") + "/"
         names = {name: about for name, about in found.items() if str(name).startswith(strip)}
         return {
             unquote(name[len(strip) :]) if url.is_web else name[len(strip) :]: _object_info(about)
