@@ -246,7 +246,7 @@ def test_a_task_elsewhere_that_shows_no_sign_of_life_is_dead(
     out = copied(parts, tmp_path, without=[".work/shard-000004.json", ".work/probes.json", ".work/probes/000001.json"])
     state = build_state.BuildState(out)
     monkeypatch.setattr(folder_lock, "WATCHED_STALE_SECONDS", 0.3)
-    for path in (state.task_lock_path(1), state.start_lock_path, state.some_probes_path(1).with_suffix(".lock")):
+    for path in (state.task_lock_path(1), state.start_lock_path, state.probe_batch_path(1).with_suffix(".lock")):
         lock_elsewhere(path)
     run_task(source, out, 1)
     lock_elsewhere(state.task_lock_path(2))
