@@ -33,8 +33,8 @@ from stage1.training import config as training_options
 from stage1.training import loop
 from stage1.training.config import PRESETS, TrainConfig
 from stage1.training.loop import RunStopped
-from vidshard.storage.options import check_names, make_config
 from vidshard.util.errors import UserError
+from vidshard.util.options import check_names, make_config
 
 __all__ = [
     "AttentionData", "Batch", "Checkpoint", "ClipLoader", "ClipReader", "Detection", "EvaluateConfig",

@@ -109,7 +109,7 @@ def test_unknown_names_are_attribute_errors() -> None:
             lambda: vidshard.build("a", sampling=vidshard.SamplingConfig(), clip_len=8),
             "sampling is a SamplingConfig: give it clip_len, not build",
         ),
-        (lambda: stage1.train(shards="a", epocs=2), "'epocs' of a training run; did you mean epochs"),
+        (lambda: stage1.train(shards="a", epocs=2), "train has no option 'epocs'; did you mean 'epochs'"),
         (lambda: stage1.train(shards="a", preset="fast"), "preset is 'fast', expected one of default, notebook"),
         (lambda: stage1.train(shards="a", model_size="xl"), "model_size is 'xl', expected one of small, base, large"),
         (lambda: stage1.infer(shard="a"), "infer has no option 'shard'; did you mean 'shards'"),

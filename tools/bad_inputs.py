@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from vidshard import BuildConfig, SamplingConfig, build
 from vidshard.building import run as builder
-from vidshard.execution.local import Executor, SupervisorConfig, Task, TaskResult
+from vidshard.execution.base import Executor, ExecutorConfig, Task, TaskResult
 from vidshard.shards.layout import decode_clip, read_shard
 from vidshard.shards.manifest import open_shards
 
@@ -62,7 +62,7 @@ class Stopwatch:
         self.executor, self.times = executor, times
 
     @property
-    def config(self) -> SupervisorConfig:
+    def config(self) -> ExecutorConfig:
         return self.executor.config
 
     def __enter__(self) -> Stopwatch:

@@ -27,7 +27,7 @@ import numpy.typing as npt
 from vidshard import BuildConfig, SamplingConfig, build
 from vidshard.shards.layout import decode_clip, read_shard
 from vidshard.shards.manifest import open_shards
-from vidshard.video.decoders import DECODERS
+from vidshard.video.decoders import LIBRARIES
 
 Pictures = npt.NDArray[np.uint8]  # (T, H, W, 3) RGB
 
@@ -39,7 +39,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, nargs="?")
     parser.add_argument("--sets", nargs="+", type=Path, help="built with the same options, `--sampling dense`")
-    parser.add_argument("--decoders", nargs="+", default=list(DECODERS), choices=list(DECODERS))
+    parser.add_argument("--decoders", nargs="+", default=list(LIBRARIES), choices=list(LIBRARIES))
     parser.add_argument("--workers", type=int)
     options = parser.parse_args()
     if (options.source is None) == (options.sets is None):

@@ -45,7 +45,7 @@ from vidshard.shards.layout import FAILURES_NAME, MANIFEST_NAME, decode_clip, re
 from vidshard.shards.manifest import ShardSet, log_folder, open_shards
 from vidshard.util.errors import UserError
 from vidshard.util.lists import VIDEO_SUFFIXES
-from vidshard.video.decoders import AUTO, DECODERS, decoder_versions
+from vidshard.video.decoders import AUTO, LIBRARIES, decoder_versions
 
 Pictures = npt.NDArray[np.uint8]  # (N, SIDE, SIDE, 3) RGB
 Floats = npt.NDArray[np.float64]
@@ -105,7 +105,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
     parser.add_argument("--out", type=Path, help="write all results as JSON")
-    parser.add_argument("--decoders", type=_names(AUTO, *DECODERS), default=[AUTO, *DECODERS], metavar="NAMES")
+    parser.add_argument("--decoders", type=_names(AUTO, *LIBRARIES), default=[AUTO, *LIBRARIES], metavar="NAMES")
     parser.add_argument("--sampling", type=_names("uniform", "dense"), default=["uniform", "dense"], metavar="NAMES")
     parser.add_argument("--fps", type=float, default=7.5, help="of dense sampling; 0: every frame (default: 7.5)")
     parser.add_argument("--max-frames", type=int, default=5000, help="compare so many frames of a video at most")

@@ -20,9 +20,9 @@ from vidshard.shards.set_writer import ShardSetWriter
 from vidshard.sources import split as splitting
 from vidshard.sources.split import SplitConfig, SplitReport
 from vidshard.storage.cache import CacheConfig
-from vidshard.storage.options import check_names, make_config
 from vidshard.storage.urls import Url, location
 from vidshard.util.errors import FormatError, UserError
+from vidshard.util.options import check_names, make_config
 from vidshard.video.sampling import SamplingConfig
 
 __all__ = [
@@ -85,7 +85,7 @@ def _build_config(source: Place | BuildConfig, options: dict[str, Any], function
     check_names(options, {field.name for field in dataclasses.fields(BuildConfig)} | fields, function=function)
     cut = {name: options.pop(name) for name in fields & options.keys()}
     if not isinstance(sampling, SamplingConfig):
-        sampling = SamplingConfig(mode=sampling, **cut)
+        sampling = {"mode": sampling, **cut}
     elif cut:
         raise UserError(f"sampling is a SamplingConfig: give it {', '.join(sorted(cut))}, not {function}")
     return make_config(BuildConfig, {"source": source, "sampling": sampling, **options}, function=function)

@@ -157,8 +157,8 @@ def read_frames(path: Path, frame_indices: Sequence[int], *, decoder: str = "aut
     `frame_indices` count in presentation order and must increase. Raises UserError if the video, or one of the frames,
     cannot be decoded.
     """
-    from vidshard.video.decoders import VideoError, decoders_for
-    from vidshard.video.packets import read_packet_table
+    from vidshard.video.decoders import decoders_for
+    from vidshard.video.packets import VideoError, read_packet_table
 
     reason = ""
     try:

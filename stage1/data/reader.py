@@ -72,7 +72,7 @@ class ClipReader:
             raise UserError(f"checksums is {checksums!r}, expected one of {', '.join(CHECKSUMS)}")
         self.shard_set = open_location(location(folder), cache=cache)
         self.manifest, self.index = self.shard_set.manifest, self.shard_set.index
-        self._may_vanish = self.shard_set.may_vanish
+        self._is_cached = self.shard_set.is_cached
         self.clip_shape = self.manifest.clip_shape
         self._header = layout.npy_header(self.clip_shape)
         self._header_crc32 = zlib.crc32(self._header)
@@ -144,7 +144,7 @@ class ClipReader:
     def _read_clip(self, row: int, shard: int, offset: int, pixels: Pixels, *, trusted: bool) -> None:
         """Read one clip into `pixels`, a row of bytes. Raises FormatError if the clip cannot be read or is damaged."""
         try:
-            with self._in_use(shard) if self._may_vanish else _NOTHING:
+            with self._in_use(shard) if self._is_cached else _NOTHING:
                 if self._is_raw:
                     sound = _read_at(self._open(shard), offset + len(self._header), pixels.data)
                     sound = sound and (trusted or self._is_sound(row, pixels))
@@ -171,7 +171,7 @@ class ClipReader:
 
     def will_read(self, rows: Rows) -> None:
         """Advise the system to read these clips from the disk, in sequence, before they are needed. Only a hint."""
-        if not _ADVISES or self._may_vanish:  # whole shards of a URL are downloaded
+        if not _ADVISES or self._is_cached:  # whole shards of a URL are downloaded
             return
         for shard in np.unique(self.shards[rows]).tolist():
             here = np.unique(rows[self.shards[rows] == shard])  # clips are stored in the order of their rows
@@ -221,7 +221,7 @@ class ClipReader:
 
     def recording_or_video(self, video: int) -> str:
         """Return a name of the recording of row `video` of the video table, or of the video alone if it is unknown."""
-        group = self.index.source_group(video)
+        group = self.index.recording(video)
         return f"video {self.index.paths[video]}" if group is None else f"group {group}"
 
     @property
@@ -314,7 +314,7 @@ class ClipReader:
     @contextlib.contextmanager
     def _in_use(self, shard: int) -> Iterator[None]:
         """Keep the file of a shard in the cache while the block runs."""
-        while self._may_vanish:
+        while self._is_cached:
             if self._ahead is not None:
                 self._ahead.opened(shard)
             with self.shard_set.in_use(self._open(shard)) as is_there:

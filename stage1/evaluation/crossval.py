@@ -122,7 +122,7 @@ def open_clips(readers: list[ClipReader]) -> GroupedClips:
     groups: list[str] = []
     num_grouped = 0
     for number, reader in enumerate(readers):
-        names = [reader.index.source_group(video) for video in range(len(reader.index.videos))]
+        names = [reader.index.recording(video) for video in range(len(reader.index.videos))]
         own = [f"video {number} {video}" if name is None else f"group {name}" for video, name in enumerate(names)]
         groups += [own[video] for video in reader.videos.tolist()]
         num_grouped += sum(names[video] is not None for video in reader.videos.tolist())

@@ -62,7 +62,7 @@ class ScoredClips:
 
     @property
     def has_recordings(self) -> bool:
-        return any(self.reader.index.source_group(video) is not None for video in np.unique(self.videos).tolist())
+        return any(self.reader.index.recording(video) is not None for video in np.unique(self.videos).tolist())
 
     def with_scores(self, scores: Array) -> ScoredClips:
         return dataclasses.replace(self, scores=scores)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import tomllib
-import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +18,7 @@ from stage1.common.options import cache_dir_option, cache_gb_option, device_opti
 from stage1.data.config import ReviewLabelUse, TransformConfig
 from stage1.model.config import ModelConfig
 from vidshard.storage.urls import Location, Url, location
+from vidshard.util import options as config_options
 from vidshard.util.errors import UserError
 from vidshard.util.options import check_options, option
 
@@ -265,65 +264,5 @@ def merge(*options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_config(options: Mapping[str, Any]) -> TrainConfig:
-    """Build a config from nested options and defaults. Raises UserError on unknown names and wrong types."""
-    config: TrainConfig = _build(TrainConfig, TrainConfig(), options, where="")
-    return config
-
-
-def _build(kind: type[Any], defaults: Any, options: Mapping[str, Any], *, where: str) -> Any:
-    hints = typing.get_type_hints(kind)
-    given: dict[str, Any] = {}
-    for name, value in options.items():
-        full_name = f"{where}{name}"
-        if name not in hints:
-            near = difflib.get_close_matches(name, _all_names(), n=1)
-            hint = f"; did you mean {_all_names()[near[0]]}?" if near else ""
-            raise UserError(f"there is no option {full_name!r} of a training run{hint}")
-        if dataclasses.is_dataclass(hints[name]) and isinstance(value, Mapping):
-            given[name] = _build(hints[name], getattr(defaults, name), value, where=f"{full_name}.")
-        else:
-            given[name] = _convert(value, hints[name], full_name)
-    try:
-        return dataclasses.replace(defaults, **given)
-    except ValueError as error:  # of a part that knows nothing of the command line
-        raise UserError(str(error)) from error
-
-
-def _all_names() -> dict[str, str]:
-    """Every option by its last name → its full name."""
-    names: dict[str, str] = {}
-    for part, hint in typing.get_type_hints(TrainConfig).items():
-        if dataclasses.is_dataclass(hint):
-            names |= {field.name: f"{part}.{field.name}" for field in dataclasses.fields(hint)}
-    return names | {field.name: field.name for field in dataclasses.fields(TrainConfig)}
-
-
-def _convert(value: Any, hint: Any, name: str) -> Any:
-    """`value`, as TOML or the command line gives it, as the type of its field."""
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        hints = [part for part in typing.get_args(hint) if part is not type(None)]
-        if value is None and len(hints) < len(typing.get_args(hint)):
-            return None
-        if Url in hints and isinstance(value, str | Path | Url):
-            return location(value)
-        hint = hints[0] if len(hints) == 1 else Any  # others are checked by the dataclass itself
-    if hint is Any or typing.get_origin(hint) is Literal:  # checked by the dataclass itself
-        return value
-    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
-        (item_hint, *_) = typing.get_args(hint)
-        return tuple(_convert(item, item_hint, name) for item in value)
-    if hint is Path and isinstance(value, str | Path):
-        return Path(value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value):
-        return float(value)
-    if (
-        hint is not float
-        and isinstance(hint, type)
-        and isinstance(value, hint)
-        and not (hint is int and isinstance(value, bool))
-    ):
-        return value
-    expected = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", Path: "a path"}
-    raise UserError(
-        f"{name} is {value!r}, expected {expected.get(hint, 'a table' if dataclasses.is_dataclass(hint) else 'a list')}"
-    )
+    """Make a config of nested options. Raises UserError on unknown names and wrong values."""
+    return config_options.make_config(TrainConfig, options, function="train")

@@ -14,7 +14,8 @@ import pytest
 import numbered_videos
 from numbered_videos import KINDS, NumberedVideo
 from vidshard.video import damage
-from vidshard.video.decoders import DECODERS, VideoError, decoders_for
+from vidshard.video.containers import VideoError
+from vidshard.video.decoders import LIBRARIES, decoders_for, make_decoder
 from vidshard.video.packets import PacketTable, read_packet_table
 
 # What a decoder may refuse, so that the next one is asked. Anything else must be decoded right.
@@ -57,14 +58,14 @@ def test_packet_table_names_every_frame_that_is_shown(kind: str, library: Librar
     assert table.keyframes[0] == 0 or table.discarded > 0
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", LIBRARIES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_decoder_gives_the_frames_that_were_asked_for(kind: str, name: str, library: Library) -> None:
     video, table = library[kind]
     n = table.num_frames
     reads = {"all": list(range(n)), "sparse": sorted({i * (n - 1) // 15 for i in range(16)}), "last": [n - 1]}
     for read, indices in reads.items():
-        decoder = DECODERS[name]()
+        decoder = make_decoder(name)
         frames = decoder.frames(video.path, table, indices, height=SIZE, width=SIZE)
         if kind in MAY_REFUSE[decoder.name]:
             with pytest.raises(VideoError, match="unsupported_by_decoder"):
@@ -83,30 +84,30 @@ def test_one_of_the_automatic_decoders_takes_it(kind: str) -> None:
     assert any(kind not in MAY_REFUSE[decoder.name] for decoder in decoders_for("auto"))
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", LIBRARIES)
 def test_colours_are_rgb(name: str, tmp_path: Path) -> None:
     path = numbered_videos.make_coloured(tmp_path / "red.mp4", (200, 40, 60))
-    (frame,) = DECODERS[name]().frames(path, read_packet_table(path), [1], height=SIZE, width=SIZE)
+    (frame,) = make_decoder(name).frames(path, read_packet_table(path), [1], height=SIZE, width=SIZE)
     np.testing.assert_allclose(frame.mean(axis=(0, 1)), (200, 40, 60), atol=8)
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", LIBRARIES)
 def test_resize_does_not_alias(name: str, tmp_path: Path) -> None:
     """A pattern of one-pixel stripes becomes even grey, not bands."""
     path = numbered_videos.make_striped(tmp_path / "stripes.mp4")
-    (frame,) = DECODERS[name]().frames(path, read_packet_table(path), [0], height=60, width=86)
+    (frame,) = make_decoder(name).frames(path, read_packet_table(path), [0], height=60, width=86)
     assert float(frame[5:-5, 5:-5].std()) < 12
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", LIBRARIES)
 @pytest.mark.parametrize("side", [1, 3, 16, 24, 48, 50, 72, 97, 224])
 def test_any_frame_size_can_be_asked_for(side: int, name: str, library: Library) -> None:
     video, table = library["two_frames"]
-    frames = list(DECODERS[name]().frames(video.path, table, [0, 1], height=side, width=side))
+    frames = list(make_decoder(name).frames(video.path, table, [0, 1], height=side, width=side))
     assert [frame.shape for frame in frames] == [(side, side, 3)] * 2
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", LIBRARIES)
 @pytest.mark.parametrize("file_name", ['a b.c\'s "x".mp4', "Ünïcødé 防犯.mp4", "c:d.mp4", b"not-utf8-\xff\xfe.mp4"])
 def test_any_file_name_opens(file_name: str | bytes, name: str, library: Library, tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(file_name)
@@ -114,18 +115,18 @@ def test_any_file_name_opens(file_name: str | bytes, name: str, library: Library
         path.write_bytes(library["two_frames"][0].path.read_bytes())
     except OSError as error:
         pytest.skip(f"this file system has no such name: {error.strerror}")
-    assert len(list(DECODERS[name]().frames(path, read_packet_table(path), [0, 1], height=32, width=32))) == 2
+    assert len(list(make_decoder(name).frames(path, read_packet_table(path), [0, 1], height=32, width=32))) == 2
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", LIBRARIES)
 def test_wrong_frame_indices_are_a_bug_of_the_caller(name: str, library: Library) -> None:
     video, table = library["two_frames"]
     for wrong in ([1, 0], [0, 0], [2], [-1]):
         with pytest.raises(ValueError, match="frame indices"):
-            list(DECODERS[name]().frames(video.path, table, wrong, height=32, width=32))
+            list(make_decoder(name).frames(video.path, table, wrong, height=32, width=32))
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", LIBRARIES)
 def test_missing_frames_are_damage_and_never_silence(name: str, library: Library, tmp_path: Path) -> None:
     """The packet table of the whole file, and a file that lost its second half since."""
     video, table = library["fragmented"]
@@ -133,12 +134,12 @@ def test_missing_frames_are_damage_and_never_silence(name: str, library: Library
     data = video.path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(VideoError) as caught:
-        list(DECODERS[name]().frames(path, table, range(table.num_frames), height=SIZE, width=SIZE))
+        list(make_decoder(name).frames(path, table, range(table.num_frames), height=SIZE, width=SIZE))
     assert caught.value.reason == "damaged"
     assert str(tmp_path) not in caught.value.message
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", LIBRARIES)
 @pytest.mark.parametrize("read", ["all", "last"])
 def test_a_frame_more_than_promised_is_damage(read: str, name: str, library: Library) -> None:
     """The packet table of a video that has grown since, read through or sought."""
@@ -146,13 +147,13 @@ def test_a_frame_more_than_promised_is_damage(read: str, name: str, library: Lib
     n = table.num_frames - 1
     assert table.pts is not None
     short = dataclasses.replace(table, timestamps_seconds=table.timestamps_seconds[:n], pts=table.pts[:n])
-    frames = DECODERS[name]().frames(video.path, short, range(n) if read == "all" else [n - 1], height=32, width=32)
+    frames = make_decoder(name).frames(video.path, short, range(n) if read == "all" else [n - 1], height=32, width=32)
     with pytest.raises(VideoError) as caught:
         list(frames)
     assert caught.value.reason == "damaged"
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", LIBRARIES)
 def test_a_flipped_bit_is_heard(name: str, library: Library, tmp_path: Path) -> None:
     """Each decoder paints over most of these and gives frames as if all were well; none may go unheard."""
     video, table = library["constant_rate"]
@@ -168,7 +169,7 @@ def test_a_flipped_bit_is_heard(name: str, library: Library, tmp_path: Path) -> 
         path.write_bytes(broken)
         with contextlib.suppress(VideoError):
             with damage.capture_native_output() as messages:
-                got = list(DECODERS[name]().frames(path, table, range(table.num_frames), height=SIZE, width=SIZE))
+                got = list(make_decoder(name).frames(path, table, range(table.num_frames), height=SIZE, width=SIZE))
             messages.refuse_damage(table.codec)
             unheard += [numbered_videos.read_number(frame) for frame in got] != list(video.numbers)
     assert unheard == 0
@@ -185,8 +186,10 @@ def test_decoders_agree_on_real_videos() -> None:
         table = read_packet_table(path)
         indices = [i * (table.num_frames - 1) // 7 for i in range(8)]
         pictures = {
-            name: np.stack(list(make().frames(path, table, indices, height=SIZE, width=SIZE))).astype(np.float64)
-            for name, make in DECODERS.items()
+            name: np.stack(list(make_decoder(name).frames(path, table, indices, height=SIZE, width=SIZE))).astype(
+                np.float64
+            )
+            for name in LIBRARIES
         }
         # Neighbours of these eight frames differ by 15–27 dB.
         for one, other in itertools.combinations(pictures, 2):

@@ -10,7 +10,7 @@ from typing import Any
 from click.testing import CliRunner, Result
 
 from vidshard.cli.main import main
-from vidshard.execution.local import SupervisorConfig, Task, TaskResult
+from vidshard.execution.base import ExecutorConfig, Task, TaskResult
 
 OPTIONS = ["--sampling", "dense", "--clip-len", "4", "--frame-size", "16"]
 
@@ -18,7 +18,7 @@ OPTIONS = ["--sampling", "dense", "--clip-len", "4", "--frame-size", "16"]
 class SameProcess:
     """A supervisor without children: quick, and its tasks meet the same faults."""
 
-    def __init__(self, config: SupervisorConfig) -> None:
+    def __init__(self, config: ExecutorConfig) -> None:
         self.config = config
 
     def __enter__(self) -> SameProcess:

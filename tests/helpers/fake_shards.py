@@ -53,7 +53,7 @@ def write_shards(
             num_frames=num_frames * clips_per_video,
             decoder="decord",
             repeated_frames=0,
-            source_group=groups[i],
+            recording=groups[i],
         )
         for i in range(len(clips))
     ]

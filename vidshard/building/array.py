@@ -1,6 +1,6 @@
 """Build by an array of tasks on one folder, and `finalize`, which makes their shards one set.
 
-No task waits for one that has not started: videos are probed in chunks, each by the first task that claims it, and
+No task waits for one that has not started: videos are probed in batches, each by the first task that claims it, and
 every task computes the same assignment of shards. `finalize` checks that everything is there and produces the same set,
 byte for byte, as a single process.
 """
@@ -20,20 +20,26 @@ from typing import Any
 import numpy as np
 
 from vidshard.building import existing_set, finish
-from vidshard.building import run as builder
+from vidshard.building.finish import CompleteBuild
 from vidshard.building.log import BuildLog
-from vidshard.building.run import SetReport
-from vidshard.building.worker import VideoFailure, VideoMetadata
+from vidshard.building.run import BuildReport, BuildRun, SetReport, plan_outputs
 from vidshard.execution import lock
 from vidshard.execution.array_task import Numbering, TaskRequest
 from vidshard.execution.lock import LockHeldError
-from vidshard.planning import settings as build_config
 from vidshard.planning import shard_plan
-from vidshard.planning.build_state import ShardRecord, WorkFolder, check_output, describe_changes
+from vidshard.planning.build_state import (
+    BuildState,
+    ShardRecord,
+    check_output,
+    describe_changes,
+    read_probes,
+    write_probes,
+)
 from vidshard.planning.config import BuildConfig
+from vidshard.planning.settings import clip_shape, find_finished, make_fingerprint
 from vidshard.planning.shard_plan import Plan
+from vidshard.planning.video_metadata import Probe, VideoFailure, VideoMetadata
 from vidshard.shards import layout, manifest, writer
-from vidshard.shards.layout import ClipShape
 from vidshard.shards.manifest import Failure
 from vidshard.sources.folders import Source, Video
 from vidshard.storage import urls
@@ -44,30 +50,30 @@ from vidshard.util.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_MAX_CHUNKS = 64  # number of probe chunks of a small set
-_CHUNK_VIDEOS = 512  # largest probe chunk
-_WAIT_SECONDS = 1.0  # polling interval for the chunks of other tasks
+_MAX_BATCHES = 64  # number of probe batches of a small set
+_BATCH_VIDEOS = 512  # largest probe batch
+_WAIT_SECONDS = 1.0  # polling interval for the batches of other tasks
 _LOG_SECONDS = 30.0  # interval between messages about waiting
 _UNKNOWN_FPS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartReport:
+class ArrayTaskReport:
     """Result of one array task for one shard folder."""
 
     folder: Path
     task: int
     num_tasks: int
-    num_shards: int  # of the whole set; 0 if it was already finished
-    shards: range  # of this task
-    num_clips: int  # in these shards
-    failed: tuple[Failure, ...]  # videos that failed in this task; `finalize` reports them, too
-    seconds: float
+    num_shards: int = 0  # of the whole set
+    shards: range = range(0)  # of this task
+    num_clips: int = 0  # in these shards
+    failed: tuple[Failure, ...] = ()  # videos that failed in this task; `finalize` reports them, too
+    seconds: float = 0.0
     decoded_clips: int = 0  # in this run only
-    already_finished: bool = False
+    already_finished: bool = True
 
 
-def build_part(config: BuildConfig, request: TaskRequest) -> tuple[PartReport, ...]:
+def build_task(config: BuildConfig, request: TaskRequest) -> tuple[ArrayTaskReport, ...]:
     """Build this array task's share of the videos. `finalize` makes the shares one set.
 
     Raises the errors of `build`, and UserError if another process builds the same share, or the whole set.
@@ -83,116 +89,83 @@ def build_part(config: BuildConfig, request: TaskRequest) -> tuple[PartReport, .
             f"`out` DIR and, after `vidshard finalize DIR`, upload it with "
             f"`vidshard build … --out {config.out} --staging DIR --task-count 1`"
         )
-    sets = [(source, Path(str(out))) for source, out in builder.plan_outputs(config)]
-    return tuple(_part_of_set(source, out, config, request) for source, out in sets)
+    sets = list(plan_outputs(config))
+    return tuple(_build_set_task(source, Path(str(out)), config, request) for source, out in sets)
 
 
-def _part_of_set(source: Source, out: Path, config: BuildConfig, request: TaskRequest) -> PartReport:
+def _build_set_task(source: Source, out: Path, config: BuildConfig, request: TaskRequest) -> ArrayTaskReport:
     start = time.monotonic()
-    source = builder.subsample_videos(source, config)
-    settings = build_config.build_settings(config)
     check_output(out)
-    work = WorkFolder(out=out)
-    task, numbering = request.resolve(_read_numbering(work))
-    finished = build_config.find_finished(out, source, settings, config)
-    if finished is not None and not work.path.exists():
-        return _nothing_to_do(out, task, numbering, start)
+    state = BuildState(out)
+    task, numbering = request.resolve(_read_numbering(state))
+    nothing = ArrayTaskReport(folder=out, task=task, num_tasks=numbering.count)
+    if find_finished(out, source, config) is not None and not state.path.exists():
+        return nothing
     logger.info(
-        f"{request.origin}: building only part {task} (of 0 to {numbering.count - 1}) of {out}; "
+        f"{request.origin}: building only task {task} (of 0 to {numbering.count - 1}) of {out}; "
         "pass `task_count` 1 to build all of it"
     )
-    work = WorkFolder(out=out, task=task)
-    work.tasks_path.mkdir(parents=True, exist_ok=True)
-    with lock.hold_part(work.task_lock_path(task), work.lock_path, what=f"part {task} of {out}"):
-        finished = build_config.find_finished(out, source, settings, config)  # `finalize` may have finished it
-        if finished is not None:
-            return _nothing_to_do(out, task, numbering, start)
-        with lock.wait_for_lock(work.start_lock_path, what=str(out)):
-            _agree_on(work, numbering, task)
-            work.start(build_config.fingerprint(source, settings))
-            if not work.source_path.exists():
-                atomic.write_json(work.source_path, _source_to_json(source))
-        log_folder = manifest.log_folder(out)
+    state = BuildState(out, task=task)
+    state.tasks_path.mkdir(parents=True, exist_ok=True)
+    with lock.hold_task(state.task_lock_path(task), state.lock_path, what=f"task {task} of {out}"):
+        if find_finished(out, source, config) is not None:  # `finalize` may have finished it
+            return nothing
+        with lock.wait_for_lock(state.start_lock_path, what=str(out)):
+            _record_numbering(state, numbering, task)
+            state.start(make_fingerprint(source, config))
+            if not state.source_path.exists():
+                atomic.write_json(state.source_path, _source_to_json(source))
         try:
-            with (
-                BuildLog(log_folder, root=source.root, about=str(config), task=task) as log,
-                builder.sigterm_as_ctrl_c(),
-                builder.make_executor(log_folder, config, name=f"workers.task-{task:05d}.log") as executor,
-            ):
-                run = _PartRun(source, config, work, None, executor, log)
-                facts = run.probe_share(task, numbering.count)
-                plan = run.plan(facts)
-                shards = _share(plan, facts, numbering.count)[task]
-                logger.info(f"shards of this part: {_range_text(shards)} of {plan.num_shards:,}")
-                records = run.decode(plan, facts, shards)
-                log.finish(time.monotonic() - start)
+            with _ArrayTaskRun.open(source, config, state) as run:
+                probes = run.probe_share(task, numbering.count)
+                plan = run.plan(probes)
+                shards = _share(plan, probes, numbering.count)[task]
+                logger.info(f"shards of this task: {_range_text(shards)} of {plan.num_shards:,}")
+                records = run.decode(plan, probes, shards)
+                run.log.finish()
         finally:
-            work.drop_parts()
-    return PartReport(
-        folder=out,
-        task=task,
-        num_tasks=numbering.count,
+            state.drop_fragments()
+    failed = {video: failure for record in records for video, failure in record.failures.items()}
+    if not shards or shards.start == 0:  # unreadable videos have no shard: the first task reports them
+        failed |= {video: probe for video, probe in enumerate(probes) if isinstance(probe, VideoFailure)}
+    return dataclasses.replace(
+        nothing,
         num_shards=plan.num_shards,
         shards=shards,
         num_clips=sum(len(record.rows) for record in records),
-        failed=_failed_in(source, facts, plan, shards, records),
+        failed=tuple(finish.failed_video(source.videos[n].path, failed[n]) for n in sorted(failed)),
         seconds=time.monotonic() - start,
         decoded_clips=run.decoded_clips,
+        already_finished=False,
     )
 
 
-def _nothing_to_do(out: Path, task: int, numbering: Numbering, start: float) -> PartReport:
-    return PartReport(
-        folder=out,
-        task=task,
-        num_tasks=numbering.count,
-        num_shards=0,
-        shards=range(0),
-        num_clips=0,
-        failed=(),
-        seconds=time.monotonic() - start,
-        already_finished=True,
-    )
-
-
-def _failed_in(
-    source: Source, facts: builder.Facts, plan: Plan, shards: range, records: Sequence[ShardRecord]
-) -> tuple[Failure, ...]:
-    why = {video: reason for record in records for video, reason in record.failures.items()}
-    if not shards or shards.start == 0:  # unreadable videos have no shard: the first task reports them
-        why |= {n: (fact.reason, fact.message) for n, fact in enumerate(facts) if isinstance(fact, VideoFailure)}
-    return tuple(
-        Failure(path=source.videos[video].path, outcome="failed", reason=reason, message=message)
-        for video, (reason, message) in sorted(why.items())
-    )
-
-
-def _agree_on(work: WorkFolder, numbering: Numbering, task: int) -> None:
+def _record_numbering(state: BuildState, numbering: Numbering, task: int) -> None:
     """Record the array's numbering; raise UserError if tasks of an array with another numbering are running."""
-    recorded = _read_numbering(work)
+    recorded = _read_numbering(state)
     if recorded == numbering:
         return
     if recorded is not None:
-        own = work.task_lock_path(task)
-        others = [path for path in work.tasks_path.glob("*.lock") if path != own and lock.holder_of(path)]
+        own = state.task_lock_path(task)
+        others = [path for path in state.tasks_path.glob("*.lock") if path != own and lock.holder_of(path)]
         if others:
             raise UserError(
-                f"{work.out} is being built by an array of {recorded.count} tasks, {len(others)} of which are running; "
-                f"this task belongs to an array of {numbering.count}: wait for those tasks, or end them"
+                f"{state.out} is being built by an array of {recorded.count} tasks, {len(others)} of which are "
+                f"running; this task belongs to an array of {numbering.count}: wait for those tasks, or end them"
             )
-    atomic.write_json(work.array_path, dataclasses.asdict(numbering))
+    atomic.write_json(state.array_path, dataclasses.asdict(numbering))
 
 
-def _read_numbering(work: WorkFolder) -> Numbering | None:
+def _read_numbering(state: BuildState) -> Numbering | None:
     with contextlib.suppress(OSError, ValueError, TypeError):
-        return Numbering(**json.loads(work.array_path.read_bytes()))
+        return Numbering(**json.loads(state.array_path.read_bytes()))
     return None
 
 
-def _share(plan: Plan, facts: builder.Facts, num_tasks: int) -> list[range]:
+def _share(plan: Plan, probes: Sequence[Probe], num_tasks: int) -> list[range]:
     """Assign shards to tasks, balanced by duration of video."""
     seconds = [
-        fact.num_frames / (fact.fps or _UNKNOWN_FPS) if isinstance(fact, VideoMetadata) else 0.0 for fact in facts
+        probe.num_frames / (probe.fps or _UNKNOWN_FPS) if isinstance(probe, VideoMetadata) else 0.0 for probe in probes
     ]
     return shard_plan.share_shards(shard_plan.shard_costs(plan, seconds), num_tasks)
 
@@ -208,81 +181,77 @@ def _range_text(shards: range) -> str:
     return f"{shards.start} to {shards.stop - 1}"
 
 
-class _PartRun(builder.Run):
+class _ArrayTaskRun(BuildRun):
     """Run of one array task, which probes videos together with the other tasks."""
 
-    def probe_share(self, task: int, num_tasks: int) -> builder.Facts:
+    def probe_share(self, task: int, num_tasks: int) -> Sequence[Probe]:
         """Probe this task's videos and collect the results of the others.
 
-        A task starts at its own position and wraps around; it waits for a chunk that another task is probing, and
-        probes it itself if that task dies. So every chunk is probed once, by whichever tasks run.
+        A task starts at its own position and wraps around; it waits for a batch that another task is probing, and
+        probes it itself if that task dies. So every batch is probed once, by whichever tasks run.
         """
-        if self.work.read_probes() is None:
-            chunks = _chunks(len(self.source.videos))
-            first = task * len(chunks) // num_tasks
-            self._read_chunks([*range(first, len(chunks)), *range(first)], chunks)
-            with lock.wait_for_lock(self.work.start_lock_path, what=str(self.work.out)):
-                if self.work.read_probes() is None:
-                    probes = [_read_chunk(self.work, n) for n in range(len(chunks))]
-                    self.work.write_probes([probe for chunk in probes for probe in chunk or []])
-        return builder.facts_of(self.work.read_probes() or [])
+        probes = self.state.read_probes()
+        if probes is None:
+            batches = _probe_batches(len(self.source.videos))
+            first = task * len(batches) // num_tasks
+            self._read_batches([*range(first, len(batches)), *range(first)], batches)
+            probes = [probe for number in range(len(batches)) for probe in self._read_batch(number) or []]
+            with lock.wait_for_lock(self.state.start_lock_path, what=str(self.state.out)):
+                if self.state.read_probes() is None:
+                    write_probes(self.state.probes_path, probes)
+        return probes
 
-    def _read_chunks(self, order: Sequence[int], chunks: Sequence[range]) -> None:
-        self.work.some_probes_path(0).parent.mkdir(exist_ok=True)
-        silence = lock.Silence()
+    def _read_batch(self, number: int) -> list[Probe] | None:
+        return read_probes(self.state.probe_batch_path(number))
+
+    def _read_batches(self, order: Sequence[int], batches: Sequence[range]) -> None:
+        self.state.probe_batch_path(0).parent.mkdir(exist_ok=True)
+        watch = lock.StalenessWatch()
         last_log = time.monotonic()
-        missing = [number for number in order if _read_chunk(self.work, number) is None]
+        missing = [number for number in order if self._read_batch(number) is None]
         title = "Reading packets, with the other tasks"
         with Progress(title, total=len(self.source.videos), unit="video") as progress:
-            progress.advance(sum(map(len, chunks)) - sum(len(chunks[number]) for number in missing))
+            progress.advance(sum(map(len, batches)) - sum(len(batches[number]) for number in missing))
             while missing:
                 left = []
                 for number in missing:
-                    if self._read_or_find(number, chunks[number], silence):
-                        progress.advance(len(chunks[number]))
+                    if self._read_or_find(number, batches[number], watch):
+                        progress.advance(len(batches[number]))
                     else:
                         left.append(number)
                 if len(left) == len(missing):
                     if time.monotonic() - last_log >= _LOG_SECONDS:
                         last_log = time.monotonic()
-                        logger.info(f"waiting for other tasks to probe {sum(len(chunks[n]) for n in left):,} videos")
+                        logger.info(f"waiting for other tasks to probe {sum(len(batches[n]) for n in left):,} videos")
                     time.sleep(_WAIT_SECONDS)
                 missing = left
 
-    def _read_or_find(self, number: int, videos: range, silence: lock.Silence) -> bool:
-        """Probe a chunk unless another task claimed it; return True once its result exists."""
-        path = self.work.some_probes_path(number)
+    def _read_or_find(self, number: int, videos: range, watch: lock.StalenessWatch) -> bool:
+        """Probe a batch unless another task claimed it; return True once its result exists."""
+        path = self.state.probe_batch_path(number)
         if path.exists():
             return True
         try:
-            with lock.hold_lock(path.with_suffix(".lock"), what=f"chunk {number}", silence=silence):
+            with lock.hold_lock(path.with_suffix(".lock"), what=f"probe batch {number}", watch=watch):
                 if not path.exists():
-                    facts = dict(self._probe(videos))
-                    atomic.write_json(path, [dataclasses.asdict(facts[video]) for video in videos])
+                    probes = dict(self._probe(videos))
+                    write_probes(path, [probes[video] for video in videos])
         except LockHeldError:
             return False
         self._check_max_failures()
         return True
 
 
-def _chunks(num_videos: int) -> list[range]:
-    """Divide the videos into probe chunks. Depends only on their number, so that all tasks agree."""
-    size = max(1, min(_CHUNK_VIDEOS, -(-num_videos // _MAX_CHUNKS)))
+def _probe_batches(num_videos: int) -> list[range]:
+    """Divide the videos into probe batches. Depends only on their number, so that all tasks agree."""
+    size = max(1, min(_BATCH_VIDEOS, -(-num_videos // _MAX_BATCHES)))
     return [range(start, min(start + size, num_videos)) for start in range(0, num_videos, size)]
-
-
-def _read_chunk(work: WorkFolder, number: int) -> list[dict[str, Any]] | None:
-    try:
-        probes: list[dict[str, Any]] = json.loads(work.some_probes_path(number).read_bytes())
-    except (OSError, ValueError):
-        return None
-    return probes
 
 
 # ---- finalize
 
 
-def finalize(out: Path) -> builder.BuildReport:
+def finalize(out: Path) -> BuildReport:
     """Make the shards that array tasks built in `out`, or in its split folders, finished sets.
 
     Raises UserError if shards are missing, listing the tasks to rerun; if the shards belong to different builds; if the
@@ -299,14 +268,14 @@ def finalize(out: Path) -> builder.BuildReport:
     gaps = []
     for folder in folders:
         try:
-            work = _work_of(folder)
-            if work.source_path.exists():
-                _check_complete(work)
+            state = _state_of(folder)
+            if state.source_path.exists():
+                _check_complete(state)
         except _GapError as gap:
             gaps.append(gap)
     if gaps:
         raise _joined(gaps)
-    return builder.BuildReport(sets=tuple(_finalize_set(folder) for folder in folders))
+    return BuildReport(sets=tuple(_finalize_set(folder) for folder in folders))
 
 
 class _GapError(UserError):
@@ -332,95 +301,66 @@ def _joined(gaps: Sequence[_GapError]) -> UserError:
     return UserError("; ".join(messages))
 
 
-def _work_of(out: Path) -> WorkFolder:
-    return WorkFolder(out=out, task=0)  # with a task number, only shards of the same fingerprint count
+def _state_of(out: Path) -> BuildState:
+    return BuildState(out, task=0)  # with a task number, only shards of the same fingerprint count
 
 
 def _is_set(folder: Path) -> bool:
-    return WorkFolder(out=folder).path.is_dir() or (folder / layout.MANIFEST_NAME).is_file()
+    return BuildState(folder).path.is_dir() or (folder / layout.MANIFEST_NAME).is_file()
 
 
 def _finalize_set(out: Path) -> SetReport:
     start = time.monotonic()
-    work = _work_of(out)
-    if not work.source_path.exists():
+    state = _state_of(out)
+    if not state.source_path.exists():
         about = manifest.open_shards(out).manifest  # raises UserError if it is not finished either
-        return SetReport(folder=out, manifest=about, seconds=time.monotonic() - start, already_finished=True)
-    with lock.hold_whole(work.lock_path, work.tasks_path, what=str(out), wait=True):
-        parts = _check_complete(work)
-        _check_unchanged(work, parts.source, parts.fingerprint)
-        work.drop_partial()
-        records = _without_half_videos(work, parts.records)
-        finish.refuse_empty(work, parts.source, parts.facts, records)
-        settings = parts.fingerprint["settings"]
-        about, index_data = finish.make_set_manifest(
-            parts.source,
-            clip_shape=_shape(settings),
-            settings=settings,
-            codec=settings["codec"],
-            packages=parts.fingerprint["packages"],
-            plan=parts.plan,
-            facts=parts.facts,
-            records=records,
-            video_bytes={path: size for path, size, *_ in parts.fingerprint["videos"]},
-        )
-        finish.finish(work, about, index_data)
-        work.remove_all_but_lock()
-        seconds = time.monotonic() - start
-        with BuildLog(manifest.log_folder(out), root=parts.source.root, about="finalize") as log:
-            log.finish(seconds)
-    work.remove_if_empty()
-    return SetReport(folder=out, manifest=about, seconds=seconds)
+        return SetReport(folder=out, manifest=about, already_finished=True)
+    with lock.hold_whole(state.lock_path, state.tasks_path, what=str(out), wait=True):
+        built = _check_complete(state)
+        _check_unchanged(state, built.source, built.fingerprint)
+        state.drop_partial()
+        built = dataclasses.replace(built, records=_without_half_videos(state, built.records))
+        with BuildLog(manifest.log_folder(out), root=built.source.root, about="finalize") as log:
+            about = finish.finish_set(state, built)
+            log.finish()
+    state.remove_if_empty()
+    return SetReport(folder=out, manifest=about, seconds=time.monotonic() - start)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Parts:
-    """Results of all tasks."""
-
-    source: Source
-    fingerprint: dict[str, Any]
-    facts: builder.Facts
-    plan: Plan
-    records: tuple[ShardRecord, ...]
-
-
-def _shape(settings: dict[str, Any]) -> ClipShape:
-    return ClipShape(num_frames=settings["clip_len"], height=settings["frame_size"], width=settings["frame_size"])
-
-
-def _check_complete(work: WorkFolder) -> _Parts:
+def _check_complete(state: BuildState) -> CompleteBuild:
     """Load the tasks' results; raise _GapError if shards are missing."""
-    numbering = _read_numbering(work) or Numbering(count=1)
-    fingerprint = json.loads((work.path / "fingerprint.json").read_bytes())
-    source = _source_from_json(json.loads(work.source_path.read_bytes()))
-    probes = work.read_probes()
+    numbering = _read_numbering(state) or Numbering(count=1)
+    fingerprint = json.loads(state.fingerprint_path.read_bytes())
+    source = _source_from_json(json.loads(state.source_path.read_bytes()))
+    probes = state.read_probes()
     if probes is None:
-        raise _gap(work, numbering, range(numbering.count), "no task has finished probing the videos")
-    facts = builder.facts_of(probes)
-    counts = [fact.num_clips if isinstance(fact, VideoMetadata) else 0 for fact in facts]
-    shard_clips = shard_plan.clips_per_shard(_shape(fingerprint["settings"]), fingerprint["settings"]["shard_mb"])
-    plan = shard_plan.plan_generations(counts, [range(len(facts))], shard_clips=shard_clips)
-    records = [work.read_record(shard) for shard in range(plan.num_shards)]
+        raise _gap(state, numbering, range(numbering.count), "no task has finished probing the videos")
+    settings = fingerprint["settings"]
+    shard_clips = shard_plan.clips_per_shard(clip_shape(settings), settings["shard_mb"])
+    plan = shard_plan.plan_generations(
+        [probe.num_clips for probe in probes], [range(len(probes))], shard_clips=shard_clips
+    )
+    records = [state.read_record(shard) for shard in range(plan.num_shards)]
     missing = [shard for shard, record in enumerate(records) if record is None]
     if missing:
-        shares = _share(plan, facts, numbering.count)
+        shares = _share(plan, probes, numbering.count)
         again = [task for task, shards in enumerate(shares) if set(missing) & set(shards)]
-        raise _gap(work, numbering, again, f"{len(missing):,} of {plan.num_shards:,} shards are missing")
-    return _Parts(
+        raise _gap(state, numbering, again, f"{len(missing):,} of {plan.num_shards:,} shards are missing")
+    return CompleteBuild(
         source=source,
         fingerprint=fingerprint,
-        facts=facts,
+        probes=probes,
         plan=plan,
-        records=tuple(record for record in records if record is not None),
+        records=[record for record in records if record is not None],
     )
 
 
-def _gap(work: WorkFolder, numbering: Numbering, tasks: Sequence[int], what: str) -> _GapError:
-    running = [task for task in tasks if lock.holder_of(work.task_lock_path(task))]
-    return _GapError(f"{work.out} is not complete: {what}", tasks, numbering, running)
+def _gap(state: BuildState, numbering: Numbering, tasks: Sequence[int], what: str) -> _GapError:
+    running = [task for task in tasks if lock.holder_of(state.task_lock_path(task))]
+    return _GapError(f"{state.out} is not complete: {what}", tasks, numbering, running)
 
 
-def _check_unchanged(work: WorkFolder, source: Source, fingerprint: dict[str, Any]) -> None:
+def _check_unchanged(state: BuildState, source: Source, fingerprint: dict[str, Any]) -> None:
     """Raise UserError if videos have changed in size or time since the tasks ran."""
     listing = urls.list_files(source.root) if isinstance(source.root, Url) else {}
     if isinstance(source.root, Path) and not source.root.is_dir():
@@ -439,24 +379,24 @@ def _check_unchanged(work: WorkFolder, source: Source, fingerprint: dict[str, An
             changed.append(path)
     if changed:
         raise UserError(
-            f"videos of {source.root} changed during the build of {work.out} "
-            f"({describe_changes([], [], changed)}); delete {work.out} and build it again"
+            f"videos of {source.root} changed during the build of {state.out} "
+            f"({describe_changes([], [], changed)}); delete {state.out} and build it again"
         )
 
 
-def _without_half_videos(work: WorkFolder, records: Sequence[ShardRecord]) -> list[ShardRecord]:
+def _without_half_videos(state: BuildState, records: Sequence[ShardRecord]) -> list[ShardRecord]:
     """Remove the clips of videos that failed in another task; return the corrected records.
 
     A video is ok or failed, never half. Its samples are cut out of the shard; nothing is decoded again.
     """
-    failed: dict[int, tuple[str, str]] = {}
+    failed: dict[int, VideoFailure] = {}
     for record in reversed(records):  # the first of several failures of a video counts
         failed.update(record.failures)
     whole = []
     for shard, record in enumerate(records):
         bad = sorted(failed.keys() & set(record.rows["video"].tolist()))
         if bad:
-            record = _cut_out(work, shard, record, bad)
+            record = _cut_out(state, shard, record, bad)
         touched = [*record.failures, *bad]
         record = dataclasses.replace(
             record,
@@ -464,20 +404,20 @@ def _without_half_videos(work: WorkFolder, records: Sequence[ShardRecord]) -> li
             decoders={video: name for video, name in record.decoders.items() if video not in failed},
         )
         if bad:
-            work.write_record(shard, record)
+            state.write_record(shard, record)
         whole.append(record)
     return whole
 
 
-def _cut_out(work: WorkFolder, shard: int, record: ShardRecord, videos: Sequence[int]) -> ShardRecord:
+def _cut_out(state: BuildState, shard: int, record: ShardRecord, videos: Sequence[int]) -> ShardRecord:
     """Rewrite a shard without the samples of these videos. Until that is done, the shard counts as missing."""
-    work.parts_path.mkdir(exist_ok=True)
-    part = work.parts_path / f"shard-{shard}"
+    state.fragments_path.mkdir(exist_ok=True)
+    fragment = state.fragments_path / f"shard-{shard}"
     left = record.rows[~np.isin(record.rows["video"], videos)]
-    rows = existing_set.copy_samples(work.out, left, part)
+    rows = existing_set.copy_samples(state.out, left, fragment)
     rows["shard"], rows["video"] = shard, left["video"]
-    size, sha256 = writer.join_parts(work.shard_path(shard), [part])
-    part.unlink()
+    size, sha256 = writer.join_fragments(state.shard_path(shard), [fragment])
+    fragment.unlink()
     return dataclasses.replace(record, bytes=size, sha256=sha256, rows=rows)
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from vidshard.building import worker
-from vidshard.building.worker import Decoded, DecodeJob, VideoFailure, VideoMetadata
+from vidshard.building.worker import Decoded, DecodeJob
 from vidshard.planning.build_state import ShardRecord
-from vidshard.planning.shard_plan import Plan, Unit
+from vidshard.planning.shard_plan import Chunk, Plan
+from vidshard.planning.video_metadata import VideoFailure, VideoMetadata
 from vidshard.shards import layout
 from vidshard.shards.manifest import ShardSet
 from vidshard.shards.writer import Rows
@@ -26,8 +27,8 @@ class CopyJob:
     """Chunks of one video whose samples exist in a finished set; each goes into its own fragment file."""
 
     video: Video
-    units: tuple[Unit, ...]
-    part_paths: tuple[Path, ...]
+    chunks: tuple[Chunk, ...]
+    fragment_paths: tuple[Path, ...]
     rows: tuple[Rows, ...]  # per chunk: its rows of the old index
     folder: Path  # of the finished set
     decoder: str  # the decoder that read the video
@@ -35,37 +36,37 @@ class CopyJob:
 
 def run_job(job: DecodeJob | CopyJob) -> Decoded | VideoFailure:
     """Write the fragment files of a job. Raises OSError if writing fails, FormatError on a damaged shard."""
-    return _copy_units(job) if isinstance(job, CopyJob) else worker.decode_units(job)
+    return _copy_chunks(job) if isinstance(job, CopyJob) else worker.decode_chunks(job)
 
 
-def _copy_units(job: CopyJob) -> Decoded:
-    pairs = zip(job.part_paths, job.rows, strict=True)
-    copied = tuple(copy_samples(job.folder, rows, part_path) for part_path, rows in pairs)
+def _copy_chunks(job: CopyJob) -> Decoded:
+    pairs = zip(job.fragment_paths, job.rows, strict=True)
+    copied = tuple(copy_samples(job.folder, rows, fragment_path) for fragment_path, rows in pairs)
     return Decoded(decoder=job.decoder, rows=copied)
 
 
-def copy_samples(folder: Path, rows: Rows, part_path: Path) -> Rows:
+def copy_samples(folder: Path, rows: Rows, fragment_path: Path) -> Rows:
     """Copy samples from the shards in `folder` to a fragment file; return their rows, relative to the fragment.
 
     Raises OSError if the fragment cannot be written, FormatError on a damaged shard.
     """
     rows = rows.copy()
     size = 0
-    with open(part_path, "wb") as part:
+    with open(fragment_path, "wb") as fragment:
         for row in rows:
             path = folder / layout.shard_name(int(row["shard"]))
             with open(path, "rb") as shard:
                 sample = layout.read_sample(
                     shard, int(row["offset"]), int(row["size"]), crc32=int(row["crc32"]), where=str(path)
                 )
-            part.write(sample)
+            fragment.write(sample)
             row["offset"] = size + layout.TAR_BLOCK
             size += len(sample)
     rows["shard"] = rows["video"] = 0
     return rows
 
 
-class KeptSet:
+class ExistingSet:
     """Existing set `shards`, with its videos numbered as in `source`, which contains all of them."""
 
     def __init__(self, shards: ShardSet, source: Source) -> None:
@@ -88,12 +89,11 @@ class KeptSet:
         """Failed videos, with their reasons."""
         return {
             self._number[failure.path]: VideoFailure(reason=failure.reason, message=failure.message)
-            for failure in self.shards.manifest.failures
-            if failure.outcome == "failed"
+            for failure in self.shards.manifest.failed
         }
 
     @property
-    def facts(self) -> dict[int, VideoMetadata]:
+    def metadata(self) -> dict[int, VideoMetadata]:
         """Metadata of the videos with clips."""
         table, breaks = self.shards.index.videos, self.shards.manifest.breaks
         return {
@@ -127,9 +127,9 @@ class KeptSet:
 
     def unchanged(self, plan: Plan) -> dict[int, ShardRecord]:
         """Return the records of the shards that stay unchanged: the plan skips them or gives the same samples."""
-        planned: dict[int, list[tuple[int, int]]] = {shard: [] for shard in {unit.shard for unit in plan.units}}
-        for unit in plan.units:
-            planned[unit.shard] += [(unit.video, clip) for clip in range(unit.clip_start, unit.clip_stop)]
+        planned: dict[int, list[tuple[int, int]]] = {shard: [] for shard in {chunk.shard for chunk in plan.chunks}}
+        for chunk in plan.chunks:
+            planned[chunk.shard] += [(chunk.video, clip) for clip in range(chunk.clip_start, chunk.clip_stop)]
         records = {}
         for number in range(min(len(self.shards.manifest.shards), plan.num_shards)):
             rows = self._rows[self._rows["shard"] == number]
@@ -148,16 +148,16 @@ class KeptSet:
         assert name is not None
         return name
 
-    def copy_job(self, number: int, units: Sequence[Unit], part_paths: Sequence[Path]) -> CopyJob | None:
+    def copy_job(self, number: int, chunks: Sequence[Chunk], fragment_paths: Sequence[Path]) -> CopyJob | None:
         """Create the job that copies these chunks of a video; None if the set does not hold the video."""
         rows = self._by_video.get(number)
         if rows is None:
             return None
         return CopyJob(
             video=self.source.videos[number],
-            units=tuple(units),
-            part_paths=tuple(part_paths),
-            rows=tuple(rows[unit.clip_start : unit.clip_stop] for unit in units),
+            chunks=tuple(chunks),
+            fragment_paths=tuple(fragment_paths),
+            rows=tuple(rows[chunk.clip_start : chunk.clip_stop] for chunk in chunks),
             folder=self.shards.folder,
             decoder=self._decoder(number),
         )

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from vidshard.building.fetched_video import NOT_DOWNLOADED
 from vidshard.util.errors import UserError
 from vidshard.video import decoders
+from vidshard.video.decoders import Library
 from vidshard.video.packets import DAMAGED, UNSUPPORTED
 
 _RE_ENCODE = "re-encode it (ffmpeg -i IN -c:v libx264 OUT.mp4)"
@@ -41,13 +42,6 @@ _CONTROL = re.compile(r"[\x00-\x20\x7f-\x9f]+")
 _PATH = re.compile(
     r"""(?P<quote>['"])(?:/|[A-Za-z]:[\\/]).*?(?P=quote)|(?<![\w.:/])(?:/|[A-Za-z]:[\\/])[^\s'",;()<>|]+"""
 )
-
-_NAMES = {"pyav": "PyAV", "opencv": "OpenCV", "decord": "decord"}
-_TRACES = {
-    "decord": re.compile(r"\bdecord2?[./\\]|decord_decoder\.py|import decord"),
-    "opencv": re.compile(r"\bcv2\b|opencv_decoder\.py"),
-    "pyav": re.compile(r"\bav[./\\]|pyav_decoder\.py|import av\b"),
-}
 
 
 def failure_message(reason: str, text: str, *, path: str, full_path: str = "") -> str:
@@ -90,25 +84,25 @@ def environment_error(error: Exception, trace: str, *, path: str) -> UserError |
         return UserError(
             f"vidshard does not work with the installed libraries: {error_text}, at {path}; build.log has more"
         )
-    version = decoders.decoder_versions()[library]
+    version = decoders.installed_version(library.distributions)
     return UserError(
-        f"{_NAMES[library]} {version} does not work with this vidshard: {error_text}, at {path}; {_install(library)}; "
+        f"{library.title} {version} does not work with this vidshard: {error_text}, at {path}; {_install(library)}; "
         "if only this video does it, move it out of SOURCE and report it"
     )
 
 
-def _library(trace: str) -> str | None:
+def _library(trace: str) -> Library | None:
     """Return the library that a traceback names last."""
     for line in reversed(trace.splitlines()):
-        for library, pattern in _TRACES.items():
-            if pattern.search(line):
+        for library in decoders.LIBRARIES.values():
+            if re.search(library.trace, line):
                 return library
     return None
 
 
-def _install(library: str) -> str:
+def _install(library: Library) -> str:
     """Return install instructions with the version range that the installed vidshard requires."""
-    wanted = {"decord": "decord", "opencv": "opencv-python", "pyav": "av"}[library]
+    wanted = library.distributions[0]
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         found = [line.partition(";")[0].strip() for line in importlib.metadata.requires("vidshard") or ()]
         wanted = next((line for line in found if re.match(rf"{wanted}(-\w+|2)?\b", line)), wanted)

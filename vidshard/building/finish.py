@@ -7,19 +7,19 @@ import dataclasses
 import io
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from vidshard.building.worker import VideoFailure, VideoMetadata
-from vidshard.planning import settings as build_settings
-from vidshard.planning.build_state import ShardRecord, WorkFolder
+from vidshard.planning.build_state import BuildState, ShardRecord
+from vidshard.planning.settings import SOURCES, clip_shape, source_digests
 from vidshard.planning.shard_plan import Plan
+from vidshard.planning.video_metadata import Probe, VideoFailure, VideoMetadata
 from vidshard.shards import layout, manifest, set_writer
-from vidshard.shards.layout import ClipShape
 from vidshard.shards.manifest import Failure, Manifest
 from vidshard.shards.set_writer import VideoEntry
 from vidshard.sources.folders import Source, path_bytes
@@ -27,27 +27,36 @@ from vidshard.util import atomic
 from vidshard.util.errors import UserError
 
 
-def make_set_manifest(
-    source: Source,
-    *,
-    clip_shape: ClipShape,
-    settings: dict[str, Any],
-    codec: str,
-    packages: dict[str, str],
-    plan: Plan,
-    facts: Sequence[VideoMetadata | VideoFailure],
-    records: Sequence[ShardRecord],
-    video_bytes: Mapping[str, int] | None = None,
-) -> tuple[Manifest, bytes]:
-    """Create the manifest and the index bytes of a set with complete shards; at least one video must have clips.
+@dataclass(frozen=True, kw_only=True)
+class CompleteBuild:
+    """A build whose shards are all there."""
 
-    `facts`: one per video of `source`; `records`: one per shard; `video_bytes`: path → file size in bytes, to avoid
-    reading the sizes from SOURCE.
-    """
-    failures = all_failures(source, facts, records)
+    source: Source
+    fingerprint: dict[str, Any]
+    probes: Sequence[Probe]  # one per video of `source`
+    plan: Plan
+    records: Sequence[ShardRecord]  # one per shard
+
+
+def finish_set(state: BuildState, built: CompleteBuild) -> Manifest:
+    """Make a complete build a finished set, and delete the build state. Raises UserError if no video has clips."""
+    if not any(len(record.rows) for record in built.records):
+        raise _refuse_empty(state, built)
+    about, index_data = make_set_manifest(built)
+    finish(state, about, index_data)
+    state.remove_all_but_lock()
+    return about
+
+
+def make_set_manifest(built: CompleteBuild) -> tuple[Manifest, bytes]:
+    """Create the manifest and the index bytes of a build; at least one video must have clips."""
+    source, probes, plan = built.source, built.probes, built.plan
+    settings = built.fingerprint["settings"]
+    failures = all_failures(built)
     failed = {failure.path for failure in failures if failure.outcome == "failed"}
-    rows, videos = _rows_and_videos(source, facts, records)
-    breaks = {source.videos[n].path: fact.breaks for n, fact in enumerate(facts) if isinstance(fact, VideoMetadata)}
+    video_bytes = {path: num_bytes for path, num_bytes, *_ in built.fingerprint["videos"]}
+    rows, videos = _rows_and_videos(built)
+    breaks = {source.videos[n].path: probe.breaks for n, probe in enumerate(probes) if isinstance(probe, VideoMetadata)}
     index_data = set_writer.make_index(rows, videos).to_bytes()
     about = set_writer.make_manifest(
         index_data,
@@ -55,15 +64,15 @@ def make_set_manifest(
         videos,
         [
             manifest.Shard(name=layout.shard_name(n), bytes=r.bytes, samples=len(r.rows), sha256=r.sha256)
-            for n, r in enumerate(records)
+            for n, r in enumerate(built.records)
         ],
         split=source.split,
-        clip_shape=clip_shape,
-        codec=codec,
-        settings={**settings, build_settings.SOURCES: build_settings.source_digests(source, failed, video_bytes)},
-        packages=packages,
+        clip_shape=clip_shape(settings),
+        codec=settings["codec"],
+        settings={**settings, SOURCES: source_digests(source, failed, video_bytes)},
+        packages=built.fingerprint["packages"],
         failures=failures,
-        num_found=len(source.videos) + len(source.skipped),
+        videos_found=len(source.videos) + len(source.skipped),
         breaks={video.path: breaks[video.path] for video in videos if breaks[video.path]},
         extended=tuple(
             manifest.Extension(
@@ -77,61 +86,57 @@ def make_set_manifest(
     return about, index_data
 
 
-def refuse_empty(
-    work: WorkFolder, source: Source, facts: Sequence[VideoMetadata | VideoFailure], records: Sequence[ShardRecord]
-) -> None:
-    """Raise UserError if no video has clips, after deleting the shards; the log folder keeps the reasons."""
-    if any(len(record.rows) for record in records):
-        return
-    failures = all_failures(source, facts, records)
-    path = manifest.log_folder(work.out) / layout.FAILURES_NAME
+def _refuse_empty(state: BuildState, built: CompleteBuild) -> UserError:
+    """Delete the shards of a build without clips; return the error. The log folder keeps the reasons."""
+    failures = all_failures(built)
+    path = manifest.log_folder(state.out) / layout.FAILURES_NAME
     write_failures(path, failures)
-    for shard in range(len(records)):
-        work.shard_path(shard).unlink()
-    work.remove_all_but_lock()
+    for shard in range(len(built.records)):
+        state.shard_path(shard).unlink()
+    state.remove_all_but_lock()
     failed = [failure for failure in failures if failure.outcome == "failed"]
     reason, count = Counter(failure.reason for failure in failed).most_common(1)[0]
     message = next(failure.message for failure in failed if failure.reason == reason)
-    raise UserError(
-        f"none of the {len(source.videos):,} videos of {source.root} could be decoded; most often "
+    return UserError(
+        f"none of the {len(built.source.videos):,} videos of {built.source.root} could be decoded; most often "
         f"({count:,} times) the reason is {reason}: {message}; all reasons are in {path}"
     )
 
 
-def finish(work: WorkFolder, about: Manifest, index_data: bytes) -> None:
+def finish(state: BuildState, about: Manifest, index_data: bytes) -> None:
     """Write failures.csv, the index and, last, the manifest, which finishes the set."""
-    if work.staged:
-        before = manifest.read_manifest(work.out)
+    if state.staged:
+        before = manifest.read_manifest(state.out)
         if about == before:
             return  # nothing has changed
         for shard in set(about.shards) & set(before.shards):
-            (work.commit_path / shard.name).unlink(missing_ok=True)
-        manifest.write_index_and_manifest(work.commit_path, about, index_data)
-        commit(work)
+            (state.commit_path / shard.name).unlink(missing_ok=True)
+        manifest.write_index_and_manifest(state.commit_path, about, index_data)
+        commit(state)
     else:
-        write_failures(work.out / layout.FAILURES_NAME, about.failures)
-        manifest.write_index_and_manifest(work.out, about, index_data)
+        write_failures(state.out / layout.FAILURES_NAME, about.failures)
+        manifest.write_index_and_manifest(state.out, about, index_data)
 
 
-def commit(work: WorkFolder) -> None:
+def commit(state: BuildState) -> None:
     """Apply a complete staged change to a finished set, or resume an interrupted one.
 
     If shards are only added, the old manifest describes a valid set until the new one replaces it. If some are
     replaced, there is no manifest in between.
     """
-    if not (work.commit_path / layout.MANIFEST_NAME).exists():
+    if not (state.commit_path / layout.MANIFEST_NAME).exists():
         return
-    about = manifest.read_manifest(work.commit_path)
-    staged = [path for path in sorted(work.commit_path.iterdir()) if path.name != layout.MANIFEST_NAME]
-    if any((work.out / path.name).exists() for path in staged):
-        (work.out / layout.MANIFEST_NAME).unlink(missing_ok=True)
-        atomic.sync_folder(work.out)
+    about = manifest.read_manifest(state.commit_path)
+    staged = [path for path in sorted(state.commit_path.iterdir()) if path.name != layout.MANIFEST_NAME]
+    if any((state.out / path.name).exists() for path in staged):
+        (state.out / layout.MANIFEST_NAME).unlink(missing_ok=True)
+        atomic.sync_folder(state.out)
     for path in staged:
-        os.replace(path, work.out / path.name)
-    atomic.sync_folder(work.out)
-    os.replace(work.commit_path / layout.MANIFEST_NAME, work.out / layout.MANIFEST_NAME)
-    atomic.sync_folder(work.out)
-    tidy(work.out, about)
+        os.replace(path, state.out / path.name)
+    atomic.sync_folder(state.out)
+    os.replace(state.commit_path / layout.MANIFEST_NAME, state.out / layout.MANIFEST_NAME)
+    atomic.sync_folder(state.out)
+    tidy(state.out, about)
 
 
 def tidy(out: Path, about: Manifest) -> None:
@@ -142,49 +147,45 @@ def tidy(out: Path, about: Manifest) -> None:
         atomic.write_text(path, failures)
     named = {about.index_name, *(shard.name for shard in about.shards)}
     for entry in sorted(out.iterdir()):
-        patterns = (layout.SHARD_PATTERN, layout.INDEX_PATTERN)
-        if entry.name not in named and any(pattern.fullmatch(entry.name) for pattern in patterns):
+        if layout.is_data_name(entry.name) and entry.name not in named:
             entry.unlink()
 
 
-def all_failures(
-    source: Source, facts: Sequence[VideoMetadata | VideoFailure], records: Sequence[ShardRecord]
-) -> tuple[Failure, ...]:
+def all_failures(built: CompleteBuild) -> tuple[Failure, ...]:
     """Return every file found that has no samples, sorted by path."""
-    failed = {n: (fact.reason, fact.message) for n, fact in enumerate(facts) if isinstance(fact, VideoFailure)}
-    for record in records:
+    failed = {n: probe for n, probe in enumerate(built.probes) if isinstance(probe, VideoFailure)}
+    for record in built.records:
         failed.update(record.failures)
-    rows = [
-        Failure(path=source.videos[n].path, outcome="failed", reason=reason, message=message)
-        for n, (reason, message) in failed.items()
-    ]
-    return tuple(sorted([*rows, *source.skipped], key=lambda failure: path_bytes(failure.path)))
+    rows = [failed_video(built.source.videos[n].path, failure) for n, failure in failed.items()]
+    return tuple(sorted([*rows, *built.source.skipped], key=lambda failure: path_bytes(failure.path)))
 
 
-def _rows_and_videos(
-    source: Source, facts: Sequence[VideoMetadata | VideoFailure], records: Sequence[ShardRecord]
-) -> tuple[npt.NDArray[np.void], list[VideoEntry]]:
+def failed_video(path: str, failure: VideoFailure) -> Failure:
+    return Failure(path=path, outcome="failed", reason=failure.reason, message=failure.message)
+
+
+def _rows_and_videos(built: CompleteBuild) -> tuple[npt.NDArray[np.void], list[VideoEntry]]:
     """Return the rows of all clips in shard order, and the videos with clips."""
-    rows = np.concatenate([record.rows for record in records])
-    decoder_of = {video: name for record in records for video, name in record.decoders.items()}
+    rows = np.concatenate([record.rows for record in built.records])
+    decoder_of = {video: name for record in built.records for video, name in record.decoders.items()}
     numbers = sorted(decoder_of)
     rows["video"] = np.searchsorted(np.array(numbers), rows["video"])
     entries = []
     for number in numbers:
-        video, fact = source.videos[number], facts[number]
-        assert isinstance(fact, VideoMetadata)
+        video, probe = built.source.videos[number], built.probes[number]
+        assert isinstance(probe, VideoMetadata)
         entries.append(
             VideoEntry(
                 path=video.path,
                 class_name=video.class_name,
                 label=video.label,
-                split=source.split,
-                source_group=video.source_group,
+                split=built.source.split,
+                recording=video.recording,
                 decoder=decoder_of[number],
-                num_frames=fact.num_frames,
-                width=fact.width,
-                height=fact.height,
-                fps=fact.fps,
+                num_frames=probe.num_frames,
+                width=probe.width,
+                height=probe.height,
+                fps=probe.fps,
             )
         )
     return rows, entries

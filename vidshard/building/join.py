@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -10,9 +11,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from vidshard.building.existing_set import CopyJob
-from vidshard.building.worker import Decoded, DecodeJob, VideoFailure
-from vidshard.planning.build_state import ShardRecord, WorkFolder
-from vidshard.planning.shard_plan import Unit
+from vidshard.building.worker import Decoded, DecodeJob
+from vidshard.planning.build_state import BuildState, ShardRecord
+from vidshard.planning.shard_plan import Chunk
+from vidshard.planning.video_metadata import VideoFailure
 from vidshard.shards import manifest, writer
 from vidshard.shards.writer import Rows
 
@@ -24,28 +26,28 @@ class ShardJoiner:
     """
 
     def __init__(
-        self, work: WorkFolder, todo: dict[int, Unit], shards: Sequence[int], known_failures: dict[int, tuple[str, str]]
+        self, state: BuildState, todo: dict[int, Chunk], shards: Sequence[int], known_failures: dict[int, VideoFailure]
     ) -> None:
-        self.work, self.todo = work, todo
+        self.state, self.todo = state, todo
         self.failures = dict(known_failures)
         self.records: dict[int, ShardRecord] = {}
         self._rows: dict[int, Rows] = {}  # chunk → its rows
         self._decoders: dict[int, str] = {}
-        self._units_of_shard: dict[int, list[int]] = {shard: [] for shard in shards}
-        self._open_units: Counter[int] = Counter()  # video → number of chunks not yet decoded
+        self._chunks_of_shard: dict[int, list[int]] = {shard: [] for shard in shards}
+        self._open_chunks: Counter[int] = Counter()  # video → number of chunks not yet decoded
         self._shards_of_video: dict[int, set[int]] = defaultdict(set)
-        for number, unit in todo.items():
-            self._units_of_shard[unit.shard].append(number)
-            if unit.video not in known_failures:
-                self._open_units[unit.video] += 1
-                self._shards_of_video[unit.video].add(unit.shard)
+        for number, chunk in todo.items():
+            self._chunks_of_shard[chunk.shard].append(number)
+            if chunk.video not in known_failures:
+                self._open_chunks[chunk.video] += 1
+                self._shards_of_video[chunk.video].add(chunk.shard)
         self._open_videos = Counter(shard for of_video in self._shards_of_video.values() for shard in of_video)
         self._stop = threading.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="join-shards")
         self._joins: list[Future[None]] = []
 
     def __enter__(self) -> ShardJoiner:
-        for shard in self._units_of_shard:
+        for shard in self._chunks_of_shard:
             if not self._open_videos[shard]:
                 self._submit(shard)
         return self
@@ -59,18 +61,18 @@ class ShardJoiner:
         for join in [join for join in self._joins if join.done()]:
             join.result()
             self._joins.remove(join)
-        video = job.units[0].video
+        video = job.chunks[0].video
         if video in self.failures:  # another job of this video has failed
             return False
         if isinstance(outcome, VideoFailure):
-            self.failures[video] = (outcome.reason, outcome.message)
-            self._open_units[video] = 0
+            self.failures[video] = outcome
+            self._open_chunks[video] = 0
         else:
-            for path, rows in zip(job.part_paths, outcome.rows, strict=True):
+            for path, rows in zip(job.fragment_paths, outcome.rows, strict=True):
                 self._rows[int(path.stem)] = rows
             self._decoders.setdefault(video, outcome.decoder)
-            self._open_units[video] -= len(job.units)
-        if self._open_units[video]:
+            self._open_chunks[video] -= len(job.chunks)
+        if self._open_chunks[video]:
             return False
         for shard in sorted(self._shards_of_video[video]):
             self._open_videos[shard] -= 1
@@ -84,32 +86,31 @@ class ShardJoiner:
         return self.records
 
     def _submit(self, shard: int) -> None:
-        units = [n for n in self._units_of_shard[shard] if self.todo[n].video not in self.failures]
-        videos = {self.todo[n].video for n in self._units_of_shard[shard]}
-        rows = [self._rows.pop(n) for n in units]
-        decoders_used = {video: self._decoders[video] for video in sorted(videos - self.failures.keys())}
-        failures = {video: self.failures[video] for video in sorted(videos & self.failures.keys())}
-        self._joins.append(self._thread.submit(self._join, shard, units, rows, decoders_used, failures))
+        videos = {self.todo[n].video for n in self._chunks_of_shard[shard]}
+        rows = {n: self._rows.pop(n) for n in self._chunks_of_shard[shard] if self.todo[n].video not in self.failures}
+        record = ShardRecord(
+            bytes=0,
+            sha256="",
+            rows=np.zeros(0, manifest.CLIP_ROW),
+            decoders={video: self._decoders[video] for video in sorted(videos - self.failures.keys())},
+            failures={video: self.failures[video] for video in sorted(videos & self.failures.keys())},
+        )
+        self._joins.append(self._thread.submit(self._join, shard, rows, record))
 
-    def _join(
-        self,
-        shard: int,
-        units: list[int],
-        rows: list[Rows],
-        decoders_used: dict[int, str],
-        failures: dict[int, tuple[str, str]],
-    ) -> None:
-        parts = [self.work.part_path(n) for n in units]
+    def _join(self, shard: int, rows_of_chunk: dict[int, Rows], record: ShardRecord) -> None:
+        """Write a shard, and complete its record."""
+        fragments = []
         start = 0
-        for n, part, part_rows in zip(units, parts, rows, strict=True):
-            part_rows["offset"] += start
-            part_rows["shard"] = shard
-            part_rows["video"] = self.todo[n].video
-            start += part.stat().st_size
-        size, sha256 = writer.join_parts(self.work.shard_path(shard), parts, cancelled=self._stop.is_set)
-        all_rows = np.concatenate(rows) if rows else np.zeros(0, manifest.CLIP_ROW)
-        record = ShardRecord(bytes=size, sha256=sha256, rows=all_rows, decoders=decoders_used, failures=failures)
-        self.work.write_record(shard, record)
+        for n, rows in rows_of_chunk.items():
+            fragments.append(self.state.fragment_path(n))
+            rows["offset"] += start
+            rows["shard"] = shard
+            rows["video"] = self.todo[n].video
+            start += fragments[-1].stat().st_size
+        size, sha256 = writer.join_fragments(self.state.shard_path(shard), fragments, cancelled=self._stop.is_set)
+        all_rows = np.concatenate([record.rows, *rows_of_chunk.values()])
+        record = dataclasses.replace(record, bytes=size, sha256=sha256, rows=all_rows)
+        self.state.write_record(shard, record)
         self.records[shard] = record
-        for n in self._units_of_shard[shard]:
-            self.work.part_path(n).unlink(missing_ok=True)
+        for n in self._chunks_of_shard[shard]:
+            self.state.fragment_path(n).unlink(missing_ok=True)

@@ -30,11 +30,12 @@ class BuildLog:
         self.folder = folder
         self.folder.mkdir(parents=True, exist_ok=True)
         self._root = root
+        self._start = time.monotonic()
         self._seconds: dict[str, float] = defaultdict(float)  # video → decoding time
         self._task = task
         name = "build.log" if task is None else f"build.task-{task:05d}.log"
         self._file = open(self.folder / name, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
-        self._command = [urls.scrub(word) for word in sys.argv]
+        self._command = [urls.redact_credentials(word) for word in sys.argv]
         self.line(f"vidshard {__version__}: {' '.join(self._command)}")
         self.line(about)
         self._write_source({})
@@ -58,7 +59,8 @@ class BuildLog:
     def add_seconds(self, path: str, seconds: float) -> None:
         self._seconds[path] += seconds
 
-    def finish(self, seconds: float) -> None:
+    def finish(self) -> None:
+        seconds = time.monotonic() - self._start
         self.line(f"finished in {seconds:.1f} s")
         slow = {path: round(spent, 3) for path, spent in self._seconds.items()}
         self._write_source({"seconds": round(seconds, 1), "seconds_per_video": slow})

@@ -19,27 +19,36 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from vidshard.building import existing_set, finish, upload, worker
-from vidshard.building import failures as worker_errors
-from vidshard.building.existing_set import CopyJob, KeptSet
+from vidshard.building.existing_set import CopyJob, ExistingSet
+from vidshard.building.failures import environment_error, failure_message
+from vidshard.building.finish import CompleteBuild
 from vidshard.building.join import ShardJoiner
 from vidshard.building.log import BuildLog
-from vidshard.building.worker import Decoded, DecodeJob, ProbeJob, VideoFailure, VideoMetadata
+from vidshard.building.worker import Decoded, DecodeJob, ProbeJob
 from vidshard.execution import lock
-from vidshard.execution.local import Executor, Supervisor, SupervisorConfig, Task, TaskResult, too_little_memory
-from vidshard.planning import settings as build_config
+from vidshard.execution.base import (
+    Executor,
+    ExecutorConfig,
+    Task,
+    TaskResult,
+    available_cpus,
+    make_executor,
+    too_little_memory,
+)
 from vidshard.planning import shard_plan
-from vidshard.planning.build_state import ShardRecord, WorkFolder, check_output
+from vidshard.planning.build_state import BuildState, ShardRecord, check_output, write_probes
 from vidshard.planning.config import BuildConfig
-from vidshard.planning.shard_plan import Plan, Unit
+from vidshard.planning.settings import check_packages, file_bytes, find_finished, make_fingerprint, new_videos
+from vidshard.planning.shard_plan import Chunk, Plan
+from vidshard.planning.video_metadata import Probe, VideoFailure, VideoMetadata
 from vidshard.shards import layout, manifest
 from vidshard.shards.manifest import Failure, Manifest, ShardSet
 from vidshard.sources import lists
-from vidshard.sources import urls as remote_sources
 from vidshard.sources.folders import (
     MAY_HIDE_VIDEOS,
     SPLITS,
@@ -50,7 +59,9 @@ from vidshard.sources.folders import (
     find_sources,
     label_table,
     path_bytes,
+    skip_videos,
 )
+from vidshard.sources.urls import find_remote_sources
 from vidshard.storage.urls import Location, Url
 from vidshard.util.console import Progress
 from vidshard.util.errors import UserError
@@ -73,8 +84,6 @@ _SAMPLE_CLIPS = 16  # per chunk
 _SAVE_SECONDS = 30.0  # interval between saves of the probe results
 _TASKS_PER_WORKER = 2  # a long video is divided into tasks, at least this many per worker
 
-Facts = Sequence[VideoMetadata | VideoFailure]  # one per video
-
 
 @dataclass(frozen=True, kw_only=True)
 class SetReport:
@@ -83,7 +92,7 @@ class SetReport:
     folder: Path  # where the set was built
     url: Url | None = None  # where the set was uploaded; the folder may then be deleted
     manifest: Manifest
-    seconds: float
+    seconds: float = 0.0
     decoded_clips: int = 0  # in this run only
     already_finished: bool = False
 
@@ -139,7 +148,10 @@ def build(config: BuildConfig) -> BuildReport:
 
 
 def plan_outputs(config: BuildConfig) -> Iterator[tuple[Source, Location]]:
-    """Yield each source with its output folder. Raises UserError on wrong usage, before the first one is yielded."""
+    """Yield each source, with at most `config.limit` of its videos, and its output folder.
+
+    Raises UserError on wrong usage, before the first one is yielded.
+    """
     sources = _apply_lists(_find_sources(config), config)
     if note := decoders.missing_note(config.decoder):
         logger.info(note)
@@ -150,7 +162,7 @@ def plan_outputs(config: BuildConfig) -> Iterator[tuple[Source, Location]]:
         check_labels(source, normal=config.normal, yes=config.yes)
     for source, folder in zip(sources, folders, strict=True):
         logger.info("\n".join([f"{source.root} → {folder}", label_table(source), *source.notes]))
-        yield source, folder
+        yield subsample_videos(source, config), folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,36 +187,30 @@ def dry_run(config: BuildConfig) -> tuple[Estimate, ...]:
     The output folders are neither read nor written; decoded clips go to the system's temporary folder and are deleted.
     Raises UserError on wrong sources or options, and OSError.
     """
-    return tuple(_estimate(subsample_videos(source, config), folder, config) for source, folder in plan_outputs(config))
+    return tuple(_estimate(source, folder, config) for source, folder in plan_outputs(config))
 
 
 def _estimate(source: Source, folder: Location, config: BuildConfig) -> Estimate:
     with tempfile.TemporaryDirectory(prefix="vidshard-", ignore_cleanup_errors=True) as scratch:
-        work = WorkFolder(out=Path(scratch) / "out")
-        work.path.mkdir(parents=True)
-        work.start(build_config.fingerprint(source, build_config.build_settings(config)))
-        log_folder = manifest.log_folder(work.out)
-        with (
-            BuildLog(log_folder, root=source.root, about=str(config)) as log,
-            sigterm_as_ctrl_c(),
-            make_executor(log_folder, config) as executor,
-        ):
-            run = Run(source, config, work, None, executor, log)
-            facts = run.probe_videos()
-            plan = run.plan(facts)
-            seconds_per_clip, bytes_per_clip, sampled_clips = run.sample(plan, facts)
-    good = [fact for fact in facts if isinstance(fact, VideoMetadata)]
-    seconds = seconds_per_clip * plan.num_clips / executor.config.workers if sampled_clips else None
+        state = BuildState(Path(scratch) / "out")
+        state.path.mkdir(parents=True)
+        state.start(make_fingerprint(source, config))
+        with BuildRun.open(source, config, state) as run:
+            probes = run.probe_videos()
+            plan = run.plan(probes)
+            seconds_per_clip, bytes_per_clip, sampled_clips = run.sample(plan, probes)
+            workers = run.executor.config.workers
+    good = [probe for probe in probes if isinstance(probe, VideoMetadata)]
     return Estimate(
         folder=folder,
-        videos=len(facts),
-        unreadable=len(facts) - len(good),
-        hours=sum(fact.num_frames / fact.fps for fact in good if fact.fps) / 3600,
+        videos=len(probes),
+        unreadable=len(probes) - len(good),
+        hours=sum(probe.num_frames / probe.fps for probe in good if probe.fps) / 3600,
         clips=plan.num_clips,
         shards=plan.num_shards,
         bytes=round(plan.num_clips * bytes_per_clip),
-        seconds=seconds,
-        workers=executor.config.workers,
+        seconds=seconds_per_clip * plan.num_clips / workers if sampled_clips else None,
+        workers=workers,
         sampled_clips=sampled_clips,
     )
 
@@ -214,7 +220,7 @@ def _find_sources(config: BuildConfig) -> list[Source]:
     outputs = [config.out or DEFAULT_OUT / _source_name(config)]
     if isinstance(config.source, Url):
         urls = [out for out in outputs if isinstance(out, Url)]
-        return remote_sources.find_sources(config.source, normal=config.normal, leave_out=urls)
+        return find_remote_sources(config.source, normal=config.normal, leave_out=urls)
     if config.out is None and os.path.realpath(DEFAULT_OUT) != os.path.realpath(config.source):
         outputs += [DEFAULT_OUT / split for split in SPLITS]
     local = [out for out in outputs if isinstance(out, Path)]
@@ -235,7 +241,7 @@ def _apply_lists(sources: list[Source], config: BuildConfig) -> list[Source]:
         raise UserError("annotated sampling needs a list of events: pass `annotations` FILE")
     for path, apply in (
         (config.split_list, lists.apply_split_list),
-        (config.source_groups, lists.apply_source_groups),
+        (config.source_groups, lists.apply_recordings),
         (config.annotations, lists.apply_annotations),
     ):
         if path is not None:
@@ -248,7 +254,7 @@ def _apply_lists(sources: list[Source], config: BuildConfig) -> list[Source]:
 def output_folders(config: BuildConfig, sources: Sequence[Source]) -> list[Location]:
     """Return the output folder of each source."""
     if isinstance(config.source, Url):
-        are_splits = any(source.root.as_posix().startswith(f"{config.source.place}/") for source in sources)
+        are_splits = any(source.root.as_posix().startswith(f"{config.source.as_posix()}/") for source in sources)
     else:
         given = Path(os.path.abspath(config.source))
         are_splits = any(source.root != given and given.is_dir() for source in sources)
@@ -258,23 +264,22 @@ def output_folders(config: BuildConfig, sources: Sequence[Source]) -> list[Locat
 
 
 def build_set(source: Source, out: Location, config: BuildConfig) -> SetReport:
-    """Build the videos of one source into the shard folder `out`; `config.source` and `config.out` are ignored.
+    """Build one source of `plan_outputs` into the shard folder `out`; `config.source` and `config.out` are ignored.
 
     Raises the same errors as `build`. A folder with the same build, finished, is left unchanged.
     """
-    return _send_set(source, out, config) if isinstance(out, Url) else _build_folder(source, out, config)
+    start = time.monotonic()
+    report = _send_set(source, out, config) if isinstance(out, Url) else _build_folder(source, out, config)
+    return dataclasses.replace(report, seconds=time.monotonic() - start)
 
 
 def _send_set(source: Source, url: Url, config: BuildConfig) -> SetReport:
     """Build locally, then upload; for an existing set, upload only what changed."""
-    start = time.monotonic()
     upload.check_output(url)
     staging = upload.staging_folder(url, config.staging, of_several=url != config.out)
-    taken = subsample_videos(source, config)
-    finished = build_config.find_finished(url, taken, build_config.build_settings(config), config)
-    if finished is not None and _change(finished, taken, config) is None:
-        seconds = time.monotonic() - start
-        return SetReport(folder=staging, url=url, manifest=finished.manifest, seconds=seconds, already_finished=True)
+    finished = find_finished(url, source, config)
+    if finished is not None and _change(finished, source, config) is None:
+        return SetReport(folder=staging, url=url, manifest=finished.manifest, already_finished=True)
     if finished is not None:
         upload.download_set(url, staging)
     report = _build_folder(source, staging, config)
@@ -282,172 +287,154 @@ def _send_set(source: Source, url: Url, config: BuildConfig) -> SetReport:
     logger.info(f"{url}: {uploaded.sent:,} objects uploaded, {uploaded.kept:,} unchanged")
     if config.staging is None:
         shutil.rmtree(staging)
-    return dataclasses.replace(report, url=url, seconds=time.monotonic() - start, already_finished=False)
+    return dataclasses.replace(report, url=url, already_finished=False)
 
 
 def _build_folder(source: Source, out: Path, config: BuildConfig) -> SetReport:
-    start = time.monotonic()
-    source = subsample_videos(source, config)
-    settings = build_config.build_settings(config)
     check_output(out)
-    work = WorkFolder(out=out)
-    finished = build_config.find_finished(out, source, settings, config)
-    if finished is None or work.path.exists() or _change(finished, source, config):
-        work.path.mkdir(parents=True, exist_ok=True)
+    state = BuildState(out)
+    finished = find_finished(out, source, config)
+    if finished is None or state.path.exists() or _change(finished, source, config):
+        state.path.mkdir(parents=True, exist_ok=True)
         try:
-            with lock.hold_whole(work.lock_path, work.tasks_path, what=str(out)):
-                finish.commit(work)  # finish the commit of a killed run
-                finished = build_config.find_finished(out, source, settings, config)  # finished by another?
+            with lock.hold_whole(state.lock_path, state.tasks_path, what=str(out)):
+                finish.commit(state)  # finish the commit of a killed run
+                finished = find_finished(out, source, config)  # finished by another?
                 if finished is None or _change(finished, source, config):
                     try:
-                        return _build_locked(source, config, settings, work, finished, start)
+                        return _build_locked(source, config, state, finished)
                     finally:
-                        work.drop_parts()  # useless to another run, and a full disk needs the space
+                        state.drop_fragments()  # useless to another run, and a full disk needs the space
                 finish.tidy(out, finished.manifest)
-                work.remove_all_but_lock()  # left by a run killed after writing the manifest
+                state.remove_all_but_lock()  # left by a run killed after writing the manifest
         finally:
-            work.remove_if_empty()
-    return _already_finished(finished, source, config, start)
+            state.remove_if_empty()
+    with (
+        contextlib.suppress(OSError),  # record the current place of SOURCE, if the disk is writable
+        BuildLog(finished.log_folder, root=source.root, about=str(config)) as log,
+    ):
+        log.line("finished before, nothing to do")
+    return SetReport(folder=finished.folder, manifest=finished.manifest, already_finished=True)
 
 
 def _change(finished: ShardSet, source: Source, config: BuildConfig) -> str | None:
     """Return the pending change to a finished set, or None."""
     if config.retry_failed and finished.manifest.videos["failed"]:
         return f"retry what failed in {finished.manifest.digest}"
-    if config.extend and build_config.new_videos(finished, source):
+    if config.extend and new_videos(finished, source):
         return f"extend {finished.manifest.digest}"
     return None
 
 
-def _build_locked(
-    source: Source,
-    config: BuildConfig,
-    settings: dict[str, Any],
-    work: WorkFolder,
-    finished: ShardSet | None,
-    start: float,
-) -> SetReport:
-    change = None
+def _build_locked(source: Source, config: BuildConfig, state: BuildState, finished: ShardSet | None) -> SetReport:
+    change, existing = None, None
     if finished is not None:
-        build_config.check_packages(finished, config.codec)
+        check_packages(finished, config.codec)
         change = _change(finished, source, config)
-        work = dataclasses.replace(work, staged=True)
+        existing = ExistingSet(finished, source)
+        state = BuildState(state.out, staged=True)
     elif config.extend:
-        raise UserError(f"{work.out} holds no finished set to extend; build it first, without `extend`")
-    work.start(build_config.fingerprint(source, settings, change=change), retry_failed=config.retry_failed)
-    log_folder = manifest.log_folder(work.out)
-    with (
-        BuildLog(log_folder, root=source.root, about=str(config)) as log,
-        sigterm_as_ctrl_c(),
-        make_executor(log_folder, config) as executor,
-    ):
-        run = Run(source, config, work, KeptSet(finished, source) if finished else None, executor, log)
-        facts = run.probe_videos()
-        plan = run.plan(facts)
-        records = run.decode(plan, facts)
-        finish.refuse_empty(work, source, facts, records)
-        about, index_data = finish.make_set_manifest(
-            source,
-            clip_shape=config.shape,
-            settings=settings,
-            codec=config.codec,
-            packages=build_config.package_versions(config.codec),
-            plan=plan,
-            facts=facts,
-            records=records,
+        raise UserError(f"{state.out} holds no finished set to extend; build it first, without `extend`")
+    fingerprint = make_fingerprint(source, config, change=change)
+    state.start(fingerprint, retry_failed=config.retry_failed)
+    with BuildRun.open(source, config, state, existing) as run:
+        probes = run.probe_videos()
+        plan = run.plan(probes)
+        records = run.decode(plan, probes)
+        about = finish.finish_set(
+            state, CompleteBuild(source=source, fingerprint=fingerprint, probes=probes, plan=plan, records=records)
         )
-        finish.finish(work, about, index_data)
-        work.remove_all_but_lock()
-        seconds = time.monotonic() - start
-        log.finish(seconds)
-    return SetReport(folder=work.out, manifest=about, seconds=seconds, decoded_clips=run.decoded_clips)
+        run.log.finish()
+    return SetReport(folder=state.out, manifest=about, decoded_clips=run.decoded_clips)
 
 
-class Run:
+@dataclass
+class BuildRun:
     """Steps of one build, and their shared state."""
 
-    def __init__(
-        self,
-        source: Source,
-        config: BuildConfig,
-        work: WorkFolder,
-        kept: KeptSet | None,  # the finished set to change, if any
-        executor: Executor,
-        log: BuildLog,
-    ) -> None:
-        self.source, self.config, self.work, self.executor, self.log = (
-            source,
-            config,
-            work,
-            executor,
-            log,
-        )
-        self.kept = kept
-        self.decoded_clips = 0
-        self.new_failures: dict[str, Failure] = {}  # of this run, by path, since a video may fail in several tasks
+    source: Source
+    config: BuildConfig
+    state: BuildState
+    existing: ExistingSet | None  # the finished set to change, if any
+    executor: Executor
+    log: BuildLog
+    decoded_clips: int = 0
+    new_failures: dict[str, Failure] = field(default_factory=dict)  # by path: a video may fail in several tasks
 
-    def probe_videos(self) -> list[VideoMetadata | VideoFailure]:
+    @classmethod
+    @contextlib.contextmanager
+    def open(
+        cls, source: Source, config: BuildConfig, state: BuildState, existing: ExistingSet | None = None
+    ) -> Iterator[Self]:
+        """Run with a log and worker processes while the block runs; SIGTERM raises KeyboardInterrupt."""
+        log_folder = manifest.log_folder(state.out)
+        name = "workers.log" if state.task is None else f"workers.task-{state.task:05d}.log"
+        with (
+            BuildLog(log_folder, root=source.root, about=str(config), task=state.task) as log,
+            sigterm_as_ctrl_c(),
+            make_executor(config.executor, _executor_config(config, log_folder / name)) as executor,
+        ):
+            yield cls(source, config, state, existing, executor, log)
+
+    def probe_videos(self) -> list[Probe]:
         """Probe the packets of each video, and save the results: the plan follows from them and must not change."""
-        probes = self.work.read_probes()
-        facts = dict(enumerate(facts_of(probes or [])))
-        if probes is None and self.kept is not None:
-            facts |= self.kept.facts
-            facts |= self.kept.failed if self.config.extend else {}
-        if probes is None:
-            some = self.work.read_some_probes()
-            some_facts = dict(zip(some, facts_of(list(some.values())), strict=True))
-            good = {number: fact for number, fact in some_facts.items() if isinstance(fact, VideoMetadata)}
-            facts |= good if self.config.retry_failed else some_facts
-        before = [facts[number] for number in sorted(facts)] if probes is not None else None
-        if probes is not None and self.config.retry_failed:
-            facts = {number: fact for number, fact in facts.items() if isinstance(fact, VideoMetadata)}
-        missing = [number for number in range(len(self.source.videos)) if number not in facts]
+        before = self.state.read_probes()
+        if before is not None:
+            probes = dict(enumerate(before))
+        else:
+            probes = dict(self.existing.metadata) if self.existing is not None else {}
+            if self.existing is not None and self.config.extend:
+                probes |= self.existing.failed
+            probes |= self.state.read_some_probes()
+        if self.config.retry_failed:
+            probes = {number: probe for number, probe in probes.items() if isinstance(probe, VideoMetadata)}
+        missing = [number for number in range(len(self.source.videos)) if number not in probes]
         if missing:
             save_at = time.monotonic() + _SAVE_SECONDS
             with Progress("Reading packets", total=len(missing), unit="video") as progress:
-                for number, fact in self._probe(missing):
-                    facts[number] = fact
+                for number, probe in self._probe(missing):
+                    probes[number] = probe
                     progress.advance()
                     if time.monotonic() >= save_at:  # with --full-check this takes hours
-                        self.work.write_some_probes({n: dataclasses.asdict(fact) for n, fact in facts.items()})
+                        self.state.write_some_probes(probes)
                         save_at = time.monotonic() + _SAVE_SECONDS
-        ordered = [facts[number] for number in range(len(self.source.videos))]
+        ordered = [probes[number] for number in range(len(self.source.videos))]
         if before is not None and self.config.retry_failed:
             self._forget_failures(before, ordered)
-        self.work.write_probes([dataclasses.asdict(fact) for fact in ordered])
+        write_probes(self.state.probes_path, ordered)
         self._check_max_failures()
         return ordered
 
-    def _probe(self, numbers: Sequence[int]) -> Iterator[tuple[int, VideoMetadata | VideoFailure]]:
+    def _probe(self, numbers: Sequence[int]) -> Iterator[tuple[int, Probe]]:
         for result in self.executor.run(worker.probe_video, self._probe_tasks(numbers)):
             number = int(result.task.argument.table_path.stem)
             yield number, self._value(result, self.source.videos[number])
 
-    def _forget_failures(self, before: Facts, now: Facts) -> None:
+    def _forget_failures(self, before: Sequence[Probe], now: Sequence[Probe]) -> None:
         """Discard staged shards that lack a failed video, or that the new plan fills differently."""
-        self.work.forget_failures()
-        units: list[dict[int, list[Unit]]] = []
-        for facts in (before, now):
-            units.append(defaultdict(list))
-            for unit in self.plan(facts).units:
-                units[-1][unit.shard].append(unit)
-        for shard in units[0].keys() | units[1].keys():
-            if units[0][shard] != units[1][shard]:
-                self.work.drop_record(shard)
+        self.state.forget_failures()
+        chunks: list[dict[int, list[Chunk]]] = []
+        for probes in (before, now):
+            chunks.append(defaultdict(list))
+            for chunk in self.plan(probes).chunks:
+                chunks[-1][chunk.shard].append(chunk)
+        for shard in chunks[0].keys() | chunks[1].keys():
+            if chunks[0][shard] != chunks[1][shard]:
+                self.state.drop_record(shard)
 
     def _probe_tasks(self, numbers: Sequence[int]) -> Iterator[Task]:
         for number in numbers:
             video = self.source.videos[number]
             job = ProbeJob(
                 video_path=self.source.root / video.path,
-                table_path=self.work.table_path(number),
+                table_path=self.state.table_path(number),
                 sampling=self.config.sampling,
                 events=video.events,
                 full_check=self.config.full_check,
                 allow_damaged=self.config.allow_damaged,
             )
             granted = _BYTES_PER_TIMEOUT_CHECKED if job.full_check or job.allow_damaged else _BYTES_PER_TIMEOUT
-            extra = max(0, build_config.file_bytes(self.source, video)) / granted
+            extra = max(0, file_bytes(self.source, video)) / granted
             seconds = self.config.timeout_seconds * (1 + extra) + self._download_seconds(video)
             yield Task(argument=job, timeout_seconds=seconds)
 
@@ -455,17 +442,17 @@ class Run:
         """Return the download time limit for a video in seconds, retries included."""
         if isinstance(self.source.root, Path):
             return 0.0
-        return _DOWNLOAD_SECONDS + max(0, build_config.file_bytes(self.source, video)) / _DOWNLOAD_BYTES_PER_SECOND
+        return _DOWNLOAD_SECONDS + max(0, file_bytes(self.source, video)) / _DOWNLOAD_BYTES_PER_SECOND
 
-    def plan(self, facts: Facts) -> Plan:
+    def plan(self, probes: Sequence[Probe]) -> Plan:
         """Assign clips to shards."""
-        counts = [fact.num_clips if isinstance(fact, VideoMetadata) else 0 for fact in facts]
-        generations, finished_shards = [list(range(len(facts)))], []
-        if self.kept is not None:
-            generations = self.kept.generations
-        if self.kept is not None and self.config.extend:
-            finished_shards = self.kept.shards_of_generations
-            generations.append(build_config.new_videos(self.kept.shards, self.source))
+        counts = [probe.num_clips for probe in probes]
+        generations, finished_shards = [list(range(len(probes)))], []
+        if self.existing is not None:
+            generations = self.existing.generations
+        if self.existing is not None and self.config.extend:
+            finished_shards = self.existing.shards_of_generations
+            generations.append(new_videos(self.existing.shards, self.source))
         return shard_plan.plan_generations(
             counts, generations, shard_clips=self._shard_clips, finished_shards=finished_shards
         )
@@ -474,16 +461,16 @@ class Run:
     def _shard_clips(self) -> int:
         return shard_plan.clips_per_shard(self.config.shape, self.config.shard_mb)
 
-    def decode(self, plan: Plan, facts: Facts, shards: range | None = None) -> list[ShardRecord]:
+    def decode(self, plan: Plan, probes: Sequence[Probe], shards: range | None = None) -> list[ShardRecord]:
         """Decode everything not yet committed; return the records of all shards, or of those in `shards`, in order."""
         shards = range(plan.num_shards) if shards is None else shards
         committed = self._committed(plan, shards)
-        if committed and self.kept is None:
+        if committed and self.existing is None:
             logger.info(f"resuming: {len(committed):,} of {len(shards):,} shards are already finished")
-        elif self.kept is not None:
-            logger.info(f"{len(self.kept.unchanged(plan)):,} of {plan.num_shards:,} shards stay unchanged")
+        elif self.existing is not None:
+            logger.info(f"{len(self.existing.unchanged(plan)):,} of {plan.num_shards:,} shards stay unchanged")
         while True:
-            records = {**committed, **self._decode_missing(plan, facts, committed, shards)}
+            records = {**committed, **self._decode_missing(plan, probes, committed, shards)}
             failed = {video for record in records.values() for video in record.failures}
             half = [shard for shard, record in records.items() if failed & set(record.rows["video"].tolist())]
             if not half:
@@ -491,36 +478,38 @@ class Run:
             # A video that spans shards failed now, after an earlier run had committed some of them. A video is ok or
             # failed, never half: rebuild these shards without it.
             for shard in half:
-                self.work.drop_record(shard)
+                self.state.drop_record(shard)
             committed = self._committed(plan, shards)
 
     def _committed(self, plan: Plan, shards: range) -> dict[int, ShardRecord]:
-        unchanged = self.kept.unchanged(plan) if self.kept is not None else {}
-        records = {shard: self.work.read_record(shard) for shard in shards if shard not in unchanged}
+        unchanged = self.existing.unchanged(plan) if self.existing is not None else {}
+        records = {shard: self.state.read_record(shard) for shard in shards if shard not in unchanged}
         return {**unchanged, **{shard: record for shard, record in records.items() if record is not None}}
 
     def _decode_missing(
-        self, plan: Plan, facts: Facts, committed: Mapping[int, ShardRecord], shards: range
+        self, plan: Plan, probes: Sequence[Probe], committed: Mapping[int, ShardRecord], shards: range
     ) -> dict[int, ShardRecord]:
-        known_failures = self.work.read_failures()  # of a stopped run: not retried
+        known_failures = self.state.read_failures()  # of a stopped run: not retried
         known_failures |= {video: why for record in committed.values() for video, why in record.failures.items()}
-        todo = {n: unit for n, unit in enumerate(plan.units) if unit.shard in shards and unit.shard not in committed}
+        todo = {
+            n: chunk for n, chunk in enumerate(plan.chunks) if chunk.shard in shards and chunk.shard not in committed
+        }
         missing = [shard for shard in shards if shard not in committed]
         if not missing:
             return {}
         self._check_free_disk(list(todo.values()))
-        num_videos = len({unit.video for unit in todo.values()} - known_failures.keys())
+        num_videos = len({chunk.video for chunk in todo.values()} - known_failures.keys())
         with (
-            ShardJoiner(self.work, todo, missing, known_failures) as joiner,
+            ShardJoiner(self.state, todo, missing, known_failures) as joiner,
             Progress("Decoding", total=num_videos, unit="video") as progress,
         ):
-            tasks = self._decode_tasks(todo, facts, joiner)
+            tasks = self._decode_tasks(todo, probes, joiner)
             for result in self._results(tasks):
                 job: DecodeJob | CopyJob = result.task.argument
                 outcome = self._value(result, job.video)
                 self.log.add_seconds(job.video.path, result.seconds)
                 if isinstance(outcome, Decoded) and isinstance(job, DecodeJob):
-                    self.decoded_clips += sum(unit.num_clips for unit in job.units)
+                    self.decoded_clips += sum(chunk.num_clips for chunk in job.chunks)
                 if joiner.settle(job, outcome):
                     progress.advance(note=f"{self.decoded_clips:,} clips, {len(joiner.failures):,} failed")
                 self._check_max_failures(joiner.failures)
@@ -540,57 +529,53 @@ class Run:
                 return
             tasks = iter(crashed)
 
-    def sample(self, plan: Plan, facts: Facts) -> tuple[float, float, int]:
+    def sample(self, plan: Plan, probes: Sequence[Probe]) -> tuple[float, float, int]:
         """Decode some clips; return seconds per clip on one core, bytes per clip, and the number of clips."""
-        units = [dataclasses.replace(u, clip_stop=min(u.clip_stop, u.clip_start + _SAMPLE_CLIPS)) for u in plan.units]
-        random.Random(self.config.seed).shuffle(units)
+        chunks = [dataclasses.replace(u, clip_stop=min(u.clip_stop, u.clip_start + _SAMPLE_CLIPS)) for u in plan.chunks]
+        random.Random(self.config.seed).shuffle(chunks)
         deadline = time.monotonic() + _SAMPLE_SECONDS
         tasks = itertools.takewhile(
             lambda _: time.monotonic() < deadline,
-            (self._decode_task((number,), {number: unit}, facts) for number, unit in enumerate(units)),
+            (self._decode_task((number,), {number: chunk}, probes) for number, chunk in enumerate(chunks)),
         )
         seconds, size, count = 0.0, 0, 0
         for result in self.executor.run(existing_set.run_job, tasks):
             job: DecodeJob = result.task.argument
             if isinstance(self._value(result, job.video), Decoded):
                 seconds += result.seconds
-                size += sum(path.stat().st_size for path in job.part_paths)
-                count += sum(unit.num_clips for unit in job.units)
-            for path in job.part_paths:
+                size += sum(path.stat().st_size for path in job.fragment_paths)
+                count += sum(chunk.num_clips for chunk in job.chunks)
+            for path in job.fragment_paths:
                 path.unlink(missing_ok=True)
         estimate = shard_plan.sample_bytes(self.config.shape, codec=self.config.codec)
         return (seconds / count, size / count, count) if count else (0.0, float(estimate), 0)
 
-    def _decode_tasks(self, todo: Mapping[int, Unit], facts: Facts, joiner: ShardJoiner) -> Iterator[Task]:
-        share = sum(unit.num_clips for unit in todo.values()) // (_TASKS_PER_WORKER * self.executor.config.workers)
-        for numbers in shard_plan.group_units(todo, max_clips=share):
+    def _decode_tasks(self, todo: Mapping[int, Chunk], probes: Sequence[Probe], joiner: ShardJoiner) -> Iterator[Task]:
+        share = sum(chunk.num_clips for chunk in todo.values()) // (_TASKS_PER_WORKER * self.executor.config.workers)
+        for numbers in shard_plan.group_chunks(todo, max_clips=share):
             if todo[numbers[0]].video not in joiner.failures:
-                yield self._decode_task(numbers, todo, facts)
+                yield self._decode_task(numbers, todo, probes)
 
-    def _decode_task(self, numbers: Sequence[int], todo: Mapping[int, Unit], facts: Facts) -> Task:
+    def _decode_task(self, numbers: Sequence[int], todo: Mapping[int, Chunk], probes: Sequence[Probe]) -> Task:
         """Create the task that writes the fragments of these chunks, all of one video."""
-        units = tuple(todo[n] for n in numbers)
-        number = units[0].video
+        chunks = tuple(todo[n] for n in numbers)
+        number = chunks[0].video
         video = self.source.videos[number]
-        part_paths = tuple(self.work.part_path(n) for n in numbers)
-        extra = _num_frames(facts[number]) / _FRAMES_PER_TIMEOUT
+        fragment_paths = tuple(self.state.fragment_path(n) for n in numbers)
+        extra = probes[number].num_frames / _FRAMES_PER_TIMEOUT
         job: DecodeJob | CopyJob | None = None
-        if self.kept is not None:
-            job = self.kept.copy_job(number, units, part_paths)
+        if self.existing is not None:
+            job = self.existing.copy_job(number, chunks, fragment_paths)
         if job is None:
             job = DecodeJob(
                 video=video,
                 split=self.source.split,
                 video_path=self.source.root / video.path,
-                table_path=self.work.table_path(number),
-                units=units,
-                part_paths=part_paths,
-                sampling=self.config.sampling,
-                shape=self.config.shape,
-                decoder=self.config.decoder,
-                resize=self.config.resize,
-                codec=self.config.codec,
-                damaged=_is_damaged(facts[number]),
+                table_path=self.state.table_path(number),
+                chunks=chunks,
+                fragment_paths=fragment_paths,
+                config=self.config,
+                damaged=probes[number].damage is not None,
             )
         seconds = self.config.timeout_seconds * (1 + extra) + self._download_seconds(video)
         return Task(argument=job, timeout_seconds=seconds)
@@ -600,13 +585,13 @@ class Run:
         if isinstance(result.error, UserError):  # a missing library: not the video's fault
             raise result.error
         if isinstance(result.error, OSError):  # a full disk: not the video's fault either
-            result.error.filename = result.error.filename or str(self.work.out)
+            result.error.filename = result.error.filename or str(self.state.out)
             raise result.error
         if result.error is not None:
-            environment = worker_errors.environment_error(result.error, result.error_trace, path=video.path)
-            if environment is not None:
+            stop = environment_error(result.error, result.error_trace, path=video.path)
+            if stop is not None:
                 self.log.line(result.error_trace)
-                raise environment from result.error
+                raise stop from result.error
         value = result.value
         if result.crash is not None:
             value = VideoFailure(reason=result.crash.reason, message=result.crash.message)
@@ -620,19 +605,18 @@ class Run:
             value = VideoFailure(reason="unexpected_error", message=f"{name} in vidshard; build.log has the details")
         if isinstance(value, VideoFailure):
             full_path = str(self.source.root / video.path)
-            message = worker_errors.failure_message(value.reason, value.message, path=video.path, full_path=full_path)
+            message = failure_message(value.reason, value.message, path=video.path, full_path=full_path)
             value = dataclasses.replace(value, message=message)
             self.log.line(f"failed: {video.path}: {value.reason}: {value.message}")
-            failure = Failure(path=video.path, outcome="failed", reason=value.reason, message=value.message)
-            self.new_failures.setdefault(video.path, failure)
+            self.new_failures.setdefault(video.path, finish.failed_video(video.path, value))
         return value
 
-    def _check_max_failures(self, failures: Mapping[int, tuple[str, str]] | None = None) -> None:
+    def _check_max_failures(self, failures: Mapping[int, VideoFailure] | None = None) -> None:
         """Raise UserError if too many videos failed in this run; the failures are saved for the next run to skip."""
         if self.config.max_failures is None or len(self.new_failures) <= self.config.max_failures:
             return
         if failures is not None:
-            self.work.write_failures(failures)
+            self.state.write_failures(failures)
         path = self.log.folder / layout.FAILURES_NAME
         finish.write_failures(path, list(self.new_failures.values()))
         reason, count = Counter(failure.reason for failure in self.new_failures.values()).most_common(1)[0]
@@ -642,15 +626,15 @@ class Run:
             "finished shards are kept: the same command continues without retrying these videos"
         )
 
-    def _check_free_disk(self, units: Sequence[Unit]) -> None:
+    def _check_free_disk(self, chunks: Sequence[Chunk]) -> None:
         needed = shard_plan.needed_bytes(
-            units, self.config.shape, shard_clips=self._shard_clips, codec=self.config.codec
+            chunks, self.config.shape, shard_clips=self._shard_clips, codec=self.config.codec
         )
-        free = shutil.disk_usage(self.work.path).free
+        free = shutil.disk_usage(self.state.path).free
         if needed > free:
-            num_clips = sum(unit.num_clips for unit in units)
+            num_clips = sum(chunk.num_clips for chunk in chunks)
             raise UserError(
-                f"not enough free disk for {self.work.out}: {num_clips:,} clips need {_size(needed)}, "
+                f"not enough free disk for {self.state.out}: {num_clips:,} clips need {_size(needed)}, "
                 f"{_size(free)} are free; free some space, use another `out`, or build fewer or smaller clips"
             )
 
@@ -668,57 +652,23 @@ def subsample_videos(source: Source, config: BuildConfig) -> Source:
         generator.shuffle(class_videos)
         ranked += [(turn, path_bytes(video.path), video) for turn, video in enumerate(class_videos)]
     taken = {video.path for _, _, video in sorted(ranked, key=lambda row: row[:2])[: config.limit]}
-    message = f"not among the {config.limit:,} videos of `limit`"
-    over = [
-        Failure(path=video.path, outcome="skipped", reason="over_limit", message=message)
-        for video in source.videos
-        if video.path not in taken
-    ]
+    over = [video for video in source.videos if video.path not in taken]
     return dataclasses.replace(
         source,
         videos=tuple(video for video in source.videos if video.path in taken),
-        skipped=tuple(sorted([*source.skipped, *over], key=lambda failure: path_bytes(failure.path))),
+        skipped=skip_videos(source, over, "over_limit", f"not among the {config.limit:,} videos of `limit`"),
     )
 
 
-def _already_finished(shards: ShardSet, source: Source, config: BuildConfig, start: float) -> SetReport:
-    with (
-        contextlib.suppress(OSError),  # record the current place of SOURCE, if the disk is writable
-        BuildLog(shards.log_folder, root=source.root, about=str(config)) as log,
-    ):
-        log.line("finished before, nothing to do")
-    seconds = time.monotonic() - start
-    return SetReport(folder=shards.folder, manifest=shards.manifest, seconds=seconds, already_finished=True)
-
-
-def make_executor(log_folder: Path, config: BuildConfig, *, name: str = "workers.log") -> Executor:
-    """Create the executor; `name` is the worker log file."""
-    limits = _supervisor_config(log_folder, config, name)
-    if config.executor == "ray":
-        from vidshard.execution.ray import RayExecutor
-
-        return RayExecutor(limits, all_cpus=config.workers is None)
-    return Supervisor(limits)
-
-
-def _supervisor_config(log_folder: Path, config: BuildConfig, name: str) -> SupervisorConfig:
+def _executor_config(config: BuildConfig, log_path: Path) -> ExecutorConfig:
     # Not fewer for few videos: a long video is divided into tasks, and a worker starts only when a task needs it.
-    workers = config.workers if config.workers is not None else available_cpus()
-    return SupervisorConfig(
-        workers=workers,
+    return ExecutorConfig(
+        workers=config.workers if config.workers is not None else available_cpus(),
+        all_cpus=config.workers is None,
         memory_bytes=config.memory_mb << 20,
         unset_prefixes=_LIBRARY_VARIABLES,
-        stderr_path=log_folder / name,
+        stderr_path=log_path,
     )
-
-
-def available_cpus() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "process_cpu_count"):  # Python 3.13
-        return os.process_cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @contextlib.contextmanager
@@ -736,18 +686,6 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def facts_of(probes: Sequence[dict[str, Any]]) -> list[VideoMetadata | VideoFailure]:
-    return [VideoFailure(**probe) if "reason" in probe else VideoMetadata(**probe) for probe in probes]
-
-
-def _num_frames(fact: VideoMetadata | VideoFailure) -> int:
-    return fact.num_frames if isinstance(fact, VideoMetadata) else 0
-
-
-def _is_damaged(fact: VideoMetadata | VideoFailure) -> bool:
-    return isinstance(fact, VideoMetadata) and fact.damage is not None
 
 
 def _size(num_bytes: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from vidshard.building.array import PartReport
+from vidshard.building.array import ArrayTaskReport
 from vidshard.building.run import BuildReport, Estimate, SetReport
 from vidshard.shards.layout import FAILURES_NAME
 from vidshard.shards.manifest import Failure, Manifest
@@ -33,8 +33,7 @@ def _lines(one: SetReport) -> list[str]:
     skipped = Counter(failure.reason for failure in built.failures if failure.outcome == "skipped")
     if skipped:
         lines.append(f"  skipped: {', '.join(f'{count:,} {reason}' for reason, count in sorted(skipped.items()))}")
-    failed = [failure for failure in built.failures if failure.outcome == "failed"]
-    return lines + _failed_lines(failed, f"all in {one.where / FAILURES_NAME}")
+    return lines + _failed_lines(built.failed, f"all in {one.where / FAILURES_NAME}")
 
 
 def _breaks_text(built: Manifest) -> str:
@@ -52,22 +51,22 @@ def _failed_lines(failed: Sequence[Failure], where: str) -> list[str]:
     return lines
 
 
-def part_summary(reports: Sequence[PartReport]) -> str:
+def array_task_summary(reports: Sequence[ArrayTaskReport]) -> str:
     """Summarise the build of one array task: a few lines per folder."""
-    return "\n".join(line for one in reports for line in _part_lines(one))
+    return "\n".join(line for one in reports for line in _array_task_lines(one))
 
 
-def _part_lines(one: PartReport) -> list[str]:
+def _array_task_lines(one: ArrayTaskReport) -> list[str]:
     if one.already_finished:
         return [f"✓ {one.folder}: finished before, nothing to do"]
     what = f"{len(one.shards):,} of {one.num_shards:,} shards" if one.shards else "no shards: fewer shards than tasks"
-    lines = [f"✓ part {one.task} (of 0 to {one.num_tasks - 1}) of {one.folder}: {what}"]
+    lines = [f"✓ task {one.task} (of 0 to {one.num_tasks - 1}) of {one.folder}: {what}"]
     rate = one.decoded_clips / one.seconds
     lines.append(
         f"  clips:  {one.num_clips:,}, {one.decoded_clips:,} of them now, {one.seconds:.1f} s, {rate:,.1f} clips/s"
     )
     lines += _failed_lines(one.failed, "all in failures.csv once the set is finished")
-    lines.append(f"  when all parts are done: vidshard finalize {one.folder}")
+    lines.append(f"  when all tasks are done: vidshard finalize {one.folder}")
     return lines
 
 

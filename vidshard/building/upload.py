@@ -19,7 +19,6 @@ from vidshard.util.errors import UserError
 STAGING = Path("shards.staging")  # default folder of sets before upload
 _T = TypeVar("_T")
 _THREADS = 4  # concurrent transfers
-_OURS = (layout.SHARD_PATTERN, layout.INDEX_PATTERN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +39,7 @@ def staging_folder(url: Url, given: Path | None, *, of_several: bool = False) ->
 def check_output(url: Url) -> None:
     """Raise UserError if `url` is read-only or holds foreign objects."""
     urls.check_writable(url)
-    ours = (layout.MANIFEST_NAME, layout.FAILURES_NAME)
-    foreign = sorted(
-        name
-        for name in urls.list_files(url)
-        if name not in ours and not any(pattern.fullmatch(name) for pattern in _OURS)
-    )
+    foreign = sorted(name for name in urls.list_files(url) if not layout.is_set_name(name))
     if foreign:
         shown = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
         raise UserError(f"the output {url} holds other objects ({shown}); use another `out`")
@@ -72,7 +66,7 @@ def upload_set(folder: Path, url: Url) -> Uploaded:
     data = folder / layout.MANIFEST_NAME
     sent += urls.upload(data, url / layout.MANIFEST_NAME, sha256=file_sha256(data))
     for name in urls.list_files(url):
-        if name not in digests and any(pattern.fullmatch(name) for pattern in _OURS):
+        if name not in digests and layout.is_data_name(name):
             urls.remove(url / name)  # left from the replaced set
     return Uploaded(sent=sent, kept=len(digests) + 1 - sent)
 

@@ -16,26 +16,27 @@ from pathlib import Path
 import numpy as np
 
 from vidshard.building import fetched_video
-from vidshard.planning.shard_plan import Unit
-from vidshard.shards.layout import Clip, ClipShape, SampleRecord
-from vidshard.shards.writer import PartWriter, Rows
+from vidshard.planning.config import BuildConfig
+from vidshard.planning.shard_plan import Chunk
+from vidshard.planning.video_metadata import Probe, VideoFailure, VideoMetadata
+from vidshard.shards.layout import Clip, SampleRecord
+from vidshard.shards.writer import FragmentWriter, Rows
 from vidshard.sources.folders import Video
 from vidshard.storage.urls import Location
 from vidshard.video import damage, decoders, packets, sequence
-from vidshard.video import sampling as clips
-from vidshard.video.decoders import Decoder
+from vidshard.video.decoders.base import Decoder
 from vidshard.video.packets import PacketTable, VideoError
-from vidshard.video.sampling import Frame, SamplingConfig, VideoClips
+from vidshard.video.sampling import (
+    Frame,
+    SamplingConfig,
+    VideoClips,
+    find_breaks,
+    frame_gap_seconds,
+    place_frame,
+    scaled_size,
+)
 
 _DECIMALS = 6  # decimal places of seconds and frames/s in a record
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoFailure:
-    """Reason why a video cannot be used: a code, and a message for people without absolute paths."""
-
-    reason: str
-    message: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,19 +50,6 @@ class ProbeJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoMetadata:
-    """Metadata of a video, as needed for planning and for the index."""
-
-    num_frames: int
-    fps: float
-    width: int
-    height: int
-    num_clips: int
-    damage: str | None = None  # result of the full check, if damaged videos are allowed
-    breaks: int = 0  # moments at which the recording paused, or its clock was changed
-
-
-@dataclass(frozen=True, kw_only=True)
 class DecodeJob:
     """Consecutive chunks of one video to decode; each goes into its own fragment file."""
 
@@ -69,13 +57,9 @@ class DecodeJob:
     split: str | None
     video_path: Location
     table_path: Path
-    units: tuple[Unit, ...]
-    part_paths: tuple[Path, ...]
-    sampling: SamplingConfig
-    shape: ClipShape
-    decoder: str  # `auto` or a decoder's name
-    resize: str = "squash"
-    codec: str = "raw"
+    chunks: tuple[Chunk, ...]
+    fragment_paths: tuple[Path, ...]
+    config: BuildConfig
     damaged: bool = False  # known to be damaged, and allowed: flag the clips, ignore decoder warnings
 
 
@@ -85,7 +69,7 @@ class Decoded:
     rows: tuple[Rows, ...]  # per chunk: its index rows, with offsets from the start of its fragment
 
 
-def probe_video(job: ProbeJob) -> VideoMetadata | VideoFailure:
+def probe_video(job: ProbeJob) -> Probe:
     """Read the packet table of a video and save it at `table_path`."""
     try:
         with fetched_video.local_file(job.video_path) as path:
@@ -104,7 +88,7 @@ def probe_video(job: ProbeJob) -> VideoMetadata | VideoFailure:
         height=table.height,
         num_clips=len(clips_of_video),
         damage=damage_found,
-        breaks=len(clips.find_breaks(table.timestamps_seconds)),
+        breaks=len(find_breaks(table.timestamps_seconds)),
     )
 
 
@@ -157,7 +141,7 @@ def _about_damage(damaged: Mapping[int, str], frame_index: int) -> str:
     return f"frame {frame_index:,} is damaged, one of {len(damaged):,} ({damaged[frame_index]})"
 
 
-def decode_units(job: DecodeJob) -> Decoded | VideoFailure:
+def decode_chunks(job: DecodeJob) -> Decoded | VideoFailure:
     """Decode the clips of a job into its fragment files. Raises OSError if a fragment cannot be written."""
     try:
         with fetched_video.local_file(job.video_path) as path:
@@ -172,21 +156,22 @@ class _Decoding:
     def __init__(self, job: DecodeJob, path: Path) -> None:
         self.job = job
         self.path = path
+        self.shape = job.config.shape
         self.table = PacketTable.load(job.table_path)
-        self.clips = _clips(self.table, job.sampling, job.video.events)
-        first, stop = job.units[0].clip_start, job.units[-1].clip_stop
+        self.clips = _clips(self.table, job.config.sampling, job.video.events)
+        first, stop = job.chunks[0].clip_start, job.chunks[-1].clip_stop
         self.wanted = [self.clips[number] for number in range(first, stop)]
         self.needed = sorted(set().union(*self.wanted))  # each frame once, for a single decoding pass
         self._damaged: dict[int, str] | None = None  # unknown so far
         if self.table.damaged is not None:
             self._damaged = dict.fromkeys(self.table.damaged.tolist(), self.table.suspicion)
         # Holds the name of the active decoder. If the file already exists, that decoder crashed a worker.
-        self._at_work = job.part_paths[0].with_suffix(".decoder")
+        self._at_work = job.fragment_paths[0].with_suffix(".decoder")
 
     def run(self) -> Decoded | VideoFailure:
         crashed = self._crashed()
         refusals: list[VideoError] = []
-        for decoder in decoders.decoders_for(self.job.decoder):
+        for decoder in decoders.decoders_for(self.job.config.decoder):
             try:
                 if crashed.count(decoder.name) > 1:
                     raise VideoError(packets.UNSUPPORTED, f"{decoder.name} crashes on it")
@@ -202,7 +187,7 @@ class _Decoding:
                 self._at_work.unlink(missing_ok=True)
         damaged = self._damaged or any(error.reason == packets.DAMAGED for error in refusals)
         message = "; ".join(error.message for error in refusals)
-        if not damaged and (others := decoders.others_than(self.job.decoder)):
+        if not damaged and (others := decoders.others_than(self.job.config.decoder)):
             message += f"; not tried: {', '.join(others)} (`decoder`)"
         return VideoFailure(reason=packets.DAMAGED if damaged else packets.UNSUPPORTED, message=message)
 
@@ -244,7 +229,7 @@ class _Decoding:
 
     def _decode_once(self, decoder: Decoder, *, in_sequence: bool, check_messages: bool) -> tuple[Rows, ...]:
         """Decode once. Raises VideoError; `damaged` also for messages of the decoder, if `check_messages` is set."""
-        job, first = self.job, self.job.units[0].clip_start
+        job, first = self.job, self.job.chunks[0].clip_start
         with (
             damage.capture_native_output() as messages,
             # Closed here, not at garbage collection: an open reader continues to decode in a thread of its own, and
@@ -253,18 +238,18 @@ class _Decoding:
         ):
             stream = clips_of(frames, self.needed, self.wanted)
             rows = []
-            for unit, part_path in zip(job.units, job.part_paths, strict=True):
-                with PartWriter(part_path, codec=job.codec) as part:
-                    for clip_index in range(unit.clip_start, unit.clip_stop):
+            for chunk, fragment_path in zip(job.chunks, job.fragment_paths, strict=True):
+                with FragmentWriter(fragment_path, codec=job.config.codec) as fragment:
+                    for clip_index in range(chunk.clip_start, chunk.clip_stop):
                         clip = next(stream)
-                        if clip.shape != job.shape.thwc:
-                            raise ValueError(f"{decoder.name} gave a clip {clip.shape}, expected {job.shape.thwc}")
-                        part.append(self._record(decoder.name, clip_index, self.wanted[clip_index - first]), clip)
+                        if clip.shape != self.shape.thwc:
+                            raise ValueError(f"{decoder.name} gave a clip {clip.shape}, expected {self.shape.thwc}")
+                        fragment.append(self._record(decoder.name, clip_index, self.wanted[clip_index - first]), clip)
                         if check_messages:
                             messages.refuse_damage(self.table.codec)
                         else:
                             messages.limit()
-                rows.append(part.rows)
+                rows.append(fragment.rows)
             # Decoders notice surplus frames only when asked for one more.
             if not job.damaged and next(frames, None) is not None:
                 raise VideoError(packets.DAMAGED, f"{decoder.name} returns more frames than requested")
@@ -274,20 +259,20 @@ class _Decoding:
 
     def _frames(self, decoder: Decoder, in_sequence: bool) -> Generator[Frame, None, None]:
         """Yield the frames of a decoder. Read errors fail the video; write errors fail the build."""
-        table, to_height, to_width = self.table, self.job.shape.height, self.job.shape.width
+        table, to_height, to_width = self.table, self.shape.height, self.shape.width
         try:
-            height, width = clips.scaled_size(
+            height, width = scaled_size(
                 table.height,
                 table.width,
                 to_height=to_height,
                 to_width=to_width,
-                resize=self.job.resize,
+                resize=self.job.config.resize,
                 sample_aspect=table.sample_aspect,
             )
             for frame in decoder.frames(
                 self.path, table, self.needed, height=height, width=width, in_sequence=in_sequence
             ):
-                yield clips.place_frame(frame, to_height, to_width)
+                yield place_frame(frame, to_height, to_width)
         except OSError as error:
             raise VideoError("unreadable", f"reading it failed: {error.strerror or type(error).__name__}") from error
 
@@ -296,7 +281,7 @@ class _Decoding:
         timestamps = [round(float(table.timestamps_seconds[index]), _DECIMALS) for index in frame_indices]
         repeated = sum(a == b for a, b in itertools.pairwise(frame_indices))
         # With a resampling rate, repeated frames are normal.
-        too_short = repeated > 0 and (job.sampling.fps is None or self.clips.is_short(clip_index))
+        too_short = repeated > 0 and (job.config.sampling.fps is None or self.clips.is_short(clip_index))
         flags = {"repeated": too_short, "damaged": job.damaged, "estimated_times": table.estimated_times}
         return SampleRecord(
             path=job.video.path,
@@ -306,13 +291,13 @@ class _Decoding:
             clip_index=clip_index,
             frame_indices=frame_indices,
             timestamps_seconds=tuple(timestamps),
-            frame_gap_seconds=round(clips.frame_gap_seconds(timestamps), _DECIMALS),
+            frame_gap_seconds=round(frame_gap_seconds(timestamps), _DECIMALS),
             fps=round(table.fps, _DECIMALS),
             num_frames=table.num_frames,
             decoder=decoder,
             repeated_frames=repeated,
             flags=tuple(name for name, is_set in flags.items() if is_set),
-            source_group=job.video.source_group,
+            recording=job.video.recording,
         )
 
 

@@ -26,7 +26,7 @@ vidshard build videos/Train --sampling dense --out shards/Train"""
     group="Job arrays",
     type=int,
     metavar="I",
-    help="Build part I of N, counted from 0.  [default: from SLURM, Kubernetes or torchrun]",
+    help="Build as task I of N, counted from 0.  [default: from SLURM, Kubernetes or torchrun]",
 )
 @click.option(
     "--task-count",
@@ -34,7 +34,7 @@ vidshard build videos/Train --sampling dense --out shards/Train"""
     group="Job arrays",
     type=int,
     metavar="N",
-    help="Number of parts; 1 builds everything here.",
+    help="Number of tasks; 1 builds everything here.",
 )
 def build(dry_run: bool, task_index: int | None, task_count: int | None, **options: Any) -> int:
     """Decode the videos of SOURCE into shards.
@@ -51,7 +51,7 @@ def build(dry_run: bool, task_index: int | None, task_count: int | None, **optio
     """
     config = from_options(BuildConfig, options)
     from vidshard.building import array, run
-    from vidshard.building.summary import build_summary, dry_run_summary, part_summary
+    from vidshard.building.summary import array_task_summary, build_summary, dry_run_summary
     from vidshard.execution import array_task
 
     if dry_run:
@@ -59,7 +59,7 @@ def build(dry_run: bool, task_index: int | None, task_count: int | None, **optio
         return EXIT_OK
     task = array_task.find_task(task_index, task_count, os.environ)
     if task is not None:
-        console.echo(part_summary(array.build_part(config, task)))
+        console.echo(array_task_summary(array.build_task(config, task)))
         return EXIT_OK
     report = run.build(config)
     console.echo(build_summary(report))

@@ -18,7 +18,7 @@ def inspect(folder: Location, as_json: bool) -> None:
 
     DIR is a path or a URL.
     """
-    from vidshard.inspection.contents import inspect_shards, to_text
+    from vidshard.inspection.contents import contents_text, inspect_shards
 
     about = inspect_shards(folder)
-    click.echo(json.dumps(about, indent=2) if as_json else to_text(about))
+    click.echo(json.dumps(about, indent=2) if as_json else contents_text(about))

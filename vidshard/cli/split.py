@@ -40,7 +40,7 @@ def split(sources: tuple[Path, ...], check: bool, **options: Any) -> int:
     written = []
     if config is not None:
         report = splitting.split(config)
-        console.echo(splitting.to_text(report))
+        console.echo(splitting.split_text(report))
         for warning in report.warnings:
             click.echo(f"warning: {warning}", err=True)
         written = [splitting.list_path(config.out, name) for name in splitting.SPLITS]

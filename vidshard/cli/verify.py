@@ -23,11 +23,11 @@ def verify(folder: Location, deep: bool, as_json: bool) -> int:
 
     Exit codes: 0 no fault found; 1 faults, or an error.
     """
-    from vidshard.inspection.verify import to_text, verify
+    from vidshard.inspection.verify import faults_text, verify
 
     report = verify(folder, deep=deep)
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2))
     else:
-        console.echo(to_text(report))
+        console.echo(faults_text(report))
     return EXIT_ERROR if report.faults else EXIT_OK

@@ -7,9 +7,9 @@ numbering, and a smaller array that comes later is treated as part of it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from vidshard.util.errors import UserError
 
@@ -123,66 +123,55 @@ def find_task(
         if not 0 <= index < count:
             raise UserError(f"`task_index` is {index}, expected 0 to {count - 1} with `task_count` {count}")
         return TaskRequest(origin=f"`task_index` {index} `task_count` {count}", number=index, count=count)
-    found = [task for task in (_slurm(environment), _kubernetes(environment), _ranks(environment)) if task is not None]
-    if not found:
-        if index is not None or count is not None:
-            missing = "`task_count`" if count is None else "`task_index`"
-            raise UserError(
-                f"{missing} is missing, and no SLURM array, indexed Kubernetes Job or RANK and WORLD_SIZE defines it"
-            )
-        return None
-    if len(found) > 1:
-        origins = " and ".join(str(task["origin"]) for task in found)
+    task = _scheduled_task(environment, command)
+    if task is None and (index is not None or count is not None):
+        missing = "`task_count`" if count is None else "`task_index`"
         raise UserError(
-            f"{origins} both number this process; choose its task with `task_index` and `task_count`, "
-            f"or `task_count` 1 to let {command} do everything in this process"
+            f"{missing} is missing, and no SLURM array, indexed Kubernetes Job or RANK and WORLD_SIZE defines it"
         )
-    task = found[0]
+    if task is None:
+        return None
     if index is not None:
-        task = {**task, "number": index, "count": task["count"] or task.get("members"), "members": None}
+        task = dataclasses.replace(task, number=index, count=task.count or task.members, members=None)
     if count is not None:
-        task["count"] = count
-    if task["count"] is None and task.get("members") is None:
+        task = dataclasses.replace(task, count=count)
+    if task.count is None and task.members is None:
         raise UserError(
-            f"{task['origin']} is task {task['number']} of a Job, but spec.completions is not visible here; give "
+            f"{task.origin} is task {task.number} of a Job, but spec.completions is not visible here; give "
             "`task_count` COMPLETIONS, or `task_count` 1 to build everything here"
         )
-    return TaskRequest(**task)
+    return task
 
 
-def _slurm(environment: Mapping[str, str]) -> dict[str, Any] | None:
-    if not environment.get("SLURM_ARRAY_TASK_ID"):
-        return None
-    number = _number(environment, "SLURM_ARRAY_TASK_ID")
-    first = _number(environment, "SLURM_ARRAY_TASK_MIN")
-    last = _number(environment, "SLURM_ARRAY_TASK_MAX")
-    members = _number(environment, "SLURM_ARRAY_TASK_COUNT")
-    step = _number(environment, "SLURM_ARRAY_TASK_STEP") if environment.get("SLURM_ARRAY_TASK_STEP") else 1
-    return {
-        "origin": f"SLURM_ARRAY_TASK_ID={number}",
-        "number": number,
-        "count": None,
-        "first": first,
-        "step": max(1, step),
-        "last": last,
-        "members": members,
-    }
-
-
-def _kubernetes(environment: Mapping[str, str]) -> dict[str, Any] | None:
-    if not environment.get("JOB_COMPLETION_INDEX"):
-        return None
-    number = _number(environment, "JOB_COMPLETION_INDEX")
-    return {"origin": f"JOB_COMPLETION_INDEX={number}", "number": number, "count": None}
-
-
-def _ranks(environment: Mapping[str, str]) -> dict[str, Any] | None:
-    if not environment.get("RANK") or not environment.get("WORLD_SIZE"):
-        return None
-    number, count = _number(environment, "RANK"), _number(environment, "WORLD_SIZE")
-    if count == 1:
-        return None
-    return {"origin": f"RANK={number} WORLD_SIZE={count}", "number": number, "count": count}
+def _scheduled_task(environment: Mapping[str, str], command: str) -> TaskRequest | None:
+    """Return the task that a scheduler gave this process, if any. Raises UserError if there are several."""
+    found = []
+    if environment.get("SLURM_ARRAY_TASK_ID"):
+        number = _number(environment, "SLURM_ARRAY_TASK_ID")
+        found.append(
+            TaskRequest(
+                origin=f"SLURM_ARRAY_TASK_ID={number}",
+                number=number,
+                count=None,
+                first=_number(environment, "SLURM_ARRAY_TASK_MIN"),
+                step=max(1, _number({"SLURM_ARRAY_TASK_STEP": "1", **environment}, "SLURM_ARRAY_TASK_STEP")),
+                last=_number(environment, "SLURM_ARRAY_TASK_MAX"),
+                members=_number(environment, "SLURM_ARRAY_TASK_COUNT"),
+            )
+        )
+    if environment.get("JOB_COMPLETION_INDEX"):
+        number = _number(environment, "JOB_COMPLETION_INDEX")
+        found.append(TaskRequest(origin=f"JOB_COMPLETION_INDEX={number}", number=number, count=None))
+    if environment.get("RANK") and environment.get("WORLD_SIZE"):
+        number, count = _number(environment, "RANK"), _number(environment, "WORLD_SIZE")
+        if count > 1:
+            found.append(TaskRequest(origin=f"RANK={number} WORLD_SIZE={count}", number=number, count=count))
+    if len(found) > 1:
+        raise UserError(
+            f"{' and '.join(task.origin for task in found)} both number this process; choose its task with "
+            f"`task_index` and `task_count`, or `task_count` 1 to let {command} do everything in this process"
+        )
+    return found[0] if found else None
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:

@@ -19,13 +19,13 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from multiprocessing import util
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from vidshard.execution.base import Attempt, Crash, ExecutorConfig, Task, TaskResult, too_little_memory
 from vidshard.util.errors import UserError
 
 _POLL_SECONDS = 0.2  # interval between checks of the children's memory
@@ -34,73 +34,6 @@ _MAX_FAILED_STARTS = 3
 _PR_SET_PDEATHSIG = 1
 _TRACKER_SECONDS = 1.0  # time for Python's resource tracker to exit
 _LAST = -1000  # exit priority; other finalizers of `multiprocessing` still need the tracker
-
-
-@dataclass(frozen=True, kw_only=True)
-class SupervisorConfig:
-    """Limits of the worker processes."""
-
-    workers: int  # number of processes
-    memory_bytes: int | None = 4 << 30  # resident memory of one child; None: no limit. Needs /proc (Linux)
-    attempts: int = 2  # number of attempts of a task whose child dies
-    tasks_per_child: int = 500  # the child is then replaced, since libraries leak
-    unset_prefixes: tuple[str, ...] = ()  # environment variables to remove in the children
-    stderr_path: Path | None = None  # file for the children's output (decoders are noisy); None: the terminal
-
-    def __post_init__(self) -> None:
-        if min(self.workers, self.attempts, self.tasks_per_child) < 1:
-            raise ValueError(f"workers, attempts and tasks_per_child must be at least 1, got {self}")
-        if self.memory_bytes is not None and self.memory_bytes < 1:
-            raise ValueError(f"memory_bytes must be positive, got {self.memory_bytes}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """One call: the argument of the task function and its time limit."""
-
-    argument: Any  # picklable
-    timeout_seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Crash:
-    """Reason why a task was given up."""
-
-    reason: str  # a code: `timeout`, `out_of_memory`, `killed_by_sigsegv`, `exited`
-    message: str  # the same in every run
-    measured: str = ""  # details that vary between runs, for the log
-
-    @property
-    def is_of_decoder(self) -> bool:
-        """True if native code ended the worker, not a limit or the system."""
-        return self.reason == "exited" or (self.reason.startswith("killed_by_") and self.reason != "killed_by_sigkill")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskResult:
-    """Result of a task: a `value`, an `error` that the function raised, or a `crash` of its child."""
-
-    task: Task
-    value: Any = None
-    error: Exception | None = None
-    error_trace: str = ""
-    crash: Crash | None = None
-    seconds: float = 0.0
-
-
-def too_little_memory(memory_bytes: int) -> str:
-    """Return the message about a task that needs more memory than this, whether the parent or the child noticed."""
-    return f"needs more than {memory_bytes >> 20:,} MiB of memory"
-
-
-class Executor(Protocol):
-    """Executor of tasks, such as `Supervisor`."""
-
-    config: SupervisorConfig
-
-    def __enter__(self) -> Executor: ...
-    def __exit__(self, *exc: object) -> None: ...
-    def run(self, function: Callable[[Any], Any], tasks: Iterable[Task]) -> Iterator[TaskResult]: ...
 
 
 class RemoteError(Exception):
@@ -114,13 +47,13 @@ class WorkerStartError(UserError):
 class Supervisor:
     """Executor in local child processes. A context manager: no child is left when it ends, however it ends.
 
-    >>> with Supervisor(SupervisorConfig(workers=1)) as supervisor:
+    >>> with Supervisor(ExecutorConfig(workers=1)) as supervisor:
     ...     tasks = [Task(argument=word, timeout_seconds=60) for word in ("a", "bc")]
     ...     [result.value for result in supervisor.run(len, tasks)]
     [1, 2]
     """
 
-    def __init__(self, config: SupervisorConfig) -> None:
+    def __init__(self, config: ExecutorConfig) -> None:
         self.config = config
         self._children: list[_Child] = []
         self._failed_starts = 0
@@ -141,7 +74,7 @@ class Supervisor:
         `tasks` is read lazily: at most one per child is in progress. Raises WorkerStartError.
         """
         source = iter(tasks)
-        again: deque[_Attempt] = deque()  # tasks whose child died
+        again: deque[Attempt] = deque()  # tasks whose child died
         exhausted = False
         try:
             while True:
@@ -150,7 +83,7 @@ class Supervisor:
                     if attempt is None and not exhausted:
                         task = next(source, None)
                         exhausted = task is None
-                        attempt = _Attempt(task) if task is not None else None
+                        attempt = Attempt(task) if task is not None else None
                     if attempt is None:
                         break
                     self._idle_child().give(function, attempt)
@@ -189,7 +122,7 @@ class Supervisor:
                 ended.append(child)
         return ended
 
-    def _result(self, child: _Child, again: deque[_Attempt]) -> TaskResult | None:
+    def _result(self, child: _Child, again: deque[Attempt]) -> TaskResult | None:
         """Return the result of a child named by `_wait`; None if it only reported its start, or its task is retried."""
         attempt = child.attempt
         assert attempt is not None
@@ -212,23 +145,17 @@ class Supervisor:
                 )
             again.append(attempt)  # not the task's fault
             return None
-        attempt.count += 1
-        if attempt.count < self.config.attempts:
+        attempt.num_lost += 1
+        if attempt.num_lost < self.config.attempts:
             again.append(attempt)
             return None
         return TaskResult(task=attempt.task, crash=crash, seconds=time.monotonic() - child.given)
 
 
-class _Attempt:
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.count = 0  # children that died while running it
-
-
 class _Child:
     """Parent's side of a child process."""
 
-    def __init__(self, config: SupervisorConfig) -> None:
+    def __init__(self, config: ExecutorConfig) -> None:
         context = multiprocessing.get_context("spawn")  # not fork: a decoder used before a fork hangs in the child
         self.connection, theirs = context.Pipe(duplex=True)
         self.process: BaseProcess = context.Process(
@@ -239,14 +166,14 @@ class _Child:
             self.process.start()
         theirs.close()
         self.memory_bytes = config.memory_bytes
-        self.attempt: _Attempt | None = None
+        self.attempt: Attempt | None = None
         self.crash: Crash | None = None  # set if the parent killed the child
         self.is_up = False
         self.tasks_done = 0
         self.given = 0.0
         self.deadline = 0.0
 
-    def give(self, function: Callable[[Any], Any], attempt: _Attempt) -> None:
+    def give(self, function: Callable[[Any], Any], attempt: Attempt) -> None:
         self.attempt = attempt
         self.given = time.monotonic()
         self.deadline = self.given + (attempt.task.timeout_seconds if self.is_up else _START_SECONDS)
@@ -337,7 +264,7 @@ def _start_resource_tracker() -> None:
         return
     from multiprocessing import resource_tracker
 
-    tracker: Any = resource_tracker._resource_tracker
+    tracker: Any = resource_tracker._resource_tracker  # there is no public way to end it
     if tracker._fd is None:
         tracker.ensure_running()
         util.Finalize(None, _end_resource_tracker, args=(tracker,), exitpriority=_LAST)
@@ -381,7 +308,7 @@ def _resident_bytes(pid: int | None) -> int:
 # ----- in the child ---------------------------------------------------------------------------------------------------
 
 
-def _child_main(connection: Connection, parent_pid: int, config: SupervisorConfig) -> None:
+def _child_main(connection: Connection, parent_pid: int, config: ExecutorConfig) -> None:
     """Run tasks until the parent closes the pipe."""
     with contextlib.suppress(ValueError, OSError, AttributeError):
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 60.0
 STALE_SECONDS = 600.0  # a lock of another host, or without a readable holder, is stale after this time without refresh
-SILENT_SECONDS = 180.0  # the same for a watched lock: three refresh intervals
+WATCHED_STALE_SECONDS = 180.0  # the same for a watched lock: three refresh intervals
 _WAIT_SECONDS = 1.0  # polling interval
 _STILL_ACTIVE = 259  # Windows: exit code of a running process
 _PROCESS_QUERY_LIMITED_INFORMATION = 0x1000
@@ -33,12 +33,12 @@ class LockHeldError(UserError):
 
 
 @contextlib.contextmanager
-def hold_lock(path: Path, *, what: str, silence: Silence | None = None) -> Iterator[None]:
+def hold_lock(path: Path, *, what: str, watch: StalenessWatch | None = None) -> Iterator[None]:
     """Hold the lock file `path` while the block runs. Raises LockHeldError, naming the other holder, if any.
 
-    `silence`: the caller's observations of the lock; a holder that was silent for too long is considered dead.
+    `watch`: the caller's observations of the lock; a holder that was silent for too long is considered dead.
     """
-    me = _take(path, what, silence)
+    me = _take(path, what, watch)
     done = threading.Event()
     refresher = threading.Thread(target=_refresh, args=(path, done), daemon=True)
     refresher.start()
@@ -52,7 +52,7 @@ def hold_lock(path: Path, *, what: str, silence: Silence | None = None) -> Itera
                 path.unlink()
 
 
-class Silence:
+class StalenessWatch:
     """Watch for stale locks: how long each went without a refresh, by the clock of this process alone.
 
     The age of a file on a shared disk depends on two clocks that may differ, and a task restarted after its machine
@@ -80,72 +80,75 @@ class Silence:
 
 
 @contextlib.contextmanager
-def hold_whole(path: Path, parts: Path, *, what: str, wait: bool = False) -> Iterator[None]:
-    """Hold the lock `path` of a whole folder while no task holds a lock in the folder `parts`.
+def hold_whole(path: Path, tasks_folder: Path, *, what: str, wait: bool = False) -> Iterator[None]:
+    """Hold the lock `path` of a whole folder while no task holds a lock in the folder `tasks_folder`.
 
     `wait`: wait until remote holders are certainly dead. Raises LockHeldError.
     """
     with hold_lock(path, what=what):
-        silence = Silence()
-        while living := _living(parts, silence):
-            if not wait or not all(silence.may_end(lock) for lock in living):
+        watch = StalenessWatch()
+        while living := _living(tasks_folder, watch):
+            if not wait or not all(watch.may_end(lock) for lock in living):
                 tasks = ", ".join(f"{lock.stem} ({holder})" for lock, holder in list(living.items())[:8])
                 raise LockHeldError(
                     f"{what} is being built by array tasks that still run: {tasks}; wait for them, or build into "
-                    f"another `out` (locks: {parts})"
+                    f"another `out` (locks: {tasks_folder})"
                 )
             time.sleep(_WAIT_SECONDS)
         yield
 
 
 @contextlib.contextmanager
-def hold_part(path: Path, whole: Path, *, what: str) -> Iterator[None]:
+def hold_task(path: Path, whole: Path, *, what: str) -> Iterator[None]:
     """Hold the lock `path` of one task while no process holds the lock `whole` of the whole folder.
 
     Waits until a holder on another machine is certainly dead; that may be this task before it was restarted. Raises
     LockHeldError.
     """
-    silence = Silence()
+    watch = StalenessWatch()
     logged = False
-    with contextlib.ExitStack() as held:
-        while True:
-            try:
-                held.enter_context(hold_lock(path, what=what, silence=silence))
-                break
-            except LockHeldError as error:
-                if not silence.may_end(path):
-                    raise
-                if not logged:
-                    logger.info(f"waiting up to {SILENT_SECONDS:.0f} s to see whether the holder is alive: {error}")
-                logged = True
-            time.sleep(_WAIT_SECONDS)
+
+    def wait(error: LockHeldError) -> None:
+        nonlocal logged
+        if not watch.may_end(path):
+            raise error
+        if not logged:
+            logger.info(f"waiting up to {WATCHED_STALE_SECONDS:.0f} s to see whether the holder is alive: {error}")
+        logged = True
+        time.sleep(_WAIT_SECONDS)
+
+    with _hold_after(wait, path, what, watch):
         if (holder := holder_of(whole)) is not None:
             raise LockHeldError(f"{what} is being built as a whole by {holder}; wait for it (lock: {whole})")
         yield
 
 
-@contextlib.contextmanager
-def wait_for_lock(path: Path, *, what: str) -> Iterator[None]:
+def wait_for_lock(path: Path, *, what: str) -> contextlib.AbstractContextManager[None]:
     """Hold the lock `path`, which others hold only briefly: wait until it is released, or its holder is dead."""
-    silence = Silence()
+    return _hold_after(lambda _: time.sleep(_WAIT_SECONDS / 10), path, what, StalenessWatch())
+
+
+@contextlib.contextmanager
+def _hold_after(wait: Callable[[LockHeldError], None], path: Path, what: str, watch: StalenessWatch) -> Iterator[None]:
+    """Hold a lock, with a call of `wait` after each failed attempt."""
     with contextlib.ExitStack() as held:
         while True:
             try:
-                held.enter_context(hold_lock(path, what=what, silence=silence))
+                held.enter_context(hold_lock(path, what=what, watch=watch))
                 break
-            except LockHeldError:
-                time.sleep(_WAIT_SECONDS / 10)
+            except LockHeldError as error:
+                wait(error)
         yield
 
 
-def _living(parts: Path, silence: Silence) -> dict[Path, str]:
+def _living(tasks_folder: Path, watch: StalenessWatch) -> dict[Path, str]:
     """Return lock → holder for the locks in a folder whose holder is not known to be dead."""
     living = {}
-    for path in sorted(parts.glob("*.lock")):
+    for path in sorted(tasks_folder.glob("*.lock")):
         holder = holder_of(path)
         with contextlib.suppress(OSError):
-            quiet = silence.seconds(path, path.read_text(encoding="utf-8"), path.stat().st_mtime)
-            if holder is not None and quiet <= SILENT_SECONDS:
+            quiet = watch.seconds(path, path.read_text(encoding="utf-8"), path.stat().st_mtime)
+            if holder is not None and quiet <= WATCHED_STALE_SECONDS:
                 living[path] = holder
     return living
 
@@ -169,7 +172,7 @@ def _is_elsewhere(path: Path) -> bool:
     return holder is None or holder["host"] != socket.gethostname()
 
 
-def _take(path: Path, what: str, silence: Silence | None) -> str:
+def _take(path: Path, what: str, watch: StalenessWatch | None) -> str:
     """Create the lock file; return its content."""
     me = json.dumps(
         {
@@ -184,7 +187,7 @@ def _take(path: Path, what: str, silence: Silence | None) -> str:
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
-            _remove_if_dead(path, what, silence)
+            _remove_if_dead(path, what, watch)
             continue
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(me)
@@ -192,14 +195,14 @@ def _take(path: Path, what: str, silence: Silence | None) -> str:
     raise LockHeldError(f"{what} is locked by a series of other processes; run the same command again")
 
 
-def _remove_if_dead(path: Path, what: str, silence: Silence | None) -> None:
+def _remove_if_dead(path: Path, what: str, watch: StalenessWatch | None) -> None:
     """Remove the lock if its holder is dead; raise LockHeldError if not."""
     try:
         text, modified = path.read_text(encoding="utf-8"), path.stat().st_mtime
     except FileNotFoundError:
         return  # just released
     holder = _parse(text)
-    is_silent = silence is not None and silence.seconds(path, text, modified) > SILENT_SECONDS
+    is_silent = watch is not None and watch.seconds(path, text, modified) > WATCHED_STALE_SECONDS
     if not is_silent and not _is_dead(holder, time.time() - modified):
         raise LockHeldError(
             f"{what} is being built by {_named(holder)}; wait for it, or build into another `out` (lock: {path})"

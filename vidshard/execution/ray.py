@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import os
 import pickle
@@ -19,7 +20,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from vidshard.execution.local import Crash, Supervisor, SupervisorConfig, Task, TaskResult
+from vidshard.execution.base import Attempt, Crash, ExecutorConfig, Task, TaskResult
+from vidshard.execution.local import Supervisor
 from vidshard.util.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -34,13 +36,12 @@ _OBJECT_BYTES = 100 << 20  # object store of a local cluster: results are small,
 class RayExecutor:
     """Executor in the workers of a Ray cluster. A context manager: no worker is left when it ends.
 
-    RAY_ADDRESS names the cluster; without it, a local one is started and stopped again. `all_cpus`: use as many workers
-    as the cluster of RAY_ADDRESS has CPUs instead of ``config.workers``. Raises UserError if Ray is missing.
+    RAY_ADDRESS names the cluster; without it, a local one is started and stopped again. Raises UserError if Ray is
+    missing.
     """
 
-    def __init__(self, config: SupervisorConfig, *, all_cpus: bool = False) -> None:
+    def __init__(self, config: ExecutorConfig) -> None:
         self.config = config
-        self._all_cpus = all_cpus
         self._slots: list[Any] = []  # actors
         self._owns_cluster = False
 
@@ -49,7 +50,7 @@ class RayExecutor:
         if not ray.is_initialized():
             self._owns_cluster = True
             _connect(ray, self.config.workers)
-        if self._all_cpus and os.environ.get("RAY_ADDRESS"):
+        if self.config.all_cpus and os.environ.get("RAY_ADDRESS"):
             workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
             self.config = dataclasses.replace(self.config, workers=workers)
         self._ray = ray
@@ -65,18 +66,15 @@ class RayExecutor:
     def run(self, function: Callable[[Any], Any], tasks: Iterable[Task]) -> Iterator[TaskResult]:
         """Run tasks like `Supervisor.run`. Raises UserError if no worker can be started."""
         source = iter(tasks)
-        waiting: deque[_Attempt] = deque()
+        waiting: deque[Attempt] = deque()
         starting: dict[Any, Any] = {}  # pending answer → slot
-        busy: dict[Any, tuple[Any, _Attempt]] = {}
+        busy: dict[Any, tuple[Any, Attempt]] = {}
         idle = list(self._slots)
-        exhausted, failed_starts, deadline = False, 0, time.monotonic() + _START_SECONDS
+        failed_starts, deadline = 0, time.monotonic() + _START_SECONDS
         try:
             while True:
-                while not exhausted and len(waiting) + len(busy) < self.config.workers:
-                    task = next(source, None)
-                    exhausted = task is None
-                    if task is not None:
-                        waiting.append(_Attempt(task))
+                wanted = self.config.workers - len(waiting) - len(busy)
+                waiting += [Attempt(task) for task in itertools.islice(source, max(0, wanted))]
                 if not waiting and not busy:
                     return
                 while idle and waiting:
@@ -89,17 +87,15 @@ class RayExecutor:
                     raise UserError(self._none_started())
                 answered, _ = self._ray.wait([*busy, *starting], num_returns=1, timeout=_POLL_SECONDS)
                 for answer in answered:
+                    result = None
                     if answer in starting:
                         slot = starting.pop(answer)
                         failed_starts = self._check_started(slot, answer, failed_starts)
-                        idle += [slot] if slot in self._slots else []
-                        continue
-                    slot, attempt = busy.pop(answer)
-                    result = self._result(slot, answer, attempt)
-                    idle += [slot] if slot in self._slots else []
-                    if result is None:
-                        waiting.appendleft(attempt)
                     else:
+                        slot, attempt = busy.pop(answer)
+                        result = self._result(slot, answer, attempt, waiting)
+                    idle += [slot] if slot in self._slots else []
+                    if result is not None:
                         yield result
         finally:
             for slot in [*starting.values(), *(slot for slot, _ in busy.values())]:  # left early: do not wait
@@ -128,17 +124,18 @@ class RayExecutor:
             f"{self._ray.cluster_resources().get('CPU', 0):g} are free"
         )
 
-    def _result(self, slot: Any, answer: Any, attempt: _Attempt) -> TaskResult | None:
-        """Return the result of a task; None if its worker was lost and the task is to be retried."""
+    def _result(self, slot: Any, answer: Any, attempt: Attempt, waiting: deque[Attempt]) -> TaskResult | None:
+        """Return the result of a task; None if its worker was lost and the task, put back in `waiting`, is retried."""
         try:
             result: TaskResult = pickle.loads(self._ray.get(answer))
         except self._ray.exceptions.RayTaskError as error:  # the supervisor of that worker failed
             raise (error.cause if isinstance(error.cause, UserError) else error) from error
         except self._ray.exceptions.RayError as error:
             self._drop(slot)
-            attempt.lost += 1
+            attempt.num_lost += 1
             logger.warning(f"a Ray worker was lost: {_first_line(error)}")
-            if attempt.lost < _MAX_LOST:
+            if attempt.num_lost < _MAX_LOST:
+                waiting.appendleft(attempt)
                 return None
             message = f"the worker was lost {_MAX_LOST} times"
             return TaskResult(task=attempt.task, crash=Crash(reason="worker_lost", message=message))
@@ -150,16 +147,10 @@ class RayExecutor:
             self._ray.kill(slot, no_restart=True)
 
 
-class _Attempt:
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.lost = 0  # workers lost while running it
-
-
 class _Slot:
     """Ray actor: a supervisor of one child. The child dies with it, whatever ends it."""
 
-    def __init__(self, config: SupervisorConfig) -> None:
+    def __init__(self, config: ExecutorConfig) -> None:
         self._supervisor = Supervisor(dataclasses.replace(config, workers=1))
 
     def ready(self) -> int:

@@ -17,13 +17,11 @@ _MAX_ROWS = 8  # entries of a list; the rest is summed
 
 def inspect_shards(folder: Location) -> dict[str, Any]:
     """Summarise a shard folder as JSON types. Raises UserError if `folder` is not a finished shard folder."""
-    shards = remote_set.outline(folder)
+    shards = remote_set.open_metadata(folder)
     built, index = shards.manifest, shards.index
     videos, rows = index.videos, index.clips
-    fps = videos["fps"].astype(np.float64)
-    seconds = np.divide(videos["num_frames"], fps, out=np.zeros(len(videos)), where=fps > 0)
-    repeated = rows["flags"] & layout.flags_to_bits(("repeated",)) != 0
-    damaged = rows["flags"] & layout.flags_to_bits(("damaged",)) != 0
+    fps, seconds = index.fps, index.seconds
+    flagged = {flag: rows["flags"] & layout.flags_to_bits((flag,)) != 0 for flag in layout.FLAGS}
     return {
         "folder": str(folder),
         "digest": built.digest,
@@ -35,10 +33,8 @@ def inspect_shards(folder: Location) -> dict[str, Any]:
         "clips": built.num_clips,
         "shards": len(built.shards),
         "bytes": sum(shard.bytes for shard in built.shards),
-        "classes": [
-            {"class": row.name, "label": row.label, "videos": row.videos, "clips": row.clips} for row in built.classes
-        ],
-        "source_groups": len(index.source_groups),
+        "classes": [row.to_json() for row in built.classes],
+        "source_groups": len(index.recordings),
         "seconds": {"total": round(float(seconds.sum()), 1), **_spread(seconds)},
         "fps": _spread(fps),
         "frame_gap_seconds": _spread(rows["frame_gap_seconds"].astype(np.float64)),
@@ -46,15 +42,15 @@ def inspect_shards(folder: Location) -> dict[str, Any]:
         "decoders": _counts(index.decoder(row) or "unknown" for row in range(len(videos))),
         "videos_with_breaks": len(built.breaks),
         "breaks": sum(built.breaks.values()),
-        "repeated_clips": int(repeated.sum()),
-        "damaged_clips": int(damaged.sum()),
+        "repeated_clips": int(flagged["repeated"].sum()),
+        "damaged_clips": int(flagged["damaged"].sum()),
         "failures": _counts(f"{failure.outcome}({failure.reason})" for failure in built.failures),
         "settings": built.settings,
         "packages": built.packages,
     }
 
 
-def to_text(about: Mapping[str, Any]) -> str:
+def contents_text(about: Mapping[str, Any]) -> str:
     """Format the result of `inspect_shards` for people."""
     videos, seconds = about["videos"], about["seconds"]
     lines = [

@@ -122,16 +122,9 @@ def _sheet(shards: ShardSet, name: str | None, rows: Sequence[int]) -> dict[str,
 
 
 def _thumbnail(shards: ShardSet, row: int) -> Thumbnail:
-    clip_row = shards.index.clips[row]
-    key, path = shards.index.key(row), shards.index.paths[clip_row["video"]]
+    key, path = shards.index.key(row), shards.index.paths[shards.index.clips["video"][row]]
     try:
-        with open(shards.shard_path(int(clip_row["shard"])), "rb") as file:
-            offset, size = int(clip_row["offset"]), int(clip_row["size"])
-            file.seek(offset)
-            clip = layout.decode_clip(
-                file.read(size), shards.manifest.clip_shape, codec=shards.manifest.codec, where=f"clip {key!r}"
-            )
-            record = layout.read_record(file, offset, size)
+        clip, record = shards.read_clip(row)
     except (FormatError, OSError) as error:
         return Thumbnail(key=key, caption=path, title=key, image=None, error=str(error))
     middle = len(clip) // 2
@@ -156,11 +149,9 @@ def _data_uri(frame: npt.NDArray[np.uint8]) -> str:
 
 def _histograms(shards: ShardSet, *, seed: int) -> Iterator[Histogram]:
     videos, rows = shards.index.videos, shards.index.clips
-    fps = videos["fps"].astype(np.float64)
-    seconds = np.divide(videos["num_frames"], fps, out=np.zeros(len(videos)), where=fps > 0)
     sizes = Counter(f"{w}×{h}" for w, h in zip(videos["width"].tolist(), videos["height"].tolist(), strict=True))
-    yield histogram("Length of the videos", "s", seconds)
-    yield histogram("Frame rate of the videos", "frames/s", fps)
+    yield histogram("Length of the videos", "s", shards.index.seconds)
+    yield histogram("Frame rate of the videos", "frames/s", shards.index.fps)
     yield counts("Resolution of the videos", "videos", sizes)
     yield histogram("Time from frame to frame in a clip", "s", rows["frame_gap_seconds"].astype(np.float64))
     yield _repeats(shards, seed)

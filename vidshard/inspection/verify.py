@@ -29,7 +29,7 @@ from vidshard.shards import layout, remote_set
 from vidshard.shards.layout import TAR_BLOCK, ClipShape, SampleRecord
 from vidshard.shards.manifest import Failure, Index, Manifest, Shard, file_sha256, read_manifest
 from vidshard.storage import urls
-from vidshard.storage.urls import Location, Url
+from vidshard.storage.urls import Location
 from vidshard.util import atomic
 from vidshard.util.console import Progress
 from vidshard.util.errors import FormatError
@@ -78,7 +78,7 @@ def verify(folder: Location, *, deep: bool = False) -> VerifyReport:
     Raises UserError if there is no finished shard folder, or a URL cannot be read; anything wrong with an existing one
     is reported as a fault. The shards of a URL are downloaded one after another and deleted.
     """
-    files = SetFiles(folder) if isinstance(folder, Path) else RemoteFiles(folder)
+    files = SetFiles(folder)
     try:
         manifest = files.manifest()
     except FormatError as error:
@@ -104,7 +104,7 @@ def verify(folder: Location, *, deep: bool = False) -> VerifyReport:
     )
 
 
-def to_text(report: VerifyReport) -> str:
+def faults_text(report: VerifyReport) -> str:
     """Format a report for people; of a file with many faults, only the first ones."""
     if not report.faults:
         checked = "checksums and every sample" if report.deep else "checksums"
@@ -130,51 +130,42 @@ def to_text(report: VerifyReport) -> str:
 
 
 class SetFiles:
-    """Files of a local shard folder, by name."""
+    """Files of a local or remote shard folder, by name."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Location) -> None:
         self._folder = folder
 
     def manifest(self) -> Manifest:
-        return read_manifest(self._folder)
+        if isinstance(self._folder, Path):
+            return read_manifest(self._folder)
+        return remote_set.read_manifest(self._folder)
 
     def names(self) -> list[str]:
-        return sorted(entry.name for entry in self._folder.iterdir())
+        if isinstance(self._folder, Path):
+            return sorted(entry.name for entry in self._folder.iterdir())
+        return sorted(urls.list_files(self._folder))
 
     def read(self, name: str) -> bytes:
         """Return the content of a file. Raises OSError."""
-        return (self._folder / name).read_bytes()
-
-    @contextlib.contextmanager
-    def local(self, name: str) -> Iterator[Path]:
-        """Yield a local path of a file while the block runs; the path does not exist if the file is missing."""
-        yield self._folder / name
-
-
-class RemoteFiles(SetFiles):
-    """Files of a remote shard folder."""
-
-    def __init__(self, url: Url) -> None:
-        self._url = url
-
-    def manifest(self) -> Manifest:
-        return remote_set.read_manifest(self._url)
-
-    def names(self) -> list[str]:
-        return sorted(urls.list_files(self._url))
-
-    def read(self, name: str) -> bytes:
+        place = self._folder / name
+        if isinstance(place, Path):
+            return place.read_bytes()
         try:
-            return urls.read_bytes(self._url / name)
+            return urls.read_bytes(place)
         except urls.NotThereError as error:
             raise FileNotFoundError(str(error)) from error
 
     @contextlib.contextmanager
     def local(self, name: str) -> Iterator[Path]:
+        """Yield a local path of a file while the block runs; the path does not exist if the file is missing."""
+        place = self._folder / name
+        if isinstance(place, Path):
+            yield place
+            return
         with tempfile.TemporaryDirectory(prefix="vidshard-verify-") as folder:
             path = Path(folder) / name
             with contextlib.suppress(urls.NotThereError):
-                urls.download(self._url / name, path)
+                urls.download(place, path)
             yield path
 
 
@@ -247,7 +238,7 @@ def _check_index(manifest: Manifest, index: Index) -> list[Fault]:
     expect(not len(rows) or int(rows["flags"].max()) >> len(layout.FLAGS) == 0, "has unknown clip flags")
     in_range = not len(rows) or int(rows["video"].max()) < len(videos)
     expect(in_range, f"has clips of video rows up to {rows['video'].max(initial=0)}, but {len(videos):,} videos")
-    tables = {"class": index.classes, "split": index.splits, "source_group": index.source_groups}
+    tables = {"class": index.classes, "split": index.splits, "source_group": index.recordings}
     for column, table in {**tables, "decoder": index.decoders}.items():
         outside = (videos[column] < -1) | (videos[column] >= len(table))
         in_range = in_range and not outside.any()
@@ -301,6 +292,7 @@ def _check_other_files(files: SetFiles, manifest: Manifest) -> Iterator[Fault]:
     digests = {shard.sha256: shard.name for shard in manifest.shards}
     ours = {layout.MANIFEST_NAME, manifest.index_name, layout.FAILURES_NAME}
     ours |= {shard.name for shard in manifest.shards}
+    foreign = "does not belong to this set: the manifest does not list it"
     for name in files.names():
         if name in ours:
             continue
@@ -312,11 +304,9 @@ def _check_other_files(files: SetFiles, manifest: Manifest) -> Iterator[Fault]:
                     twin = digests.get(file_sha256(path))
             except OSError:
                 twin = None
-            message = "does not belong to this set: the manifest does not list it" + (
-                f"; a copy of {twin}" if twin else ""
-            )
+            message = foreign + (f"; a copy of {twin}" if twin else "")
         else:
-            message = "does not belong to this set: the manifest does not list it"
+            message = foreign
         yield _fault(message, file=name)
 
 
@@ -502,7 +492,7 @@ def _index_faults(record: SampleRecord, row: int, index: Index) -> Iterator[str]
         "path": (record.path, index.paths[number]),
         "class": (record.class_name, index.class_name(number)),
         "split": (record.split, index.split(number)),
-        "source_group": (record.source_group, index.source_group(number)),
+        "source_group": (record.recording, index.recording(number)),
         "decoder": (record.decoder, index.decoder(number)),
         "label": (record.label, int(clip["label"])),
         "clip_index": (record.clip_index, int(clip["clip"])),

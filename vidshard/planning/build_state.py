@@ -8,7 +8,7 @@
       fingerprint.json     settings, packages and videos of this build; a different one is refused
       some-probes.json     probe results so far, in case the run is killed before all videos are probed
       probes.json          metadata of every video; written once, so that the plan never changes
-      probes/00003.json    metadata of a chunk of videos, probed by one array task; .lock: in progress
+      probes/000003.json   metadata of a batch of videos, probed by one array task; .lock: in progress
       source.json          the videos with their labels, for `finalize`, which works without SOURCE
       packets/000012.npz   packet table of video 12
       failures.json        videos that failed before --max-failures stopped a run; not retried
@@ -35,14 +35,14 @@ from typing import Any
 
 import numpy as np
 
+from vidshard.planning.video_metadata import Probe, VideoFailure, probe_from_json
 from vidshard.shards import layout
 from vidshard.shards.manifest import CLIP_ROW
 from vidshard.shards.writer import Rows
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
 
-WORK_NAME = ".work"
-_FINAL_NAMES = (layout.MANIFEST_NAME, layout.FAILURES_NAME)
+STATE_NAME = ".work"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +53,11 @@ class ShardRecord:
     sha256: str
     rows: Rows
     decoders: dict[int, str]  # video → decoder that read it
-    failures: dict[int, tuple[str, str]]  # video → reason, message
+    failures: dict[int, VideoFailure]
 
     def to_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "rows": self.rows.tolist()}
+        failures = _failures_to_json(self.failures)
+        return {**dataclasses.asdict(self), "rows": self.rows.tolist(), "failures": failures}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> ShardRecord:
@@ -65,64 +66,44 @@ class ShardRecord:
             sha256=fields["sha256"],
             rows=np.array([tuple(row) for row in fields["rows"]], CLIP_ROW),
             decoders={int(video): name for video, name in fields["decoders"].items()},
-            failures={int(video): (reason, message) for video, (reason, message) in fields["failures"].items()},
+            failures=_failures_from_json(fields["failures"]),
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorkFolder:
-    """Paths and contents of the folder of an unfinished build."""
+class BuildState:
+    """Paths and contents of the folder of an unfinished build.
 
-    out: Path
-    staged: bool = False  # keep shards apart until all are done, so that the set in `out` stays valid
-    task: int | None = None  # this process is one of several array tasks
+    `staged`: keep shards apart until all are done, so that the set in `out` stays valid. `task`: this process is one of
+    several array tasks.
+    """
 
-    @property
-    def path(self) -> Path:
-        return self.out / WORK_NAME
-
-    @property
-    def lock_path(self) -> Path:
-        return self.path / "lock"
-
-    @property
-    def tasks_path(self) -> Path:
-        return self.path / "tasks"
-
-    @property
-    def start_lock_path(self) -> Path:
-        return self.path / "start.lock"
+    def __init__(self, out: Path, *, staged: bool = False, task: int | None = None) -> None:
+        self.out, self.staged, self.task = out, staged, task
+        self.path = out / STATE_NAME
+        self.lock_path = self.path / "lock"
+        self.tasks_path = self.path / "tasks"
+        self.array_path = self.tasks_path / "array.json"
+        self.start_lock_path = self.path / "start.lock"
+        self.fingerprint_path = self.path / "fingerprint.json"
+        self.source_path = self.path / "source.json"
+        self.probes_path = self.path / "probes.json"
+        self.fragments_path = self.path / ("parts" if task is None else f"parts-{task:05d}")
+        self.commit_path = self.path / "commit"
 
     def task_lock_path(self, task: int) -> Path:
         return self.tasks_path / f"task-{task:05d}.lock"
 
-    @property
-    def array_path(self) -> Path:
-        return self.tasks_path / "array.json"
-
-    def some_probes_path(self, number: int) -> Path:
+    def probe_batch_path(self, number: int) -> Path:
         return self.path / "probes" / f"{number:06d}.json"
-
-    @property
-    def source_path(self) -> Path:
-        return self.path / "source.json"
 
     def table_path(self, video: int) -> Path:
         return self.path / "packets" / f"{video:06d}.npz"
 
-    @property
-    def parts_path(self) -> Path:
-        return self.path / ("parts" if self.task is None else f"parts-{self.task:05d}")
-
-    def part_path(self, unit: int) -> Path:
-        return self.parts_path / f"{unit:06d}.part"
+    def fragment_path(self, chunk: int) -> Path:
+        return self.fragments_path / f"{chunk:06d}.part"
 
     def shard_path(self, shard: int) -> Path:
         return (self.commit_path if self.staged else self.out) / layout.shard_name(shard)
-
-    @property
-    def commit_path(self) -> Path:
-        return self.path / "commit"
 
     def _record_path(self, shard: int) -> Path:
         return self.path / Path(layout.shard_name(shard)).with_suffix(".json").name
@@ -130,39 +111,38 @@ class WorkFolder:
     @functools.cached_property
     def fingerprint_sha256(self) -> str:
         """Digest of the fingerprint, which distinguishes the shards of this build from those of others."""
-        return hashlib.sha256((self.path / "fingerprint.json").read_bytes()).hexdigest()
+        return hashlib.sha256(self.fingerprint_path.read_bytes()).hexdigest()
 
     def start(self, fingerprint: dict[str, Any], *, retry_failed: bool = False) -> None:
         """Start or resume the build described by `fingerprint`. Raises UserError if the folder holds a different build.
 
         `retry_failed`: the files of failed videos may have changed.
         """
-        path = self.path / "fingerprint.json"
-        kept = _read_json(path)
+        recorded = _read_json(self.fingerprint_path)
         fingerprint = json.loads(json.dumps(fingerprint))
-        if kept is not None and kept != fingerprint:
-            difference = self._difference(kept, fingerprint, may_change=retry_failed)
+        if recorded is not None and recorded != fingerprint:
+            difference = self._difference(recorded, fingerprint, may_change=retry_failed)
             if difference and self.staged:  # left from a change to the finished set that no longer applies
                 self.remove_all_but_lock()
-                kept = None
+                recorded = None
             elif difference:
                 raise UserError(
                     f"{self.out} holds an unfinished build with different {difference}; "
                     f"use another `out`, or delete {self.out} to start again"
                 )
-        self.drop_parts()
-        for folder in (self.path / "packets", self.parts_path, *([self.commit_path] if self.staged else [])):
+        self.drop_fragments()
+        for folder in (self.path / "packets", self.fragments_path, *([self.commit_path] if self.staged else [])):
             folder.mkdir(exist_ok=True)
         if self.task is None:
             self.drop_partial()
-        if kept != fingerprint:
-            atomic.write_json(path, fingerprint)
+        if recorded != fingerprint:
+            atomic.write_json(self.fingerprint_path, fingerprint)
 
     def _difference(self, old: dict[str, Any], new: dict[str, Any], *, may_change: bool) -> str:
         """Describe how two fingerprints differ; "" if only failed videos differ and `may_change`."""
         if {**old, "videos": None} != {**new, "videos": None}:
             return describe_difference({**old, "videos": {}}, {**new, "videos": {}})
-        before, now = ({path: facts for path, *facts in rows["videos"]} for rows in (old, new))
+        before, now = ({path: about for path, *about in rows["videos"]} for rows in (old, new))
         changed = [path for path in before if path in now and before[path] != now[path]]
         failed = {new["videos"][number][0] for number in self.failed_videos()} if before.keys() == now.keys() else set()
         if before.keys() == now.keys() and may_change and failed.issuperset(changed):
@@ -171,7 +151,7 @@ class WorkFolder:
 
     def failed_videos(self) -> set[int]:
         """Return the numbers of the videos that have failed so far."""
-        failed = {number for number, probe in enumerate(self.read_probes() or []) if "reason" in probe}
+        failed = {n for n, probe in enumerate(self.read_probes() or []) if isinstance(probe, VideoFailure)}
         for path in self.path.glob("shard-*.json"):
             failed |= {int(video) for video in (_read_json(path) or {"failures": {}})["failures"]}
         return failed | self.read_failures().keys()
@@ -185,9 +165,9 @@ class WorkFolder:
                 path.unlink()
         atomic.sync_folder(self.path)
 
-    def drop_parts(self) -> None:
+    def drop_fragments(self) -> None:
         """Delete the fragments of this process; without an array task, those of all tasks."""
-        for folder in [self.parts_path] if self.task is not None else self.path.glob("parts*"):
+        for folder in [self.fragments_path] if self.task is not None else self.path.glob("parts*"):
             shutil.rmtree(folder, ignore_errors=True)
 
     def drop_partial(self) -> None:
@@ -195,31 +175,28 @@ class WorkFolder:
         for leftover in self.out.glob("*" + atomic.PARTIAL_SUFFIX):
             leftover.unlink(missing_ok=True)
 
-    def read_probes(self) -> list[dict[str, Any]] | None:
-        probes = _read_json(self.path / "probes.json")
-        return probes if isinstance(probes, list) else None
+    def read_probes(self) -> list[Probe] | None:
+        return read_probes(self.probes_path)
 
-    def read_some_probes(self) -> dict[int, dict[str, Any]]:
+    def read_some_probes(self) -> dict[int, Probe]:
         """Return video → probe result of the videos that a killed run had read."""
-        kept = _read_json(self.path / "some-probes.json") or {}
-        return {int(video): probe for video, probe in kept.items()}
+        some = _read_json(self.path / "some-probes.json") or {}
+        return {int(video): probe_from_json(fields) for video, fields in some.items()}
 
-    def write_some_probes(self, probes: Mapping[int, dict[str, Any]]) -> None:
-        atomic.write_json(self.path / "some-probes.json", {str(video): probe for video, probe in probes.items()})
+    def write_some_probes(self, probes: Mapping[int, Probe]) -> None:
+        some = {str(video): dataclasses.asdict(probe) for video, probe in probes.items()}
+        atomic.write_json(self.path / "some-probes.json", some)
 
-    def write_probes(self, probes: list[dict[str, Any]]) -> None:
-        atomic.write_json(self.path / "probes.json", probes)
-
-    def read_failures(self) -> dict[int, tuple[str, str]]:
-        """Return video → (reason, message) from runs that ended with `write_failures`."""
+    def read_failures(self) -> dict[int, VideoFailure]:
+        """Return the failed videos of runs that ended with `write_failures`."""
         kept: dict[str, Any] = {}
         for path in sorted(self.path.glob("failures*.json")):
             kept |= _read_json(path) or {}
-        return {int(video): (reason, message) for video, (reason, message) in kept.items()}
+        return _failures_from_json(kept)
 
-    def write_failures(self, failures: Mapping[int, tuple[str, str]]) -> None:
+    def write_failures(self, failures: Mapping[int, VideoFailure]) -> None:
         name = "failures.json" if self.task is None else f"failures-{self.task:05d}.json"
-        atomic.write_json(self.path / name, {str(video): why for video, why in failures.items()})
+        atomic.write_json(self.path / name, _failures_to_json(failures))
 
     def read_record(self, shard: int) -> ShardRecord | None:
         """Return the record of a committed shard; None if it is not committed, or its file has changed in size.
@@ -255,6 +232,24 @@ class WorkFolder:
                 folder.rmdir()
 
 
+def _failures_to_json(failures: Mapping[int, VideoFailure]) -> dict[str, tuple[str, str]]:
+    return {str(video): (failure.reason, failure.message) for video, failure in failures.items()}
+
+
+def _failures_from_json(fields: Mapping[str, Any]) -> dict[int, VideoFailure]:
+    return {int(video): VideoFailure(reason=reason, message=message) for video, (reason, message) in fields.items()}
+
+
+def read_probes(path: Path) -> list[Probe] | None:
+    """Return the probe results in a file; None if it is missing or was not written completely."""
+    probes = _read_json(path)
+    return [probe_from_json(fields) for fields in probes] if isinstance(probes, list) else None
+
+
+def write_probes(path: Path, probes: Sequence[Probe]) -> None:
+    atomic.write_json(path, [dataclasses.asdict(probe) for probe in probes])
+
+
 def check_output(out: Path) -> None:
     """Raise UserError if `out` cannot be the output of a build: it is a file, or holds foreign files."""
     above = next((folder for folder in Path(os.path.abspath(out)).parents if folder.exists()), None)
@@ -264,13 +259,14 @@ def check_output(out: Path) -> None:
         return
     if not out.is_dir():
         raise UserError(f"the output {out} is a file, expected a folder or nothing; use another `out`")
-    foreign = sorted(entry.name for entry in out.iterdir() if not _is_ours(entry.name))
+    names = (entry.name.removesuffix(atomic.PARTIAL_SUFFIX) for entry in out.iterdir())
+    foreign = sorted(name for name in names if name != STATE_NAME and not layout.is_set_name(name))
     if foreign:
         shown = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
         raise UserError(f"the output {out} holds other files ({shown}); use another `out`")
-    started = any((out / WORK_NAME / name).exists() for name in ("fingerprint.json", "lock", "commit", "tasks"))
+    started = any((out / STATE_NAME / name).exists() for name in ("fingerprint.json", "lock", "commit", "tasks"))
     finished = (out / layout.MANIFEST_NAME).exists()
-    if not started and not finished and any(entry.name != WORK_NAME for entry in out.iterdir()):
+    if not started and not finished and any(entry.name != STATE_NAME for entry in out.iterdir()):
         raise UserError(f"the output {out} holds shards without a manifest; delete it, or use another `out`")
 
 
@@ -315,12 +311,6 @@ def _flatten(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _value_text(value: Any) -> str:
     return "none" if value is None else str(value)
-
-
-def _is_ours(name: str) -> bool:
-    name = name.removesuffix(atomic.PARTIAL_SUFFIX)
-    patterns = (layout.SHARD_PATTERN, layout.INDEX_PATTERN)
-    return name in (WORK_NAME, *_FINAL_NAMES) or any(pattern.fullmatch(name) for pattern in patterns)
 
 
 def _read_json(path: Path) -> Any:

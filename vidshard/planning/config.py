@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vidshard.execution.base import EXECUTORS
 from vidshard.storage.urls import Location, location
 from vidshard.util.errors import UserError
 from vidshard.util.options import check_options, option
+from vidshard.video import decoders
 from vidshard.video.config import RESIZES, SamplingConfig
 
 if TYPE_CHECKING:
     from vidshard.shards.layout import ClipShape
 
-EXECUTORS = ("local", "ray")
 CODECS = ("raw", "zstd", "jpeg")
-DECODERS = ("auto", "decord", "opencv", "pyav")
 
 _DATASET, _FRAMES, _CHECKS = "Labels and lists", "Frames and pixels", "Damaged videos"
 _CHANGES, _RUNNING, _ARRAY = "Repairing and extending", "Running", "Job arrays"
@@ -79,7 +79,7 @@ class BuildConfig:
         "auto",
         help="Decoding library. auto: try decord, then OpenCV, then PyAV.",
         group=_FRAMES,
-        choices=DECODERS,
+        choices=(decoders.AUTO, *decoders.LIBRARIES),
     )
     shard_mb: int = option(64, help="Pixel data in a full shard, in MiB.", group=_FRAMES, above=0)
     full_check: bool = option(False, help="Decode every frame of a video, and reject damaged videos.", group=_CHECKS)
@@ -120,7 +120,6 @@ class BuildConfig:
         if self.annotations is not None and self.sampling.mode != "annotated":
             raise UserError(f"annotations need annotated sampling, got {self.sampling.mode}")
         from vidshard.shards import codecs
-        from vidshard.video import decoders
 
         codecs.check_codec(self.codec)
         width = self.sampling.clip_len * self.frame_size

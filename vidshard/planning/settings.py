@@ -15,6 +15,7 @@ from vidshard import __version__
 from vidshard.planning.build_state import describe_changes, describe_difference
 from vidshard.planning.config import BuildConfig
 from vidshard.shards import codecs, layout, remote_set
+from vidshard.shards.layout import ClipShape
 from vidshard.shards.manifest import ShardSet
 from vidshard.sources.folders import Source, Video
 from vidshard.storage import urls
@@ -42,6 +43,11 @@ def build_settings(config: BuildConfig) -> dict[str, Any]:
     }
 
 
+def clip_shape(settings: Mapping[str, Any]) -> ClipShape:
+    """Return the shape of the clips of a set with these settings."""
+    return ClipShape(num_frames=settings["clip_len"], height=settings["frame_size"], width=settings["frame_size"])
+
+
 def source_digests(
     source: Source, failed: Collection[str], video_bytes: Mapping[str, int] | None = None
 ) -> dict[str, str]:
@@ -58,13 +64,13 @@ def _videos_sha256(source: Source, videos: Sequence[Video], video_bytes: Mapping
     digest = hashlib.sha256()
     for video in videos:
         num_bytes = file_bytes(source, video) if video_bytes is None else video_bytes[video.path]
-        digest.update(repr((video.path, *_facts(num_bytes, video))).encode("utf-8", "surrogateescape") + b"\n")
+        digest.update(repr((video.path, *_identity(num_bytes, video))).encode("utf-8", "surrogateescape") + b"\n")
     return digest.hexdigest()
 
 
-def _facts(num_bytes: int, video: Video) -> list[Any]:
+def _identity(num_bytes: int, video: Video) -> list[Any]:
     """Return what the result depends on and may change: size, label, recording, events."""
-    return [num_bytes, video.label, video.source_group, *video.events]
+    return [num_bytes, video.label, video.recording, *video.events]
 
 
 def package_versions(codec: str) -> dict[str, str]:
@@ -72,7 +78,7 @@ def package_versions(codec: str) -> dict[str, str]:
     return {**versions, **codecs.codec_packages(codec)}
 
 
-def fingerprint(source: Source, settings: dict[str, Any], *, change: str | None = None) -> dict[str, Any]:
+def make_fingerprint(source: Source, config: BuildConfig, *, change: str | None = None) -> dict[str, Any]:
     """Return what must not change during a build. `change`: the kind of change, and to which finished set."""
     videos = []
     for video in source.videos:
@@ -80,17 +86,17 @@ def fingerprint(source: Source, settings: dict[str, Any], *, change: str | None 
         if isinstance(source.root, Path):
             with contextlib.suppress(OSError):  # the probe will report the error
                 modified = (source.root / video.path).stat().st_mtime_ns
-        videos.append([video.path, *_facts(file_bytes(source, video), video), modified])
+        videos.append([video.path, *_identity(file_bytes(source, video), video), modified])
     return {
-        "settings": settings,
-        "packages": package_versions(settings["codec"]),
+        "settings": build_settings(config),
+        "packages": package_versions(config.codec),
         "num_videos": len(videos),
         "change": change,
         "videos": videos,
     }
 
 
-def find_finished(out: Location, source: Source, settings: dict[str, Any], config: BuildConfig) -> ShardSet | None:
+def find_finished(out: Location, source: Source, config: BuildConfig) -> ShardSet | None:
     """Return the finished set in `out`, or None.
 
     Raises UserError if the set does not match the request: other settings, or changes of videos that `config` does not
@@ -101,11 +107,11 @@ def find_finished(out: Location, source: Source, settings: dict[str, Any], confi
             return None
     elif not urls.exists(out / layout.MANIFEST_NAME):
         return None
-    shards = remote_set.outline(out)
+    shards = remote_set.open_metadata(out)
     old = {name: value for name, value in shards.manifest.settings.items() if name != SOURCES}
-    if old != settings:
+    if old != (settings := build_settings(config)):
         raise _another(out, f"other {describe_difference(old, settings)}")
-    failed = {failure.path for failure in shards.manifest.failures if failure.outcome == "failed"}
+    failed = {failure.path for failure in shards.manifest.failed}
     before = {*shards.index.paths, *failed}
     now = {video.path for video in source.videos}
     if not config.extend and now != before:
@@ -159,8 +165,7 @@ def _without_decord(packages: Mapping[str, str]) -> dict[str, str]:
 
 def new_videos(shards: ShardSet, source: Source) -> list[int]:
     """Return the numbers of the videos of `source` that are not in the set."""
-    failed = (failure.path for failure in shards.manifest.failures if failure.outcome == "failed")
-    before = {*shards.index.paths, *failed}
+    before = {*shards.index.paths, *(failure.path for failure in shards.manifest.failed)}
     return [number for number, video in enumerate(source.videos) if video.path not in before]
 
 
@@ -172,7 +177,7 @@ def _changed(shards: ShardSet, source: Source, failed: Collection[str]) -> str:
     changed = []
     for video in source.videos:
         row = rows.get(video.path)
-        if row is not None and (video.label, video.source_group) != (labels[row], index.source_group(row)):
+        if row is not None and (video.label, video.recording) != (labels[row], index.recording(row)):
             changed.append(video.path)
     return describe_changes([], [], changed)
 

@@ -18,7 +18,7 @@ _RECORD_BYTES_PER_FRAME = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unit:
+class Chunk:
     """A chunk of work: consecutive clips of one video that go into one shard."""
 
     video: int  # row of the sorted list of videos
@@ -35,14 +35,14 @@ class Unit:
 class Plan:
     """All chunks, in shard order and within a shard in the order of their samples."""
 
-    units: tuple[Unit, ...]
+    chunks: tuple[Chunk, ...]
     num_shards: int
     generations: tuple[tuple[int, ...], ...] = ()  # video numbers of the first build and of each extension
     first_shards: tuple[int, ...] = ()  # first shard of each generation
 
     @property
     def num_clips(self) -> int:
-        return sum(unit.num_clips for unit in self.units)
+        return sum(chunk.num_clips for chunk in self.chunks)
 
 
 def clips_per_shard(shape: ClipShape, shard_mb: int) -> int:
@@ -54,31 +54,31 @@ def clips_per_shard(shape: ClipShape, shard_mb: int) -> int:
     return max(1, (shard_mb << 20) // shape.num_bytes)
 
 
-def plan_units(num_clips: Sequence[int], *, shard_clips: int) -> Plan:
+def plan_chunks(num_clips: Sequence[int], *, shard_clips: int) -> Plan:
     """Cut the clips of all videos, in order, into shards of `shard_clips` clips each.
 
     `num_clips`: clips of each video, in sorted order; 0 for unreadable videos. The plan has one entry per chunk, not
     per clip, so millions of clips are cheap.
 
-    >>> for unit in plan_units([3, 0, 4], shard_clips=5).units:
-    ...     print(unit.video, (unit.clip_start, unit.clip_stop), unit.shard)
+    >>> for chunk in plan_chunks([3, 0, 4], shard_clips=5).chunks:
+    ...     print(chunk.video, (chunk.clip_start, chunk.clip_stop), chunk.shard)
     0 (0, 3) 0
     2 (0, 2) 0
     2 (2, 4) 1
     """
     if shard_clips < 1:
         raise ValueError(f"shard_clips must be at least 1, got {shard_clips}")
-    units: list[Unit] = []
+    chunks: list[Chunk] = []
     position = 0  # number of the clip in the whole set
     for video, count in enumerate(num_clips):
         start = 0
         while start < count:
             shard, filled = divmod(position, shard_clips)
             stop = min(count, start + shard_clips - filled)
-            units.append(Unit(video=video, clip_start=start, clip_stop=stop, shard=shard))
+            chunks.append(Chunk(video=video, clip_start=start, clip_stop=stop, shard=shard))
             position += stop - start
             start = stop
-    return Plan(units=tuple(units), num_shards=-(-position // shard_clips))
+    return Plan(chunks=tuple(chunks), num_shards=-(-position // shard_clips))
 
 
 def plan_generations(
@@ -93,14 +93,14 @@ def plan_generations(
     `generations`: the videos of each one, in sorted order. `finished_shards`: numbers of shards of the first
     generations, which are finished and not planned again.
 
-    >>> for unit in plan_generations([3, 1, 2], [[0, 2], [1]], shard_clips=4).units:
-    ...     print(unit.video, (unit.clip_start, unit.clip_stop), unit.shard)
+    >>> for chunk in plan_generations([3, 1, 2], [[0, 2], [1]], shard_clips=4).chunks:
+    ...     print(chunk.video, (chunk.clip_start, chunk.clip_stop), chunk.shard)
     0 (0, 3) 0
     2 (0, 1) 0
     2 (1, 2) 1
     1 (0, 1) 2
     """
-    units: list[Unit] = []
+    chunks: list[Chunk] = []
     first_shards: list[int] = []
     num_shards = 0
     for number, videos in enumerate(generations):
@@ -108,37 +108,37 @@ def plan_generations(
         if number < len(finished_shards):
             num_shards += finished_shards[number]
             continue
-        plan = plan_units([num_clips[video] for video in videos], shard_clips=shard_clips)
-        units += [replace(unit, video=videos[unit.video], shard=unit.shard + num_shards) for unit in plan.units]
+        plan = plan_chunks([num_clips[video] for video in videos], shard_clips=shard_clips)
+        chunks += [replace(chunk, video=videos[chunk.video], shard=chunk.shard + num_shards) for chunk in plan.chunks]
         num_shards += plan.num_shards
     return Plan(
-        units=tuple(units),
+        chunks=tuple(chunks),
         num_shards=num_shards,
         generations=tuple(tuple(videos) for videos in generations),
         first_shards=tuple(first_shards),
     )
 
 
-def group_units(units: Mapping[int, Unit], *, max_clips: int) -> list[tuple[int, ...]]:
+def group_chunks(chunks: Mapping[int, Chunk], *, max_clips: int) -> list[tuple[int, ...]]:
     """Group consecutive chunks of one video, up to `max_clips` clips, so that one decoder reads them in one pass.
 
-    `units`: number in the plan → chunk. A single chunk may be larger. The grouping does not affect the shards.
+    `chunks`: number in the plan → chunk. A single chunk may be larger. The grouping does not affect the shards.
 
-    >>> units = dict(enumerate(plan_units([7, 2], shard_clips=2).units))
-    >>> group_units(units, max_clips=4)
+    >>> chunks = dict(enumerate(plan_chunks([7, 2], shard_clips=2).chunks))
+    >>> group_chunks(chunks, max_clips=4)
     [(0, 1), (2, 3), (4, 5)]
     """
     groups: list[list[int]] = []
     filled = 0
-    for number, unit in units.items():
-        before = units[groups[-1][-1]] if groups else None
-        continues = before is not None and (before.video, before.clip_stop) == (unit.video, unit.clip_start)
-        if continues and filled + unit.num_clips <= max_clips:
+    for number, chunk in chunks.items():
+        before = chunks[groups[-1][-1]] if groups else None
+        continues = before is not None and (before.video, before.clip_stop) == (chunk.video, chunk.clip_start)
+        if continues and filled + chunk.num_clips <= max_clips:
             groups[-1].append(number)
-            filled += unit.num_clips
+            filled += chunk.num_clips
         else:
             groups.append([number])
-            filled = unit.num_clips
+            filled = chunk.num_clips
     return [tuple(group) for group in groups]
 
 
@@ -148,12 +148,12 @@ def sample_bytes(shape: ClipShape, *, codec: str = "raw") -> int:
     return clip + TAR_BLOCK + padded(_RECORD_BYTES + _RECORD_BYTES_PER_FRAME * shape.num_frames)
 
 
-def needed_bytes(units: Sequence[Unit], shape: ClipShape, *, shard_clips: int, codec: str = "raw") -> int:
+def needed_bytes(chunks: Sequence[Chunk], shape: ClipShape, *, shard_clips: int, codec: str = "raw") -> int:
     """Return the peak disk space in bytes that decoding these chunks needs.
 
     Decoded fragments exist next to the shards until they are joined, and one shard at a time exists twice.
     """
-    return (sum(unit.num_clips for unit in units) + shard_clips) * sample_bytes(shape, codec=codec) if units else 0
+    return (sum(chunk.num_clips for chunk in chunks) + shard_clips) * sample_bytes(shape, codec=codec) if chunks else 0
 
 
 def share_shards(costs: Sequence[int], num_tasks: int) -> list[range]:
@@ -195,13 +195,13 @@ def shard_costs(plan: Plan, video_seconds: Sequence[float]) -> list[int]:
 
     `video_seconds`: one per video. A video with clips in several shards counts in each in proportion to its clips.
 
-    >>> shard_costs(plan_units([3, 1], shard_clips=2), [6.0, 1.0])
+    >>> shard_costs(plan_chunks([3, 1], shard_clips=2), [6.0, 1.0])
     [4000, 3000]
     """
     clips_of_video: dict[int, int] = {}
-    for unit in plan.units:
-        clips_of_video[unit.video] = clips_of_video.get(unit.video, 0) + unit.num_clips
+    for chunk in plan.chunks:
+        clips_of_video[chunk.video] = clips_of_video.get(chunk.video, 0) + chunk.num_clips
     costs = [0.0] * plan.num_shards
-    for unit in plan.units:
-        costs[unit.shard] += 1000 * video_seconds[unit.video] * unit.num_clips / clips_of_video[unit.video]
+    for chunk in plan.chunks:
+        costs[chunk.shard] += 1000 * video_seconds[chunk.video] * chunk.num_clips / clips_of_video[chunk.video]
     return [round(cost) for cost in costs]

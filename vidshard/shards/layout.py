@@ -77,6 +77,16 @@ def index_name(generation: int) -> str:
     return INDEX_NAME if generation == 1 else f"index-{generation:06d}.npz"
 
 
+def is_data_name(name: str) -> bool:
+    """Return True if a file of this name is a shard or an index."""
+    return any(pattern.fullmatch(name) for pattern in (SHARD_PATTERN, INDEX_PATTERN))
+
+
+def is_set_name(name: str) -> bool:
+    """Return True if a file of this name may be in a shard folder."""
+    return name in (MANIFEST_NAME, FAILURES_NAME) or is_data_name(name)
+
+
 def video_key(path: str) -> str:
     """Return the ASCII name of a video, which depends only on its path relative to SOURCE.
 
@@ -153,7 +163,9 @@ class ClipShape:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleRecord:
-    """Content of ``<key>.json``, which describes one clip; `class_name` is stored as ``class``."""
+    """Content of ``<key>.json``, which describes one clip; `class_name` is stored as ``class``, `recording` as
+    ``source_group``.
+    """
 
     path: str  # of the video, relative to SOURCE, with forward slashes
     class_name: str | None  # None if the video was in no class folder
@@ -168,7 +180,7 @@ class SampleRecord:
     decoder: str  # the decoder that read the clip
     repeated_frames: int  # number of frames that repeat the previous one
     flags: tuple[str, ...] = ()
-    source_group: str | None = None  # shared by videos cut from one recording
+    recording: str | None = None  # shared by videos cut from one recording
 
     @property
     def key(self) -> str:
@@ -176,7 +188,7 @@ class SampleRecord:
 
     def to_json(self) -> bytes:
         fields = {**vars(self)}  # `asdict` would copy each tuple deeply
-        fields["class"] = fields.pop("class_name")
+        fields["class"], fields["source_group"] = fields.pop("class_name"), fields.pop("recording")
         return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
     @classmethod
@@ -184,7 +196,7 @@ class SampleRecord:
         """Parse a record. Raises FormatError if `data` is not a record of this format version."""
         try:
             fields = json.loads(data)
-            fields["class_name"] = fields.pop("class")
+            fields["class_name"], fields["recording"] = fields.pop("class"), fields.pop("source_group", None)
             for name in ("frame_indices", "timestamps_seconds", "flags"):
                 fields[name] = tuple(fields[name])
             return cls(**fields)

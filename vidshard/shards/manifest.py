@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vidshard.shards import layout
-from vidshard.shards.layout import ClipShape
+from vidshard.shards.layout import Clip, ClipShape, SampleRecord
 from vidshard.util import atomic
 from vidshard.util.errors import FormatError, UserError
 from vidshard.util.lists import VIDEO_SUFFIXES
@@ -31,7 +31,7 @@ from vidshard.util.lists import VIDEO_SUFFIXES
 # Limits of the search for shard sets below a folder without one: depth, and number of folders and of entries in each.
 _MAX_DEPTH = 3
 _MAX_LOOKED_AT = 1000
-_SHOWN = 4
+_MAX_SUGGESTIONS = 4
 
 # One row per clip. `offset` and `size` locate the encoded clip in its shard (the `.npy`, header included).
 CLIP_ROW = np.dtype(
@@ -92,6 +92,9 @@ class ClassCount:
     videos: int
     clips: int
 
+    def to_json(self) -> dict[str, Any]:
+        return {"class": self.name, "label": self.label, "videos": self.videos, "clips": self.clips}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Extension:
@@ -133,8 +136,10 @@ class Manifest:
     def num_clips(self) -> int:
         return sum(shard.samples for shard in self.shards)
 
-    def num_outcome(self, outcome: str) -> int:
-        return sum(failure.outcome == outcome for failure in self.failures)
+    @property
+    def failed(self) -> list[Failure]:
+        """The failures that are not skipped files."""
+        return [failure for failure in self.failures if failure.outcome == "failed"]
 
     @property
     def videos(self) -> dict[str, int]:
@@ -142,8 +147,8 @@ class Manifest:
         return {
             "found": self.videos_found,
             "ok": self.videos_ok,
-            "failed": self.num_outcome("failed"),
-            "skipped": self.num_outcome("skipped"),
+            "failed": len(self.failed),
+            "skipped": len(self.failures) - len(self.failed),
         }
 
     @property
@@ -163,10 +168,7 @@ class Manifest:
             "packages": self.packages,
             "videos": self.videos,
             "clips": self.num_clips,
-            "classes": [
-                {"class": row.name, "label": row.label, "videos": row.videos, "clips": row.clips}
-                for row in self.classes
-            ],
+            "classes": [row.to_json() for row in self.classes],
             "failures": [dataclasses.asdict(failure) for failure in self.failures],
             "shards": [dataclasses.asdict(shard) for shard in self.shards],
             "extended": [dataclasses.asdict(extension) for extension in self.extended],
@@ -234,11 +236,24 @@ class Index:
     paths: Sequence[str]  # of the videos, relative to SOURCE
     classes: Sequence[str]
     splits: Sequence[str]
-    source_groups: Sequence[str]
+    recordings: Sequence[str]
     decoders: Sequence[str]
 
     def __len__(self) -> int:
         return len(self.clips)
+
+    @property
+    def fps(self) -> npt.NDArray[np.float64]:
+        """Frame rate of each video; 0 if unknown."""
+        fps: npt.NDArray[np.float64] = self.videos["fps"].astype(np.float64)
+        return fps
+
+    @property
+    def seconds(self) -> npt.NDArray[np.float64]:
+        """Length of each video; 0 if unknown."""
+        fps, seconds = self.fps, np.zeros(len(self.videos))
+        np.divide(self.videos["num_frames"], fps, out=seconds, where=fps > 0)
+        return seconds
 
     def key(self, row: int) -> str:
         clip = self.clips[row]
@@ -250,15 +265,15 @@ class Index:
     def split(self, video: int) -> str | None:
         return _name(self.splits, self.videos["split"][video])
 
-    def source_group(self, video: int) -> str | None:
-        return _name(self.source_groups, self.videos["source_group"][video])
+    def recording(self, video: int) -> str | None:
+        return _name(self.recordings, self.videos["source_group"][video])
 
     def decoder(self, video: int) -> str | None:
         return _name(self.decoders, self.videos["decoder"][video])
 
     def to_bytes(self) -> bytes:
         buffer = io.BytesIO()
-        tables: dict[str, Any] = {name: _pack(getattr(self, name)) for name in _STRING_TABLES}
+        tables: dict[str, Any] = {name: _pack(getattr(self, field)) for field, name in _STRING_TABLES.items()}
         np.savez(buffer, clips=self.clips, videos=self.videos, **tables)
         return buffer.getvalue()
 
@@ -268,7 +283,7 @@ class Index:
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 clips, videos = arrays["clips"], arrays["videos"]
-                tables = {name: _unpack(arrays[name]) for name in _STRING_TABLES}
+                tables = {field: _unpack(arrays[name]) for field, name in _STRING_TABLES.items()}
         except Exception as error:  # numpy and zipfile raise a dozen types of errors on damaged files
             raise FormatError(f"{where} is not an index written by vidshard build: {error}") from error
         if clips.dtype != CLIP_ROW or videos.dtype != VIDEO_ROW or len(tables["paths"]) != len(videos):
@@ -282,7 +297,14 @@ class Index:
         return cls(clips=clips, videos=videos, **tables)
 
 
-_STRING_TABLES = ("paths", "classes", "splits", "source_groups", "decoders")
+# Field of `Index` → name in the file, in the order of the file.
+_STRING_TABLES = {
+    "paths": "paths",
+    "classes": "classes",
+    "splits": "splits",
+    "recordings": "source_groups",
+    "decoders": "decoders",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -299,7 +321,7 @@ class ShardSet:
         return str(self.folder)
 
     @property
-    def may_vanish(self) -> bool:
+    def is_cached(self) -> bool:
         """True if shards are cached copies that may be evicted; they must be read inside `in_use`."""
         return False
 
@@ -329,6 +351,23 @@ class ShardSet:
     def in_use(self, file: IO[bytes]) -> AbstractContextManager[bool]:
         """Protect an open shard from eviction while the block runs; yields False if it must be reopened."""
         return contextlib.nullcontext(True)
+
+    def read_clip(self, row: int) -> tuple[Clip, SampleRecord]:
+        """Read the clip of a row of the index, unchecked, and its record. Raises FormatError, OSError.
+
+        A local set only: the shard of a URL may be missing.
+        """
+        clip_row = self.index.clips[row]
+        offset, size = int(clip_row["offset"]), int(clip_row["size"])
+        with open(self.shard_path(int(clip_row["shard"])), "rb") as file:
+            file.seek(offset)
+            clip = layout.decode_clip(
+                file.read(size),
+                self.manifest.clip_shape,
+                codec=self.manifest.codec,
+                where=f"clip {self.index.key(row)!r}",
+            )
+            return clip, layout.read_record(file, offset, size)
 
     @property
     def log_folder(self) -> Path:
@@ -392,7 +431,7 @@ def _no_shards(folder: Path) -> str:
         sets, _ = _look_below(Path("shards") / Path(os.path.abspath(folder)).name)  # the default output folder
     if sets:
         do, which = ("does", "it") if len(sets) == 1 else ("do", "one of them")
-        shown = ", ".join(map(str, sets[:_SHOWN])) + (", …" if len(sets) > _SHOWN else "")
+        shown = ", ".join(map(str, sets[:_MAX_SUGGESTIONS])) + (", …" if len(sets) > _MAX_SUGGESTIONS else "")
         return f"{folder} holds no shards, but {shown} {do}: did you mean {which}?"
     if holds_videos:
         return f"{folder} holds videos, not shards; build shards first: vidshard build {folder}"

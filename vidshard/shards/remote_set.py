@@ -74,7 +74,7 @@ def open_index(url: Url, about: Manifest) -> Index:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outline(ShardSet):
+class RemoteMetadata(ShardSet):
     """Manifest and index of a remote set, without its shards. `folder` is meaningless."""
 
     url: Url
@@ -84,12 +84,12 @@ class Outline(ShardSet):
         return str(self.url)
 
 
-def outline(where: Location) -> ShardSet:
+def open_metadata(where: Location) -> ShardSet:
     """Open only the manifest and index of a set. Raises UserError if there is none, FormatError if it is damaged."""
     if isinstance(where, Path):
         return manifest.open_shards(where)
     about = read_manifest(where)
-    return Outline(folder=Path(), manifest=about, index=open_index(where, about), url=where)
+    return RemoteMetadata(folder=Path(), manifest=about, index=open_index(where, about), url=where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ class RemoteSet(ShardSet):
         return str(self.url)
 
     @property
-    def may_vanish(self) -> bool:
+    def is_cached(self) -> bool:
         return True
 
     @property

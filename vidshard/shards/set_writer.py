@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from vidshard.shards import codecs, layout, manifest, writer
 from vidshard.shards.layout import Clip, ClipShape, SampleRecord
-from vidshard.shards.manifest import ClassCount, Failure, Index, Manifest, Shard
+from vidshard.shards.manifest import ClassCount, Index, Manifest, Shard
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
 
@@ -33,7 +33,7 @@ class VideoEntry:
     class_name: str | None
     label: int  # 0 normal, 1 crime, -1 unknown
     split: str | None
-    source_group: str | None  # recording that the video was cut from
+    recording: str | None  # recording that the video was cut from
     decoder: str
     num_frames: int
     width: int
@@ -50,12 +50,12 @@ def make_index(rows: npt.NDArray[np.void], videos: Sequence[VideoEntry]) -> Inde
     """
     classes = _table(video.class_name for video in videos)
     splits = _table(video.split for video in videos)
-    groups = _table(video.source_group for video in videos)
+    recordings = _table(video.recording for video in videos)
     decoders = _table(video.decoder for video in videos)
-    places = [{name: row for row, name in enumerate(names)} for names in (classes, splits, groups, decoders)]
+    places = [{name: row for row, name in enumerate(names)} for names in (classes, splits, recordings, decoders)]
     table = np.zeros(len(videos), manifest.VIDEO_ROW)
     for row, video in enumerate(videos):
-        names = (video.class_name, video.split, video.source_group, video.decoder)
+        names = (video.class_name, video.split, video.recording, video.decoder)
         columns = [-1 if name is None else of[name] for of, name in zip(places, names, strict=True)]
         table[row] = (*columns, video.num_frames, video.width, video.height, video.fps)
     return Index(
@@ -64,7 +64,7 @@ def make_index(rows: npt.NDArray[np.void], videos: Sequence[VideoEntry]) -> Inde
         paths=[video.path for video in videos],
         classes=classes,
         splits=splits,
-        source_groups=groups,
+        recordings=recordings,
         decoders=decoders,
     )
 
@@ -74,37 +74,21 @@ def make_manifest(
     rows: npt.NDArray[np.void],
     videos: Sequence[VideoEntry],
     shards: Sequence[Shard],
-    *,
-    split: str | None,
-    clip_shape: ClipShape,
-    codec: str,
-    settings: dict[str, Any],
-    packages: dict[str, str],
-    failures: tuple[Failure, ...] = (),
-    num_found: int | None = None,
-    **more: Any,
+    **fields: Any,
 ) -> Manifest:
     """Return the manifest of a set of these shards and this index.
 
     Args:
         index_data: Bytes of the index file.
-        num_found: Number of files found in the source folder. Default: one for each video and each failure.
-        more: Further fields of `Manifest`.
+        fields: The fields of `Manifest` that do not follow from the others.
     """
     return Manifest(
-        split=split,
-        clip_shape=clip_shape,
-        codec=codec,
-        settings=settings,
-        packages=packages,
         classes=_count_classes(rows, videos),
-        videos_found=len(videos) + len(failures) if num_found is None else num_found,
         videos_ok=len(videos),
-        failures=failures,
         shards=tuple(shards),
         index_bytes=len(index_data),
         index_sha256=hashlib.sha256(index_data).hexdigest(),
-        **more,
+        **fields,
     )
 
 
@@ -189,7 +173,7 @@ class ShardSetWriter:
         self._shards: list[Shard] = []
         self._rows: list[writer.Rows] = []
         self._video_rows: list[int] = []  # of the clips of the open shard
-        self._part: writer.PartWriter | None = None
+        self._fragment: writer.FragmentWriter | None = None
 
     def __enter__(self) -> ShardSetWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -203,7 +187,7 @@ class ShardSetWriter:
         else:
             self._abandon()
 
-    def add(
+    def add(  # public; a clip has that many properties
         self,
         clip: Clip,
         *,
@@ -239,7 +223,7 @@ class ShardSetWriter:
         `label`, `class_name`, `recording`, `fps` and `num_frames` describe the video: the same for all its clips.
 
         Raises:
-            ValueError: A wrong shape, type, length, order or label, or other facts about a video than before.
+            ValueError: A wrong shape, type, length, order or label, or other values for a video than before.
             OSError: The disk is full.
         """
         before = self._last if self._last is not None and self._last.path == video else None
@@ -256,23 +240,13 @@ class ShardSetWriter:
         length = self.clip_shape.num_frames
         if frame_indices is None:
             frame_indices = range(clip_index * length, (clip_index + 1) * length)
-        if timestamps_seconds is None:
-            timestamps_seconds = [index / fps for index in frame_indices]
-        seconds = tuple(map(float, timestamps_seconds))
         indices = tuple(map(int, frame_indices))
-        if len(indices) != length or len(seconds) != length:
-            raise ValueError(f"{len(indices)} frame indices and {len(seconds)} timestamps, expected {length} of each")
-        if min(indices) < 0 or list(indices) != sorted(indices) or list(seconds) != sorted(seconds):
-            raise ValueError(
-                f"frame indices {indices} and timestamps {seconds} of {video!r}: expected 0 or more, never falling"
-            )
+        seconds = tuple(index / fps for index in indices)
+        if timestamps_seconds is not None:
+            seconds = tuple(map(float, timestamps_seconds))
         if num_frames is None:
-            num_frames = before.num_frames if before else indices[-1] + 1
-        if indices[-1] >= num_frames:
-            raise ValueError(
-                f"clip {clip_index} of {video!r} has frame {indices[-1]}, expected below num_frames, {num_frames}: "
-                "pass num_frames, the length of the whole video, with every clip"
-            )
+            num_frames = before.num_frames if before else max(indices, default=-1) + 1
+        self._check_frames(f"clip {clip_index} of {video!r}", indices, seconds, num_frames)
         gaps = np.diff(np.array(seconds))
         gaps = gaps[gaps > 0]
         record = SampleRecord(
@@ -289,10 +263,24 @@ class ShardSetWriter:
             decoder="unknown",
             repeated_frames=sum(a == b for a, b in itertools.pairwise(indices)),
             flags=flags,
-            source_group=recording,
+            recording=recording,
         )
         self._check_order(record)
         return self.append(record, clip)
+
+    def _check_frames(self, clip: str, indices: Sequence[int], seconds: Sequence[float], num_frames: int) -> None:
+        length = self.clip_shape.num_frames
+        if len(indices) != length or len(seconds) != length:
+            raise ValueError(f"{len(indices)} frame indices and {len(seconds)} timestamps, expected {length} of each")
+        if min(indices) < 0 or list(indices) != sorted(indices) or list(seconds) != sorted(seconds):
+            raise ValueError(
+                f"frame indices {indices} and timestamps {seconds} of {clip}: expected 0 or more, never falling"
+            )
+        if indices[-1] >= num_frames:
+            raise ValueError(
+                f"{clip} has frame {indices[-1]}, expected below num_frames, {num_frames}: "
+                "pass num_frames, the length of the whole video, with every clip"
+            )
 
     def _check_order(self, record: SampleRecord) -> None:
         """Raise ValueError unless `record` may follow the last one: what `vidshard.verify` expects of a set."""
@@ -307,7 +295,7 @@ class ShardSetWriter:
                 "add videos in the order of sorted(paths), and the clips of a video one after another"
             )
         if record.path == last.path:
-            for name in ("label", "class_name", "source_group", "fps", "num_frames"):
+            for name in ("label", "class_name", "recording", "fps", "num_frames"):
                 got, expected = getattr(record, name), getattr(last, name)
                 if got != expected:
                     raise ValueError(f"{name} of {record.path!r} is {got!r}, expected {expected!r} as before")
@@ -315,8 +303,8 @@ class ShardSetWriter:
     def append(self, record: SampleRecord, clip: Clip) -> str:
         """Write one clip with a complete record (docs/SHARD_FORMAT.md) and return its key.
 
-        The caller keeps the order of `add`, and a video's facts the same in all its records. Raises ValueError if the
-        clip has the wrong shape or type or its key was written before; OSError if the disk is full.
+        The caller keeps the order of `add`, and the properties of a video the same in all its records. Raises
+        ValueError if the clip has the wrong shape or type or its key was written before; OSError if the disk is full.
         """
         if clip.shape != self.clip_shape.thwc or clip.dtype != np.uint8:
             raise ValueError(
@@ -325,13 +313,13 @@ class ShardSetWriter:
             )
         if record.key in self._keys:
             raise ValueError(f"clip {record.key!r} was added before")
-        if self._part is None:
-            self._part = writer.PartWriter(self._part_path, codec=self.codec)
-        self._part.append(record, clip)
+        if self._fragment is None:
+            self._fragment = writer.FragmentWriter(self._fragment_path, codec=self.codec)
+        self._fragment.append(record, clip)
         self._keys.add(record.key)
         self._last = record
         self._video_rows.append(self._video_row(record))
-        if self._part.size >= self._shard_bytes:
+        if self._fragment.size >= self._shard_bytes:
             self._end_shard()
         return record.key
 
@@ -343,7 +331,7 @@ class ShardSetWriter:
                 class_name=record.class_name,
                 label=record.label,
                 split=record.split,
-                source_group=record.source_group,
+                recording=record.recording,
                 decoder=record.decoder,
                 num_frames=record.num_frames,
                 width=self.clip_shape.width,
@@ -353,26 +341,26 @@ class ShardSetWriter:
         return self._row_of_video[record.path]
 
     @property
-    def _part_path(self) -> Path:
+    def _fragment_path(self) -> Path:
         return self.folder / f".{layout.shard_name(len(self._shards))}.part"
 
     def _end_shard(self) -> None:
         rows = np.zeros(0, manifest.CLIP_ROW)
-        parts: list[Path] = []
-        if self._part is not None:
-            self._part.close()
-            rows, parts = self._part.rows, [self._part_path]
+        fragments: list[Path] = []
+        if self._fragment is not None:
+            self._fragment.close()
+            rows, fragments = self._fragment.rows, [self._fragment_path]
             rows["shard"], rows["video"] = len(self._shards), self._video_rows
         name = layout.shard_name(len(self._shards))
-        size, sha256 = writer.join_parts(self.folder / name, parts)
-        for part in parts:
-            part.unlink()
+        size, sha256 = writer.join_fragments(self.folder / name, fragments)
+        for fragment in fragments:
+            fragment.unlink()
         self._shards.append(Shard(name=name, bytes=size, samples=len(rows), sha256=sha256))
         self._rows.append(rows)
-        self._part, self._video_rows = None, []
+        self._fragment, self._video_rows = None, []
 
     def _finish(self) -> None:
-        if self._part is not None or not self._shards:
+        if self._fragment is not None or not self._shards:
             self._end_shard()
         rows = np.concatenate(self._rows)
         videos = list(self._videos.values())
@@ -388,13 +376,15 @@ class ShardSetWriter:
             codec=self.codec,
             settings=self._settings,
             packages=self._packages,
+            videos_found=len(videos),
+            failures=(),
         )
         atomic.write_text(self.folder / layout.FAILURES_NAME, _NO_FAILURES)
         manifest.write_index_and_manifest(self.folder, about, index_data)
 
     def _abandon(self) -> None:
-        if self._part is not None:
-            self._part.close()
-            self._part_path.unlink(missing_ok=True)
+        if self._fragment is not None:
+            self._fragment.close()
+            self._fragment_path.unlink(missing_ok=True)
         for shard in self._shards:
             (self.folder / shard.name).unlink(missing_ok=True)

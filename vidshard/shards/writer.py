@@ -24,7 +24,7 @@ _COPY_BYTES = 1 << 20
 Rows = npt.NDArray[np.void]  # CLIP_ROW
 
 
-class PartWriter:
+class FragmentWriter:
     """Writer of the samples of one chunk to a fragment file, which is valid only once the block ends without an error.
 
     `rows` are the index rows of the samples; `offset` counts from the start of the fragment; `shard` and `video` are 0.
@@ -37,7 +37,7 @@ class PartWriter:
         self._rows: list[tuple[int, ...]] = []
         self._gaps: list[float] = []
 
-    def __enter__(self) -> PartWriter:
+    def __enter__(self) -> FragmentWriter:
         return self
 
     def __exit__(
@@ -74,10 +74,12 @@ class PartWriter:
 
 
 class Cancelled(Exception):  # noqa: N818
-    """Cancellation of `join_parts` by its caller."""
+    """Cancellation of `join_fragments` by its caller."""
 
 
-def join_parts(path: Path, parts: Sequence[Path], *, cancelled: Callable[[], bool] = lambda: False) -> tuple[int, str]:
+def join_fragments(
+    path: Path, fragments: Sequence[Path], *, cancelled: Callable[[], bool] = lambda: False
+) -> tuple[int, str]:
     """Join fragment files into the shard `path` atomically; return its size in bytes and its SHA-256.
 
     Without fragments the shard is empty. Raises OSError (disk full), or Cancelled when `cancelled()` becomes true.
@@ -85,8 +87,8 @@ def join_parts(path: Path, parts: Sequence[Path], *, cancelled: Callable[[], boo
     digest = hashlib.sha256()
     size = 0
     with atomic.atomic_open(path) as shard:
-        for part in parts:
-            with open(part, "rb") as file:
+        for fragment in fragments:
+            with open(fragment, "rb") as file:
                 while block := file.read(_COPY_BYTES):
                     if cancelled():
                         raise Cancelled

@@ -81,7 +81,7 @@ MAY_HIDE_VIDEOS = (
 )  # fmt: skip
 
 # Optional, in SOURCE or next to its split folders: [{"file": "Train/Abuse/a.mp4", "source": "recording 7"}, …].
-GROUPS_NAME = "sources.json"
+RECORDINGS_NAME = "sources.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class Video:
     path: str  # relative to SOURCE, with forward slashes
     class_name: str | None  # name of the parent folder; None directly in SOURCE
     label: int  # 0 normal, 1 crime, -1 unknown
-    source_group: str | None = None  # the recording it was cut from, if known
+    recording: str | None = None  # the recording it was cut from, if known
     events: tuple[tuple[int, int], ...] = ()  # first and last frame of each annotated event
     num_bytes: int | None = None  # file size from a listing; None: ask the file system
     version: str | None = None  # version in an object store, which changes when the object is replaced
@@ -106,6 +106,16 @@ class Source:
     videos: tuple[Video, ...]
     skipped: tuple[Failure, ...]
     notes: tuple[str, ...] = ()  # remarks for the user
+
+
+def skip_videos(source: Source, videos: Iterable[Video], reason: str, message: str) -> tuple[Failure, ...]:
+    """Return the skipped entries of a source together with these `videos`, sorted."""
+    more = [Failure(path=video.path, outcome="skipped", reason=reason, message=message) for video in videos]
+    return _in_order([*source.skipped, *more])
+
+
+def _in_order(failures: Iterable[Failure]) -> tuple[Failure, ...]:
+    return tuple(sorted(failures, key=lambda failure: path_bytes(failure.path)))
 
 
 def find_sources(
@@ -197,15 +207,14 @@ def check_no_class_folder(given: Location, sources: Sequence[Source]) -> None:
     if all(video.class_name is not None for video in sources[0].videos):
         return
     parent = place.parent
-    has_neighbour = isinstance(parent, Path) and _lies_beside_a_class(parent, place.name)
-    if split_name(parent.name) is not None or has_neighbour:
+    if split_name(parent.name) is not None or (isinstance(parent, Path) and _has_neighbour_class(parent, place.name)):
         raise UserError(
             f"{given} seems to be the folder of one class, whose videos would have no label: did you mean {parent}? "
             "To build it without labels, pass `yes`"
         )
 
 
-def _lies_beside_a_class(parent: Path, name: str) -> bool:
+def _has_neighbour_class(parent: Path, name: str) -> bool:
     with contextlib.suppress(OSError), os.scandir(parent) as entries:
         for entry in itertools.islice(entries, _MAX_LOOKED_AT):
             named = is_known_class(entry.name) or is_known_class(name)
@@ -344,9 +353,9 @@ def _find_source(
     root: Path, split: str | None, normal: str | None, leave_out: Collection[str], follow_links: bool
 ) -> Source:
     walk = _Walk(root, leave_out, follow_links)
-    groups = _read_groups(root, split)
+    recordings = _read_recordings(root, split)
     notes = by_content_note(walk.by_content)
-    return make_source(root, split, walk.videos, walk.skipped, groups=groups, normal=normal, notes=notes)
+    return make_source(root, split, walk.videos, walk.skipped, recordings=recordings, normal=normal, notes=notes)
 
 
 def make_source(
@@ -355,7 +364,7 @@ def make_source(
     paths: Iterable[str],
     skipped: Collection[Failure],
     *,
-    groups: Groups,
+    recordings: Recordings,
     normal: str | None,
     notes: Sequence[str] = (),
 ) -> Source:
@@ -364,12 +373,11 @@ def make_source(
     for path in sorted(paths, key=path_bytes):
         class_name = path.rpartition("/")[0].rpartition("/")[2] or None
         label = class_label(class_name, normal=normal)
-        videos.append(Video(path=path, class_name=class_name, label=label, source_group=groups.of.get(path)))
+        videos.append(Video(path=path, class_name=class_name, label=label, recording=recordings.of.get(path)))
     if not videos:
         raise UserError(_nothing_found(root, skipped))
-    in_order = sorted(skipped, key=lambda failure: path_bytes(failure.path))
-    all_notes = (*notes, *groups.notes(videos))
-    return Source(root=root, split=split, videos=tuple(videos), skipped=tuple(in_order), notes=all_notes)
+    all_notes = (*notes, *recordings.notes(videos))
+    return Source(root=root, split=split, videos=tuple(videos), skipped=_in_order(skipped), notes=all_notes)
 
 
 def _nothing_found(root: Location, skipped: Collection[Failure]) -> str:
@@ -425,44 +433,48 @@ class _Walk:
 
     def _sort_or_skip(self, entry: os.DirEntry[str], path: str) -> list[str]:
         try:
+            if entry.name.startswith(".") and not is_hidden_video(entry.name, lambda: _read_head(entry.path)):
+                return self._skip(path, *HIDDEN)
+            if not _is_utf8_or_bytes(path):
+                return self._skip(path, "unusable_name", "its name is not valid Unicode; rename it")
             return self._sort(entry, path)
         except OSError as error:  # affects this entry only: its siblings are read
             return self._skip(path, "unreadable", f"it cannot be examined: {error.strerror}")
 
     def _sort(self, entry: os.DirEntry[str], path: str) -> list[str]:
-        if entry.name.startswith(".") and not is_hidden_video(entry.name, lambda: _read_head(entry.path)):
-            return self._skip(path, *HIDDEN)
-        if not _is_utf8_or_bytes(path):
-            return self._skip(path, "unusable_name", "its name is not valid Unicode; rename it")
         if entry.is_symlink():
             real = os.path.realpath(entry.path)
-            if not os.path.exists(real):
-                return self._skip(path, "broken_link", "it is a broken link; repair or delete it")
-            if not _is_below(real, self.real_root) and not self.follow_links:
-                message = "it is a link that leads out of SOURCE; `follow_links` reads it"
-                return self._skip(path, "link_outside_source", message)
+            if (why := self._why_skip_link(real)) is not None:
+                return self._skip(path, *why)
             if os.path.isdir(real):
-                if any(_is_below(real, folder) or _is_below(folder, real) for folder in self.real_folders):
-                    return self._skip(path, "link_to_folder", "it is a link to a folder that is read anyway")
                 self.real_folders.append(real)
                 return [path]
         elif entry.is_dir(follow_symlinks=False):
-            if os.path.splitext(entry.name)[1].lower() in VIDEO_SUFFIXES:
+            if has_video_suffix(entry.name):
                 self._skip(
                     path, "not_a_regular_file", "it is a folder, although its name is that of a video; it is read"
                 )
             return [path]
-        if path == GROUPS_NAME:
+        if path == RECORDINGS_NAME:
             return []
-        no_video = why_no_video(entry.name, lambda: _read_head(entry.path))
-        if no_video is not None:
-            return self._skip(path, *no_video)
-        if not stat.S_ISREG(entry.stat().st_mode):
-            return self._skip(path, "not_a_regular_file", "it is a pipe, socket or device, not a file; delete it")
-        if os.path.splitext(entry.name)[1].lower() not in VIDEO_SUFFIXES:
-            self.by_content.append(path)
+        why = why_no_video(entry.name, lambda: _read_head(entry.path))
+        if why is None and not stat.S_ISREG(entry.stat().st_mode):
+            why = "not_a_regular_file", "it is a pipe, socket or device, not a file; delete it"
+        if why is not None:
+            return self._skip(path, *why)
+        self.by_content += [] if has_video_suffix(entry.name) else [path]
         self.videos.append(path)
         return []
+
+    def _why_skip_link(self, real: str) -> tuple[str, str] | None:
+        """Return reason and message for skipping a link to `real`; None if it is followed."""
+        if not os.path.exists(real):
+            return "broken_link", "it is a broken link; repair or delete it"
+        if not _is_below(real, self.real_root) and not self.follow_links:
+            return "link_outside_source", "it is a link that leads out of SOURCE; `follow_links` reads it"
+        if os.path.isdir(real) and any(_is_below(real, at) or _is_below(at, real) for at in self.real_folders):
+            return "link_to_folder", "it is a link to a folder that is read anyway"
+        return None
 
     def _skip(self, path: str, reason: str, message: str) -> list[str]:
         self.skipped.append(Failure(path=path, outcome="skipped", reason=reason, message=message))
@@ -470,6 +482,10 @@ class _Walk:
 
 
 HIDDEN = "hidden_file", "its name begins with a dot; rename it if it is to be read"
+
+
+def has_video_suffix(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
 
 
 def is_hidden_video(name: str, read_head: Callable[[], bytes]) -> bool:
@@ -481,7 +497,7 @@ def is_hidden_video(name: str, read_head: Callable[[], bytes]) -> bool:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Groups:
+class Recordings:
     """Content of a `sources.json`: the recording that each video was cut from."""
 
     where: str = ""  # the file; "" if there is none
@@ -489,33 +505,33 @@ class Groups:
     fault: str = ""  # why the file was ignored
 
     @classmethod
-    def from_text(cls, text: str, *, where: str, prefix: str) -> Groups:
+    def from_text(cls, text: str, *, where: str, prefix: str) -> Recordings:
         """Parse the rows whose paths begin with `prefix`, which is removed. An invalid file gives only a `fault`."""
         try:
-            groups = parse_source_groups(text, where=where)
+            recordings = parse_recordings(text, where=where)
         except UserError as error:
             return cls(where=where, fault=str(error))
-        return cls(where=where, of={n.removeprefix(prefix): g for n, g in groups.items() if n.startswith(prefix)})
+        return cls(where=where, of={n.removeprefix(prefix): g for n, g in recordings.items() if n.startswith(prefix)})
 
     def notes(self, videos: Sequence[Video]) -> list[str]:
         """Return remarks for the user about the file."""
         if not self.where:
             return []
-        grouped = [video.source_group for video in videos if video.source_group is not None]
-        if grouped:
+        known = [video.recording for video in videos if video.recording is not None]
+        if known:
             return [
-                f"{self.where} was read: {len(grouped):,} of {len(videos):,} videos are cut from "
-                f"{len(set(grouped)):,} recordings"
+                f"{self.where} was read: {len(known):,} of {len(videos):,} videos are cut from "
+                f"{len(set(known)):,} recordings"
             ]
         fault = self.fault or f"{self.where} names none of the videos; expected paths such as {videos[0].path}"
         return [f"WARNING: videos are not grouped by recording: {fault}"]
 
 
-def _read_groups(root: Path, split: str | None) -> Groups:
+def _read_recordings(root: Path, split: str | None) -> Recordings:
     """Read the `sources.json` in `root` or, if `root` is a split folder, next to it. Raises UserError."""
     places = [(root, "")] + ([(root.parent, f"{root.name}/")] if split is not None else [])
     for folder, prefix in places:
-        path = folder / GROUPS_NAME
+        path = folder / RECORDINGS_NAME
         if path.is_file():
             try:
                 text = path.read_bytes().decode("utf-8-sig", "replace")
@@ -523,16 +539,16 @@ def _read_groups(root: Path, split: str | None) -> Groups:
                 raise UserError(
                     f"{path} cannot be read: {error.strerror}; it groups the videos by recording"
                 ) from error
-            return Groups.from_text(text, where=str(path), prefix=prefix)
-    return Groups()
+            return Recordings.from_text(text, where=str(path), prefix=prefix)
+    return Recordings()
 
 
-def read_source_groups(path: Path) -> dict[str, str]:
+def read_recordings(path: Path) -> dict[str, str]:
     """Read file → source from a JSON list of {"file": …, "source": …} or a CSV with the columns file and source."""
-    return parse_source_groups(read_text(path), where=str(path))
+    return parse_recordings(read_text(path), where=str(path))
 
 
-def parse_source_groups(text: str, *, where: str) -> dict[str, str]:
+def parse_recordings(text: str, *, where: str) -> dict[str, str]:
     """Parse the text of such a list; `where` names it in errors."""
     try:
         rows = json.loads(text) if text.lstrip()[:1] in ("[", "{") else list(csv.DictReader(io.StringIO(text)))

@@ -9,16 +9,16 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 
 from vidshard.shards.layout import NORMAL_LABEL, UNKNOWN_LABEL
-from vidshard.shards.manifest import Failure
-from vidshard.sources.folders import Source, path_bytes, read_source_groups
+from vidshard.sources.folders import Source, read_recordings, skip_videos
 from vidshard.util.errors import UserError
-from vidshard.util.lists import line_events, listed_name, read_lines
+from vidshard.util.lists import listed_name, parse_lines, read_lines
 
-_SHOWN = 5
+_MAX_NAMES = 5
+Events = tuple[tuple[int, int], ...]  # first and last frame of each
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,63 +59,50 @@ def apply_split_list(sources: Sequence[Source], path: Path) -> Matched:
             f"`split_list` {path} names none of the {total:,} videos (it has: {', '.join(names[:3]) or 'nothing'}"
             "); expected one video per line, as in Anomaly_Train.txt of UCF-Crime"
         )
-    message = f"not in the list {path.name}"
     kept = []
     for number, source in enumerate(sources):
-        rest = [
-            Failure(path=video.path, outcome="skipped", reason="not_in_list", message=message)
-            for row, video in enumerate(source.videos)
-            if (number, row) not in taken
-        ]
-        kept.append(
-            dataclasses.replace(
-                source,
-                videos=tuple(video for row, video in enumerate(source.videos) if (number, row) in taken),
-                skipped=tuple(sorted([*source.skipped, *rest], key=lambda failure: path_bytes(failure.path))),
-            )
-        )
+        listed = [video for row, video in enumerate(source.videos) if (number, row) in taken]
+        others = [video for row, video in enumerate(source.videos) if (number, row) not in taken]
+        skipped = skip_videos(source, others, "not_in_list", f"not in the list {path.name}")
+        kept.append(dataclasses.replace(source, videos=tuple(listed), skipped=skipped))
     note = f"{path.name}: {len(taken):,} of {total:,} videos are in the list"
-    if missing:
-        note += f"\nWARNING: {len(missing):,} of {len(names):,} entries of {path.name} match no video: {shown(missing)}"
+    note += _unmatched_note(path, missing, names)
     return Matched(sources=[source for source in kept if source.videos], note=note)
 
 
-def apply_source_groups(sources: Sequence[Source], path: Path) -> Matched:
+def apply_recordings(sources: Sequence[Source], path: Path) -> Matched:
     """Assign recordings to videos by a JSON list of {"file", "source"} or a CSV with these columns.
 
     Raises UserError if the file cannot be read, a row is ambiguous, or a video has several recordings.
     """
-    groups = read_source_groups(path)
+    recordings = read_recordings(path)
     what = f"`source_groups` {path}"
-    group_of: dict[tuple[int, int], tuple[int, str, str]] = {}  # video → parts in common, row, group
-    names = {os.path.splitext(name.replace("\\", "/"))[0]: name for name in groups}
+    recording_of: dict[tuple[int, int], tuple[int, str, str]] = {}  # video → components in common, row, recording
+    names = {os.path.splitext(name.replace("\\", "/"))[0]: name for name in recordings}
     for stem, matches in match_names(sources, sorted(names), what=what).items():
-        group = groups[names[stem]]
+        recording = recordings[names[stem]]
         for number, row in matches:
             score = common_suffix(stem, _full_path(sources[number], row))
-            before = group_of.get((number, row))
-            if before is not None and before[0] == score and before[2] != group:
+            before = recording_of.get((number, row))
+            if before is not None and before[0] == score and before[2] != recording:
                 raise UserError(
                     f"{what} gives {sources[number].videos[row].path} two sources: {before[2]} ({before[1]}) and "
-                    f"{group} ({names[stem]}); write more of the path in the file, or remove one row"
+                    f"{recording} ({names[stem]}); write more of the path in the file, or remove one row"
                 )
             if before is None or score > before[0]:
-                group_of[number, row] = (score, names[stem], group)
+                recording_of[number, row] = (score, names[stem], recording)
     grouped = [
         dataclasses.replace(
             source,
             videos=tuple(
-                dataclasses.replace(
-                    video,
-                    source_group=group_of[number, row][2] if (number, row) in group_of else None,
-                )
+                dataclasses.replace(video, recording=recording_of.get((number, row), (0, "", None))[2])
                 for row, video in enumerate(source.videos)
             ),
         )
         for number, source in enumerate(sources)
     ]
-    unknown = [video.path for source in grouped for video in source.videos if video.source_group is None]
-    note = f"{path.name}: {len(group_of):,} videos of {len({g for *_, g in group_of.values()}):,} recordings"
+    unknown = [video.path for source in grouped for video in source.videos if video.recording is None]
+    note = f"{path.name}: {len(recording_of):,} videos of {len({g for *_, g in recording_of.values()}):,} recordings"
     if unknown:
         note += f"\nWARNING: {path.name} has no row for {len(unknown):,} videos: {shown(unknown)}"
     return Matched(sources=grouped, note=note)
@@ -127,23 +114,15 @@ def apply_annotations(sources: Sequence[Source], path: Path) -> Matched:
     A crime video without an event in the file is skipped as `no_annotation`, since the position of the crime is
     unknown. Raises UserError if the file cannot be read, contradicts a label, or a name is ambiguous.
     """
-    events_of: dict[str, tuple[tuple[int, int], ...]] = {}
-    for number, line in enumerate(read_lines(path), start=1):
-        try:
-            events_of[listed_name(line)] = line_events(line)
-        except ValueError as error:
-            raise UserError(
-                f"line {number} of {path} is not an annotation ({error}): {line.strip()}; expected name, class and "
-                "frames, such as: Abuse028_x264.mp4 Abuse 165 240 -1 -1"
-            ) from error
-    events: dict[tuple[int, int], tuple[tuple[int, int], ...]] = {}
+    events_of = {video.name: video.events or () for video in parse_lines(path, need_events=True)}
+    events: dict[tuple[int, int], Events] = {}
     missing = []
     for name, matches in match_names(sources, sorted(events_of), what=f"`annotations` {path}").items():
         events |= dict.fromkeys(matches, events_of[name])
         missing += [] if matches else [name]
     annotated = []
     for number, source in enumerate(sources):
-        videos, skipped = [], list(source.skipped)
+        videos, left_out = [], []
         for row, video in enumerate(source.videos):
             of_video = events.get((number, row))
             if video.label == NORMAL_LABEL and of_video:
@@ -154,22 +133,20 @@ def apply_annotations(sources: Sequence[Source], path: Path) -> Matched:
             if of_video or video.label == NORMAL_LABEL or (video.label == UNKNOWN_LABEL and of_video is not None):
                 videos.append(dataclasses.replace(video, events=of_video or ()))
             else:
-                message = f"{path.name} has no event for it"
-                skipped.append(Failure(path=video.path, outcome="skipped", reason="no_annotation", message=message))
-        skipped.sort(key=lambda failure: path_bytes(failure.path))
-        annotated.append(dataclasses.replace(source, videos=tuple(videos), skipped=tuple(skipped)))
+                left_out.append(video)
+        skipped = skip_videos(source, left_out, "no_annotation", f"{path.name} has no event for it")
+        annotated.append(dataclasses.replace(source, videos=tuple(videos), skipped=skipped))
     with_events = [video for source in annotated for video in source.videos if video.events]
     if not with_events:
         raise UserError(
             f"`annotations` {path} has no event for any of the {sum(len(source.videos) for source in sources):,} "
             "videos; is it the right file?"
         )
-    left_out = sum(len(a.videos) - len(b.videos) for a, b in zip(sources, annotated, strict=True))
+    num_left_out = sum(len(a.videos) - len(b.videos) for a, b in zip(sources, annotated, strict=True))
     note = f"{path.name}: {sum(len(video.events) for video in with_events):,} events in {len(with_events):,} videos"
-    if left_out:
-        note += f"\nWARNING: {left_out:,} crime videos are skipped: {path.name} has no event for them"
-    if missing:
-        note += f"\n{_without_file(path, missing, sorted(events_of))}"
+    if num_left_out:
+        note += f"\nWARNING: {num_left_out:,} crime videos are skipped: {path.name} has no event for them"
+    note += _unmatched_note(path, missing, events_of)
     return Matched(sources=[source for source in annotated if source.videos], note=note)
 
 
@@ -199,7 +176,7 @@ def match_names(sources: Sequence[Source], names: Sequence[str], *, what: str) -
 
 
 def shown(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+    return ", ".join(names[:_MAX_NAMES]) + (", …" if len(names) > _MAX_NAMES else "")
 
 
 def _full_path(source: Source, row: int) -> str:
@@ -207,5 +184,7 @@ def _full_path(source: Source, row: int) -> str:
     return os.path.splitext(f"{source.root.as_posix()}/{source.videos[row].path}")[0]
 
 
-def _without_file(path: Path, missing: Sequence[str], names: Sequence[str]) -> str:
-    return f"WARNING: {len(missing):,} of {len(names):,} entries of {path.name} match no video: {shown(missing)}"
+def _unmatched_note(path: Path, missing: Sequence[str], names: Collection[str]) -> str:
+    if not missing:
+        return ""
+    return f"\nWARNING: {len(missing):,} of {len(names):,} entries of {path.name} match no video: {shown(missing)}"

@@ -22,13 +22,13 @@ from vidshard.shards.manifest import ShardSet
 from vidshard.sources.config import SplitConfig as SplitConfig
 from vidshard.sources.folders import SPLITS as SPLITS
 from vidshard.sources.folders import Source, Video, find_sources, path_bytes
-from vidshard.sources.lists import apply_source_groups
+from vidshard.sources.lists import apply_recordings
 from vidshard.util import atomic
 from vidshard.util.errors import FormatError, UserError
 from vidshard.util.lists import read_list
 from vidshard.video.sampling import frame_indices, resize_frame
 
-_SHOWN = 20  # warnings of one kind; further ones are only counted
+_MAX_WARNINGS = 20  # warnings of one kind; further ones are only counted
 
 # The signature of a video: 8 frames of its first clip, 16 × 16, grey. A copy that was scaled to a quarter, brightened,
 # converted to another frame rate and compressed hard correlates to 0.99 in its mean picture and to 0.57–0.97 in its
@@ -48,7 +48,7 @@ class SplitVideo:
 
     path: str  # as written to the list
     class_name: str | None
-    source_group: str | None
+    recording: str | None
     content: str | None  # equal for videos with equal content; None if unique or unknown
 
 
@@ -96,7 +96,7 @@ def list_path(out: Path, split_name: str) -> Path:
     return out / f"{split_name}.txt"
 
 
-def to_text(report: SplitReport) -> str:
+def split_text(report: SplitReport) -> str:
     """Format the table class × split."""
     names = ["class", *SPLITS]
     rows = [[name or "(no class)", *(f"{found[s]:,}" for s in SPLITS)] for name, found in report.class_counts.items()]
@@ -126,7 +126,7 @@ def _find_videos(config: SplitConfig, shards: ShardSet | None) -> tuple[list[Spl
     notes = [note for source in sources for note in source.notes if not note.startswith("WARNING: ")]
     warnings = [note.removeprefix("WARNING: ") for source in sources for note in source.notes if note not in notes]
     if config.source_groups is not None:
-        matched = apply_source_groups(sources, config.source_groups)
+        matched = apply_recordings(sources, config.source_groups)
         sources, list_warnings = matched.sources, matched.note.split("WARNING: ")[1:]
         warnings += list_warnings
     found = [(Path(str(source.root)) / video.path, video) for source in sources for video in source.videos]
@@ -142,7 +142,7 @@ def _find_videos(config: SplitConfig, shards: ShardSet | None) -> tuple[list[Spl
             f"{config.source} holds {repeated[0]} in two splits, which a list cannot distinguish; rename one of them"
         )
     videos = [
-        SplitVideo(path=v.path, class_name=v.class_name, source_group=v.source_group, content=content)
+        SplitVideo(path=v.path, class_name=v.class_name, recording=v.recording, content=content)
         for (_, v), content in zip(found, contents, strict=True)
     ]
     return videos, notes, warnings
@@ -156,7 +156,7 @@ def _source_of_shards(shards: ShardSet) -> Source:
             path=path,
             class_name=index.class_name(number),
             label=label_of[index.class_name(number)],
-            source_group=index.source_group(number),
+            recording=index.recording(number),
         )
         for number, path in enumerate(index.paths)
     )
@@ -191,7 +191,7 @@ def make_groups(videos: Sequence[SplitVideo]) -> list[list[int]]:
             number = parent[number]
         return number
 
-    for attribute in ("source_group", "content"):
+    for attribute in ("recording", "content"):
         first: dict[str, int] = {}
         for number, video in enumerate(videos):
             value = getattr(video, attribute)
@@ -254,12 +254,12 @@ def _thin_class_warnings(
     groups: Sequence[Sequence[int]],
     fractions: Sequence[float],
 ) -> Iterator[str]:
-    if all(video.source_group is None for video in videos):
+    if all(video.recording is None for video in videos):
         yield (
             "no recordings are known: videos cut from one recording may end up in different splits; name them with "
             "`source_groups`"
         )
-    elif alone := sum(video.source_group is None for video in videos):
+    elif alone := sum(video.recording is None for video in videos):
         yield f"{alone:,} of {len(videos):,} videos have no known recording; each counts as its own"
     num_groups = Counter(name for group in groups for name in {videos[member].class_name or "" for member in group})
     for name, found in _class_counts(videos, split_of).items():
@@ -300,25 +300,20 @@ def _leak_warnings(videos: Sequence[SplitVideo], split_of: Mapping[int, str], sh
 
 
 def _capped(lines: Sequence[str]) -> list[str]:
-    more = len(lines) - _SHOWN
-    return [*lines[:_SHOWN], *([f"… and {more:,} more of this kind"] if more > 0 else [])]
+    more = len(lines) - _MAX_WARNINGS
+    return [*lines[:_MAX_WARNINGS], *([f"… and {more:,} more of this kind"] if more > 0 else [])]
 
 
 def _signatures(shards: ShardSet) -> tuple[Floats, dict[int, str]]:
     """Return small grey frames of the first clip of each video, float32 [V, K, S, S] (zeros on error), and errors."""
-    index, shape = shards.index, shards.manifest.clip_shape
+    index = shards.index
     signatures = np.zeros((len(index.videos), _SIGNATURE_FRAMES, _SIGNATURE_SIDE, _SIGNATURE_SIDE), np.float32)
     unreadable = {}
     first_rows = np.unique(index.clips["video"], return_index=True)[1]
     for row in np.sort(first_rows).tolist():
-        clip_row = index.clips[row]
-        number, key = int(clip_row["video"]), index.key(row)
+        number = int(index.clips["video"][row])
         try:
-            with open(shards.shard_path(int(clip_row["shard"])), "rb") as file:
-                file.seek(int(clip_row["offset"]))
-                payload, codec = file.read(int(clip_row["size"])), shards.manifest.codec
-                clip = layout.decode_clip(payload, shape, codec=codec, where=f"clip {key!r}")
-            signatures[number] = signature(clip)
+            signatures[number] = signature(shards.read_clip(row)[0])
         except (FormatError, OSError) as error:
             unreadable[number] = str(error)
     return signatures, unreadable

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from vidshard.shards.layout import UNKNOWN_LABEL
 from vidshard.shards.manifest import Failure
 from vidshard.sources import folders as sources
-from vidshard.sources.folders import GROUPS_NAME, HEAD_BYTES, VIDEO_SUFFIXES, Groups, Source, Video, split_name
+from vidshard.sources.folders import HEAD_BYTES, RECORDINGS_NAME, VIDEO_SUFFIXES, Recordings, Source, Video, split_name
 from vidshard.storage import urls
 from vidshard.storage.urls import ObjectInfo, Url
 from vidshard.util.errors import UserError
@@ -18,21 +18,22 @@ from vidshard.util.lists import SHOWN_SUFFIXES
 Listing = Mapping[str, ObjectInfo]  # name relative to a URL → size and version
 
 
-def find_sources(url: Url, *, normal: str | None = None, leave_out: Iterable[Url] = ()) -> list[Source]:
+def find_remote_sources(url: Url, *, normal: str | None = None, leave_out: Iterable[Url] = ()) -> list[Source]:
     """Find the videos below a URL, or the one video that it names; like `folders.find_sources`."""
     listing = urls.list_files(url)
     if not listing:
         return [_single_video(url)]
-    outputs = [out.place.removeprefix(url.place + "/") for out in leave_out if out.place.startswith(url.place + "/")]
+    root = f"{url.as_posix()}/"
+    outputs = [path.removeprefix(root) for out in leave_out if (path := out.as_posix()).startswith(root)]
     listing = {name: about for name, about in listing.items() if not _is_below(name, outputs)}
     splits = _split_folders(url, listing)
     if not splits:
-        return [_find_source(url, split_name(url.name), listing, normal, _outer_groups(url, listing))]
+        return [_find_source(url, split_name(url.name), listing, normal, _outer_recordings(url, listing))]
     found = []
     for split, folder in sorted(splits.items()):
         below = {name[len(folder) + 1 :]: about for name, about in listing.items() if name.startswith(f"{folder}/")}
-        groups = _groups(url, f"{folder}/") if GROUPS_NAME in listing else Groups()
-        found.append(_find_source(url / folder, split, below, normal, groups))
+        recordings = _recordings(url, f"{folder}/") if RECORDINGS_NAME in listing else Recordings()
+        found.append(_find_source(url / folder, split, below, normal, recordings))
     return found
 
 
@@ -68,17 +69,17 @@ def _split_folders(url: Url, listing: Listing) -> dict[str, str]:
     return splits
 
 
-def _find_source(url: Url, split: str | None, listing: Listing, normal: str | None, groups: Groups) -> Source:
+def _find_source(url: Url, split: str | None, listing: Listing, normal: str | None, recordings: Recordings) -> Source:
     videos: list[str] = []
     by_content: list[str] = []  # the videos without a video name
     skipped: dict[str, Failure] = {}
-    groups = _groups(url, "") if GROUPS_NAME in listing else groups
+    recordings = _recordings(url, "") if RECORDINGS_NAME in listing else recordings
 
     def skip(path: str, reason: str, message: str) -> None:
         skipped.setdefault(path, Failure(path=path, outcome="skipped", reason=reason, message=message))
 
     for name in listing:
-        if name == GROUPS_NAME:
+        if name == RECORDINGS_NAME:
             continue
         parts = name.split("/")
         hidden = next((number for number, part in enumerate(parts) if part.startswith(".")), None)
@@ -96,7 +97,9 @@ def _find_source(url: Url, split: str | None, listing: Listing, normal: str | No
         except urls.StorageError:
             skip(name, "unreadable", "it could not be read to check whether it is a video; run the same command again")
     notes = sources.by_content_note(by_content)
-    source = sources.make_source(url, split, videos, list(skipped.values()), groups=groups, normal=normal, notes=notes)
+    source = sources.make_source(
+        url, split, videos, list(skipped.values()), recordings=recordings, normal=normal, notes=notes
+    )
     videos_with_versions = [
         dataclasses.replace(video, num_bytes=listing[video.path].size, version=listing[video.path].version)
         for video in source.videos
@@ -104,22 +107,22 @@ def _find_source(url: Url, split: str | None, listing: Listing, normal: str | No
     return dataclasses.replace(source, videos=tuple(videos_with_versions))
 
 
-def _outer_groups(url: Url, listing: Listing) -> Groups:
-    """Return the groups of the `sources.json` next to a split folder."""
+def _outer_recordings(url: Url, listing: Listing) -> Recordings:
+    """Return the content of the `sources.json` next to a split folder."""
     parent = url.parent
-    if GROUPS_NAME in listing or split_name(url.name) is None or not urls.exists(parent / GROUPS_NAME):
-        return Groups()
-    return _groups(parent, f"{url.name}/")
+    if RECORDINGS_NAME in listing or split_name(url.name) is None or not urls.exists(parent / RECORDINGS_NAME):
+        return Recordings()
+    return _recordings(parent, f"{url.name}/")
 
 
-def _groups(url: Url, prefix: str) -> Groups:
-    path = url / GROUPS_NAME
+def _recordings(url: Url, prefix: str) -> Recordings:
+    path = url / RECORDINGS_NAME
     text = urls.read_bytes(path).decode("utf-8-sig", "replace")
-    return Groups.from_text(text, where=str(path), prefix=prefix)
+    return Recordings.from_text(text, where=str(path), prefix=prefix)
 
 
 def _is_video(url: Url, name: str) -> bool:
-    if any(part.startswith(".") for part in name.split("/")) or name == GROUPS_NAME:
+    if any(part.startswith(".") for part in name.split("/")) or name == RECORDINGS_NAME:
         return False
     return sources.why_no_video(name, functools.partial(urls.read_head, url / name, HEAD_BYTES)) is None
 

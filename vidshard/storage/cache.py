@@ -68,7 +68,7 @@ class ShardCache:
 
     def path(self, url: Url, sha256: str) -> Path:
         """Return the path of the cached object, whether or not it is there."""
-        return self.folder / hashlib.sha256(url.place.encode()).hexdigest()[:16] / sha256
+        return self.folder / hashlib.sha256(url.as_posix().encode()).hexdigest()[:16] / sha256
 
     def fetch(self, url: Url, *, size: int, sha256: str, wait: bool = True) -> Path | None:
         """Return the local copy of an object, downloading it if needed.

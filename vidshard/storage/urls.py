@@ -10,24 +10,26 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from vidshard.util.errors import UserError
+from vidshard.util.location import Location as Location
+from vidshard.util.location import Url as Url
+from vidshard.util.location import local_name as local_name
+from vidshard.util.location import location as location
+from vidshard.util.location import redact_credentials as redact_credentials
 
 # Pauses between attempts, in seconds. With the libraries' own timeouts, a dead server is given up after half a minute.
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 STALL_SECONDS = 30.0  # a download with less than STALL_BYTES in this time is restarted
 STALL_BYTES = 64 << 10
 _SHA256 = "sha256"  # key of the object metadata that holds the digest
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
-_WEB = ("http", "https")
 # Errors of the local disk; any other OSError comes from the network and is retried.
 _DISK_ERRORS = {
     errno.ENOSPC, errno.EROFS, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOTDIR, errno.EISDIR,
@@ -44,89 +46,12 @@ class NotThereError(StorageError):
     """An object that does not exist."""
 
 
-class Url:
-    """The URL of an object, or the common prefix of all objects "below" it, since stores have no folders.
-
-    >>> Url("s3://bucket/Train/") / "Abuse/a.mp4"
-    s3://bucket/Train/Abuse/a.mp4
-    >>> Url("https://me:secret@host/a.mp4?Signature=abc")
-    https://host/a.mp4?…
-    """
-
-    def __init__(self, full: str) -> None:
-        self.full = full  # as given: may contain credentials
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Url) and self.full == other.full
-
-    def __hash__(self) -> int:
-        return hash(self.full)
-
-    @property
-    def scheme(self) -> str:
-        return self.full.partition("://")[0].lower()
-
-    @property
-    def place(self) -> str:
-        """The URL without query, user and trailing slash: it identifies the object regardless of credentials."""
-        return scrub(self.full).removesuffix("?…").rstrip("/")
-
-    @property
-    def name(self) -> str:
-        name = self.place.partition("://")[2].rpartition("/")[2]
-        return unquote(name) if self.scheme in _WEB else name
-
-    @property
-    def parent(self) -> Url:
-        """The URL of the containing folder; a bucket or host is its own parent."""
-        base, mark, query = self.full.partition("?") if self.scheme in _WEB else (self.full, "", "")
-        scheme, _, rest = base.rstrip("/").partition("://")
-        return Url(f"{scheme}://{rest.rpartition('/')[0]}{mark}{query}") if "/" in rest else self
-
-    def as_posix(self) -> str:
-        """Return `place`, for code that handles paths and URLs alike."""
-        return self.place
-
-    def __truediv__(self, name: str) -> Url:
-        base, mark, query = self.full.partition("?") if self.scheme in _WEB else (self.full, "", "")
-        return Url(f"{base.rstrip('/')}/{quote(name) if self.scheme in _WEB else name}{mark}{query}")
-
-    def __str__(self) -> str:
-        return scrub(self.full)
-
-    __repr__ = __str__
-
-
-Location = Path | Url
-
-
 @dataclass(frozen=True, kw_only=True)
 class ObjectInfo:
     """Size and version of an object, as reported by the store."""
 
     size: int | None  # bytes; None if the store does not report it
     version: str | None  # changes when the object is replaced; None if the store does not report it
-
-
-def location(text: str | Path | Url) -> Location:
-    """Convert `text` to a Url if it is one, else to a Path; `file://` gives a Path.
-
-    >>> location("shards/Train"), location("s3://bucket/shards"), location("file:///data/Train")
-    (PosixPath('shards/Train'), s3://bucket/shards, PosixPath('/data/Train'))
-    """
-    if not isinstance(text, str) or not _URL.match(text):
-        return text if isinstance(text, Url) else Path(text)
-    return Path(text.removeprefix("file://")) if text.startswith("file://") else Url(text)
-
-
-def scrub(text: str) -> str:
-    """Remove the query and the user from every URL in `text`.
-
-    >>> scrub("503 for https://key:secret@host/a.mp4?X-Amz-Signature=abc, tried twice")
-    '503 for https://host/a.mp4?…, tried twice'
-    """
-    text = re.sub(r"(://)[^/\s@'\"]*@", r"\1", text)
-    return re.sub(r"(://[^\s?'\"]*)\?[^\s'\",)]*", r"\1?…", text)
 
 
 # ---- reading
@@ -158,6 +83,8 @@ def exists(url: Url) -> bool:
 
 def list_files(url: Url) -> dict[str, ObjectInfo]:
     """Return all objects below `url` by relative name, in no particular order; empty if there are none."""
+    import fsspec
+
     root = _path(url).rstrip("/") + "/"
 
     def find() -> dict[str, ObjectInfo]:
@@ -166,10 +93,10 @@ def list_files(url: Url) -> dict[str, ObjectInfo]:
             found = filesystem.find(root, detail=True)
         except FileNotFoundError:
             return {}
-        strip = str(filesystem._strip_protocol(root)).rstrip("/") + "/"
+        strip = str(fsspec.core.strip_protocol(url.full)).rstrip("/") + "/"
         names = {name: about for name, about in found.items() if str(name).startswith(strip)}
         return {
-            unquote(name[len(strip) :]) if url.scheme in _WEB else name[len(strip) :]: _object_info(about)
+            unquote(name[len(strip) :]) if url.is_web else name[len(strip) :]: _object_info(about)
             for name, about in names.items()
             if not name.endswith("/")  # placeholders that some tools write for empty folders
         }
@@ -199,7 +126,7 @@ def download(url: Url, path: Path, *, size: int | None = None, sha256: str | Non
 
 def check_writable(url: Url) -> None:
     """Raise UserError if `url` is of a kind that is read-only by design."""
-    if url.scheme in _WEB:
+    if url.is_web:
         raise UserError(f"{url} cannot be written to: https:// is read-only; use a folder, s3:// or gs://")
 
 
@@ -270,12 +197,13 @@ def _try(url: Url, what: str, call: Callable[[], _T]) -> _T:
             raise NotThereError(f"{url} does not exist") from error
         except PermissionError as error:
             raise StorageError(
-                f"{url} cannot be {what}: access is denied ({_said(error)}); check the credentials in the environment"
+                f"{url} cannot be {what}: access is denied ({_one_line(error)}); check the credentials in "
+                "the environment"
             ) from error
         except ImportError as error:
             extra = _EXTRAS.get(url.scheme)
             hint = f"pip install 'vidshard[{extra}]'" if extra else f"install fsspec's package for {url.scheme}://"
-            raise StorageError(f"{url} cannot be {what}: {_said(error)}; {hint}") from error
+            raise StorageError(f"{url} cannot be {what}: {_one_line(error)}; {hint}") from error
         except Exception as error:  # the storage libraries raise dozens of types
             if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in _DISK_ERRORS):
                 raise
@@ -286,14 +214,14 @@ def _try(url: Url, what: str, call: Callable[[], _T]) -> _T:
                 ) from error
             if pause is None:
                 tries = len(RETRY_SECONDS) + 1
-                raise StorageError(f"{url} could not be {what} in {tries} tries: {_said(error)}") from error
+                raise StorageError(f"{url} could not be {what} in {tries} tries: {_one_line(error)}") from error
         time.sleep(pause)
     raise AssertionError("unreachable")
 
 
-def _said(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     """Format an error on one line, without credentials."""
-    return scrub(" ".join(f"{type(error).__name__}: {error}".split()))[:300].rstrip(": ")
+    return redact_credentials(" ".join(f"{type(error).__name__}: {error}".split()))[:300].rstrip(": ")
 
 
 def _filesystem(url: Url) -> Any:
@@ -310,7 +238,7 @@ def _filesystem(url: Url) -> Any:
         options = {"max_concurrency": 1, "use_listings_cache": False, "config_kwargs": network}
     elif url.scheme in ("gs", "gcs"):
         options = {"use_listings_cache": False}
-    elif url.scheme in _WEB:
+    elif url.is_web:
         import aiohttp
 
         options = {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=20)}}
@@ -318,7 +246,7 @@ def _filesystem(url: Url) -> Any:
 
 
 def _path(url: Url) -> str:
-    return url.full if url.scheme in _WEB else url.full.partition("://")[2]
+    return url.full if url.is_web else url.full.partition("://")[2]
 
 
 def _object_info(about: dict[str, Any]) -> ObjectInfo:
@@ -347,13 +275,3 @@ def _stall_watch() -> Any:
                 raise _BadBodyError(f"{self.brought:,} bytes received in {STALL_SECONDS:.0f} seconds")
 
     return Watch()
-
-
-def local_name(url: Url) -> str:
-    """Return a file name that is unique to the URL.
-
-    >>> local_name(Url("s3://bucket/shards/Train"))
-    's3-bucket-shards-Train-7a420331'
-    """
-    words = re.sub(r"[^A-Za-z0-9_]+", "-", url.place).strip("-")
-    return f"{words[-60:].lstrip('-')}-{hashlib.sha256(url.place.encode()).hexdigest()[:8]}"

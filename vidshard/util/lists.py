@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from vidshard.util.errors import UserError
@@ -24,6 +25,7 @@ SHOWN_SUFFIXES = ".mp4, .mov, .avi, .mkv, .ts, .mpg, .wmv, .flv and others"  # f
 # A name, its suffix, and what the official lists append: frame counts, a class, the frames of events.
 _LISTED = re.compile(rf"(?P<name>.+?)({'|'.join(map(re.escape, VIDEO_SUFFIXES))})(\s.*)?", re.IGNORECASE)
 _INTEGER = re.compile(r"-?\d+")
+_EXAMPLE = "Abuse028_x264.mp4 Abuse 165 240 -1 -1"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,20 +72,28 @@ def read_list(path: Path) -> dict[str, str]:
 def read_videos(path: Path) -> list[ListedVideo]:
     """Parse every line of a list or annotation file, in order. Raises UserError on a bad line or a repeated name."""
     found: dict[str, ListedVideo] = {}
-    for number, line in enumerate(read_lines(path), start=1):
-        try:
-            video = parse_line(line)
-        except ValueError as error:
-            raise UserError(
-                f"line {number} of {path} is not an annotation ({error}): {line.strip()}; expected a name, then any "
-                "known frame count, class and events, such as: Abuse028_x264.mp4 Abuse 165 240 -1 -1"
-            ) from error
+    for number, video in enumerate(parse_lines(path), start=1):
         if video.stem in found:
             raise UserError(f"line {number} of {path} names {video.stem} a second time; expected one line per video")
         found[video.stem] = video
     if not found:
-        raise UserError(f"{path} names no video; expected one per line, such as: Abuse028_x264.mp4 Abuse 165 240 -1 -1")
+        raise UserError(f"{path} names no video; expected one per line, such as: {_EXAMPLE}")
     return list(found.values())
+
+
+def parse_lines(path: Path, *, need_events: bool = False) -> Iterator[ListedVideo]:
+    """Parse the lines of a list or, with `need_events`, of an annotation file. Raises UserError on a bad line."""
+    for number, line in enumerate(read_lines(path), start=1):
+        try:
+            video = parse_line(line)
+            if need_events and video.events is None:
+                raise ValueError("expected pairs of frames")
+        except ValueError as error:
+            raise UserError(
+                f"line {number} of {path} is not an annotation ({error}): {line.strip()}; expected a name, then any "
+                f"known frame count, class and events, such as: {_EXAMPLE}"
+            ) from error
+        yield video
 
 
 def parse_line(line: str) -> ListedVideo:
@@ -91,6 +101,8 @@ def parse_line(line: str) -> ListedVideo:
 
     >>> parse_line("Arson/Arson022_x264.mp4 8640 Arson 3500 4000 -1 -1")
     ListedVideo(name='Arson/Arson022_x264', class_name='Arson', num_frames=8640, events=((3500, 4000),))
+    >>> parse_line("Testing_Normal_Videos_Anomaly/Normal_Videos_872_x264.mp4 530 Normal -1 -1 -1 -1").events
+    ()
     >>> parse_line("Robbery/Robbery003_x264.mp4 984").num_frames, parse_line("Abuse/Abuse001_x264.mp4 ").events
     (984, None)
     """
@@ -121,20 +133,6 @@ def listed_name(line: str) -> str:
     line = line.strip().replace("\\", "/")
     match = _LISTED.fullmatch(line)
     return match["name"] if match else line.partition(" ")[0].partition("\t")[0]
-
-
-def line_events(line: str) -> tuple[tuple[int, int], ...]:
-    """Return the events of a line of an annotation file: first and last frame of each. Raises ValueError.
-
-    >>> line_events("Abuse028_x264.mp4  Abuse  165  240  -1  -1  ")
-    ((165, 240),)
-    >>> line_events("Testing_Normal_Videos_Anomaly/Normal_Videos_872_x264.mp4 530 Normal -1 -1 -1 -1")
-    ()
-    """
-    events = parse_line(line).events
-    if events is None:
-        raise ValueError("expected pairs of frames")
-    return events
 
 
 def _events(words: list[str]) -> tuple[tuple[int, int], ...]:

@@ -1,17 +1,22 @@
 """Options, declared once on frozen dataclasses; command lines are made from them.
 
 A field made by `option` carries its help text, its range and its place in the help. `check_options` tests the values of
-a new config, `config_options` makes click options of them, and `from_options` makes a config of their values.
+a new config, `config_options` makes click options of them, and `from_options` makes a config of their values;
+`make_config` makes one of keywords or of a TOML file.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib
 import logging
+import math
+import numbers
+import os
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +26,7 @@ from click.core import ParameterSource
 from vidshard.util import console
 from vidshard.util.console import LOCAL_PATH, ExitCodeGroup
 from vidshard.util.errors import UserError
+from vidshard.util.location import Url, location
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -68,7 +74,7 @@ class Option:
         )
 
 
-def option(
+def option(  # public; each is optional
     default: Any = dataclasses.MISSING,
     *,
     help: str = "",
@@ -97,14 +103,95 @@ def option(
 
 
 def check_options(config: Any) -> None:
-    """Turn text into paths and check all values; for `__post_init__`. Raises UserError that names the field."""
+    """Convert all values to the types of their fields, and check them; for `__post_init__`.
+
+    Raises UserError that names the field.
+    """
     for field, about, hint in _fields(type(config)):
-        value = getattr(config, field.name)
-        if isinstance(value, str) and (Path in _kinds(hint)):
-            object.__setattr__(config, field.name, about.settings.get("type", Path)(value))
-        elif value is not None and not about.allows(value):
+        value = convert(getattr(config, field.name), hint, field.name)
+        if value is not None and not about.allows(value):
             shown = repr(value) if isinstance(value, str) else f"{value:.15g}"
             raise UserError(f"{field.name} is {shown}, expected {about.expected}")
+        object.__setattr__(config, field.name, value)
+
+
+def convert(value: Any, hint: Any, name: str) -> Any:
+    """Return `value`, from Python, TOML or the command line, as the type `hint`. Raises UserError that names it.
+
+    >>> convert("a", Path | None, "out"), convert([1, 2], tuple[float, ...], "mean")
+    (PosixPath('a'), (1.0, 2.0))
+    """
+    kinds = _kinds(hint)
+    if value is None and kinds != [hint]:
+        return None
+    if Url in kinds and isinstance(value, str | os.PathLike | Url):
+        return location(value if isinstance(value, str | Url) else Path(value))
+    kind = kinds[0]
+    if len(kinds) > 1 or kind is Any or typing.get_origin(kind) is typing.Literal:  # checked by the config itself
+        return value
+    if isinstance(value, list | tuple) and typing.get_origin(kind) is tuple:
+        return tuple(convert(one, typing.get_args(kind)[0], name) for one in value)
+    if isinstance(value, str | os.PathLike | Url) and typing.get_args(kind)[1:] == (...,):  # one of several
+        return (convert(value, typing.get_args(kind)[0], name),)
+    if kind is Path and isinstance(value, str | os.PathLike):
+        return Path(value)
+    elif kind in (int, float):
+        is_number = isinstance(value, numbers.Integral if kind is int else numbers.Real)
+        if is_number and not isinstance(value, bool) and not math.isnan(value):
+            return kind(value)
+    elif isinstance(kind, type) and isinstance(value, kind):
+        return value
+    expected = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", Path: "a path"}
+    what = expected.get(kind) or ("a table" if dataclasses.is_dataclass(kind) else "a list")
+    raise UserError(f"{name} is {value!r}, expected {what}")
+
+
+def check_names(given: Iterable[str], known: Iterable[str], *, function: str) -> None:
+    """Raise UserError, naming the nearest option, if a name is not known.
+
+    `known`: a nested option is listed with its full name, and found by its last part as well.
+
+    >>> check_names(["epoch"], ["epochs", "lr"], function="train")
+    Traceback (most recent call last):
+    vidshard.util.errors.UserError: train has no option 'epoch'; did you mean 'epochs'?
+    """
+    known = set(known)
+    full_names = {name.rpartition(".")[2]: name for name in sorted(known, reverse=True)}
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name.rpartition(".")[2], full_names, n=1)
+            hint = f"; did you mean {full_names[near[0]]!r}?" if near else ""
+            raise UserError(f"{function} has no option {name!r}{hint}" if known else f"{function} takes no options")
+
+
+def make_config(config: type[T], options: Mapping[str, Any], *, function: str) -> T:
+    """Make a config of `options`, nested ones included; `function` names their receiver in messages.
+
+    Raises UserError if an option is unknown or has a wrong value.
+    """
+    nested = _nested(config)
+    known = set(typing.get_type_hints(config))
+    known |= {f"{name}.{part}" for name, kind in nested.items() for part in typing.get_type_hints(kind)}
+    tables = {name for name, value in options.items() if name in nested and isinstance(value, Mapping)}
+    given = [*options, *(f"{name}.{part}" for name in tables for part in options[name])]
+    check_names(given, known, function=function)
+    try:
+        return config(**_converted(config, options))
+    except ValueError as error:  # of a config that checks its values itself
+        raise UserError(str(error)) from error
+
+
+def _converted(config: type[Any], options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return `options` with the types of their fields; a table of nested options becomes a config."""
+    hints, nested = typing.get_type_hints(config), _nested(config)
+    defaults: dict[str, Any] = {field.name: field.default_factory for field in dataclasses.fields(config)}
+    fields = {}
+    for name, value in options.items():
+        if name in nested and isinstance(value, Mapping):
+            fields[name] = dataclasses.replace(defaults[name](), **_converted(nested[name], value, f"{prefix}{name}."))
+        else:
+            fields[name] = convert(value, hints[name], prefix + name)
+    return fields
 
 
 def _fields(config: type[Any]) -> list[tuple[dataclasses.Field[Any], Option, Any]]:

@@ -128,8 +128,8 @@ def _is_error(level: int, message: str) -> bool:
 
 
 @contextlib.contextmanager
-def ffmpeg_messages() -> Iterator[Messages]:
-    """Capture the messages of PyAV's FFmpeg in this thread."""
+def ffmpeg_messages(file: IO[bytes] | None = None) -> Iterator[Messages]:
+    """Capture the messages of PyAV's FFmpeg in this thread; `file` receives those of other libraries."""
     import av.logging
 
     with av.logging.Capture() as logs:
@@ -138,7 +138,7 @@ def ffmpeg_messages() -> Iterator[Messages]:
         av.logging.set_skip_repeated(False)  # otherwise FFmpeg drops the same message for the next video
         av.logging.set_level(av.logging.INFO)  # the level of messages about concealed damage
         try:
-            yield Messages(logs)
+            yield Messages(logs, file)
         finally:
             av.logging.set_level(level)
             av.logging.set_skip_repeated(skips)
@@ -150,8 +150,7 @@ def capture_native_output() -> Iterator[Messages]:
 
     For worker processes: it redirects the standard output and error of the whole process.
     """
-    with tempfile.TemporaryFile() as file, ffmpeg_messages() as captured:
-        messages = Messages(captured._logs, file)
+    with tempfile.TemporaryFile() as file, ffmpeg_messages(file) as messages:
         _flush()
         real = []
         for descriptor in (1, 2):

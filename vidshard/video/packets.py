@@ -29,7 +29,6 @@ MAX_PIXELS = 8192 * 4320  # a 198 KB file of 8192 × 8192 makes a decoder use 6 
 MAX_SIDE = 16384
 MAX_VIDEO_PIXELS = 2 * 10**13  # all frames together: four days of 1920 × 1080 at 25 frames/s
 
-_MAGIC_BYTES = 4096
 _MAX_MISSING_FRAMES = 4  # at the end of an edit list
 _MAX_GAP_SECONDS = 3600.0  # between frames; the slowest time-lapse recorders take one every few minutes
 _MAX_REORDER = 32  # frames a decoder may hold back; H.264 and HEVC allow 16, interlaced fields twice that

@@ -20,15 +20,16 @@ ZEROS = "a picture of it has a hole of zeros"
 ZERO_RUN = bytes(64)  # H.264 and HEVC never contain three zero bytes in a row
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sequence:
+@dataclasses.dataclass
+class SequentialDecoding:
     """Result of sequential decoding: N frames in presentation order."""
 
-    times: list[int | None]  # [N] in units of the stream's time base
-    keyframes: list[int]  # frame indices
-    damage: dict[int, str]  # frame index → FFmpeg's message about that frame or one it depends on
-    num_packets: int
-    num_lost: int  # packets that could not be decoded
+    times: list[int | None] = dataclasses.field(default_factory=list)  # [N] in units of the stream's time base
+    keyframes: list[int] = dataclasses.field(default_factory=list)  # frame indices
+    # Frame index → FFmpeg's message about that frame or one it depends on.
+    damage: dict[int, str] = dataclasses.field(default_factory=dict)
+    num_packets: int = 0
+    num_lost: int = 0  # packets that could not be decoded
     loss: str = ""  # FFmpeg's message about the first of them, or why reading ended early
 
     @property
@@ -38,7 +39,7 @@ class Sequence:
 
 def decode_in_sequence(
     path: Path, container_format: str, stream_index: int, *, max_packets: int | None = None, edit_list: bool = True
-) -> Sequence:
+) -> SequentialDecoding:
     """Decode all packets of a stream, or the first `max_packets`; without `edit_list`, hidden frames as well.
 
     Raises VideoError `unsupported_by_decoder` if FFmpeg has no decoder for the codec.
@@ -56,13 +57,13 @@ def decode_in_sequence(
         try:
             for packet in _packets(container, stream, recorder):
                 if packet.size:
-                    recorder.num_packets += 1
+                    recorder.found.num_packets += 1
                 recorder.decode(packet)
-                if max_packets is not None and recorder.num_packets >= max_packets:
+                if max_packets is not None and recorder.found.num_packets >= max_packets:
                     break
         except av.error.DecoderNotFoundError as error:
             raise VideoError(UNSUPPORTED, f"FFmpeg has no decoder for {recorder.codec}") from error
-        return recorder.result()
+        return recorder.found
 
 
 def _packets(container: Any, stream: Any, recorder: _Recorder) -> Iterator[Any]:
@@ -114,21 +115,16 @@ class _Recorder:
     def __init__(self, stream: Any, messages: damage.Messages) -> None:
         self.codec: str = stream.codec_context.codec.canonical_name
         self._length_bytes = length_bytes(stream)
-        self.num_packets = 0
+        self.found = SequentialDecoding()
         self._messages = messages
-        self._times: list[int | None] = []
-        self._keyframes: list[int] = []
-        self._damage: dict[int, str] = {}
-        self._num_lost = 0
-        self._loss = ""
         # The last message. It taints all following frames up to the first keyframe after the packet it was about, since
         # a decoder returns frames later than it receives their packets.
         self._fault: str | None = None
         self._fault_time: int | None = None
 
     def lose(self, why: str) -> None:
-        self._num_lost += 1
-        self._loss = self._loss or why
+        self.found.num_lost += 1
+        self.found.loss = self.found.loss or why
 
     def decode(self, packet: Any) -> None:
         import av
@@ -140,7 +136,7 @@ class _Recorder:
             raise
         except (av.error.FFmpegError, ValueError) as error:
             self.lose(containers.plain_text(error))
-            self._suspect(self._loss, packet)
+            self._suspect(self.found.loss, packet)
         error_text = self._messages.first_error(self.codec)
         self._messages.forget()
         if error_text is not None:
@@ -155,23 +151,13 @@ class _Recorder:
         self._fault_time = packet.pts if packet.pts is not None else packet.dts
 
     def _note(self, frame: Any) -> None:
-        index, time = len(self._times), frame.pts
+        index, time = self.found.num_frames, frame.pts
         if frame.key_frame:
-            self._keyframes.append(index)
+            self.found.keyframes.append(index)
             if self._fault_time is not None and time is not None and time > self._fault_time:
                 self._fault = None
         if self._fault is not None:
-            self._damage[index] = self._fault
+            self.found.damage[index] = self._fault
         elif frame.is_corrupt:
-            self._damage[index] = "FFmpeg marks it as corrupt"
-        self._times.append(time)
-
-    def result(self) -> Sequence:
-        return Sequence(
-            times=self._times,
-            keyframes=self._keyframes,
-            damage=self._damage,
-            num_packets=self.num_packets,
-            num_lost=self._num_lost,
-            loss=self._loss,
-        )
+            self.found.damage[index] = "FFmpeg marks it as corrupt"
+        self.found.times.append(time)

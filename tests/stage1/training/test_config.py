@@ -55,10 +55,10 @@ def test_every_option_is_in_the_toml() -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"epoch": 3}, r"no option 'epoch' of a training run; did you mean epochs\?"),
-        ({"model": {"droput": 0.1}}, r"no option 'model\.droput' of a training run; did you mean model\.dropout\?"),
-        ({"dropout": 0.1}, r"no option 'dropout' of a training run; did you mean model\.dropout\?"),
-        ({"zzz": 1}, r"no option 'zzz' of a training run$"),
+        ({"epoch": 3}, r"train has no option 'epoch'; did you mean 'epochs'\?"),
+        ({"model": {"droput": 0.1}}, r"train has no option 'model\.droput'; did you mean 'model\.dropout'\?"),
+        ({"dropout": 0.1}, r"train has no option 'dropout'; did you mean 'model\.dropout'\?"),
+        ({"zzz": 1}, r"train has no option 'zzz'$"),
         ({"epochs": "3"}, "epochs is '3', expected a whole number"),
         ({"epochs": True}, "epochs is True, expected a whole number"),
         ({"lr": "fast"}, "lr is 'fast', expected a number"),

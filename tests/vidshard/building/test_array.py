@@ -24,7 +24,7 @@ from vidshard.building.run import BuildConfig
 from vidshard.cli import main
 from vidshard.execution import lock as folder_lock
 from vidshard.execution.array_task import find_task
-from vidshard.planning import build_state
+from vidshard.planning import build_state, settings
 from vidshard.util.errors import UserError
 
 VIDEOS = {f"{name}/{name}{n}.mp4": count for name in ("Abuse", "NormalVideos") for n, count in enumerate((70, 33, 5))}
@@ -62,11 +62,11 @@ def parts(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def run_task(source: Path, out: Path, index: int, count: int = 3, **options: Any) -> array.PartReport:
+def run_task(source: Path, out: Path, index: int, count: int = 3, **options: Any) -> array.ArrayTaskReport:
     task = find_task(index, count, {})
     assert task is not None
     config = BuildConfig(source=source, out=out, **{**OPTIONS, **options})
-    (report,) = array.build_part(config, task)
+    (report,) = array.build_task(config, task)
     return report
 
 
@@ -97,7 +97,7 @@ def test_a_part_tells_its_failures_and_is_no_set(source: Path, plain: Path, tmp_
         engine = {"RANK": str(rank), "WORLD_SIZE": "2"}
         shown = runner.invoke(main.main, ["build", str(source), "--out", str(out), *AS_TEXT], env=engine)
         assert shown.exit_code == 0, shown.output
-        assert f"RANK={rank} WORLD_SIZE=2: building only part {rank} (of 0 to 1)" in shown.output
+        assert f"RANK={rank} WORLD_SIZE=2: building only task {rank} (of 0 to 1)" in shown.output
         assert "failed: Abuse/damaged.mp4: damaged" in shown.output or rank
         assert not (out / "manifest.json").exists()
     shown = runner.invoke(main.main, ["finalize", str(out)])
@@ -159,7 +159,7 @@ def test_other_settings_and_other_packages_are_refused(
     out = copied(parts, tmp_path)
     with pytest.raises(UserError, match=r"unfinished build with different settings .*codec raw, now zstd"):
         run_task(source, out, 1, codec="zstd")
-    monkeypatch.setattr(run.build_config, "package_versions", lambda codec: {"numpy": "0"})
+    monkeypatch.setattr(settings, "package_versions", lambda codec: {"numpy": "0"})
     with pytest.raises(UserError, match=r"unfinished build with different settings .*numpy .*, now 0"):
         run_task(source, out, 1)
 
@@ -201,34 +201,34 @@ def test_a_finished_set_and_more_tasks_than_shards_leave_nothing_to_do(
 
 def test_a_plain_build_and_tasks_exclude_each_other(source: Path, parts: Path, tmp_path: Path) -> None:
     out = copied(parts, tmp_path)
-    work = build_state.WorkFolder(out=out)
+    state = build_state.BuildState(out)
     with (
-        folder_lock.hold_lock(work.task_lock_path(1), what="part 1"),
+        folder_lock.hold_lock(state.task_lock_path(1), what="task 1"),
         pytest.raises(UserError, match=r"by array tasks that still run: task-00001 \(process \d+ on "),
     ):
         run.build(BuildConfig(source=source, out=out, **OPTIONS))
     with (
-        folder_lock.hold_lock(work.task_lock_path(1), what="part 1"),
+        folder_lock.hold_lock(state.task_lock_path(1), what="task 1"),
         pytest.raises(UserError, match="array tasks that still run: task-00001"),
     ):
         array.finalize(out)
     with (
-        folder_lock.hold_lock(work.lock_path, what="all"),
+        folder_lock.hold_lock(state.lock_path, what="all"),
         pytest.raises(UserError, match="is being built as a whole by"),
     ):
         run_task(source, out, 1)
     with (
-        folder_lock.hold_lock(work.task_lock_path(1), what="part 1"),
-        pytest.raises(UserError, match=r"part 1 of .* is being built by process"),
+        folder_lock.hold_lock(state.task_lock_path(1), what="task 1"),
+        pytest.raises(UserError, match=r"task 1 of .* is being built by process"),
     ):
         run_task(source, out, 1)
 
 
 def test_tasks_of_another_array_are_waited_for(source: Path, parts: Path, tmp_path: Path) -> None:
     out = copied(parts, tmp_path)
-    work = build_state.WorkFolder(out=out)
+    state = build_state.BuildState(out)
     with (
-        folder_lock.hold_lock(work.task_lock_path(2), what="part 2"),
+        folder_lock.hold_lock(state.task_lock_path(2), what="task 2"),
         pytest.raises(UserError, match="by an array of 3 tasks, 1 of which are running; this task belongs to"),
     ):
         run_task(source, out, 0, count=2)
@@ -244,12 +244,12 @@ def test_a_task_elsewhere_that_shows_no_sign_of_life_is_dead(
     source: Path, parts: Path, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = copied(parts, tmp_path, without=[".work/shard-000004.json", ".work/probes.json", ".work/probes/000001.json"])
-    work = build_state.WorkFolder(out=out)
-    monkeypatch.setattr(folder_lock, "SILENT_SECONDS", 0.3)
-    for path in (work.task_lock_path(1), work.start_lock_path, work.some_probes_path(1).with_suffix(".lock")):
+    state = build_state.BuildState(out)
+    monkeypatch.setattr(folder_lock, "WATCHED_STALE_SECONDS", 0.3)
+    for path in (state.task_lock_path(1), state.start_lock_path, state.probe_batch_path(1).with_suffix(".lock")):
         lock_elsewhere(path)
     run_task(source, out, 1)
-    lock_elsewhere(work.task_lock_path(2))
+    lock_elsewhere(state.task_lock_path(2))
     array.finalize(out)
     assert digests(out) == digests(plain)
 
@@ -263,7 +263,7 @@ def test_a_task_elsewhere_that_refreshes_its_lock_is_alive(
     with (
         caplog.at_level("INFO", logger="vidshard"),
         pytest.raises(UserError, match="is being built by process 1 on another"),
-        folder_lock.hold_part(lock, tmp_path / "lock", what="part 1"),
+        folder_lock.hold_task(lock, tmp_path / "lock", what="task 1"),
     ):
         pass
     assert len([line for line in caplog.messages if line.startswith("waiting up to")]) == 1

@@ -13,9 +13,10 @@ import pytest
 
 from tiny_videos import damage_pictures, make_broken_video, make_tiny_video, make_tiny_videos
 from vidshard import SamplingConfig
-from vidshard.building import finish, run
+from vidshard.building import finish
 from vidshard.building import join as shard_joiner
 from vidshard.building.run import BuildConfig, build
+from vidshard.planning import settings
 from vidshard.shards import manifest, writer
 from vidshard.util.errors import UserError
 
@@ -183,8 +184,8 @@ def test_extend_refuses_what_is_no_addition(whole: Path, tmp_path: Path) -> None
 def test_other_packages_are_refused(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make_tiny_videos(tmp_path / "source", {**VIDEOS, "Abuse/c.mp4": 9})
     out = Path(shutil.copytree(whole, tmp_path / "out"))
-    versions = run.build_config.package_versions("raw")
-    monkeypatch.setattr(run.build_config, "package_versions", lambda codec: {**versions, "decord": "9"})
+    versions = settings.package_versions("raw")
+    monkeypatch.setattr(settings, "package_versions", lambda codec: {**versions, "decord": "9"})
     with pytest.raises(UserError, match=r"built with different packages \(decord .*, now 9\)"):
         build(BuildConfig(source=source, out=out, extend=True, **SMALL))
     assert digests(out) == digests(whole)
@@ -204,10 +205,10 @@ def test_one_set_never_mixes_decord_and_decord2(
 ) -> None:
     source = make_tiny_videos(tmp_path / "source", VIDEOS)
     options: dict[str, Any] = {"source": source, "out": tmp_path / "out", "decoder": decoder, **SMALL}
-    monkeypatch.setattr(run.build_config, "package_versions", lambda codec: before)
+    monkeypatch.setattr(settings, "package_versions", lambda codec: before)
     build(BuildConfig(**options))
     make_tiny_video(source / "Abuse" / "c.mp4", 20)
-    monkeypatch.setattr(run.build_config, "package_versions", lambda codec: now)
+    monkeypatch.setattr(settings, "package_versions", lambda codec: now)
     if is_refused:
         ((name, version),) = before.items()
         with pytest.raises(UserError, match=f"`pip uninstall decord decord2`, then `pip install {name}=={version}`"):
@@ -220,14 +221,14 @@ def test_one_set_never_mixes_decord_and_decord2(
 
 
 def fail_join(patch: pytest.MonkeyPatch, shard: str) -> None:
-    join = writer.join_parts
+    join = writer.join_fragments
 
     def fail(path: Path, parts: Any, **options: Any) -> Any:
         if path.name == shard:
             raise OSError(errno.EIO, "broken")
         return join(path, parts, **options)
 
-    patch.setattr(shard_joiner.writer, "join_parts", fail)
+    patch.setattr(shard_joiner.writer, "join_fragments", fail)
 
 
 @pytest.mark.slow

@@ -17,9 +17,11 @@ from builds import SameProcess, digests
 from tiny_videos import make_tiny_videos
 from vidshard.building import failures, worker
 from vidshard.building import run as builder
-from vidshard.building.worker import ProbeJob, VideoFailure, VideoMetadata
+from vidshard.building.worker import ProbeJob
 from vidshard.cli.main import main
-from vidshard.execution.local import Supervisor, SupervisorConfig, Task, TaskResult
+from vidshard.execution.base import ExecutorConfig, Task, TaskResult
+from vidshard.execution.local import Supervisor
+from vidshard.planning.video_metadata import VideoFailure, VideoMetadata
 from vidshard.shards import manifest
 from vidshard.video import decoders
 
@@ -39,7 +41,7 @@ class CatchAll(SameProcess):
 
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(builder, "Supervisor", CatchAll)
+    monkeypatch.setattr("vidshard.execution.local.Supervisor", CatchAll)
     return make_tiny_videos(tmp_path / "source", VIDEOS)
 
 
@@ -125,7 +127,7 @@ def test_a_library_that_does_not_fit_stops_the_build(
     assert "at Abuse/b.mp4; install a compatible version: pip install 'av" in result.stderr
     assert not (out / "failures.csv").exists()
     monkeypatch.undo()
-    monkeypatch.setattr(builder, "Supervisor", CatchAll)
+    monkeypatch.setattr("vidshard.execution.local.Supervisor", CatchAll)
     assert build(source, out).exit_code == 0  # nothing is left of it
     assert manifest.read_manifest(out).videos["ok"] == 3
 
@@ -154,7 +156,7 @@ def test_settings_of_libraries_do_not_reach_the_workers(tmp_path: Path, monkeypa
     assert digests(tmp_path / "set") == digests(tmp_path / "plain")
 
     monkeypatch.setenv("HARMLESS", "1")
-    config = SupervisorConfig(workers=1, unset_prefixes=builder._LIBRARY_VARIABLES)
+    config = ExecutorConfig(workers=1, unset_prefixes=builder._LIBRARY_VARIABLES)
     with Supervisor(config) as supervisor:
         tasks = [Task(argument=name, timeout_seconds=30) for name in [*names, "HARMLESS"]]
         values = {result.task.argument: result.value for result in supervisor.run(os.getenv, tasks)}

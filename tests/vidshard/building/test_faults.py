@@ -67,7 +67,7 @@ class _Faulty:
 
 @pytest.fixture
 def same_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builder, "Supervisor", SameProcess)
+    monkeypatch.setattr("vidshard.execution.local.Supervisor", SameProcess)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # thousands of them: what they do is not tested here
     monkeypatch.setattr(builder.shard_plan, "clips_per_shard", lambda shape, shard_mb: SHARD_CLIPS)
 

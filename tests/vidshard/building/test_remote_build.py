@@ -18,7 +18,6 @@ from object_store import CREDENTIALS, ObjectStore, running_store, use_store
 from stage1.data.reader import ClipReader
 from tiny_videos import make_broken_video, make_tiny_video, make_tiny_videos
 from vidshard.building import fetched_video, worker
-from vidshard.building import run as builder
 from vidshard.building.worker import ProbeJob
 from vidshard.cli.main import main
 from vidshard.shards import remote_set
@@ -152,7 +151,7 @@ def test_every_damage_behind_a_url_is_named(store: ObjectStore, tmp_path: Path) 
 def test_videos_that_cannot_be_fetched_fail_with_a_reason(
     store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(builder, "Supervisor", SameProcess)  # which sees the short pauses between tries
+    monkeypatch.setattr("vidshard.execution.local.Supervisor", SameProcess)  # which sees the short pauses between tries
     local = make_tiny_videos(tmp_path / "Train", VIDEOS)
     store.put_folder(local, "faulty/Train")
     store.faults = {"Abuse/a.mp4": ["503"] * 99, "Abuse/b.mp4": ["503", "cut", "503"]}
@@ -183,29 +182,29 @@ def test_what_a_store_lists_is_what_a_folder_holds(tmp_path: Path) -> None:
     make_broken_video(root / "Test" / "NormalVideos" / "e.mov")
     (root / "sources.json").write_text(json.dumps([{"file": "Train/Abuse/a.mp4", "source": "recording 7"}]))
     url = memory_copy(root)
-    here, there = folders.find_sources(root), urls.find_sources(url)
+    here, there = folders.find_sources(root), urls.find_remote_sources(url)
     assert [source.split for source in here] == [source.split for source in there] == ["Test", "Train"]
     for one, other in zip(here, there, strict=True):
         assert one.skipped == other.skipped
         assert [note.replace(str(root), str(url)) for note in one.notes] == list(other.notes)
         pairs = list(zip(one.videos, other.videos, strict=True))
-        assert all(a.path == b.path and a.label == b.label and a.source_group == b.source_group for a, b in pairs)
+        assert all(a.path == b.path and a.label == b.label and a.recording == b.recording for a, b in pairs)
         assert all((one.root / a.path).stat().st_size == b.num_bytes for a, b in pairs)
-    outer = urls.find_sources(url / "Train")[0]
+    outer = urls.find_remote_sources(url / "Train")[0]
     assert outer.split == "Train"
-    assert {video.path: video.source_group for video in outer.videos}["Abuse/a.mp4"] == "recording 7"
+    assert {video.path: video.recording for video in outer.videos}["Abuse/a.mp4"] == "recording 7"
     assert "Abuse/recorder-0001" in [video.path for video in outer.videos]
     with pytest.raises(storage.UserError, match=rf"did you mean {url / 'Train'}\?"):
-        folders.check_no_class_folder(url / "Train/Abuse", urls.find_sources(url / "Train/Abuse"))
+        folders.check_no_class_folder(url / "Train/Abuse", urls.find_remote_sources(url / "Train/Abuse"))
     with pytest.raises(storage.UserError, match="holds videos, not shards; build shards first"):
         remote_set.read_manifest(url / "Train")
-    single = urls.find_sources(url / "Train/Abuse/a.mp4")[0]
+    single = urls.find_remote_sources(url / "Train/Abuse/a.mp4")[0]
     assert [video.path for video in single.videos] == ["a.mp4"]
     shutil.copytree(root / "Test", root / "testing")
     with pytest.raises(storage.UserError, match="the same split"):
-        urls.find_sources(memory_copy(root))
+        urls.find_remote_sources(memory_copy(root))
     with pytest.raises(storage.UserError, match="nothing at memory://"):
-        urls.find_sources(Url("memory://nowhere"))
+        urls.find_remote_sources(Url("memory://nowhere"))
 
 
 def memory_copy(folder: Path) -> Url:

@@ -24,9 +24,9 @@ from vidshard import SamplingConfig
 from vidshard.building import join as shard_joiner
 from vidshard.building import run as builder
 from vidshard.building.run import BuildConfig, build
-from vidshard.building.worker import VideoFailure
-from vidshard.execution.local import Task, TaskResult
+from vidshard.execution.base import Task, TaskResult
 from vidshard.execution.lock import hold_lock
+from vidshard.planning.video_metadata import VideoFailure
 from vidshard.shards import layout, manifest, writer
 from vidshard.sources.folders import Source, Video
 from vidshard.util.errors import FormatError, UserError
@@ -205,7 +205,7 @@ def test_a_finished_build_is_left_alone(source: Path, finished: Path) -> None:
 @contextlib.contextmanager
 def failing_join(monkeypatch: pytest.MonkeyPatch, shard: int, error: BaseException) -> Iterator[None]:
     """While the block runs, writing this shard raises `error`."""
-    join = writer.join_parts
+    join = writer.join_fragments
 
     def fail(path: Path, parts: Any, **options: Any) -> Any:
         if path.name == layout.shard_name(shard):
@@ -213,7 +213,7 @@ def failing_join(monkeypatch: pytest.MonkeyPatch, shard: int, error: BaseExcepti
         return join(path, parts, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shard_joiner.writer, "join_parts", fail)
+        patch.setattr(shard_joiner.writer, "join_fragments", fail)
         yield
 
 
@@ -257,9 +257,9 @@ def test_a_video_that_spans_shards_is_ok_or_failed_never_half(
     opened = manifest.open_shards(tmp_path / "out")
     assert "Abuse/Abuse001.mp4" not in opened.index.paths
     counts = [len(clips.VideoClips(VIDEOS[path], config.sampling)) for path in sorted(VIDEOS)]
-    whole = builder.shard_plan.plan_units(counts, shard_clips=10)  # of the others nothing moved
+    whole = builder.shard_plan.plan_chunks(counts, shard_clips=10)  # of the others nothing moved
     assert [s.samples for s in about.shards] == [
-        sum(u.num_clips for u in whole.units if u.shard == n and u.video != 0) for n in range(whole.num_shards)
+        sum(u.num_clips for u in whole.chunks if u.shard == n and u.video != 0) for n in range(whole.num_shards)
     ]
 
 
@@ -480,7 +480,7 @@ def test_a_video_that_fails_in_several_tasks_is_one_failure(tmp_path: Path) -> N
     log: Any = SimpleNamespace(line=lambda text: None, folder=tmp_path)
     source = Source(root=tmp_path, split=None, videos=(), skipped=())
     nothing: Any = None
-    run = builder.Run(source, config, nothing, None, nothing, log)
+    run = builder.BuildRun(source, config, nothing, None, nothing, log)
     rejected = TaskResult(
         task=Task(argument=None, timeout_seconds=1), value=VideoFailure(reason="damaged", message="x")
     )
@@ -503,7 +503,7 @@ def test_a_run_that_is_stopped_while_it_reads_packets_goes_on_there(
     config = BuildConfig(source=source, out=tmp_path / "Train", **SMALL)
     monkeypatch.setattr(builder, "_SAVE_SECONDS", 0.0)
     asked: list[int] = []
-    give_task, stop_after = builder.Run._probe_tasks, 3
+    give_task, stop_after = builder.BuildRun._probe_tasks, 3
 
     def probe_tasks(run: Any, numbers: Any) -> Iterator[Task]:
         for task in give_task(run, numbers):
@@ -512,7 +512,7 @@ def test_a_run_that_is_stopped_while_it_reads_packets_goes_on_there(
             asked.append(int(task.argument.table_path.stem))
             yield task
 
-    monkeypatch.setattr(builder.Run, "_probe_tasks", probe_tasks)
+    monkeypatch.setattr(builder.BuildRun, "_probe_tasks", probe_tasks)
     with pytest.raises(KeyboardInterrupt):
         build(config)
     kept = json.loads((config.out / ".work" / "some-probes.json").read_text())  # type: ignore[operator]

@@ -15,9 +15,10 @@ import pytest
 from tiny_videos import make_tiny_video
 from vidshard import SamplingConfig
 from vidshard.building import worker
-from vidshard.building.worker import Decoded, DecodeJob, ProbeJob, VideoFailure, VideoMetadata
-from vidshard.planning.shard_plan import Unit
-from vidshard.shards.layout import ClipShape
+from vidshard.building.worker import Decoded, DecodeJob, ProbeJob
+from vidshard.planning.config import BuildConfig
+from vidshard.planning.shard_plan import Chunk
+from vidshard.planning.video_metadata import VideoFailure, VideoMetadata
 from vidshard.sources.folders import Video
 from vidshard.video import packets
 from vidshard.video.packets import PacketTable, VideoError
@@ -59,8 +60,8 @@ def decode(
     decoder = how if isinstance(how, Ending) else Ending(how)
     path, sampling = tmp_path / "a.mp4", SamplingConfig(mode="dense", clip_len=4)
     make_tiny_video(path, 8)
-    facts = worker.probe_video(ProbeJob(video_path=path, table_path=tmp_path / "a.npz", sampling=sampling))
-    assert isinstance(facts, VideoMetadata)
+    probe = worker.probe_video(ProbeJob(video_path=path, table_path=tmp_path / "a.npz", sampling=sampling))
+    assert isinstance(probe, VideoMetadata)
     table = PacketTable.load(tmp_path / "a.npz")
     dataclasses.replace(table, suspicion=suspicion or table.suspicion).save(tmp_path / "a.npz")
     monkeypatch.setattr(worker.decoders, "decoders_for", lambda choice: [decoder])
@@ -69,14 +70,12 @@ def decode(
         split=None,
         video_path=path,
         table_path=tmp_path / "a.npz",
-        units=(Unit(video=0, clip_start=0, clip_stop=2, shard=0),),
-        part_paths=(tmp_path / "0.part",),
-        sampling=sampling,
-        shape=ClipShape(num_frames=4, height=16, width=16),
-        decoder="auto",
+        chunks=(Chunk(video=0, clip_start=0, clip_stop=2, shard=0),),
+        fragment_paths=(tmp_path / "0.part",),
+        config=BuildConfig(source=tmp_path, sampling=sampling, frame_size=16),
         damaged=damaged,
     )
-    return worker.decode_units(job)
+    return worker.decode_chunks(job)
 
 
 @pytest.mark.parametrize("how", ["raise", "another frame", "message"])

@@ -199,7 +199,7 @@ def test_a_full_disk_in_the_middle(source: Path, tmp_path: Path, monkeypatch: py
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(vidshard.building.join.writer, "join_parts", full)
+        patch.setattr(vidshard.building.join.writer, "join_fragments", full)
         result = run("build", source, "--out", out, "--workers", 1)
     check_error(result, "No space left on device", "shard-000000.tar", "free some space and run the same command again")
     assert not (out / "manifest.json").exists()

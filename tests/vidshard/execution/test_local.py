@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from misbehaving import misbehave
-from vidshard.execution.local import RemoteError, Supervisor, SupervisorConfig, Task, TaskResult, WorkerStartError
+from vidshard.execution.base import ExecutorConfig, Task, TaskResult
+from vidshard.execution.local import RemoteError, Supervisor, WorkerStartError
 from vidshard.util.errors import UserError
 
 needs_signals = pytest.mark.skipif(os.name == "nt", reason="Windows has no signals")
@@ -22,7 +23,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="m
 
 def run(arguments: list[Any], *, timeout_seconds: float = 30.0, **config: Any) -> dict[Any, TaskResult]:
     config = {"workers": 2, "stderr_path": Path(os.devnull), **config}
-    with Supervisor(SupervisorConfig(**config)) as supervisor:
+    with Supervisor(ExecutorConfig(**config)) as supervisor:
         tasks = [Task(argument=argument, timeout_seconds=timeout_seconds) for argument in arguments]
         return {result.task.argument: result for result in supervisor.run(misbehave, tasks)}
 
@@ -87,7 +88,7 @@ def test_a_task_whose_child_died_is_tried_once_more(tmp_path: Path) -> None:
 
 
 def test_children_are_recycled() -> None:
-    with Supervisor(SupervisorConfig(workers=1, tasks_per_child=2)) as supervisor:
+    with Supervisor(ExecutorConfig(workers=1, tasks_per_child=2)) as supervisor:
         tasks = [Task(argument="pid", timeout_seconds=30) for _ in range(4)]
         pids = [result.value for result in supervisor.run(misbehave, tasks)]
     assert pids[0] == pids[1] != pids[2] == pids[3]
@@ -102,7 +103,7 @@ def test_tasks_are_read_lazily_and_leaving_early_waits_for_nobody() -> None:
             yield Task(argument=i if i < 3 else "hang", timeout_seconds=600)
 
     start = time.monotonic()
-    with Supervisor(SupervisorConfig(workers=2)) as supervisor:
+    with Supervisor(ExecutorConfig(workers=2)) as supervisor:
         for result in supervisor.run(misbehave, endless()):
             if result.task.argument == 2:
                 break
@@ -115,8 +116,8 @@ def test_tasks_are_read_lazily_and_leaving_early_waits_for_nobody() -> None:
 def test_workers_that_cannot_start_raise_instead_of_starting_for_ever(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "from vidshard.execution.local import *\n"
-        "with Supervisor(SupervisorConfig(workers=1)) as supervisor:\n"
+        "from vidshard.execution.base import *\nfrom vidshard.execution.local import *\n"
+        "with Supervisor(ExecutorConfig(workers=1)) as supervisor:\n"
         "    print(list(supervisor.run(len, [Task(argument='a', timeout_seconds=9)])))\n"
     )
     shown = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
@@ -130,8 +131,8 @@ def test_workers_that_cannot_start_raise_instead_of_starting_for_ever(tmp_path: 
 def test_no_process_is_left_when_the_parent_has_ended() -> None:
     """Not Python's resource tracker either, which by itself only begins to end then."""
     script = (
-        "from vidshard.execution.local import *\n"
-        "with Supervisor(SupervisorConfig(workers=2)) as supervisor:\n"
+        "from vidshard.execution.base import *\nfrom vidshard.execution.local import *\n"
+        "with Supervisor(ExecutorConfig(workers=2)) as supervisor:\n"
         "    print(list(supervisor.run(len, [Task(argument='ab', timeout_seconds=60)] * 2))[0].value)\n"
     )
     command = [sys.executable, "-c", script]
@@ -145,11 +146,12 @@ ORPHANS = """
 import os, signal, sys, time
 sys.path[:0] = [{tests!r}]
 from misbehaving import misbehave
-from vidshard.execution.local import Supervisor, SupervisorConfig, Task
+from vidshard.execution.base import ExecutorConfig, Task
+from vidshard.execution.local import Supervisor
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have what they start with `&` ignore it
-    with Supervisor(SupervisorConfig(workers=2)) as supervisor:
+    with Supervisor(ExecutorConfig(workers=2)) as supervisor:
         tasks = [Task(argument=a, timeout_seconds=600) for a in ("pid", "pid", {what!r}, {what!r})]
         for result in supervisor.run(misbehave, tasks):
             print(result.value, flush=True)

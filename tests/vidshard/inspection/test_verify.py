@@ -300,7 +300,7 @@ def test_an_index_that_contradicts_the_manifest(shards: Path) -> None:
         paths=opened.index.paths,
         classes=opened.index.classes,
         splits=opened.index.splits,
-        source_groups=opened.index.source_groups,
+        recordings=opened.index.recordings,
         decoders=opened.index.decoders,
     ).to_bytes()
     (shards / "index.npz").write_bytes(data)

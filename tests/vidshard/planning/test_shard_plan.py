@@ -9,32 +9,32 @@ import numpy as np
 import pytest
 
 from vidshard.planning import shard_plan
-from vidshard.planning.shard_plan import Unit
+from vidshard.planning.shard_plan import Chunk
 from vidshard.shards import layout
 from vidshard.shards.layout import ClipShape, SampleRecord
 
 
 def test_every_clip_is_planned_once_in_order_and_shards_are_full() -> None:
     counts = [random.Random(0).randint(0, 40) for _ in range(200)]
-    plan = shard_plan.plan_units(counts, shard_clips=16)
-    planned = [(unit.video, clip) for unit in plan.units for clip in range(unit.clip_start, unit.clip_stop)]
+    plan = shard_plan.plan_chunks(counts, shard_clips=16)
+    planned = [(chunk.video, clip) for chunk in plan.chunks for clip in range(chunk.clip_start, chunk.clip_stop)]
     assert planned == [(video, clip) for video, count in enumerate(counts) for clip in range(count)]
-    sizes = [sum(unit.num_clips for unit in plan.units if unit.shard == shard) for shard in range(plan.num_shards)]
+    sizes = [sum(chunk.num_clips for chunk in plan.chunks if chunk.shard == shard) for shard in range(plan.num_shards)]
     assert sizes[:-1] == [16] * (plan.num_shards - 1)
     assert 0 < sizes[-1] <= 16
-    assert [unit.shard for unit in plan.units] == sorted(unit.shard for unit in plan.units)
+    assert [chunk.shard for chunk in plan.chunks] == sorted(chunk.shard for chunk in plan.chunks)
 
 
 def test_a_long_video_spans_shards() -> None:
-    assert shard_plan.plan_units([7], shard_clips=3).units == (
-        Unit(video=0, clip_start=0, clip_stop=3, shard=0),
-        Unit(video=0, clip_start=3, clip_stop=6, shard=1),
-        Unit(video=0, clip_start=6, clip_stop=7, shard=2),
+    assert shard_plan.plan_chunks([7], shard_clips=3).chunks == (
+        Chunk(video=0, clip_start=0, clip_stop=3, shard=0),
+        Chunk(video=0, clip_start=3, clip_stop=6, shard=1),
+        Chunk(video=0, clip_start=6, clip_stop=7, shard=2),
     )
 
 
 def test_nothing_to_plan() -> None:
-    assert shard_plan.plan_units([0, 0], shard_clips=3).num_shards == 0
+    assert shard_plan.plan_chunks([0, 0], shard_clips=3).num_shards == 0
 
 
 def test_a_clip_larger_than_a_shard_gets_one_of_its_own() -> None:
@@ -43,7 +43,7 @@ def test_a_clip_larger_than_a_shard_gets_one_of_its_own() -> None:
 
 def test_millions_of_clips_are_cheap() -> None:
     start = time.perf_counter()
-    assert shard_plan.plan_units([5_000] * 1_000, shard_clips=111).num_clips == 5_000_000
+    assert shard_plan.plan_chunks([5_000] * 1_000, shard_clips=111).num_clips == 5_000_000
     assert time.perf_counter() - start < 2
 
 

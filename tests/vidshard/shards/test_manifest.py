@@ -26,7 +26,7 @@ def small_index() -> Index:
         paths=["Abuse/a \udcff é.mp4"],
         classes=["Abuse"],
         splits=["Train"],
-        source_groups=[],
+        recordings=[],
         decoders=["decord"],
     )
 
@@ -65,7 +65,7 @@ def test_a_set_comes_back_as_it_was_written(folder: Path) -> None:
     assert shards.manifest == small_manifest()
     assert shards.manifest.videos == {"found": 3, "ok": 1, "failed": 1, "skipped": 1}
     assert shards.index.paths == ["Abuse/a \udcff é.mp4"]
-    assert [shards.index.class_name(0), shards.index.split(0), shards.index.source_group(0)] == ["Abuse", "Train", None]
+    assert [shards.index.class_name(0), shards.index.split(0), shards.index.recording(0)] == ["Abuse", "Train", None]
     np.testing.assert_array_equal(shards.index.clips, small_index().clips)
     assert small_index().to_bytes() == small_index().to_bytes()
 
@@ -201,7 +201,7 @@ def test_a_million_rows_take_less_than_100_mb() -> None:
         paths=[f"Anomaly-Videos-Part-1/Abuse/Abuse{i:07d}_x264.mp4" for i in range(num_videos)],
         classes=["Abuse"],
         splits=["Train"],
-        source_groups=[],
+        recordings=[],
         decoders=["decord"],
     )
     assert len(index.to_bytes()) < 100_000_000

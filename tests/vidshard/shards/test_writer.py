@@ -11,7 +11,7 @@ import pytest
 
 from vidshard.shards import layout
 from vidshard.shards.layout import SampleRecord
-from vidshard.shards.writer import Cancelled, PartWriter, join_parts
+from vidshard.shards.writer import Cancelled, FragmentWriter, join_fragments
 
 
 def sample(clip_index: int, label: int = 1, flags: tuple[str, ...] = ()) -> tuple[SampleRecord, np.ndarray]:
@@ -23,24 +23,24 @@ def sample(clip_index: int, label: int = 1, flags: tuple[str, ...] = ()) -> tupl
     return record, np.random.default_rng(clip_index).integers(0, 256, (2, 8, 8, 3), np.uint8)
 
 
-def write_part(path: Path, clips: range, **fields: object) -> PartWriter:
-    with PartWriter(path) as writer:
+def write_fragment(path: Path, clips: range, **fields: object) -> FragmentWriter:
+    with FragmentWriter(path) as writer:
         for clip in clips:
             writer.append(*sample(clip, **fields))  # type: ignore[arg-type]
     return writer
 
 
 def test_joined_parts_are_the_samples_in_order(tmp_path: Path) -> None:
-    write_part(tmp_path / "a", range(2))
-    write_part(tmp_path / "b", range(2, 5))
-    size, sha256 = join_parts(tmp_path / "shard-000000.tar", [tmp_path / "a", tmp_path / "b"])
+    write_fragment(tmp_path / "a", range(2))
+    write_fragment(tmp_path / "b", range(2, 5))
+    size, sha256 = join_fragments(tmp_path / "shard-000000.tar", [tmp_path / "a", tmp_path / "b"])
     data = (tmp_path / "shard-000000.tar").read_bytes()
     assert data == b"".join(layout.encode_sample(*sample(i))[0] for i in range(5)) + layout.end_of_shard()
     assert (size, sha256) == (len(data), hashlib.sha256(data).hexdigest())
 
 
 def test_rows_point_at_the_clips(tmp_path: Path) -> None:
-    rows = write_part(tmp_path / "a", range(3), label=-1, flags=("repeated",)).rows
+    rows = write_fragment(tmp_path / "a", range(3), label=-1, flags=("repeated",)).rows
     data = (tmp_path / "a").read_bytes()
     found = list(layout.read_shard(io.BytesIO(data + layout.end_of_shard())))
     assert rows["offset"].tolist() == [offset for _, _, _, offset in found]
@@ -52,12 +52,12 @@ def test_rows_point_at_the_clips(tmp_path: Path) -> None:
 
 
 def test_no_part_gives_an_empty_shard(tmp_path: Path) -> None:
-    assert join_parts(tmp_path / "shard-000000.tar", [])[0] == 1024
+    assert join_fragments(tmp_path / "shard-000000.tar", [])[0] == 1024
     assert (tmp_path / "shard-000000.tar").read_bytes() == bytes(1024)
 
 
 def test_a_join_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
-    write_part(tmp_path / "a", range(2))
+    write_fragment(tmp_path / "a", range(2))
     with pytest.raises(Cancelled):
-        join_parts(tmp_path / "shard-000000.tar", [tmp_path / "a"], cancelled=lambda: True)
+        join_fragments(tmp_path / "shard-000000.tar", [tmp_path / "a"], cancelled=lambda: True)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

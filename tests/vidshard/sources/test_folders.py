@@ -109,7 +109,7 @@ def test_source_groups_come_from_sources_json(tmp_path: Path) -> None:
     make(tmp_path, "Train/Abuse/a.mp4", "Train/Abuse/b.mp4")
     (tmp_path / "sources.json").write_text('[{"file": "Train/Abuse/a.mp4", "source": "recording 1"}]')
     source = found(tmp_path / "Train")
-    assert [v.source_group for v in source.videos] == ["recording 1", None]
+    assert [v.recording for v in source.videos] == ["recording 1", None]
     assert source.notes == (f"{tmp_path / 'sources.json'} was read: 1 of 2 videos are cut from 1 recordings",)
     (tmp_path / "sources.json").write_text('[{"file": "Train/Arson/x.mp4", "source": "recording 1"}]')
     (note,) = found(tmp_path / "Train").notes
@@ -118,7 +118,7 @@ def test_source_groups_come_from_sources_json(tmp_path: Path) -> None:
     assert "sources.json" in found(tmp_path / "Train").notes[0]
     (tmp_path / "sources.json").write_text('{"a": 1}')
     source = found(tmp_path / "Train")
-    assert [v.source_group for v in source.videos] == [None, None]
+    assert [v.recording for v in source.videos] == [None, None]
     (note,) = source.notes
     assert note.startswith("WARNING: videos are not grouped by recording: ")
     assert "sources.json is not a list" in note

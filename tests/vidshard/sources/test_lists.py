@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vidshard.sources.folders import find_sources
-from vidshard.sources.lists import apply_annotations, apply_source_groups, apply_split_list
+from vidshard.sources.lists import apply_annotations, apply_recordings, apply_split_list
 from vidshard.util.errors import UserError
 
 OFFICIAL = Path(os.environ.get("VIDSHARD_TEST_DATA", ""), "data", "ucf-crime")
@@ -100,8 +100,8 @@ def test_recordings_by_the_longest_suffix(kind: str, tmp_path: Path) -> None:
         path.write_text(json.dumps([{"file": file, "source": source} for file, source in rows]))
     else:
         write(path, "file,source", *(",".join(row) for row in rows))
-    matched = apply_source_groups(find_sources(root), path)
-    groups = {v.path: v.source_group for source in matched.sources for v in source.videos}
+    matched = apply_recordings(find_sources(root), path)
+    groups = {v.path: v.recording for source in matched.sources for v in source.videos}
     assert groups == {"Abuse/a.mp4": "one", "Arson/a.mp4": "two", "Abuse/b.mp4": "one", "Abuse/c.mp4": None}
     assert "3 videos of 2 recordings" in matched.note
     assert "has no row for 1 videos: Abuse/c.mp4" in matched.note
@@ -110,13 +110,13 @@ def test_recordings_by_the_longest_suffix(kind: str, tmp_path: Path) -> None:
 def test_recordings_that_are_not_clear_are_refused(tmp_path: Path) -> None:
     root = make(tmp_path / "s", "Abuse/a.mp4", "Arson/a.mp4")
     with pytest.raises(UserError, match=r"a is ambiguous: .*Abuse/a\.mp4 or .*Arson/a\.mp4"):
-        apply_source_groups(find_sources(root), write(tmp_path / "g.csv", "file,source", "a.mp4,one"))
+        apply_recordings(find_sources(root), write(tmp_path / "g.csv", "file,source", "a.mp4,one"))
     with pytest.raises(UserError, match=r"gives Abuse/a\.mp4 two sources: .*one.* and .*two"):
-        apply_source_groups(
+        apply_recordings(
             find_sources(root), write(tmp_path / "g.csv", "file,source", "x/Abuse/a.mp4,one", "y/Abuse/a.mp4,two")
         )
     with pytest.raises(UserError, match="KeyError"):
-        apply_source_groups(find_sources(root), write(tmp_path / "g.csv", "name,group", "a.mp4,one"))
+        apply_recordings(find_sources(root), write(tmp_path / "g.csv", "name,group", "a.mp4,one"))
 
 
 # ----- annotations ----------------------------------------------------------------------------------------------------

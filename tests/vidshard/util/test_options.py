@@ -9,7 +9,15 @@ import pytest
 from click.testing import CliRunner
 
 from vidshard.util.errors import UserError
-from vidshard.util.options import check_options, command, config_options, from_options, given_options, option
+from vidshard.util.options import (
+    check_options,
+    command,
+    config_options,
+    from_options,
+    given_options,
+    make_config,
+    option,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,6 +86,9 @@ def test_help_hides_groups_and_help_all_shows_them() -> None:
     [
         ({"count": 0}, "count is 0, expected at least 1"),
         ({"kind": "c"}, "kind is 'c', expected one of a, b"),
+        ({"count": "3"}, "count is '3', expected a whole number"),
+        ({"quick": 1}, "quick is 1, expected true or false"),
+        ({"pair": 1.0}, "pair is 1.0, expected a list"),
     ],
 )
 def test_values_out_of_range_name_the_field(fields: dict[str, Any], message: str) -> None:
@@ -87,12 +98,20 @@ def test_values_out_of_range_name_the_field(fields: dict[str, Any], message: str
 
 @pytest.mark.parametrize("share", [-0.1, 1, float("nan")])
 def test_both_bounds_are_checked(share: float) -> None:
-    with pytest.raises(UserError, match=r"^share is .*, expected at least 0 and below 1$"):
+    with pytest.raises(UserError, match=r"^share is (.*, expected at least 0 and below 1|nan, expected a number)$"):
         Inner(share=share)
 
 
 def test_text_becomes_a_path() -> None:
     assert Config(source="x") == Config(source=Path("x"))  # type: ignore[arg-type]
+
+
+def test_keywords_and_tables_make_the_config() -> None:
+    given = {"source": "x", "lists": "l", "pair": [3, 4], "inner": {"share": 0}}
+    expected = Config(source=Path("x"), lists=(Path("l"),), pair=(3.0, 4.0), inner=Inner(share=0.0))
+    assert make_config(Config, given, function="f") == expected
+    with pytest.raises(UserError, match=r"^f has no option 'inner.shore'; did you mean 'inner.share'\?$"):
+        make_config(Config, {"source": "x", "inner": {"shore": 0}}, function="f")
 
 
 def test_a_required_option_is_asked_for() -> None:

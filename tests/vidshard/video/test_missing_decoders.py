@@ -16,13 +16,14 @@ from vidshard.building import run as builder
 from vidshard.building.run import BuildConfig
 from vidshard.util.errors import UserError
 from vidshard.video import decoders, packets
+from vidshard.video.containers import VideoError
 from vidshard.video.decoders import decord_decoder
-from vidshard.video.decoders.base import VideoError
 
 
 @pytest.fixture
 def no_decord(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decord_decoder, "DISTRIBUTIONS", ("no-such-distribution",))
+    for module in (decoders, decord_decoder):
+        monkeypatch.setattr(module, "DECORDS", ("no-such-distribution",))
 
 
 def test_an_installed_decord_that_cannot_be_imported_is_an_error(

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-from vidshard.video.packets import PacketTable, VideoError
-
-__all__ = ["Decoder", "Frame", "VideoError", "check_frame_indices", "installed_version"]
-
-Frame = npt.NDArray[np.uint8]
+from vidshard.video.packets import PacketTable
+from vidshard.video.sampling import Frame as Frame
 
 
 class Decoder(Protocol):
@@ -51,14 +43,3 @@ def check_frame_indices(table: PacketTable, frame_indices: Sequence[int]) -> Non
             f"frame indices {frame_indices[0]}–{frame_indices[-1]} are outside of the video: it has frames "
             f"0–{table.num_frames - 1}"
         )
-
-
-@functools.cache
-def installed_version(distributions: tuple[str, ...]) -> str | None:
-    """Return the version of the first of `distributions` that is installed; None if none is."""
-    for distribution in distributions:
-        try:
-            return version(distribution)
-        except PackageNotFoundError:
-            continue
-    return None

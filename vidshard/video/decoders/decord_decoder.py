@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from vidshard.util.errors import UserError
-from vidshard.video.decoders.base import Frame, check_frame_indices, installed_version
+from vidshard.video.decoders import DECORDS, installed_version
+from vidshard.video.decoders.base import Frame, check_frame_indices
 from vidshard.video.packets import DAMAGED, UNSUPPORTED, PacketTable, VideoError, openable_name
 from vidshard.video.sampling import resize_frame
 
-# The package of 2021 and its maintained fork. Both install a module named `decord`, but their pixels differ.
-DISTRIBUTIONS = ("decord", "decord2")
 _BATCH = 32  # frames in memory at once
 _CONTAINERS = ("mov", "matroska")  # of an MPEG transport stream it silently drops all before the second keyframe
 _CANNOT_SCALE = "from_size == to_size"  # its error for some small widths (16, 24, 48, 72, …)
@@ -127,7 +126,7 @@ def installed_distribution() -> str | None:
 
     Raises UserError if both are: they overwrite each other's files, so either may be the one that decodes.
     """
-    found = [name for name in DISTRIBUTIONS if installed_version((name,))]
+    found = [name for name in DECORDS if installed_version((name,))]
     if len(found) > 1:
         raise UserError(
             f"{' and '.join(found)} are both installed in the same folder; "

@@ -31,12 +31,7 @@ class OpenCVDecoder:
         in_sequence: bool = False,  # always the case
     ) -> Iterator[Frame]:
         check_frame_indices(table, frame_indices)
-        if table.interlaced:  # OpenCV 5.0 repeats the first frame of interlaced H.264, with ok=True
-            raise VideoError(UNSUPPORTED, "OpenCV does not decode interlaced video")
-        if table.mirrored or table.rotation % 90:
-            raise VideoError(UNSUPPORTED, "OpenCV can neither mirror a video nor rotate it by an angle such as 45°")
-        if table.colorspace in _BT2020:
-            raise VideoError(UNSUPPORTED, "OpenCV misinterprets BT.2020 colours")
+        _refuse_unsupported(table)
         cv2: Any = load_cv2()
         os.environ["OPENCV_FFMPEG_LOGLEVEL"] = "32"  # INFO: the level of messages about concealed damage
         with openable_name(path) as name:
@@ -51,19 +46,34 @@ class OpenCVDecoder:
                         if not capture.grab():
                             raise _no_frame(table, next_index)
                         next_index += 1
-                    ok, frame = capture.retrieve()
-                    if not ok:
-                        raise _no_frame(table, index)
-                    if frame.ndim != 3 or frame.shape[:2] != (table.height, table.width):
-                        raise VideoError(
-                            UNSUPPORTED,
-                            f"OpenCV returns frames of shape {frame.shape}, expected {(table.height, table.width, 3)}",
-                        )
-                    yield cv2.cvtColor(resize_frame(frame, height, width), cv2.COLOR_BGR2RGB)
+                    yield cv2.cvtColor(resize_frame(_retrieve(capture, table, index), height, width), cv2.COLOR_BGR2RGB)
                 if next_index == table.num_frames and capture.grab():
                     raise VideoError(DAMAGED, f"OpenCV decodes more frames than the {next_index:,} of its packets")
             finally:
                 capture.release()
+
+
+def _refuse_unsupported(table: PacketTable) -> None:
+    if table.interlaced:  # OpenCV 5.0 repeats the first frame of interlaced H.264, with ok=True
+        raise VideoError(UNSUPPORTED, "OpenCV does not decode interlaced video")
+    if table.mirrored or table.rotation % 90:
+        raise VideoError(UNSUPPORTED, "OpenCV can neither mirror a video nor rotate it by an angle such as 45°")
+    if table.colorspace in _BT2020:
+        raise VideoError(UNSUPPORTED, "OpenCV misinterprets BT.2020 colours")
+
+
+def _retrieve(capture: Any, table: PacketTable, index: int) -> Frame:
+    """Return the frame that was grabbed last, BGR."""
+    ok, frame = capture.retrieve()
+    if not ok:
+        raise _no_frame(table, index)
+    if frame.ndim != 3 or frame.shape[:2] != (table.height, table.width):
+        raise VideoError(
+            UNSUPPORTED,
+            f"OpenCV returns frames of shape {frame.shape}, expected {(table.height, table.width, 3)}",
+        )
+    bgr: Frame = frame
+    return bgr
 
 
 def _no_frame(table: PacketTable, index: int) -> VideoError:

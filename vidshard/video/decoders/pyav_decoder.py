@@ -39,12 +39,12 @@ class PyAVDecoder:
         in_sequence: bool = False,
     ) -> Iterator[Frame]:
         check_frame_indices(table, frame_indices)
-        graph = _FilterGraph(_orientation(table), height, width)
+        graph = _FilterGraph(_orienting_filters(table), height, width)
         for frame in _picked(path, table, frame_indices, in_sequence=in_sequence):
             yield graph.convert(frame)
 
 
-def _orientation(table: PacketTable) -> list[tuple[str, str]]:
+def _orienting_filters(table: PacketTable) -> list[tuple[str, str]]:
     """Return the filters that orient the stored picture as players do; FFmpeg's angle is counter-clockwise."""
     mirror = [("hflip", "")] if table.mirrored else []
     if table.rotation in _ROTATE:
