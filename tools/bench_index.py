@@ -30,7 +30,7 @@ CLIPS_PER_VIDEO = 100
 
 
 def write_synthetic_set(folder: Path, num_clips: int) -> Path:
-    """A set of `num_clips` clips whose shards hold nothing: good for opening and planning only."""
+    """Write a set of `num_clips` clips with empty shards: good for opening and planning only."""
     folder.mkdir(parents=True)
     in_shard = shard_plan.clips_per_shard(SHAPE, 64)
     sample_bytes = shard_plan.sample_bytes(SHAPE)

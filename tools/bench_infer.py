@@ -80,7 +80,7 @@ def main() -> None:
 def save_model(
     path: Path, config: ModelConfig, shape: tuple[int, int, int], sampling: dict[str, Any] | None = None
 ) -> None:
-    """An untrained model as a checkpoint."""
+    """Save an untrained model as a checkpoint."""
     torch.manual_seed(0)
     model = Stage1Model(config)
     with torch.no_grad():

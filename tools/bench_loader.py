@@ -142,7 +142,7 @@ def make_contenders(folder: Path, work: Path) -> dict[str, Pass]:
 
 
 def sizes(batches: Iterable[Any], size_of: Callable[[Any], int]) -> Iterator[int]:
-    """The sizes of `batches`; none is held while the next one is made."""
+    """Yield the sizes of `batches` without holding one while the next is made."""
     iterator = iter(batches)
     while (batch := next(iterator, None)) is not None:
         size = size_of(batch)
@@ -320,7 +320,7 @@ def short_videos(work: Path, options: argparse.Namespace) -> list[Path]:
 
 
 def make_video(path: Path, num_frames: int, size: tuple[int, int]) -> Path:
-    """An H.264 video at 30 frames/s of a moving pattern, width × height as in `size`."""
+    """Write an H.264 video of a moving pattern at 30 frames/s; `size` is (width, height)."""
     import av
 
     width, height = size

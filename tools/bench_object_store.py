@@ -39,7 +39,7 @@ def read_epochs(loader: ClipLoader, number: int) -> tuple[float, float]:
 
 
 def start_server() -> None:
-    """An S3 server in this process, which the environment then points at."""
+    """Start an S3 server in this process and point the environment to it."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)

@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def judge(ranks: list[list[list[str]]]) -> str:
-    """What is wrong with the batches (lists of keys) that the ranks got."""
+    """Describe what is wrong with the batches (lists of keys) that the ranks got."""
     steps = [len(batches) for batches in ranks]
     seen = Counter(key for batches in ranks for batch in batches for key in batch)
     faults = []

@@ -35,7 +35,7 @@ MAX_BYTES = 60e6
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of a run with a thousand detections, some of them false alarms."""
+    """Write the report of a run with a thousand detections, some of them false alarms."""
     folder = tmp_path_factory.mktemp("report")
     clips = np.random.default_rng(0).integers(0, 256, (NUM_CLIPS, 4, 16, 16, 3), np.uint8)
     labels = [int(i % 4 > 0) for i in range(NUM_CLIPS)]

@@ -45,7 +45,7 @@ def a_loader(reader: ClipReader, **options: Any) -> ClipLoader:
 
 
 def train_on_all_ways(folders: list[Path], result: Path) -> None:
-    """A DDP loop over every combination; rank 0 writes how often each clip came and the steps of all ranks."""
+    """Run a DDP loop over every combination; rank 0 writes the counts of each clip and the steps of all ranks."""
     readers = {folder.name: ClipReader(folder) for folder in folders}
     num_bytes = next(iter(readers.values())).clip_shape.num_bytes
     model: torch.nn.Module = torch.nn.Linear(num_bytes, 1)

@@ -269,7 +269,7 @@ def one_after_another(reader: ClipReader, row: int) -> tuple[int, int, float, fl
 def scored_in_turn(
     run: dict[str, Path], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> evaluation.ScoredClips:
-    """The clips of `folder`, as if they followed one another."""
+    """Return the scored clips of `folder`, placed one after another in time."""
     monkeypatch.setattr(evaluation, "_times", one_after_another)
     return evaluation.score_clips(ClipReader(folder), load_checkpoint(run["checkpoint"]), config(run, tmp_path / "e"))
 

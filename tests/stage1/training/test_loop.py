@@ -584,7 +584,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, shards: Path) -
 
 
 def lay_out_bad_use(folder: Path) -> None:
-    """What the cases of bad use name, below `folder`."""
+    """Create the files below `folder` that the cases of bad use refer to."""
     write_shards(folder / "good", random_clips(4), [0, 1, 0, 1])
     write_shards(folder / "crimes", random_clips(4), [1, 1, 1, 1])
     write_shards(folder / "unknown", random_clips(4), [0, 1, -1, 1])

@@ -17,9 +17,10 @@ from builds import SameProcess, digests
 from tiny_videos import make_tiny_videos
 from vidshard.building import failures, worker
 from vidshard.building import run as builder
+from vidshard.building.run import BuildConfig
 from vidshard.building.worker import ProbeJob, VideoFailure, VideoMetadata
 from vidshard.cli.main import main
-from vidshard.execution.local import Supervisor, SupervisorConfig, Task, TaskResult
+from vidshard.execution.local import Task, TaskResult
 from vidshard.shards import manifest
 from vidshard.video import decoders
 
@@ -154,8 +155,8 @@ def test_settings_of_libraries_do_not_reach_the_workers(tmp_path: Path, monkeypa
     assert digests(tmp_path / "set") == digests(tmp_path / "plain")
 
     monkeypatch.setenv("HARMLESS", "1")
-    config = SupervisorConfig(workers=1, unset_prefixes=builder._LIBRARY_VARIABLES)
-    with Supervisor(config) as supervisor:
+    config = BuildConfig(source=source, workers=1)
+    with builder.make_executor(tmp_path, config) as executor:
         tasks = [Task(argument=name, timeout_seconds=30) for name in [*names, "HARMLESS"]]
-        values = {result.task.argument: result.value for result in supervisor.run(os.getenv, tasks)}
+        values = {result.task.argument: result.value for result in executor.run(os.getenv, tasks)}
     assert values == {**dict.fromkeys(names), "HARMLESS": "1"}
