@@ -27,7 +27,7 @@ PACKAGES = (vidshard, stage1)
 
 IMPORT_ALL = """
 import importlib, inspect, json, pkgutil, sys, warnings
-warnings.simplefilter("ignore")  # stage1.reader and stage1.dataloader say that they moved
+warnings.simplefilter("ignore")  # the modules of the old names do
 package = importlib.import_module(sys.argv[1])
 for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
     if not module.name.endswith("__main__"):

@@ -45,7 +45,7 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 
 from fake_shards import write_shards  # noqa: E402
 from stage1.data.loader import ClipLoader, ClipReader  # noqa: E402

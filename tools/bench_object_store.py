@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
 from fake_shards import random_clips, write_shards  # noqa: E402
 from stage1.data.loader import ClipLoader, ClipReader  # noqa: E402

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import webdataset as wds
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "helpers"))
 
 from fake_shards import random_clips, write_shards
 from stage1.data.loader import ClipLoader, ClipReader
