@@ -70,7 +70,9 @@ def main() -> None:
         results = {size: compare(contenders, size, options) for size in BATCH_SIZES}
         notebook = {
             "notebook_short": notebook_way("notebook_short", short_videos(work, options), 10),
-            "notebook_long": notebook_way("notebook_long", [make_video(work / "long.mp4", 240 * 30, (320, 240))], 2),
+            "notebook_long": notebook_way(
+                "notebook_long", [make_video(work / "long.mp4", (5 if options.quick else 240) * 30, (320, 240))], 2
+            ),
         }
     report(results[32], notebook)
 
@@ -80,7 +82,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--videos", type=Path, help="folder of class folders with MP4s; default: noise")
     parser.add_argument("--num-clips", type=int, default=2000)
     parser.add_argument("--alternations", type=int, default=7)
-    parser.add_argument("--quick", action="store_true", help="300 clips")
+    parser.add_argument("--quick", action="store_true", help="few: to see that it runs, not for figures")
     parser.add_argument("--work", type=Path, help="where temporary files go")
     options = parser.parse_args()
     if options.quick:

@@ -19,8 +19,9 @@ CHECKPOINT = ROOT / "tests" / "fixtures" / "0.1" / "training" / "binary_stage1_w
 ARGUMENTS = {
     "bad_inputs.py": "--help",  # its inputs come from a generator elsewhere; test_bad_inputs.py runs the rest
     "bad_remuxes.py": "--help",  # test_bad_remuxes.py runs it
+    "bench_against.py": f"{ROOT} --quick --alternations 1",
     "bench_build.py": "--quick --only sparse --decoders pyav",
-    "bench_cold_reads.py": "--num-clips 200 --alternations 1 --work .",
+    "bench_cold_reads.py": "--num-clips 200 --memory-mb 64 --alternations 1 --work .",
     "bench_end_to_end.py": "--num-short 2 --num-long 1 --alternations 1 --notebook-workers 0",
     "bench_export.py": "--help",  # an export takes a minute, and test_onnx.py does it
     "bench_index.py": "--clips 20000 --repeat 1",
