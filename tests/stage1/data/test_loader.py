@@ -18,11 +18,18 @@ from fake_shards import random_clips, write_shards
 from stage1.data import reader as reader_module
 from stage1.data.epoch_plan import PADDING_ROW
 from stage1.data.loader import Batch, ClipLoader, ClipReader
+from vidshard.util import console
 from vidshard.util.errors import FormatError, UserError
 
 NUM_CLIPS = 37
 CLIPS = random_clips(NUM_CLIPS)
 LABELS = [i % 2 for i in range(NUM_CLIPS)]
+
+
+@pytest.fixture(autouse=True)
+def shown_logs() -> None:
+    """Show log messages as the command does: warnings on standard error."""
+    console.show_logs()
 
 
 @pytest.fixture
@@ -186,10 +193,12 @@ def test_a_missing_folder_says_what_to_do(tmp_path: Path) -> None:
 def test_stopping_early_leaves_no_thread_behind(folder: Path) -> None:
     import threading
 
+    before = set(threading.enumerate())
     batches = iter(ClipLoader(ClipReader(folder), batch_size=2, shuffle=False))
     assert isinstance(next(batches), Batch)
+    assert set(threading.enumerate()) - before
     batches.close()  # type: ignore[attr-defined]
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("clip-reader")]
+    assert not set(threading.enumerate()) - before
 
 
 @pytest.mark.parametrize("codec", ["zstd", "jpeg"])
