@@ -57,8 +57,8 @@ def samplings() -> list[Sampling]:
     length = SECONDS_OF_VIDEO * FPS
     to_keyframe = KEYFRAME_DISTANCE / 2  # decoded before the frame that is wanted
     return [
-        Sampling(name="uniform, 1 clip a video", clips=1, frames=min(length, 16 * to_keyframe)),
-        Sampling(name="uniform, 32 clips a video", clips=32, frames=length),
+        Sampling(name="uniform, 1 clip per video", clips=1, frames=min(length, 16 * to_keyframe)),
+        Sampling(name="uniform, 32 clips per video", clips=32, frames=length),
         Sampling(name="dense, every frame once", clips=length / 16, frames=length),
     ]
 

@@ -56,7 +56,7 @@ class EvaluateConfig:
     relative: bool = relative_option(_UNTRIMMED)
     trained_on: tuple[Path, ...] = option(
         (),
-        help="List of videos that any stage was trained on; refused if --annotations has one of them.",
+        help="List of videos that any stage was trained on; must share no video with --annotations.",
         group=_FOREIGN,
         metavar="FILE",
     )
@@ -124,7 +124,7 @@ class CrossvalConfig:
         group=_BASELINES,
     )
     shortcuts: bool = option(
-        True, help="Also report baselines on file sizes, single frames and the like.", group=_BASELINES
+        True, help="Also report baselines that use only file metadata, single frames and the like.", group=_BASELINES
     )
     save_attention: bool = option(False, help="Write out-of-fold predictions and attention, for stage 2.")
 

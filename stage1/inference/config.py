@@ -111,9 +111,9 @@ class InferConfig:
 class FeaturesConfig:
     """Options of feature extraction, by a checkpoint or by a backbone."""
 
-    shards: Location = option(help="Shards to describe.", type=location, metavar="PLACE")
+    shards: Location = option(help="Shards to compute features for.", type=location, metavar="PLACE")
     out: Path = option(help="Output folder.")
-    checkpoint: Path | None = option(None, help="Use the features that the classifier of this checkpoint sees.")
+    checkpoint: Path | None = option(None, help="Use the classifier inputs of this checkpoint as features.")
     backbone: str | None = option(
         None, help="Use r3d_18, mc3_18 or r2plus1d_18, or a torch.export file.", metavar="NAME|FILE"
     )
@@ -144,7 +144,9 @@ class ExtractConfig:
         default_text="that of the clips",
         at_least=1,
     )
-    stage2_lists: tuple[Path, ...] = option((), name="stage2_list", help="Official fold of stage 2.")
+    stage2_lists: tuple[Path, ...] = option(
+        (), name="stage2_list", help="Training list of stage 2, checked against --test-list."
+    )
     test_list: Path | None = option(None, help="List of the videos that stage 1 is tested on.")
     for_looking: bool = option(
         False, help="For inspection only: also accept data that must not be trained on; writes no shards."

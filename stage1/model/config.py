@@ -29,7 +29,7 @@ class ModelConfig:
     pooling: str = "attention"  # over the frames; gated is attention too, mean and max are baselines
     attention_units: int = 64
     motion_prior: float = 1.0  # attention begins on the frames that move: score a deviation of a frame's mean motion
-    statistics_share: float = 0.75  # of the motion statistics' log-odds in those of the model; the rest: the network's
+    statistics_share: float = 0.75  # weight of the motion features' log-odds; the rest is the network's
     dropout: float = 0.5
     norm: str = "group"  # of torchvision's backbones: group, batch, or frozen (that of their weights)
 

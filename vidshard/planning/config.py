@@ -59,7 +59,7 @@ class BuildConfig:
     )
     annotations: Path | None = option(
         None,
-        help="annotated: event list; each line has a name, a class, and first and last frame.",
+        help="Event list for annotated sampling; each line has a name, a class, and first and last frame.",
         group=_DATASET,
         metavar="FILE",
     )
@@ -71,13 +71,13 @@ class BuildConfig:
     resize: str = option("squash", help="How a frame is made square.", group=_FRAMES, choices=RESIZES)
     codec: str = option(
         "raw",
-        help="How pixels are stored: raw; zstd: half the size, slower to read; jpeg: a fifth of the size, lossy.",
+        help="Pixel storage. raw: exact, no compression; zstd: half the size, slower to read; jpeg: a fifth, lossy.",
         group=_FRAMES,
         choices=CODECS,
     )
     decoder: str = option(
         "auto",
-        help="Decoding library. auto: decord, then OpenCV for videos that decord does not support.",
+        help="Decoding library. auto: try decord, then OpenCV, then PyAV.",
         group=_FRAMES,
         choices=DECODERS,
     )
