@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tools")
     counts = {"Train": 8, "Validation": 8, "Test": 8}
     synthetic_videos.make_dataset(folder / "videos", num_videos=counts, workers=1)
+    for split in counts:
+        shutil.copy(folder / "videos" / "temporal_annotations.txt", folder / "videos" / split)
     return folder
 
 
