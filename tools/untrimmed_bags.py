@@ -146,7 +146,7 @@ def baselines(readers: dict[str, ClipReader]) -> dict[str, ScoredClips]:
 
 
 def as_mode(clips: ScoredClips, mode: str) -> ScoredClips:
-    return evaluation.relative_clips(clips) if mode == "relative" else clips
+    return evaluation.centred_clips(clips) if mode == "relative" else clips
 
 
 @dataclasses.dataclass
@@ -157,8 +157,7 @@ class Judge:
     folder: Path
 
     def __post_init__(self) -> None:
-        known, paths = read_ground_truth(self.folder / "temporal_annotations.txt", self.reader), self.reader.index.paths
-        self.truth = {number: known[path] for number, path in enumerate(paths) if path in known}
+        self.truth = read_ground_truth(self.folder / "temporal_annotations.txt", self.reader)
         self.config = EvaluateConfig()
 
     def anomalous(self, scored: dict[str, dict[str, ScoredClips]], name: str) -> metrics.Interval:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from stage1.inference.config import DEFAULT_OUT
+from stage1.inference.config import DEFAULT_INFERENCE
 from vidshard.util.console import LOCAL_PATH
 from vidshard.util.options import command
 
 
 @command(example="stage1 visualize stage1_output")
-@click.argument("folder", metavar="[DIR]", type=LOCAL_PATH, default=DEFAULT_OUT)
+@click.argument("folder", metavar="[DIR]", type=LOCAL_PATH, default=DEFAULT_INFERENCE)
 def visualize(folder: Path) -> None:
     """Draw the strongest detections and their attention.
 

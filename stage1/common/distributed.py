@@ -26,7 +26,7 @@ POLL_SECONDS = 0.5  # interval at which a rank checks whether another rank has f
 GRACE_SECONDS = 5.0  # time for a rank to stop by itself, and for the failed rank to wait until the others know
 LEAVE_SECONDS = 60.0  # longest time that rank 0 waits for the other ranks to end
 HEARTBEAT_SECONDS = 5.0  # interval of a rank's heartbeat
-SILENT_SECONDS = 30.0  # without a heartbeat for this long, the host is cut off or the process hangs
+MAX_SILENT_SECONDS = 30.0  # without a heartbeat for this long, the host is cut off or the process hangs
 _FAILURE, _KNOWN, _LEFT = "stage1/failure", "stage1/known", "stage1/left"  # keys of the store that all ranks share
 
 
@@ -41,7 +41,7 @@ def world_size() -> int:
 
 
 def rank_zero_info(message: str) -> None:
-    """Log a message on rank 0 only, for what all ranks do together."""
+    """Log a message on rank 0 only, for events common to all ranks."""
     if rank() == 0:
         logger.info(message)
 
@@ -257,17 +257,17 @@ class _FailureWatch:
                 count = self._store.add(f"stage1/sign/{other}", 0)
                 if count != before:
                     self._heartbeats[other] = (count, now)
-                elif now - since > SILENT_SECONDS and not self._store.check([_FAILURE]):
-                    text = f"it gave no sign of life for {SILENT_SECONDS:.0f} s; is its host cut off from this one?"
+                elif now - since > MAX_SILENT_SECONDS and not self._store.check([_FAILURE]):
+                    text = f"no heartbeat for {MAX_SILENT_SECONDS:.0f} s; is its host cut off from this one?"
                     self._store.set(_FAILURE, f"rank {other} stopped: {text}")
 
     def _watch_the_store(self) -> None:
         """End the process when the store stops answering, since its other threads may then wait forever."""
         while not self._closed.wait(POLL_SECONDS):
-            if time.monotonic() - self._last_answer > SILENT_SECONDS:
+            if time.monotonic() - self._last_answer > MAX_SILENT_SECONDS:
                 logger.error(
                     f"rank {self._rank} hears nothing of rank 0, which holds the run together, for "
-                    f"{SILENT_SECONDS:.0f} s; is this host cut off from that one?"
+                    f"{MAX_SILENT_SECONDS:.0f} s; is this host cut off from that one?"
                 )
                 _end_stuck_agent()
                 os._exit(1)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import tempfile
 from pathlib import Path
+from typing import IO, Any
 
 from vidshard.util.errors import UserError
 
@@ -36,3 +39,23 @@ def check_out(folder: Path) -> None:
         raise UserError(
             f"`out` {folder} cannot be written to ({error.strerror}: {nearest}); name another `out`"
         ) from error
+
+
+class HashingFile(io.RawIOBase):
+    """File that forwards writes to another file, and keeps track of the size and SHA-256 of all bytes written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._sha256, self.size = file, hashlib.sha256(), 0
+
+    def writable(self) -> bool:
+        """Return True, as `io.RawIOBase` requires of a writable file."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Write `data` to the other file, and return the number of bytes."""
+        self._sha256.update(data)
+        self.size += len(data)
+        return self._file.write(data)
+
+    def hexdigest(self) -> str:
+        return self._sha256.hexdigest()

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from stage1.common import files
 from vidshard.storage.urls import location
-from vidshard.util.options import option
+from vidshard.util.options import check_options, option
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckedConfig:
+    """Base of configs, which checks the ranges and choices of their options."""
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 def shards_option(default: str, help: str) -> Any:

@@ -12,32 +12,47 @@ from vidshard.util import atomic
 TRAIN_COLOUR, VALIDATION_COLOUR, AUC_COLOUR, GREY = "#4c78a8", "#e4572e", "#2a9d8f", "#8a8f98"
 
 
-def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
-    """Plot loss, accuracy and AUC over the epochs of `history` (lines of metrics.jsonl) to the PNG `path`."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # draws without a screen
+def make_figure(size: tuple[float, float], *, rows: int = 1, columns: int = 1) -> tuple[Any, list[Any]]:
+    """Return a figure of `size` inches, to be drawn without a screen, and its axes row by row."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    loss, accuracy = figure.subplots(1, 2)
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
+        one.grid(alpha=0.25, linewidth=0.7)
+    return figure, axes
+
+
+def set_title(axes: Any, title: str, **style: Any) -> None:
+    """Set a bold title at the left."""
+    axes.set_title(title, loc="left", fontweight="bold", **style)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write `figure` to the PNG `path`."""
+    with atomic.atomic_open(path) as file:
+        figure.savefig(file, format="png")
+
+
+def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
+    """Plot loss, accuracy and AUC over the epochs of `history` (lines of metrics.jsonl) to the PNG `path`."""
+    figure, (loss, accuracy) = make_figure((10, 4), columns=2)
     _draw(loss, history, "loss", "Train", TRAIN_COLOUR)
     _draw(loss, history, "val_loss", "Validation", VALIDATION_COLOUR)
-    loss.set_title("Loss", loc="left", fontweight="bold")
+    set_title(loss, "Loss")
     _draw(accuracy, history, "accuracy", "Train accuracy", TRAIN_COLOUR)
     _draw(accuracy, history, "val_accuracy", "Validation accuracy", VALIDATION_COLOUR)
     _draw(accuracy, history, "val_auc", "Validation AUC", AUC_COLOUR)
     accuracy.axhline(0.5, color=GREY, linewidth=1, linestyle=":")
     accuracy.set_ylim(0, 1.02)
-    accuracy.set_title("Accuracy and AUC", loc="left", fontweight="bold")
+    set_title(accuracy, "Accuracy and AUC")
     _mark_best(accuracy, history)
     for axes in (loss, accuracy):
         axes.set_xlabel("Epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.25, linewidth=0.7)
-        axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
-    with atomic.atomic_open(path) as file:
-        figure.savefig(file, format="png")
+    save(figure, path)
 
 
 def _draw(axes: Any, history: Sequence[dict[str, Any]], name: str, label: str, color: str) -> None:
@@ -59,12 +74,10 @@ def plot_sheet(
     rows: Sequence[Sequence[Any]], *, row_names: Sequence[str], column_names: Sequence[str], path: Path
 ) -> None:
     """Plot pictures, uint8 (H, W, 3), in rows and columns to the PNG `path`."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     num_columns = max(map(len, rows))
     figure = Figure(figsize=(1.5 * num_columns, 1.62 * len(rows) + 0.3), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
     for i, (grid_row, pictures) in enumerate(
         zip(figure.subplots(len(rows), num_columns, squeeze=False), rows, strict=True)
     ):
@@ -79,6 +92,6 @@ def plot_sheet(
             0, -0.02, row_names[i], fontsize=7, va="top", transform=grid_row[0].transAxes, parse_math=False
         )
         label.set_in_layout(False)  # a long name would push the columns apart
-    with atomic.atomic_open(path) as file, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the name shows boxes for such characters
-        figure.savefig(file, format="png")
+        save(figure, path)

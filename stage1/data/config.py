@@ -1,4 +1,4 @@
-"""Options of what clips become before the model sees them. Loads no torch: --help needs them."""
+"""Options of preprocessing and augmentation. Loads no torch: --help needs them."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from typing import Any, Literal
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-MarkUse = Literal["labels", "exclusions"]
+ReviewLabelUse = Literal["labels", "exclusions"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformConfig:
-    """Model input from clips. `mean` and `std`: of RGB in [0, 1]. The rest is augmentation, for training only.
+    """Normalisation and augmentation of clips. `mean` and `std` are of RGB in [0, 1]; the rest is augmentation.
 
-    Probabilities are those of a clip. A probability or a range of 0 turns that part off.
+    Augmentation is for training only. Probabilities apply per clip. A probability or range of 0 disables that part.
     """
 
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     augment: bool = False
-    train_scale: float = 6 / 7  # sides of the training input ÷ those of the clips: smaller ones train faster
+    train_scale: float = 6 / 7  # side of the training input ÷ side of the clips; smaller inputs train faster
     flip_probability: float = 0.5  # left-right
-    min_scale: float = 0.6  # a window of this share of height and width, or more, is cut out and resized
-    brightness: float = 0.25  # added: up to this share of the full range, either way
-    contrast: float = 0.3  # factor: between 1 - contrast and 1 + contrast
+    min_scale: float = 0.6  # smallest share of height and width of the window that is cropped and resized
+    brightness: float = 0.25  # largest shift, as a share of the full range
+    contrast: float = 0.3  # the factor is between 1 - contrast and 1 + contrast
     grey_probability: float = 0.1  # infrared cameras at night have no colour
-    low_resolution_probability: float = 0.0  # scaled down and up again: cheap and far cameras
-    min_resolution: float = 0.4  # down to this share of the sides
-    compression_probability: float = 0.0  # noise of 8×8 blocks, as codecs leave it at low bit rates
+    low_resolution_probability: float = 0.0  # downscaled and upscaled again, like cheap or distant cameras
+    min_resolution: float = 0.4  # smallest share of the sides
+    compression_probability: float = 0.0  # artefacts of 8×8 blocks, like those of codecs at low bit rates
     compression_strength: float = 0.3  # largest quantisation step, as a share of the full range
-    border_probability: float = 0.0  # bars along the borders are blackened, each on its own
+    border_probability: float = 0.0  # black bars along the borders, drawn independently
     max_border: float = 0.12  # of height or width
-    overlay_probability: float = 0.0  # a still patch near the upper or lower border: clocks, names, logos
-    erase_probability: float = 0.0  # a rectangle is painted over
+    overlay_probability: float = 0.0  # a still patch near the upper or lower border, like clocks, names and logos
+    erase_probability: float = 0.0  # a rectangle in one shade of grey
     max_erase: float = 0.25  # of the area
-    time_shift: int = 0  # frames that a clip is moved, either way; its first or last frame fills the gap
-    time_stretch: float = 0.0  # frames taken closer together or further apart, by a factor of up to 1 + this
+    time_shift: int = 0  # largest shift in frames; the first or last frame fills the gap
+    time_stretch: float = 0.0  # time is stretched or compressed by a factor of up to 1 + this
 
     def __post_init__(self) -> None:
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:

@@ -30,6 +30,25 @@ def epoch_order(num_clips: int, *, seed: int, epoch: int) -> Rows:
     return order
 
 
+def evenly_spaced(count: int, limit: int) -> Rows:
+    """Return at most `limit` positions of `count`, evenly spaced and including both ends.
+
+    >>> evenly_spaced(5, 3).tolist(), evenly_spaced(2, 3).tolist()
+    ([0, 2, 4], [0, 1])
+    """
+    return np.unique(np.linspace(0, count - 1, min(limit, count)).round().astype(np.int64))
+
+
+def rows_by_video(rows: Rows, videos: Rows) -> list[Rows]:
+    """Return the rows of each video, in their order; `videos` holds the video of every row of the index.
+
+    >>> [found.tolist() for found in rows_by_video(np.array([0, 1, 2]), np.array([7, 5, 7]))]
+    [[1], [0, 2]]
+    """
+    by_video = rows[np.argsort(videos[rows], kind="stable")]
+    return np.split(by_video, np.flatnonzero(np.diff(videos[by_video])) + 1) if len(rows) else []
+
+
 def block_order(shards: Rows, *, window_shards: int, seed: int, epoch: int) -> tuple[Rows, Rows]:
     """Return an order that reads a few shards at a time, for disks that are slow at random access.
 

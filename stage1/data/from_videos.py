@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BroughtVideos:
+class TemporaryShards:
     """Clips of the user's videos. The folder is deleted when the block of `temporary_shards` ends."""
 
     folder: Path  # a finished shard folder
@@ -40,7 +40,7 @@ class BroughtVideos:
 @contextlib.contextmanager
 def temporary_shards(
     paths: Sequence[str], *, shape: ClipShape, sampling: dict[str, Any], workers: int | None
-) -> Iterator[BroughtVideos]:
+) -> Iterator[TemporaryShards]:
     """Build shards of the videos in `paths` in a temporary folder, which lasts as long as the block.
 
     Clips have the given `shape` and are sampled by `sampling`, the settings of a manifest. Raises UserError if a path
@@ -61,7 +61,7 @@ def temporary_shards(
     with tempfile.TemporaryDirectory(prefix="stage1-videos-", ignore_cleanup_errors=True) as folder:
         report = _build(source, Path(folder) / "shards", config)
         failures = tuple(failure for failure in report.manifest.failures if failure.outcome == "failed")
-        yield BroughtVideos(folder=report.folder, root=Path(str(source.root)), failures=failures)
+        yield TemporaryShards(folder=report.folder, root=Path(str(source.root)), failures=failures)
 
 
 def _build(source: Source, out: Path, config: BuildConfig) -> SetReport:

@@ -7,6 +7,7 @@ once per epoch, every rank has the same number of steps, and neither depends on 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import logging
@@ -127,7 +128,7 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
         self.max_bad_clips, self.num_threads, self.num_processes = max_bad_clips, num_threads, num_processes
         self.device = torch.device(device)
         self.epoch = 0
-        self.bad_clips: dict[int, str] = {}  # index row → what is wrong with it
+        self.bad_clips: dict[int, str] = {}  # index row → error
         # Positions in the order, in clips: the start of the next iteration, and the end of the last batch handed out.
         self._start = self._position = 0
         self._order: tuple[int, Rows, Rows] | None = None
@@ -264,9 +265,11 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
 
     def _iterate(self) -> Iterator[Batch]:
         """Yield the batches of the plan: the first stage of the pipeline."""
-        plan = list(self.plan()) if self.num_processes else self.plan()
         self.reader.fetch_ahead(self.order()[self._start :])
-        batches = self._from_processes() if self.num_processes else self._read_ahead(plan)
+        if self.num_processes:  # a DataLoader asks its workers in turn, which keeps the order of the plan
+            batches = iter(wds.WebLoader(_StepsOfWorker(self), batch_size=None, num_workers=self.num_processes))
+        else:
+            batches = self.read_ahead(self.plan())
         if self.device.type == "cuda":
             batches = _on_cuda(batches, self.device)
         yield from map(self._count_step, batches, itertools.count(self._start + self._global_batch, self._global_batch))
@@ -278,7 +281,8 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
         self._position = min(end, len(self.order()))
         return batch
 
-    def _read_ahead(self, plan: Iterable[Rows]) -> Iterator[Batch]:
+    def read_ahead(self, plan: Iterable[Rows]) -> Iterator[Batch]:
+        """Yield the batches of `plan`, which are read ahead by threads."""
         pending: deque[Future[Batch]] = deque()
         threads = ThreadPoolExecutor(max(1, self.num_threads), thread_name_prefix="clip-reader")
         adviser = ThreadPoolExecutor(1, thread_name_prefix="clip-reader")
@@ -312,10 +316,6 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
             if end > self._start:
                 yield before, order[begins:end]
             before = begins
-
-    def _from_processes(self) -> Iterator[Batch]:
-        # A DataLoader asks its workers in turn, which keeps the order of the plan.
-        yield from wds.WebLoader(_StepsOfWorker(self), batch_size=None, num_workers=self.num_processes)
 
     def _read_batch(self, rows: Rows) -> Batch:
         clips = self._buffers.take(len(rows))
@@ -372,8 +372,7 @@ class BagLoader(ClipLoader):
 
     def __init__(self, reader: ClipSource, *, max_clips: int = 0, **options: Any) -> None:
         rows = np.asarray(options.pop("rows", None) if options.get("rows") is not None else np.arange(len(reader)))
-        by_video = rows[np.argsort(reader.videos[rows], kind="stable")]
-        bags = np.split(by_video, np.flatnonzero(np.diff(reader.videos[by_video])) + 1) if len(rows) else []
+        bags = epoch_plan.rows_by_video(rows, reader.videos)
         self.max_clips = max_clips
         self.bags = {int(bag[0]): bag for bag in bags}  # by the first clip, which represents the bag in the order
         super().__init__(reader, batch_size=1, rows=[int(bag[0]) for bag in bags], **options)
@@ -390,7 +389,7 @@ class BagLoader(ClipLoader):
         if not 0 < self.max_clips < len(bag):
             return bag
         if not self.shuffle:
-            places: Rows = np.unique(np.linspace(0, len(bag) - 1, self.max_clips).round().astype(int))
+            places = epoch_plan.evenly_spaced(len(bag), self.max_clips)
         else:
             draw = {"seed": self.seed, "epoch": self.epoch, "bag": int(first[0])}
             places = epoch_plan.clips_of_bag(len(bag), max_clips=self.max_clips, **draw)
@@ -409,7 +408,7 @@ class _StepsOfWorker(torch.utils.data.IterableDataset[Batch]):
         first, every = (worker.id, worker.num_workers) if worker else (0, 1)
         if worker:
             threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
-        yield from self.loader._read_ahead(itertools.islice(self.loader.plan(), first, None, every))
+        yield from self.loader.read_ahead(itertools.islice(self.loader.plan(), first, None, every))
 
 
 def _end_with_parent() -> None:
@@ -455,11 +454,8 @@ class _BufferPool:
         return np.empty(self.shape, np.uint8)  # numpy requests huge pages, torch does not
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _make_pool, (self.shape, self.max_free)  # another process starts with an empty pool
-
-
-def _make_pool(shape: tuple[int, ...], max_free: int) -> _BufferPool:
-    return _BufferPool(shape, max_free=max_free)
+        # Another process starts with an empty pool, without pinned memory.
+        return functools.partial(_BufferPool, max_free=self.max_free), (self.shape,)
 
 
 def _on_cuda(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:

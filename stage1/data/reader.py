@@ -219,6 +219,22 @@ class ClipReader:
         """Return a name of row `video` of the video table that is the same in every set: split/path below SOURCE."""
         return f"{self.index.split(video) or self.manifest.split or ''}/{self.index.paths[video]}"
 
+    def recording_or_video(self, video: int) -> str:
+        """Return a name of the recording of row `video` of the video table, or of the video alone if it is unknown."""
+        group = self.index.source_group(video)
+        return f"video {self.index.paths[video]}" if group is None else f"group {group}"
+
+    @property
+    def recordings(self) -> set[str]:
+        """Names of the known recordings."""
+        groups = map(self.index.source_group, range(len(self.index.videos)))
+        return {group for group in groups if group is not None}
+
+    @property
+    def splits(self) -> set[str | None]:
+        """Splits of the set and of its videos."""
+        return {self.manifest.split, *map(self.index.split, range(len(self.index.videos)))}
+
     def frame_gap_seconds(self) -> float:
         """Return the median time between consecutive frames of the clips, in seconds; 0.0 without clips."""
         return float(np.median(self.index.clips["frame_gap_seconds"])) if len(self) else 0.0

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from stage1.data.config import MarkUse
+from stage1.data.config import ReviewLabelUse
 from stage1.data.epoch_plan import Rows
 from stage1.data.reader import ClipReader
 from vidshard.shards import layout
@@ -40,7 +40,7 @@ class ReviewedClips:
     num_missing: int
     num_contradicting: int  # review labels that differ from the clip's label
 
-    def note(self, path: Path, use: MarkUse) -> str:
+    def note(self, path: Path, use: ReviewLabelUse) -> str:
         """Describe the effect of the review labels of `path` in one line."""
         done = "left out" if use == "exclusions" else "relabelled"
         text = (
@@ -82,7 +82,7 @@ def read_review_labels(path: Path) -> dict[str, ReviewLabel]:
 
 
 def apply_review_labels(
-    reader: ClipReader, review_labels: Mapping[str, ReviewLabel], *, use: MarkUse, path: Path
+    reader: ClipReader, review_labels: Mapping[str, ReviewLabel], *, use: ReviewLabelUse, path: Path
 ) -> ReviewedClips:
     """Replace the labels of reviewed clips, or exclude the clips whose review label contradicts their label.
 

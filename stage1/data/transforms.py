@@ -22,7 +22,7 @@ from vidshard.util.errors import UserError
 MIN_SIDE = 8  # pixels of a cut-out window, or of a clip scaled down
 BLOCK = 8  # side of the blocks that video codecs transform
 
-Floats = npt.NDArray[np.float64]
+FloatArray = npt.NDArray[np.float64]
 Change = Callable[[torch.Tensor, npt.NDArray[np.int64]], torch.Tensor]  # some clips, their rows in the batch → changed
 
 
@@ -56,9 +56,10 @@ class ClipTransform:
 
 
 class BatchTransform:
-    """uint8 (B, T, H, W, C) → `function` on float32 (B, 3, T, H, W) in [0, 1] → normalised by `config`: for training.
+    """Training transform that applies a user's function: uint8 (B, T, H, W, C) → normalised float32 (B, 3, T, H, W).
 
-    Raises UserError if `function` converts or normalises frames itself, or returns something else than such a batch.
+    `function` is called on float32 (B, 3, T, H, W) in [0, 1], and its result is normalised by `config`. Raises
+    UserError if `function` converts or normalises frames itself, or does not return such a batch.
     """
 
     def __init__(self, function: Callable[[torch.Tensor], torch.Tensor], config: TransformConfig) -> None:
@@ -68,8 +69,8 @@ class BatchTransform:
         if unwanted:
             raise UserError(
                 f"transform holds {' and '.join(unwanted)}, but it is called on float clips (B, 3, T, H, W) in [0, 1] "
-                "that are normalised after it. Leave them out; to normalise by other numbers than now, write "
-                f'transform={{"mean": {list(config.mean)}, "std": {list(config.std)}}} with yours'
+                "that are normalised afterwards. Remove them; to normalise by different values, pass "
+                f'transform={{"mean": {list(config.mean)}, "std": {list(config.std)}}} with your values'
             )
 
     def __call__(self, clips_BTHWC: torch.Tensor, indices_B: torch.Tensor, epoch: int) -> torch.Tensor:
@@ -112,7 +113,7 @@ class Draws:
         drawn_BN = clip_random.uniform(seeds_B, self.COUNT, stream=clip_random.AUGMENTATION)
         u = iter(drawn_BN.cpu().double().numpy().T)
 
-        def between(low: float, high: float) -> Floats:
+        def between(low: float, high: float) -> FloatArray:
             return np.asarray(low + (high - low) * next(u))
 
         def happens(probability: float) -> npt.NDArray[np.bool_]:
@@ -155,7 +156,7 @@ def augment(clips_BTHWC: torch.Tensor, config: TransformConfig, draws: Draws) ->
     clips_BCTHW = _only(draws.grey, clips_BCTHW, lambda some, _: some.mean(1, keepdim=True).expand_as(some))
     clips_BCTHW = _only(draws.compression, clips_BCTHW, lambda some, rows: _compress(some, draws.step[rows]))
 
-    def column(values: Floats) -> torch.Tensor:
+    def column(values: FloatArray) -> torch.Tensor:
         return torch.from_numpy(values).to(device, torch.float32).view(B, 1, 1, 1, 1)
 
     means = clips_BCTHW.mean((1, 2, 3, 4), keepdim=True)
@@ -200,7 +201,7 @@ def _matrices(draws: Draws, side: int, out: int, axis: int) -> torch.Tensor:
 
 def resize_matrix(
     side: int, out: int, *, first: float = 0.0, window: float | None = None, mirrored: bool = False
-) -> Floats:
+) -> FloatArray:
     """Return the matrix [out, side] that interpolates `out` pixels linearly from a window of `side` pixels.
 
     The interpolation kernel is widened for downscaling, as in Pillow, to avoid aliasing.
@@ -227,7 +228,7 @@ def _resample(clips_BTHWC: torch.Tensor, rows_BhH: torch.Tensor, columns_BwW: to
     return lines.view(B, h, T, C, -1).permute(0, 3, 2, 1, 4)
 
 
-def _compress(clips_BCTHW: torch.Tensor, steps: Floats) -> torch.Tensor:
+def _compress(clips_BCTHW: torch.Tensor, steps: FloatArray) -> torch.Tensor:
     """Quantise the 8×8 cosine transform of each frame, more coarsely at high frequencies, as JPEG and H.264 do."""
     B, C, T, H, W = clips_BCTHW.shape
     padded = functional.pad(clips_BCTHW.reshape(B, C * T, H, W), (0, -W % BLOCK, 0, -H % BLOCK), mode="replicate")

@@ -1,20 +1,21 @@
 """Shortcut baselines: file metadata, one frame, the border, motion numbers. A model must beat them to be meaningful.
 
-Each is fitted on the training clips and scores the clips that the model is judged on: the mean of a logistic regression
-and a random forest, neither of them tuned. Everything is read from shards.
+Each baseline is fitted on the training clips and scores the clips on which the model is evaluated. Its score is the
+mean of a logistic regression and a random forest, neither of them tuned. Everything is read from shards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from stage1.data.epoch_plan import evenly_spaced
 from stage1.data.reader import ClipReader
-from stage1.metrics.clips import Array
+from stage1.metrics.clips import Array, Interval
 from vidshard.shards.layout import Clip
 
 MAJORITY = "majority"
@@ -56,13 +57,23 @@ def fit_and_score(train: Features, labels: npt.NDArray[np.int64], test: Features
     )
 
 
+def flags(rows: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
+    """Return a warning for each shortcut that the model does not exceed, in a paired comparison at 95 %."""
+    above = {row["name"]: Interval(**row["model_above"]) for row in rows}
+    return [
+        f"not above the shortcut {name!r}: {metric} higher by {interval.text()}"
+        for name, interval in above.items()
+        if interval.value is not None and not interval.above_zero
+    ]
+
+
 def some_rows(reader: ClipReader, *, per_video: int) -> list[int]:
     """Return index rows of labelled clips, at most `per_video` of each video, evenly spaced."""
     rows: list[int] = []
     for video in np.unique(reader.videos).tolist():
         own = np.flatnonzero((reader.videos == video) & (reader.labels >= 0))
         if len(own):
-            rows += own[np.unique(np.linspace(0, len(own) - 1, min(per_video, len(own))).round().astype(int))].tolist()
+            rows += own[evenly_spaced(len(own), per_video)].tolist()
     return rows
 
 

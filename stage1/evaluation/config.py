@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from stage1.common.options import (
+    CheckedConfig,
     annotations_option,
     batch_size_option,
     checkpoint_option,
@@ -16,7 +17,7 @@ from stage1.common.options import (
 from stage1.training.config import MAX_SEED, TrainConfig
 from vidshard.storage.urls import Location, location
 from vidshard.util.errors import UserError
-from vidshard.util.options import check_options, option
+from vidshard.util.options import option
 
 _BASELINES, _CALIBRATION, _UNTRIMMED, _FOREIGN = (
     "Baselines",
@@ -28,7 +29,7 @@ _NUM_RESAMPLES = 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(CheckedConfig):
     """Options of the evaluation of a checkpoint."""
 
     checkpoint: Path = checkpoint_option()
@@ -67,14 +68,14 @@ class EvaluateConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         if (self.target is not None or self.prior is not None) and self.val_shards is None:
             name = "target" if self.target is not None else "prior"
-            raise UserError(f"{name} needs val_shards: what is evaluated on must not choose anything")
+            raise UserError(f"{name} needs val_shards: nothing must be chosen on the evaluated shards")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ScoresConfig:
+class ScoresConfig(CheckedConfig):
     """Options of the evaluation of any model's scores against annotations."""
 
     annotations: Path = option(help="Ground-truth events.")
@@ -97,12 +98,9 @@ class ScoresConfig:
     num_resamples: int = 200
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        check_options(self)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CrossvalConfig:
+class CrossvalConfig(CheckedConfig):
     """Options of a cross-validation."""
 
     shards: tuple[Location, ...] = option(
@@ -111,7 +109,7 @@ class CrossvalConfig:
         type=location,
         metavar="PLACE",
     )
-    training: TrainConfig  # its shards, val_shards and out are not used; its seed is the first
+    training: TrainConfig  # shards, val_shards and out are ignored; seed is the first seed
     test_shards: Location | None = option(
         None, help="Also score these shards, with models trained on all of --shards.", type=location, metavar="PLACE"
     )
@@ -129,7 +127,7 @@ class CrossvalConfig:
     save_attention: bool = option(False, help="Write out-of-fold predictions and attention, for stage 2.")
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         if not self.shards:
             raise UserError("shards is empty, expected at least one shard set")
         if self.training.seed + self.seeds - 1 > MAX_SEED:
@@ -139,7 +137,7 @@ class CrossvalConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExplainConfig:
+class ExplainConfig(CheckedConfig):
     """Options of an explanation."""
 
     checkpoint: Path = checkpoint_option()
@@ -153,6 +151,3 @@ class ExplainConfig:
     device: str = device_option()
     num_resamples: int = _NUM_RESAMPLES
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_options(self)

@@ -1,9 +1,9 @@
 """Grouped, stratified cross-validation, to estimate the accuracy on new recordings.
 
-Videos cut from one recording share camera, place and people, so a random split tests what was trained on: whole source
-groups go to a fold. Every run ends after its last epoch; nothing is chosen on what is held out. All of a seed's
-out-of-fold predictions are pooled, and intervals come from resampling source groups. A run that was finished is kept,
-so that the same command goes on where it was stopped.
+Videos cut from one recording share camera, place and people, so a random split would test on recordings that were
+trained on. Folds therefore consist of whole recordings. The model of the last epoch is scored; nothing is chosen on
+held-out clips. The out-of-fold predictions of a seed are pooled, and recordings are resampled for intervals. Finished
+runs are kept, so that the same command resumes an interrupted cross-validation.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,18 @@ from stage1.data.epoch_plan import Rows
 from stage1.data.loader import ClipReader, JoinedReader
 from stage1.evaluation import baselines
 from stage1.evaluation.config import CrossvalConfig as CrossvalConfig
+from stage1.evaluation.text import aligned
 from stage1.inference.run import Fold, InferConfig, infer_out_of_fold
 from stage1.inference.scoring import crime_probabilities
 from stage1.metrics import clips as metrics
+from stage1.metrics.clips import Array
 from stage1.model.checkpoint import load_checkpoint
 from stage1.training.config import TrainConfig, changed_options
 from stage1.training.data import TrainData, shared_videos
 from stage1.training.loop import train
 from vidshard import __version__
 from vidshard.storage.cache import CacheConfig
+from vidshard.storage.urls import Location
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
 
@@ -46,11 +49,9 @@ SHORTCUT_CLIPS = 8  # clips of a video to which shortcuts are fitted, and on whi
 NUM_RESAMPLES = 1000
 GROUPED, RANDOM, TEST = "grouped", "random", "test"
 
-Floats = npt.NDArray[np.float64]
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Clips:
+class GroupedClips:
     """Clips of all sets, with the groups that must not be split."""
 
     reader: JoinedReader
@@ -83,7 +84,7 @@ class HeldOutScores:
     """Scores of a run's model on its held-out clips."""
 
     rows: Rows
-    confidences: Floats  # P(crime)
+    confidences: Array  # P(crime)
 
 
 def crossval(config: CrossvalConfig) -> str:
@@ -116,7 +117,7 @@ def crossval(config: CrossvalConfig) -> str:
 # --- clips and splits ---------------------------------------------------------------------------------------------
 
 
-def open_clips(readers: list[ClipReader]) -> Clips:
+def open_clips(readers: list[ClipReader]) -> GroupedClips:
     """Join the sets. A video of an unknown recording is its own group; recordings of the same name are one group."""
     groups: list[str] = []
     num_grouped = 0
@@ -125,13 +126,16 @@ def open_clips(readers: list[ClipReader]) -> Clips:
         own = [f"video {number} {video}" if name is None else f"group {name}" for video, name in enumerate(names)]
         groups += [own[video] for video in reader.videos.tolist()]
         num_grouped += sum(names[video] is not None for video in reader.videos.tolist())
-    units = metrics.units(groups)
-    return Clips(
-        reader=JoinedReader(readers), groups=units, num_grouped=num_grouped, num_groups=int(units.max(initial=-1)) + 1
+    numbers = metrics.group_numbers(groups)
+    return GroupedClips(
+        reader=JoinedReader(readers),
+        groups=numbers,
+        num_grouped=num_grouped,
+        num_groups=int(numbers.max(initial=-1)) + 1,
     )
 
 
-def plan(config: CrossvalConfig, clips: Clips, test: Clips | None) -> Iterator[Split]:
+def plan(config: CrossvalConfig, clips: GroupedClips, test: GroupedClips | None) -> Iterator[Split]:
     """Yield all runs, the most important ones first."""
     first = config.training.seed
     for seed in range(first, first + config.seeds):
@@ -172,7 +176,7 @@ def stratified_folds(labels: Rows, groups: Rows, *, folds: int, seed: int) -> li
     return sorted(held, key=lambda rows: int(rows[0]))
 
 
-def _check(clips: Clips, test: Clips | None, config: CrossvalConfig) -> list[str]:
+def _check(clips: GroupedClips, test: GroupedClips | None, config: CrossvalConfig) -> list[str]:
     """Return warnings. Raises UserError if clips lack labels, or if test clips share recordings with them."""
     sets = [*zip(clips.reader.readers, config.shards, strict=True)]
     for (one, place), (other, other_place) in itertools.combinations(sets, 2):
@@ -180,15 +184,10 @@ def _check(clips: Clips, test: Clips | None, config: CrossvalConfig) -> list[str
             raise UserError(f"`shards` {place} and {other_place} are the same set, expected each once")
         if config.save_attention and (both := _video_ids(one) & _video_ids(other)):
             raise UserError(
-                f"{place} and {other_place} both hold a video {min(both)!r}, and `save_attention` must tell them "
-                "apart; build them with other names of folders or files"
+                f"{place} and {other_place} both contain a video {min(both)!r}, so `save_attention` cannot distinguish "
+                "them; build them from folders or files with different names"
             )
-    for held, places in ((clips, config.shards), (test, (config.test_shards,))):
-        if held is not None and (len(held.labels) == 0 or (held.labels < 0).any()):
-            raise UserError(
-                f"{' and '.join(map(str, places))}: {int((held.labels < 0).sum())} of {len(held.labels)} clips have no "
-                "label, expected normal or crime for each, and at least one clip"
-            )
+    _check_labels(clips, config.shards)
     warnings = []
     if clips.num_grouped < len(clips.labels):
         warnings.append(
@@ -197,34 +196,41 @@ def _check(clips: Clips, test: Clips | None, config: CrossvalConfig) -> list[str
             "with `source_groups`"
         )
     if test is not None and config.test_shards is not None:
+        _check_labels(test, [config.test_shards])
+        _check_recordings(clips, test, config.test_shards)
         sets.append((test.reader.readers[0], config.test_shards))
     for (one, place), (other, other_place) in itertools.combinations(sets, 2):
         if videos := shared_videos(one, other):
             warnings.append(
                 f"{len(videos)} of {len(other.index.videos)} videos of {other_place} are in {place} too (such as "
-                f"{videos[0]!r}): where one of the two is trained on, the score of the other is too good"
-            )
-    if test is not None:
-        names = [_group_names(held.reader) for held in (clips, test)]
-        shared = names[0] & names[1]
-        if shared:
-            raise UserError(
-                f"{len(shared)} recordings of {config.test_shards} are also trained on (such as {min(shared)!r}): "
-                "the test would say nothing about new recordings; build the test set from others"
+                f"{videos[0]!r}): if one copy is trained on, the score of the other is too good"
             )
     return warnings
+
+
+def _check_labels(clips: GroupedClips, places: Sequence[Location]) -> None:
+    unlabelled = int((clips.labels < 0).sum())
+    if unlabelled or not len(clips.labels):
+        raise UserError(
+            f"{' and '.join(map(str, places))}: {unlabelled} of {len(clips.labels)} clips have no label, expected "
+            "normal or crime for each, and at least one clip"
+        )
+
+
+def _check_recordings(clips: GroupedClips, test: GroupedClips, place: Location) -> None:
+    shared = set.intersection(*(set().union(*(r.recordings for r in part.reader.readers)) for part in (clips, test)))
+    if shared:
+        raise UserError(
+            f"{len(shared)} recordings of {place} are also trained on (such as {min(shared)!r}), so the test would say "
+            "nothing about new recordings; build the test set from different recordings"
+        )
 
 
 def _video_ids(reader: ClipReader) -> set[str]:
     return {reader.video_id(video) for video in range(len(reader.index.videos))}
 
 
-def _group_names(reader: JoinedReader) -> set[str]:
-    groups = (part.index.source_group(video) for part in reader.readers for video in range(len(part.index.videos)))
-    return {group for group in groups if group is not None}
-
-
-def _note_config(config: CrossvalConfig, clips: Clips, test: Clips | None) -> None:
+def _note_config(config: CrossvalConfig, clips: GroupedClips, test: GroupedClips | None) -> None:
     """Record the options of the folder. Raises UserError if it contains a run with different options."""
     training = config.training.to_dict()
     for name in ("shards", "val_shards", "out", "device", "workers", "resume", "cache_dir", "cache_gb", "tensorboard"):
@@ -244,10 +250,10 @@ def _note_config(config: CrossvalConfig, clips: Clips, test: Clips | None) -> No
         now["test_shards"] = now["test_shards"] or before["test_shards"]
         before["test_shards"] = before["test_shards"] or now["test_shards"]
         if before != now:
-            told = changed_options(before.pop("training"), now.pop("training")) + changed_options(before, now)
+            changes = changed_options(before.pop("training"), now.pop("training")) + changed_options(before, now)
             raise UserError(
                 f"{config.out} contains a cross-validation with different options or data "
-                f"({next(iter(told), 'of another version')}); name another `out`, or remove it"
+                f"({next(iter(changes), 'a different version')}); name another `out`, or remove it"
             )
     atomic.write_json(path, now)
 
@@ -255,21 +261,19 @@ def _note_config(config: CrossvalConfig, clips: Clips, test: Clips | None) -> No
 # --- a run --------------------------------------------------------------------------------------------------------
 
 
-def run_split(config: CrossvalConfig, split: Split, clips: Clips, held: Clips) -> HeldOutScores:
+def run_split(config: CrossvalConfig, split: Split, clips: GroupedClips, held: GroupedClips) -> HeldOutScores:
     """Train on the split's rows and score its held-out rows, or read the results of an earlier call."""
     folder = config.out / split.name
     path = folder / SCORES_NAME
     keeps = _keeps_checkpoint(split, config)
     if path.is_file() and keeps and not (folder / files.BEST_NAME).is_file():
-        raise UserError(
-            f"{folder} keeps no checkpoint, which `save_attention` needs: it was run without; name another `out`"
-        )
+        raise UserError(f"{folder} was run without `save_attention` and has no checkpoint; name another `out`")
     if path.is_file():
         with np.load(path) as saved:
             return HeldOutScores(rows=saved["rows"], confidences=saved["confidences"])
     training = dataclasses.replace(
         config.training,
-        shards=Path(" + ".join(map(str, config.shards))),  # only for display; the clips come from `data`
+        shards=Path(" + ".join(map(str, config.shards))),  # for display only; the clips come from `data`
         seed=split.seed,
         out=folder,
         val_shards=None,
@@ -300,13 +304,13 @@ def score_clips(checkpoint_path: Path, reader: JoinedReader, rows: Rows, config:
     return HeldOutScores(rows=rows, confidences=confidences)
 
 
-# --- the result ---------------------------------------------------------------------------------------------------
+# --- results ---------------------------------------------------------------------------------------------------
 
 
 def summarise(
     config: CrossvalConfig,
-    clips: Clips,
-    test: Clips | None,
+    clips: GroupedClips,
+    test: GroupedClips | None,
     splits: list[Split],
     scores: dict[str, HeldOutScores],
     warnings: list[str],
@@ -314,6 +318,7 @@ def summarise(
     """Return all results, for crossval.json."""
     rows: list[dict[str, Any]] = []
     shortcuts: list[dict[str, Any]] = []
+    flags: list[str] = []
     for kind, held in ((GROUPED, clips), (TEST, test), (RANDOM, clips)):
         seeds = sorted({split.seed for split in splits if split.kind == kind})
         if held is None or not seeds:
@@ -325,20 +330,14 @@ def summarise(
                 if (split.kind, split.seed) == (kind, seed):
                     pooled[scores[split.name].rows] = scores[split.name].confidences
             by_seed.append(pooled)
-        rows += [
-            {"split": kind, "seed": seed, **measure(held.labels, held.groups, [pooled])}
-            for seed, pooled in zip(seeds, by_seed, strict=True)
-        ]
+            rows.append({"split": kind, "seed": seed, **measure(held.labels, held.groups, [pooled])})
         if len(seeds) > 1:
             rows.append({"split": kind, "seed": None, **measure(held.labels, held.groups, by_seed)})
         if config.shortcuts and kind != RANDOM:
             first = [split for split in splits if (split.kind, split.seed) == (kind, seeds[0])]
-            shortcuts += [{"split": kind, **row} for row in beside_shortcuts(clips, held, first, by_seed[0])]
-    flags = [
-        f"not above the shortcut {row['name']!r} ({row['split']}, first seed): AUC higher by {above.text()}"
-        for row in shortcuts
-        if (above := metrics.Interval(**row["model_above"])).value is not None and not (above.low or 0) > 0
-    ]
+            found = compare_with_shortcuts(clips, held, first, by_seed[0])
+            shortcuts += [{"split": kind, **row} for row in found]
+            flags += baselines.flags(found, f"AUC ({kind}, first seed)")
     return {
         "stage1_version": __version__,
         "shards": [str(place) for place in config.shards],
@@ -350,7 +349,7 @@ def summarise(
         "folds": config.folds,
         "epochs": config.training.epochs,
         "conventions": "clips; out-of-fold predictions pooled, after the last epoch; threshold 0.5; intervals of 95 % "
-        "by resampling source groups (else videos); within recording: pairs of one crime and one normal of a group",
+        "by resampling source groups (else videos); within recording: pairs of a crime and a normal clip of a group",
         "warnings": warnings,
         "flags": flags,
         "rows": rows,
@@ -358,28 +357,32 @@ def summarise(
     }
 
 
-def beside_shortcuts(clips: Clips, held: Clips, splits: list[Split], confidences: Floats) -> list[dict[str, Any]]:
+def compare_with_shortcuts(
+    clips: GroupedClips, held: GroupedClips, splits: list[Split], confidences: Array
+) -> list[dict[str, Any]]:
     """Evaluate every shortcut in the splits of one seed, and compare the model's AUC with it.
 
-    At most SHORTCUT_CLIPS of each video count, to fit on and to judge, also of the model's `confidences`.
+    Shortcuts are fitted to at most SHORTCUT_CLIPS of each video. Shortcuts and model, whose P(crime) is `confidences`,
+    are evaluated on that many.
     """
     train_rows, train_features = _shortcut_features(clips.reader)
     rows, features = (train_rows, train_features) if held is clips else _shortcut_features(held.reader)
     scores = {name: np.full(len(held.labels), np.nan) for name in (baselines.MAJORITY, *features)}
-    # One for all folds: the share of crime of what is left falls where more is held out, and would rank the folds.
+    # The same for all folds: holding out more crimes lowers the share of crime left, which would rank the folds.
     scores[baselines.MAJORITY][:] = clips.labels[train_rows].mean()
     for split in splits:
-        fitted, judged = np.isin(train_rows, split.train_rows), np.isin(rows, split.held_rows)
-        known = np.asarray(clips.labels[train_rows[fitted]], np.int64)
+        is_fitted, is_held_out = np.isin(train_rows, split.train_rows), np.isin(rows, split.held_rows)
+        known = np.asarray(clips.labels[train_rows[is_fitted]], np.int64)
         for name, seen in train_features.items():
-            scores[name][rows[judged]] = baselines.fit_and_score(seen[fitted], known, features[name][judged])
+            scores[name][rows[is_held_out]] = baselines.fit_and_score(
+                seen[is_fitted], known, features[name][is_held_out]
+            )
     labels, groups = held.labels[rows], held.groups[rows]
     model = metrics.roc_auc_statistic(labels, confidences[rows])
     found = []
     for name, values in scores.items():
-        above = metrics.paired_bootstrap(
-            model, metrics.roc_auc_statistic(labels, values[rows]), groups, num_resamples=NUM_RESAMPLES
-        )
+        shortcut = metrics.roc_auc_statistic(labels, values[rows])
+        above = metrics.paired_bootstrap(model, shortcut, groups, num_resamples=NUM_RESAMPLES)
         measured = measure(labels, groups, [values[rows]])
         found.append({"name": name, **measured, "model_above": dataclasses.asdict(above)})
     return found
@@ -394,9 +397,9 @@ def _shortcut_features(reader: JoinedReader) -> tuple[Rows, dict[str, baselines.
     return rows, {name: np.concatenate([part[name] for part in features]) for name in features[0]}
 
 
-def measure(labels: Rows, groups: npt.NDArray[np.int64], confidences: list[Floats]) -> dict[str, Any]:
+def measure(labels: Rows, groups: npt.NDArray[np.int64], confidences: list[Array]) -> dict[str, Any]:
     """Return accuracy, AUC and AUC within recording with intervals, averaged over predictions of the same clips."""
-    makers: dict[str, Callable[[Rows, Floats], metrics.Statistic]] = {
+    makers: dict[str, Callable[[Rows, Array], metrics.Statistic]] = {
         "accuracy": metrics.accuracy_statistic,
         "auc": metrics.roc_auc_statistic,
         "auc_within_group": lambda labels, values: metrics.within_group_auc_statistic(labels, values, groups),
@@ -409,7 +412,7 @@ def measure(labels: Rows, groups: npt.NDArray[np.int64], confidences: list[Float
 
 
 def _mean(statistics: list[metrics.Statistic]) -> metrics.Statistic:
-    def statistic(weights_N: Floats) -> float | None:
+    def statistic(weights_N: Array) -> float | None:
         values = [value for part in statistics if (value := part(weights_N)) is not None]
         return float(np.mean(values)) if len(values) == len(statistics) else None
 
@@ -426,33 +429,29 @@ def format_table(result: dict[str, Any]) -> str:
     lines = [f"{result['epochs']} epochs each. Conventions: {result['conventions']}."]
     lines += [f"WARNING: {warning}" for warning in result["warnings"]]
     lines += [f"FLAG: {flag}" for flag in result["flags"]]
-    kind = None
-    for row in result["rows"]:
-        if row["split"] != kind:
-            kind = row["split"]
-            lines += ["", titles[kind], f"  {'':8}{'accuracy':24}{'AUC':24}AUC within recording"]
-        cells = [metrics.Interval(**row[name]).text().ljust(24) for name in ("accuracy", "auc", "auc_within_group")]
-        name = "mean" if row["seed"] is None else f"seed {row['seed']}"
-        lines.append(f"  {name:8}{''.join(cells)}".rstrip())
-    kind = None
-    for row in result["shortcuts"]:
-        if row["split"] != kind:
-            kind = row["split"]
-            lines += ["", f"Shortcuts, first seed of: {titles[kind]}"]
-            lines.append(f"  {'':26}{'accuracy':24}{'AUC':24}the model's AUC is above by")
-        cells = [metrics.Interval(**row[name]).text().ljust(24) for name in ("accuracy", "auc", "model_above")]
-        lines.append(f"  {row['name']:26}{''.join(cells)}".rstrip())
+    columns = {"accuracy": "accuracy", "auc": "AUC", "auc_within_group": "AUC within recording"}
+    for kind, rows in itertools.groupby(result["rows"], key=lambda row: row["split"]):
+        named = {"mean" if row["seed"] is None else f"seed {row['seed']}": row for row in rows}
+        lines += ["", titles[kind], *_table(named, columns)]
+    columns = {"accuracy": "accuracy", "auc": "AUC", "model_above": "AUC of the model minus the shortcut's"}
+    for kind, rows in itertools.groupby(result["shortcuts"], key=lambda row: row["split"]):
+        lines += ["", f"Shortcuts, first seed of: {titles[kind]}", *_table({row["name"]: row for row in rows}, columns)]
     return "\n".join(lines)
 
 
-# --- what stage 2 should train on ---------------------------------------------------------------------------------
+def _table(rows: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str]) -> list[str]:
+    cells = [[name, *(metrics.interval_text(row[column]) for column in columns)] for name, row in rows.items()]
+    return aligned([["", *columns.values()], *cells])
 
 
-def save_out_of_fold(config: CrossvalConfig, clips: Clips, splits: list[Split]) -> None:
+# --- training data for stage 2 ------------------------------------------------------------------------------------
+
+
+def save_out_of_fold(config: CrossvalConfig, clips: GroupedClips, splits: list[Split]) -> None:
     """Write the out-of-fold predictions and attention of the first seed as `stage1 infer` would: docs/OUTPUTS.md.
 
-    One folder for each shard set. A model's attention on clips that it was trained on looks better than it will on new
-    ones, so stage 2 should learn from these.
+    Each shard set has its own folder. Attention on training clips looks better than on new clips, so stage 2 should
+    learn from out-of-fold predictions.
     """
     for number, place in enumerate(config.shards):
         own = np.flatnonzero(clips.reader.sets == number)

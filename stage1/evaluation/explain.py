@@ -1,16 +1,16 @@
 """Faithfulness of attention: frames are deleted and inserted in different orders of importance.
 
-For each clip and each number k of frames: the k most important ones are *frozen*, each replaced by the nearest frame
-that is left, so that what moved in them is gone and no picture is seen that was never filmed. How far P(crime) falls is
-compared with random frames in as many runs of the same lengths, because one long stretch hurts otherwise than
-scattered frames. The gap over these, in the mean over k, is what an order of frames knows. (Deletion and insertion
-curves: Petsiuk et al., "RISE", BMVC 2018.)
+For each clip and each number k, the k most important frames are *frozen*: each is replaced by the nearest remaining
+frame, which removes its motion without adding artificial pictures. The fall of P(crime) is compared with that for
+random frames in as many runs of the same lengths, because one long run affects the score differently than scattered
+frames. The mean gap over k measures an order of frames. (Deletion and insertion curves: Petsiuk et al., "RISE", BMVC
+2018.)
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,48 +19,46 @@ import torch
 
 from stage1.common import files
 from stage1.common.device import choose_device
+from stage1.data.epoch_plan import evenly_spaced
 from stage1.data.loader import ClipReader
 from stage1.evaluation import plots
 from stage1.evaluation.config import ExplainConfig as ExplainConfig
+from stage1.evaluation.text import EvaluationReport
 from stage1.inference.scoring import crime_probabilities
-from stage1.metrics import annotations as truths
 from stage1.metrics import clips as metrics
+from stage1.metrics.annotations import VideoGroundTruth
 from stage1.metrics.calibration import logits as log_odds
-from stage1.metrics.clips import Array, Interval
+from stage1.metrics.clips import Array, Floats, Interval, interval_text
 from stage1.metrics.ground_truth import read_ground_truth
-from stage1.model.checkpoint import Checkpoint, load_checkpoint
+from stage1.model.checkpoint import Checkpoint, check_clip_shape, load_checkpoint
 from stage1.model.network import Stage1Model
 from vidshard.shards.layout import CRIME_LABEL
 from vidshard.util import atomic, console
 from vidshard.util.errors import UserError
 
 METHODS = ("attention", "saliency", "mean pooling")
-EVENT = "true event"  # an upper bound rather than a method; only if every clip is annotated
+EVENT = "true event"  # an upper bound rather than a method; measured only if every clip is annotated
 EXPLAIN_CONVENTIONS = {
     "clips": "crimes that the model detects (P(crime) at or above its threshold), spread evenly over the set",
-    "frozen frame": "replaced by the nearest frame that is left, the earlier one where two are equally near",
-    "gap": "fall of the log-odds of crime minus that of random frames in as many runs of the same lengths, mean over k",
-    # Not of the motion features, whose square roots are steepest where nothing moves.
-    "saliency": "norm of the gradient of the network's log-odds of crime by the pixels of a frame",
-    "mean pooling": "evidence of each frame, weight of the classifier times its features, with even attention",
-    EVENT: "the frames of the annotated event, its inner ones first, then those nearest to it",
-    "effective frames": "exp of the entropy of attention: 1 is one frame, T is even",
+    "frozen frame": "replaced by the nearest remaining frame, the earlier one if two are equally near",
+    "gap": "fall of the log-odds of crime minus that for random frames in as many runs of the same lengths, mean over "
+    "k",
+    # Without the motion features, because their square roots are steepest where nothing moves.
+    "saliency": "norm of the gradient of the network's log-odds of crime with respect to the pixels of a frame",
+    "mean pooling": "evidence of each frame (classifier weights times features) with uniform attention",
+    EVENT: "frames of the annotated event, the inner ones first, then the frames nearest to it",
+    "effective frames": "exp of the entropy of attention: 1 for a single frame, T if uniform",
     "intervals": "95 % percentile bootstrap over source groups (recordings), else videos",
 }
-_Predict = Callable[[torch.Tensor], Array]  # uint8 (B, T, H, W, 3) → log-odds of crime [B]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ExplainReport:
-    """Results as text, and as a dictionary for JSON."""
-
-    text: str
-    fields: dict[str, Any]
+class ExplainReport(EvaluationReport):
+    """Results of `explain`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExplainedClip:
-    """Curves of one clip. Deletion and insertion hold the log-odds for each k, of an order and of its random frames."""
+    """Log-odds of one clip for each k, under deletion and insertion, of every order and of its random frames."""
 
     key: str
     group: str
@@ -81,13 +79,10 @@ def explain(config: ExplainConfig) -> ExplainReport:
     files.check_out(config.out)
     checkpoint = load_checkpoint(config.checkpoint)
     reader = ClipReader(config.shards)
-    if reader.clip_shape != checkpoint.shape:
-        raise UserError(
-            f"clips in {config.shards} are {reader.clip_shape}, {config.checkpoint} was trained on {checkpoint.shape}"
-        )
+    check_clip_shape(checkpoint, config.checkpoint, reader.clip_shape, where=str(config.shards))
     if not steps(checkpoint.shape.num_frames):
-        raise UserError(f"clips in {config.shards} are of one frame: there is no order of frames to explain")
-    events = _events(config, reader)
+        raise UserError(f"clips in {config.shards} have one frame, expected at least two to order; name other shards")
+    events = read_ground_truth(config.annotations, reader)
     explainer = Explainer(checkpoint, torch.device(choose_device(config.device)), config)
     rows, probabilities = _detected_crimes(reader, checkpoint, explainer, config)
     clips = []
@@ -123,7 +118,7 @@ class Explainer:
         return np.concatenate(found)
 
     def explain(
-        self, reader: ClipReader, row: int, probability: float, events: Mapping[int, truths.VideoGroundTruth]
+        self, reader: ClipReader, row: int, probability: float, events: Mapping[int, VideoGroundTruth]
     ) -> ExplainedClip:
         clip = torch.from_numpy(reader[row])
         T = len(clip)
@@ -141,7 +136,8 @@ class Explainer:
         for order in orders.values():
             for k in ks:
                 chosen = sorted(order[:k])
-                generator = np.random.default_rng((self.config.seed, row, k))  # alike for methods with runs alike
+                # Methods with equal runs get equal random frames.
+                generator = np.random.default_rng((self.config.seed, row, k))
                 randoms = [matched_frames(chosen, T, generator) for _ in range(self.config.random_sets)]
                 jobs += [chosen, *randoms]
                 jobs += [_others(frames, T) for frames in (chosen, *randoms)]  # insertion: only these are left
@@ -153,7 +149,7 @@ class Explainer:
         ]
         return ExplainedClip(
             key=reader.index.key(row),
-            group=reader.index.source_group(video) or f"video {reader.index.paths[video]}",
+            group=reader.recording_or_video(video),
             probability=probability,
             attention=attention_T,
             deletion=curves[0],
@@ -210,7 +206,7 @@ def steps(num_frames: int) -> list[int]:
 
 
 def freeze(clip: torch.Tensor, frames: Sequence[int]) -> torch.Tensor:
-    """`clip` (T, …) with each of `frames` replaced by the nearest one that is left, the earlier where two are as near.
+    """Replace each of `frames` of `clip` (T, …) by the nearest other frame, the earlier one if two are equally near.
 
     >>> freeze(torch.tensor([10, 11, 12, 13, 14]), [0, 2, 3]).tolist()
     [11, 11, 11, 14, 14]
@@ -236,7 +232,7 @@ def depth(inside: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
 
 
 def run_lengths(frames: Sequence[int]) -> list[int]:
-    """Lengths of the runs of neighbours among rising `frames`.
+    """Return the lengths of the runs of consecutive numbers in `frames`, which must rise.
 
     >>> run_lengths([0, 1, 4, 6, 7, 8])
     [2, 1, 3]
@@ -256,7 +252,7 @@ def matched_frames(frames: Sequence[int], num_frames: int, generator: np.random.
     """
     lengths = generator.permutation(sorted(run_lengths(frames))).tolist()
     free = num_frames - sum(lengths) - (len(lengths) - 1)  # frames that lie in no run and in no needed gap
-    # Where the runs begin among the free frames: every way to deal out the gaps is equally likely.
+    # The starts of the runs among the free frames; every distribution of the gaps is equally likely.
     slots = np.sort(generator.choice(free + len(lengths), size=len(lengths), replace=False)) - np.arange(len(lengths))
     drawn: list[int] = []
     start = 0
@@ -293,14 +289,6 @@ def _on_frames(values: npt.NDArray[Any], ranges: Sequence[tuple[int, int]], num_
 # --- input --------------------------------------------------------------------------------------------------------
 
 
-def _events(config: ExplainConfig, reader: ClipReader) -> dict[int, truths.VideoGroundTruth]:
-    """Return the events of videos, by number of the video; {} without annotations."""
-    if config.annotations is None:
-        return {}
-    known = read_ground_truth(config.annotations, reader)
-    return {number: known[path] for number, path in enumerate(reader.index.paths) if path in known}
-
-
 def _detected_crimes(
     reader: ClipReader, checkpoint: Checkpoint, explainer: Explainer, config: ExplainConfig
 ) -> tuple[list[int], dict[int, float]]:
@@ -316,10 +304,9 @@ def _detected_crimes(
     scores = explainer.calibration.apply(raw)
     found = {row: score for row, score in zip(crimes, scores.tolist(), strict=True) if score >= checkpoint.threshold}
     if not found:
-        raise UserError(f"of the {len(crimes)} crimes of {config.shards} the model detects none: nothing to explain")
+        raise UserError(f"the model detects none of the {len(crimes)} crimes of {config.shards}: nothing to explain")
     rows = sorted(found)
-    picked = np.unique(np.linspace(0, len(rows) - 1, min(config.max_clips, len(rows))).round().astype(int))
-    return [rows[i] for i in picked.tolist()], found
+    return [rows[i] for i in evenly_spaced(len(rows), config.max_clips).tolist()], found
 
 
 # --- summary ------------------------------------------------------------------------------------------------------
@@ -331,7 +318,7 @@ def summarise(clips: Sequence[ExplainedClip], config: ExplainConfig) -> dict[str
     has_event = all(EVENT in clip.deletion for clip in clips)
     names = (*METHODS, EVENT) if has_event else METHODS
 
-    def interval(values: Sequence[float], own: Sequence[str] | None = None) -> dict[str, Any]:
+    def interval(values: Floats, own: Sequence[str] | None = None) -> dict[str, Any]:
         found = metrics.bootstrap(
             metrics.mean_statistic(values),
             groups if own is None else own,
@@ -340,13 +327,6 @@ def summarise(clips: Sequence[ExplainedClip], config: ExplainConfig) -> dict[str
         )
         return dataclasses.asdict(found)
 
-    gaps = {
-        kind: {
-            name: [sign * float((random - own).mean()) for own, random in (getattr(c, kind)[name] for c in clips)]
-            for name in names
-        }
-        for kind, sign in (("deletion", 1), ("insertion", -1))
-    }
     fields: dict[str, Any] = {
         "conventions": EXPLAIN_CONVENTIONS,
         "clips": len(clips),
@@ -355,28 +335,24 @@ def summarise(clips: Sequence[ExplainedClip], config: ExplainConfig) -> dict[str
         "effective_frames": interval([effective_frames(clip.attention) for clip in clips]),
         "of_frames": len(clips[0].attention),
         "permuted_attention_fall": interval(
-            [
-                float(log_odds(np.array([clip.probability]))[0] - log_odds(np.array([clip.permuted]))[0])
-                for clip in clips
-            ]
+            [float(np.subtract(*log_odds(np.array([clip.probability, clip.permuted])))) for clip in clips]
         ),
     }
-    for kind, by_method in gaps.items():
+    for kind, sign in (("deletion", 1), ("insertion", -1)):
+        # (own, random) of every clip, (clips, 2, K), and the gap of each clip
+        curves = {name: np.array([getattr(clip, kind)[name] for clip in clips]) for name in names}
+        gaps = {name: sign * (pairs[:, 1] - pairs[:, 0]).mean(1) for name, pairs in curves.items()}
 
-        def above(name: str, others: Sequence[str], of_name: Mapping[str, list[float]] = by_method) -> dict[str, Any]:
-            pairs = {other: zip(of_name[name], of_name[other], strict=True) for other in others}
-            return {other: interval([a - b for a, b in values]) for other, values in pairs.items()}
+        def above(name: str, others: Sequence[str], gaps: Mapping[str, Array] = gaps) -> dict[str, Any]:
+            return {other: interval(gaps[name] - gaps[other]) for other in others}
 
         fields[kind] = {
-            "gap": {name: interval(values) for name, values in by_method.items()},
+            "gap": {name: interval(values) for name, values in gaps.items()},
             "attention_above": above("attention", METHODS[1:]),
             "event_above": above(EVENT, METHODS) if has_event else None,
             "curves": {
-                name: {
-                    "own": np.mean([getattr(clip, kind)[name][0] for clip in clips], axis=0).tolist(),
-                    "random": np.mean([getattr(clip, kind)[name][1] for clip in clips], axis=0).tolist(),
-                }
-                for name in names
+                name: dict(zip(("own", "random"), pairs.mean(0).tolist(), strict=True))
+                for name, pairs in curves.items()
             },
         }
     on_event = [
@@ -398,16 +374,12 @@ def _claims(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Check that the gap of attention is above 0 and above both other orders, each at 95 %."""
     checks = {"above matched random frames": fields["deletion"]["gap"]["attention"]}
     checks |= {f"above {name}": fields["deletion"]["attention_above"][name] for name in METHODS[1:]}
-    met = {name: (low := Interval(**found).low) is not None and low > 0 for name, found in checks.items()}
+    met = {name: Interval(**found).above_zero for name, found in checks.items()}
     return {"attention_explains": all(met.values()), "checks": met}
 
 
 def to_text(fields: Mapping[str, Any], config: ExplainConfig) -> str:
     """Format the report as text."""
-
-    def shown(found: Mapping[str, Any]) -> str:
-        return Interval(**found).text()
-
     lines = [
         f"{config.checkpoint} on {fields['clips']} detected crimes of {config.shards}, from "
         f"{fields['recordings_or_videos']} recordings or videos",
@@ -416,23 +388,21 @@ def to_text(fields: Mapping[str, Any], config: ExplainConfig) -> str:
     ]
     for kind in ("deletion", "insertion"):
         lines.append(f"{kind.capitalize()} gap over matched random frames:")
-        lines += [f"  {name:<13} {shown(found)}" for name, found in fields[kind]["gap"].items()]
-        lines += [
-            f"  attention above {name}: {shown(found)}" for name, found in fields[kind]["attention_above"].items()
-        ]
-        lines += [
-            f"  {EVENT} above {name}: {shown(found)}" for name, found in (fields[kind]["event_above"] or {}).items()
-        ]
+        lines += [f"  {name:<13} {interval_text(found)}" for name, found in fields[kind]["gap"].items()]
+        for subject, differences in (("attention", "attention_above"), (EVENT, "event_above")):
+            compared = (fields[kind][differences] or {}).items()
+            lines += [f"  {subject} above {name}: {interval_text(found)}" for name, found in compared]
     lines += [
-        f"Attention is spread as if even over {shown(fields['effective_frames'])} of {fields['of_frames']} frames",
-        f"Dealt out to other frames, it takes {shown(fields['permuted_attention_fall'])} off the log-odds of crime",
+        f"Effective number of frames attended to: {interval_text(fields['effective_frames'])} of {fields['of_frames']}",
+        f"Permuting attention over the frames lowers the log-odds of crime by "
+        f"{interval_text(fields['permuted_attention_fall'])}",
     ]
     event = fields["attention_on_event"]
     if event is not None:
         low, high = event["event_share"]
         lines.append(
-            f"Attention on the event, where it fills {low:.0%} to {high:.0%} of the frames ({event['clips']} clips): "
-            f"{shown(event['mass'])}; even attention: {event['even_attention']:.3f}"
+            f"Attention on the event, if it fills {low:.0%} to {high:.0%} of the frames ({event['clips']} clips): "
+            f"{interval_text(event['mass'])}; uniform attention: {event['even_attention']:.3f}"
         )
     claims = fields["claims"]
     if fields["pooling"] in ("mean", "max"):
@@ -441,9 +411,9 @@ def to_text(fields: Mapping[str, Any], config: ExplainConfig) -> str:
         )
     lines += ["", *(f"  {'yes' if met else 'no ':<3} deletion gap {name}" for name, met in claims["checks"].items())]
     lines.append(
-        "Attention tells which frames matter, better than both."
+        "Attention marks the frames that matter better than saliency and mean pooling do."
         if claims["attention_explains"]
-        else "Nothing is claimed for attention: it is not above all of these with 95 % confidence."
+        else "No claim is made for attention: it does not exceed all of these with 95 % confidence."
     )
     lines += ["", f"✓ {config.out / 'explanation.json'} and {config.out / 'explanation.png'}"]
     return "\n".join(lines)

@@ -1,6 +1,6 @@
 """Frame metrics of scores from any model, under all published conventions; without scores, those of oracles.
 
-No video and no model is needed: `stage1 evaluate --annotations FILE [--frame-counts FILE] [--scores DIR|CSV]`.
+It needs no video and no model: `stage1 evaluate --annotations FILE [--frame-counts FILE] [--scores DIR|CSV]`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,20 @@ from stage1.common import files
 from stage1.evaluation import plots, score_files
 from stage1.evaluation.config import ScoresConfig as ScoresConfig
 from stage1.evaluation.score_files import ForeignScores
-from stage1.metrics import annotations as truths
+from stage1.evaluation.text import EvaluationReport, aligned
 from stage1.metrics import clips
 from stage1.metrics import frames as frame_metrics
-from stage1.metrics.annotations import DEFAULT_CONVENTION, EVENT_CONVENTIONS, Annotations, VideoGroundTruth
-from stage1.metrics.clips import Array
-from stage1.metrics.frames import FrameMetrics, ScoredVideo
+from stage1.metrics.annotations import (
+    DEFAULT_CONVENTION,
+    EVENT_CONVENTIONS,
+    Annotations,
+    VideoGroundTruth,
+    make_annotations,
+    read_annotations,
+    refuse_overlap,
+)
+from stage1.metrics.clips import Array, interval_text
+from stage1.metrics.frames import ScoredVideo
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
 
@@ -31,14 +39,11 @@ KEPT = "scores on their frames, all frames"
 WHOLE = "whole snippets only"
 SEGMENTED = f"mean over {SEGMENTS} segments"
 EVEN = "spread evenly"
+_INTERVALS = "95 % percentile bootstrap over videos"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ScoresReport:
-    """Results as text, and as a dictionary for JSON."""
-
-    text: str
-    fields: dict[str, Any]
+class ScoresReport(EvaluationReport):
+    """Results of `evaluate_scores`."""
 
 
 def evaluate_scores(config: ScoresConfig) -> ScoresReport:
@@ -47,33 +52,22 @@ def evaluate_scores(config: ScoresConfig) -> ScoresReport:
     Raises UserError on unusable files, and if a list of training videos names a test video.
     """
     files.check_out(config.out)
-    listed = truths.read_annotations(config.annotations, config.frame_counts)
-    truths.refuse_overlap(listed, config.trained_on)
+    listed = read_annotations(config.annotations, config.frame_counts)
+    refuse_overlap(listed, config.trained_on)
     scores = score_files.read_scores(config.scores, fps=config.fps) if config.scores is not None else None
     lengths = {} if scores is None else _lengths(scores, config.snippet_frames)
-    by_convention = {
-        name: truths.make_annotations(listed, num_frames=lengths, convention=name) for name in EVENT_CONVENTIONS
-    }
+    by_convention = {name: make_annotations(listed, num_frames=lengths, convention=name) for name in EVENT_CONVENTIONS}
     annotations = by_convention[DEFAULT_CONVENTION]
     notes = list(annotations.notes)
     if scores is not None:
         notes += _check_scores(scores, annotations, config)
         if any(video.num_frames is None for video in listed):
-            notes.append(
-                f"where no list gives the number of frames it is {config.snippet_frames} times the number of scores"
-            )
+            notes.append(f"videos without a known number of frames have {config.snippet_frames} frames per score")
     references = _reference_rows(by_convention, config)
     rows = [] if scores is None else _score_rows(scores, by_convention, config)
     far = None if scores is None else _false_alarm_share(scores, annotations, config)
     fields = {
-        "annotations": {
-            "videos": len(annotations.videos),
-            "crime_videos": annotations.num_crimes,
-            "videos_with_two_events": annotations.num_with_two_events,
-            "frames": annotations.num_frames,
-            "event_frames": annotations.num_event_frames,
-            "overruns_cut": annotations.overruns,
-        },
+        "annotations": annotations.counts,
         "conventions": {"events": EVENT_CONVENTIONS, "default": DEFAULT_CONVENTION, "intervals": _INTERVALS},
         "references": references,
         "scores": rows,
@@ -81,14 +75,9 @@ def evaluate_scores(config: ScoresConfig) -> ScoresReport:
         "notes": notes,
     }
     atomic.write_json(config.out / "evaluation.json", fields)
-    picture = rows or references
-    plots.plot_conventions(
-        picture, config.out / "evaluation.png", title=str(config.scores or "Scorers that know the truth")
-    )
-    return ScoresReport(text=_text(annotations, references, rows, far, notes, config), fields=fields)
-
-
-_INTERVALS = "95 % percentile bootstrap over videos"
+    title = str(config.scores or "Oracles, which know the ground truth")
+    plots.plot_conventions(rows or references, config.out / "evaluation.png", title=title)
+    return ScoresReport(text=_text(annotations, fields, config), fields=fields)
 
 
 def _lengths(scores: Mapping[str, ForeignScores], snippet_frames: int) -> dict[str, int]:
@@ -169,11 +158,9 @@ def _score_rows(
         for convention in EVENT_CONVENTIONS if name == KEPT else (DEFAULT_CONVENTION,):
             scored = []
             for video in by_convention[convention].videos:
-                labels, values = video.frame_labels(), spread(scores[video.stem], video.num_frames)
-                if name == WHOLE:
-                    whole = max(snippet, video.num_frames // snippet * snippet)
-                    labels, values = labels[:whole], values[:whole]
-                scored.append(_scored(video, values, labels))
+                whole = max(snippet, video.num_frames // snippet * snippet)
+                num_kept = whole if name == WHOLE else video.num_frames
+                scored.append(_scored(video, spread(scores[video.stem], video.num_frames), num_kept))
             headline = name == KEPT and convention == DEFAULT_CONVENTION
             rows.append(_row(name, convention, scored, config, intervals=headline))
     return rows
@@ -181,23 +168,25 @@ def _score_rows(
 
 def _reference_rows(by_convention: Mapping[str, Annotations], config: ScoresConfig) -> list[dict[str, Any]]:
     rows = []
-    for convention, truth in by_convention.items():
+    for convention, labelled in by_convention.items():
         scored: dict[str, list[ScoredVideo]] = {}
-        for video in truth.videos:
+        for video in labelled.videos:
             for name, values in frame_metrics.reference_scores(video, snippet_frames=config.snippet_frames).items():
-                scored.setdefault(name, []).append(_scored(video, values, video.frame_labels()))
+                scored.setdefault(name, []).append(_scored(video, values))
         rows += [_row(name, convention, videos, config, intervals=False) for name, videos in scored.items()]
     return sorted(rows, key=lambda row: list(scored).index(row["name"]))  # rows of the same name are adjacent
 
 
-def _scored(video: VideoGroundTruth, scores: Array, labels: Any) -> ScoredVideo:
-    return ScoredVideo(stem=video.stem, group=video.stem, is_crime=video.is_crime, labels=labels, scores=scores)
+def _scored(video: VideoGroundTruth, scores: Array, num_frames: int | None = None) -> ScoredVideo:
+    """Return the first `num_frames` frames of a video, by default all."""
+    labels = video.frame_labels()[:num_frames]
+    return ScoredVideo(group=video.stem, is_crime=video.is_crime, labels=labels, scores=scores[:num_frames])
 
 
 def _row(
     name: str, convention: str, videos: Sequence[ScoredVideo], config: ScoresConfig, *, intervals: bool
 ) -> dict[str, Any]:
-    found: FrameMetrics = frame_metrics.frame_metrics(
+    found = frame_metrics.frame_metrics(
         videos, num_resamples=config.num_resamples if intervals else 0, seed=config.seed
     )
     return {"name": name, "events": convention, **dataclasses.asdict(found)}
@@ -212,37 +201,24 @@ def _false_alarm_share(
         float((_spread(scores[video.stem], video.num_frames, config.snippet_frames) >= config.threshold).sum())
         for video in normal
     ]
-    frames = np.array([video.num_frames for video in normal], np.float64)
-    flagged_V = np.array(flagged)
-
-    def statistic(weights_V: Array) -> float | None:
-        total = float(weights_V @ frames)
-        return float(weights_V @ flagged_V) / total if total else None
-
-    found = clips.bootstrap(statistic, [v.stem for v in normal], num_resamples=config.num_resamples, seed=config.seed)
+    share = clips.ratio_statistic(flagged, [video.num_frames for video in normal])
+    found = clips.bootstrap(share, [v.stem for v in normal], num_resamples=config.num_resamples, seed=config.seed)
     return {"threshold": config.threshold, "normal_videos": len(normal), **dataclasses.asdict(found)}
 
 
-def _text(
-    annotations: Annotations,
-    references: Sequence[dict[str, Any]],
-    rows: Sequence[dict[str, Any]],
-    far: Mapping[str, Any] | None,
-    notes: Sequence[str],
-    config: ScoresConfig,
-) -> str:
-    lines = [annotations.describe(), *(f"Note: {note}" for note in notes)]
-    if rows:
-        lines += ["", f"{config.scores}, {_INTERVALS} where shown:", *_table(rows)]
-    if far is not None:
-        share = clips.Interval(**{name: far[name] for name in ("value", "low", "high", "num_units", "level")})
+def _text(annotations: Annotations, fields: Mapping[str, Any], config: ScoresConfig) -> str:
+    lines = [annotations.describe(), *(f"Note: {note}" for note in fields["notes"])]
+    if fields["scores"]:
+        lines += ["", f"{config.scores}, {_INTERVALS} where shown:", *_table(fields["scores"])]
+    if (far := fields["false_alarm_share"]) is not None:
+        share = {name: value for name, value in far.items() if name not in ("threshold", "normal_videos")}
         lines.append(
-            f"Of the frames of {far['normal_videos']} normal videos a share of {share.text(4)} "
+            f"In {far['normal_videos']} normal videos, a share of {interval_text(share, 4)} of the frames "
             f"scores {far['threshold']:g} or more (the published false alarm rate; no calibration)"
         )
-    lines += ["", "What scorers reach that know the truth (a frame AUC means little that is near the first):"]
-    lines += _table(references)
-    lines += ["", "Events, as read:", *(f"  {name}: {what}" for name, what in EVENT_CONVENTIONS.items())]
+    lines += ["", "Oracles, which know the ground truth (a frame AUC close to that of the first one means little):"]
+    lines += _table(fields["references"])
+    lines += ["", "Conventions of events:", *(f"  {name}: {text}" for name, text in EVENT_CONVENTIONS.items())]
     lines += ["", f"✓ {config.out / 'evaluation.json'} and {config.out / 'evaluation.png'}"]
     return "\n".join(lines)
 
@@ -250,10 +226,5 @@ def _text(
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     columns = ("auc", "average_precision", "auc_anomalous", "average_precision_anomalous")
     cells = [["frame scores", "events", "AUC", "AP", "AUC, anomalous videos", "AP, anomalous videos"]]
-    cells += [[row["name"], row["events"], *(_cell(row[name]) for name in columns)] for row in rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    return ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells]
-
-
-def _cell(interval: Mapping[str, Any]) -> str:
-    return clips.Interval(**interval).text(5)
+    cells += [[row["name"], row["events"], *(interval_text(row[name], 5) for name in columns)] for row in rows]
+    return aligned(cells)

@@ -1,6 +1,6 @@
 """Evaluation of a checkpoint on clips, videos and frames, with calibration and threshold from validation data only.
 
-Reads like a table of contents in `evaluate`. docs/EVALUATION.md says what every figure means.
+Reads like a table of contents in `evaluate`. docs/EVALUATION.md explains every figure.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from stage1.common.device import choose_device
 from stage1.data.loader import ClipReader
 from stage1.evaluation import baselines, plots
 from stage1.evaluation.config import EvaluateConfig as EvaluateConfig
-from stage1.inference.events import Event, EventConfig, VideoClips, find_events
+from stage1.evaluation.text import METRIC_CONVENTIONS, EvaluationReport, evaluation_text
+from stage1.inference.events import ClipScores, Event, EventConfig, find_events
 from stage1.inference.outputs import shortest_floats
 from stage1.inference.scoring import crime_probabilities
-from stage1.metrics import annotations as truths
-from stage1.metrics import calibration, relative_scores
+from stage1.metrics import calibration, centred_scores
 from stage1.metrics import clips as metrics
 from stage1.metrics import frames as frame_metrics
+from stage1.metrics.annotations import VideoGroundTruth, read_annotations, refuse_overlap
 from stage1.metrics.calibration import MIN_ALARM_SECONDS, Calibration, Target
 from stage1.metrics.clips import Array, Interval
 from stage1.metrics.frames import FrameMetrics, ScoredVideo
 from stage1.metrics.ground_truth import read_ground_truth
-from stage1.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from stage1.model.checkpoint import Checkpoint, check_clip_shape, load_checkpoint, save_checkpoint
 from stage1.training.data import shared_videos
 from vidshard.util import atomic, console
 from vidshard.util.errors import UserError
@@ -38,20 +39,7 @@ from vidshard.util.errors import UserError
 BASELINE_CLIPS = 8  # clips of a training video to which shortcuts are fitted
 # A video's score is the mean of its highest-scoring 1/16 of clips, at least one, as in RTFM (Tian et al., ICCV 2021).
 VIDEO_TOP_SHARE = 1 / 16
-METRIC_CONVENTIONS = {
-    "intervals": "95 % percentile bootstrap over source groups (recordings), else videos",
-    "clip labels": "the label of the video: in untrimmed video most clips of a crime video show none",
-    "video score": "mean of the highest 1/16 of the clip scores of a video, at least one clip",
-    "frame score": "mean of the clips over a frame; where there is none, the nearest frame with one",
-    "frames": truths.EVENT_CONVENTIONS[truths.DEFAULT_CONVENTION],
-    "within recording": "pairs of one crime and one normal of the same source group, all pairs counting the same",
-    "events": f"as stage1 infer tells them: score a second, mean over {EventConfig().smooth_seconds:g} s, at least "
-    f"{EventConfig().min_seconds:g} s long; a true event is found when one of its frames lies in a told one",
-    "false alarms": f"events told of normal videos of {MIN_ALARM_SECONDS:g} s or more; interval: exact Poisson and "
-    "bootstrap over recordings, the wider of both at each end",
-    "relative": relative_scores.CONVENTION,
-    "ece": f"{calibration.NUM_BINS} bins of equal width in P(crime)",
-}
+GroundTruth = Mapping[int, VideoGroundTruth]  # by row of the index's videos
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,10 +58,7 @@ class ScoredClips:
     @property
     def groups(self) -> list[str]:
         """Recording of each clip, or its video if unknown: the unit that the bootstrap resamples."""
-        return [self.group_of(video) for video in self.videos.tolist()]
-
-    def group_of(self, video: int) -> str:
-        return self.reader.index.source_group(video) or f"video {self.reader.index.paths[video]}"
+        return [self.reader.recording_or_video(video) for video in self.videos.tolist()]
 
     @property
     def has_recordings(self) -> bool:
@@ -93,12 +78,17 @@ class VideoScores:
     groups: list[str]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateReport:
-    """Results as text, and as a dictionary for JSON."""
+class EvaluateReport(EvaluationReport):
+    """Results of `evaluate`."""
 
-    text: str
-    fields: dict[str, Any]
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decision:
+    """Calibration and threshold on calibrated P(crime)."""
+
+    calibration: Calibration
+    threshold: float
+    chosen_for: str  # target of the threshold, and where it was chosen
 
 
 def evaluate(config: EvaluateConfig) -> EvaluateReport:
@@ -111,62 +101,68 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
     checkpoint = load_checkpoint(config.checkpoint)
     target = calibration.parse_target(config.target) if config.target is not None else None
     readers = _open_readers(config, checkpoint)
-    truth = _frame_truth(config, readers["shards"])
+    ground_truth = _read_ground_truth(config, readers["shards"])
     _check_before_scoring(config, readers, target)
     clips = score_clips(readers["shards"], checkpoint, config)
     validation = score_clips(readers["validation"], checkpoint, config) if "validation" in readers else None
     if config.relative:
-        clips = relative_clips(clips)
-        validation = None if validation is None else relative_clips(validation)
+        clips = centred_clips(clips)
+        validation = None if validation is None else centred_clips(validation)
 
-    raw_scores = clips.scores
-    stored = checkpoint.build_calibration()
-    threshold, threshold_from = checkpoint.threshold, checkpoint.threshold_target or "the checkpoint (not chosen)"
-    if config.relative:  # those above are of other scores
-        stored, threshold, threshold_from = Calibration(), 0.5, "the median of each video (not chosen)"
-        if (chosen_before := checkpoint.relative) is not None:
-            stored, threshold = Calibration(**chosen_before["calibration"]), chosen_before["threshold"]
-            threshold_from = chosen_before["threshold_target"]
-    chosen = stored
-    if validation is not None:
-        chosen = calibration.fit(validation.labels, validation.scores)
-        if config.prior is not None:
-            chosen = chosen.for_prior(config.prior)
-        validation = validation.with_scores(shown_scores(chosen, validation.scores))
-        if target is not None:
-            threshold, threshold_from = choose_threshold(validation, target), f"{target} on validation"
-        else:  # the same clips are above it as before
-            threshold = float(shown_scores(chosen, stored.invert([threshold]))[0])
-    clips = clips.with_scores(shown_scores(chosen, raw_scores))
-    levels = {"clips": level_metrics(clips.labels, clips.scores, clips.groups, threshold, config, clips.has_recordings)}
+    decision = decide(config, checkpoint, validation, target)
+    raw_scores, threshold = clips.scores, decision.threshold
+    clips = clips.with_scores(shown_scores(decision.calibration, raw_scores))
     videos = video_scores(clips)
-    levels["videos"] = level_metrics(
-        videos.labels, videos.scores, videos.groups, threshold, config, clips.has_recordings
-    )
+    levels = {
+        name: level_metrics(level, threshold, config, clips.has_recordings)
+        for name, level in (("clips", clips), ("videos", videos))
+    }
     fields: dict[str, Any] = {
         "checkpoint": str(config.checkpoint),
         "relative": config.relative,
         "shards": {"path": str(config.shards), "digest": clips.reader.digest, "split": clips.reader.manifest.split},
         "recordings": len(set(clips.groups)) if clips.has_recordings else None,
         "conventions": METRIC_CONVENTIONS,
-        "threshold": {"value": threshold, "chosen_for": threshold_from},
+        "threshold": {"value": threshold, "chosen_for": decision.chosen_for},
         "levels": levels,
-        "frames": None if truth is None else dataclasses.asdict(frames_of(clips, truth, config)),
-        "events": None if truth is None else events_found(clips, truth, threshold, config),
+        "frames": dataclasses.asdict(frames_of(clips, ground_truth, config)) if ground_truth else None,
+        "events": events_found(clips, ground_truth, threshold, config) if ground_truth else None,
         "false_alarms": false_alarms(clips, threshold, config),
         "classes": per_class(clips, videos, threshold, config),
-        "calibration": _calibration_fields(chosen, clips, raw_scores, validation),
-        "baselines": _baselines(config, readers, clips, truth),
-        "warnings": _warnings(config, checkpoint, clips, levels, validation, chosen),
+        "calibration": _calibration_fields(decision.calibration, clips, raw_scores, validation),
+        "baselines": _baselines(config, readers, clips, ground_truth),
+        "warnings": _warnings(config, checkpoint, clips, levels, validation, decision.calibration),
     }
-    fields["flags"] = _flags(fields)
+    fields["flags"] = baselines.flags(fields["baselines"], "video AUC")
     if target is not None:
-        store(config.checkpoint, chosen, threshold, target, relative=config.relative)
+        store(config.checkpoint, decision.calibration, threshold, target, relative=config.relative)
     atomic.write_json(config.out / "evaluation.json", fields)
-    plots.plot_evaluation(
-        fields, clips.labels, clips.scores, videos.labels, videos.scores, config.out / "evaluation.png"
-    )
-    return EvaluateReport(text=to_text(fields, config), fields=fields)
+    plots.plot_evaluation(fields, clips, videos, config.out / "evaluation.png")
+    return EvaluateReport(text=evaluation_text(fields, config), fields=fields)
+
+
+def decide(
+    config: EvaluateConfig, checkpoint: Checkpoint, validation: ScoredClips | None, target: Target | None
+) -> Decision:
+    """Choose calibration and threshold on the validation clips, or take those of the checkpoint."""
+    stored, threshold = checkpoint.build_calibration(), checkpoint.threshold
+    chosen_for = checkpoint.threshold_target or "the checkpoint (not chosen)"
+    if config.relative:  # those of the checkpoint are for scores that are not centred
+        stored, threshold, chosen_for = Calibration(), 0.5, "the median of each video (not chosen)"
+        if (before := checkpoint.relative) is not None:
+            stored, threshold = Calibration(**before["calibration"]), before["threshold"]
+            chosen_for = before["threshold_target"]
+    if validation is None:
+        return Decision(calibration=stored, threshold=threshold, chosen_for=chosen_for)
+    fitted = calibration.fit(validation.labels, validation.scores)
+    if config.prior is not None:
+        fitted = fitted.for_prior(config.prior)
+    if target is not None:
+        calibrated = validation.with_scores(shown_scores(fitted, validation.scores))
+        threshold, chosen_for = choose_threshold(calibrated, target), f"{target} on validation"
+    else:  # the same clips stay above it
+        threshold = float(shown_scores(fitted, stored.invert([threshold]))[0])
+    return Decision(calibration=fitted, threshold=threshold, chosen_for=chosen_for)
 
 
 # --- scores -------------------------------------------------------------------------------------------------------
@@ -217,10 +213,10 @@ def _times(reader: ClipReader, row: int) -> tuple[int, int, float, float]:
     return min(indices), max(indices), seconds[0], seconds[-1]
 
 
-def relative_clips(clips: ScoredClips) -> ScoredClips:
+def centred_clips(clips: ScoredClips) -> ScoredClips:
     """Centre the scores per video. Raises UserError if most videos have too few clips."""
-    relative_scores.check_videos(clips.videos, where=str(clips.reader.shard_set.where))
-    return clips.with_scores(relative_scores.relative_scores(calibration.logits(clips.scores), clips.videos))
+    centred_scores.check_videos(clips.videos, where=str(clips.reader.shard_set.where))
+    return clips.with_scores(centred_scores.centred_scores(calibration.logits(clips.scores), clips.videos))
 
 
 def video_scores(clips: ScoredClips) -> VideoScores:
@@ -230,7 +226,7 @@ def video_scores(clips: ScoredClips) -> VideoScores:
         numbers=numbers,
         labels=np.array([clips.labels[clips.videos == number].max() for number in numbers]),
         scores=np.array([top_mean(clips.scores[clips.videos == number]) for number in numbers]),
-        groups=[clips.group_of(number) for number in numbers],
+        groups=[clips.reader.recording_or_video(number) for number in numbers],
     )
 
 
@@ -261,14 +257,10 @@ def choose_threshold(validation: ScoredClips, target: Target) -> float:
 
 
 def level_metrics(
-    labels: npt.NDArray[np.int64],
-    scores: Array,
-    groups: Sequence[str],
-    threshold: float,
-    config: EvaluateConfig,
-    has_recordings: bool,
+    level: ScoredClips | VideoScores, threshold: float, config: EvaluateConfig, has_recordings: bool
 ) -> dict[str, Any]:
     """Compute every metric of clips or videos, with intervals."""
+    labels, scores, groups = level.labels, level.scores, level.groups
     statistics = {
         "accuracy": metrics.accuracy_statistic(labels, scores, threshold=threshold),
         "auc": metrics.roc_auc_statistic(labels, scores),
@@ -286,30 +278,23 @@ def level_metrics(
     }
 
 
-def frames_of(clips: ScoredClips, truth: Mapping[int, truths.VideoGroundTruth], config: EvaluateConfig) -> FrameMetrics:
+def frames_of(clips: ScoredClips, ground_truth: GroundTruth, config: EvaluateConfig) -> FrameMetrics:
     """Compute frame metrics of the annotated videos."""
     return frame_metrics.frame_metrics(
-        scored_videos(clips, truth), num_resamples=min(config.num_resamples, 500), seed=config.seed
+        scored_videos(clips, ground_truth), num_resamples=min(config.num_resamples, 500), seed=config.seed
     )
 
 
-def scored_videos(clips: ScoredClips, truth: Mapping[int, truths.VideoGroundTruth]) -> list[ScoredVideo]:
+def scored_videos(clips: ScoredClips, ground_truth: GroundTruth) -> list[ScoredVideo]:
     """Return a score for every frame of the annotated videos."""
     found = []
-    for number, video in truth.items():
+    for number, video in ground_truth.items():
         own = np.flatnonzero(clips.videos == number)
-        spread = frame_metrics.spread_clips(
+        scores = frame_metrics.spread_clips(
             clips.scores[own], clips.first_frames[own], clips.last_frames[own], video.num_frames
         )
-        found.append(
-            ScoredVideo(
-                stem=video.stem,
-                group=clips.group_of(number),
-                is_crime=video.is_crime,
-                labels=video.frame_labels(),
-                scores=spread,
-            )
-        )
+        group = clips.reader.recording_or_video(number)
+        found.append(ScoredVideo(group=group, is_crime=video.is_crime, labels=video.frame_labels(), scores=scores))
     return found
 
 
@@ -321,20 +306,13 @@ def false_alarms(clips: ScoredClips, threshold: float, config: EvaluateConfig) -
     alarms = _alarms(clips, threshold)
     total_hours, total_alarms = sum(hours.values()), sum(alarms.values())
     exact = metrics.poisson_interval(total_alarms, total_hours)
-    counts_V = np.array([alarms[number] for number in hours], np.float64)
-    hours_V = np.array(list(hours.values()))
-
-    def rate(weights_V: Array) -> float | None:
-        total = float(weights_V @ hours_V)
-        return float(weights_V @ counts_V) / total if total else None
-
-    drawn = _interval(rate, [clips.group_of(number) for number in hours], config)
-    assert exact.low is not None
-    assert exact.high is not None
+    rate = metrics.ratio_statistic([alarms[number] for number in hours], list(hours.values()))
+    drawn = _interval(rate, [clips.reader.recording_or_video(number) for number in hours], config)
+    lows, highs = [exact.low, drawn.low], [exact.high, drawn.high]
     wider = dataclasses.replace(
         exact,
-        low=min(exact.low, exact.low if drawn.low is None else drawn.low),
-        high=max(exact.high, exact.high if drawn.high is None else drawn.high),
+        low=min(low for low in lows if low is not None),
+        high=max(high for high in highs if high is not None),
         num_units=len(hours),
     )
     return {
@@ -366,7 +344,7 @@ def video_events(clips: ScoredClips, number: int, threshold: float) -> list[Even
     """Return the events that `stage1 infer` would report in a video."""
     own = np.flatnonzero(clips.videos == number)
     row = clips.reader.index.videos[number]
-    video = VideoClips(
+    video = ClipScores(
         confidences=clips.scores[own],
         first_frames=clips.first_frames[own],
         last_frames=clips.last_frames[own],
@@ -379,15 +357,15 @@ def video_events(clips: ScoredClips, number: int, threshold: float) -> list[Even
 
 
 def events_found(
-    clips: ScoredClips, truth: Mapping[int, truths.VideoGroundTruth], threshold: float, config: EvaluateConfig
+    clips: ScoredClips, ground_truth: GroundTruth, threshold: float, config: EvaluateConfig
 ) -> dict[str, Any]:
     """Return the share of true events that overlap an event that `stage1 infer` would report."""
     hits, groups = [], []
-    for number, video in truth.items():
-        told = video_events(clips, number, threshold) if video.is_crime else []
+    for number, video in ground_truth.items():
+        predicted = video_events(clips, number, threshold) if video.is_crime else []
         for first, last in video.events:
-            hits.append(float(any(event.start_frame <= last and first <= event.end_frame for event in told)))
-            groups.append(clips.group_of(number))
+            hits.append(float(any(event.start_frame <= last and first <= event.end_frame for event in predicted)))
+            groups.append(clips.reader.recording_or_video(number))
     return {
         "events": len(hits),
         "found": int(sum(hits)),
@@ -447,10 +425,7 @@ def _calibration_fields(
 
 
 def _baselines(
-    config: EvaluateConfig,
-    readers: Mapping[str, ClipReader],
-    clips: ScoredClips,
-    truth: Mapping[int, truths.VideoGroundTruth] | None,
+    config: EvaluateConfig, readers: Mapping[str, ClipReader], clips: ScoredClips, ground_truth: GroundTruth
 ) -> list[dict[str, Any]]:
     """Evaluate every shortcut on the same videos, and compare the model with it on the same resamples."""
     if "train" not in readers:
@@ -459,25 +434,22 @@ def _baselines(
     rows = baselines.some_rows(train, per_video=BASELINE_CLIPS)
     if len(set(train.labels[rows].tolist())) < 2:
         raise UserError(f"{config.train_shards} has clips of one class only, expected both to fit baselines")
-    scores = baselines.score_shortcuts(train, rows, clips.reader, clips.rows.tolist())
     model = video_scores(clips)
+    model_auc = metrics.roc_auc_statistic(model.labels, model.scores)
     found = []
-    for name, of_clips in scores.items():
-        shortcut = clips.with_scores(of_clips)
+    for name, scores in baselines.score_shortcuts(train, rows, clips.reader, clips.rows.tolist()).items():
+        shortcut = clips.with_scores(scores)
         if config.relative:
-            shortcut = relative_clips(shortcut)
+            shortcut = centred_clips(shortcut)
         videos = video_scores(shortcut)
         auc = metrics.roc_auc_statistic(videos.labels, videos.scores)
         above = metrics.paired_bootstrap(
-            metrics.roc_auc_statistic(model.labels, model.scores),
-            auc,
-            model.groups,
-            num_resamples=config.num_resamples,
-            seed=config.seed,
+            model_auc, auc, model.groups, num_resamples=config.num_resamples, seed=config.seed
         )
         anomalous = None
-        if truth is not None:
-            anomalous = frame_metrics.frame_metrics(scored_videos(shortcut, truth), num_resamples=0).auc_anomalous.value
+        if ground_truth:
+            frames = frame_metrics.frame_metrics(scored_videos(shortcut, ground_truth), num_resamples=0)
+            anomalous = frames.auc_anomalous.value
         found.append(
             {
                 "name": name,
@@ -490,43 +462,25 @@ def _baselines(
     return found
 
 
-def _flags(fields: Mapping[str, Any]) -> list[str]:
-    """Flag shortcuts that the model does not beat: by video AUC, paired, at 95 %."""
-    flags = []
-    for row in fields["baselines"]:
-        above = Interval(**row["model_above"])
-        if above.value is not None and not (above.low is not None and above.low > 0):
-            flags.append(f"not above the shortcut '{row['name']}': video AUC higher by {above.text()}")
-    return flags
-
-
 # --- input --------------------------------------------------------------------------------------------------------
 
 
 def _open_readers(config: EvaluateConfig, checkpoint: Checkpoint) -> dict[str, ClipReader]:
-    readers = {"shards": ClipReader(config.shards)}
-    if config.val_shards is not None:
-        readers["validation"] = ClipReader(config.val_shards)
-    if config.train_shards is not None:
-        readers["train"] = ClipReader(config.train_shards)
+    """Open the sets by role. Raises UserError if one does not fit the checkpoint, or must not be chosen on."""
+    places = {"shards": config.shards, "validation": config.val_shards, "train": config.train_shards}
+    readers = {role: ClipReader(place) for role, place in places.items() if place is not None}
     for reader in readers.values():
-        if reader.clip_shape != checkpoint.shape:
-            raise UserError(
-                f"clips in {reader.shard_set.folder} are {reader.clip_shape}, {config.checkpoint} was trained on "
-                f"{checkpoint.shape}; build them with the same `clip_len` and `frame_size`"
-            )
+        check_clip_shape(checkpoint, config.checkpoint, reader.clip_shape, where=reader.shard_set.where)
     if "validation" in readers:
-        validation = readers["validation"]
-        splits = {validation.manifest.split, *(validation.index.split(v) for v in range(len(validation.index.videos)))}
-        if "Test" in splits:
+        if "Test" in readers["validation"].splits:
             raise UserError(
                 f"`val_shards` {config.val_shards} is marked Test: calibration and threshold must not be chosen on it; "
                 "name a Validation split"
             )
-        if validation.digest == readers["shards"].digest:
+        if readers["validation"].digest == readers["shards"].digest:
             raise UserError(
-                f"`shards` and `val_shards` are the same set ({config.shards}): what is chosen on it cannot be judged "
-                "on it; name another one"
+                f"`shards` and `val_shards` are the same set ({config.shards}): a threshold must not be evaluated on "
+                "the clips on which it was chosen; name a different set"
             )
     return readers
 
@@ -535,7 +489,7 @@ def _check_before_scoring(config: EvaluateConfig, readers: Mapping[str, ClipRead
     """Raise UserError before scoring if the labels cannot support the requested results."""
     if config.relative:
         for reader in (readers[name] for name in ("shards", "validation") if name in readers):
-            relative_scores.check_videos(reader.videos[reader.labels >= 0], where=str(reader.shard_set.where))
+            centred_scores.check_videos(reader.videos[reader.labels >= 0], where=str(reader.shard_set.where))
     if "validation" in readers:
         validation = readers["validation"]
         num_normal, num_crime = (int((validation.labels == label).sum()) for label in (0, 1))
@@ -545,13 +499,13 @@ def _check_before_scoring(config: EvaluateConfig, readers: Mapping[str, ClipRead
             calibration.check_support(target, num_normal=num_normal, num_crime=num_crime, normal_hours=hours)
 
 
-def _frame_truth(config: EvaluateConfig, reader: ClipReader) -> dict[int, truths.VideoGroundTruth] | None:
-    """Return the events of videos, by number of the video; None without annotations. Raises UserError if none fits."""
+def _read_ground_truth(config: EvaluateConfig, reader: ClipReader) -> GroundTruth:
+    """Return the ground truth of labelled videos; {} without annotations. Raises UserError if none is annotated."""
     if config.annotations is None:
-        return None
-    truths.refuse_overlap(truths.read_annotations(config.annotations), config.trained_on)
-    known, paths = read_ground_truth(config.annotations, reader), reader.index.paths
-    found = {n: known[paths[n]] for n in np.unique(reader.videos[reader.labels >= 0]).tolist() if paths[n] in known}
+        return {}
+    refuse_overlap(read_annotations(config.annotations), config.trained_on)
+    known = read_ground_truth(config.annotations, reader)
+    found = {n: known[n] for n in np.unique(reader.videos[reader.labels >= 0]).tolist() if n in known}
     if not found:
         raise UserError(f"`annotations` {config.annotations} names no video of {config.shards} that has a label")
     return found
@@ -617,111 +571,3 @@ def store(path: Path, chosen: Calibration, threshold: float, target: Target, *, 
     fields = {"calibration": chosen.to_dict(), "threshold": threshold, "threshold_target": str(target)}
     changes: dict[str, Any] = {"relative": fields} if relative else fields
     save_checkpoint(path, dataclasses.replace(load_checkpoint(path), **changes))
-
-
-# --- text ---------------------------------------------------------------------------------------------------------
-
-
-def to_text(fields: Mapping[str, Any], config: EvaluateConfig) -> str:
-    """Format the report as text: every metric with its interval, and the conventions."""
-    lines = [
-        f"{fields['checkpoint']} on {fields['shards']['path']}",
-        f"Intervals: {METRIC_CONVENTIONS['intervals']}.",
-        "",
-    ]
-    if fields["relative"]:
-        lines[1:1] = [f"Scores are relative: {METRIC_CONVENTIONS['relative']}."]
-    names = ["accuracy", "auc", "average_precision", "f1"]
-    cells = [["", "n", "crime", "accuracy", "AUC", "AP", "F1"]]
-    if fields["recordings"] is not None:
-        names.append("auc_within_recording")
-        cells[0].append("AUC within recording")
-    for level, row in fields["levels"].items():
-        cells.append([level, f"{row['num']:,}", f"{row['num_crime']:,}", *(_text(row.get(name)) for name in names)])
-    lines += _aligned(cells)
-    frames = fields["frames"]
-    if frames is not None:
-        lines += [
-            "",
-            f"Frames: {frames['num_frames']:,} of {frames['num_videos']} videos, "
-            f"{frames['num_event_frames']:,} of an event",
-            f"  all videos:             AUC {_text(frames['auc'])}, AP {_text(frames['average_precision'])}",
-            f"  anomalous videos alone: AUC {_text(frames['auc_anomalous'])}, "
-            f"AP {_text(frames['average_precision_anomalous'])}, "
-            f"mean AUC of single videos {_text(frames['mean_auc_of_anomalous_videos'])}",
-        ]
-    events = fields["events"]
-    if events is not None:
-        lines.append(f"Events found: {events['found']} of {events['events']}, a share of {_text(events['share'])}")
-    alarms = fields["false_alarms"]
-    if alarms["per_hour"] is None:
-        lines.append(f"False alarms per hour of normal footage: none stated, {alarms['reason']}")
-    else:
-        lines.append(
-            f"False alarms per hour of normal footage: {_text(alarms['per_hour'], 1)}, {alarms['alarms']} in "
-            f"{alarms['hours']:.2f} hours of {alarms['videos']} videos"
-        )
-    threshold = fields["threshold"]
-    lines += ["", f"Threshold on P(crime): {threshold['value']:.4f}, from {threshold['chosen_for']}"]
-    if config.target is not None:
-        what = ", for `stage1 infer --relative`" if config.relative else ""
-        lines[-1] += f"; stored in the checkpoint, with the calibration{what}"
-    about = fields["calibration"]
-    before, after = about["before"]["ece"], about["after"]["ece"]
-    share = f"evaluated clips: {_share(about['prior_of_evaluated_clips'])}"
-    lines.append(
-        f"Never calibrated; ECE {after:.3f} (share of crime of the {share})"
-        if about["prior"] is None
-        else f"Calibration: temperature {about['temperature']:.3f}, for a share of crime of {_share(about['prior'])} "
-        f"({share}); ECE {before:.3f} before, {after:.3f} after"
-    )
-    lines += ["", "By class:"]
-    has_recordings = fields["recordings"] is not None
-    lines += _aligned(
-        [["", "videos", *["recordings"] * has_recordings, "on the right side", "AUC against normal"]]
-        + [
-            [
-                row["class"] or "(no class)",
-                str(row["videos"]),
-                *[str(row["recordings"])] * has_recordings,
-                _text(row["right"]),
-                "" if row["auc_against_normal"] is None else f"{row['auc_against_normal']:.3f}",
-            ]
-            for row in fields["classes"]
-        ]
-    )
-    if fields["baselines"]:
-        lines += ["", "Shortcut baselines, on the same videos (fitted on the training shards):"]
-        cells = [["", "accuracy", "video AUC", "model is above it by"]]
-        cells += [
-            [row["name"], f"{row['accuracy']:.3f}", _text(row["auc"]), _text(row["model_above"])]
-            for row in fields["baselines"]
-        ]
-        if frames is not None:
-            cells[0].append("frame AUC, anomalous videos")
-            for cell, row in zip(cells[1:], fields["baselines"], strict=True):
-                anomalous = row["frame_auc_anomalous"]
-                cell.append("" if anomalous is None else f"{anomalous:.3f}")
-        lines += _aligned(cells)
-    lines += ["", *(f"FLAG: {flag}" for flag in fields["flags"])]
-    lines += [f"WARNING: {warning}" for warning in fields["warnings"]]
-    unused = set() if frames is not None else {"frame score", "frames", "events"}
-    unused |= set() if fields["relative"] else {"relative"}
-    unused |= set() if fields["recordings"] else {"within recording"}
-    shown = {name: what for name, what in METRIC_CONVENTIONS.items() if name not in unused}
-    lines += ["", "Conventions:", *(f"  {name}: {what}" for name, what in shown.items())]
-    lines += ["", f"✓ {config.out / 'evaluation.json'} and {config.out / 'evaluation.png'}"]
-    return "\n".join(lines)
-
-
-def _text(interval: Mapping[str, Any] | None, digits: int = 3) -> str:
-    return "" if interval is None else Interval(**interval).text(digits)
-
-
-def _share(value: float) -> str:
-    return f"{value:.2f}" if value in (0, 1) or 0.01 <= value <= 0.99 else f"{value:.3g}"
-
-
-def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    return ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells]

@@ -1,9 +1,9 @@
 """Reader of score files of any model, from a folder or a table, with one score per frame, snippet or clip.
 
-A folder holds one file a video, named after it (`Abuse028_x264.npy`, or `.txt`, `.csv`: numbers, one a line). A table
-is a CSV with a row a score: the columns `video` (or `source`) and `score` (or `confidence`), and, where clips do not
-follow one another without a gap, `first_frame` and `last_frame` (or `start_seconds` and `end_seconds`, as in the
-predictions.csv of `stage1 infer`).
+A folder holds one file per video, named after it (`Abuse028_x264.npy`, or `.txt` or `.csv` with one number per line). A
+table is a CSV with one row per score and the columns `video` (or `source`) and `score` (or `confidence`). If clips do
+not follow one another without gaps, it also has `first_frame` and `last_frame` (or `start_seconds` and `end_seconds`,
+as in the predictions.csv of `stage1 infer`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from stage1.metrics.clips import Array
 from vidshard.util.errors import UserError
 from vidshard.util.lists import read_text
 
+_FRAME_COLUMNS = (("first_frame", "last_frame"), ("start_seconds", "end_seconds"))
 _SUFFIXES = (".npy", ".txt", ".csv")
 
 
@@ -80,21 +81,15 @@ def _read_table(path: Path, fps: float) -> dict[str, ForeignScores]:
     if video is None or score is None:
         raise UserError(
             f"{path} has the columns {', '.join(columns) or 'none'}; expected video (or source) and score (or "
-            "confidence), a row a score"
+            "confidence), one row per score"
         )
-    in_frames = {"first_frame", "last_frame"} <= set(columns)
-    in_seconds = not in_frames and {"start_seconds", "end_seconds"} <= set(columns)
+    frame_columns = next((pair for pair in _FRAME_COLUMNS if set(pair) <= set(columns)), None)
     rows: dict[str, list[tuple[int, int, float]]] = {}
     for number, row in enumerate(reader, start=2):
         if row[score] == "":
             continue  # a clip that could not be read has no score
         try:
-            value = float(row[score])
-            first, last = 0, 0
-            if in_frames:
-                first, last = int(row["first_frame"]), int(row["last_frame"])
-            elif in_seconds:
-                first, last = (round(float(row[name]) * fps) for name in ("start_seconds", "end_seconds"))
+            value, (first, last) = float(row[score]), _frames(row, frame_columns, fps)
             if not np.isfinite(value) or last < first or first < 0:
                 raise ValueError("expected finite scores, and frames from 0 that do not run backwards")
         except (TypeError, ValueError) as error:
@@ -105,8 +100,17 @@ def _read_table(path: Path, fps: float) -> dict[str, ForeignScores]:
         raise UserError(f"{path} contains no scores, expected at least one row with a score")
     found = {}
     for stem, entries in rows.items():
-        if in_frames or in_seconds:
+        if frame_columns:
             entries.sort(key=lambda entry: entry[:2])
-        frames = np.array([entry[:2] for entry in entries], np.int64) if in_frames or in_seconds else None
+        frames = np.array([entry[:2] for entry in entries], np.int64) if frame_columns else None
         found[stem] = ForeignScores(scores=np.array([entry[2] for entry in entries]), frames=frames)
     return found
+
+
+def _frames(row: dict[str, str], columns: tuple[str, str] | None, fps: float) -> tuple[int, int]:
+    """Return the first and last frame of a clip; (0, 0) if the table does not state them."""
+    if columns is None:
+        return 0, 0
+    if columns == _FRAME_COLUMNS[0]:
+        return int(row[columns[0]]), int(row[columns[1]])
+    return round(float(row[columns[0]]) * fps), round(float(row[columns[1]]) * fps)

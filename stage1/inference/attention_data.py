@@ -1,25 +1,27 @@
 """Training data for stage 2: detections with their clips, as one file of tensors or as WebDataset shards of any size.
 
-Both hold the same, and `load_attention_data` reads both; docs/OUTPUTS.md is the normative text.
+Both formats hold the same data, and `load_attention_data` reads both; docs/OUTPUTS.md is the specification.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import io
+import itertools
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from stage1.common.files import HashingFile
 from stage1.inference.outputs import SCHEMA_VERSION, Detection
 from vidshard.shards import layout
 from vidshard.shards.layout import ClipShape
@@ -27,12 +29,31 @@ from vidshard.util import atomic
 from vidshard.util.errors import FormatError, UserError
 
 ATTENTION_FORMAT = "stage1 attention data"
-MAX_CLIP_BYTES = 8 * 2**30  # of clips in one file of tensors
+MAX_CLIP_BYTES = 8 * 2**30  # clips in one file of tensors
 SHARD_BYTES = 256 * 2**20
 TRAINED_ON = {"yes": 1, "no": 0, "unknown": -1}
 _READ_CLIPS = 64  # at a time
 
 ReadClips = Callable[[range, npt.NDArray[np.uint8]], None]  # the clips of these detections, into this buffer
+# Columns of `AttentionData` → their fields in the record of a detection; numbers with their types.
+_STRINGS = {
+    "video_paths": "video_path",
+    "keys": "key",
+    "sources": "source",
+    "classes": "stage2_class",
+    "splits": "split",
+}
+_NUMBERS = {
+    "clip_indices": ("clip_index", torch.int64),
+    "labels": ("label", torch.int64),
+    "confidences": ("confidence", torch.float32),
+    "attention_weights": ("attention_weights", torch.float32),
+    "frame_indices": ("frame_indices", torch.int64),
+    "seconds": ("seconds", torch.float64),
+    "fps": ("fps", torch.float32),
+    "trained_on": ("trained_on", torch.int8),
+}
+_PER_FRAME = ("attention_weights", "frame_indices", "seconds")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,11 +61,11 @@ class AttentionSource:
     """Provenance that all detections of a run share."""
 
     clip_shape: ClipShape
-    checkpoint_sha256: str  # of the model; of all models, joined by +, where each scored the videos it had not seen
+    checkpoint_sha256: str  # of the model, or of all out-of-fold models, joined by +
     shards_digest: str
     threshold: float
     out_of_fold: bool
-    missed_crimes: int  # clips of crimes that were not detected: stage 2 never sees them
+    missed_crimes: int  # crime clips that were not detected and are missing here
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +75,7 @@ class AttentionData:
     video_paths: list[str]
     keys: list[str]
     sources: list[str]  # paths of the videos below SOURCE
-    classes: list[str | None]  # the folder of the video; Normal for normals detected by mistake
+    classes: list[str | None]  # class of the video; Normal for false alarms
     splits: list[str | None]
     clip_indices: torch.Tensor  # int64 [N]: number of the clip within its video
     labels: torch.Tensor  # int64 [N]: 0 normal (a false alarm), 1 crime, -1 unknown
@@ -64,7 +85,7 @@ class AttentionData:
     seconds: torch.Tensor  # float64 [N, T]
     fps: torch.Tensor  # float32 [N], of the video
     trained_on: torch.Tensor  # int8 [N]: 1 the model was trained on this video, 0 it was not, -1 unknown
-    clips: torch.Tensor | ShardClips  # uint8 [N, T, H, W, 3]; read when touched
+    clips: torch.Tensor | ShardClips  # uint8 [N, T, H, W, 3], read from disk when indexed
     checkpoint_sha256: str
     shards_digest: str
     threshold: float
@@ -129,75 +150,46 @@ def check_clip_bytes(num_detections: int, clip_shape: ClipShape, *, threshold: f
 def write_file(
     path: Path,
     detections: Iterable[Detection],
-    num_detections: int,
     trained_on: Sequence[int],
     read_clips: ReadClips,
     source: AttentionSource,
 ) -> None:
-    """Write one file for `torch.load(weights_only=True)`. Clips pass through a temporary file instead of memory."""
-    columns = _Columns(num_detections, source.clip_shape.num_frames)
-    for detection in detections:
-        columns.append(detection)
-    with atomic.atomic_open(path) as file, _spooled_clips(path, num_detections, read_clips, source) as clips:
-        fields = {
-            "schema_version": SCHEMA_VERSION,
-            **columns.strings,
-            **columns.tensors,
-            "trained_on": torch.tensor(trained_on, dtype=torch.int8),
-            "clips": clips,
-            **_of_all(source),
-        }
+    """Write one file for `torch.load(weights_only=True)`. Clips pass through a temporary file instead of memory.
+
+    `trained_on` holds a value of `TRAINED_ON` for each detection.
+    """
+    columns = _columns(map(_record, detections, trained_on), len(trained_on), source.clip_shape.num_frames)
+    with atomic.atomic_open(path) as file, _spooled_clips(path, len(trained_on), read_clips, source) as clips:
+        fields = {"schema_version": SCHEMA_VERSION, **columns, "clips": clips, **_provenance(source)}
         torch.save(fields, file)
 
 
-class _Columns:
-    """Columns of detections, filled one by one, as a list of detections would take ten times the memory."""
-
-    def __init__(self, count: int, num_frames: int) -> None:
-        self.strings: dict[str, list[str | None]] = {
-            name: [] for name in ("video_paths", "keys", "sources", "classes", "splits")
-        }
-        self.tensors = {
-            "clip_indices": torch.empty(count, dtype=torch.int64),
-            "labels": torch.empty(count, dtype=torch.int64),
-            "confidences": torch.empty(count, dtype=torch.float32),
-            "attention_weights": torch.empty((count, num_frames), dtype=torch.float32),
-            "frame_indices": torch.empty((count, num_frames), dtype=torch.int64),
-            "seconds": torch.empty((count, num_frames), dtype=torch.float64),
-            "fps": torch.empty(count, dtype=torch.float32),
-        }
-
-    def append(self, detection: Detection) -> None:
-        row, columns = len(self.strings["keys"]), self.tensors
-        for name, value in (
-            ("video_paths", detection.video_path),
-            ("keys", detection.key),
-            ("sources", detection.source),
-            ("classes", detection.stage2_class),
-            ("splits", detection.split),
-        ):
-            self.strings[name].append(value)
-        columns["clip_indices"][row], columns["labels"][row] = detection.clip_index, detection.label
-        columns["confidences"][row] = detection.confidence
-        columns["attention_weights"][row] = torch.tensor(detection.attention_weights)
-        columns["frame_indices"][row] = torch.tensor(detection.frame_indices)
-        columns["seconds"][row] = torch.tensor(detection.seconds, dtype=torch.float64)
-        columns["fps"][row] = detection.fps
+def _record(detection: Detection, trained_on: int) -> dict[str, Any]:
+    return {**detection.to_json(), "stage2_class": detection.stage2_class, "trained_on": trained_on}
 
 
-def _of_all(source: AttentionSource) -> dict[str, Any]:
-    return {name: value for name, value in dataclasses.asdict(source).items() if name != "clip_shape"}
+def _columns(records: Iterable[Mapping[str, Any]], count: int, num_frames: int) -> dict[str, Any]:
+    """Return the columns of `count` records, filled one by one: a list of records would take ten times the memory."""
+    strings: dict[str, list[str | None]] = {name: [] for name in _STRINGS}
+    shapes = {name: (count, num_frames) if name in _PER_FRAME else (count,) for name in _NUMBERS}
+    numbers = {name: torch.empty(shapes[name], dtype=dtype) for name, (_, dtype) in _NUMBERS.items()}
+    for row, record in enumerate(records):
+        for name, field in _STRINGS.items():
+            strings[name].append(record[field])
+        for name, (field, dtype) in _NUMBERS.items():
+            numbers[name][row] = torch.tensor(record[field], dtype=dtype)
+    return {**strings, **numbers}
 
 
-def _rows(values: Sequence[Sequence[float]], dtype: torch.dtype, shape: tuple[int, int]) -> torch.Tensor:
-    return torch.tensor(values, dtype=dtype).reshape(shape)
+def _provenance(source: AttentionSource) -> dict[str, Any]:
+    return {name: value for name, value in vars(source).items() if name != "clip_shape"}
 
 
 @contextlib.contextmanager
 def _spooled_clips(
     path: Path, num_clips: int, read_clips: ReadClips, source: AttentionSource
 ) -> Iterator[torch.Tensor]:
-    """Return all clips as one tensor that is mapped to a temporary file."""
+    """Yield all clips as one tensor that is mapped to a temporary file."""
     shape = (num_clips, *source.clip_shape.thwc)
     if not num_clips:
         yield torch.empty(shape, dtype=torch.uint8)
@@ -226,7 +218,6 @@ def _read_in_pieces(
 def write_shards(
     folder: Path,
     detections: Iterable[Detection],
-    num_detections: int,
     trained_on: Sequence[int],
     read_clips: ReadClips,
     source: AttentionSource,
@@ -234,23 +225,23 @@ def write_shards(
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write shards of `<key>.npy` (the clip) and `<key>.json` (its detection), and their manifest last."""
-    samples = _samples(iter(detections), num_detections, trained_on, read_clips, source)
+    samples = _samples(map(_record, detections, trained_on), len(trained_on), read_clips, source)
     shards: list[dict[str, Any]] = []
-    counts: dict[str, int] = {}
+    classes: Counter[str] = Counter()
     splits: set[str] = set()
     sample = next(samples, None)
     while sample is not None:
         path = folder / layout.shard_name(len(shards))
         num_samples = num_bytes = 0
         with atomic.atomic_open(path) as file:
-            hashed = _Hashed(file)
-            with tarfile.open(fileobj=hashed, mode="w|", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
+            hashed = HashingFile(file)
+            with tarfile.open(fileobj=hashed, mode="w|", format=tarfile.USTAR_FORMAT) as tar:
                 while sample is not None and num_bytes < shard_bytes:
-                    fields, clip = sample
-                    _add(tar, fields["key"] + ".npy", layout.encode_clip(clip, codec="raw"))
-                    _add(tar, fields["key"] + ".json", json.dumps(fields, allow_nan=False).encode("ascii"))
-                    counts[fields["stage2_class"] or ""] = counts.get(fields["stage2_class"] or "", 0) + 1
-                    splits |= {fields["split"]} - {None}
+                    record, clip = sample
+                    _add(tar, record["key"] + ".npy", layout.encode_clip(clip, codec="raw"))
+                    _add(tar, record["key"] + ".json", json.dumps(record, allow_nan=False).encode("ascii"))
+                    classes[record["stage2_class"] or ""] += 1
+                    splits |= {record["split"]} - {None}
                     num_samples, num_bytes = num_samples + 1, num_bytes + clip.nbytes
                     sample = next(samples, None)
         shards.append({"name": path.name, "bytes": hashed.size, "samples": num_samples, "sha256": hashed.hexdigest()})
@@ -258,32 +249,22 @@ def write_shards(
         "format": ATTENTION_FORMAT,
         "schema_version": SCHEMA_VERSION,
         "clip_shape": dataclasses.asdict(source.clip_shape),
-        **_of_all(source),
-        "num_detections": sum(shard["samples"] for shard in shards),
+        **_provenance(source),
+        "num_detections": len(trained_on),
         "splits": sorted(splits),
-        "stage2_classes": dict(sorted(counts.items())),
+        "stage2_classes": dict(sorted(classes.items())),
         "shards": shards,
     }
     atomic.write_json(folder / layout.MANIFEST_NAME, manifest)
 
 
 def _samples(
-    detections: Iterator[Detection],
-    num_detections: int,
-    trained_on: Sequence[int],
-    read_clips: ReadClips,
-    source: AttentionSource,
+    records: Iterator[dict[str, Any]], num_detections: int, read_clips: ReadClips, source: AttentionSource
 ) -> Iterator[tuple[dict[str, Any], npt.NDArray[np.uint8]]]:
     words = {number: word for word, number in TRAINED_ON.items()}
     for rows, clips in _read_in_pieces(num_detections, read_clips, source.clip_shape):
-        for position, row in enumerate(rows):
-            detection = next(detections)
-            fields = {
-                **detection.to_json(),
-                "stage2_class": detection.stage2_class,
-                "trained_on": words[trained_on[row]],
-            }
-            yield fields, clips[position]
+        for record, clip in zip(itertools.islice(records, len(rows)), clips, strict=False):
+            yield {**record, "trained_on": words[record["trained_on"]]}, clip
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -292,30 +273,15 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(info, io.BytesIO(data))
 
 
-class _Hashed:
-    """Writable file that keeps track of its size and SHA-256."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._sha256, self.size = file, hashlib.sha256(), 0
-
-    def write(self, data: bytes) -> int:
-        self._sha256.update(data)
-        self.size += len(data)
-        return self._file.write(data)
-
-    def hexdigest(self) -> str:
-        return self._sha256.hexdigest()
-
-
 # --- reading ------------------------------------------------------------------------------------------------------
 
 
 def load_attention_data(path: str | os.PathLike[str], *, for_training: bool = False) -> AttentionData:
     """Load the attention data of `stage1 infer`: the file of tensors, the folder of shards, or the run's folder.
 
-    Clips stay on disk until they are touched. `for_training` refuses what nobody should train on: detections of the
-    split Test, and of videos that the model was trained on (or may have been). Raises UserError where there is no such
-    file or it is refused, FormatError where it is another one.
+    Clips stay on disk until they are accessed. `for_training` refuses detections of the split Test, and of videos that
+    the model was (or may have been) trained on. Raises UserError if there is no such file or it is refused, and
+    FormatError if it is another kind of file or damaged.
     """
     found = _find(Path(path))
     data = _load_shards(found) if found.is_dir() else _load_file(found)
@@ -325,7 +291,7 @@ def load_attention_data(path: str | os.PathLike[str], *, for_training: bool = Fa
 
 
 def _find(path: Path) -> Path:
-    """Return the file or folder of shards that `path` is, or that is below it if it is the output folder of a run."""
+    """Return `path` itself, or the file or folder of shards in it if it is the output folder of a run."""
     folders = (path, path / "shards", path / "attention_data" / "shards")
     for folder in folders:
         if (folder / layout.MANIFEST_NAME).is_file():
@@ -373,35 +339,25 @@ def _load_shards(folder: Path) -> AttentionData:
         if manifest["format"] != ATTENTION_FORMAT:
             raise FormatError(f"{path} is of {manifest['format']!r}, expected {ATTENTION_FORMAT!r}")
         shape = ClipShape(**manifest["clip_shape"])
-        entries: list[dict[str, Any]] = []
+        records: list[dict[str, Any]] = []
         places: list[tuple[Path, int]] = []
         for shard in manifest["shards"]:
-            for fields, offset in _read_shard(folder / shard["name"], shard["bytes"], shape):
-                entries.append(fields)
+            for record, offset in _read_shard(folder / shard["name"], shard["bytes"], shape):
+                records.append({**record, "trained_on": TRAINED_ON[record["trained_on"]]})
                 places.append((folder / shard["name"], offset))
+        provenance = {
+            field.name: manifest[field.name]
+            for field in dataclasses.fields(AttentionSource)
+            if field.name != "clip_shape"
+        }
+        if len(records) != manifest["num_detections"]:
+            raise FormatError(
+                f"the shards of {path} hold {len(records)} detections, expected {manifest['num_detections']}"
+            )
+        columns = _columns(records, len(records), shape.num_frames)
     except (ValueError, KeyError, TypeError) as error:
         raise FormatError(f"{path} is no manifest of attention shards: {error!r}") from error
-    if len(entries) != manifest["num_detections"]:
-        raise FormatError(f"the shards of {path} hold {len(entries)} detections, expected {manifest['num_detections']}")
-    rows = (len(entries), shape.num_frames)
-    fields = {
-        "video_paths": [entry["video_path"] for entry in entries],
-        "keys": [entry["key"] for entry in entries],
-        "sources": [entry["source"] for entry in entries],
-        "classes": [entry["stage2_class"] for entry in entries],
-        "splits": [entry["split"] for entry in entries],
-        "clip_indices": torch.tensor([entry["clip_index"] for entry in entries], dtype=torch.int64),
-        "labels": torch.tensor([entry["label"] for entry in entries], dtype=torch.int64),
-        "confidences": torch.tensor([entry["confidence"] for entry in entries], dtype=torch.float32),
-        "attention_weights": _rows([entry["attention_weights"] for entry in entries], torch.float32, rows),
-        "frame_indices": _rows([entry["frame_indices"] for entry in entries], torch.int64, rows),
-        "seconds": _rows([entry["seconds"] for entry in entries], torch.float64, rows),
-        "fps": torch.tensor([entry["fps"] for entry in entries], dtype=torch.float32),
-        "trained_on": torch.tensor([TRAINED_ON[entry["trained_on"]] for entry in entries], dtype=torch.int8),
-        "clips": ShardClips(places, shape),
-    }
-    names = {field.name for field in dataclasses.fields(AttentionSource)} - {"clip_shape"}
-    return _checked(path, manifest["schema_version"], {**fields, **{name: manifest[name] for name in names}})
+    return _checked(path, manifest["schema_version"], {**columns, "clips": ShardClips(places, shape), **provenance})
 
 
 def _read_shard(path: Path, size: int, shape: ClipShape) -> Iterator[tuple[dict[str, Any], int]]:
@@ -442,21 +398,10 @@ def _wrong_length(data: AttentionData) -> str | None:
     if data.clips.ndim != 5:
         return f"clips has the shape {tuple(data.clips.shape)}, expected (N, T, H, W, 3)"
     shape_NT = (len(data), data.clips.shape[1])
-    names = (
-        "video_paths",
-        "sources",
-        "classes",
-        "splits",
-        "clip_indices",
-        "labels",
-        "confidences",
-        "fps",
-        "trained_on",
-    )
-    for name in (*names, "clips"):
-        if len(getattr(data, name)) != len(data):
-            return f"{name} has {len(getattr(data, name))} entries, expected {len(data)} as keys has"
-    for name in ("attention_weights", "frame_indices", "seconds"):
-        if tuple(getattr(data, name).shape) != shape_NT:
-            return f"{name} has the shape {tuple(getattr(data, name).shape)}, expected {shape_NT}"
+    for name in (*_STRINGS, *_NUMBERS, "clips"):
+        column = getattr(data, name)
+        if name in _PER_FRAME and tuple(column.shape) != shape_NT:
+            return f"{name} has the shape {tuple(column.shape)}, expected {shape_NT}"
+        if len(column) != len(data):
+            return f"{name} has {len(column)} entries, expected {len(data)} as keys has"
     return None

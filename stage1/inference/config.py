@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from stage1.common.options import (
+    CheckedConfig,
     annotations_option,
     batch_size_option,
     cache_dir_option,
@@ -18,17 +19,17 @@ from stage1.common.options import (
 )
 from vidshard.storage.urls import Location, location
 from vidshard.util.errors import UserError
-from vidshard.util.options import check_options, option
+from vidshard.util.options import option
 
-PRECISIONS = ("fp32", "bf16")
+SCORING_PRECISIONS = ("fp32", "bf16")
 ATTENTION_FORMATS = ("pt", "shards")
 FRAME_SOURCES = ("clip", "video")
-DEFAULT_OUT = Path("stage1_output")
+DEFAULT_INFERENCE = Path("stage1_output")
 _SCORING, _EVENTS, _OUTPUT, _VIDEOS, _STORAGE = "Scoring", "Events", "Output for stage 2", "Source videos", "Storage"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EventConfig:
+class EventConfig(CheckedConfig):
     """Conversion of scores per second into events."""
 
     low_ratio: float = option(
@@ -56,18 +57,15 @@ class EventConfig:
         below=math.inf,
     )
 
-    def __post_init__(self) -> None:
-        check_options(self)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InferConfig:
+class InferConfig(CheckedConfig):
     """Options of a run of inference, on the clips of `shards` or on MP4s."""
 
     shards: Location = shards_option("shards/Test", "Shards to score.")
     videos: tuple[str, ...] = option((), help="MP4s instead of shards: files, folders or globs.", metavar="PATH…")
     checkpoint: Path = checkpoint_option()
-    out: Path = option(DEFAULT_OUT, help="Output folder.")
+    out: Path = option(DEFAULT_INFERENCE, help="Output folder.")
     threshold: float | None = option(
         None,
         help="Detect clips with at least this P(crime).",
@@ -78,7 +76,7 @@ class InferConfig:
     relative: bool = relative_option(_SCORING)
     batch_size: int = batch_size_option()
     device: str = device_option()
-    precision: str = option("fp32", help="Numeric precision.", group=_SCORING, choices=PRECISIONS)
+    precision: str = option("fp32", help="Numeric precision.", group=_SCORING, choices=SCORING_PRECISIONS)
     threads: int | None = option(
         None,
         help="CPU threads that score batches in parallel; does not change the scores.",
@@ -103,12 +101,9 @@ class InferConfig:
     cache_dir: Path | None = cache_dir_option(_STORAGE)
     cache_gb: float | None = cache_gb_option(_STORAGE)
 
-    def __post_init__(self) -> None:
-        check_options(self)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FeaturesConfig:
+class FeaturesConfig(CheckedConfig):
     """Options of feature extraction, by a checkpoint or by a backbone."""
 
     shards: Location = option(help="Shards to compute features for.", type=location, metavar="PLACE")
@@ -123,16 +118,16 @@ class FeaturesConfig:
     device: str = device_option()
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         if (self.checkpoint is None) == (self.backbone is None):
             raise UserError("expected either checkpoint or backbone, such as --checkpoint FILE")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExtractConfig:
+class ExtractConfig(CheckedConfig):
     """Options of the extraction of frames from the detections in `folder`, the output of `stage1 infer`."""
 
-    folder: Path = option(DEFAULT_OUT, argument=True, metavar="[DIR]")
+    folder: Path = option(DEFAULT_INFERENCE, argument=True, metavar="[DIR]")
     out: Path = option(Path("stage2_frames"), help="Output folder.")
     top_k: int = option(5, help="Frames per detection, those with the most attention.", at_least=1)
     frames_from: str = option(
@@ -153,6 +148,6 @@ class ExtractConfig:
     )
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         if self.stage2_lists and self.test_list is None:
             raise UserError("stage2_list needs test_list: the videos that must not be in it")

@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stage1.inference.config import EventConfig as EventConfig
-
-Floats = npt.NDArray[np.float64]
+from stage1.metrics.clips import Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,14 +27,14 @@ class Event:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VideoClips:
+class ClipScores:
     """Scored clips of one video, in any order. Arrays are [N]."""
 
-    confidences: Floats
+    confidences: Array
     first_frames: npt.NDArray[np.int64]
     last_frames: npt.NDArray[np.int64]
-    start_seconds: Floats  # time of the first frame
-    last_seconds: Floats  # time of the last frame
+    start_seconds: Array  # time of the first frame
+    last_seconds: Array  # time of the last frame
     num_frames: int  # of the video
     fps: float  # mean frame rate of the video; 0 if unknown
 
@@ -51,7 +50,7 @@ class VideoClips:
         return max(self.num_frames * self.frame_seconds, last + self.frame_seconds)
 
 
-def second_scores(clips: VideoClips) -> Floats:
+def second_scores(clips: ClipScores) -> Array:
     """Return the score of each second of the video, [ceil(duration)]: the mean confidence of the clips in it.
 
     Clips, which last from the start of their first to the end of their last frame, are weighted by their overlap with
@@ -67,7 +66,7 @@ def second_scores(clips: VideoClips) -> Floats:
     return np.where(weights > 1e-6, sums / np.maximum(weights, 1e-6), np.nan)
 
 
-def _covered(times: Floats, begins: Floats, ends: Floats, values: Floats) -> Floats:
+def _covered(times: Array, begins: Array, ends: Array, values: Array) -> Array:
     """Integrate, up to each of `times`, the sum of `values`, each of which lasts from its begin to its end."""
     points = np.concatenate([begins, ends])
     order = np.argsort(points, kind="stable")
@@ -76,7 +75,7 @@ def _covered(times: Floats, begins: Floats, ends: Floats, values: Floats) -> Flo
     return np.interp(times, points, integral) if len(points) else np.zeros(len(times))
 
 
-def smoothed(scores: Floats, seconds: float) -> Floats:
+def smoothed(scores: Array, seconds: float) -> Array:
     """Return the centred moving mean over `seconds`, rounded down to an odd number. NaN stays NaN.
 
     At both ends of the video the mean is over fewer seconds.
@@ -97,7 +96,7 @@ def smoothed(scores: Floats, seconds: float) -> Floats:
 
 
 def find_spans(
-    scores: Sequence[float] | Floats, *, high: float, low: float, min_seconds: float
+    scores: Sequence[float] | Array, *, high: float, low: float, min_seconds: float
 ) -> list[tuple[int, int]]:
     """Find spans of seconds (first, end), end exclusive, by two thresholds with hysteresis (Canny, PAMI 1986).
 
@@ -125,7 +124,7 @@ def find_spans(
     return spans
 
 
-def find_events(clips: VideoClips, *, threshold: float, config: EventConfig) -> tuple[Floats, list[Event]]:
+def find_events(clips: ClipScores, *, threshold: float, config: EventConfig) -> tuple[Array, list[Event]]:
     """Return the score of each second, smoothed and rounded to 6 digits (NaN without a clip), and the events."""
     scores = np.round(smoothed(second_scores(clips), config.smooth_seconds), 6)
     spans = find_spans(
@@ -134,7 +133,7 @@ def find_events(clips: VideoClips, *, threshold: float, config: EventConfig) -> 
     return scores, [_event(clips, scores, *span) for span in spans]
 
 
-def _event(clips: VideoClips, scores: Floats, first: int, end: int) -> Event:
+def _event(clips: ClipScores, scores: Array, first: int, end: int) -> Event:
     within = scores[first:end]
     end_seconds = min(float(end), clips.duration_seconds)
     start_frame, after = frames_at(clips, np.array([first, end_seconds], np.float64))
@@ -149,7 +148,7 @@ def _event(clips: VideoClips, scores: Floats, first: int, end: int) -> Event:
     )
 
 
-def frames_at(clips: VideoClips, seconds: Floats) -> list[int]:
+def frames_at(clips: ClipScores, seconds: Array) -> list[int]:
     """Return, for each time in `seconds`, the first frame at that time or later, or the number of frames.
 
     Times of frames are interpolated linearly between the frames whose times the clips contain.

@@ -17,16 +17,16 @@ import torch
 
 from stage1.common import files
 from stage1.common.device import choose_device, cuda_memory_errors, device_name
-from stage1.data.epoch_plan import Rows
+from stage1.data.epoch_plan import Rows, rows_by_video
 from stage1.data.loader import Batch, ClipReader
 from stage1.data.transforms import ClipTransform, TransformConfig
 from stage1.inference.config import FeaturesConfig as FeaturesConfig
 from stage1.inference.scoring import ScoringConfig, clip_loader, for_each_batch
-from stage1.metrics import ground_truth
 from stage1.metrics.annotations import VideoGroundTruth
+from stage1.metrics.ground_truth import read_ground_truth
 from stage1.model import backbones
 from stage1.model.backbones import TorchvisionBackbone
-from stage1.model.checkpoint import load_checkpoint
+from stage1.model.checkpoint import check_clip_shape, load_checkpoint
 from vidshard.shards import layout, manifest
 from vidshard.util import atomic, console
 from vidshard.util.errors import FormatError, UserError
@@ -72,7 +72,7 @@ def features(config: FeaturesConfig, *, confirm: backbones.Confirm = lambda _: F
     device = choose_device(config.device)
     reader = ClipReader(config.shards)
     extract, facts, notes = _extractor(config, reader, device, confirm)
-    known = {} if config.annotations is None else ground_truth.read_ground_truth(config.annotations, reader)
+    known = read_ground_truth(config.annotations, reader)
     facts |= {
         "schema_version": FEATURES_SCHEMA_VERSION,
         "shards_digest": reader.digest,
@@ -119,11 +119,7 @@ def _extractor(
 def _of_checkpoint(path: Path, reader: ClipReader, device: torch.device) -> tuple[Extract, dict[str, Any]]:
     """Return a function that computes the attention-weighted features of a checkpoint, and facts that identify it."""
     checkpoint = load_checkpoint(path)
-    if reader.clip_shape != checkpoint.shape:
-        raise UserError(
-            f"clips in {reader.shard_set.where} are {reader.clip_shape} (frames×height×width), {path} was trained on "
-            f"{checkpoint.shape}; build the shards with the options of the training shards"
-        )
+    check_clip_shape(checkpoint, path, reader.clip_shape, where=reader.shard_set.where)
     model, transform = checkpoint.build_model().to(device), checkpoint.build_transform()
 
     def extract(clips: torch.Tensor) -> torch.Tensor:
@@ -155,13 +151,10 @@ class _FeaturesRun:
         reader: ClipReader,
         device: torch.device,
         extract: Extract,
-        known: dict[str, VideoGroundTruth],
+        known: dict[int, VideoGroundTruth],
     ) -> None:
         self.config, self.reader, self.device, self.extract, self.known = config, reader, device, extract, known
-        self.rows_of_video: list[Rows] = []
-        order = np.argsort(reader.videos, kind="stable")
-        if len(order):
-            self.rows_of_video = np.split(order, np.flatnonzero(np.diff(reader.videos[order])) + 1)
+        self.rows_of_video = rows_by_video(np.arange(len(reader)), reader.videos)
         self.unscored: dict[str, str] = {}
 
     def file(self, video: int, suffix: str = ".npy") -> Path:
@@ -209,7 +202,7 @@ class _FeaturesRun:
                 self.unscored[self.reader.index.key(row)] = str(error)
                 values[i] = np.nan
         _save(self.file(video, ".frames.npy"), frames)
-        of_video = self.known.get(self.reader.index.paths[video])
+        of_video = self.known.get(video)
         if of_video is not None:
             _save(self.file(video, ".truth.npy"), of_video.frame_labels())
         _save(self.file(video), values.astype(np.float32))

@@ -1,7 +1,7 @@
 """Outputs of inference, and their reader. docs/OUTPUTS.md is the specification.
 
-Row i of the attention data belongs to entry i of anomalies.json; both stand in index order, that is video by video
-and in time, not by confidence.
+Row i of the attention data belongs to entry i of anomalies.json. Both are in index order: by video and time, not by
+confidence.
 """
 
 from __future__ import annotations
@@ -27,74 +27,38 @@ from vidshard.util.errors import FormatError, UserError
 SCHEMA_VERSION = 1
 NUM_TOP_FRAMES = 5
 PREDICTION_COLUMNS = (
-    "key",
-    "source",
-    "clip_index",
-    "class",
-    "label",
-    "split",
-    "confidence",
-    "predicted",
-    "start_seconds",
-    "end_seconds",
+    *("key", "source", "clip_index", "class", "label", "split"),
+    *("confidence", "predicted", "start_seconds", "end_seconds"),
 )
+DETECTION_FIELDS = (
+    *("video_path", "confidence", "attention_weights", "top_attention_indices", "frame_importance", "key", "source"),
+    *("clip_index", "class", "label", "split", "frame_indices", "seconds", "fps"),
+)
+_VIDEO_FACTS = ("source", "video_path", "class", "label", "split", "num_frames", "fps", "duration_seconds")
 VIDEO_COLUMNS = (
-    *("source", "video_path", "class", "label", "split"),
-    *("num_frames", "fps", "duration_seconds", "num_clips", "num_unscored"),
+    *_VIDEO_FACTS,
+    *("num_clips", "num_unscored"),
     *("confidence", "mean_confidence", "predicted", "num_events", "event_seconds"),
 )
-NORMAL_CLASS = "Normal"  # to stage 2, the class of normals detected by mistake
+NORMAL_CLASS = "Normal"  # class of false alarms, for stage 2
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class OutputFiles:
     """Paths of all files in the output folder of `stage1 infer`."""
 
-    folder: Path
-
-    @property
-    def anomalies(self) -> Path:
-        return self.folder / "anomalies.json"
-
-    @property
-    def predictions(self) -> Path:
-        return self.folder / "predictions.csv"
-
-    @property
-    def videos(self) -> Path:
-        return self.folder / "videos.csv"
-
-    @property
-    def events(self) -> Path:
-        return self.folder / "events.json"
-
-    @property
-    def attention_data(self) -> Path:
-        return self.folder / "attention_data" / "stage1_attention_data.pt"
-
-    @property
-    def attention_shards(self) -> Path:
-        """Folder of attention data as shards."""
-        return self.folder / "attention_data" / "shards"
-
-    @property
-    def score_log(self) -> Path:
-        """Score log of an unfinished run."""
-        return self.folder / ".unfinished"
-
-    @property
-    def picture(self) -> Path:
-        return self.folder / "attention_visualization.png"
-
-    @property
-    def report(self) -> Path:
-        """Page that `stage1 report` writes."""
-        return self.folder / "report.html"
-
-    @property
-    def run(self) -> Path:
-        """Record of the run, written last and removed first: its presence proves that the other files match."""
-        return self.folder / "run.json"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.anomalies = folder / "anomalies.json"
+        self.predictions = folder / "predictions.csv"
+        self.videos = folder / "videos.csv"
+        self.events = folder / "events.json"
+        self.attention_data = folder / "attention_data" / "stage1_attention_data.pt"
+        self.attention_shards = folder / "attention_data" / "shards"
+        self.score_log = folder / ".unfinished"
+        self.picture = folder / "attention_visualization.png"
+        self.report = folder / "report.html"
+        # Written last and removed first, so that the other files of a folder with run.json are of a single run.
+        self.run = folder / "run.json"
 
     def remove_old(self) -> None:
         """Remove the files of an earlier run, and no others, so that runs do not mix."""
@@ -110,8 +74,8 @@ class OutputFiles:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """Score of one clip: a row of predictions.csv."""
+class _ScoredClip:
+    """Identity of a clip, shared by predictions and detections."""
 
     key: str
     source: str  # path of the video relative to SOURCE, with forward slashes
@@ -119,27 +83,32 @@ class Prediction:
     class_name: str | None
     label: int  # 0 normal, 1 crime, -1 unknown
     split: str | None
-    confidence: float | None  # P(crime); None where the clip could not be read
-    start_seconds: float | None  # of the first frame of the clip
-    end_seconds: float | None  # of the last
-
-    def is_crime(self, threshold: float) -> bool:
-        return self.confidence is not None and self.confidence >= threshold
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Detection:
+class Prediction(_ScoredClip):
+    """Score of one clip: a row of predictions.csv."""
+
+    confidence: float | None  # P(crime); this and the fields below are None if the clip could not be read
+    predicted: bool | None  # True if the confidence is at or above the threshold
+    start_seconds: float | None  # of the first frame of the clip
+    end_seconds: float | None  # of the last
+
+    @property
+    def outcome(self) -> str | None:
+        """Outcome: hit, alarm (false), miss, or unknown (a detection without a label); None for other clips."""
+        if self.predicted:
+            return {layout.CRIME_LABEL: "hit", layout.NORMAL_LABEL: "alarm"}.get(self.label, "unknown")
+        return "miss" if self.label == layout.CRIME_LABEL and self.predicted is not None else None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Detection(_ScoredClip):
     """A clip with a confidence at or above the threshold: an entry of anomalies.json."""
 
-    video_path: str  # opens as it stands
-    key: str
-    source: str
-    clip_index: int
-    class_name: str | None
-    label: int
-    split: str | None
+    video_path: str  # path to open
     confidence: float
-    attention_weights: tuple[float, ...]  # one a frame, sum 1: relative within the clip, not an anomaly score
+    attention_weights: tuple[float, ...]  # one per frame, sum 1: relative to the clip, not an anomaly score
     frame_indices: tuple[int, ...]  # in the video, presentation order
     seconds: tuple[float, ...]  # of these frames, from the start of the video
     fps: float  # mean frames per second of the video
@@ -156,27 +125,19 @@ class Detection:
 
     @property
     def frame_importance(self) -> list[float]:
-        """Attention over its maximum, in [0, 1]: what to threshold for "important frames"."""
+        """Attention divided by its maximum, in [0, 1], for thresholds on "important frames"."""
         highest = max(self.attention_weights)
         return [round(weight / highest, 6) for weight in self.attention_weights]
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "video_path": self.video_path,
-            "confidence": self.confidence,
-            "attention_weights": list(self.attention_weights),
+        fields = {
+            **vars(self),
+            "class": self.class_name,
             "top_attention_indices": self.top_attention_indices,
             "frame_importance": self.frame_importance,
-            "key": self.key,
-            "source": self.source,
-            "clip_index": self.clip_index,
-            "class": self.class_name,
-            "label": self.label,
-            "split": self.split,
-            "frame_indices": list(self.frame_indices),
-            "seconds": list(self.seconds),
-            "fps": self.fps,
         }
+        found = {name: fields[name] for name in DETECTION_FIELDS}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Detection:
@@ -201,9 +162,9 @@ class VideoScore:
     duration_seconds: float
     num_clips: int
     num_unscored: int
-    scores: tuple[float | None, ...]  # of each second, smoothed; None where no clip lies
+    scores: tuple[float | None, ...]  # of each second, smoothed; None without a clip
     events: tuple[Event, ...]
-    truth: tuple[tuple[int, int], ...] | None  # first and last frame of each true event; None where not known
+    true_events: tuple[tuple[int, int], ...] | None  # first and last frame of each; None without ground truth
 
     @property
     def confidence(self) -> float | None:
@@ -220,17 +181,11 @@ class VideoScore:
         return round(math.fsum(event.end_seconds - event.start_seconds for event in self.events), 6)
 
     def to_json(self) -> dict[str, Any]:
+        fields = {**vars(self), "class": self.class_name}
         return {
-            "source": self.source,
-            "video_path": self.video_path,
-            "class": self.class_name,
-            "label": self.label,
-            "split": self.split,
-            "num_frames": self.num_frames,
-            "fps": self.fps,
-            "duration_seconds": self.duration_seconds,
+            **{name: fields[name] for name in _VIDEO_FACTS},
             "events": [dataclasses.asdict(event) for event in self.events],
-            "truth": None if self.truth is None else [self._true_event(*frames) for frames in self.truth],
+            "truth": None if self.true_events is None else [self._true_event(*frames) for frames in self.true_events],
             "scores": list(self.scores),
         }
 
@@ -280,26 +235,41 @@ def decided(confidences: npt.NDArray[np.float32], threshold: float) -> npt.NDArr
     return np.array([value >= threshold for value in shortest_floats(confidences)], np.bool_)
 
 
-def write_predictions(path: Path, predictions: Iterable[Prediction], *, threshold: float) -> None:
-    """Write every clip as a CSV row, without confidence and prediction if it could not be read."""
+def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
+    """Write every clip as a CSV row."""
     with _text_file(path) as text:
-        writer = csv.DictWriter(text, PREDICTION_COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(text, PREDICTION_COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         for row in predictions:
-            writer.writerow(
-                {
-                    "key": row.key,
-                    "source": row.source,
-                    "clip_index": row.clip_index,
-                    "class": row.class_name,
-                    "label": row.label,
-                    "split": row.split,
-                    "confidence": row.confidence,
-                    "predicted": None if row.confidence is None else int(row.is_crime(threshold)),
-                    "start_seconds": row.start_seconds,
-                    "end_seconds": row.end_seconds,
-                }
-            )
+            predicted = None if row.predicted is None else int(row.predicted)
+            writer.writerow({**vars(row), "class": row.class_name, "predicted": predicted})
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """Read predictions.csv. Raises FormatError if it cannot be parsed."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            return [_prediction(fields) for fields in csv.DictReader(file)]
+    except (OSError, KeyError, ValueError, csv.Error) as error:
+        raise FormatError(f"{path} is no table of predictions written by stage1 infer: {error!r}") from error
+
+
+def _prediction(fields: Mapping[str, str]) -> Prediction:
+    confidence, start, end = (
+        float(fields[name]) if fields[name] else None for name in ("confidence", "start_seconds", "end_seconds")
+    )
+    return Prediction(
+        key=fields["key"],
+        source=fields["source"],
+        clip_index=int(fields["clip_index"]),
+        class_name=fields["class"] or None,
+        label=int(fields["label"]),
+        split=fields["split"] or None,
+        confidence=confidence,
+        predicted=fields["predicted"] == "1" if fields["predicted"] else None,
+        start_seconds=start,
+        end_seconds=end,
+    )
 
 
 def write_anomalies(path: Path, detections: Iterable[Detection]) -> None:
@@ -325,30 +295,22 @@ def write_videos(
 ) -> None:
     """Write videos.csv and events.json. `settings` are the options of event detection, for the head of events.json."""
     with _text_file(csv_path) as table, _text_file(events_path) as text:
-        writer = csv.DictWriter(table, VIDEO_COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(table, VIDEO_COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         head = {"schema_version": SCHEMA_VERSION, "threshold": threshold, **settings}
         text.write("{\n" + "".join(f"{json.dumps(name)}: {json.dumps(head[name])},\n" for name in head))
         text.write('"videos": ')
-        _write_list(text, (_noted(video, writer, threshold) for video in videos))
+        _write_list(text, (_write_row(video, writer, threshold) for video in videos))
         text.write("\n}\n")
 
 
-def _noted(video: VideoScore, writer: csv.DictWriter[str], threshold: float) -> dict[str, Any]:
-    """Yield the entries of events.json, after writing each row of videos.csv."""
+def _write_row(video: VideoScore, writer: csv.DictWriter[str], threshold: float) -> dict[str, Any]:
+    """Write the row of a video to videos.csv, and return its entry for events.json."""
     confidence = video.confidence
     writer.writerow(
         {
-            "source": video.source,
-            "video_path": video.video_path,
+            **vars(video),
             "class": video.class_name,
-            "label": video.label,
-            "split": video.split,
-            "num_frames": video.num_frames,
-            "fps": video.fps,
-            "duration_seconds": video.duration_seconds,
-            "num_clips": video.num_clips,
-            "num_unscored": video.num_unscored,
             "confidence": confidence,
             "mean_confidence": video.mean_confidence,
             "predicted": None if confidence is None else int(confidence >= threshold),

@@ -24,20 +24,21 @@ import numpy.typing as npt
 from stage1.common import distributed, files
 from stage1.common.device import choose_device, device_name
 from stage1.data import from_videos
-from stage1.data.epoch_plan import Rows
+from stage1.data.epoch_plan import Rows, rows_by_video
 from stage1.data.loader import ClipReader
 from stage1.inference import attention_data
 from stage1.inference import outputs as output
 from stage1.inference.attention_data import AttentionSource
 from stage1.inference.config import InferConfig as InferConfig
-from stage1.inference.events import VideoClips, find_events
+from stage1.inference.events import ClipScores, find_events
 from stage1.inference.outputs import Detection, OutputFiles, Prediction, VideoScore
 from stage1.inference.score_log import ScoreLog
 from stage1.inference.scoring import BatchPlan, CheckpointClips, ScoringConfig, score
+from stage1.metrics import centred_scores
 from stage1.metrics import clips as metrics
-from stage1.metrics import ground_truth, relative_scores
 from stage1.metrics.calibration import Calibration
-from stage1.model.checkpoint import Checkpoint, load_checkpoint
+from stage1.metrics.ground_truth import read_ground_truth
+from stage1.model.checkpoint import build_options, check_clip_shape, load_checkpoint
 from vidshard import __version__
 from vidshard.shards import layout, manifest
 from vidshard.shards.manifest import Failure
@@ -58,6 +59,15 @@ class Fold:
 
     checkpoint: Path
     rows: Rows
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadedFold(CheckpointClips):
+    """A fold with its checkpoint in memory."""
+
+    path: Path
+    sha256: str
+    train_videos: frozenset[str]  # empty if unknown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,19 +148,18 @@ def infer(config: InferConfig) -> InferReport | None:
     Raises UserError (which includes FormatError) before anything is written if the clips do not fit the checkpoint.
     """
     files.check_out(config.out)
-    checkpoint = load_checkpoint(config.checkpoint)
+    fold = _load(Fold(checkpoint=config.checkpoint, rows=np.zeros(0, np.int64)))  # it scores all rows
     if not config.videos:
-        return _on_all_ranks(config, [Fold(checkpoint=config.checkpoint, rows=np.zeros(0, np.int64))], [checkpoint])
+        return _on_all_ranks(config, [fold])
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             "`videos` runs in one process, but WORLD_SIZE is above 1; build shards first and name them with `shards`"
         )
     with from_videos.temporary_shards(
-        config.videos, shape=checkpoint.shape, sampling=checkpoint.sampling, workers=config.workers
-    ) as brought:
-        config = dataclasses.replace(config, shards=brought.folder)
-        fold = Fold(checkpoint=config.checkpoint, rows=np.zeros(0, np.int64))
-        return _InferenceRun(config, [fold], [checkpoint], root=brought.root, failures=brought.failures).execute()
+        config.videos, shape=fold.checkpoint.shape, sampling=fold.checkpoint.sampling, workers=config.workers
+    ) as built:
+        config = dataclasses.replace(config, shards=built.folder)
+        return _InferenceRun(config, [fold], root=built.root, failures=built.failures).execute()
 
 
 def infer_out_of_fold(config: InferConfig, folds: Sequence[Fold]) -> InferReport | None:
@@ -164,15 +173,24 @@ def infer_out_of_fold(config: InferConfig, folds: Sequence[Fold]) -> InferReport
         raise UserError("relative scores need the threshold of a single checkpoint; score the folds without them")
     if not folds:
         raise UserError("there are 0 folds to score, expected at least one checkpoint with its clips")
-    return _on_all_ranks(config, folds, [load_checkpoint(fold.checkpoint) for fold in folds], out_of_fold=True)
+    return _on_all_ranks(config, list(map(_load, folds)), out_of_fold=True)
 
 
-def _on_all_ranks(
-    config: InferConfig, folds: Sequence[Fold], checkpoints: Sequence[Checkpoint], *, out_of_fold: bool = False
-) -> InferReport | None:
+def _load(fold: Fold) -> LoadedFold:
+    checkpoint = load_checkpoint(fold.checkpoint)
+    return LoadedFold(
+        checkpoint=checkpoint,
+        rows=np.asarray(fold.rows, np.int64),
+        path=fold.checkpoint,
+        sha256=manifest.file_sha256(fold.checkpoint),
+        train_videos=frozenset(checkpoint.train_videos),
+    )
+
+
+def _on_all_ranks(config: InferConfig, folds: list[LoadedFold], *, out_of_fold: bool = False) -> InferReport | None:
     device = distributed.device_of_rank(choose_device(config.device))
     with distributed.joined_ranks(device):
-        return _InferenceRun(config, folds, checkpoints, root=_video_root(config), out_of_fold=out_of_fold).execute()
+        return _InferenceRun(config, folds, root=_video_root(config), out_of_fold=out_of_fold).execute()
 
 
 class _InferenceRun:
@@ -181,37 +199,31 @@ class _InferenceRun:
     def __init__(
         self,
         config: InferConfig,
-        folds: Sequence[Fold],
-        checkpoints: Sequence[Checkpoint],
+        folds: list[LoadedFold],
         *,
         root: Path | None,
         failures: tuple[Failure, ...] = (),
         out_of_fold: bool = False,
     ) -> None:
-        self.config, self.checkpoints, self.root = config, checkpoints, root
+        self.config, self.root = config, root
         self.failures, self.out_of_fold = failures, out_of_fold
         self.device = distributed.device_of_rank(choose_device(config.device))
         cache = CacheConfig(folder=config.cache_dir, limit_gb=config.cache_gb)
         self.reader = reader = ClipReader(config.shards, cache=cache)
-        self.warnings: list[str] = []
-        for fold, checkpoint in zip(folds, checkpoints, strict=True):
-            _check_shape(reader, checkpoint, config, fold.checkpoint)
-            for warning in _check_sampling(reader, checkpoint, config, fold.checkpoint):
-                self.warnings += [warning] if warning not in self.warnings else []
+        warnings: dict[str, None] = {}
+        for fold in folds:
+            check_clip_shape(fold.checkpoint, fold.path, reader.clip_shape, where=reader.shard_set.where)
+            warnings |= dict.fromkeys(_check_sampling(reader, fold, config))
+        self.warnings = list(warnings)
         self.folds = folds if out_of_fold else [dataclasses.replace(folds[0], rows=np.arange(len(reader)))]
-        self.sha256 = [manifest.file_sha256(fold.checkpoint) for fold in folds]
-        self.threshold = _threshold(config, checkpoints)
-        self._relative: npt.NDArray[np.float32] | None = None  # confidence of every row, with config.relative
+        self.threshold = _threshold(config, self.folds)
+        self._centred: npt.NDArray[np.float32] | None = None  # confidence of every row, with config.relative
         if config.relative:
-            relative_scores.check_videos(reader.videos, where=str(reader.shard_set.where))
-        parts = [
-            CheckpointClips(checkpoint=checkpoint, rows=np.asarray(fold.rows, np.int64))
-            for fold, checkpoint in zip(self.folds, checkpoints, strict=True)
-        ]
+            centred_scores.check_videos(reader.videos, where=reader.shard_set.where)
         if out_of_fold:
-            _check_folds(reader, self.folds, checkpoints)
-        batch_size = min(config.batch_size, max((1, *(len(part.rows) for part in parts))))
-        self.plan = BatchPlan(parts, num_rows=len(reader), batch_size=batch_size)
+            _check_folds(reader, self.folds)
+        batch_size = min(config.batch_size, max(1, *(len(fold.rows) for fold in self.folds)))
+        self.plan = BatchPlan(self.folds, num_rows=len(reader), batch_size=batch_size)
         self.scoring = ScoringConfig(
             device=self.device,
             batch_size=batch_size,
@@ -223,25 +235,28 @@ class _InferenceRun:
         )
         self.rows = self.plan.rows
         self.files = OutputFiles(folder=config.out)
-        self.truth = {} if config.annotations is None else ground_truth.read_ground_truth(config.annotations, reader)
+        self.ground_truth = read_ground_truth(config.annotations, reader)
         self.score_log = ScoreLog(
             self.files.score_log,
             plan=self._facts(),
             num_batches=self.plan.num_batches,
             num_frames=reader.clip_shape.num_frames,
         )
-        self._seen = [set(checkpoint.train_videos) for checkpoint in checkpoints]
-        self._part_of_row = np.zeros(len(reader), np.int32)
-        for number, part in enumerate(parts):
-            self._part_of_row[part.rows] = number
+        self._fold_of_row = np.zeros(len(reader), np.int32)
+        for number, fold in enumerate(self.folds):
+            self._fold_of_row[fold.rows] = number
+
+    @property
+    def _sha256(self) -> str:
+        """SHA-256 of all checkpoints."""
+        return "+".join(fold.sha256 for fold in self.folds)
 
     def _facts(self) -> dict[str, Any]:
         """Return everything that decides the scores, which must be equal in a run that resumes another."""
-        rows = [hash_of_rows(part.rows) for part in self.plan.parts] if self.out_of_fold else []
         return {
             "shards": self.reader.digest,
-            "checkpoint": "+".join(self.sha256),
-            "rows": "+".join(rows),
+            "checkpoint": self._sha256,
+            "rows": "+".join(hash_of_rows(fold.rows) for fold in self.folds) if self.out_of_fold else "",
             "batch size": self.scoring.batch_size,
             "precision": self.config.precision,
             "device": self.device.type,
@@ -255,7 +270,7 @@ class _InferenceRun:
         if is_first:
             logger.info(f"Scoring {len(self.rows):,} clips on {device_name(self.device)}")
             self.score_log.start(resume=self.config.resume)
-        distributed.check_agreement({})  # wait until the score_log is ready
+        distributed.wait_for_all()  # until the score log is ready
         self.score_log.load()
         done = self.plan.num_batches - len(self.score_log.missing)
         # The ranks divide the missing batches, so none may append to the log before all have read it.
@@ -263,7 +278,7 @@ class _InferenceRun:
         if is_first and done:
             logger.info(f"Resumed: {done:,} of {self.plan.num_batches:,} batches were already scored")
         score(self.reader, self.plan, self.score_log, self.scoring)
-        distributed.check_agreement({})  # wait until all batches are scored
+        distributed.wait_for_all()  # until all batches are scored
         if not is_first:
             self.score_log.close()
             return None
@@ -274,7 +289,7 @@ class _InferenceRun:
                 "be a folder that all processes of the run share; run again with `resume`"
             )
         if self.config.relative:
-            self._relative = self._relative_confidences()
+            self._centred = self._centred_confidences()
         report = self._write()
         self.score_log.remove()
         return report
@@ -286,19 +301,19 @@ class _InferenceRun:
         batch, position = int(self.plan.batch_of_row[row]), int(self.plan.position_of_row[row])
         scored = self.score_log.read(batch)
         scores, reason = scored.rows[position], scored.reasons.get(position)
-        if self._relative is not None:
+        if self._centred is not None:
             scores = scores.copy()
-            scores["confidence"] = self._relative[row]
+            scores["confidence"] = self._centred[row]
         return scores, reason
 
-    def _relative_confidences(self) -> npt.NDArray[np.float32]:
+    def _centred_confidences(self) -> npt.NDArray[np.float32]:
         """Return calibrated P(crime) of every index row, centred per video; NaN where there is no score."""
         log_odds = np.full(len(self.reader), np.nan)
         for row in self.rows.tolist():
             log_odds[row] = self._score_of(row)[0]["confidence"]
-        chosen = self.checkpoints[0].relative or {"calibration": {}}
-        found = relative_scores.relative_scores(log_odds, self.reader.videos)
-        return Calibration(**chosen["calibration"]).apply(found).astype(np.float32)
+        chosen = self.folds[0].checkpoint.relative or {"calibration": {}}
+        centred = centred_scores.centred_scores(log_odds, self.reader.videos)
+        return Calibration(**chosen["calibration"]).apply(centred).astype(np.float32)
 
     def _predictions(self) -> Iterator[Prediction]:
         index = self.reader.index
@@ -306,6 +321,7 @@ class _InferenceRun:
             scores, reason = self._score_of(row)
             clip, scored = index.clips[row], reason is None
             video = int(clip["video"])
+            confidence = output.shortest_float(scores["confidence"]) if scored else None
             yield Prediction(
                 key=index.key(row),
                 source=index.paths[video],
@@ -313,7 +329,8 @@ class _InferenceRun:
                 class_name=index.class_name(video),
                 label=int(clip["label"]),
                 split=index.split(video),
-                confidence=output.shortest_float(scores["confidence"]) if scored else None,
+                confidence=confidence,
+                predicted=None if confidence is None else confidence >= self.threshold,
                 start_seconds=float(scores["start_seconds"]) if scored else None,
                 end_seconds=float(scores["last_seconds"]) if scored else None,
             )
@@ -338,16 +355,14 @@ class _InferenceRun:
 
     def _video_scores(self) -> Iterator[VideoScore]:
         """Yield the scores of videos in the order of their first clip."""
-        rows = self.rows[np.argsort(self.reader.videos[self.rows], kind="stable")]
-        groups = np.split(rows, np.flatnonzero(np.diff(self.reader.videos[rows])) + 1) if len(rows) else []
-        for group in sorted(groups, key=lambda group: int(group[0])):
-            yield self._video_score(group)
+        for rows in sorted(rows_by_video(self.rows, self.reader.videos), key=lambda rows: int(rows[0])):
+            yield self._video_score(rows)
 
     def _video_score(self, rows: Rows) -> VideoScore:
         index, video = self.reader.index, int(self.reader.videos[rows[0]])
         scored = [scores for scores, reason in map(self._score_of, rows.tolist()) if reason is None]
         facts = index.videos[video]
-        clips = VideoClips(
+        clips = ClipScores(
             confidences=np.array([scores["confidence"] for scores in scored], np.float64),
             first_frames=np.array([scores["first_frame"] for scores in scored], np.int64),
             last_frames=np.array([scores["last_frame"] for scores in scored], np.int64),
@@ -371,7 +386,7 @@ class _InferenceRun:
             num_unscored=len(rows) - len(scored),
             scores=tuple(None if math.isnan(score) else score for score in seconds.tolist()),
             events=tuple(events),
-            truth=self.truth[path].events if path in self.truth else None,
+            true_events=self.ground_truth[video].events if video in self.ground_truth else None,
         )
 
     def _video_path(self, source: str) -> str:
@@ -379,10 +394,10 @@ class _InferenceRun:
 
     def _trained_on(self, row: int) -> int:
         """Return 1 if the model that scored this clip was trained on its video, 0 if not, and -1 if unknown."""
-        part = int(self._part_of_row[row])
-        if not self._seen[part]:
+        seen = self.folds[self._fold_of_row[row]].train_videos
+        if not seen:
             return attention_data.TRAINED_ON["unknown"]
-        return int(self.reader.video_id(int(self.reader.videos[row])) in self._seen[part])
+        return int(self.reader.video_id(int(self.reader.videos[row])) in seen)
 
     # --- writing
 
@@ -407,7 +422,7 @@ class _InferenceRun:
             config,
         )
 
-        output.write_predictions(written.predictions, self._predictions(), threshold=self.threshold)
+        output.write_predictions(written.predictions, self._predictions())
         output.write_anomalies(written.anomalies, map(self._detection, detected.tolist()))
         counts = {"videos": 0, "events": 0, "with_events": 0}
         output.write_videos(
@@ -441,7 +456,7 @@ class _InferenceRun:
         reader, written = self.reader, self.files
         source = AttentionSource(
             clip_shape=reader.clip_shape,
-            checkpoint_sha256="+".join(self.sha256),
+            checkpoint_sha256=self._sha256,
             shards_digest=reader.manifest.digest,
             threshold=self.threshold,
             out_of_fold=self.out_of_fold,
@@ -454,25 +469,23 @@ class _InferenceRun:
 
         detections = map(self._detection, detected.tolist())
         if self.config.attention_format == "shards":
-            attention_data.write_shards(
-                written.attention_shards, detections, len(detected), trained_on, read_clips, source
-            )
+            attention_data.write_shards(written.attention_shards, detections, trained_on, read_clips, source)
             return written.attention_shards
         attention_data.check_clip_bytes(len(detected), reader.clip_shape, threshold=self.threshold)
-        attention_data.write_file(written.attention_data, detections, len(detected), trained_on, read_clips, source)
+        attention_data.write_file(written.attention_data, detections, trained_on, read_clips, source)
         return written.attention_data
 
     def _run_json(self, report: InferReport, counts: dict[str, int], trained_on: int) -> dict[str, Any]:
         config = self.config
         models = [
             {
-                "path": str(fold.checkpoint),
-                "sha256": sha256,
-                "epoch": checkpoint.epoch,
-                "warnings": list(checkpoint.warnings),
+                "path": str(fold.path),
+                "sha256": fold.sha256,
+                "epoch": fold.checkpoint.epoch,
+                "warnings": list(fold.checkpoint.warnings),
                 "clips": len(fold.rows),
             }
-            for fold, checkpoint, sha256 in zip(self.folds, self.checkpoints, self.sha256, strict=True)
+            for fold in self.folds
         ]
         return {
             "schema_version": output.SCHEMA_VERSION,
@@ -519,50 +532,40 @@ def hash_of_rows(rows: Rows) -> str:
     return hashlib.sha256(np.ascontiguousarray(rows, "<i8").tobytes()).hexdigest()[:16]
 
 
-def _threshold(config: InferConfig, checkpoints: Sequence[Checkpoint]) -> float:
+def _threshold(config: InferConfig, folds: Sequence[LoadedFold]) -> float:
     """Return the threshold of the options, or that of the checkpoint, or the mean over several checkpoints."""
     if config.threshold is not None:
         return config.threshold
     if config.relative:
-        if (chosen := checkpoints[0].relative) is None:
+        if (chosen := folds[0].checkpoint.relative) is None:
             raise UserError(
                 f"{config.checkpoint} has no threshold for scores centred per video; choose one with `stage1 evaluate "
                 "--relative --val-shards PLACE --target TARGET`, or pass `threshold`"
             )
         return float(chosen["threshold"])
-    return math.fsum(checkpoint.threshold for checkpoint in checkpoints) / len(checkpoints)
+    return math.fsum(fold.checkpoint.threshold for fold in folds) / len(folds)
 
 
-def _check_folds(reader: ClipReader, folds: Sequence[Fold], checkpoints: Sequence[Checkpoint]) -> None:
+def _check_folds(reader: ClipReader, folds: Sequence[LoadedFold]) -> None:
     """Raise UserError if folds share clips, or if a checkpoint was trained on a video of its fold."""
     counts = np.bincount(np.concatenate([fold.rows for fold in folds]), minlength=len(reader))
     if (counts > 1).any():
         raise UserError(f"clip {reader.index.key(int(counts.argmax()))!r} is in two folds, expected at most one")
-    for fold, checkpoint in zip(folds, checkpoints, strict=True):
+    for fold in folds:
         held_out = {reader.video_id(video) for video in np.unique(reader.videos[fold.rows]).tolist()}
-        seen = sorted(held_out & set(checkpoint.train_videos))
-        if seen:
+        if seen := held_out & fold.train_videos:
             raise UserError(
-                f"{fold.checkpoint} was trained on {len(seen)} of the videos of its fold (such as {seen[0]!r}), so its "
+                f"{fold.path} was trained on {len(seen)} of the videos of its fold (such as {min(seen)!r}), so its "
                 "predictions would not be out of fold; score these videos with a different checkpoint"
             )
 
 
-def _check_shape(reader: ClipReader, checkpoint: Checkpoint, config: InferConfig, path: Path) -> None:
-    expected = checkpoint.shape
-    if reader.clip_shape != expected:
-        raise UserError(
-            f"clips in {reader.shard_set.where} are {reader.clip_shape} (frames×height×width), "
-            f"{path} was trained on {expected}; build them with `vidshard build SOURCE "
-            f"{_build_options(checkpoint)}`, or use another checkpoint"
-        )
-
-
-def _check_sampling(reader: ClipReader, checkpoint: Checkpoint, config: InferConfig, path: Path) -> list[str]:
+def _check_sampling(reader: ClipReader, fold: LoadedFold, config: InferConfig) -> list[str]:
     """Raise UserError if frames were resized differently than in training, or have a very different time between them.
 
     For videos passed by the user, return warnings instead, because they were already sampled like the training clips.
     """
+    checkpoint, path = fold.checkpoint, fold.path
     subject = "the videos" if config.videos else f"clips in {reader.shard_set.where}"
     mismatches = []
     resize, expected_resize = (
@@ -583,22 +586,8 @@ def _check_sampling(reader: ClipReader, checkpoint: Checkpoint, config: InferCon
         return [f"{mismatch}: the scores may be meaningless" for mismatch in mismatches]
     raise UserError(
         f"{'; '.join(mismatches)}; build the shards like the training shards, by `vidshard build SOURCE "
-        f"{_build_options(checkpoint)}`, or continue with `allow_sampling_mismatch`"
+        f"{build_options(checkpoint)}`, or continue with `allow_sampling_mismatch`"
     )
-
-
-def _build_options(checkpoint: Checkpoint) -> str:
-    """Return the options of `vidshard build` that sample clips like the training clips of the checkpoint.
-
-    Dense sampling replaces annotated sampling, because the events of new videos are unknown.
-    """
-    sampling, shape = checkpoint.sampling, checkpoint.shape
-    mode = sampling.get("mode")
-    options = {"sampling": "dense" if mode == "annotated" else mode}
-    options |= {name: sampling.get(name) for name in ("clips_per_video", "stride", "frame_step", "fps")}
-    options |= {"clip_len": shape.num_frames, "frame_size": shape.height}
-    options |= {name: sampling.get(name) for name in ("resize", "codec")}
-    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items() if value is not None)
 
 
 def _video_root(config: InferConfig) -> Path | None:

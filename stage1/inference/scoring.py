@@ -23,7 +23,7 @@ from stage1.common.device import cuda_memory_errors
 from stage1.data.epoch_plan import Rows
 from stage1.data.loader import Batch, ClipLoader, ClipReader
 from stage1.data.reader import ClipSource
-from stage1.inference.config import PRECISIONS
+from stage1.inference.config import SCORING_PRECISIONS
 from stage1.inference.score_log import ScoredBatch, ScoreLog, score_row
 from stage1.metrics.calibration import logits as log_odds_of
 from stage1.model.checkpoint import Checkpoint
@@ -50,7 +50,7 @@ class ScoringConfig:
 
     device: torch.device
     batch_size: int = option(8, at_least=1)
-    precision: str = option("fp32", choices=PRECISIONS)
+    precision: str = option("fp32", choices=SCORING_PRECISIONS)
     log_odds: bool = False  # in place of P(crime), and not calibrated
     threads: int | None = option(None, at_least=1)  # batches at once on the CPU; None: one per core
     rank: int = 0
@@ -64,7 +64,8 @@ class ScoringConfig:
         """Number of batches that this process scores in parallel."""
         if self.device.type != "cpu":
             return 1
-        return self.threads or max(1, _available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.threads or max(1, available // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class BatchPlan:
@@ -280,8 +281,3 @@ def _one_thread_a_batch() -> Iterator[None]:
     finally:
         torch.set_num_threads(before)
         torch.backends.cudnn.deterministic = deterministic
-
-
-def _available_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

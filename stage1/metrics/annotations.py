@@ -60,27 +60,24 @@ class Annotations:
     notes: tuple[str, ...] = ()
 
     @property
-    def num_frames(self) -> int:
-        return sum(video.num_frames for video in self.videos)
-
-    @property
-    def num_event_frames(self) -> int:
-        return sum(int(video.frame_labels().sum()) for video in self.videos)
-
-    @property
-    def num_crimes(self) -> int:
-        return sum(video.is_crime for video in self.videos)
-
-    @property
-    def num_with_two_events(self) -> int:
-        return sum(len(video.events) > 1 for video in self.videos)
+    def counts(self) -> dict[str, int]:
+        """Numbers of videos, frames and events, as in evaluation.json."""
+        return {
+            "videos": len(self.videos),
+            "crime_videos": sum(video.is_crime for video in self.videos),
+            "videos_with_two_events": sum(len(video.events) > 1 for video in self.videos),
+            "frames": sum(video.num_frames for video in self.videos),
+            "event_frames": sum(int(video.frame_labels().sum()) for video in self.videos),
+            "overruns_cut": self.overruns,
+        }
 
     def describe(self) -> str:
         """Summarise the annotations in one line."""
+        counts = {name: f"{count:,}" for name, count in self.counts.items()}
         return (
-            f"{len(self.videos):,} videos, {self.num_crimes:,} with a crime ({self.num_with_two_events} of them with "
-            f"two events or more), {self.num_frames:,} frames, {self.num_event_frames:,} event frames; "
-            f"{self.overruns} events run past the last frame and are cut there. "
+            f"{counts['videos']} videos, {counts['crime_videos']} with a crime ({counts['videos_with_two_events']} of "
+            f"them with two events or more), {counts['frames']} frames, {counts['event_frames']} event frames; "
+            f"{counts['overruns_cut']} events run past the last frame and are cut there. "
             f"Events: {EVENT_CONVENTIONS[self.convention]}."
         )
 

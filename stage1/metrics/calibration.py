@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from stage1.metrics import clips
 from stage1.metrics.clips import Array, Floats, Labels
@@ -52,14 +53,16 @@ class Calibration:
         probabilities = np.asarray(crime_probabilities, np.float64)
         if self.temperature == 1 and self.shift == 0:
             return probabilities
-        return _sigmoid(logits(probabilities) / self.temperature + self.shift)
+        calibrated: Array = expit(logits(probabilities) / self.temperature + self.shift)
+        return calibrated
 
     def invert(self, crime_probabilities: Floats) -> Array:
         """Return the model's P(crime), [N], from the calibrated one."""
         calibrated = np.asarray(crime_probabilities, np.float64)
         if self.temperature == 1 and self.shift == 0:
             return calibrated
-        return _sigmoid((logits(calibrated) - self.shift) * self.temperature)
+        found: Array = expit((logits(calibrated) - self.shift) * self.temperature)
+        return found
 
     def for_prior(self, prior: float) -> Calibration:
         """Return the calibration for data with the share `prior` of crime (Saerens et al., Neural Computation 2002).
@@ -144,12 +147,6 @@ def logits(probabilities: Array) -> Array:
     clipped = np.clip(probabilities, _EPSILON, 1 - _EPSILON)
     log_odds: Array = np.log(clipped) - np.log1p(-clipped)
     return log_odds
-
-
-def _sigmoid(values: Array) -> Array:
-    from scipy.special import expit
-
-    return np.asarray(expit(values), np.float64)
 
 
 # --- thresholds ---------------------------------------------------------------------------------------------------

@@ -1,14 +1,14 @@
 """Metrics of binary scores, with bootstrap confidence intervals.
 
-Undefined metrics are None, never NaN, because they are written as JSON. scikit-learn computes the metrics. A
-*statistic* is a metric as a function of one weight per row. Resampling whole recordings with replacement only changes
-these weights, so `bootstrap` gives the interval of any metric.
+Undefined metrics are None, never NaN, because they are written as JSON. A *statistic* is a metric as a function of one
+weight per row. Resampling whole recordings with replacement only changes these weights, so `bootstrap` gives the
+interval of any metric. The values are those of scikit-learn, which would sort the scores again for each resample.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,37 +57,43 @@ def score(labels: Labels, crime_probabilities: Floats, *, threshold: float = 0.5
 # --- metrics of labels, scores and weights ------------------------------------------------------------------------
 
 
-def roc_auc(labels: Labels, crime_probabilities: Floats, weights: Floats | None = None) -> float | None:
-    """Return the area under the ROC curve; None unless both classes are present (with a weight above 0).
+def roc_auc(labels: Labels, crime_probabilities: Floats) -> float | None:
+    """Return the area under the ROC curve; None unless both classes are present.
 
     >>> roc_auc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]), roc_auc([1, 1], [0.1, 0.2])
     (0.75, None)
     """
-    from sklearn.metrics import roc_auc_score  # takes a second to import
-
-    return _of_both_classes(roc_auc_score, labels, crime_probabilities, weights)
+    return roc_auc_statistic(labels, crime_probabilities)(np.ones(len(labels)))
 
 
-def average_precision(labels: Labels, crime_probabilities: Floats, weights: Floats | None = None) -> float | None:
+def roc_curve(labels: Labels, crime_probabilities: Floats) -> tuple[Array, Array]:
+    """Return the false and the true positive rates of the ROC curve, from (0, 0) to (1, 1)."""
+    from sklearn import metrics
+
+    false_rates, true_rates, _ = metrics.roc_curve(labels, crime_probabilities)
+    return false_rates, true_rates
+
+
+def average_precision(labels: Labels, crime_probabilities: Floats) -> float | None:
     """Return the average precision of crime, summed over recall steps; None unless both classes are present.
 
     >>> round(average_precision([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]), 4)
     0.8333
     """
-    from sklearn.metrics import average_precision_score
-
-    return _of_both_classes(average_precision_score, labels, crime_probabilities, weights)
+    return average_precision_statistic(labels, crime_probabilities)(np.ones(len(labels)))
 
 
 def f1(labels: Labels, predicted: Labels | npt.NDArray[np.bool_], weights: Floats | None = None) -> float | None:
-    """Return the F1 score of crime from decisions; None unless both classes are present.
+    """Return the F1 score of crime from decisions; None unless both classes are present (with a weight above 0).
 
     >>> f1([0, 1, 1, 1], [1, 1, 1, 0])
     0.6666666666666666
     """
-    from sklearn.metrics import f1_score
-
-    return _of_both_classes(f1_score, labels, np.asarray(predicted, np.int64), weights, zero_division=0.0)
+    labels_N, predicted_N = np.asarray(labels) == 1, np.asarray(predicted) == 1
+    weights_N = np.ones(len(labels_N)) if weights is None else np.asarray(weights, np.float64)
+    parts = (labels_N, labels_N & predicted_N, labels_N != predicted_N)
+    crimes, found, wrong = (float(weights_N[part].sum()) for part in parts)
+    return 2 * found / (2 * found + wrong) if 0 < crimes < float(weights_N.sum()) else None
 
 
 def accuracy(labels: Labels, predicted: Labels | npt.NDArray[np.bool_], weights: Floats | None = None) -> float | None:
@@ -97,9 +103,7 @@ def accuracy(labels: Labels, predicted: Labels | npt.NDArray[np.bool_], weights:
     0.5
     """
     right_N = np.asarray(labels) == np.asarray(predicted, np.int64)
-    weights_N = np.ones(len(right_N)) if weights is None else np.asarray(weights, np.float64)
-    total = float(weights_N.sum())
-    return float((right_N * weights_N).sum() / total) if total > 0 else None
+    return mean_statistic(right_N)(np.ones(len(right_N)) if weights is None else np.asarray(weights, np.float64))
 
 
 def within_group_auc(
@@ -125,28 +129,10 @@ def num_within_group_pairs(labels: Labels, groups: Sequence[Hashable] | npt.NDAr
     >>> num_within_group_pairs([0, 1, 1, 0, 1], ["a", "a", "a", "b", "c"])
     2
     """
-    labels_N, groups_N = np.asarray(labels), units(groups)
+    labels_N, groups_N = np.asarray(labels), group_numbers(groups)
     num_groups = int(groups_N.max(initial=-1)) + 1
     counts = [np.bincount(groups_N[labels_N == label], minlength=num_groups) for label in (0, 1)]
     return int((counts[0] * counts[1]).sum())
-
-
-def _of_both_classes(
-    metric: Callable[..., Any], labels: Labels, values: Any, weights: Floats | None, **options: Any
-) -> float | None:
-    labels_N, values_N = np.asarray(labels), np.asarray(values)
-    if weights is not None:
-        weights_N = np.asarray(weights, np.float64)
-        kept = weights_N > 0
-        labels_N, values_N, weights_N = labels_N[kept], values_N[kept], weights_N[kept]
-        options["sample_weight"] = weights_N
-    crimes = np.count_nonzero(labels_N)
-    if crimes in (0, len(labels_N)):
-        return None
-    import sklearn
-
-    with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):  # called thousands of times
-        return float(metric(labels_N, values_N, **options))
 
 
 # --- statistics, for the bootstrap --------------------------------------------------------------------------------
@@ -199,14 +185,8 @@ def _weights_by_score(
 
 def f1_statistic(labels: Labels, crime_probabilities: Floats, *, threshold: float = 0.5) -> Statistic:
     """Return `f1` as a function of weights."""
-    labels_N, predicted_N = np.asarray(labels) == 1, np.asarray(crime_probabilities) >= threshold
-    found_N, wrong_N = (labels_N & predicted_N).astype(np.float64), (labels_N != predicted_N).astype(np.float64)
-
-    def statistic(weights_N: Array) -> float | None:
-        crimes, found, wrong = (float(weights_N @ part) for part in (labels_N.astype(np.float64), found_N, wrong_N))
-        return 2 * found / (2 * found + wrong) if 0 < crimes < float(weights_N.sum()) else None
-
-    return statistic
+    predicted_N = np.asarray(crime_probabilities) >= threshold
+    return lambda weights_N: f1(labels, predicted_N, weights_N)
 
 
 def accuracy_statistic(labels: Labels, crime_probabilities: Floats, *, threshold: float = 0.5) -> Statistic:
@@ -217,11 +197,16 @@ def accuracy_statistic(labels: Labels, crime_probabilities: Floats, *, threshold
 
 def mean_statistic(values: Floats) -> Statistic:
     """Return the mean of `values` as a function of weights; it is None if all weights are 0."""
-    values_N = np.asarray(values, np.float64)
+    return ratio_statistic(values, np.ones(len(values)))
+
+
+def ratio_statistic(numerators: Floats, denominators: Floats) -> Statistic:
+    """Return the ratio of two sums as a function of weights; it is None if all weights are 0."""
+    above_N, below_N = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
 
     def statistic(weights_N: Array) -> float | None:
-        total = float(weights_N.sum())
-        return float((values_N * weights_N).sum() / total) if total > 0 else None
+        total = float((below_N * weights_N).sum())
+        return float((above_N * weights_N).sum() / total) if total > 0 else None
 
     return statistic
 
@@ -230,7 +215,11 @@ def within_group_auc_statistic(
     labels: Labels, crime_probabilities: Floats, groups: Sequence[Hashable] | npt.NDArray[Any]
 ) -> Statistic:
     """Return `within_group_auc` as a function of weights, which must be equal for all rows of a group."""
-    labels_N, scores_N, groups_N = np.asarray(labels), np.asarray(crime_probabilities, np.float64), units(groups)
+    labels_N, scores_N, groups_N = (
+        np.asarray(labels),
+        np.asarray(crime_probabilities, np.float64),
+        group_numbers(groups),
+    )
     first_rows, num_pairs, won = [], [], []
     for group in range(int(groups_N.max(initial=-1)) + 1):
         rows = np.flatnonzero(groups_N == group)
@@ -249,16 +238,6 @@ def within_group_auc_statistic(
     return statistic
 
 
-def difference(a: Statistic, b: Statistic) -> Statistic:
-    """Return a − b on the same resample, for a *paired* bootstrap."""
-
-    def statistic(weights_N: Array) -> float | None:
-        of_a, of_b = a(weights_N), b(weights_N)
-        return None if of_a is None or of_b is None else of_a - of_b
-
-    return statistic
-
-
 # --- intervals ----------------------------------------------------------------------------------------------------
 
 
@@ -273,9 +252,9 @@ class Interval:
     level: float = 0.95
 
     @property
-    def excludes_zero(self) -> bool:
-        """True if the interval of a difference lies entirely above or below 0."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+    def above_zero(self) -> bool:
+        """True if the whole interval lies above 0."""
+        return self.low is not None and self.low > 0
 
     def text(self, digits: int = 3) -> str:
         """Format the value and its interval.
@@ -288,6 +267,15 @@ class Interval:
         if self.low is None or self.high is None:
             return f"{self.value:.{digits}f}"
         return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+
+
+def interval_text(fields: Mapping[str, Any] | None, digits: int = 3) -> str:
+    """Format the fields of an Interval as `Interval.text` does; "" for None.
+
+    >>> interval_text({"value": 0.5, "low": None, "high": None, "num_units": 1}), interval_text(None)
+    ('0.500', '')
+    """
+    return "" if fields is None else Interval(**fields).text(digits)
 
 
 def bootstrap(
@@ -308,7 +296,7 @@ def bootstrap(
     >>> bootstrap(mean_statistic([0.0, 1.0, 0.0, 1.0]), ["a", "b", "c", "d"]).text(2)
     '0.50 [0.00, 1.00]'
     """
-    groups_N = units(groups)
+    groups_N = group_numbers(groups)
     num_units = int(groups_N.max(initial=-1)) + 1
     value = statistic(np.ones(len(groups_N)))
     if value is None or num_units < 2:
@@ -326,13 +314,18 @@ def paired_bootstrap(
     a: Statistic, b: Statistic, groups: Sequence[Hashable] | npt.NDArray[Any], **options: Any
 ) -> Interval:
     """Return the difference a − b and its interval, with both on the same resamples; options as in `bootstrap`."""
-    return bootstrap(difference(a, b), groups, **options)
+
+    def difference(weights_N: Array) -> float | None:
+        of_a, of_b = a(weights_N), b(weights_N)
+        return None if of_a is None or of_b is None else of_a - of_b
+
+    return bootstrap(difference, groups, **options)
 
 
-def units(groups: Sequence[Hashable] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+def group_numbers(groups: Sequence[Hashable] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """Map groups to numbers from 0, in order of appearance.
 
-    >>> units(["b", "a", "b"]).tolist()
+    >>> group_numbers(["b", "a", "b"]).tolist()
     [0, 1, 0]
     """
     number: dict[Hashable, int] = {}

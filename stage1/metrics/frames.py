@@ -26,8 +26,7 @@ SNIPPET_RULES: dict[str, Callable[[Array], Array]] = {
 class ScoredVideo:
     """A score and a label for each frame of a video, [F]."""
 
-    stem: str
-    group: str  # the recording, or the video where no recording is known: the unit of resampling
+    group: str  # unit of resampling: the recording, or the video if its recording is unknown
     is_crime: bool
     labels: npt.NDArray[np.uint8]
     scores: Array
@@ -181,16 +180,16 @@ def snippet_shares(labels: npt.NDArray[np.uint8], *, snippet_frames: int = SNIPP
     return np.asarray(sums / np.minimum(snippet_frames, len(labels) - starts), np.float64)
 
 
-def reference_scores(truth: VideoGroundTruth, *, snippet_frames: int = SNIPPET_FRAMES) -> dict[str, Array]:
+def reference_scores(video: VideoGroundTruth, *, snippet_frames: int = SNIPPET_FRAMES) -> dict[str, Array]:
     """Return frame scores of oracles, by name. They bound the frame AUC that video labels or snippets can reach.
 
     The first oracle only knows which *videos* have an event; the others know the event frames of each snippet.
     """
-    shares = snippet_shares(truth.frame_labels(), snippet_frames=snippet_frames)
+    shares = snippet_shares(video.frame_labels(), snippet_frames=snippet_frames)
     perfect = {
         f"perfect on {snippet_frames}-frame snippets: {name}": spread_snippets(
-            rule(shares), truth.num_frames, snippet_frames=snippet_frames
+            rule(shares), video.num_frames, snippet_frames=snippet_frames
         )
         for name, rule in SNIPPET_RULES.items()
     }
-    return {"true label of the video": np.full(truth.num_frames, float(truth.is_crime)), **perfect}
+    return {"true label of the video": np.full(video.num_frames, float(video.is_crime)), **perfect}

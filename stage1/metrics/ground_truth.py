@@ -10,12 +10,14 @@ from stage1.metrics.annotations import VideoGroundTruth, make_annotations, read_
 from vidshard.util.errors import UserError
 
 
-def read_ground_truth(path: Path, reader: ClipReader) -> dict[str, VideoGroundTruth]:
-    """Read the ground truth of the annotated videos of a set, by their path below SOURCE.
+def read_ground_truth(path: Path | None, reader: ClipReader) -> dict[int, VideoGroundTruth]:
+    """Read the ground truth of the annotated videos of a set, by their row in the index; {} without a path.
 
     `path` is a file of temporal annotations in UCF-Crime's format, matched by file stem. Frame counts are those of the
     shards. Raises UserError if the file cannot be read, if it names no video of the set, or if a name is ambiguous.
     """
+    if path is None:
+        return {}
     paths = reader.index.paths
     video_of_stem: dict[str, int] = {}
     for video, source in enumerate(paths):
@@ -35,4 +37,4 @@ def read_ground_truth(path: Path, reader: ClipReader) -> dict[str, VideoGroundTr
         )
     lengths = {stem: int(reader.index.videos["num_frames"][video]) for stem, video in video_of_stem.items()}
     found = make_annotations(listed, num_frames=lengths)
-    return {paths[video_of_stem[truth.stem]]: truth for truth in found.videos}
+    return {video_of_stem[video.stem]: video for video in found.videos}

@@ -7,7 +7,6 @@ The networks are from Tran et al., "A Closer Look at Spatiotemporal Convolutions
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import nn
 
 from stage1.data.transforms import TransformConfig
 from stage1.model.config import TORCHVISION_BACKBONES
+from vidshard.shards.manifest import file_sha256
 from vidshard.util.errors import UserError
 
 NAMES = TORCHVISION_BACKBONES
@@ -124,7 +124,7 @@ def training_options(name: str, weights: str | None, *, confirm: Confirm) -> dic
     }
     if weights:
         path = find_weights(name, weights, confirm=confirm)
-        options |= {"weights": str(path), "weights_sha256": _sha256(path)}
+        options |= {"weights": str(path), "weights_sha256": file_sha256(path)}
     return options
 
 
@@ -139,7 +139,7 @@ def load_weights(backbone: TorchvisionBackbone, source: str, *, confirm: Confirm
     Raises UserError if they cannot be found, or if no tensor fits.
     """
     path = find_weights(backbone.name, source, confirm=confirm)
-    sha256 = _sha256(path)
+    sha256 = file_sha256(path)
     given = _read_state_dict(path)
     own = backbone.network.state_dict()
     loaded = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
@@ -186,7 +186,7 @@ def find_weights(network: str, name: str, *, confirm: Confirm) -> Path:
     size = known[short].meta.get("_file_size", 0)
     if not confirm(f"Download {size:.0f} MB of weights from {url} to {path}?"):
         raise UserError(
-            f"weights {name} are not at {path}, and were not to be downloaded; say yes, or name a file of weights"
+            f"weights {name} are not at {path}, and the download was declined; confirm it, or name a file of weights"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     digest = path.stem.rpartition("-")[2]  # the file name contains the first digits of the SHA-256
@@ -195,11 +195,6 @@ def find_weights(network: str, name: str, *, confirm: Confirm) -> Path:
     except (OSError, RuntimeError) as error:
         raise UserError(f"{url} cannot be downloaded ({error}); download it elsewhere and name the file") from error
     return path
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
@@ -211,11 +206,8 @@ def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     for name in _NESTED:
         if isinstance(held, dict) and isinstance(held.get(name), dict):
             held = held[name]
-    tensors = (
-        {name: value for name, value in held.items() if isinstance(value, torch.Tensor)}
-        if isinstance(held, dict)
-        else {}
-    )
+    entries = held.items() if isinstance(held, dict) else ()
+    tensors = {name: value for name, value in entries if isinstance(value, torch.Tensor)}
     if not tensors:
         raise UserError(f"{path} contains no named tensors, expected a state dict saved by torch")
     for prefix in _PREFIXES:

@@ -17,7 +17,7 @@ from typing import IO, Any, cast
 
 import torch
 
-from stage1.common.files import BEST_NAME, LAST_NAME, PREVIOUS_NAME
+from stage1.common.files import BEST_NAME, LAST_NAME, PREVIOUS_NAME, HashingFile
 from stage1.data.transforms import ClipTransform, TransformConfig
 from stage1.metrics.calibration import Calibration
 from stage1.model.network import ModelConfig, Stage1Model
@@ -26,7 +26,7 @@ from vidshard.util import atomic
 from vidshard.util.errors import UserError
 
 CHECKPOINT_FORMAT = "stage1 checkpoint"
-FORMAT_VERSION = 2
+CHECKPOINT_VERSION = 2
 _DIGEST_LINE = b"\nstage1 checkpoint, SHA-256 of the bytes before this line: %s\n"
 _DIGEST_LINE_SIZE = len(_DIGEST_LINE % (b"0" * 64))
 
@@ -138,10 +138,10 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> Che
     if not isinstance(fields, dict) or fields.pop("format", None) != CHECKPOINT_FORMAT:
         raise UserError(f"{path} is no stage1 checkpoint, though torch can read it; expected {_EXPECTED}")
     version = fields.pop("format_version", None)
-    if version != FORMAT_VERSION:
+    if version != CHECKPOINT_VERSION:
         raise UserError(
-            f"{path} is a stage1 checkpoint of format version {version}, this stage1 reads version {FORMAT_VERSION}; "
-            "install the stage1 version that wrote it, or train again"
+            f"{path} is a stage1 checkpoint of format version {version}, this stage1 reads version "
+            f"{CHECKPOINT_VERSION}; install the stage1 version that wrote it, or train again"
         )
     if digest is None:
         raise UserError(f"{path} is damaged: it does not end with the line of its SHA-256; {_REPLACE_IT}")
@@ -154,27 +154,34 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> Che
         ) from error
 
 
+def check_clip_shape(checkpoint: Checkpoint, path: Path, shape: ClipShape, *, where: str) -> None:
+    """Raise UserError unless the clips in `where` have the shape of the training clips of the checkpoint `path`."""
+    if shape != checkpoint.shape:
+        raise UserError(
+            f"clips in {where} are {shape} (frames×height×width), {path} was trained on {checkpoint.shape}; build them "
+            f"with `vidshard build SOURCE {build_options(checkpoint)}`, or use another checkpoint"
+        )
+
+
+def build_options(checkpoint: Checkpoint) -> str:
+    """Return the options of `vidshard build` that sample clips like the training clips of the checkpoint.
+
+    Dense sampling replaces annotated sampling, because the events of new videos are unknown.
+    """
+    sampling, shape = checkpoint.sampling, checkpoint.shape
+    mode = sampling.get("mode")
+    options = {"sampling": "dense" if mode == "annotated" else mode}
+    options |= {name: sampling.get(name) for name in ("clips_per_video", "stride", "frame_step", "fps")}
+    options |= {"clip_len": shape.num_frames, "frame_size": shape.height}
+    options |= {name: sampling.get(name) for name in ("resize", "codec")}
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items() if value is not None)
+
+
 def _write(file: IO[bytes], checkpoint: Checkpoint) -> None:
     fields = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
-    hashing = _HashingFile(file)
-    torch.save({"format": CHECKPOINT_FORMAT, "format_version": FORMAT_VERSION, **fields}, cast(IO[bytes], hashing))
-    file.write(_DIGEST_LINE % hashing.sha256.hexdigest().encode())
-
-
-class _HashingFile(io.RawIOBase):
-    """File that forwards writes to another file and computes the SHA-256 of all bytes written."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.sha256 = file, hashlib.sha256()
-
-    def writable(self) -> bool:
-        """Return True, as `io.RawIOBase` requires of a writable file."""
-        return True
-
-    def write(self, data: Any) -> int:
-        """Write `data` to the other file and update the SHA-256; return the number of bytes."""
-        self.sha256.update(data)
-        return self.file.write(data)
+    hashing = HashingFile(file)
+    torch.save({"format": CHECKPOINT_FORMAT, "format_version": CHECKPOINT_VERSION, **fields}, cast(IO[bytes], hashing))
+    file.write(_DIGEST_LINE % hashing.hexdigest().encode())
 
 
 def _digest_at_the_end(data: bytes) -> bytes | None:

@@ -9,8 +9,8 @@ TORCHVISION_BACKBONES = ("r3d_18", "mc3_18", "r2plus1d_18")
 BACKBONES = ("stage1", *TORCHVISION_BACKBONES)
 INPUTS = ("rgb+motion", "rgb", "motion")
 POOLINGS = ("attention", "gated", "mean", "max")
-# group: the same model for any batch size and number of ranks. batch: as published. frozen: keeps the statistics of
-# the weights; a batch of surveillance clips is too small, and too unlike Kinetics, to make new ones.
+# group: group normalisation, independent of batch size and number of ranks. batch: as published. frozen: keeps the
+# statistics of the weights, because a batch of surveillance clips is too small, and too unlike Kinetics, for new ones.
 NORMS = ("group", "batch", "frozen")
 
 
@@ -18,20 +18,20 @@ NORMS = ("group", "batch", "frozen")
 class ModelConfig:
     """Architecture of the model, which takes clips of any length, height and width."""
 
-    backbone: str = "stage1"  # the network of this module, or one of torchvision's
+    backbone: str = "stage1"  # stage1 is our own network; the others are torchvision's
     channels: tuple[int, ...] = (32, 64, 96)  # of each stage; every stage but the first halves height and width
-    temporal_stages: tuple[int, ...] = (0, 1, 2)  # stages that also look one frame back and one ahead
+    temporal_stages: tuple[int, ...] = (0, 1, 2)  # stages that also convolve over neighbouring frames
     stem_kernel: int = 7
     stem_stride: int = 4  # of the first stage
     groups: int = 8  # of the group normalisation
     inputs: str = "rgb+motion"  # motion: frame differences as three more input channels
-    motion_gain: float = 2.0  # differences are small beside the pixels
-    pooling: str = "attention"  # over the frames; gated is attention too, mean and max are baselines
+    motion_gain: float = 2.0  # factor of the frame differences, which are small compared with the pixels
+    pooling: str = "attention"  # over the frames; gated is a variant of attention, mean and max are baselines
     attention_units: int = 64
-    motion_prior: float = 1.0  # attention begins on the frames that move: score a deviation of a frame's mean motion
-    statistics_share: float = 0.75  # weight of the motion features' log-odds; the rest is the network's
+    motion_prior: float = 1.0  # initial attention score per standard deviation of a frame's motion
+    statistics_share: float = 0.75  # weight of the motion features' log-odds; the network has the rest
     dropout: float = 0.5
-    norm: str = "group"  # of torchvision's backbones: group, batch, or frozen (that of their weights)
+    norm: str = "group"  # normalisation of torchvision's backbones: one of NORMS
 
     def __post_init__(self) -> None:
         if not self.channels or any(count % self.groups or count < 1 for count in self.channels):
@@ -54,11 +54,11 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> ModelConfig:
         lists = {name: tuple(fields[name]) for name in ("channels", "temporal_stages")}
-        before = {"motion_prior": 0.0, "statistics_share": 0.0}  # what models had before there were these
+        before = {"motion_prior": 0.0, "statistics_share": 0.0}  # of checkpoints that lack these fields
         return cls(**{**before, **fields, **lists})
 
 
-# What --model-size stands for.
+# Presets of --model-size.
 SIZES: dict[str, dict[str, Any]] = {
     "small": {"channels": (16, 32, 64)},
     "base": {"channels": ModelConfig.channels},

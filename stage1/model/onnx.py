@@ -17,14 +17,14 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from stage1.data.epoch_plan import evenly_spaced
 from stage1.data.reader import ClipReader
-from stage1.model.checkpoint import Checkpoint, load_checkpoint
+from stage1.model.checkpoint import Checkpoint, check_clip_shape, load_checkpoint
 from vidshard.shards import layout, manifest
 from vidshard.storage.urls import Location
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
 
-EXPORT_FORMATS = ("onnx",)
 TOLERANCE = 1e-4
 NUM_CHECKED = 32
 _BATCH = 4
@@ -83,7 +83,7 @@ def export(
     _onnxruntime()  # report missing packages before the long export
     checkpoint = load_checkpoint(checkpoint_path)
     model = WholeModel(checkpoint).eval()
-    clips = _clips_to_check(checkpoint, shards, num_checked)
+    clips = _clips_to_check(checkpoint, checkpoint_path, shards, num_checked)
     data = _to_onnx(model, checkpoint, manifest.file_sha256(checkpoint_path))
     differences = np.zeros(2)
     run = _run_by_onnxruntime(data, checkpoint_path)
@@ -137,16 +137,13 @@ def _onnxruntime() -> Any:
     return onnxruntime
 
 
-def _clips_to_check(checkpoint: Checkpoint, shards: Location | None, count: int) -> npt.NDArray[np.uint8]:
+def _clips_to_check(checkpoint: Checkpoint, path: Path, shards: Location | None, count: int) -> npt.NDArray[np.uint8]:
     shape = checkpoint.shape
     if shards is None:
         return np.random.default_rng(0).integers(0, 256, (min(count, NUM_CHECKED), *shape.thwc), np.uint8)
     reader = ClipReader(shards)
-    if reader.clip_shape != shape:
-        raise UserError(
-            f"clips in {shards} are {reader.clip_shape}, the checkpoint takes {shape}; name shards of that shape"
-        )
-    rows = np.unique(np.linspace(0, len(reader) - 1, min(count, len(reader))).astype(np.int64))
+    check_clip_shape(checkpoint, path, reader.clip_shape, where=str(shards))
+    rows = evenly_spaced(len(reader), count)
     clips = np.empty((len(rows), *shape.thwc), np.uint8)
     reader.read_clips(rows, clips)
     return clips

@@ -5,22 +5,23 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from stage1.inference.config import DEFAULT_OUT
+from stage1.common.options import CheckedConfig
+from stage1.inference.config import DEFAULT_INFERENCE
 from vidshard.util.errors import UserError
-from vidshard.util.options import check_options, option
+from vidshard.util.options import option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ReportConfig:
+class ReportConfig(CheckedConfig):
     """Options of the report of a run of inference."""
 
-    folder: Path = option(DEFAULT_OUT, argument=True, metavar="[DIR]")
+    folder: Path = option(DEFAULT_INFERENCE, argument=True, metavar="[DIR]")
     out: Path | None = option(None, help="HTML page to write.", default_text="DIR/report.html")
     evaluation: Path | None = option(None, help="Output folder of `stage1 evaluate` on the same shards.")
     max_items: int = option(1000, help="Maximum number of detections and misses, strongest first.", at_least=1)
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         if self.out is not None and self.out.is_dir():
             raise UserError(f"out {self.out} is a folder, expected the name of a page, such as {self.path}")
 

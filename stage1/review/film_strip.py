@@ -44,12 +44,12 @@ _TIMES = 24
 _ROW_GAP = 30
 _FRAME_GAP = 4
 _MAX_FRAME_HEIGHT = 190
-# Names in other scripts: what is installed of these stands in where the first lacks a letter.
+# Fallbacks, if installed, for letters that the first font lacks, such as names in other scripts.
 _FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Microsoft YaHei", "PingFang SC", "Malgun Gothic", "Yu Gothic", "Arial")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Strip:
+class FilmStrip:
     """One row of the picture. `shown` holds the positions in the clip of the drawn frames, rising."""
 
     detection: Detection
@@ -60,7 +60,7 @@ class Strip:
 def visualize(folder: Path) -> tuple[Path, int]:
     """Draw the strongest detections below the output folder of `stage1 infer`.
 
-    Returns the path of the picture and the number of detections in it. Without a detection the picture says so.
+    Returns the path of the picture and the number of detections in it. If there are no detections, the picture says so.
     Raises UserError if the folder has no finished run, and FormatError if its files come from different runs.
     """
     files = OutputFiles(folder=folder)
@@ -75,7 +75,9 @@ def visualize(folder: Path) -> tuple[Path, int]:
     strips = []
     for row in strongest(detections):
         shown = shown_positions(detections[row].attention_weights)
-        strips.append(Strip(detection=detections[row], frames=data.clips[row][list(shown)].numpy().copy(), shown=shown))
+        strips.append(
+            FilmStrip(detection=detections[row], frames=data.clips[row][list(shown)].numpy().copy(), shown=shown)
+        )
     atomic.write_bytes(files.picture, draw(strips, num_detections=len(detections)))
     return files.picture, len(strips)
 
@@ -127,7 +129,7 @@ def time_texts(seconds: Sequence[float]) -> list[str]:
     return texts
 
 
-def draw(strips: Sequence[Strip], *, num_detections: int) -> bytes:
+def draw(strips: Sequence[FilmStrip], *, num_detections: int) -> bytes:
     """Draw the picture as PNG. Its bytes depend only on the arguments, matplotlib and its fonts."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -153,7 +155,7 @@ def draw(strips: Sequence[Strip], *, num_detections: int) -> bytes:
     return buffer.getvalue()
 
 
-def _draw_head(figure: Figure, strips: Sequence[Strip], num_detections: int, total: int) -> None:
+def _draw_head(figure: Figure, strips: Sequence[FilmStrip], num_detections: int, total: int) -> None:
     num_shown = len(strips)
     if not strips:
         title, legend = "No clip was detected as crime", "Every clip scored below the threshold: see predictions.csv"
@@ -172,7 +174,7 @@ def _draw_head(figure: Figure, strips: Sequence[Strip], num_detections: int, tot
         _text(figure, _WIDTH - _MARGIN, 64, total, "■ most attended frames", size=14, color=TOP_COLOUR, align="right")
 
 
-def _draw_strip(figure: Figure, strip: Strip, top: int, total: int) -> None:
+def _draw_strip(figure: Figure, strip: FilmStrip, top: int, total: int) -> None:
     """Draw caption, frames, bars and times of a detection; bars share the frames' horizontal axis."""
     detection, (frame_width, frame_height) = strip.detection, _frame_size(strip)
     num_shown = len(strip.shown)
@@ -220,11 +222,11 @@ def _draw_strip(figure: Figure, strip: Strip, top: int, total: int) -> None:
         _text(figure, x, y, total, times[position], size=12, color=QUIET_COLOUR, align="center")
 
 
-def _row_height(strip: Strip) -> int:
+def _row_height(strip: FilmStrip) -> int:
     return _CAPTION + _frame_size(strip)[1] + 2 + _BARS + _TIMES
 
 
-def _frame_size(strip: Strip) -> tuple[float, int]:
+def _frame_size(strip: FilmStrip) -> tuple[float, int]:
     """Return width and height in pixels of a drawn frame, as large as fits, with its aspect ratio."""
     height, width = strip.frames.shape[1:3]
     num_shown = len(strip.shown)
@@ -242,8 +244,8 @@ def _name(detection: Detection) -> str:
 def _facts(detection: Detection) -> str:
     """Format class, time and confidence of a detection in one line."""
     times = time_texts(detection.seconds)
-    truth = {layout.NORMAL_LABEL: " (false alarm)"}.get(detection.label, "")
-    class_name = [f"{detection.class_name}{truth}"] if detection.class_name else []
+    note = " (false alarm)" if detection.label == layout.NORMAL_LABEL else ""
+    class_name = [f"{detection.class_name}{note}"] if detection.class_name else []
     return "   ·   ".join([*class_name, f"{times[0]} – {times[-1]}", f"confidence {100 * detection.confidence:.1f} %"])
 
 

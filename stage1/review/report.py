@@ -1,13 +1,13 @@
 """Offline HTML report of a finished run of inference: its inputs, metrics, and detections to review.
 
-The page needs nothing else: no network, no server, no file beside it. A reviewer marks detections as true or false and
-exports the marks as CSV, which `stage1 train --marks` takes. The same run and options give the same page.
+The page is a single file, which needs neither a network nor a server. A reviewer marks detections as true or false and
+exports these review labels as CSV, for `stage1 train --marks`. The same run and options give the same page.
 """
 
 from __future__ import annotations
 
 import base64
-import csv
+import contextlib
 import dataclasses
 import io
 import itertools
@@ -22,22 +22,22 @@ import numpy.typing as npt
 
 from stage1.data.reader import ClipReader
 from stage1.inference.attention_data import load_attention_data
-from stage1.inference.outputs import Detection, OutputFiles, read_anomalies
+from stage1.inference.outputs import Detection, OutputFiles, Prediction, read_anomalies, read_predictions
+from stage1.metrics import centred_scores
 from stage1.metrics import clips as metrics
-from stage1.metrics import relative_scores
+from stage1.metrics.clips import interval_text
 from stage1.model.checkpoint import load_checkpoint
 from stage1.review.config import ReportConfig as ReportConfig
 from stage1.review.film_strip import shown_positions, time_texts
-from vidshard.shards import layout
 from vidshard.storage import urls
 from vidshard.util import atomic, console
 from vidshard.util.errors import FormatError, UserError
 
-MAX_IMAGE_BYTES = 40 * 2**20  # of all pictures, so that the page stays below 60 MB when they are written as text
-MAX_POINTS = 500  # of the score of a video: longer ones keep the highest second of each stretch
-FRAME_PIXELS = (96, 72)  # height of a frame; the second where there are many items
+MAX_IMAGE_BYTES = 40 * 2**20  # of all pictures, so that the page stays below 60 MB in base64
+MAX_POINTS = 500  # in the score curve of a video; longer curves keep the maximum of each segment
+FRAME_PIXELS = (96, 72)  # height of a frame, and for more than MANY_ITEMS
 MANY_ITEMS = 400
-JPEG_QUALITY = 72
+STRIP_JPEG_QUALITY = 72
 RESAMPLES = 1000
 
 
@@ -48,30 +48,6 @@ class ReportResult:
     path: Path
     num_shown: int
     num_left_out: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Clip:
-    """A clip of the run: a row of predictions.csv."""
-
-    row: int
-    key: str
-    source: str
-    clip_index: int
-    class_name: str | None
-    label: int  # 0 normal, 1 crime, -1 unknown
-    confidence: float | None
-    predicted: bool
-    seconds: tuple[float, float] | None
-
-    @property
-    def outcome(self) -> str | None:
-        """Outcome: hit, alarm (false), miss, or unknown (a detection without a label); None if not shown."""
-        if self.confidence is None:
-            return None
-        if self.predicted:
-            return {layout.CRIME_LABEL: "hit", layout.NORMAL_LABEL: "alarm"}.get(self.label, "unknown")
-        return "miss" if self.label == layout.CRIME_LABEL else None
 
 
 def write_report(config: ReportConfig) -> ReportResult:
@@ -97,7 +73,7 @@ def write_report(config: ReportConfig) -> ReportResult:
     data = {
         "run": run_name(run),
         "threshold": run["threshold"],
-        "items": list(_items(chosen, {d.key: d for d in detections}, pictures)),
+        "items": list(_items(chosen, clips, {d.key: d for d in detections}, pictures)),
         "videos": [_video(row, video) for row, video in enumerate(events["videos"])],
     }
     page = _template().render(
@@ -120,30 +96,6 @@ def write_report(config: ReportConfig) -> ReportResult:
     return ReportResult(path=config.path, num_shown=len(chosen), num_left_out=num_shown - len(chosen))
 
 
-def read_predictions(path: Path) -> list[Clip]:
-    """Read the rows of predictions.csv. Raises FormatError if it cannot be parsed."""
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            return [_clip(row, fields) for row, fields in enumerate(csv.DictReader(file))]
-    except (OSError, KeyError, ValueError, csv.Error) as error:
-        raise FormatError(f"{path} is no table of predictions written by stage1 infer: {error!r}") from error
-
-
-def _clip(row: int, fields: Mapping[str, str]) -> Clip:
-    times = fields["start_seconds"], fields["end_seconds"]
-    return Clip(
-        row=row,
-        key=fields["key"],
-        source=fields["source"],
-        clip_index=int(fields["clip_index"]),
-        class_name=fields["class"] or None,
-        label=int(fields["label"]),
-        confidence=float(fields["confidence"]) if fields["confidence"] else None,
-        predicted=fields["predicted"] == "1",
-        seconds=(float(times[0]), float(times[1])) if all(times) else None,
-    )
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         fields = json.loads(path.read_bytes())
@@ -154,7 +106,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return fields
 
 
-def _check_one_run(files: OutputFiles, clips: Sequence[Clip], detections: Sequence[Detection]) -> None:
+def _check_one_run(files: OutputFiles, clips: Sequence[Prediction], detections: Sequence[Detection]) -> None:
     if [clip.key for clip in clips if clip.predicted] != [detection.key for detection in detections]:
         raise FormatError(
             f"{files.anomalies} and {files.predictions} come from different runs; run `stage1 infer` again"
@@ -187,26 +139,27 @@ def _template() -> Any:
 # --- the detections -----------------------------------------------------------------------------------------------
 
 
-def _choose(clips: Sequence[Clip], max_items: int) -> list[Clip]:
-    """Choose the clips to show, in index order: the detections and misses of highest confidence."""
-    shown = [clip for clip in clips if clip.outcome is not None]
-    strongest = sorted(shown, key=lambda clip: (-(clip.confidence or 0.0), clip.row))[:max_items]
-    return sorted(strongest, key=lambda clip: clip.row)
+def _choose(clips: Sequence[Prediction], max_items: int) -> list[int]:
+    """Choose the rows of the clips to show, in order: the detections and misses of highest confidence."""
+    shown = [row for row, clip in enumerate(clips) if clip.outcome is not None]
+    return sorted(sorted(shown, key=lambda row: -(clips[row].confidence or 0.0))[:max_items])
 
 
-def _items(chosen: Sequence[Clip], detections: Mapping[str, Detection], pictures: Pictures) -> Iterator[dict[str, Any]]:
+def _items(
+    rows: Sequence[int], clips: Sequence[Prediction], detections: Mapping[str, Detection], pictures: Pictures
+) -> Iterator[dict[str, Any]]:
     """Return the data of each clip that the page shows."""
-    height = FRAME_PIXELS[len(chosen) > MANY_ITEMS]
-    for clip in chosen:
-        detection = detections.get(clip.key)
-        seconds = list(detection.seconds) if detection else pictures.seconds(clip)
+    height = FRAME_PIXELS[len(rows) > MANY_ITEMS]
+    for row in rows:
+        clip, detection = clips[row], detections.get(clips[row].key)
+        seconds = list(detection.seconds) if detection else pictures.seconds(row)
         attention = list(detection.attention_weights) if detection else None
         positions = shown_positions(attention or [0.0] * len(seconds))
-        image, no_image = pictures.strip(clip, positions, height)
+        image, no_image = pictures.strip(row, positions, height)
         top = detection.top_attention_indices if detection else []
         times = time_texts(seconds)
         yield {
-            "row": clip.row,
+            "row": row,
             "key": clip.key,
             "source": clip.source,
             "clip_index": clip.clip_index,
@@ -228,51 +181,51 @@ class Pictures:
     """JPEG film strips of clips, from the scored shards or else from the attention data."""
 
     def __init__(
-        self, files: OutputFiles, reader: ClipReader | None, clips: Sequence[Clip], detections: Sequence[Detection]
+        self,
+        files: OutputFiles,
+        reader: ClipReader | None,
+        clips: Sequence[Prediction],
+        detections: Sequence[Detection],
     ) -> None:
+        self._clips = clips
         self._reader = reader if reader is not None and len(reader) == len(clips) else None
-        self._place = {detection.key: i for i, detection in enumerate(detections)}
+        self._detection_of_key = {detection.key: i for i, detection in enumerate(detections)}
         self._attention_data = None
         if self._reader is None and detections:
-            path = files.attention_data if files.attention_data.is_file() else files.attention_shards
-            self._attention_data = load_attention_data(path)
+            self._attention_data = load_attention_data(files.folder)
         self._bytes = 0
-        self.num_left_out = 0  # for want of room
+        self.num_left_out = 0  # because of the limit on the size of the page
 
-    def seconds(self, clip: Clip) -> list[float]:
+    def seconds(self, row: int) -> list[float]:
         """Return the times of a clip's frames, or only of its first and last one."""
         if self._reader is not None:
-            try:
-                return list(self._reader.read_record(clip.row).timestamps_seconds)
-            except FormatError:
-                pass
-        return list(clip.seconds or (0.0, 0.0))
+            with contextlib.suppress(FormatError):
+                return list(self._reader.read_record(row).timestamps_seconds)
+        return [self._clips[row].start_seconds or 0.0, self._clips[row].end_seconds or 0.0]
 
-    def strip(self, clip: Clip, positions: Sequence[int], height: int) -> tuple[str | None, str]:
+    def strip(self, row: int, positions: Sequence[int], height: int) -> tuple[str | None, str]:
         """Return frames side by side as a base64 JPEG, or None and the reason."""
         if self._bytes > MAX_IMAGE_BYTES:
             self.num_left_out += 1
             return None, "No picture: the page would become too large. Show fewer with `max_items`."
         try:
-            frames = self._frames(clip)
+            frames = self._frames(row)
         except FormatError as error:
             return None, f"No picture: {error}"
         if frames is None:
-            return None, "No picture: the shards are not where they were, and the attention data holds detections only."
+            return None, "No picture: the shards were moved or deleted, and the attention data holds detections only."
         data = encode_strip(frames[list(positions)], height)
         self._bytes += len(data)
         return base64.b64encode(data).decode("ascii"), ""
 
-    def _frames(self, clip: Clip) -> npt.NDArray[np.uint8] | None:
+    def _frames(self, row: int) -> npt.NDArray[np.uint8] | None:
         if self._reader is not None:
-            clips = np.empty((1, *self._reader.clip_shape.thwc), np.uint8)
-            self._reader.read_clips([clip.row], clips)
-            frames: npt.NDArray[np.uint8] = clips[0]
-            return frames
-        if self._attention_data is None or clip.key not in self._place:
+            return self._reader[row]
+        number = self._detection_of_key.get(self._clips[row].key)
+        if self._attention_data is None or number is None:
             return None
-        held: npt.NDArray[np.uint8] = self._attention_data.clips[self._place[clip.key]].numpy()
-        return held
+        frames: npt.NDArray[np.uint8] = self._attention_data.clips[number].numpy()
+        return frames
 
 
 def encode_strip(frames: npt.NDArray[np.uint8], height: int) -> bytes:
@@ -288,16 +241,16 @@ def encode_strip(frames: npt.NDArray[np.uint8], height: int) -> bytes:
     strip = Image.fromarray(np.concatenate(parts[:-1], axis=1))
     strip = strip.resize((round(strip.width * height / strip.height), height), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    strip.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    strip.save(buffer, "JPEG", quality=STRIP_JPEG_QUALITY)
     return buffer.getvalue()
 
 
 def _items_note(num_chosen: int, num_shown: int, pictures: Pictures) -> str:
-    note = "Clips called a crime, and the crimes that were missed."
+    note = "Clips that were detected as crime, and crime clips that were missed."
     if num_chosen < num_shown:
         note += f" The {num_chosen:,} of highest confidence; {num_shown - num_chosen:,} more are in predictions.csv."
     if pictures.num_left_out:
-        note += f" {pictures.num_left_out:,} are without picture, to keep the page small."
+        note += f" {pictures.num_left_out:,} have no picture, to limit the size of the page."
     return note
 
 
@@ -315,20 +268,16 @@ def _video(row: int, video: Mapping[str, Any]) -> dict[str, Any]:
         "length": console.time_text(video["duration_seconds"]),
         "highest": max(known, default=None),
         "scores": thinned(scores, MAX_POINTS),
-        "events": [{**_span(event), "text": _span_text("found", event)} for event in video["events"]],
-        "truth": None
-        if video["truth"] is None
-        else [{**_span(event), "text": _span_text("true", event)} for event in video["truth"]],
+        "events": [_span(event, "predicted") for event in video["events"]],
+        "truth": None if video["truth"] is None else [_span(event, "true") for event in video["truth"]],
     }
 
 
-def _span(event: Mapping[str, Any]) -> dict[str, float]:
-    return {"start": event["start_seconds"], "end": event["end_seconds"]}
-
-
-def _span_text(kind: str, event: Mapping[str, Any]) -> str:
-    text = f"{kind} event from {console.time_text(event['start_seconds'])} to {console.time_text(event['end_seconds'])}"
-    return f"{text}, peak {event['peak_confidence']:.1%}" if "peak_confidence" in event else text
+def _span(event: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    start, end = event["start_seconds"], event["end_seconds"]
+    text = f"{kind} event from {console.time_text(start)} to {console.time_text(end)}"
+    text += f", peak {event['peak_confidence']:.1%}" if "peak_confidence" in event else ""
+    return {"start": start, "end": end, "text": text}
 
 
 def thinned(scores: Sequence[float | None], count: int) -> list[float | None]:
@@ -340,54 +289,46 @@ def thinned(scores: Sequence[float | None], count: int) -> list[float | None]:
     if len(scores) <= count:
         return list(scores)
     edges = [len(scores) * i // count for i in range(count + 1)]
-    stretches = (scores[a:b] for a, b in itertools.pairwise(edges))
-    return [max((score for score in stretch if score is not None), default=None) for stretch in stretches]
+    segments = (scores[a:b] for a, b in itertools.pairwise(edges))
+    return [max((score for score in segment if score is not None), default=None) for segment in segments]
 
 
 def _videos_note(events: Mapping[str, Any]) -> str:
     return (
         f"An event reaches a score of {events['threshold']:.3g}, stays above {events['low_ratio']:.0%} of that and "
-        f"lasts {events['min_seconds']:g} s or more; scores are means over {events['smooth_seconds']:g} s. One clip "
-        "spread over a whole video gives one score for all of it: sample densely to see when something happens."
+        f"lasts {events['min_seconds']:g} s or more; scores are means over {events['smooth_seconds']:g} s. A clip that "
+        "spans a whole video gives a single score; use dense sampling to locate events in time."
     )
 
 
 # --- the figures --------------------------------------------------------------------------------------------------
 
 
-def _tiles(run: Mapping[str, Any], clips: Sequence[Clip], reader: ClipReader | None) -> Iterator[dict[str, str]]:
+def _tiles(run: Mapping[str, Any], clips: Sequence[Prediction], reader: ClipReader | None) -> Iterator[dict[str, str]]:
     counts = run["clips"]
     outcomes = [clip.outcome for clip in clips]
     yield _tile(f"{counts['scored']:,}", "clips scored", f"of {counts['found']:,} found")
     yield _tile(f"{counts['detected']:,}", "detections", f"at a confidence of {run['threshold']:.3g} or more")
     if run["metrics"]:
-        yield _tile(f"{outcomes.count('alarm'):,}", "false alarms", "normal clips called a crime")
-        yield _tile(f"{outcomes.count('miss'):,}", "missed", "clips of crimes below the threshold")
+        yield _tile(f"{outcomes.count('alarm'):,}", "false alarms", "normal clips detected as crime")
+        yield _tile(f"{outcomes.count('miss'):,}", "missed", "crime clips below the threshold")
         yield from _interval_tiles(clips, reader)
     videos = run["video_counts"]
     yield _tile(f"{videos['events']:,}", "events", f"in {videos['with_events']:,} of {videos['videos']:,} videos")
 
 
-def _interval_tiles(clips: Sequence[Clip], reader: ClipReader | None) -> Iterator[dict[str, str]]:
+def _interval_tiles(clips: Sequence[Prediction], reader: ClipReader | None) -> Iterator[dict[str, str]]:
     """Yield accuracy and AUC with intervals over recordings, or over videos if recordings are unknown."""
-    known = [clip for clip in clips if clip.label >= 0 and clip.confidence is not None]
-    labels = np.array([clip.label for clip in known])
-    predicted = np.array([clip.predicted for clip in known], np.int64)
-    confidences = np.array([clip.confidence for clip in known], np.float64)
-    groups, unit = [clip.source for clip in known], "videos"
-    if reader is not None and len(reader) == len(clips):
-        names = [reader.index.source_group(int(reader.index.clips["video"][clip.row])) for clip in known]
-        if any(names):
-            groups = [f"group {name}" if name else source for name, source in zip(names, groups, strict=True)]
-            unit = "recordings"
-    resamples = RESAMPLES if len(known) <= 20_000 else RESAMPLES // 5
-
-    right: metrics.Statistic = lambda weights: metrics.accuracy(labels, predicted, weights)  # noqa: E731
+    known = [(row, clip) for row, clip in enumerate(clips) if clip.label >= 0 and clip.confidence is not None]
+    labels = [clip.label for _, clip in known]
+    groups, unit = [clip.source for _, clip in known], "videos"
+    if reader is not None and len(reader) == len(clips) and reader.recordings:
+        groups, unit = [reader.recording_or_video(int(reader.videos[row])) for row, _ in known], "recordings"
     for name, statistic, form in (
-        ("accuracy", right, "{:.1%}"),
-        ("ROC-AUC", metrics.roc_auc_statistic(labels, confidences), "{:.3f}"),
+        ("accuracy", metrics.mean_statistic([clip.predicted == clip.label for _, clip in known]), "{:.1%}"),
+        ("ROC-AUC", metrics.roc_auc_statistic(labels, [clip.confidence or 0.0 for _, clip in known]), "{:.3f}"),
     ):
-        interval = metrics.bootstrap(statistic, groups, num_resamples=resamples)
+        interval = metrics.bootstrap(statistic, groups, num_resamples=RESAMPLES if len(known) <= 20_000 else 200)
         if interval.value is None:
             continue
         note = f"{interval.num_units} {unit}"
@@ -400,21 +341,21 @@ def _tile(value: str, name: str, note: str = "") -> dict[str, str]:
     return {"value": value, "name": name, "note": note}
 
 
-def _tables(clips: Sequence[Clip]) -> Iterator[dict[str, Any]]:
+def _tables(clips: Sequence[Prediction]) -> Iterator[dict[str, Any]]:
     known = [clip for clip in clips if clip.label >= 0 and clip.confidence is not None]
     if not known:
         return
     rows = []
     for class_name in sorted({clip.class_name or "" for clip in known}):
         members = [clip for clip in known if (clip.class_name or "") == class_name]
-        called = sum(clip.predicted for clip in members)
-        rows.append((class_name or "no class", f"{len(members):,}", f"{called:,}", f"{called / len(members):.0%}"))
+        detected = sum(bool(clip.predicted) for clip in members)
+        rows.append((class_name or "no class", f"{len(members):,}", f"{detected:,}", f"{detected / len(members):.0%}"))
     yield {
         "wide": False,
-        "title": "Clips called a crime, by class",
-        "head": ("class", "clips", "called a crime", "share"),
+        "title": "Clips detected as crime, by class",
+        "head": ("class", "clips", "detected as crime", "share"),
         "rows": rows,
-        "note": "Of crimes high is good, of normal classes low.",
+        "note": "High is good for crime classes, low for normal ones.",
     }
 
 
@@ -479,18 +420,18 @@ def _read_evaluation(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     """Read the results of `stage1 evaluate`. Raises UserError if they are of different shards."""
     path = folder / "evaluation.json"
     if not path.is_file():
-        raise UserError(f"no {path}: run `stage1 evaluate --out {folder}` first, or leave out `evaluation`")
+        raise UserError(f"no {path}: run `stage1 evaluate --out {folder}` first, or omit `evaluation`")
     fields = _read_json(path)
     digest = fields["shards"]["digest"] if "levels" in fields else None
     if digest != run["shards"]["digest"]:
         raise UserError(
-            f"{path} is about other shards than this run scored ({run['shards']['path']}); evaluate these, or "
-            "omit `evaluation`"
+            f"{path} evaluates other shards than this run scored ({run['shards']['path']}); evaluate these, or omit "
+            "`evaluation`"
         )
     return fields
 
 
-# Of each level: name in evaluation.json → what it is called here.
+# Name of each metric in evaluation.json → its name in the report.
 _LEVEL_METRICS = {
     "accuracy": "accuracy",
     "auc": "ROC-AUC",
@@ -504,15 +445,14 @@ def _evaluation_tables(evaluation: Mapping[str, Any]) -> Iterator[dict[str, Any]
     """Return metrics of clips, videos and frames with intervals, and those of shortcuts on the same videos."""
     levels, frames = evaluation["levels"], evaluation["frames"]
     rows = [
-        (name, *(_interval_text(levels[level].get(key)) for level in ("clips", "videos")), _interval_text(of_frames))
+        (name, *(interval_text(level.get(key)) for level in (levels["clips"], levels["videos"], frames or {})))
         for key, name in _LEVEL_METRICS.items()
-        for of_frames in [(frames or {}).get(key)]
     ]
     if frames:
-        rows.append(("ROC-AUC on anomalous videos alone", "", "", _interval_text(frames["auc_anomalous"])))
+        rows.append(("ROC-AUC on anomalous videos alone", "", "", interval_text(frames["auc_anomalous"])))
     chosen = evaluation["threshold"]
     rows = [row for row in rows if any(row[1:])]
-    width = 4 if frames else 3  # without annotations nothing is known of frames
+    width = 4 if frames else 3  # frame metrics need annotations
     yield {
         "wide": True,
         "title": "Metrics, each with its 95 % interval",
@@ -520,18 +460,22 @@ def _evaluation_tables(evaluation: Mapping[str, Any]) -> Iterator[dict[str, Any]
         "rows": [row[:width] for row in rows],
         "note": f"At a threshold of {chosen['value']:.3g}, from {chosen['chosen_for']}. Intervals: "
         f"{evaluation['conventions']['intervals']}."
-        + (f" Scores are relative: {evaluation['conventions']['relative']}." if evaluation.get("relative") else ""),
+        + (
+            f" Scores are centred per video: {evaluation['conventions']['relative']}."
+            if evaluation.get("relative")
+            else ""
+        ),
     }
     if evaluation["baselines"]:
         yield {
             "wide": True,
-            "title": "What shortcuts reach on the same videos",
-            "head": ("shortcut", "video ROC-AUC", "the model is above it by"),
+            "title": "Shortcut baselines on the same videos",
+            "head": ("shortcut", "video ROC-AUC", "model minus shortcut"),
             "rows": [
-                (row["name"], _interval_text(row["auc"]), _interval_text(row["model_above"]))
+                (row["name"], interval_text(row["auc"]), interval_text(row["model_above"]))
                 for row in evaluation["baselines"]
             ],
-            "note": "A model that is not clearly above a shortcut may have learnt nothing else.",
+            "note": "A model that is not clearly better than a shortcut may rely on that shortcut alone.",
         }
     alarms = evaluation["false_alarms"]
     if alarms["per_hour"] is not None:
@@ -539,36 +483,36 @@ def _evaluation_tables(evaluation: Mapping[str, Any]) -> Iterator[dict[str, Any]
             "wide": True,
             "title": "False alarms",
             "head": ("", "per hour of normal footage", "hours"),
-            "rows": [("events told of normal videos", _interval_text(alarms["per_hour"], 1), f"{alarms['hours']:.2f}")],
+            "rows": [
+                ("predicted events in normal videos", interval_text(alarms["per_hour"], 1), f"{alarms['hours']:.2f}")
+            ],
             "note": evaluation["conventions"]["false alarms"],
         }
 
 
-def _interval_text(fields: Mapping[str, Any] | None, digits: int = 3) -> str:
-    return "" if fields is None else metrics.Interval(**fields).text(digits)
-
-
 def _warnings(run: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> list[str]:
-    warnings = [*run["warnings"], *(f"from the training: {text}" for text in _checkpoint_entries(run, "warnings"))]
+    warnings = [
+        *run["warnings"],
+        *(f"from the training: {text}" for model in _models(run) for text in model["warnings"]),
+    ]
     trained_on = run["clips"]["trained_on"]
     if trained_on:
         warnings.append(
-            f"{trained_on:,} of these clips are of videos that the model was trained on: the figures say nothing about "
-            "new videos"
+            f"{trained_on:,} of these clips are from videos that the model was trained on, so the metrics say nothing "
+            "about new videos"
         )
     if run["clips"]["unscored"] or run["failures"]:
         warnings.append(
-            f"{run['clips']['unscored']:,} clips could not be read and {len(run['failures']):,} videos not be decoded: "
-            "see Not scored"
+            f"{run['clips']['unscored']:,} clips could not be read and {len(run['failures']):,} videos could not be "
+            "decoded: see Not scored"
         )
     if evaluation is not None:
         warnings += [*evaluation["flags"], *evaluation["warnings"]]
     return list(dict.fromkeys(warnings))
 
 
-def _checkpoint_entries(run: Mapping[str, Any], name: str) -> list[str]:
-    models = [run["checkpoint"]] if run["checkpoint"] else run["folds"] or []
-    return [text for model in models for text in model[name]]
+def _models(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [run["checkpoint"]] if run["checkpoint"] else run["folds"] or []
 
 
 def _facts(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -577,13 +521,13 @@ def _facts(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     else:
         yield "shards", f"{run['shards']['path']}"
     yield "digest of the shards", run["shards"]["digest"]
-    for model in [run["checkpoint"]] if run["checkpoint"] else run["folds"] or []:
+    for model in _models(run):
         yield "checkpoint", f"{model['path']} (epoch {model['epoch']}, SHA-256 {model['sha256']})"
     for name in ("threshold", "device", "precision", "batch_size", "annotations", "stage1_version"):
         if run.get(name) is not None:
             yield name.replace("_", " "), str(run[name])
     if run.get("relative"):
-        yield "scores", f"relative: {relative_scores.CONVENTION}"
+        yield "scores", f"centred per video: {centred_scores.CONVENTION}"
 
 
 def _name(run: Mapping[str, Any]) -> str:
@@ -591,12 +535,11 @@ def _name(run: Mapping[str, Any]) -> str:
 
 
 def _about(run: Mapping[str, Any]) -> str:
-    what = f"shards {run['shards']['path']}" if run["shards"]["path"] else f"{', '.join(run['videos'])}"
+    data = f"shards {run['shards']['path']}" if run["shards"]["path"] else f"{', '.join(run['videos'])}"
     model = f"checkpoint {run['checkpoint']['path']}" if run["checkpoint"] else "models of several folds"
-    return f"{what}, scored by {model}"
+    return f"{data}, scored by {model}"
 
 
 def run_name(run: Mapping[str, Any]) -> str:
     """Return an identifier of the run, under which a browser stores review labels."""
-    models = [run["checkpoint"]] if run["checkpoint"] else run["folds"] or []
-    return f"{run['shards']['digest'][:12]}-{'-'.join(model['sha256'][:8] for model in models)}"
+    return f"{run['shards']['digest'][:12]}-{'-'.join(model['sha256'][:8] for model in _models(run))}"

@@ -26,7 +26,6 @@ from stage1.training.config import TrainConfig
 from stage1.training.data import TrainData
 from vidshard.util.errors import UserError
 
-AGGREGATORS = ("topk", "attention")
 BAG_TOP_SHARE = 1 / 8  # share of a bag's clips that topk averages, at least one clip
 BAG_RIDGE = 0.3  # on the weights of the linear classifier on motion features, as bags are few (docs/EXPERIMENTS.md)
 BAG_FIT_STEPS = 300
@@ -83,7 +82,7 @@ class BagObjective(ClipObjective):
     def aggregate(
         self, logits_NK: torch.Tensor, labels_N: torch.Tensor, rows_N: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Aggregate clips to videos, which are what has a label."""
+        """Aggregate clips to videos, which have the labels."""
         assert self._videos is not None
         videos_N = self._videos[rows_N.numpy()]
         scores, labels = [], []
@@ -112,7 +111,7 @@ def bag_score(log_odds_B: torch.Tensor, aggregator: str) -> torch.Tensor:
 
 
 def bag_scores(log_odds_VN: torch.Tensor, known_VN: torch.Tensor, aggregator: str) -> torch.Tensor:
-    """Return `bag_score` of several videos, (V,); `known_VN` is False where a video has no more clips."""
+    """Return `bag_score` of several videos, (V,); `known_VN` is False after the last clip of a video."""
     known_VN = known_VN.to(log_odds_VN.device)
     if aggregator == "attention":
         weights_VN = log_odds_VN.masked_fill(~known_VN, -torch.inf).softmax(1)

@@ -130,12 +130,12 @@ class ClipObjective:
             num_threads=self.config.workers,
             device=device,
         )
-        statistics, labels, rows_read = [], [], []
+        features, labels, rows_read = [], [], []
         with torch.inference_mode(), progress("Motion features", total=len(rows), unit="clip") as shown:
             for batch in loader:
                 shown.advance(len(batch.labels))
                 there = batch.labels >= 0
-                statistics.append(motion_features(self._evaluation_transform(batch.clips))[there].cpu().numpy())
+                features.append(motion_features(self._evaluation_transform(batch.clips))[there].cpu().numpy())
                 labels.append(batch.labels[there].cpu().numpy())
                 rows_read.append(batch.indices[there].cpu().numpy())
         labels_N = np.concatenate(labels)
@@ -146,7 +146,7 @@ class ClipObjective:
             )
             return
         linear_fit = self.linear_fit(data, np.concatenate(rows_read))
-        model.motion_classifier.fit(np.concatenate(statistics), labels_N, linear_fit)
+        model.motion_classifier.fit(np.concatenate(features), labels_N, linear_fit)
 
     def linear_fit(self, data: TrainData, rows_N: Rows) -> LinearFit:
         """Return the fit of the classifier on motion features of the clips of these index rows."""

@@ -17,14 +17,14 @@ import tomli_w
 
 from stage1.common import files
 from stage1.common.options import cache_dir_option, cache_gb_option, device_option
-from stage1.data.config import MarkUse, TransformConfig
+from stage1.data.config import ReviewLabelUse, TransformConfig
 from stage1.model.config import ModelConfig
 from vidshard.storage.urls import Location, Url, location
 from vidshard.util.errors import UserError
 from vidshard.util.options import check_options, option
 
-MAX_SEED = 2**32 - 1  # of NumPy's older generators, which scikit-learn draws by
-PRECISIONS = ("fp32", "bf16", "fp16")
+MAX_SEED = 2**32 - 1  # the limit of NumPy's legacy generators, which scikit-learn uses
+TRAIN_PRECISIONS = ("fp32", "bf16", "fp16")
 _DATA, _UNTRIMMED, _OPTIMISATION = "Data", "Untrimmed videos", "Optimisation"
 _REGULARISATION, _SPEED, _STORAGE, _OUTPUT = "Regularisation", "Speed", "Storage", "Checkpoints and logs"
 
@@ -83,7 +83,7 @@ class TrainConfig:
         "fp32",
         help="Precision of convolutions and matrix products in training; weights and validation stay fp32.",
         group=_SPEED,
-        choices=PRECISIONS,
+        choices=TRAIN_PRECISIONS,
     )
     compile: bool = option(False, help="Train with torch.compile.", group=_SPEED)
     channels_last: bool = option(False, help="Keep weights and clips in channels-last memory format.", group=_SPEED)
@@ -124,11 +124,11 @@ class TrainConfig:
         0, help="Tolerate up to N damaged clips by replacing them.", group=_STORAGE, at_least=0, metavar="N"
     )
     marks: Path | None = option(None, help="Review labels: the CSV exported from a report.", group=_DATA)
-    marks_as: MarkUse = option(
+    marks_as: ReviewLabelUse = option(
         "labels",
         help="labels: replace the labels of the clips; exclusions: leave out the clips that they contradict.",
         group=_DATA,
-        choices=typing.get_args(MarkUse),
+        choices=typing.get_args(ReviewLabelUse),
     )
     cache_dir: Path | None = cache_dir_option(_STORAGE)
     cache_gb: float | None = cache_gb_option(_STORAGE)
@@ -165,7 +165,7 @@ class TrainConfig:
         return {name: str(value) if isinstance(value, Path | Url) else value for name, value in fields.items()}
 
 
-# Named sets of options, model and transform included: what the command fills in where the user gives none.
+# Named sets of options, including those of model and transform; options that the user passes override them.
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "notebook": {
@@ -173,8 +173,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         **{"label_smoothing": 0.0, "mixup": 0.0, "ema": 0.0},
     },
 }
-# A resumed run may differ in these; all others decide the weights. Of batch_size and accumulate, times the number of
-# ranks, the product must stay: the global batch.
+# A resumed run may differ in these; all others affect the weights. The product of batch_size, accumulate and the number
+# of ranks, the global batch, must stay the same.
 FREE_ON_RESUME = (
     *("shards", "val_shards", "out", "epochs", "device", "compile", "channels_last", "workers", "resume"),
     *("batch_size", "accumulate", "checksums", "max_bad_clips", "checkpoint_minutes", "patience", "tensorboard"),
@@ -183,23 +183,23 @@ FREE_ON_RESUME = (
 
 
 def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Describe, for the user, each option of `now`, nested or not, that had another value before.
+    """Describe each option of `now`, nested or not, that had a different value before.
 
     >>> changed_options({"bags": "", "model": {"a": 1, "b": 2}}, {"bags": "topk", "model": {"a": 3, "b": 2}})
     ['`bags` (not given), got topk', '`set` model.a=1, got 3']
     """
-    told = []
+    changes = []
     for name, value in now.items():
         old = before.get(name)
         if isinstance(old, Mapping) and isinstance(value, Mapping):
-            told += [
+            changes += [
                 f"`set` {name}.{part}={_shown(old.get(part))}, got {_shown(new)}"
                 for part, new in value.items()
                 if new != old.get(part)
             ]
         elif old != value:
-            told.append(f"`{name}` {_shown(old)}, got {_shown(value)}")
-    return told
+            changes.append(f"`{name}` {_shown(old)}, got {_shown(value)}")
+    return changes
 
 
 def _shown(value: Any) -> str:
@@ -210,13 +210,13 @@ def _shown(value: Any) -> str:
 
 
 def to_toml(config: TrainConfig) -> str:
-    """All options as TOML, from which `read_toml` and `make_config` make the same config again.
+    """Return all options as TOML, from which `read_toml` and `make_config` build the same config again.
 
-    An option that is not set (no --val-shards) is left out, and so is --resume: what a run is, not how it was called.
+    Options without a value are omitted, and so is `resume`, which does not describe the run.
     """
     fields = {name: value for name, value in config.to_dict().items() if value is not None and name != "resume"}
     return (
-        "# `stage1 train --config FILE --out FOLDER` repeats this run; options given beside it win.\n"
+        "# `stage1 train --config FILE --out FOLDER` repeats this run; options given in addition override it.\n"
         + tomli_w.dumps(fields)
     )
 
@@ -234,7 +234,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def parse_setting(text: str) -> dict[str, Any]:
-    """One option as `--set` takes it. Raises UserError.
+    """Parse an option in the form of `--set`. Raises UserError.
 
     >>> parse_setting("model.dropout=0.3"), parse_setting("device=cpu")
     ({'model': {'dropout': 0.3}}, {'device': 'cpu'})
@@ -250,7 +250,7 @@ def parse_setting(text: str) -> dict[str, Any]:
 
 
 def merge(*options: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested options, later ones before earlier ones.
+    """Merge nested options; later ones override earlier ones.
 
     >>> merge({"lr": 1, "model": {"a": 1, "b": 1}}, {"model": {"b": 2}})
     {'lr': 1, 'model': {'a': 1, 'b': 2}}

@@ -122,12 +122,11 @@ def hold_out(reader: ClipReader, *, fraction: float, seed: int) -> tuple[Rows, R
     index = reader.index
     groups: dict[str, list[int]] = {}  # recording → its videos
     for video in np.unique(index.clips["video"]).tolist():
-        group = index.source_group(video)
-        groups.setdefault(f"video {index.paths[video]}" if group is None else f"group {group}", []).append(video)
+        groups.setdefault(reader.recording_or_video(video), []).append(video)
     names = sorted(groups)
     order = [names[i] for i in np.random.default_rng((seed, 1)).permutation(len(names))]
 
-    videos_of_class = {group: Counter(_class_of(reader, video) for video in groups[group]) for group in order}
+    videos_of_class = {group: Counter(index.class_name(video) or "" for video in groups[group]) for group in order}
     groups_left = Counter(name for counts in videos_of_class.values() for name in counts)  # class → groups in training
     held: set[str] = set()
     for class_name in sorted(groups_left):
@@ -157,10 +156,7 @@ def validation_warnings(train: ClipReader, validation: ClipReader) -> list[str]:
     """Return warnings if the validation set is unfit to choose a checkpoint, such as a Test set or training videos."""
     warnings = []
     folder = validation.shard_set.where
-    splits = {validation.manifest.split} | {
-        validation.index.split(video) for video in range(len(validation.index.videos))
-    }
-    if "Test" in splits:
+    if "Test" in validation.splits:
         warnings.append(
             f"{folder} is marked Test: the checkpoint is chosen on it, so its accuracy there says nothing about new "
             "videos; use a Validation split"
@@ -171,7 +167,7 @@ def validation_warnings(train: ClipReader, validation: ClipReader) -> list[str]:
             f"{len(shared)} of {len(validation.index.videos)} videos of {folder} are also trained on (such as "
             f"{shared[0]!r}): validation accuracy will look better than it is"
         )
-    groups = _source_groups(train) & _source_groups(validation)
+    groups = train.recordings & validation.recordings
     if groups:
         warnings.append(
             f"{len(groups)} recordings of {folder} are also trained on (such as {min(groups)!r}): videos of one "
@@ -261,15 +257,6 @@ def _describe_hold_out(reader: ClipReader, rows: Rows, fraction: float) -> str:
         f"no `val_shards`: {len(videos)} of {len(reader.index.videos)} videos ({len(rows)} clips) of "
         f"{reader.shard_set.where} are held out for validation, by recording and class"
     )
-    if not _source_groups(reader):
+    if not reader.recordings:
         note += "; its recordings are unknown, so videos of one recording may be on both sides"
     return note
-
-
-def _class_of(reader: ClipReader, video: int) -> str:
-    return reader.index.class_name(video) or ""
-
-
-def _source_groups(reader: ClipReader) -> set[str]:
-    groups = (reader.index.source_group(video) for video in range(len(reader.index.videos)))
-    return {group for group in groups if group is not None}

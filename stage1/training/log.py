@@ -48,7 +48,7 @@ class RunLog:
                 raise UserError(
                     "`tensorboard` needs the package tensorboard: pip install 'vidshard[tensorboard]'"
                 ) from error
-            self._make_writer = SummaryWriter
+            self._make_writer: Any = SummaryWriter
 
     def start(self, step: int) -> None:
         """Start after `step` steps. TensorBoard then hides later steps, which a killed run may have written."""

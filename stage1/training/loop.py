@@ -47,15 +47,15 @@ class RunStopped(Exception):  # noqa: N818 (it is no error)
 
 
 @dataclasses.dataclass(kw_only=True)
-class EpochSoFar:
-    """Sums of the current epoch up to now, over all ranks."""
+class EpochTotals:
+    """Sums over the finished steps of the current epoch, over all ranks."""
 
     loss_sum: float = 0.0  # of weight × loss
     weight: float = 0.0
     num_right: float = 0.0
     num_known: float = 0.0  # clips, or bags of clips, with a label
     num_clips: float = 0.0
-    lr: float = 0.0  # of the step that came last
+    lr: float = 0.0  # of the last step
     seconds: float = 0.0
     waited: float = 0.0  # seconds spent waiting for clips
     loader_state: dict[str, Any] | None = None  # position of the loader; None: the start of the epoch
@@ -81,7 +81,7 @@ class TrainingRun:
     compiled: Callable[..., Any] | None = None  # the model behind torch.compile
     step: int = 0  # completed optimizer steps
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # one entry per epoch, as in metrics.jsonl
-    so_far: EpochSoFar = dataclasses.field(default_factory=EpochSoFar)
+    totals: EpochTotals = dataclasses.field(default_factory=EpochTotals)
     saved_at: float = dataclasses.field(default_factory=time.monotonic)
 
     @property
@@ -256,7 +256,7 @@ def begin(run: TrainingRun) -> None:
     for warning in data.warnings:
         rank_zero_warn(warning)
     if run.step:
-        where = f"in epoch {len(run.history) + 1}" if run.so_far.loader_state else f"after epoch {len(run.history)}"
+        where = f"in epoch {len(run.history) + 1}" if run.totals.loader_state else f"after epoch {len(run.history)}"
         rank_zero_info(f"Resumed {where} of {config.epochs}, after {run.step} steps")
     if distributed.rank() == 0:
         atomic.write_text(config.out / files.CONFIG_NAME, to_toml(config))
@@ -281,47 +281,44 @@ def is_finished(run: TrainingRun) -> bool:
 def train_epoch(run: TrainingRun, epoch: int) -> dict[str, Any]:
     """Train for the rest of an epoch, and return the metrics of the whole epoch. Raises RunStopped."""
     run.loader.set_epoch(epoch)
-    if run.so_far.loader_state is not None:
-        run.loader.load_state_dict(run.so_far.loader_state)
+    if run.totals.loader_state is not None:
+        run.loader.load_state_dict(run.totals.loader_state)
     run.model.train()
-    clock = _WaitClock(run.loader)
-    batches = iter(clock)
-    so_far, seconds_before = run.so_far, run.so_far.seconds
+    totals, seconds_before = run.totals, run.totals.seconds
+    batches = _timed(run.loader, totals)
     num_steps = -(-len(run.loader) // run.config.accumulate)
     start = time.perf_counter()
     title = f"Epoch {epoch + 1}/{run.config.epochs}"
     with train_log.progress(title, total=num_steps, unit="step") as progress:
         for step in range(1, num_steps + 1):
             asked_to_stop = train_step(run, itertools.islice(batches, run.config.accumulate), epoch)
-            so_far.seconds = seconds_before + time.perf_counter() - start
-            so_far.waited += clock.take_seconds()
+            totals.seconds = seconds_before + time.perf_counter() - start
             progress.advance(
-                note=f"loss {so_far.loss_sum / so_far.weight:.4f}, {so_far.num_clips / so_far.seconds:.0f} clips/s, "
-                f"{_mb_per_second(run, so_far):.1f} MB/s, "
-                f"{so_far.waited / so_far.seconds:.0%} waiting for data"
+                note=f"loss {totals.loss_sum / totals.weight:.4f}, {totals.num_clips / totals.seconds:.0f} clips/s, "
+                f"{_mb_per_second(run, totals):.1f} MB/s, "
+                f"{totals.waited / totals.seconds:.0%} waiting for data"
             )
-            is_last, is_due = step == num_steps, _is_time_to_save(run)
+            is_last = step == num_steps
+            is_due = 0 < run.config.checkpoint_minutes * 60 <= time.monotonic() - run.saved_at
             if asked_to_stop or is_last or is_due:
-                so_far.loader_state = run.loader.state_dict()
+                totals.loader_state = run.loader.state_dict()
             if asked_to_stop:
                 stop_run(run)
             elif is_due and not is_last:
                 save(run)
     next(batches, None)  # so that the loader ends its epoch
-    for module in run.model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # average the statistics, which differ between ranks
-            for buffer in (module.running_mean, module.running_var):
-                if buffer is not None:
-                    distributed.sum_over_ranks(buffer).div_(distributed.world_size())
+    for name, buffer in run.model.named_buffers():
+        if name.endswith(("running_mean", "running_var")):  # of batch normalisation; they differ between ranks
+            distributed.sum_over_ranks(buffer).div_(distributed.world_size())
     return {
         "epoch": epoch + 1,
-        "loss": so_far.loss_sum / so_far.weight,
-        "accuracy": so_far.num_right / so_far.num_known,
-        "lr": so_far.lr,
-        "seconds": round(so_far.seconds, 3),
-        "clips_per_second": round(so_far.num_clips / so_far.seconds, 2),
-        "mb_per_second": round(_mb_per_second(run, so_far), 2),
-        "data_wait": round(so_far.waited / so_far.seconds, 4),  # share of the time spent waiting for clips
+        "loss": totals.loss_sum / totals.weight,
+        "accuracy": totals.num_right / totals.num_known,
+        "lr": totals.lr,
+        "seconds": round(totals.seconds, 3),
+        "clips_per_second": round(totals.num_clips / totals.seconds, 2),
+        "mb_per_second": round(_mb_per_second(run, totals), 2),
+        "data_wait": round(totals.waited / totals.seconds, 4),  # share of the time spent waiting for clips
     }
 
 
@@ -345,7 +342,7 @@ def train_step(run: TrainingRun, batches: Iterable[Batch], epoch: int) -> bool:
         parameter.grad *= run.global_batch / weight
     norm = torch.nn.utils.clip_grad_norm_(parameters, run.config.grad_clip or math.inf)
     _check_finite(run, loss_sum / weight, norm, where=f"epoch {epoch + 1}, step {run.step + 1} of the run")
-    run.so_far.lr = float(run.scheduler.get_last_lr()[0])
+    run.totals.lr = float(run.scheduler.get_last_lr()[0])
     run.scaler.step(run.optimizer)  # skips the step if a gradient in fp16 overflowed
     run.scaler.update()
     run.scheduler.step()
@@ -353,12 +350,12 @@ def train_step(run: TrainingRun, batches: Iterable[Batch], epoch: int) -> bool:
         run.averaged.update_parameters(run.model)
     run.step += 1
 
-    run.so_far.loss_sum += loss_sum
-    run.so_far.weight += weight
-    run.so_far.num_right += num_right
-    run.so_far.num_known += num_known
-    run.so_far.num_clips += num_clips
-    run.log.add_step(run.step, loss=loss_sum / weight, lr=run.so_far.lr)
+    run.totals.loss_sum += loss_sum
+    run.totals.weight += weight
+    run.totals.num_right += num_right
+    run.totals.num_known += num_known
+    run.totals.num_clips += num_clips
+    run.log.add_step(run.step, loss=loss_sum / weight, lr=run.totals.lr)
     return bool(asked_to_stop)
 
 
@@ -394,7 +391,7 @@ def finish_epoch(run: TrainingRun, entry: dict[str, Any]) -> None:
     """Log the epoch, and write the files of the run: last.pt first, as `resume` can write the others from it."""
     entry["best"] = is_best(entry, run.history)
     run.history.append(entry)
-    run.so_far = EpochSoFar()
+    run.totals = EpochTotals()
     run.log.add_epoch(entry, run.step)
     saved = save(run)
     if distributed.rank() == 0:
@@ -468,7 +465,7 @@ def make_checkpoint(run: TrainingRun) -> Checkpoint:
         git_commit=versions.git_commit(),
         run_state={
             "history": run.history,
-            "epoch_so_far": dataclasses.asdict(run.so_far),
+            "epoch_so_far": dataclasses.asdict(run.totals),
             "global_batch": run.global_batch,
             "scaler": run.scaler.state_dict(),
             # Weights from which training resumes, as model_state_dict holds the averaged ones.
@@ -479,9 +476,38 @@ def make_checkpoint(run: TrainingRun) -> Checkpoint:
 
 def resume(run: TrainingRun) -> None:
     """Restore the run from its last checkpoint. Raises UserError if data or options differ from that run's."""
-    out = run.config.out
-    saved, warning = load_last(out)
-    path = out / files.LAST_NAME
+    saved, warning = load_last(run.config.out)
+    path = run.config.out / files.LAST_NAME
+    _check_same_run(run, saved, path)
+    if run.averaged is None:
+        run.model.load_state_dict(saved.model_state_dict)
+    else:
+        run.model.load_state_dict(saved.run_state["trained_weights"])
+        run.averaged.module.load_state_dict(saved.model_state_dict)
+        run.averaged.n_averaged.fill_(saved.step)
+    run.optimizer.load_state_dict(saved.optimizer_state_dict)
+    run.scheduler.load_state_dict(saved.scheduler_state_dict)
+    run.scaler.load_state_dict(saved.run_state["scaler"])
+    run.step, run.history = saved.step, saved.run_state["history"]
+    run.totals = EpochTotals(**saved.run_state["epoch_so_far"])
+    if run.totals.loader_state is not None:
+        run.loader.load_state_dict(run.totals.loader_state)
+    if warning is not None:
+        rank_zero_warn(warning)
+    if (epochs := saved.train_config["epochs"]) != run.config.epochs and run.history:
+        rank_zero_info(
+            f"Note: `epochs` changed from {epochs} to {run.config.epochs}; the learning-rate schedule is adjusted, so "
+            f"the weights will differ from those of a run with `epochs` {run.config.epochs}"
+        )
+    if distributed.rank() == 0:
+        if warning is not None:
+            path.unlink(missing_ok=True)  # so that the damaged file does not become previous.pt
+        if run.history and run.totals.loader_state is None:  # the run may have been killed before writing these
+            write_derived_files(run, saved)
+
+
+def _check_same_run(run: TrainingRun, saved: Checkpoint, path: Path) -> None:
+    """Raise UserError if data or options of the checkpoint `path` differ from those of `run`."""
     for role, digest in run.data.digests.items():
         if saved.data_digests.get(role) != digest:
             raise UserError(
@@ -500,70 +526,31 @@ def resume(run: TrainingRun) -> None:
             f"(`batch_size` {run.config.batch_size} × `accumulate` {run.config.accumulate} × "
             f"{distributed.world_size()} processes); keep the product, or name another `out`"
         )
-    if run.averaged is None:
-        run.model.load_state_dict(saved.model_state_dict)
-    else:
-        run.model.load_state_dict(saved.run_state["trained_weights"])
-        run.averaged.module.load_state_dict(saved.model_state_dict)
-        run.averaged.n_averaged.fill_(saved.step)
-    run.optimizer.load_state_dict(saved.optimizer_state_dict)
-    run.scheduler.load_state_dict(saved.scheduler_state_dict)
-    run.scaler.load_state_dict(saved.run_state["scaler"])
-    run.step, run.history = saved.step, saved.run_state["history"]
-    run.so_far = EpochSoFar(**saved.run_state["epoch_so_far"])
-    if run.so_far.loader_state is not None:
-        run.loader.load_state_dict(run.so_far.loader_state)
-    if warning is not None:
-        rank_zero_warn(warning)
-    if (epochs := saved.train_config["epochs"]) != run.config.epochs and run.history:
-        rank_zero_info(
-            f"Note: `epochs` changed from {epochs} to {run.config.epochs}; the learning-rate schedule is adjusted, so "
-            f"the weights will differ from those of a run with `epochs` {run.config.epochs}"
-        )
-    if distributed.rank() == 0:
-        if warning is not None:
-            path.unlink(missing_ok=True)  # so that the damaged file does not become previous.pt
-        if run.history and run.so_far.loader_state is None:  # the run may have been killed before writing these
-            write_derived_files(run, saved)
 
 
 # --- helpers ------------------------------------------------------------------------------------------------------
 
 
-def _mb_per_second(run: TrainingRun, so_far: EpochSoFar) -> float:
+def _mb_per_second(run: TrainingRun, totals: EpochTotals) -> float:
     """Return the throughput in megabytes of clips per second."""
-    return so_far.num_clips * run.data.train.clip_shape.num_bytes / 1e6 / so_far.seconds
+    return totals.num_clips * run.data.train.clip_shape.num_bytes / 1e6 / totals.seconds
 
 
-class _WaitClock:
-    """Iterable over `batches` that measures the time spent waiting for them."""
-
-    def __init__(self, batches: ClipLoader) -> None:
-        self.batches, self._seconds = batches, 0.0
-
-    def __iter__(self) -> Iterator[Batch]:
-        iterator = iter(self.batches)
-        while True:
-            start = time.perf_counter()
-            batch = next(iterator, None)
-            self._seconds += time.perf_counter() - start
-            if batch is None:
-                return
-            yield batch
-
-    def take_seconds(self) -> float:
-        """Return the seconds spent waiting since the last call."""
-        seconds, self._seconds = self._seconds, 0.0
-        return seconds
+def _timed(batches: ClipLoader, totals: EpochTotals) -> Iterator[Batch]:
+    """Yield the batches, and add the time spent waiting for them to `totals`."""
+    iterator = iter(batches)
+    while True:
+        start = time.perf_counter()
+        batch = next(iterator, None)
+        totals.waited += time.perf_counter() - start
+        if batch is None:
+            return
+        yield batch
 
 
 def _is_asked_to_stop(run: TrainingRun) -> bool:
     """Return True if any rank was asked to stop. All ranks must call this."""
     return bool(distributed.sum_over_ranks(torch.tensor(float(run.stop.received is not None), device=run.device)))
-
-
-def _is_time_to_save(run: TrainingRun) -> bool:
-    return 0 < run.config.checkpoint_minutes * 60 <= time.monotonic() - run.saved_at
 
 
 def _check_finite(run: TrainingRun, loss: float, norm: torch.Tensor, *, where: str) -> None:

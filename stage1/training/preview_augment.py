@@ -10,14 +10,12 @@ import numpy.typing as npt
 import torch
 
 from stage1.common import files, plots
-from stage1.data.reader import ClipReader
+from stage1.data.reader import ClipReader, Pixels
 from stage1.data.transforms import ClipTransform, TransformConfig
 from vidshard.storage.urls import Location
 from vidshard.util.errors import UserError
 
 NUM_CLIPS, NUM_VIEWS, NUM_FRAMES = 6, 7, 8
-
-Pixels = npt.NDArray[np.uint8]
 
 
 def preview_augment(shards: Location, transform: TransformConfig, path: Path, *, seed: int = 0) -> Path:

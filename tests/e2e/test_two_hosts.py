@@ -173,5 +173,5 @@ def test_when_a_host_is_cut_off_both_end_with_a_word_within_a_minute(
     finally:
         end(agents)
     assert all(codes), codes
-    assert "error: rank 1 stopped: it gave no sign of life for 30 s; is its host cut off" in paths[0].read_text()
+    assert "error: rank 1 stopped: no heartbeat for 30 s; is its host cut off" in paths[0].read_text()
     assert "error: rank 1 hears nothing of rank 0, which holds the run together, for 30 s" in paths[1].read_text()

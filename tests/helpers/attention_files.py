@@ -34,9 +34,9 @@ def write(path: Path, detections: list[Detection], clips: torch.Tensor, *, train
 
     seen = [trained_on] * len(detections)
     if path.suffix == ".pt":
-        attention_data.write_file(path, detections, len(detections), seen, read_clips, source)
+        attention_data.write_file(path, detections, seen, read_clips, source)
     else:
-        attention_data.write_shards(path, detections, len(detections), seen, read_clips, source, shard_bytes=700)
+        attention_data.write_shards(path, detections, seen, read_clips, source, shard_bytes=700)
     return path
 
 

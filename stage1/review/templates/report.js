@@ -19,13 +19,13 @@ function draw(parent, tag, attributes) {
   return element;
 }
 
-// ---- marks: kept in this browser, by run
+// ---- review labels (marks), stored in this browser for each run
 
 const marks = new Map();
 const store = "stage1-marks-" + data.run;
 try {
   for (const [key, mark] of Object.entries(JSON.parse(localStorage.getItem(store) || "{}"))) marks.set(key, mark);
-} catch { /* a browser that keeps nothing: marks last as long as the page */ }
+} catch { /* without local storage, marks last as long as the page */ }
 
 function setMark(item, mark) {
   if (mark === null) marks.delete(item.key); else marks.set(item.key, mark);
@@ -258,7 +258,7 @@ function timeline(video) {
   const header = section.appendChild(make("header"));
   header.appendChild(make("h3", "", video.source));
   const found = `${video.events.length} event${video.events.length === 1 ? "" : "s"} found`;
-  const truth = video.truth === null ? "truth not known" : `${video.truth.length} true`;
+  const truth = video.truth === null ? "no ground truth" : `${video.truth.length} true`;
   header.appendChild(make("span", "soft small", [video.class, video.length, found, truth].filter(Boolean).join(" · ")));
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("class", "timeline");

@@ -163,7 +163,7 @@ def test_sets_with_the_same_videos_are_told_before_anything_is_trained(
     one, other = _shards(tmp_path / "One", groups=[None] * 12), _shards(tmp_path / "Two", seed=1)
     with pytest.raises(UserError, match=r"One and .*One are the same set"):
         crossval(_config(tmp_path, one, one))
-    with pytest.raises(UserError, match=r"both hold a video 'Train/Fighting/video-001.mp4', and `save_attention`"):
+    with pytest.raises(UserError, match=r"both contain a video 'Train/Fighting/video-001.mp4', so `save_attention`"):
         crossval(_config(tmp_path, one, other, save_attention=True))
     again = _shards(tmp_path / "Again", groups=[f"group {i}" for i in range(12)])
     table = crossval(_config(tmp_path, one, again, seeds=1, random_split=False))

@@ -175,7 +175,7 @@ def test_clips_of_one_frame_have_no_order_to_explain(tmp_path: Path) -> None:
     shards = fake_shards.write_shards(tmp_path / "train", clips, labels)
     model = ModelConfig(channels=(8,), temporal_stages=(), dropout=0.0)
     path = train(TrainConfig(shards=shards, val_fraction=0, out=tmp_path / "run", epochs=1, model=model))
-    with pytest.raises(UserError, match="are of one frame: there is no order of frames to explain"):
+    with pytest.raises(UserError, match="have one frame, expected at least two to order"):
         explain(ExplainConfig(checkpoint=path, shards=shards, out=tmp_path / "out"))
 
 

@@ -155,7 +155,7 @@ def test_runs_of_frames_weigh_as_many_frames() -> None:
     for i in range(6):
         labels = np.repeat(generator.integers(0, 2, 12), 5).astype(np.uint8) * (i % 2)
         scores = np.repeat(generator.random(20), 3)
-        videos.append(ScoredVideo(stem=str(i), group=str(i), is_crime=i % 2 == 1, labels=labels, scores=scores))
+        videos.append(ScoredVideo(group=str(i), is_crime=i % 2 == 1, labels=labels, scores=scores))
     found = frames.frame_metrics(videos, num_resamples=50)
     labels, scores = (np.concatenate([getattr(v, name) for v in videos]) for name in ("labels", "scores"))
     from sklearn.metrics import average_precision_score, roc_auc_score

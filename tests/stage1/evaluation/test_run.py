@@ -300,7 +300,7 @@ def test_relative_scores_forget_what_all_clips_of_a_video_share(
     clips = scored_in_turn(run, folder, tmp_path, monkeypatch)
     moved = np.array([1.0, -0.5, 0.0, 0.25, 0.0] * 6)  # log-odds; the same in every video, but for the camera's own
     of_camera = np.repeat([-3.0, 4.0, 0.0, 1.0, -1.0, 2.0], 5)
-    relative = evaluation.relative_clips(clips.with_scores(1 / (1 + np.exp(-moved - of_camera))))
+    relative = evaluation.centred_clips(clips.with_scores(1 / (1 + np.exp(-moved - of_camera))))
     np.testing.assert_allclose(relative.scores, 1 / (1 + np.exp(-moved)))
 
     checkpoint = copy_checkpoint(run, tmp_path)
@@ -312,7 +312,7 @@ def test_relative_scores_forget_what_all_clips_of_a_video_share(
     arguments = ["evaluate", f"--checkpoint={checkpoint}", f"--shards={folder}", "--relative", f"--out={out}"]
     result = CliRunner().invoke(main, [*arguments, f"--annotations={annotations}", f"--train-shards={val}"])
     assert result.exit_code == 0, result.output
-    assert "Scores are relative" in result.output
+    assert "Scores are centred per video" in result.output
     assert "from the median of each video (not chosen)" in result.output
     fields = json.loads((out / "evaluation.json").read_text())
     assert fields["relative"] is True

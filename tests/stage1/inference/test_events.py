@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stage1.inference.events import EventConfig, VideoClips, find_events, find_spans, frames_at, second_scores, smoothed
+from stage1.inference.events import ClipScores, EventConfig, find_events, find_spans, frames_at, second_scores, smoothed
 from vidshard.util.errors import UserError
 
 
-def dense(confidences: list[float], *, fps: float = 16.0, clip_len: int = 16, **changes: Any) -> VideoClips:
+def dense(confidences: list[float], *, fps: float = 16.0, clip_len: int = 16, **changes: Any) -> ClipScores:
     """Windows of `clip_len` frames, one behind the other."""
     firsts = np.arange(len(confidences)) * clip_len
     fields: dict[str, Any] = {
@@ -21,7 +21,7 @@ def dense(confidences: list[float], *, fps: float = 16.0, clip_len: int = 16, **
         "num_frames": len(confidences) * clip_len,
         "fps": fps,
     }
-    return VideoClips(**{**fields, **changes})
+    return ClipScores(**{**fields, **changes})
 
 
 def test_a_second_has_the_mean_of_its_clips_by_overlap() -> None:

@@ -49,17 +49,19 @@ def test_predictions_are_decided_by_the_confidence_that_is_written(tmp_path: Pat
             label=-1,
             split=None,
             confidence=value,
+            predicted=None if value is None else value >= 0.7,
             start_seconds=0.0,
             end_seconds=1.5,
         )
         for value in (confidence, None)
     ]
-    output.write_predictions(tmp_path / "p.csv", rows, threshold=0.7)
+    output.write_predictions(tmp_path / "p.csv", rows)
     with open(tmp_path / "p.csv", newline="", encoding="utf-8") as file:
         scored, unscored = csv.DictReader(file)
     assert (scored["confidence"], scored["predicted"], scored["class"]) == ("0.7", "1", "")
     assert scored["source"] == 'Fighting/a "b", c.mp4'
     assert (unscored["confidence"], unscored["predicted"]) == ("", "")
+    assert output.read_predictions(tmp_path / "p.csv") == rows
 
 
 def test_a_name_that_is_no_unicode_survives(tmp_path: Path) -> None:
@@ -99,9 +101,9 @@ def test_videos_become_a_row_and_an_entry(tmp_path: Path) -> None:
         num_unscored=1,
         scores=(0.1, 0.9, None),
         events=(event,),
-        truth=((45, 59),),
+        true_events=((45, 59),),
     )
-    empty = dataclasses.replace(video, scores=(None,), events=(), truth=None)
+    empty = dataclasses.replace(video, scores=(None,), events=(), true_events=None)
     output.write_videos(
         tmp_path / "v.csv", tmp_path / "e.json", [video, empty], threshold=0.5, settings={"low_ratio": 0.8}
     )

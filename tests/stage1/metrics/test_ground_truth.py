@@ -28,9 +28,9 @@ def annotations(folder: Path, *lines: str) -> Path:
 def test_events_end_where_the_video_in_the_shards_does(tmp_path: Path) -> None:
     path = annotations(tmp_path, "a.mp4 Abuse 10 70 -1 -1", "other.mp4 Abuse 1 2 -1 -1", "n.mp4 Normal -1 -1 -1 -1")
     known = read_ground_truth(path, reader("Abuse/a.mp4", "Normal/n.mp4", "Abuse/unnamed.mp4"))
-    assert {name: (truth.events, truth.num_frames) for name, truth in known.items()} == {
-        "Abuse/a.mp4": (((10, 49),), 50),
-        "Normal/n.mp4": ((), 50),
+    assert {row: (video.events, video.num_frames) for row, video in known.items()} == {
+        0: (((10, 49),), 50),
+        1: ((), 50),
     }
 
 
@@ -44,3 +44,4 @@ def test_a_file_about_other_videos_is_refused(tmp_path: Path) -> None:
     path = annotations(tmp_path, "b.mp4 Abuse 10 40 -1 -1")
     with pytest.raises(UserError, match="names none of the 1 videos"):
         read_ground_truth(path, reader("Abuse/a.mp4"))
+    assert read_ground_truth(None, reader("Abuse/a.mp4")) == {}

@@ -74,4 +74,4 @@ def test_clips_of_another_shape_are_refused(tmp_path: Path) -> None:
     write_shards(tmp_path / "shards", random_clips(2, shape=(8, 16, 16)), [0, 1])
     args = ["--checkpoint", str(tmp_path / "model.pt"), "--shards", str(tmp_path / "shards")]
     result = CliRunner().invoke(main, ["export", *args])
-    assert (result.exit_code, "the checkpoint takes 4×16×16" in result.stderr) == (1, True), result.output
+    assert (result.exit_code, "was trained on 4×16×16" in result.stderr) == (1, True), result.output

@@ -14,7 +14,7 @@ from attention_files import write as write_attention_data
 from stage1.inference import outputs as output
 from stage1.inference.outputs import Detection, OutputFiles
 from stage1.review import film_strip
-from stage1.review.film_strip import Strip
+from stage1.review.film_strip import FilmStrip
 from vidshard.util.errors import FormatError, UserError
 
 
@@ -59,7 +59,9 @@ def columns_of(image: npt.NDArray[np.uint8], rows: slice, colour: tuple[int, int
 def test_the_highest_bar_stands_under_its_frame(num_frames: int, top: int) -> None:
     frames = np.zeros((num_frames, 8, 8, 3), np.uint8)
     frames[top] = (0, 200, 0)  # a colour that nothing else in the picture has
-    strip = Strip(detection=detection(num_frames=num_frames, top=top), frames=frames, shown=tuple(range(num_frames)))
+    strip = FilmStrip(
+        detection=detection(num_frames=num_frames, top=top), frames=frames, shown=tuple(range(num_frames))
+    )
     image = pixels(film_strip.draw([strip], num_detections=1))
     green = np.abs(image.astype(int) - (0, 200, 0)).max(axis=2) < 12
     frame_rows, frame_columns = np.flatnonzero(green.any(axis=1)), np.flatnonzero(green.any(axis=0))

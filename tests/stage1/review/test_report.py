@@ -88,23 +88,23 @@ def test_an_evaluation_is_shown_where_it_is_of_the_same_shards(run_folder: Path,
     )
     evaluate(dataclasses.replace(config, out=tmp_path / "evaluation"))
     page = write_report(ReportConfig(folder=run_folder, evaluation=tmp_path / "evaluation")).path.read_text("utf-8")
-    assert "What shortcuts reach on the same videos" in page
+    assert "Shortcut baselines on the same videos" in page
     assert "first frame" in page
     assert "source groups" in page
-    assert "relative: P(crime)" not in page
+    assert "per video: P(crime)" not in page
     path = tmp_path / "evaluation" / "evaluation.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "relative": True}))
     page = write_report(ReportConfig(folder=run_folder, evaluation=path.parent)).path.read_text("utf-8")
-    assert "Scores are relative: P(crime) of the log-odds of a clip less their median" in page
+    assert "Scores are centred per video: P(crime) from the log-odds of a clip minus their median" in page
     run = run_folder / "run.json"
     run.write_text(json.dumps({**json.loads(run.read_text()), "relative": True}))
-    assert ">relative: P(crime) of the log-odds" in write_report(ReportConfig(folder=run_folder)).path.read_text(
-        "utf-8"
-    )
+    assert ">centred per video: P(crime) from the log-odds" in write_report(
+        ReportConfig(folder=run_folder)
+    ).path.read_text("utf-8")
 
     others = write_shards(tmp_path / "others", random_clips(4), [0, 1, 1, 0])
     evaluate(dataclasses.replace(config, shards=others, out=tmp_path / "evaluation2"))
-    with pytest.raises(UserError, match="is about other shards than this run scored"):
+    with pytest.raises(UserError, match="evaluates other shards than this run scored"):
         write_report(ReportConfig(folder=run_folder, evaluation=tmp_path / "evaluation2"))
     with pytest.raises(UserError, match="run `stage1 evaluate --out"):
         write_report(ReportConfig(folder=run_folder, evaluation=tmp_path / "none"))

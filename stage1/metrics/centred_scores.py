@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
+from stage1.data.epoch_plan import rows_by_video
 from stage1.metrics.clips import Array
 from vidshard.util.errors import UserError
 
 MIN_CLIPS = 5
-CONVENTION = "P(crime) of the log-odds of a clip less their median over its video: 0.5 is like most of the video"
+CONVENTION = "P(crime) from the log-odds of a clip minus their median over its video; 0.5 is typical of the video"
 
 
 def check_videos(videos_N: npt.NDArray[np.integer], *, where: str) -> None:
@@ -30,18 +31,15 @@ def check_videos(videos_N: npt.NDArray[np.integer], *, where: str) -> None:
         )
 
 
-def relative_scores(log_odds_N: Array, videos_N: npt.NDArray[np.integer]) -> Array:
+def centred_scores(log_odds_N: Array, videos_N: npt.NDArray[np.integer]) -> Array:
     """Subtract the median log-odds of each clip's video, and return the result as a probability, [N].
 
     A NaN stays NaN and is ignored by the median.
 
-    >>> relative_scores(np.array([5.0, 3.0, np.nan, 3.0, -2.0]), np.array([7, 7, 7, 7, 4])).round(2).tolist()
+    >>> centred_scores(np.array([5.0, 3.0, np.nan, 3.0, -2.0]), np.array([7, 7, 7, 7, 4])).round(2).tolist()
     [0.88, 0.5, nan, 0.5, 0.5]
     """
-    relative_N = np.full(len(log_odds_N), np.nan)
-    known = np.flatnonzero(~np.isnan(log_odds_N))
-    by_video = known[np.argsort(videos_N[known], kind="stable")]
-    for rows in np.split(by_video, np.flatnonzero(np.diff(videos_N[by_video])) + 1):
-        relative_N[rows] = log_odds_N[rows] - np.median(log_odds_N[rows]) if len(rows) else np.nan
-    found: Array = np.asarray(expit(relative_N), np.float64)
-    return found
+    centred_N = np.full(len(log_odds_N), np.nan)
+    for rows in rows_by_video(np.flatnonzero(~np.isnan(log_odds_N)), videos_N):
+        centred_N[rows] = log_odds_N[rows] - np.median(log_odds_N[rows])
+    return np.asarray(expit(centred_N), np.float64)
