@@ -224,13 +224,13 @@ def is_part(video: Seen, truth: npt.NDArray[np.float32]) -> bool:
 
 
 def difference(picture: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:
-    """The mean difference of two thumbnails, grey levels."""
+    """Return the mean absolute difference of two thumbnails in grey levels."""
     return float(np.abs(picture - other).mean())
 
 
 @functools.lru_cache(maxsize=64)
 def true_thumbs(path: str) -> npt.NDArray[np.float32]:
-    """The thumbnails of all frames of a sound video, by the ffmpeg command."""
+    """Decode the thumbnails of all frames of a sound video with the ffmpeg command."""
     command = ["ffmpeg", "-nostdin", "-v", "error", "-i", path, "-map", "0:v:0", "-vsync", "passthrough"]
     command += ["-vf", f"scale={SIZE}:{SIZE}:flags=area+accurate_rnd", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     raw = subprocess.run(command, capture_output=True, check=True).stdout
@@ -246,7 +246,7 @@ def thumb(frame: Pictures) -> npt.NDArray[np.float32]:
 
 
 def read_code(frame: Pictures) -> int:
-    """The number that a coded frame of the generator carries in 4 × 4 blocks; -1 if it cannot be read."""
+    """Return the number that a generated frame carries in 4 × 4 blocks, or -1 if it cannot be read."""
     height, width = frame.shape[:2]
     number = 0
     for bit in range(16):
@@ -259,7 +259,7 @@ def read_code(frame: Pictures) -> int:
 
 
 def table(verdicts: list[Verdict]) -> str:
-    """Counts of the verdicts for each expectation, and every bad one by name."""
+    """Format the counts of the verdicts for each expectation, and list every bad one by name."""
     counts = Counter((v.expect, v.verdict) for v in verdicts)
     lines = [f"{'':8}" + "".join(f"{name:>9}" for name in VERDICTS)]
     for expect in ("decode", "refuse", "either"):

@@ -171,7 +171,7 @@ def ffmpeg(*arguments: str | Path) -> None:
 
 
 def by_kind(verdicts: list[Verdict]) -> str:
-    """A table of what became of each kind, and every bad one by name."""
+    """Format the verdicts per kind as a table, and list every bad one by name."""
     counts = Counter((v.cls, v.verdict) for v in verdicts)
     lines = [f"{'':20}" + "".join(f"{name:>9}" for name in bad_inputs.VERDICTS)]
     lines += [

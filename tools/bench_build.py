@@ -207,7 +207,7 @@ def decode_dense(videos: Sequence[Path], tables: Sequence[Any], decoder_name: st
 
 
 def decode_sparse(video: Path, decoder_name: str) -> Any:
-    """What a build does for a video with the default sampling: packets, then the frames of one clip."""
+    """Decode a video as a build with the default sampling does: packets, then the frames of one clip."""
     from vidshard.video.decoders import decoders_for
     from vidshard.video.sampling import frame_indices
 
@@ -289,7 +289,7 @@ def compare_environments(
 
 
 def printed_last(python: str, code: str, *arguments: object) -> str:
-    """The last line that this code prints, run in another process."""
+    """Run this code in another process and return the last line that it prints."""
     line = [python, "-c", code, *map(str, arguments)]
     done = subprocess.run(line, capture_output=True, text=True)
     if done.returncode != 0:
@@ -320,7 +320,7 @@ def measure_builds(root: Path, video: Path, peaks: dict[str, float], options: ar
 
 
 def measure_memory(root: Path, minute: Path, peaks: dict[str, float], options: argparse.Namespace) -> None:
-    """A build of one very long video; raises `peaks`."""
+    """Build one very long video and update `peaks`."""
     path = root / "source" / "Abuse" / "Abuse001_x264.mp4"
     repeat_packets(minute, path, options.very_long_minutes * 60 / min(60, options.long_seconds))
     of_long: dict[str, float] = {"parent": 0, "worker": 0}
@@ -393,7 +393,7 @@ def descendants(root: int) -> set[int]:
 
 
 def peak_memory_mb(pid: int) -> float:
-    """The most that a process ever had in memory (0 where /proc is missing)."""
+    """Return the peak resident memory of a process (0 where /proc is missing)."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -405,7 +405,7 @@ def peak_memory_mb(pid: int) -> float:
 
 
 def measure_others(root: Path, videos: Sequence[Path], options: argparse.Namespace) -> None:
-    """The short videos, from files to files: ours and video2dataset; seconds of wall."""
+    """Time the short videos from files to files, ours and video2dataset, in wall seconds."""
     source = root / "source"
     copy_videos(source, videos)
     peaks: dict[str, float] = {"parent": 0, "worker": 0}
@@ -491,7 +491,7 @@ def alternate(ways: dict[str, Callable[[], float]], times: int) -> dict[str, lis
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
-    """The median of the ratios of each turn."""
+    """Return the median of the ratios of all rounds."""
     return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
@@ -587,7 +587,7 @@ def encode(path: Path, frames: Iterator[Any], bits_per_second: int) -> None:
 
 
 def repeat_packets(source: Path, path: Path, times: float) -> None:
-    """A longer video from the packets of a short one, again and again, without encoding them anew."""
+    """Repeat the packets of a short video to write a longer one, without encoding."""
     import av
 
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -36,7 +36,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
 CLIP_SHAPE = (16, 112, 112)
 BLOCK_BYTES = 8 << 20
@@ -87,7 +87,7 @@ def make_shards(folder: Path, num_clips: int) -> Path:
 
 @contextlib.contextmanager
 def memory_group(memory_mb: int) -> Iterator[Path | None]:
-    """A control group with so much memory; None where none can be made."""
+    """Create a control group limited to `memory_mb`; yield None where that is impossible."""
     name = f"bench-cold-reads-{os.getpid()}"
     for parent, limit in (("/sys/fs/cgroup", "memory.max"), ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")):
         group = Path(parent) / name

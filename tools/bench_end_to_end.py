@@ -97,7 +97,7 @@ def compare(name: str, videos: Path, root: Path, options: argparse.Namespace) ->
 
 
 def command(name: str) -> list[str]:
-    return [sys.executable, "-c", f"from {name}.cli import main; main()"]
+    return [sys.executable, "-m", name]
 
 
 def run_and_measure(line: list[str]) -> float:
@@ -146,7 +146,7 @@ def tree_memory_mb(root: int) -> float:
 
 
 def train_the_notebooks_way(videos: Path, num_workers: int) -> None:
-    """What the notebook does: decode in the loader, in every epoch. The same model, optimizer and clipping as ours."""
+    """Train as the notebook does: decode in the loader, in every epoch. Model, optimizer and clipping are ours."""
     import numpy as np
     import torch
 

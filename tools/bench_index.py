@@ -2,9 +2,10 @@
 """How long it takes to open a large set and to plan an epoch of it, and how much memory: `bench_index.py [--clips N]`.
 
 A synthetic set of N clips (a million: in 9,010 shards): its index and manifest are real, its shards are empty files of
-the right size that take no disk. Measured in fresh processes, several times, after the imports: opening (the index is
-read and checked, the size of every shard too), the order of the first epoch and the first batch of one rank of eight,
-and the highest memory in between, over that of the imports. The last line is JSON, of medians.
+the right size that take no disk. `ShardSetWriter` cannot write it: it would need 600 GB of clips. Measured in fresh
+processes, several times, after the imports: opening (the index is read and checked, the size of every shard too), the
+order of the first epoch and the first batch of one rank of eight, and the highest memory in between, over that of the
+imports. The last line is JSON, of medians.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ CLIPS_PER_VIDEO = 100
 
 
 def write_synthetic_set(folder: Path, num_clips: int) -> Path:
-    """A set of `num_clips` clips whose shards hold nothing: good for opening and planning only."""
+    """Write a set of `num_clips` clips with empty shards: good for opening and planning only."""
     folder.mkdir(parents=True)
     in_shard = shard_plan.clips_per_shard(SHAPE, 64)
     sample_bytes = shard_plan.sample_bytes(SHAPE)

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "helpers"))
 
 from fake_shards import random_clips, write_shards
 from stage1.common.memory import keep_freed_memory
@@ -80,7 +80,7 @@ def main() -> None:
 def save_model(
     path: Path, config: ModelConfig, shape: tuple[int, int, int], sampling: dict[str, Any] | None = None
 ) -> None:
-    """An untrained model as a checkpoint."""
+    """Save an untrained model as a checkpoint."""
     torch.manual_seed(0)
     model = Stage1Model(config)
     with torch.no_grad():

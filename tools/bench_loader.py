@@ -45,7 +45,7 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 
 from fake_shards import write_shards  # noqa: E402
 from stage1.data.loader import ClipLoader, ClipReader  # noqa: E402
@@ -70,7 +70,9 @@ def main() -> None:
         results = {size: compare(contenders, size, options) for size in BATCH_SIZES}
         notebook = {
             "notebook_short": notebook_way("notebook_short", short_videos(work, options), 10),
-            "notebook_long": notebook_way("notebook_long", [make_video(work / "long.mp4", 240 * 30, (320, 240))], 2),
+            "notebook_long": notebook_way(
+                "notebook_long", [make_video(work / "long.mp4", (5 if options.quick else 240) * 30, (320, 240))], 2
+            ),
         }
     report(results[32], notebook)
 
@@ -80,7 +82,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--videos", type=Path, help="folder of class folders with MP4s; default: noise")
     parser.add_argument("--num-clips", type=int, default=2000)
     parser.add_argument("--alternations", type=int, default=7)
-    parser.add_argument("--quick", action="store_true", help="300 clips")
+    parser.add_argument("--quick", action="store_true", help="few: to see that it runs, not for figures")
     parser.add_argument("--work", type=Path, help="where temporary files go")
     options = parser.parse_args()
     if options.quick:
@@ -116,6 +118,9 @@ class Repeated:
     def __getitem__(self, i: int) -> np.ndarray:
         return self.clips[i % len(self.clips)]
 
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[i] for i in range(len(self)))
+
 
 # ---- the contenders
 
@@ -142,7 +147,7 @@ def make_contenders(folder: Path, work: Path) -> dict[str, Pass]:
 
 
 def sizes(batches: Iterable[Any], size_of: Callable[[Any], int]) -> Iterator[int]:
-    """The sizes of `batches`; none is held while the next one is made."""
+    """Yield the sizes of `batches` without holding one while the next is made."""
     iterator = iter(batches)
     while (batch := next(iterator, None)) is not None:
         size = size_of(batch)
@@ -320,7 +325,7 @@ def short_videos(work: Path, options: argparse.Namespace) -> list[Path]:
 
 
 def make_video(path: Path, num_frames: int, size: tuple[int, int]) -> Path:
-    """An H.264 video at 30 frames/s of a moving pattern, width × height as in `size`."""
+    """Write an H.264 video of a moving pattern at 30 frames/s; `size` is (width, height)."""
     import av
 
     width, height = size

@@ -110,7 +110,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def make_model(name: str, preset: str) -> tuple[nn.Module, ClipTransform]:
-    """A new model and the augmentation it trains with."""
+    """Return a new model and the augmentation it trains with."""
     if name in (OURS, OURS_TRAINING):
         training = make_config(PRESETS[preset])
         transform = dataclasses.replace(training.transform, **({"train_scale": 1.0} if name == OURS else {}))
@@ -193,7 +193,7 @@ def train_on(
 
 
 def seconds_a_step(step: Any, count: int) -> float:
-    """The fastest of at least `count` steps and at least a second of them; one before is not counted."""
+    """Return the fastest of at least `count` steps and at least one second of steps, after one warm-up step."""
     step(0)
     seconds: list[float] = []
     while len(seconds) < count or sum(seconds) < 1:

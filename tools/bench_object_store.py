@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
 from fake_shards import random_clips, write_shards  # noqa: E402
 from stage1.data.loader import ClipLoader, ClipReader  # noqa: E402
@@ -39,7 +39,7 @@ def read_epochs(loader: ClipLoader, number: int) -> tuple[float, float]:
 
 
 def start_server() -> None:
-    """An S3 server in this process, which the environment then points at."""
+    """Start an S3 server in this process and point the environment to it."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)

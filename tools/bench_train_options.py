@@ -71,7 +71,7 @@ def make_step(
     channels_last: bool = False,
     compile: bool = False,
 ) -> Callable[[], float]:
-    """A function that takes one step of one way to train and returns its seconds."""
+    """Return a function that runs one training step with these options and returns its seconds."""
     torch.manual_seed(0)
     model = Stage1Model().to(clips.device)
     if channels_last:

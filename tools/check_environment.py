@@ -50,7 +50,7 @@ def main() -> int:
 
 
 def newest_python() -> str:
-    """The newest interpreter that can make virtual environments."""
+    """Return the newest interpreter that can make virtual environments."""
     for python in _candidates():
         works = subprocess.run([python, "-c", "import ensurepip, venv"], capture_output=True).returncode == 0
         if works:  # the shims of pyenv do not, for versions that are not chosen
@@ -66,7 +66,7 @@ def _candidates() -> Iterator[str]:
 
 
 def install(venv: Path, python: str, constraint: Path | None) -> str:
-    """A virtual environment with the builder; returns its interpreter."""
+    """Create a virtual environment with the builder and return its interpreter."""
     run(python, "-m", "venv", venv)
     own = str(venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
     pip = [own, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
@@ -81,7 +81,7 @@ def install(venv: Path, python: str, constraint: Path | None) -> str:
 
 
 def builder_requirements() -> list[str]:
-    """What pyproject.toml asks for, less what only stage1 needs."""
+    """Return the requirements in pyproject.toml without those that only stage1 needs."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return [one for one in project["dependencies"] if one.split(">=")[0] not in FOR_STAGE1_ONLY]
 
@@ -92,7 +92,7 @@ def installed(python: str, name: str) -> str:
 
 
 def check(python: str, folder: Path) -> None:
-    """Raises CalledProcessError when a decoder breaks its contract, or a set is not built or not sound."""
+    """Raise CalledProcessError if a decoder breaks its contract, or a set cannot be built or is not sound."""
     print(subprocess.run([python, "--version"], check=True, capture_output=True, text=True).stdout.strip(), flush=True)
     run(python, "-m", "pip", "list", "--disable-pip-version-check")
     run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", ROOT / "tests/contract/test_decoders.py", cwd=ROOT)

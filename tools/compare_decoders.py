@@ -66,14 +66,14 @@ def build_all(source: Path, out: Path, decoder: str, options: argparse.Namespace
 
 
 def sets_in(folder: Path) -> list[Path]:
-    """The folder itself if it is a set, else the sets that it holds."""
+    """Return the folder itself if it is a set, else the sets in it."""
     return (
         [folder] if (folder / "manifest.json").is_file() else sorted(p.parent for p in folder.glob("*/manifest.json"))
     )
 
 
 def compare(folders: dict[str, list[Path]]) -> dict[str, Any]:
-    """The PSNR of each pair of decoders over all frames, and which videos not all of them built."""
+    """Compute the PSNR of each pair of decoders over all frames, and list the videos that some failed to build."""
     built = {
         name: {(number, path) for number, folder in enumerate(sets) for path in open_shards(folder).index.paths}
         for name, sets in folders.items()

@@ -138,7 +138,7 @@ def main() -> int:
 
 
 def _names(*allowed: str) -> Callable[[str], list[str]]:
-    """A parser of names between commas."""
+    """Return a parser of comma-separated names."""
 
     def parse(text: str) -> list[str]:
         names = text.split(",")
@@ -153,7 +153,7 @@ def _names(*allowed: str) -> Callable[[str], list[str]]:
 
 
 def find_videos(folders: Iterable[Path]) -> tuple[list[Path], dict[Path, str]]:
-    """The files in which ffprobe sees a video, sorted; and why not, of those that only have the name of one."""
+    """Return the files that ffprobe accepts as videos, sorted, and the reasons for those that it rejects."""
     videos, unreadable = [], {}
     for path in sorted({file.absolute() for folder in folders for file in _files(folder)}):
         try:
@@ -190,7 +190,7 @@ def has_video(path: Path) -> bool:
 
 
 def one_line(text: bytes, length: int = 300) -> str:
-    """What a program printed, as one line."""
+    """Join the output of a program into one line."""
     return " / ".join(text.decode("utf-8", "replace").split("\n")).strip(" /")[:length]
 
 
@@ -225,7 +225,7 @@ def read_reference(path: Path, max_frames: int) -> Reference:
 
 
 def usable_seconds(seconds: Floats, num_frames: int) -> Floats | None:
-    """The times from the first frame on; None where some are missing or run backwards: nobody can say what is right."""
+    """Return the times from the first frame on, or None if some are missing or run backwards (no answer is right)."""
     if len(seconds) != num_frames or not num_frames or np.isnan(seconds).any() or (np.diff(seconds) < 0).any():
         return None
     shifted: Floats = seconds - seconds[0]
@@ -349,7 +349,7 @@ def compare_batch(
 
 
 def merge(outcomes: Mapping[str, Outcome]) -> Outcome:
-    """The outcomes of all samplings of a video as one: wrong counts before refused, and that before right."""
+    """Merge the outcomes of all samplings of a video; wrong takes precedence over refused, refused over right."""
     verdict = max((outcome.verdict for outcome in outcomes.values()), key=("right", "refused", "wrong").index)
     modes: dict[str, list[str]] = {}  # what went wrong → where
     for mode, outcome in outcomes.items():
@@ -432,7 +432,7 @@ def read_refusals(out: Path, shards: ShardSet | None) -> dict[str, str]:
 
 
 def read_frames(shards: ShardSet, video: int) -> Iterator[Asked]:
-    """The frames of all clips of a video, some hundreds at a time. `video`: its row in the index."""
+    """Yield the frames of all clips of a video, some hundreds at a time. `video` is its row in the index."""
     clips = shards.index.clips
     rows = np.flatnonzero(clips["video"] == video)
     clips_at_once = max(1, BATCH_FRAMES // shards.manifest.clip_shape.num_frames)
@@ -534,7 +534,7 @@ def is_good(results: Mapping[Path, Mapping[str, Outcome]]) -> bool:
 
 
 def to_text(results: Mapping[Path, Mapping[str, Outcome]], set_aside: Mapping[Path, str]) -> str:
-    """The table of all readers, then every result that is not right, then the videos that were not counted."""
+    """Format the table of all readers, then every result that is not right, then the videos that were not counted."""
     lines = [f"{'':<18}{'right':>8}{'wrong':>8}{'refused':>9}{'lowest PSNR':>14}"]
     for reader, of_reader in by_reader(results).items():
         count = Counter(outcome.verdict for outcome in of_reader.values())
@@ -551,7 +551,7 @@ def to_text(results: Mapping[Path, Mapping[str, Outcome]], set_aside: Mapping[Pa
 
 
 def by_reader(results: Mapping[Path, Mapping[str, Outcome]]) -> dict[str, dict[Path, Outcome]]:
-    """The same results, reader → video → outcome."""
+    """Regroup the results as reader → video → outcome."""
     turned: dict[str, dict[Path, Outcome]] = {}
     for path, outcomes in results.items():
         for reader, outcome in outcomes.items():

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import webdataset as wds
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "helpers"))
 
 from fake_shards import random_clips, write_shards
 from stage1.data.loader import ClipLoader, ClipReader
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def judge(ranks: list[list[list[str]]]) -> str:
-    """What is wrong with the batches (lists of keys) that the ranks got."""
+    """Describe what is wrong with the batches (lists of keys) that the ranks got."""
     steps = [len(batches) for batches in ranks]
     seen = Counter(key for batches in ranks for batch in batches for key in batch)
     faults = []

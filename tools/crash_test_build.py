@@ -100,7 +100,7 @@ def kill_at(source: Path, out: Path, workers: int, seconds: float) -> bool:
 
 
 def living(group: int) -> list[int]:
-    """The processes of a group that are no zombies (Linux)."""
+    """Return the processes of a group that are not zombies (Linux)."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):

@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def make_checkpoint(epoch: int) -> Checkpoint:
-    """A checkpoint of the default model, as large as those of a run: with the two averages of AdamW."""
+    """Return a checkpoint of the default model, as large as that of a run: with the two averages of AdamW."""
     torch.manual_seed(epoch)
     model = Stage1Model()
     optimizer = torch.optim.AdamW(model.parameters())
@@ -88,7 +88,7 @@ def save_for_ever(folder: Path, saved: Connection) -> None:
 
 
 def kill_while_saving(folder: Path, kills: int, generator: random.Random) -> tuple[int, int]:
-    """Returns how often the run was loadable and lost nothing, and how often a half-written file was left."""
+    """Return how often the run was loadable and lost nothing, and how often a half-written file was left."""
     loadable = in_mid_write = 0
     forked = multiprocessing.get_context("fork")  # importing torch a hundred times takes minutes
     for number in range(1, kills + 1):
@@ -115,7 +115,7 @@ def kill_while_saving(folder: Path, kills: int, generator: random.Random) -> tup
 
 
 def flip_bits(folder: Path, flips: int, generator: random.Random) -> tuple[int, int]:
-    """Returns how many damaged files were refused, and how often the run went on from the previous checkpoint."""
+    """Return how many damaged files were refused, and how often the run resumed from the previous checkpoint."""
     for epoch in (1, 2):
         save_last(folder, make_checkpoint(epoch))
     path = folder / LAST_NAME

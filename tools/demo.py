@@ -106,7 +106,7 @@ def judge(folder: Path) -> Result:
 
 
 def faults(result: Result) -> list[str]:
-    """What of the result is below what this demo has to reach."""
+    """List the figures of the result that are below what the demo has to reach."""
     found = []
     if result.accuracy < LEAST_ACCURACY:
         found.append(f"the accuracy is {result.accuracy:.1%}, expected at least {LEAST_ACCURACY:.0%}")
@@ -116,7 +116,7 @@ def faults(result: Result) -> list[str]:
 
 
 def report(result: Result, seconds: dict[str, float]) -> str:
-    """The figures of the run, and where the time went."""
+    """Format the figures of the run and the time of each step."""
     rows = [f"  {value:6.0f} s  {name}" for name, value in {**seconds, "in all": sum(seconds.values())}.items()]
     return "\n".join(
         [

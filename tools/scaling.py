@@ -69,7 +69,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def size(num_bytes: float) -> str:
-    """A number of bytes for people.
+    """Format a number of bytes for people.
 
     >>> size(1_100_000_000), size(34_000_000)
     ('1.1 GB', '34 MB')
@@ -82,7 +82,7 @@ def size(num_bytes: float) -> str:
 
 
 def number(value: float) -> str:
-    """A number for people, not more exact than it is.
+    """Format a number for people, with no false precision.
 
     >>> number(0.123), number(5.4), number(863_000)
     ('0.12', '5.4', '863,000')

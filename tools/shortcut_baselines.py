@@ -118,7 +118,7 @@ def _fit_classic(train: Array, test: Array, train_labels: Array, test_labels: Ar
 
 
 def _fit_cnn(train: Sequence[VideoFacts], test: Sequence[VideoFacts], *, epochs: int = 6) -> float:
-    """A small 2D CNN on single frames at full size: every frame of a video trains it, their mean decides on a video."""
+    """Train a small 2D CNN on all single frames at full size; a video's score is the mean over its frames."""
     import torch
     from torch import nn
 

@@ -252,7 +252,7 @@ Actor = tuple[Person, list[Pose]]
 
 
 def encounter_clock(plan: VideoPlan, config: VideoConfig) -> npt.NDArray[np.float64]:
-    """Reading of the encounter's clock at each frame, in radians: the one thing an event changes.
+    """Return the encounter's clock at each frame, in radians: the only thing that an event changes.
 
     >>> config = VideoConfig()
     >>> plan = plan_dataset({"Train": 2}, seed=0, config=config)[1]
@@ -273,7 +273,7 @@ def encounter_clock(plan: VideoPlan, config: VideoConfig) -> npt.NDArray[np.floa
 def draw_encounter(
     rng: np.random.Generator, plan: VideoPlan, config: VideoConfig
 ) -> tuple[list[Actor], tuple[float, float] | None]:
-    """The two people of the encounter, and where the kiosk stands that one of them is at (pixels); None without one."""
+    """Return the two people of the encounter and the position of the kiosk (pixels; None if there is none)."""
     clock = encounter_clock(plan, config)
     people = [_draw_looks(rng, config), _draw_looks(rng, config)]
     centre = np.array([rng.uniform(0.36, 0.64) * config.width, rng.uniform(0.66, 0.86) * config.height])
@@ -332,7 +332,7 @@ def _draw_passers_by(rng: np.random.Generator, plan: VideoPlan, config: VideoCon
 
 
 def _wave(rng: np.random.Generator, clock: npt.NDArray[np.float64], frequency: float) -> npt.NDArray[np.float64]:
-    """A smooth random function of the clock, in −1 to 1, with the same distribution at any reading of it.
+    """Evaluate a smooth random function of the clock, in −1 to 1, with the same distribution at any reading.
 
     Two sines with uniform phases and no common period: sampling frames at a fixed distance cannot hide the motion.
     """
@@ -410,7 +410,7 @@ def _draw_person(canvas: Frames, person: Person, pose: Pose) -> None:
 
 
 def _darken_ellipse(canvas: Frames, centre: tuple[float, float], axes: tuple[float, float]) -> None:
-    """A shadow: the floor at two thirds of its brightness."""
+    """Draw a shadow: dim the floor to two thirds of its brightness."""
     x, y, a, b = round(centre[0]), round(centre[1]), max(1, round(axes[0])), max(1, round(axes[1]))
     top, bottom, left, right = max(0, y - b), min(canvas.shape[0], y + b), max(0, x - a), min(canvas.shape[1], x + a)
     if top < bottom and left < right:
@@ -424,7 +424,7 @@ def _darken_ellipse(canvas: Frames, centre: tuple[float, float], axes: tuple[flo
 
 
 def draw_scene(rng: np.random.Generator, config: VideoConfig) -> Frames:
-    """An empty room or street: uint8 (S·H, S·W, 3) with S = SUPERSAMPLING."""
+    """Draw an empty room or street: uint8 (S·H, S·W, 3) with S = SUPERSAMPLING."""
     height, width = config.height * SUPERSAMPLING, config.width * SUPERSAMPLING
     horizon = int(height * rng.uniform(0.3, 0.42))
     wall, floor = (rng.uniform(90, 200, 1) + rng.uniform(-25, 25, 3) for _ in range(2))
@@ -468,7 +468,7 @@ def draw_scene(rng: np.random.Generator, config: VideoConfig) -> Frames:
 
 
 def _draw_kiosk(rng: np.random.Generator, scene: Frames, place: tuple[float, float], config: VideoConfig) -> None:
-    """A stall with a striped awning, behind the people who stand at `place` (pixels; y is that of their feet)."""
+    """Draw a stall with a striped awning behind the people who stand at `place` (pixels; y at their feet)."""
     height = 0.46 * config.height * (0.35 + 0.65 * place[1] / config.height) * SUPERSAMPLING  # of a person there
     x, foot = place[0] * SUPERSAMPLING, (place[1] - 2) * SUPERSAMPLING
     wall, cloth = _shade(rng, _CLOTHES), _shade(rng, _AWNINGS)
@@ -486,7 +486,7 @@ def _draw_kiosk(rng: np.random.Generator, scene: Frames, place: tuple[float, flo
 
 
 def _draw_camera(rng: np.random.Generator, config: VideoConfig) -> Callable[[Frames], Frames]:
-    """A camera of this video: light, tint, vignette and noise. Returns what turns a clean frame into its picture."""
+    """Draw a camera (light, tint, vignette, noise) and return the function that applies it to clean frames."""
     height, width = config.height, config.width
     ys, xs = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     vignette = 1 - rng.uniform(0.1, 0.35) * (xs**2 + ys**2) / 2
@@ -507,7 +507,7 @@ def _draw_camera(rng: np.random.Generator, config: VideoConfig) -> Callable[[Fra
 
 
 def _draw_clock_overlay(rng: np.random.Generator, config: VideoConfig) -> Callable[[Frames, float], Frames]:
-    """The recorder's text: camera number and time of day in a corner, in two of three videos."""
+    """Draw the recorder's text (camera number and time of day in a corner) in two of three videos."""
     shown = rng.random() < 2 / 3
     start, camera = rng.integers(0, 86400), rng.integers(1, 17)
     place = (3, 9) if rng.random() < 0.5 else (3, config.height - 4)

@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def score(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The videos below `folder` with their scores a second, not smoothed, and their true events."""
+    """Return the videos below `folder` with their unsmoothed scores per second and their true events."""
     out = options.out / folder.name
     if not (out / "run.json").is_file():
         infer(
@@ -122,7 +122,7 @@ def overlap(a: Span, b: Span) -> float:
 
 
 def choose(videos: list[dict[str, Any]], *, max_alarms: float) -> dict[str, float]:
-    """The settings with most events found within the limit of false alarms, then of highest overlap."""
+    """Return the settings that find most events within the limit of false alarms, then have the highest overlap."""
 
     def rank(settings: dict[str, float]) -> tuple[bool, float, float]:
         figures = measure(videos, settings)

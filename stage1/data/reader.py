@@ -227,7 +227,7 @@ class ClipReader:
     @property
     def recordings(self) -> set[str]:
         """Names of the known recordings."""
-        groups = map(self.index.source_group, range(len(self.index.videos)))
+        groups = map(self.index.recording, range(len(self.index.videos)))
         return {group for group in groups if group is not None}
 
     @property

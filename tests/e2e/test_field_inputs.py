@@ -158,7 +158,7 @@ def test_bt2020_has_the_colours_of_ffmpeg(built: Built, source: Path) -> None:
 
 
 def assert_shows(frame: npt.NDArray[np.uint8], number: int, expected: Expected) -> None:
-    """The picture holds `number` as 4 rows of 4 blocks, bit k in block k; those that a turn moved outside are not seen.
+    """Check that the picture shows `number`: bit k in block k of 4 × 4; blocks cut off by a rotation are ignored.
 
     A picture is stored 160 × 120 and turned within these bounds.
     """

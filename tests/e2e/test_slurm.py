@@ -61,7 +61,7 @@ def vidshard() -> list[str]:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A running SLURM of two nodes: the environment that finds it."""
+    """Start SLURM with two nodes; yield the environment variables that point to it."""
     state = tmp_path_factory.mktemp("cluster")
     command = [sys.executable, str(SLURM / "local_cluster.py")]
     try:
@@ -88,7 +88,7 @@ def submit(cluster: dict[str, str], folder: Path, *arguments: str, **changes: st
 
 
 def states(cluster: dict[str, str], job: str) -> list[str]:
-    """The states of a job, or of all tasks of an array."""
+    """Return the states of a job, or of all tasks of an array."""
     shown = subprocess.run(["scontrol", "show", "job", job], env=cluster, capture_output=True, text=True, check=True)
     return re.findall(r"JobState=(\w+)", shown.stdout)
 

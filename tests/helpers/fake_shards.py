@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,56 +17,57 @@ from vidshard.shards.set_writer import ShardSetWriter
 CLASS_OF_LABEL = {0: "NormalVideos", 1: "Fighting", -1: None}
 
 
-def write_shards(
-    folder: Path,
-    clips: npt.NDArray[np.uint8],
-    labels: Sequence[int],
-    *,
-    class_names: Sequence[str | None] | None = None,
-    split: str | None = None,
-    settings: dict[str, Any] | None = None,
-    clips_per_shard: int = 8,
-    clips_per_video: int = 1,
-    frame_gap_seconds: float = 0.1,
-    source_groups: Sequence[str | None] | None = None,
-    prefix: str = "",
-    codec: str = "raw",
-) -> Path:
-    """Write `clips` (N, T, H, W, 3) as the shard folder `folder` and return it.
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How `write_shards` lays out its clips. Classes and source groups are given per clip."""
 
-    Clip i is clip ``i % clips_per_video`` of video ``i // clips_per_video``, at ``CLASS/video-000.mp4`` (`prefix` comes
-    before ``video``). Labels, classes and source groups are one a clip; classes follow from the labels by default.
+    class_names: Sequence[str | None] | None = None  # default: those of the labels
+    split: str | None = None
+    settings: dict[str, Any] | None = None
+    clips_per_shard: int = 8
+    clips_per_video: int = 1
+    frame_gap_seconds: float = 0.1
+    source_groups: Sequence[str | None] | None = None
+    prefix: str = ""  # of the names of videos
+    codec: str = "raw"
+
+
+def write_shards(folder: Path, clips: npt.NDArray[np.uint8], labels: Sequence[int], **options: Any) -> Path:
+    """Write `clips` (N, T, H, W, 3) with a label each as the shard folder `folder` and return it; see `Options`.
+
+    Clip i is clip ``i % clips_per_video`` of video ``i // clips_per_video``, at ``CLASS/PREFIXvideo-000.mp4``.
     """
+    o = Options(**options)
     num_frames, height, width = clips.shape[1:4]
-    names = class_names if class_names is not None else [CLASS_OF_LABEL[int(label)] for label in labels]
-    groups = source_groups if source_groups is not None else [None] * len(clips)
+    names = o.class_names if o.class_names is not None else [CLASS_OF_LABEL[int(label)] for label in labels]
+    groups = o.source_groups if o.source_groups is not None else [None] * len(clips)
     records = [
         SampleRecord(
-            path="/".join(part for part in (names[i], f"{prefix}video-{i // clips_per_video:03d}.mp4") if part),
+            path="/".join(part for part in (names[i], f"{o.prefix}video-{i // o.clips_per_video:03d}.mp4") if part),
             class_name=names[i],
             label=int(labels[i]),
-            split=split,
-            clip_index=i % clips_per_video,
+            split=o.split,
+            clip_index=i % o.clips_per_video,
             frame_indices=tuple(range(num_frames)),
-            timestamps_seconds=tuple(frame * frame_gap_seconds for frame in range(num_frames)),
-            frame_gap_seconds=frame_gap_seconds,
-            fps=1 / frame_gap_seconds if frame_gap_seconds else 0.0,
-            num_frames=num_frames * clips_per_video,
+            timestamps_seconds=tuple(frame * o.frame_gap_seconds for frame in range(num_frames)),
+            frame_gap_seconds=o.frame_gap_seconds,
+            fps=1 / o.frame_gap_seconds if o.frame_gap_seconds else 0.0,
+            num_frames=num_frames * o.clips_per_video,
             decoder="decord",
             repeated_frames=0,
             recording=groups[i],
         )
         for i in range(len(clips))
     ]
-    sample_bytes = len(layout.encode_sample(records[0], clips[0], codec=codec)[0]) if records else 1
+    sample_bytes = len(layout.encode_sample(records[0], clips[0], codec=o.codec)[0]) if records else 1
     with ShardSetWriter(
         folder,
         clip_len=num_frames,
         size=(height, width),
-        split=split,
-        codec=codec,
-        settings=settings or {"mode": "uniform", "clip_len": num_frames, "clips_per_video": clips_per_video},
-        shard_mb=clips_per_shard * sample_bytes / 2**20,
+        split=o.split,
+        codec=o.codec,
+        settings=o.settings or {"mode": "uniform", "clip_len": num_frames, "clips_per_video": o.clips_per_video},
+        shard_mb=o.clips_per_shard * sample_bytes / 2**20,
     ) as writer:
         for record, clip in zip(records, clips, strict=True):
             writer.append(record, clip)

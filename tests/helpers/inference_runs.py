@@ -32,7 +32,7 @@ def some_clips() -> Clip:
 
 
 def write_checkpoint(path: Path, *, shape: tuple[int, int, int] = (4, 16, 16), **changes: Any) -> Path:
-    """An untrained model that is not indifferent: it takes about half of `some_clips` for crime."""
+    """Write an untrained model that classifies about half of `some_clips` as crime."""
     torch.manual_seed(0)
     model = Stage1Model(ModelConfig(channels=(8, 8), temporal_stages=(1,)))
     with torch.no_grad():
@@ -58,7 +58,7 @@ def write_checkpoint(path: Path, *, shape: tuple[int, int, int] = (4, 16, 16), *
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with shards/Test, its log, its videos, and a checkpoint, at the places of the defaults."""
+    """Enter a folder with shards/Test, its log, its videos and a checkpoint, all at their default paths."""
     monkeypatch.chdir(tmp_path)
     write_shards(tmp_path / "shards" / "Test", some_clips(), LABELS, split="Test")
     remember_source(tmp_path)

@@ -1,10 +1,11 @@
-"""Shared by tests: misbehave."""
+"""A task that fails in every way that a task can."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +17,36 @@ class OddError(Exception):
         super().__init__(first + second)
 
 
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def _eat_memory() -> None:
+    hoard = []
+    while True:
+        hoard.append(b"x" * (16 << 20))
+
+
+WAYS: dict[str, Callable[[], Any]] = {
+    "segfault": lambda: ctypes.string_at(0),
+    "abort": os.abort,
+    "exit": lambda: os._exit(3),
+    "hang": lambda: time.sleep(1000),
+    "hang with the lock": lambda: ctypes.PyDLL(None).sleep(1000),  # PyDLL keeps the interpreter's lock
+    "raise": lambda: _raise(ValueError("bad value")),
+    "raise oddly": lambda: _raise(OddError("a", "b")),
+    "eat memory": _eat_memory,
+    "pid": os.getpid,
+}
+
+
 def misbehave(what: Any) -> Any:
+    """Square a number, take one of WAYS, or crash if the file `what` is missing, and create it."""
     if isinstance(what, int):
         return what * what
-    if what == "segfault":
-        ctypes.string_at(0)
-    if what == "abort":
-        os.abort()
-    if what == "exit":
-        os._exit(3)
-    if what == "hang":
-        time.sleep(1000)
-    if what == "hang with the lock":
-        ctypes.PyDLL(None).sleep(1000)  # PyDLL keeps the interpreter's lock
-    if what == "raise":
-        raise ValueError("bad value")
-    if what == "raise oddly":
-        raise OddError("a", "b")
-    if what == "eat memory":
-        hoard = []
-        while True:
-            hoard.append(b"x" * (16 << 20))
-    if what == "pid":
-        return os.getpid()
-    if isinstance(what, Path):  # fails once
+    if isinstance(what, Path):
         if what.exists():
             return "second time"
         what.touch()
         os.abort()
-    raise AssertionError(what)
+    return WAYS[what]()

@@ -29,7 +29,7 @@ class NumberedVideo:
 
 
 def draw_number(number: int, width: int, height: int) -> npt.NDArray[np.uint8]:
-    """A grey picture (height, width) of the 8 bits of `number`: 2 rows of 4 blocks."""
+    """Draw the 8 bits of `number` as 2 rows of 4 blocks in a grey picture (height, width)."""
     bits = (number >> np.arange(BITS)) & 1
     rows = np.arange(height) * ROWS // height
     columns = np.arange(width) * COLUMNS // width
@@ -37,7 +37,7 @@ def draw_number(number: int, width: int, height: int) -> npt.NDArray[np.uint8]:
 
 
 def read_number(frame: npt.NDArray[np.uint8]) -> int:
-    """The number that a frame (H, W, 3) shows; -1 when its blocks are neither black nor white."""
+    """Return the number that a frame (H, W, 3) shows, or -1 if a block is neither black nor white."""
     height, width = frame.shape[:2]
     number = 0
     for bit in range(BITS):
@@ -50,50 +50,54 @@ def read_number(frame: npt.NDArray[np.uint8]) -> int:
     return number
 
 
-def make_video(
-    path: Path,
-    *,
-    num_frames: int = 60,
-    size: tuple[int, int] = (320, 240),
-    codec: str = "libx264",
-    pixel_format: str = "yuv420p",
-    options: dict[str, str] | None = None,
-    times: Sequence[int] | None = None,  # of the frames, in 1/25 s
-    shift: int = 0,  # of all times; negative times are hidden by an edit list
-    container: str = "mp4",
-    container_options: dict[str, str] | None = None,
-    other_stream: Callable[[Any], list[Any]] | None = None,
-    sample_aspect: Fraction = Fraction(1),  # width of a pixel by its height
-    colorspace: int = 2,  # number of ITU-T H.273; 2: not told
-    cut_after: int | None = None,  # packets, as `ffmpeg -t SECONDS -c copy` leaves a video
-) -> NumberedVideo:
-    """Encode `num_frames` numbered frames into `path`."""
-    times = list(range(num_frames)) if times is None else list(times)
-    ticks = 1 if container == "avi" else 512  # per 1/25 s, as FFmpeg has it
-    with av.open(str(path), "w", format=container, options=container_options or {}) as output:
-        stream = output.add_stream(codec, rate=FPS, options=options or {})
-        stream.width, stream.height = size
-        stream.pix_fmt = pixel_format
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """How `make_video` encodes its frames."""
+
+    num_frames: int = 60
+    size: tuple[int, int] = (320, 240)
+    codec: str = "libx264"
+    pixel_format: str = "yuv420p"
+    options: dict[str, str] | None = None
+    times: Sequence[int] | None = None  # of the frames, in 1/25 s
+    shift: int = 0  # of all times; negative times are hidden by an edit list
+    container: str = "mp4"
+    container_options: dict[str, str] | None = None
+    other_stream: Callable[[Any], list[Any]] | None = None
+    sample_aspect: Fraction = Fraction(1)  # width of a pixel by its height
+    colorspace: int = 2  # number of ITU-T H.273; 2: unspecified
+    cut_after: int | None = None  # packets, as `ffmpeg -t SECONDS -c copy` leaves a video
+
+
+def make_video(path: Path, **changes: Any) -> NumberedVideo:
+    """Encode numbered frames into `path`, with these changes to `Encoding`."""
+    how = Encoding(**changes)
+    times = list(range(how.num_frames)) if how.times is None else list(how.times)
+    ticks = 1 if how.container == "avi" else 512  # per 1/25 s, as FFmpeg has it
+    with av.open(str(path), "w", format=how.container, options=how.container_options or {}) as output:
+        stream = output.add_stream(how.codec, rate=FPS, options=how.options or {})
+        stream.width, stream.height = how.size
+        stream.pix_fmt = how.pixel_format
         stream.codec_context.time_base = Fraction(1, FPS * ticks)
         stream.codec_context.thread_count = 1
-        stream.codec_context.sample_aspect_ratio = sample_aspect
-        stream.codec_context.colorspace = colorspace
-        others = other_stream(output) if other_stream is not None else []
+        stream.codec_context.sample_aspect_ratio = how.sample_aspect
+        stream.codec_context.colorspace = how.colorspace
+        others = how.other_stream(output) if how.other_stream is not None else []
         packets = []
         for number, time in enumerate(times):
-            frame = av.VideoFrame.from_ndarray(draw_number(number, *size), format="gray")
-            frame = frame.reformat(format=pixel_format)
+            frame = av.VideoFrame.from_ndarray(draw_number(number, *how.size), format="gray")
+            frame = frame.reformat(format=how.pixel_format)
             frame.pts, frame.time_base = time * ticks, Fraction(1, FPS * ticks)
             packets += stream.encode(frame)
-        packets = (packets + stream.encode(None))[:cut_after]
+        packets = (packets + stream.encode(None))[: how.cut_after]
         kept = {round(packet.pts * packet.time_base * FPS) for packet in packets}
         for packet in others + packets:
-            if shift:
+            if how.shift:
                 base = packet.time_base
-                packet.pts += int(shift * Fraction(1, FPS) / base)
-                packet.dts += int(shift * Fraction(1, FPS) / base)
+                packet.pts += int(how.shift * Fraction(1, FPS) / base)
+                packet.dts += int(how.shift * Fraction(1, FPS) / base)
             output.mux(packet)
-    shown = [number for number, time in enumerate(times) if time in kept and time + shift >= 0]
+    shown = [number for number, time in enumerate(times) if time in kept and time + how.shift >= 0]
     return NumberedVideo(
         path=path,
         numbers=tuple(shown),
@@ -123,7 +127,7 @@ def mirror(path: Path) -> None:
 
 
 def _cover_picture(output: Any) -> list[Any]:
-    """A cover picture, as video sites and phones embed it; returns its packets."""
+    """Add a cover picture, as video sites and phones embed it, and return its packets."""
     stream = output.add_stream("png", rate=1)
     stream.width, stream.height, stream.pix_fmt = 64, 48, "rgb24"
     stream.disposition = Disposition.attached_pic
@@ -133,7 +137,7 @@ def _cover_picture(output: Any) -> list[Any]:
 
 
 def _other_stream(output: Any) -> list[Any]:
-    """A second video stream, of 5 frames without a number; returns its packets."""
+    """Add a second video stream of 5 frames without a number, and return its packets."""
     stream = output.add_stream("mpeg4", rate=FPS)
     stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
     stream.codec_context.time_base = Fraction(1, FPS)
@@ -201,7 +205,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def make_kind(kind: str, folder: Path) -> NumberedVideo:
-    """The numbered video of that kind, in `folder`."""
+    """Write the numbered video of this kind into `folder`."""
     suffix = ".mov" if kind == "quicktime" else ".mp4"
     video = make_video(folder / f"{kind}{suffix}", **KINDS[kind])
     if kind.startswith("rotated_"):

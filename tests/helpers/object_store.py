@@ -106,7 +106,7 @@ def running_store() -> Iterator[ObjectStore]:
 
 
 def read_all_clips(url: str, cache: str, barrier: Any) -> None:
-    """What a process of a run does, for tests that start several at once."""
+    """Read all clips once all processes are ready, for tests that start several at once."""
     import numpy as np
 
     from stage1.data.reader import ClipReader

@@ -45,7 +45,7 @@ def make_tiny_video(
 
 
 def make_broken_video(path: Path) -> None:
-    """A file that is a video by its name alone."""
+    """Write a file that is a video in name only."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"this is no video\n" * 100)
 

@@ -64,7 +64,7 @@ PartitionName=local Nodes=ALL Default=YES MaxTime=INFINITE OverSubscribe=NO Stat
 
 
 def missing_programs() -> list[str]:
-    """What this machine lacks to run SLURM."""
+    """Return the programs that this machine lacks to run SLURM."""
     return [name for name in PROGRAMS if _program(name) is None]
 
 
@@ -165,7 +165,7 @@ def _end_process(pid: int) -> None:
 
 
 def _pid(path: Path) -> int | None:
-    """The process of a pid file, if it is still one of ours."""
+    """Return the process id in a pid file if that process is still one of ours."""
     with suppress(OSError, ValueError):
         pid = int(path.read_text())
         name = Path(f"/proc/{pid}/comm").read_text().strip()

@@ -78,7 +78,7 @@ _BYTES_PER_TIMEOUT_CHECKED = 2 << 20  # decoding all frames: about a minute of s
 _DOWNLOAD_SECONDS = 300.0  # limit per download, including retries, plus its size at this rate
 _DOWNLOAD_BYTES_PER_SECOND = 500_000
 # Environment variables of the decoding libraries would change frames or messages; they are removed in the workers.
-_LIBRARY_VARIABLES = ("OPENCV_", "DECORD_", "AV_LOG_", "FFREPORT", "FFMPEG_", "PYAV_")
+LIBRARY_VARIABLES = ("OPENCV_", "DECORD_", "AV_LOG_", "FFREPORT", "FFMPEG_", "PYAV_")
 _SAMPLE_SECONDS = 8.0  # decoding time of a dry run
 _SAMPLE_CLIPS = 16  # per chunk
 _SAVE_SECONDS = 30.0  # interval between saves of the probe results
@@ -666,7 +666,7 @@ def _executor_config(config: BuildConfig, log_path: Path) -> ExecutorConfig:
         workers=config.workers if config.workers is not None else available_cpus(),
         all_cpus=config.workers is None,
         memory_bytes=config.memory_mb << 20,
-        unset_prefixes=_LIBRARY_VARIABLES,
+        unset_prefixes=LIBRARY_VARIABLES,
         stderr_path=log_path,
     )
 

@@ -94,8 +94,8 @@ class PacketTable:
         for name, value in fields.items():
             if value.ndim == 0:
                 fields[name] = value.item()
-        for name in ("pts", "damaged"):
-            fields[name] = fields[name] if len(fields[name]) else None
+        for name in ("pts", "damaged"):  # a table of version 0.1 has no `damaged`
+            fields[name] = fields[name] if len(fields.get(name, ())) else None
         return cls(**{**fields, "pixel_format": fields["pixel_format"] or None})
 
 

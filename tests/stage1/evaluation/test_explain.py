@@ -11,9 +11,11 @@ import pytest
 import torch
 
 import fake_shards
+from pictures import count_pixels, panel, read_picture
 from schemas import check_json
 from stage1.data.reader import ClipReader
 from stage1.evaluation import explain as explaining
+from stage1.evaluation import plots
 from stage1.evaluation.explain import ExplainConfig, Explainer, explain, freeze, matched_frames, run_lengths
 from stage1.model.checkpoint import Checkpoint, load_checkpoint
 from stage1.model.network import ModelConfig
@@ -117,7 +119,9 @@ def explained(folder: Path, *, blind: bool, monkeypatch: pytest.MonkeyPatch) -> 
     )
     assert json.loads((folder.parent / "out" / "explanation.json").read_text()) == json.loads(json.dumps(report.fields))
     check_json(folder.parent / "out" / "explanation.json", "explanation")
-    assert (folder.parent / "out" / "explanation.png").stat().st_size > 10_000
+    picture = read_picture(folder.parent / "out" / "explanation.png")
+    for number in range(3):  # deletion, insertion, gaps: a line of attention in each
+        assert count_pixels(panel(picture, 0, number, (1, 3)), plots.RED) > 50
     return report.fields
 
 

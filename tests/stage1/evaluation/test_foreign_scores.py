@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from pictures import count_pixels, read_picture
 from schemas import check
 from stage1.cli.main import main
+from stage1.evaluation import plots
 from stage1.evaluation.foreign_scores import ScoresConfig, evaluate_scores
 from stage1.metrics import annotations, frames
 from stage1.metrics.frames import ScoredVideo
@@ -102,7 +104,9 @@ def test_scores_from_a_folder_and_from_tables_agree(tmp_path: Path) -> None:
     saved = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     check(saved, "evaluation_scores")
     assert {r["name"] for r in saved["scores"]} >= {"whole snippets only", "mean over 32 segments", "spread evenly"}
-    assert (tmp_path / "out" / "evaluation.png").stat().st_size > 10_000
+    picture = read_picture(tmp_path / "out" / "evaluation.png")
+    assert count_pixels(picture, plots.BLUE) > 10_000  # bars of an AUC of 1
+    assert count_pixels(picture, plots.RED) > 1_000
 
 
 def test_scores_that_do_not_fit_the_length_are_refused(tmp_path: Path) -> None:

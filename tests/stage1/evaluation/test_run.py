@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 import tempfile
 import uuid
@@ -16,10 +15,11 @@ import pytest
 from click.testing import CliRunner
 
 import fake_shards
+from pictures import count_pixels, panel, read_picture
 from schemas import check, check_json
 from stage1.cli.main import main
 from stage1.data.reader import ClipReader
-from stage1.evaluation import baselines
+from stage1.evaluation import baselines, plots
 from stage1.evaluation import run as evaluation
 from stage1.evaluation.run import EvaluateConfig, evaluate
 from stage1.inference.run import InferConfig, infer
@@ -92,7 +92,12 @@ def test_every_level_with_intervals_and_a_picture(run: dict[str, Path], tmp_path
         assert row["pairs_within_recording"] == 6 * 2 * 2
         assert row["auc_within_recording"]["value"] >= 0.9
     assert fields["false_alarms"]["per_hour"] is None  # a clip lasts 0.8 s
-    assert (tmp_path / "evaluation.png").stat().st_size > 20_000
+    picture = read_picture(tmp_path / "evaluation.png")
+    roc, calibration, scores, baselines = (panel(picture, *divmod(n, 2), (2, 2)) for n in range(4))
+    assert min(count_pixels(roc, plots.BLUE), count_pixels(roc, plots.RED)) > 300  # clips, videos
+    assert count_pixels(calibration, plots.GREEN) > 300  # calibrated on the validation clips
+    assert count_pixels(scores, "black") > 100  # the threshold
+    assert len(np.unique(baselines.reshape(-1, 3), axis=0)) > 1
     for text in ("AUC within recording", "no normal video of 10 s", "ECE", "Conventions:"):
         assert text in report.text
 
@@ -269,7 +274,7 @@ def one_after_another(reader: ClipReader, row: int) -> tuple[int, int, float, fl
 def scored_in_turn(
     run: dict[str, Path], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> evaluation.ScoredClips:
-    """The clips of `folder`, as if they followed one another."""
+    """Return the scored clips of `folder`, placed one after another in time."""
     monkeypatch.setattr(evaluation, "_times", one_after_another)
     return evaluation.score_clips(ClipReader(folder), load_checkpoint(run["checkpoint"]), config(run, tmp_path / "e"))
 
@@ -371,10 +376,16 @@ def test_the_commands_tell_options_apart(run: dict[str, Path], tmp_path: Path) -
 
 
 def test_intervals_come_from_the_named_seed(run: dict[str, Path], tmp_path: Path) -> None:
-    first = evaluate(config(run, tmp_path / "a")).fields["levels"]
-    assert first == evaluate(config(run, tmp_path / "b")).fields["levels"]
-    other = evaluate(dataclasses.replace(config(run, tmp_path / "c"), num_resamples=20)).fields["levels"]
-    assert other["clips"]["auc"]["value"] == first["clips"]["auc"]["value"]
+    clips, labels = fake_shards.moving_clips(24, shape=SHAPE, seed=2)
+    labels[3:7] = labels[2:6]  # four wrong ones: of a model without errors, every resample gives the same
+    shards = fake_shards.write_shards(tmp_path / "shards", clips, labels)
+    first, again, other = (
+        evaluate(config(run, tmp_path / name, seed=seed, shards=shards)).fields["levels"]["clips"]
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    assert first == again
+    assert first != other
+    assert first["auc"]["value"] == other["auc"]["value"]
 
 
 def test_top_mean_takes_at_least_one_clip() -> None:

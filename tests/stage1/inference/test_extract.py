@@ -25,7 +25,7 @@ from vidshard.video.sampling import SamplingConfig
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output of infer over three real videos, one of them normal, none of them trained on."""
+    """Return the output folder of infer over three unseen real videos, one of them normal."""
     folder = tmp_path_factory.mktemp("run")
     make_tiny_videos(folder / "Train", {"Fighting/a.mp4": 20, "Robbery/b.mp4": 20, "NormalVideos/c.mp4": 20})
     sampling = SamplingConfig(mode="dense", clip_len=4, stride=8)

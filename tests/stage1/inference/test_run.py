@@ -13,10 +13,12 @@ import torch
 import inference_runs
 from fake_shards import random_clips, write_shards
 from inference_runs import LABELS, damage, some_clips, stage1, write_checkpoint
+from pictures import count_pixels, read_picture
 from stage1.inference.attention_data import load_attention_data
 from stage1.inference.run import InferConfig, infer
 from stage1.model import checkpoint as checkpoints
 from stage1.model.network import Stage1Model
+from stage1.review.film_strip import TOP_COLOUR
 from vidshard.util.errors import UserError
 
 place = inference_runs.place  # the fixture of the tests below
@@ -112,7 +114,9 @@ def test_nothing_detected_still_writes_everything(place: Path) -> None:
     assert data.clips.shape == (0, 4, 16, 16, 3)
     shown = stage1("visualize")
     assert (shown.exit_code, "No clip was detected" in shown.stdout) == (0, True)
-    assert (place / "stage1_output" / "attention_visualization.png").is_file()
+    picture = read_picture(place / "stage1_output" / "attention_visualization.png")
+    assert 0.5 < (picture == 255).all(axis=2).mean() < 1  # a sentence on white
+    assert count_pixels(picture, TOP_COLOUR) == 0
 
 
 def test_the_threshold_comes_from_the_checkpoint_unless_given(place: Path) -> None:

@@ -13,7 +13,7 @@ BACKGROUND = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 def clip_of(places: list[int]) -> torch.Tensor:
-    """A bright square whose left side is at `places`, before a still background: float (1, 3, T, 64, 64)."""
+    """Draw a bright square with its left edge at `places` on a still background: float (1, 3, T, 64, 64)."""
     clip = BACKGROUND[None, :, None].repeat(1, 1, len(places), 1, 1)
     for frame, place in enumerate(places):
         clip[0, :, frame, 24:40, place : place + 12] = 2.0

@@ -21,7 +21,7 @@ from vidshard.util.errors import FormatError, UserError
 
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
-    """A finished run over seven clips: all outcomes are in it."""
+    """Write a finished run over seven clips with every kind of outcome."""
     shards = write_shards(tmp_path / "shards", some_clips(), LABELS, source_groups=["a", "a", "b", "b", "c", "c", "d"])
     infer(InferConfig(shards=shards, checkpoint=write_checkpoint(tmp_path / "model.pt"), out=tmp_path / "run"))
     return tmp_path / "run"

@@ -44,7 +44,7 @@ def make_objective(**options: object) -> ClipObjective:
 
 
 def forward(clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A model that says how bright a clip is: above 5 it is a crime."""
+    """Return the brightness of each clip as its logit: above 5 it is a crime."""
     bright = clips.flatten(1).mean(1)
     return torch.stack([torch.full_like(bright, 5.0), bright], 1), torch.ones(len(clips), 1)
 

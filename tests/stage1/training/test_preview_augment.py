@@ -8,16 +8,26 @@ import numpy as np
 import pytest
 
 from fake_shards import write_shards
+from pictures import count_pixels, read_picture
 from stage1.data.transforms import TransformConfig
 from stage1.training.preview_augment import augmented, preview_augment
 from vidshard.util.errors import UserError
 
 
 def test_a_sheet_is_drawn_even_of_a_single_clip(tmp_path: Path) -> None:
-    clips = np.random.default_rng(0).integers(0, 255, (1, 3, 16, 16, 3), np.uint8)
+    frames = [(200, 40, 90), (10, 220, 60), (0, 70, 250)]
+    clips = np.array(frames, np.uint8)[None, :, None, None].repeat(16, axis=2).repeat(16, axis=3)
     shards = write_shards(tmp_path / "shards", clips, [1])
-    path = preview_augment(shards, TransformConfig(erase_probability=1), tmp_path / "sheet.png", seed=1)
-    assert path.read_bytes()[:4] == b"\x89PNG"
+    plain = TransformConfig(augment=False)
+    pictures = [
+        read_picture(preview_augment(shards, transform, tmp_path / f"{name}.png", seed=1))
+        for name, transform in (("erased", TransformConfig(erase_probability=1)), ("plain", plain))
+    ]
+    for picture in pictures:  # the middle frame before augmentation; all frames in the strip of the clip over time
+        counts = [count_pixels(picture, colour) for colour in frames]
+        assert counts[1] > counts[0] > 1_000
+        assert counts[1] > counts[2] > 1_000
+    assert (pictures[0] != pictures[1]).any()
     with pytest.raises(UserError, match="is a folder, expected the PNG to write"):
         preview_augment(shards, TransformConfig(), tmp_path)
 

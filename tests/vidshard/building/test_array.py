@@ -55,7 +55,7 @@ def plain(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def parts(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What three tasks left, before `finalize`."""
+    """Return the output of three tasks, before `finalize`."""
     out = tmp_path_factory.mktemp("parts") / "Train"
     for index in (2, 0, 1):
         run_task(source, out, index)

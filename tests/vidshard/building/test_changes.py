@@ -45,7 +45,7 @@ def repair(source: Path, path: str) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What is built where no video fails."""
+    """Build the set that results if no video fails."""
     root = tmp_path_factory.mktemp("whole")
     source = make_tiny_videos(root / "source", VIDEOS)
     build(BuildConfig(source=source, out=root / "out", **SMALL))

@@ -19,8 +19,7 @@ from vidshard.building import failures, worker
 from vidshard.building import run as builder
 from vidshard.building.worker import ProbeJob
 from vidshard.cli.main import main
-from vidshard.execution.base import ExecutorConfig, Task, TaskResult
-from vidshard.execution.local import Supervisor
+from vidshard.execution.base import ExecutorConfig, Task, TaskResult, make_executor
 from vidshard.planning.video_metadata import VideoFailure, VideoMetadata
 from vidshard.shards import manifest
 from vidshard.video import decoders
@@ -156,8 +155,8 @@ def test_settings_of_libraries_do_not_reach_the_workers(tmp_path: Path, monkeypa
     assert digests(tmp_path / "set") == digests(tmp_path / "plain")
 
     monkeypatch.setenv("HARMLESS", "1")
-    config = ExecutorConfig(workers=1, unset_prefixes=builder._LIBRARY_VARIABLES)
-    with Supervisor(config) as supervisor:
+    config = ExecutorConfig(workers=1, unset_prefixes=builder.LIBRARY_VARIABLES)
+    with make_executor("local", config) as executor:
         tasks = [Task(argument=name, timeout_seconds=30) for name in [*names, "HARMLESS"]]
-        values = {result.task.argument: result.value for result in supervisor.run(os.getenv, tasks)}
+        values = {result.task.argument: result.value for result in executor.run(os.getenv, tasks)}
     assert values == {**dict.fromkeys(names), "HARMLESS": "1"}

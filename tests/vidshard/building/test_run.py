@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
@@ -11,27 +12,27 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from builds import SameProcess
 from tiny_videos import damage_pictures, make_broken_video, make_tiny_video, make_tiny_videos
 from vidshard import SamplingConfig
 from vidshard.building import join as shard_joiner
 from vidshard.building import run as builder
+from vidshard.building import worker
 from vidshard.building.run import BuildConfig, build
 from vidshard.execution.base import Task, TaskResult
 from vidshard.execution.lock import hold_lock
-from vidshard.planning.video_metadata import VideoFailure
 from vidshard.shards import layout, manifest, writer
-from vidshard.sources.folders import Source, Video
 from vidshard.util.errors import FormatError, UserError
 from vidshard.video import sampling as clips
 from vidshard.video.decoders.decord_decoder import DecordDecoder
+from vidshard.video.packets import VideoError
 
 VIDEOS = {
     "Abuse/Abuse001.mp4": 70,
@@ -59,7 +60,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The set that an uninterrupted build makes."""
+    """Build the set without interruption."""
     out = tmp_path_factory.mktemp("out") / "Train"
     build(BuildConfig(source=source, out=out, **SMALL))
     return out
@@ -284,7 +285,7 @@ def test_a_killed_build_goes_on_to_the_same_bytes(name: str, source: Path, finis
     while not (out / "shard-000000.tar").exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.001)
     process.send_signal(getattr(signal, name))
-    assert process.wait(timeout=5) != 0 or (out / "manifest.json").exists()
+    assert process.wait(timeout=60) != 0 or (out / "manifest.json").exists()
     build(BuildConfig(source=source, out=out, **SMALL))
     assert digests(out) == digests(finished)
 
@@ -475,20 +476,32 @@ def test_one_long_video_may_use_all_cores(tmp_path: Path, monkeypatch: pytest.Mo
     assert estimate.workers == 7
 
 
-def test_a_video_that_fails_in_several_tasks_is_one_failure(tmp_path: Path) -> None:
-    config = BuildConfig(source=tmp_path, out=tmp_path / "out", max_failures=1, **SMALL)
-    log: Any = SimpleNamespace(line=lambda text: None, folder=tmp_path)
-    source = Source(root=tmp_path, split=None, videos=(), skipped=())
-    nothing: Any = None
-    run = builder.BuildRun(source, config, nothing, None, nothing, log)
-    rejected = TaskResult(
-        task=Task(argument=None, timeout_seconds=1), value=VideoFailure(reason="damaged", message="x")
-    )
-    for path in ("a.mp4", "a.mp4", "b.mp4"):
-        run._check_max_failures()
-        run._value(rejected, Video(path=path, class_name=None, label=-1))
+def test_a_video_that_fails_in_several_tasks_is_one_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    num_tasks: list[int] = []
+    decode = DecordDecoder.frames
+
+    class AllAtOnce(SameProcess):
+        """As several workers do: the next task of a video has begun before the first has failed."""
+
+        def run(self, function: Callable[[Any], Any], tasks: Iterable[Task]) -> Iterator[TaskResult]:
+            tasks = list(tasks)
+            num_tasks.append(len(tasks))
+            yield from super().run(function, tasks)
+
+    def frames(self: DecordDecoder, path: Path, *args: Any, **options: Any) -> Iterator[Any]:
+        if path.name == "good.mp4":
+            return decode(self, path, *args, **options)
+        raise VideoError("damaged", "no picture")
+
+    monkeypatch.setattr("vidshard.execution.local.Supervisor", AllAtOnce)
+    monkeypatch.setattr(DecordDecoder, "frames", frames)
+    source = make_tiny_videos(tmp_path / "source", {"a.mp4": 70, "good.mp4": 8})
+    config = BuildConfig(source=source, out=tmp_path / "one", max_failures=1, decoder="decord", **SMALL)
+    assert [failure.path for failure in build(config).sets[0].manifest.failures] == ["a.mp4"]
+    assert num_tasks == [2, 3]  # probes, then a.mp4 in two tasks
+    make_tiny_video(source / "b.mp4", 70, seed=1)
     with pytest.raises(UserError, match=r"2 videos of .* failed"):
-        run._check_max_failures()
+        build(dataclasses.replace(config, out=tmp_path / "two"))
 
 
 def test_paths_may_be_given_as_text(tmp_path: Path) -> None:
@@ -503,16 +516,20 @@ def test_a_run_that_is_stopped_while_it_reads_packets_goes_on_there(
     config = BuildConfig(source=source, out=tmp_path / "Train", **SMALL)
     monkeypatch.setattr(builder, "_SAVE_SECONDS", 0.0)
     asked: list[int] = []
-    give_task, stop_after = builder.BuildRun._probe_tasks, 3
+    stop_after = 3
 
-    def probe_tasks(run: Any, numbers: Any) -> Iterator[Task]:
-        for task in give_task(run, numbers):
-            if len(asked) == stop_after:
-                raise KeyboardInterrupt
-            asked.append(int(task.argument.table_path.stem))
-            yield task
+    class Stopped(SameProcess):
+        def run(self, function: Callable[[Any], Any], tasks: Iterable[Task]) -> Iterator[TaskResult]:
+            return super().run(function, self.until_stopped(tasks) if function is worker.probe_video else tasks)
 
-    monkeypatch.setattr(builder.BuildRun, "_probe_tasks", probe_tasks)
+        def until_stopped(self, tasks: Iterable[Task]) -> Iterator[Task]:
+            for task in tasks:
+                if len(asked) == stop_after:
+                    raise KeyboardInterrupt
+                asked.append(int(task.argument.table_path.stem))
+                yield task
+
+    monkeypatch.setattr("vidshard.execution.local.Supervisor", Stopped)
     with pytest.raises(KeyboardInterrupt):
         build(config)
     kept = json.loads((config.out / ".work" / "some-probes.json").read_text())  # type: ignore[operator]

@@ -9,7 +9,7 @@ from vidshard.util.errors import UserError
 
 
 def slurm(*numbers: int, step: int = 1) -> dict[str, str]:
-    """What SLURM 22.05 sets: ID, MIN, MAX, COUNT; of `--array=2,5` STEP is 1."""
+    """Return the variables that SLURM 22.05 sets: ID, MIN, MAX, COUNT; STEP is 1 for `--array=2,5`."""
     names = ("ID", "MIN", "MAX", "COUNT", "STEP")
     return {f"SLURM_ARRAY_TASK_{name}": str(number) for name, number in zip(names, (*numbers, step), strict=True)}
 

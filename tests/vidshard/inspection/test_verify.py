@@ -45,7 +45,7 @@ def named(folder: Path, *, deep: bool = False) -> set[tuple[str, str | None]]:
 
 
 def replace_manifest(folder: Path, **changes: object) -> None:
-    """A manifest that is whole, but says something else."""
+    """Write a valid manifest with different values."""
     about = dataclasses.replace(manifest.read_manifest(folder), **changes)  # type: ignore[arg-type]
     (folder / layout.MANIFEST_NAME).write_bytes(about.to_bytes())
 

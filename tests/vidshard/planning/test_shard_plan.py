@@ -42,9 +42,9 @@ def test_a_clip_larger_than_a_shard_gets_one_of_its_own() -> None:
 
 
 def test_millions_of_clips_are_cheap() -> None:
-    start = time.perf_counter()
+    start = time.process_time()  # the wall clock also counts what else runs on this machine
     assert shard_plan.plan_chunks([5_000] * 1_000, shard_clips=111).num_clips == 5_000_000
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize("num_frames", [8, 16, 64])

@@ -133,7 +133,7 @@ def test_copies_are_named_and_stay_together(tmp_path: Path) -> None:
 
 
 def moving_scene(generator: np.random.Generator, background: np.ndarray) -> np.ndarray:
-    """A clip (16, 64, 64, 3): something bright that walks over a background."""
+    """Draw a clip (16, 64, 64, 3) of a bright object that moves over a background."""
     clip = np.repeat(background[None], 16, axis=0).astype(np.float32)
     place = np.cumsum(generator.integers(-6, 7, (16, 2)), axis=0) + generator.integers(16, 32, 2)
     for frame, (y, x) in zip(clip, np.clip(place, 0, 48), strict=True):

@@ -51,7 +51,7 @@ def test_listening_hears_what_c_libraries_write_and_hands_it_on(capfd: pytest.Ca
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A sound video, and one with a group of pictures that uniform sampling of two frames does not look at."""
+    """Write a sound video, and one with damage that uniform sampling of two frames does not decode."""
     for name in ("sound", "damaged"):
         make_tiny_video(tmp_path / "source" / "Abuse" / f"{name}.mp4", 48)
     make_tiny_video(tmp_path / "source" / "NormalVideos" / "n.mp4", 8)

@@ -26,6 +26,13 @@ def no_decord(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "DECORDS", ("no-such-distribution",))
 
 
+def decode(folder: Path) -> None:
+    """Decode a frame with decord."""
+    video = folder / "one.mp4"
+    make_tiny_video(video, 1)
+    list(decord_decoder.DecordDecoder().frames(video, packets.read_packet_table(video), [0], height=48, width=64))
+
+
 def test_an_installed_decord_that_cannot_be_imported_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -33,14 +40,14 @@ def test_an_installed_decord_that_cannot_be_imported_is_an_error(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "decord", raising=False)
     with pytest.raises(UserError, match=r"decord.* cannot be imported \(libdecord.*`decoder` opencv"):
-        decord_decoder._load_decord()
+        decode(tmp_path)
 
 
-def test_a_folder_left_by_an_uninstalled_decord_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_left_by_an_uninstalled_decord_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two in one folder, one was removed: the other has lost its files, and Python imports an empty module."""
     monkeypatch.setitem(sys.modules, "decord", types.ModuleType("decord"))
     with pytest.raises(UserError, match=r"cannot be imported .*; run `pip install --force-reinstall --no-deps decord"):
-        decord_decoder._load_decord()
+        decode(tmp_path)
 
 
 @pytest.mark.parametrize("installed", ["decord", "decord2"])
@@ -92,7 +99,7 @@ def test_a_decord_that_is_not_installed_is_told_once(
     assert decoders.missing_note("opencv") == ""
     monkeypatch.setitem(sys.modules, "decord", None)
     with pytest.raises(VideoError) as caught:
-        decord_decoder._load_decord()
+        decode(tmp_path)
     assert caught.value.reason == packets.UNSUPPORTED
 
 

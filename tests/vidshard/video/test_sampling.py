@@ -190,7 +190,7 @@ def clips_of(timestamps: list[float], *, events: Any = (), **options: Any) -> li
 
 
 def with_gaps(num_frames: int, pace: float, gaps: dict[int, float]) -> list[float]:
-    """Times of frames `pace` apart, but some frames come another gap after the one before."""
+    """Return the times of frames `pace` apart, with an extra gap before each frame in `gaps`."""
     steps = [gaps.get(i, pace) if i else 0.0 for i in range(num_frames)]
     return [round(float(time), 6) for time in np.cumsum(steps)]
 
