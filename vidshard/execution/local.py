@@ -264,17 +264,17 @@ def _start_resource_tracker() -> None:
         return
     from multiprocessing import resource_tracker
 
-    tracker: Any = resource_tracker._resource_tracker  # there is no public way to end it
-    if tracker._fd is None:
+    tracker: Any = resource_tracker._resource_tracker  # noqa: SLF001  # there is no public way to end it
+    if tracker._fd is None:  # noqa: SLF001
         tracker.ensure_running()
         util.Finalize(None, _end_resource_tracker, args=(tracker,), exitpriority=_LAST)
 
 
 def _end_resource_tracker(tracker: Any) -> None:
-    descriptor, pid = tracker._fd, tracker._pid
+    descriptor, pid = tracker._fd, tracker._pid  # noqa: SLF001
     if descriptor is None or pid is None:
         return
-    tracker._fd = tracker._pid = None
+    tracker._fd = tracker._pid = None  # noqa: SLF001
     os.close(descriptor)  # it exits when the other end of its pipe is closed everywhere
     deadline = time.monotonic() + _TRACKER_SECONDS
     with contextlib.suppress(ChildProcessError):  # another thread has waited for it

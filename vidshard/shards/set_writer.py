@@ -187,7 +187,7 @@ class ShardSetWriter:
         else:
             self._abandon()
 
-    def add(  # public; a clip has that many properties
+    def add(  # noqa: PLR0913  # public, and a clip has that many properties
         self,
         clip: Clip,
         *,

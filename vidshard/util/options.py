@@ -74,7 +74,7 @@ class Option:
         )
 
 
-def option(  # public; each is optional
+def option(  # noqa: PLR0913  # each is optional, and declares one thing
     default: Any = dataclasses.MISSING,
     *,
     help: str = "",
