@@ -85,7 +85,7 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
     Raises ValueError if an argument is out of range.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # public, and every option is a keyword
         self,
         reader: ClipSource,
         *,
