@@ -162,7 +162,7 @@ def split(
         SplitReport: ``lists`` (split → paths), ``class_counts``, and ``warnings`` about what may still leak.
 
     Raises:
-        UserError: No videos, two videos of one name, or unusable `fractions` or `source_groups`.
+        UserError: There are no videos, two have the same name, or `fractions` or `source_groups` cannot be used.
     """
     options = {
         "source": source, "out": out, "fractions": tuple(fractions), "source_groups": source_groups, "seed": seed

@@ -71,7 +71,7 @@ class EvaluateConfig(CheckedConfig):
         super().__post_init__()
         if (self.target is not None or self.prior is not None) and self.val_shards is None:
             name = "target" if self.target is not None else "prior"
-            raise UserError(f"{name} needs val_shards: nothing must be chosen on the evaluated shards")
+            raise UserError(f"`{name}` needs `val_shards`, because nothing may be chosen on the evaluated clips")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

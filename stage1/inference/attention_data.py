@@ -327,7 +327,7 @@ def _load_file(path: Path) -> AttentionData:
         raise
     except Exception as error:  # torch raises half a dozen types on other files
         reason = str(error).partition("\n")[0]
-        raise FormatError(f"{path} is no attention data written by stage1 infer: {reason}") from error
+        raise FormatError(f"{path} is not attention data written by stage1 infer: {reason}") from error
     version = fields.pop("schema_version", None) if isinstance(fields, dict) else None
     return _checked(path, version, fields)
 
@@ -356,7 +356,7 @@ def _load_shards(folder: Path) -> AttentionData:
             )
         columns = _columns(records, len(records), shape.num_frames)
     except (ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"{path} is no manifest of attention shards: {error!r}") from error
+        raise FormatError(f"{path} is not a manifest of attention shards: {error!r}") from error
     return _checked(path, manifest["schema_version"], {**columns, "clips": ShardClips(places, shape), **provenance})
 
 
@@ -375,7 +375,7 @@ def _read_shard(path: Path, size: int, shape: ClipShape) -> Iterator[tuple[dict[
                     raise FormatError(f"{path} has no clip of {shape} and record at {member.name!r}")
                 yield json.loads(file.read()), member.offset_data + header
     except tarfile.TarError as error:
-        raise FormatError(f"{path} is no shard: {error}") from error
+        raise FormatError(f"{path} is not a shard: {error}") from error
 
 
 def _checked(path: Path, version: object, fields: dict[str, Any]) -> AttentionData:

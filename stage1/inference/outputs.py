@@ -251,7 +251,7 @@ def read_predictions(path: Path) -> list[Prediction]:
         with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
             return [_prediction(fields) for fields in csv.DictReader(file)]
     except (OSError, KeyError, ValueError, csv.Error) as error:
-        raise FormatError(f"{path} is no table of predictions written by stage1 infer: {error!r}") from error
+        raise FormatError(f"{path} is not a table of predictions written by stage1 infer: {error!r}") from error
 
 
 def _prediction(fields: Mapping[str, str]) -> Prediction:
@@ -287,7 +287,7 @@ def read_anomalies(path: Path) -> list[Detection]:
     except FileNotFoundError:
         raise UserError(f"no {path}: run `stage1 infer --out {path.parent}` first") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"{path} is no list of detections written by stage1 infer: {error!r}") from error
+        raise FormatError(f"{path} is not a list of detections written by stage1 infer: {error!r}") from error
 
 
 def write_videos(

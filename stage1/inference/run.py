@@ -594,7 +594,7 @@ def _video_root(config: InferConfig) -> Path | None:
     """Return the folder of the videos: that of the options, or that in the log of the build, or None."""
     if config.video_root is not None:
         if not config.video_root.is_dir():
-            raise UserError(f"`video_root` {config.video_root} is no folder, expected the folder of the videos")
+            raise UserError(f"`video_root` {config.video_root} is not a folder; expected the folder of the videos")
         return config.video_root.resolve()
     if isinstance(config.shards, Url):
         return None

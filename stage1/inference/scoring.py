@@ -123,7 +123,7 @@ def score(reader: ClipReader, plan: BatchPlan, score_log: ScoreLog, config: Scor
 
 
 def clip_loader(source: ClipSource, rows: Rows, config: ScoringConfig, *, max_bad_clips: int | None) -> ClipLoader:
-    """Create a loader of this rank's share of `rows`, in their order, with batches of one shape."""
+    """Create a loader for this rank's share of `rows`, in order, with batches of one shape."""
     return ClipLoader(
         source,
         rows=rows,

@@ -126,7 +126,7 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> Che
     if path.is_dir():
         raise UserError(f"no checkpoint {path}: it is a folder, expected a file; did you mean {path / BEST_NAME}?")
     if not path.is_file():
-        raise UserError(f"no checkpoint {path}: train one with `stage1 train`, or name one with `checkpoint` FILE")
+        raise UserError(f"no checkpoint {path}; train one with `stage1 train`, or pass another `checkpoint`")
     data = path.read_bytes()
     payload, digest = data[:-_DIGEST_LINE_SIZE], _digest_at_the_end(data)
     if digest is not None and hashlib.sha256(payload).hexdigest().encode() != digest:
@@ -134,9 +134,9 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> Che
     try:
         fields = torch.load(io.BytesIO(data), map_location=map_location, weights_only=True)
     except Exception as error:  # torch, zipfile and pickle raise a dozen types on other files
-        raise UserError(f"{path} is no stage1 checkpoint, or is damaged; expected {_EXPECTED}") from error
+        raise UserError(f"{path} is not a stage1 checkpoint, or is damaged; expected {_EXPECTED}") from error
     if not isinstance(fields, dict) or fields.pop("format", None) != CHECKPOINT_FORMAT:
-        raise UserError(f"{path} is no stage1 checkpoint, though torch can read it; expected {_EXPECTED}")
+        raise UserError(f"{path} is not a stage1 checkpoint, though torch can read it; expected {_EXPECTED}")
     version = fields.pop("format_version", None)
     if version != CHECKPOINT_VERSION:
         raise UserError(

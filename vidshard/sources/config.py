@@ -43,4 +43,6 @@ class SplitConfig:
         check_options(self)
         if min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6:
             shown = ",".join(f"{fraction:g}" for fraction in self.fractions)
-            raise UserError(f"fractions are {shown}, expected three numbers from 0 that sum to 1, such as 0.7,0.1,0.2")
+            raise UserError(
+                f"fractions are {shown}, expected three non-negative numbers that sum to 1, such as 0.7,0.1,0.2"
+            )

@@ -148,8 +148,8 @@ def test_calibrating_moves_no_clip_over_the_threshold(run: dict[str, Path], tmp_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": "f1"}, "target needs val_shards"),
-        ({"prior": 0.2}, "prior needs val_shards"),
+        ({"target": "f1"}, "`target` needs `val_shards`"),
+        ({"prior": 0.2}, "`prior` needs `val_shards`"),
         ({"val_shards": "test", "shards": "val"}, "is marked Test: calibration and threshold must not be chosen on it"),
         ({"val_shards": "val", "shards": "val"}, "are the same set"),
         ({"val_shards": "val", "target": "fpr=.01"}, "expected at least 300"),

@@ -172,7 +172,7 @@ def test_video_root_and_missing_videos(place: Path) -> None:
     assert "video_path is relative; name the folder with --video-root" in result.stderr
     assert anomalies(place)[0]["video_path"] == anomalies(place)[0]["source"]
     result = stage1("infer", "--video-root", "nowhere")
-    assert (result.exit_code, "--video-root nowhere is no folder" in result.stderr) == (1, True)
+    assert (result.exit_code, "--video-root nowhere is not a folder" in result.stderr) == (1, True)
 
 
 def test_clips_sampled_unlike_the_training_clips_are_refused(place: Path) -> None:
@@ -213,7 +213,7 @@ def test_bad_use_is_one_clear_line_and_exit_code_1(place: Path) -> None:
     cases = {
         ("--shards", "none"): "no shard folder none: build it first with `vidshard build",
         ("--checkpoint", "none.pt"): "no checkpoint none.pt",
-        ("--checkpoint", "text.pt"): "text.pt is no stage1 checkpoint",
+        ("--checkpoint", "text.pt"): "text.pt is not a stage1 checkpoint",
         ("--checkpoint", "other.pt"): "are 4×16×16 (frames×height×width), other.pt was trained on 8×16×16",
         ("--threshold", "1.5"): "threshold is 1.5, expected 0 to 1",
         ("--batch-size", "0"): "batch_size is 0, expected at least 1",

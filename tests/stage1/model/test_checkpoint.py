@@ -44,7 +44,7 @@ def test_plain_torch_reads_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 torn", b"\x80\x02}q\x00."])
 def test_other_files_are_no_checkpoint(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.pt").write_bytes(content)
-    with pytest.raises(UserError, match=r"x\.pt is no stage1 checkpoint"):
+    with pytest.raises(UserError, match=r"x\.pt is not a stage1 checkpoint"):
         load_checkpoint(tmp_path / "x.pt")
 
 
@@ -145,7 +145,7 @@ def test_the_last_two_are_kept_and_the_previous_one_steps_in(tmp_path: Path) -> 
     saved, warning = load_last(tmp_path)
     assert saved.epoch == 2
     assert warning is not None
-    assert "is no stage1 checkpoint, or is damaged" in warning
+    assert "is not a stage1 checkpoint, or is damaged" in warning
     (tmp_path / LAST_NAME).unlink()
     saved, warning = load_last(tmp_path)
     assert saved.epoch == 2

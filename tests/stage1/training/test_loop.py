@@ -621,7 +621,7 @@ BAD_USE = {
     "--shards good --out file": "error: --out file is a file, expected a folder; name another --out",
     "--shards good --out file/a": "error: --out file/a is below the file",
     "--shards good --resume": "error: nothing to resume: no checkpoints/last.pt; start the run without --resume",
-    "--shards good --out run --resume": "error: run/last.pt is no stage1 checkpoint, or is damaged",
+    "--shards good --out run --resume": "error: run/last.pt is not a stage1 checkpoint, or is damaged",
     "--shards good --out newer-run --resume": "of format version 99, this stage1 reads version 2",
     "--shards crimes": "error: crimes has 3 crime clips to train on and no normal one, expected both",
     "--shards unknown": "error: 1 of 4 clips of unknown have no label, expected normal or crime",
