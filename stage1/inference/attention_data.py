@@ -341,7 +341,9 @@ def _load_shards(folder: Path) -> AttentionData:
         shape = ClipShape(**manifest["clip_shape"])
         records: list[dict[str, Any]] = []
         places: list[tuple[Path, int]] = []
-        for shard in manifest["shards"]:
+        for number, shard in enumerate(manifest["shards"]):
+            if shard["name"] != layout.shard_name(number):  # not joined to the folder unless it is ours
+                raise FormatError(f"{path} names shard {number} {shard['name']!r:.100}")
             for record, offset in _read_shard(folder / shard["name"], shard["bytes"], shape):
                 records.append({**record, "trained_on": TRAINED_ON[record["trained_on"]]})
                 places.append((folder / shard["name"], offset))
@@ -387,6 +389,8 @@ def _checked(path: Path, version: object, fields: dict[str, Any]) -> AttentionDa
         data = AttentionData(**fields)
     except TypeError as error:
         raise FormatError(f"{path} lacks or has an unknown field: {error}") from error
+    if (key := next((key for key in data.keys if not layout.KEY_PATTERN.fullmatch(str(key))), None)) is not None:
+        raise FormatError(f"{path} holds the key {key!r:.100}, which no clip has; do not use it")
     fault = _wrong_length(data)
     if fault:
         raise FormatError(f"{path} is damaged: {fault}; run `stage1 infer` again")

@@ -145,8 +145,9 @@ class ClipShape:
     width: int
 
     def __post_init__(self) -> None:
-        if min(self.num_frames, self.height, self.width) < 1:
-            raise ValueError(f"clip shape {self} must be positive")
+        sizes = (self.num_frames, self.height, self.width)
+        if not all(type(size) is int for size in sizes) or min(sizes) < 1:
+            raise ValueError(f"clip shape {self} must be of positive whole numbers")
 
     @property
     def thwc(self) -> tuple[int, int, int, int]:

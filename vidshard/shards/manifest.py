@@ -13,6 +13,8 @@ import io
 import itertools
 import json
 import os
+import re
+import zipfile
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -72,6 +74,11 @@ class Shard:
     samples: int
     sha256: str
 
+    def __post_init__(self) -> None:
+        _expect(_is_text(self.name) and bool(layout.SHARD_PATTERN.fullmatch(self.name)), "name", self.name)
+        _expect_counts(bytes=self.bytes, samples=self.samples)
+        _expect(_is_sha256(self.sha256), "sha256", self.sha256)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Failure:
@@ -81,6 +88,12 @@ class Failure:
     outcome: str  # "failed" or "skipped"
     reason: str  # a code, such as `damaged`
     message: str  # for people; holds no absolute path
+
+    def __post_init__(self) -> None:
+        _expect(_is_video_path(self.path), "path", self.path)
+        _expect(self.outcome in ("failed", "skipped"), "outcome", self.outcome)
+        _expect(_is_text(self.reason), "reason", self.reason)
+        _expect(_is_text(self.message), "message", self.message)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,6 +105,11 @@ class ClassCount:
     videos: int
     clips: int
 
+    def __post_init__(self) -> None:
+        _expect(self.name is None or _is_text(self.name), "class", self.name)
+        _expect(type(self.label) is int and abs(self.label) <= 1, "label", self.label)
+        _expect_counts(videos=self.videos, clips=self.clips)
+
     def to_json(self) -> dict[str, Any]:
         return {"class": self.name, "label": self.label, "videos": self.videos, "clips": self.clips}
 
@@ -102,6 +120,10 @@ class Extension:
 
     first_shard: int
     failed: tuple[str, ...]  # paths of the videos without samples
+
+    def __post_init__(self) -> None:
+        _expect_counts(first_shard=self.first_shard)
+        _expect(all(map(_is_video_path, self.failed)), "failed", self.failed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,6 +144,19 @@ class Manifest:
     index_sha256: str
     extended: tuple[Extension, ...] = ()  # one entry per extension
     breaks: Mapping[str, int] = dataclasses.field(default_factory=dict)  # path of a video → number of breaks, if any
+
+    def __post_init__(self) -> None:
+        _expect(self.split is None or _is_text(self.split), "split", self.split)
+        _expect(type(self.settings) is dict, "settings", self.settings)
+        _expect(type(self.packages) is dict and all(map(_is_text, self.packages.values())), "packages", self.packages)
+        _expect_counts(found=self.videos_found, ok=self.videos_ok, index_bytes=self.index_bytes)
+        _expect(_is_sha256(self.index_sha256), "index sha256", self.index_sha256)
+        _expect(all(map(_is_video_path, self.breaks)), "breaks", self.breaks)
+        _expect_counts(**self.breaks)
+        for number, shard in enumerate(self.shards):
+            _expect(shard.name == layout.shard_name(number), f"name of shard {number}", shard.name)
+        found, *ended = self.videos.values()
+        _expect(found == sum(ended), "videos", self.videos)  # found = ok + failed + skipped
 
     @property
     def generation(self) -> int:
@@ -202,7 +237,7 @@ class Manifest:
         if digest != _digest(fields) or data != _canonical({**fields, "digest": digest}):
             raise FormatError(f"{where} was changed or damaged after it was written; build again or restore it")
         try:
-            return cls(
+            manifest = cls(
                 split=fields["split"],
                 clip_shape=ClipShape(**fields["clip_shape"]),
                 codec=fields["codec"],
@@ -225,6 +260,35 @@ class Manifest:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FormatError(f"{where} has a missing, unknown or invalid field: {error!r}") from error
+        if _canonical(manifest._fields()) != _canonical(fields):  # an unknown field, or a count that others contradict
+            raise FormatError(f"{where} contradicts itself, or has a field that this version does not know")
+        return manifest
+
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def _expect(is_right: bool, name: str, value: Any) -> None:
+    if not is_right:
+        raise ValueError(f"{name} is {value!r:.200}")
+
+
+def _expect_counts(**values: Any) -> None:
+    for name, value in values.items():
+        _expect(type(value) is int and 0 <= value < 1 << 63, name, value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_sha256(value: Any) -> bool:
+    return _is_text(value) and _SHA256.fullmatch(value) is not None
+
+
+def _is_video_path(value: Any) -> bool:
+    """Return True for a path below SOURCE; anything else may point to other files of a reader."""
+    return _is_text(value) and not value.startswith("/") and "\0" not in value and ".." not in value.split("/")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -278,9 +342,16 @@ class Index:
         return buffer.getvalue()
 
     @classmethod
-    def from_bytes(cls, data: bytes, *, where: str) -> Index:
-        """Parse an index. Raises FormatError, naming `where`, if `data` is not an index of this format version."""
+    def from_bytes(cls, data: bytes, *, where: str, about: Manifest) -> Index:
+        """Parse the index of the set that `about` describes.
+
+        Raises FormatError, naming `where`, if `data` is not an index of this format version, or has a value that cannot
+        be right.
+        """
         try:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                if any(member.file_size > len(data) for member in archive.infolist()):
+                    raise ValueError("it unpacks to more than it is, which ours never does")
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 clips, videos = arrays["clips"], arrays["videos"]
                 tables = {field: _unpack(arrays[name]) for field, name in _STRING_TABLES.items()}
@@ -294,7 +365,40 @@ class Index:
             layout.bits_to_flags(int(np.bitwise_or.reduce(clips["flags"])))
         except FormatError as error:
             raise FormatError(f"{where}: {error}; install the vidshard that wrote it, or build again") from error
-        return cls(clips=clips, videos=videos, **tables)
+        index = cls(clips=clips, videos=videos, **tables)
+        index._check_values(where, about)
+        return index
+
+    def _check_values(self, where: str, about: Manifest) -> None:
+        """Raise FormatError if a value is out of range, or a path leads out of SOURCE."""
+        clips, videos = self.clips, self.videos
+        shard_bytes = np.array([shard.bytes for shard in about.shards] or [0], np.uint64)
+        is_in_range = (
+            (clips["shard"] < len(about.shards))
+            & (clips["size"] > 0)
+            & (clips["video"] < len(videos))
+            & (clips["label"] >= layout.UNKNOWN_LABEL)
+            & (clips["label"] <= layout.CRIME_LABEL)
+            & (clips["frame_gap_seconds"] >= 0)
+            & np.isfinite(clips["frame_gap_seconds"])
+        )
+        ends = clips["offset"] + clips["size"]
+        is_in_range &= ends <= shard_bytes[np.minimum(clips["shard"], len(shard_bytes) - 1)]
+        is_in_range &= ends > clips["offset"]  # no overflow
+        if not is_in_range.all():
+            row = int(np.flatnonzero(~is_in_range)[0])
+            raise FormatError(
+                f"row {row} of {where} is {clips[row]}, expected a clip in a shard of the manifest, with a label and "
+                "a video that exist; build the set again"
+            )
+        columns = {"class": self.classes, "split": self.splits, "source_group": self.recordings}
+        for column, table in {**columns, "decoder": self.decoders}.items():
+            if len(videos) and (videos[column].min() < -1 or videos[column].max() >= len(table)):
+                raise FormatError(f"{where} has {column} numbers outside of its table of {len(table)}; build again")
+        if not (np.isfinite(videos["fps"]) & (videos["fps"] >= 0)).all():
+            raise FormatError(f"{where} has a frame rate that is negative or not finite; build again")
+        if (path := next(itertools.filterfalse(_is_video_path, self.paths), None)) is not None:
+            raise FormatError(f"{where} names a video {path!r:.200}, expected a path below the source; do not use it")
 
 
 # Field of `Index` → name in the file, in the order of the file.
@@ -407,7 +511,9 @@ def open_shards(folder: Path) -> ShardSet:
         if size != shard.bytes:
             got = "is missing" if size is None else f"has {size:,} bytes"
             raise FormatError(f"{path} {got}, expected {shard.bytes:,} bytes; build again or restore it")
-    return ShardSet(folder=folder, manifest=manifest, index=Index.from_bytes(data, where=str(index_path)))
+    return ShardSet(
+        folder=folder, manifest=manifest, index=Index.from_bytes(data, where=str(index_path), about=manifest)
+    )
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -35,7 +35,7 @@ def open_location(where: Location, *, cache: CacheConfig | None = None) -> Shard
     url = where / about.index_name
     path = kept.fetch(url, size=about.index_bytes, sha256=about.index_sha256)
     assert path is not None
-    index = Index.from_bytes(path.read_bytes(), where=str(url))
+    index = Index.from_bytes(path.read_bytes(), where=str(url), about=about)
     return RemoteSet(folder=path.parent, manifest=about, index=index, url=where, cache=kept)
 
 
@@ -70,7 +70,7 @@ def open_index(url: Url, about: Manifest) -> Index:
     data = urls.read_bytes(path)
     if hashlib.sha256(data).hexdigest() != about.index_sha256:
         raise FormatError(f"{path} does not match its manifest: it was changed or damaged; build again")
-    return Index.from_bytes(data, where=str(path))
+    return Index.from_bytes(data, where=str(path), about=about)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,8 @@ STALL_SECONDS = 30.0  # a download with less than STALL_BYTES in this time is re
 STALL_BYTES = 64 << 10
 _SHA256 = "sha256"  # key of the object metadata that holds the digest
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+# The only ones opened: of fsspec's, others reach local files, run commands, or join URLs of any kind.
+SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "http", "https", "memory")
 # Errors of the local disk; any other OSError comes from the network and is retried.
 _DISK_ERRORS = {
     errno.ENOSPC, errno.EROFS, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOTDIR, errno.EISDIR,
@@ -228,7 +230,7 @@ def _filesystem(url: Url) -> Any:
     """Return the fsspec file system of a URL. fsspec caches it, per process and, where needed, per thread."""
     import fsspec
 
-    if url.scheme not in fsspec.available_protocols():
+    if url.scheme not in SCHEMES:
         raise UserError(f"{url} has an unsupported scheme; expected a path, s3://, gs:// or https://")
     options: dict[str, Any] = {}
     if url.scheme in ("s3", "s3a"):

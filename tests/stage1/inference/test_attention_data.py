@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -102,9 +103,20 @@ def test_damaged_shards_are_refused(tmp_path: Path) -> None:
     manifest.write_text(json.dumps({**fields, "schema_version": 9}))
     with pytest.raises(FormatError, match="schema version 9, this stage1 reads 1"):
         load_attention_data(folder)
-    manifest.write_text("{}")
-    with pytest.raises(FormatError, match="no manifest of attention shards"):
+    manifest.write_text(json.dumps({**fields, "shards": [{**fields["shards"][0], "name": "../other/shard-000000.tar"}]}))
+    with pytest.raises(FormatError, match=r"names shard 0 '\.\./other/shard-000000\.tar'"):
         load_attention_data(folder)
+    manifest.write_text("{}")
+    with pytest.raises(FormatError, match="not a manifest of attention shards"):
+        load_attention_data(folder)
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x"])
+def test_a_key_that_leads_to_another_folder_is_refused(tmp_path: Path, name: str) -> None:
+    """`stage1 extract` names its pictures by the keys."""
+    path = write(tmp_path / name, [dataclasses.replace(detection(), key="../../a")], torch.zeros((1, 6, 4, 4, 3)).byte())
+    with pytest.raises(FormatError, match=r"holds the key '\.\./\.\./a', which no clip has"):
+        load_attention_data(path)
 
 
 def test_a_folder_is_searched_for_either_format(tmp_path: Path) -> None:
@@ -119,7 +131,7 @@ def test_reading_refuses_what_is_missing_damaged_or_of_another_version(tmp_path:
     with pytest.raises(UserError, match="run `stage1 infer"):
         load_attention_data(tmp_path / "x" / "a.pt")
     (tmp_path / "a.pt").write_bytes(b"no zip")
-    with pytest.raises(FormatError, match="no attention data"):
+    with pytest.raises(FormatError, match="not attention data"):
         load_attention_data(tmp_path / "a.pt")
     torch.save({"schema_version": 9}, tmp_path / "b.pt")
     with pytest.raises(FormatError, match="schema version 9, this stage1 reads 1"):

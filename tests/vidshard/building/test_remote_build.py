@@ -232,6 +232,8 @@ def test_wrong_use(tmp_path: Path) -> None:
     for words, message in (
         ((local, "https://host/shards"), "https://host/shards cannot be written to: https:// is read-only"),
         ((local, "nonsense://x"), "nonsense://x has an unsupported scheme"),
+        ((local, "local://x"), "local://x has an unsupported scheme"),  # fsspec would open a path of this machine
+        ((local, "simplecache::s3://x/y"), "simplecache::s3://x/y has an unsupported scheme"),
         (("s3://bucket/empty", "out"), "nothing at s3://bucket/empty"),
         (("s3://no-such-bucket/x", "out"), "nothing at s3://no-such-bucket/x"),
     ):

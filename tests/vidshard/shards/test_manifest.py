@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import io
 import json
 import re
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +21,7 @@ from vidshard.util.errors import FormatError, UserError
 def small_index() -> Index:
     clips = np.zeros(3, manifest.CLIP_ROW)
     clips["clip"] = range(3)
+    clips["offset"], clips["size"] = [0, 1, 2], 1
     clips["label"] = [0, 1, -1]
     videos = np.zeros(1, manifest.VIDEO_ROW)
     videos["source_group"] = -1
@@ -125,11 +130,93 @@ def test_numbers_that_cannot_be_are_refused(folder: Path, change: tuple[bytes, b
         Manifest.from_bytes(data, where="manifest.json")
 
 
+def signed(**changes: Any) -> bytes:
+    """Return a manifest with `changes` and the right digest, as somebody may make who knows the format."""
+    fields = {**json.loads(small_manifest().to_bytes()), **changes}
+    fields.pop("digest")
+    text = json.dumps(fields, indent=1, sort_keys=True) + "\n"
+    fields["digest"] = hashlib.sha256(text.encode()).hexdigest()
+    return (json.dumps(fields, indent=1, sort_keys=True) + "\n").encode()
+
+
+def shard(**changes: Any) -> list[dict[str, Any]]:
+    return [{**json.loads(small_manifest().to_bytes())["shards"][0], **changes}]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shards": shard(name="../../.bashrc")},
+        {"shards": shard(name="/etc/passwd")},
+        {"shards": shard(name="shard-000001.tar")},
+        {"shards": shard(name=["shard-000000.tar"])},
+        {"shards": shard(bytes=-1)},
+        {"shards": shard(bytes=1.5)},
+        {"shards": shard(samples=True)},
+        {"shards": shard(samples=4)},  # than the clips of the set
+        {"shards": shard(sha256="../x")},
+        {"index": {"name": "../index.npz", "bytes": 1, "sha256": "0" * 64}},
+        {"failures": [{"path": "../a.mp4", "outcome": "failed", "reason": "damaged", "message": ""}] * 2},
+        {"failures": [{"path": "/a.mp4", "outcome": "failed", "reason": "damaged", "message": ""}] * 2},
+        {"failures": [{"path": "a.mp4", "outcome": "lost", "reason": "damaged", "message": ""}] * 2},
+        {"videos": {"found": 4, "ok": 1, "failed": 1, "skipped": 1}},
+        {"classes": [{"class": "Abuse", "label": 2, "videos": 1, "clips": 3}]},
+        {"classes": [{"class": 7, "label": 1, "videos": 1, "clips": 3}]},
+        {"settings": []},
+        {"packages": {"numpy": 2}},
+        {"generation": 2},
+        {"clips": 4},
+        {"surplus": 1},
+        {"breaks": {"../a.mp4": 1}},
+        {"clip_shape": {"num_frames": 16, "height": 112, "width": 1.5}},
+    ],
+)
+def test_a_signed_manifest_with_a_value_that_cannot_be_right_is_refused(changes: dict[str, Any]) -> None:
+    Manifest.from_bytes(signed(), where="manifest.json")
+    with pytest.raises(FormatError, match=r"^manifest\.json "):
+        Manifest.from_bytes(signed(**changes), where="manifest.json")
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("shard", 1),
+        ("offset", 2**64 - 1),
+        ("offset", 4),
+        ("size", 0),
+        ("video", 1),
+        ("label", 2),
+        ("frame_gap_seconds", np.nan),
+        ("frame_gap_seconds", -1),
+    ],
+)
+def test_an_index_with_a_clip_that_cannot_be_right_is_refused(column: str, value: float) -> None:
+    index = small_index()
+    index.clips[column][1] = value
+    with pytest.raises(FormatError, match=r"^row 1 of index\.npz is"):
+        Index.from_bytes(index.to_bytes(), where="index.npz", about=small_manifest())
+
+
+@pytest.mark.parametrize("path", ["../a.mp4", "/a.mp4", "Abuse/../../a.mp4"])
+def test_an_index_whose_paths_lead_out_of_the_source_is_refused(path: str) -> None:
+    index = dataclasses.replace(small_index(), paths=[path])
+    with pytest.raises(FormatError, match="expected a path below the source"):
+        Index.from_bytes(index.to_bytes(), where="index.npz", about=small_manifest())
+
+
+def test_an_index_that_unpacks_to_more_than_it_is_is_refused() -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("clips.npy", bytes(10_000_000))
+    with pytest.raises(FormatError, match="unpacks to more"):
+        Index.from_bytes(buffer.getvalue(), where="index.npz", about=small_manifest())
+
+
 def test_an_index_with_an_unknown_flag_is_refused() -> None:
     index = small_index()
     index.clips["flags"] = [0, 1, 1 << len(layout.FLAGS)]
     with pytest.raises(FormatError, match=r"clip flags 0x9 contain an unknown bit, .*estimated_times"):
-        Index.from_bytes(index.to_bytes(), where="index.npz")
+        Index.from_bytes(index.to_bytes(), where="index.npz", about=small_manifest())
 
 
 def test_the_log_of_a_folder_without_a_name_has_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
