@@ -48,6 +48,7 @@ def test_a_set_verifies_and_its_clips_are_those_that_were_written() -> None:
     for row in range(len(reader)):
         expected = CLIPS[reader.index.key(row)]
         record = json.loads(json.dumps(dataclasses.asdict(reader.read_record(row))))
+        record["source_group"] = record.pop("recording")  # as 0.1 called it
         assert {name: record[name] for name in expected.keys() & record.keys()} == {
             name: value for name, value in expected.items() if name not in ("pixels_sha256", "probability")
         }

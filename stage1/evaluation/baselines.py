@@ -61,7 +61,7 @@ def flags(rows: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
     """Return a warning for each shortcut that the model does not exceed, in a paired comparison at 95 %."""
     above = {row["name"]: Interval(**row["model_above"]) for row in rows}
     return [
-        f"not above the shortcut {name!r}: {metric} higher by {interval.text()}"
+        f"not above the shortcut {name!r}: {metric} differs by {interval.text()}"
         for name, interval in above.items()
         if interval.value is not None and not interval.above_zero
     ]

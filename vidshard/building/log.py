@@ -34,11 +34,11 @@ class BuildLog:
         self._seconds: dict[str, float] = defaultdict(float)  # video → decoding time
         self._task = task
         name = "build.log" if task is None else f"build.task-{task:05d}.log"
-        self._file = open(self.folder / name, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
         self._command = [urls.redact_credentials(word) for word in sys.argv]
+        self._write_source({})
+        self._file = open(self.folder / name, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
         self.line(f"vidshard {__version__}: {' '.join(self._command)}")
         self.line(about)
-        self._write_source({})
 
     def __enter__(self) -> BuildLog:
         return self

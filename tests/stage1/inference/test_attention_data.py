@@ -103,7 +103,9 @@ def test_damaged_shards_are_refused(tmp_path: Path) -> None:
     manifest.write_text(json.dumps({**fields, "schema_version": 9}))
     with pytest.raises(FormatError, match="schema version 9, this stage1 reads 1"):
         load_attention_data(folder)
-    manifest.write_text(json.dumps({**fields, "shards": [{**fields["shards"][0], "name": "../other/shard-000000.tar"}]}))
+    manifest.write_text(
+        json.dumps({**fields, "shards": [{**fields["shards"][0], "name": "../other/shard-000000.tar"}]})
+    )
     with pytest.raises(FormatError, match=r"names shard 0 '\.\./other/shard-000000\.tar'"):
         load_attention_data(folder)
     manifest.write_text("{}")
@@ -114,7 +116,9 @@ def test_damaged_shards_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["x.pt", "x"])
 def test_a_key_that_leads_to_another_folder_is_refused(tmp_path: Path, name: str) -> None:
     """`stage1 extract` names its pictures by the keys."""
-    path = write(tmp_path / name, [dataclasses.replace(detection(), key="../../a")], torch.zeros((1, 6, 4, 4, 3)).byte())
+    path = write(
+        tmp_path / name, [dataclasses.replace(detection(), key="../../a")], torch.zeros((1, 6, 4, 4, 3)).byte()
+    )
     with pytest.raises(FormatError, match=r"holds the key '\.\./\.\./a', which no clip has"):
         load_attention_data(path)
 
