@@ -112,7 +112,7 @@ def test_scores_from_a_folder_and_from_tables_agree(tmp_path: Path) -> None:
 def test_scores_that_do_not_fit_the_length_are_refused(tmp_path: Path) -> None:
     rows = ["video,score", *["Abuse001_x264,0.5"] * 9, *["Arson002_x264,0.5"] * 6, *["Normal_Videos_003_x264,0.1"] * 3]
     (tmp_path / "a.csv").write_text("\n".join(rows), encoding="utf-8")
-    with pytest.raises(UserError, match="Abuse001_x264 has 9 scores for 64 frames: neither one a frame"):
+    with pytest.raises(UserError, match="Abuse001_x264 has 9 scores for 64 frames: neither one per frame"):
         evaluate_scores(config(tmp_path, scores=tmp_path / "a.csv"))
 
 

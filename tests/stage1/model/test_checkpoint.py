@@ -65,7 +65,7 @@ def test_code_in_a_file_does_not_run(tmp_path: Path) -> None:
             return os.mkdir, (str(tmp_path / "trapped"),)
 
     torch.save({"format": "stage1 checkpoint", "trap": Trap()}, tmp_path / "x.pt")
-    with pytest.raises(UserError, match="no stage1 checkpoint"):
+    with pytest.raises(UserError, match="not a stage1 checkpoint"):
         load_checkpoint(tmp_path / "x.pt")
     assert not (tmp_path / "trapped").exists()
 
