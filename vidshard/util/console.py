@@ -24,6 +24,7 @@ EXIT_ERROR = 1
 EXIT_PARTLY_FAILED = 2
 EXIT_STOPPED = 75  # not 0, so that jobs that depend on a finished run do not start
 PLAIN_LINE_SECONDS = 10.0  # interval between progress lines without a terminal
+FIRST_LINE_SECONDS = 2.0  # until the first, which says how long a long step will take
 LOGGERS = ("vidshard", "stage1")
 
 
@@ -125,7 +126,7 @@ _ERRORS_OF_THE_SYSTEM = {
 
 
 class Progress:
-    """A progress bar with ETA on a terminal; otherwise a plain line every ten seconds and at the end.
+    """A progress bar with ETA on a terminal; otherwise a plain line after two seconds, every ten, and at the end.
 
     >>> with Progress("Building", total=3, unit="video", stream=sys.stdout) as progress:
     ...     for _ in range(3):
@@ -139,7 +140,8 @@ class Progress:
         self.stream = stream if stream is not None else sys.stderr
         self.done = 0
         self.note = ""
-        self._start = self._last_line = time.monotonic()
+        self._start = time.monotonic()
+        self._next_line = self._start + FIRST_LINE_SECONDS
         self._bar: Any = None
         if self.shown and self.stream.isatty():
             from tqdm import tqdm
@@ -156,8 +158,8 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(self.note, refresh=False)
             self._bar.update(count)
-        elif time.monotonic() - self._last_line >= PLAIN_LINE_SECONDS and self.done < self.total:
-            self._last_line = time.monotonic()
+        elif time.monotonic() >= self._next_line and self.done < self.total:
+            self._next_line = time.monotonic() + PLAIN_LINE_SECONDS
             self._print_line()
 
     def __exit__(self, *exc: object) -> None:

@@ -78,6 +78,7 @@ def test_without_a_terminal_progress_is_plain_lines(monkeypatch: pytest.MonkeyPa
     stream = io.StringIO()
     with Progress("Building", total=3, unit="video", stream=stream) as progress:
         monkeypatch.setattr("vidshard.util.console.PLAIN_LINE_SECONDS", 0.0)
+        monkeypatch.setattr("vidshard.util.console.FIRST_LINE_SECONDS", 0.0)
         progress.advance()
         progress.advance(2, note="1 failed")
     first, last = stream.getvalue().splitlines()
