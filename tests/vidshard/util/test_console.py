@@ -76,9 +76,8 @@ def test_an_error_that_is_ours_keeps_its_traceback() -> None:
 
 def test_without_a_terminal_progress_is_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
+    monkeypatch.setattr("vidshard.util.console.FIRST_LINE_SECONDS", 0.0)
     with Progress("Building", total=3, unit="video", stream=stream) as progress:
-        monkeypatch.setattr("vidshard.util.console.PLAIN_LINE_SECONDS", 0.0)
-        monkeypatch.setattr("vidshard.util.console.FIRST_LINE_SECONDS", 0.0)
         progress.advance()
         progress.advance(2, note="1 failed")
     first, last = stream.getvalue().splitlines()
