@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from vidshard.util.console import LOGGERS
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make every warning an error in CI, the ignored ones apart."""
+    if os.environ.get("CI"):
+        config.getini("filterwarnings").insert(0, "error")
 
 
 @pytest.fixture(autouse=True)
