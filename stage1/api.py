@@ -87,7 +87,7 @@ def train(
 
 
 def _train_config(options: dict[str, Any], from_file: dict[str, Any]) -> TrainConfig:
-    """Merge options as the command does: preset, file, network, then what is given."""
+    """Merge options in the order of the command: preset, file, network, then the options that are passed."""
     preset, size = options.pop("preset", "default"), options.pop("model_size", None)
     for name, value, known in (("preset", preset, PRESETS), ("model_size", size or "base", SIZES)):
         if value not in known:

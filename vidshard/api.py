@@ -55,7 +55,7 @@ def build(source: Place | BuildConfig, **options: Any) -> BuildReport:
         UserError: An unknown option or a bad value, no videos, doubtful labels (pass ``yes=True`` to accept them), or
             `out` holds another build.
         OSError: The disk is full.
-        KeyboardInterrupt: Ctrl-C or SIGTERM. What is finished stays on disk.
+        KeyboardInterrupt: Ctrl-C or SIGTERM. Finished shards stay on disk.
     """
     return run.build(_build_config(source, options, "build"))
 
@@ -71,7 +71,7 @@ def dry_run(source: Place | BuildConfig, **options: Any) -> tuple[Estimate, ...]
         tuple[Estimate, ...]: One per split: ``videos``, ``hours`` of video, ``clips``, ``bytes``, ``seconds``.
 
     Raises:
-        UserError: As for `build`; what is in `out` is not checked.
+        UserError: As for `build`, except that the contents of `out` are not checked.
     """
     return run.dry_run(_build_config(source, options, "dry_run"))
 

@@ -23,7 +23,7 @@ def evaluate(**options: Any) -> None:
     """Evaluate a checkpoint, or any model's scores.
 
     Prints metrics with confidence intervals: of --checkpoint on --shards, or of --scores against --annotations. With
-    --annotations alone, prints what trivial and perfect scorers reach.
+    --annotations alone, prints the metrics of trivial and perfect scorers.
     """
     given = given_options()
     of_lists = option_names(ScoresConfig)

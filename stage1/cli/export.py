@@ -20,7 +20,9 @@ from vidshard.util.options import command, config_options
     "--format", "format_", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="Format of the file."
 )
 @click.option("--out", type=LOCAL_PATH, default="stage1.onnx", show_default=True, help="File to write.")
-@click.option("--shards", type=location, metavar="PLACE", help="Check the file on these clips, not on noise.")
+@click.option(
+    "--shards", type=location, metavar="PLACE", help="Check the exported model on these clips instead of random noise."
+)
 @click.option("--num-checked", type=int, default=32, show_default=True, help="Number of clips to check.")
 def export(format_: str, checkpoint: Path, out: Path, shards: Any, num_checked: int) -> None:
     """Export a model for ONNX Runtime.

@@ -20,7 +20,7 @@ CONFIG_FILE = click.option(
     group=_GROUP,
     type=LOCAL_PATH,
     metavar="FILE",
-    help="TOML file of training options, such as the run.toml of a run; options given here win.",
+    help="TOML file of training options, such as the run.toml of a run; command-line options take precedence.",
 )
 SETTINGS = click.option(
     "--set",

@@ -32,12 +32,12 @@ def check_out(folder: Path) -> None:
     nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not nearest.is_dir():
         what = "is a file" if nearest == folder else f"is below the file {nearest}"
-        raise UserError(f"`out` {folder} {what}, expected a folder; name another `out`")
+        raise UserError(f"`out` {folder} {what}, expected a folder; choose another `out`")
     try:
         tempfile.TemporaryFile(dir=nearest).close()
     except OSError as error:
         raise UserError(
-            f"`out` {folder} cannot be written to ({error.strerror}: {nearest}); name another `out`"
+            f"`out` {folder} cannot be written to ({error.strerror}: {nearest}); choose another `out`"
         ) from error
 
 

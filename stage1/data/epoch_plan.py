@@ -99,7 +99,7 @@ def clips_of_bag(num_clips: int, *, max_clips: int, seed: int, epoch: int, bag: 
 
 
 def balanced_clips(groups: Rows, *, weights: Sequence[float], seed: int, epoch: int) -> Rows:
-    """Return positions of clips, as many as there are clips, with each group's share as in `weights` (to one clip).
+    """Return as many clip positions as there are clips; each group's share matches `weights` to within one clip.
 
     Within a group, clips appear equally often, give or take one. `groups` holds the group of each clip, from 0.
 

@@ -90,7 +90,7 @@ def sampling_config(settings: dict[str, Any], *, shape: ClipShape) -> SamplingCo
     if shape.height != shape.width or settings.get("clip_len") != shape.num_frames:
         raise UserError(
             f"the checkpoint takes clips of {shape}, which `vidshard build` cannot cut out of videos (square frames, "
-            f"{settings.get('clip_len')} of them); build the shards another way and name them with `shards`"
+            f"{settings.get('clip_len')} of them); build the shards another way and pass them as `shards`"
         )
     names = {field.name for field in dataclasses.fields(SamplingConfig)}
     return SamplingConfig(**{name: value for name, value in settings.items() if name in names})

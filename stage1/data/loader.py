@@ -357,7 +357,10 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
         if self.max_bad_clips is None:
             return
         if len(self.bad_clips) > self.max_bad_clips:
-            raise FormatError(f"{len(self.bad_clips)} bad clips, allowed are {self.max_bad_clips}: {error}") from error
+            raise FormatError(
+                f"{len(self.bad_clips)} bad clips, more than the {self.max_bad_clips} that `max_bad_clips` allows; "
+                f"the last: {error}"
+            ) from error
         outcome = "replaced" if self.shuffle else "left out"
         logger.warning(f"bad clip {len(self.bad_clips)} of {self.max_bad_clips} allowed, {outcome}: {error}")
 

@@ -253,7 +253,7 @@ def _note_config(config: CrossvalConfig, clips: GroupedClips, test: GroupedClips
             changes = changed_options(before.pop("training"), now.pop("training")) + changed_options(before, now)
             raise UserError(
                 f"{config.out} contains a cross-validation with different options or data "
-                f"({next(iter(changes), 'a different version')}); name another `out`, or remove it"
+                f"({next(iter(changes), 'a different version')}); choose another `out`, or remove it"
             )
     atomic.write_json(path, now)
 
@@ -267,7 +267,7 @@ def run_split(config: CrossvalConfig, split: Split, clips: GroupedClips, held: G
     path = folder / SCORES_NAME
     keeps = _keeps_checkpoint(split, config)
     if path.is_file() and keeps and not (folder / files.BEST_NAME).is_file():
-        raise UserError(f"{folder} was run without `save_attention` and has no checkpoint; name another `out`")
+        raise UserError(f"{folder} was run without `save_attention` and has no checkpoint; choose another `out`")
     if path.is_file():
         with np.load(path) as saved:
             return HeldOutScores(rows=saved["rows"], confidences=saved["confidences"])
@@ -362,8 +362,8 @@ def compare_with_shortcuts(
 ) -> list[dict[str, Any]]:
     """Evaluate every shortcut in the splits of one seed, and compare the model's AUC with it.
 
-    Shortcuts are fitted to at most SHORTCUT_CLIPS of each video. Shortcuts and model, whose P(crime) is `confidences`,
-    are evaluated on that many.
+    Shortcuts are fitted to at most SHORTCUT_CLIPS of each video. Both the shortcuts and the
+    model, whose P(crime) is `confidences`, are evaluated on at most that many clips of a video.
     """
     train_rows, train_features = _shortcut_features(clips.reader)
     rows, features = (train_rows, train_features) if held is clips else _shortcut_features(held.reader)

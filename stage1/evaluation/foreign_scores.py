@@ -117,7 +117,7 @@ def _layout(scores: ForeignScores, num_frames: int, snippet_frames: int, *, wher
         return f"{snippet_frames}-frame snippets"
     raise UserError(
         f"{where} has {count:,} scores for {num_frames:,} frames: neither one per frame nor one for each "
-        f"{snippet_frames} frames ({num_frames / snippet_frames:.1f}), nor {SEGMENTS} segments; name the length of a "
+        f"{snippet_frames} frames ({num_frames / snippet_frames:.1f}), nor {SEGMENTS} segments; give the length of a "
         "snippet by `snippet_frames`, or give first_frame and last_frame in a CSV"
     )
 

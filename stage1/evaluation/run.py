@@ -544,7 +544,7 @@ def _warnings(
     elif levels["clips"]["auc"]["num_units"] < 10:
         warnings.append(f"only {levels['clips']['auc']['num_units']} recordings: intervals are rough with so few")
     if config.train_shards is None:
-        warnings.append("no shortcut baselines: name the training shards by `train_shards`")
+        warnings.append("there are no shortcut baselines; pass the training shards as `train_shards`")
     if config.val_shards is None:
         warnings.append("not calibrated here: name validation shards by `val_shards`")
     elif chosen.temperature == 1:

@@ -141,8 +141,8 @@ def check_clip_bytes(num_detections: int, clip_shape: ClipShape, *, threshold: f
     total = num_detections * clip_shape.num_bytes
     if total > MAX_CLIP_BYTES:
         raise UserError(
-            f"the clips of {num_detections:,} detections are {total / 2**30:.1f} GiB, a file of tensors holds at most "
-            f"{MAX_CLIP_BYTES / 2**30:.0f} GiB; the scores are kept: run the same command with `resume` and "
+            f"the clips of {num_detections:,} detections take {total / 2**30:.1f} GiB, but a file of tensors holds at "
+            f"most {MAX_CLIP_BYTES / 2**30:.0f} GiB; the scores are kept: run the same command with `resume` and "
             f"`attention_format` shards, which have no limit, or with a `threshold` above {threshold:g}"
         )
 
@@ -383,7 +383,8 @@ def _read_shard(path: Path, size: int, shape: ClipShape) -> Iterator[tuple[dict[
 def _checked(path: Path, version: object, fields: dict[str, Any]) -> AttentionData:
     if version != SCHEMA_VERSION:
         raise FormatError(
-            f"{path} has schema version {version!r}, this stage1 reads {SCHEMA_VERSION}; run `stage1 infer` again"
+            f"{path} has schema version {version!r}, but this stage1 reads only {SCHEMA_VERSION}; run "
+            "`stage1 infer` again"
         )
     try:
         data = AttentionData(**fields)

@@ -74,7 +74,7 @@ def extract(config: ExtractConfig) -> ExtractReport:
     """
     files.check_out(config.out)
     if config.out.is_dir() and any(config.out.iterdir()):
-        raise UserError(f"`out` {config.out} is not empty; name another folder, or remove this one")
+        raise UserError(f"`out` {config.out} is not empty; choose another folder, or remove this one")
     data = load_attention_data(config.folder, for_training=not config.for_looking)
     warnings = leak_warnings(config, {name for name in data.classes if name})
     num_frames_of = _lengths(config.folder)

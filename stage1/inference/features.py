@@ -134,11 +134,13 @@ def _start(out: Path, facts: dict[str, Any]) -> None:
     wanted = {name: value for name, value in facts.items() if name != "checkpoint"}
     if plan.is_file():
         if json.loads(plan.read_bytes()) != wanted:
-            raise UserError(f"{out} contains features of a different model or of different shards; name another `out`")
+            raise UserError(
+                f"{out} contains features of a different model or of different shards; choose another `out`"
+            )
         (out / SUMMARY_NAME).unlink(missing_ok=True)
         return
     if any(out.glob("*.npy")):
-        raise UserError(f"{out} contains arrays that this command did not write; name another `out`")
+        raise UserError(f"{out} contains arrays that this command did not write; choose another `out`")
     atomic.write_json(plan, wanted)
 
 

@@ -168,7 +168,7 @@ class VideoScore:
 
     @property
     def confidence(self) -> float | None:
-        """Highest score of a second; None without any."""
+        """Highest score of any second; None if no second has a score."""
         return max((score for score in self.scores if score is not None), default=None)
 
     @property

@@ -153,7 +153,7 @@ def infer(config: InferConfig) -> InferReport | None:
         return _on_all_ranks(config, [fold])
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
-            "`videos` runs in one process, but WORLD_SIZE is above 1; build shards first and name them with `shards`"
+            "`videos` runs in one process, but WORLD_SIZE is above 1; build shards first and pass them as `shards`"
         )
     with from_videos.temporary_shards(
         config.videos, shape=fold.checkpoint.shape, sampling=fold.checkpoint.sampling, workers=config.workers
@@ -610,7 +610,7 @@ def _check_paths(paths: set[str], root: Path | None, config: InferConfig) -> lis
     if paths and root is None:
         return [
             f"the folder of the videos of {config.shards} is unknown (its log folder is missing), so video_path is "
-            "relative; name the folder with `video_root`"
+            "relative; pass the folder as `video_root`"
         ]
     missing = sorted(path for path in paths if not Path(path).is_file())
     if missing:

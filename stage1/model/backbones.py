@@ -114,7 +114,7 @@ def training_options(name: str, weights: str | None, *, confirm: Confirm) -> dic
     if name not in NAMES:
         raise UserError(
             f"`weights` needs `backbone` {', '.join(NAMES)}, but `backbone` is {name}, which is trained from scratch; "
-            "name another backbone, or no weights"
+            "choose another backbone, or no weights"
         )
     options: dict[str, Any] = {
         "model": {"backbone": name, "norm": "frozen" if weights else "group"},
@@ -193,7 +193,9 @@ def find_weights(network: str, name: str, *, confirm: Confirm) -> Path:
     try:
         torch.hub.download_url_to_file(url, str(path), hash_prefix=digest)
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{url} cannot be downloaded ({error}); download it elsewhere and name the file") from error
+        raise UserError(
+            f"{url} cannot be downloaded ({error}); download it on another machine and pass the path of the file"
+        ) from error
     return path
 
 

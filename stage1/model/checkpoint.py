@@ -140,7 +140,7 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> Che
     version = fields.pop("format_version", None)
     if version != CHECKPOINT_VERSION:
         raise UserError(
-            f"{path} is a stage1 checkpoint of format version {version}, this stage1 reads version "
+            f"{path} is a stage1 checkpoint of format version {version}, but this stage1 reads only version "
             f"{CHECKPOINT_VERSION}; install the stage1 version that wrote it, or train again"
         )
     if digest is None:

@@ -385,7 +385,7 @@ def _column(history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float
 def line_chart(
     title: str, lines: Sequence[tuple[str, Sequence[tuple[float, float]]]], *, top: float | None = None
 ) -> dict[str, Any] | None:
-    """Scale lines of (x, y) to a drawing of 400 × 150; return None without points.
+    """Scale lines of (x, y) to a drawing of 400 × 150; return None if there are no points.
 
     The axis of y begins at 0 (or below) and ends at `top`, else at the highest value.
     """
@@ -425,8 +425,8 @@ def _read_evaluation(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     digest = fields["shards"]["digest"] if "levels" in fields else None
     if digest != run["shards"]["digest"]:
         raise UserError(
-            f"{path} evaluates other shards than this run scored ({run['shards']['path']}); evaluate these, or omit "
-            "`evaluation`"
+            f"{path} is an evaluation of other shards than this run scored ({run['shards']['path']}); evaluate those, "
+            "or omit `evaluation`"
         )
     return fields
 

@@ -76,7 +76,7 @@ class Objective(Protocol):
     def aggregate(
         self, logits_NK: torch.Tensor, labels_N: torch.Tensor, rows_N: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Aggregate logits (N, 2) and labels (N,) of clips to those of the samples that validation scores.
+        """Aggregate the logits (N, 2) and labels (N,) of clips into those of the validation samples.
 
         `rows_N` are the rows of the clips in the index.
         """
@@ -173,7 +173,7 @@ class ClipObjective:
         )
 
     def validation_loader(self, data: TrainData, device: torch.device) -> ClipLoader | None:
-        """Create the loader of the validation clips, each once over all ranks; return None without any."""
+        """Create the loader of the validation clips, each once over all ranks; return None if there are none."""
         if data.validation is None:
             return None
         return ClipLoader(

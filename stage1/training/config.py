@@ -89,7 +89,8 @@ class TrainConfig:
     workers: int = option(1, help="Threads that read shards.", group=_SPEED, at_least=1)
     clips_per_video_per_epoch: int = option(
         1,
-        help="Different clips of each video in an epoch, so that long videos do not dominate; 0 uses all clips.",
+        help="Clips to draw from each video per epoch, different ones each time, so that long videos do not dominate; "
+        "0 uses all.",
         group=_DATA,
         at_least=0,
     )
@@ -137,7 +138,7 @@ class TrainConfig:
     tensorboard: bool = option(False, help="Also write TensorBoard event files, to OUT/tensorboard.", group=_OUTPUT)
     resume: bool | Literal["auto"] = option(
         False,
-        help="Resume the run in --out, in mid-epoch too; auto: start a new run if there is none.",
+        help="Resume the run in --out, even mid-epoch; auto: start a new run if there is none.",
         is_flag=False,
         flag_value="always",
         type=click.Choice(["always", "auto"]),

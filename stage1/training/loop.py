@@ -172,7 +172,7 @@ def check_out(config: TrainConfig) -> bool:
     if held and not (config.resume and can_resume):
         hint = "resume it with `resume`, " if can_resume else ""
         raise UserError(
-            f"{config.out} contains another run ({', '.join(held)}); {hint}name another `out`, or remove it"
+            f"{config.out} contains another run ({', '.join(held)}); {hint}choose another `out`, or remove it"
         )
     return bool(held)
 
@@ -518,13 +518,13 @@ def _check_same_run(run: TrainingRun, saved: Checkpoint, path: Path) -> None:
     if changed:
         raise UserError(
             f"{path} was trained with {changed[0]}; resume with the same options (only options that do not affect the "
-            "weights may differ), or name another `out`"
+            "weights may differ), or choose another `out`"
         )
     if saved.run_state["global_batch"] != run.global_batch:
         raise UserError(
             f"{path} was trained with {saved.run_state['global_batch']} clips per step, got {run.global_batch} "
             f"(`batch_size` {run.config.batch_size} × `accumulate` {run.config.accumulate} × "
-            f"{distributed.world_size()} processes); keep the product, or name another `out`"
+            f"{distributed.world_size()} processes); keep the product, or choose another `out`"
         )
 
 

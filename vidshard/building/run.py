@@ -635,7 +635,7 @@ class BuildRun:
             num_clips = sum(chunk.num_clips for chunk in chunks)
             raise UserError(
                 f"not enough free disk for {self.state.out}: {num_clips:,} clips need {_size(needed)}, "
-                f"{_size(free)} are free; free some space, use another `out`, or build fewer or smaller clips"
+                f"{_size(free)} are free; free some space, choose another `out`, or build fewer or smaller clips"
             )
 
 

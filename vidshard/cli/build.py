@@ -34,7 +34,7 @@ vidshard build videos/Train --sampling dense --out shards/Train"""
     group="Job arrays",
     type=int,
     metavar="N",
-    help="Number of tasks; 1 builds everything here.",
+    help="Number of tasks; with 1, this process builds everything.",
 )
 def build(dry_run: bool, task_index: int | None, task_count: int | None, **options: Any) -> int:
     """Decode the videos of SOURCE into shards.

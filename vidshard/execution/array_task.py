@@ -60,7 +60,9 @@ class TaskRequest:
     members: int | None = None
 
     def resolve(self, recorded: Numbering | None) -> tuple[int, Numbering]:
-        """Return the task index, from 0, and the numbering. `recorded`: that of an earlier array in this folder.
+        """Return the task index, from 0, and the numbering.
+
+        `recorded`: the numbering of an earlier array in this folder.
 
         Raises UserError if the index cannot be determined.
 

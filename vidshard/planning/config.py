@@ -68,7 +68,7 @@ class BuildConfig:
     )
     seed: int = option(0, help="Random seed of --limit.", group=_DATASET)
     follow_links: bool = option(False, help="Also follow symbolic links that leave SOURCE.", group=_DATASET)
-    resize: str = option("squash", help="How a frame is made square.", group=_FRAMES, choices=RESIZES)
+    resize: str = option("squash", help="How to make frames square.", group=_FRAMES, choices=RESIZES)
     codec: str = option(
         "raw",
         help="Pixel storage. raw: exact, no compression; zstd: half the size, slower to read; jpeg: a fifth, lossy.",
@@ -84,7 +84,7 @@ class BuildConfig:
     shard_mb: int = option(64, help="Pixel data in a full shard, in MiB.", group=_FRAMES, above=0)
     full_check: bool = option(False, help="Decode every frame of a video, and reject damaged videos.", group=_CHECKS)
     allow_damaged: bool = option(
-        False, help="As --full-check, but keep damaged videos and flag their clips.", group=_CHECKS
+        False, help="Like --full-check, but keep damaged videos and flag their clips.", group=_CHECKS
     )
     max_failures: int | None = option(
         None,

@@ -228,12 +228,12 @@ class Manifest:
             raise FormatError(f"{where} has format {fields.get('format')!r}, expected {layout.FORMAT_NAME!r}")
         if fields.get("format_version") != layout.FORMAT_VERSION:
             raise FormatError(
-                f"{where} has format version {fields.get('format_version')!r}, this vidshard reads "
+                f"{where} has format version {fields.get('format_version')!r}, but this vidshard reads only "
                 f"version {layout.FORMAT_VERSION}; install the vidshard that wrote it, or build again"
             )
         if fields.get("codec") not in layout.READABLE_CODECS:
             readable = ", ".join(layout.READABLE_CODECS)
-            raise FormatError(f"{where} has codec {fields.get('codec')!r}, this vidshard reads {readable}")
+            raise FormatError(f"{where} has codec {fields.get('codec')!r}, but this vidshard reads only {readable}")
         if digest != _digest(fields) or data != _canonical({**fields, "digest": digest}):
             raise FormatError(f"{where} was changed or damaged after it was written; build again or restore it")
         try:
@@ -351,7 +351,7 @@ class Index:
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 if any(member.file_size > len(data) for member in archive.infolist()):
-                    raise ValueError("it unpacks to more than it is, which ours never does")
+                    raise ValueError("it would unpack to more bytes than the file has, which vidshard never writes")
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 clips, videos = arrays["clips"], arrays["videos"]
                 tables = {field: _unpack(arrays[name]) for field, name in _STRING_TABLES.items()}

@@ -291,7 +291,7 @@ def _is_text(head: bytes) -> bool:
 
 
 def by_content_note(paths: Collection[str]) -> list[str]:
-    """Return a note about videos whose names are not those of videos, if any."""
+    """Return a note about files that were recognised as videos by their content alone, if any."""
     if not paths:
         return []
     some = sorted(paths, key=path_bytes)
@@ -386,12 +386,12 @@ def _nothing_found(root: Location, skipped: Collection[Failure]) -> str:
     sets = sorted(shard_folders & {path.parent for path in others if path.name == MANIFEST_NAME})
     if sets:
         places = ", ".join(str(root / str(place) if place.name else root) for place in sets[:3])
-        return f"no video in {root}, but finished shards ({places}): name the folder of the videos, or of one shard set"
+        return f"no video in {root}, but finished shards ({places}): pass the folder of the videos, or of one shard set"
     pictures = [f.path for f in skipped if f.path.lower().endswith(PICTURE_SUFFIXES)]
     if pictures:
         return (
             f"{root} holds {len(pictures):,} pictures (such as {pictures[0]}) and no video: folders of frames cannot "
-            f"be built, because the frame times are unknown; name the videos ({SHOWN_SUFFIXES})"
+            f"be built, because the frame times are unknown; pass the videos ({SHOWN_SUFFIXES})"
         )
     reasons = Counter(failure.reason for failure in skipped)
     found = f"; skipped: {', '.join(f'{n:,} {reason}' for reason, n in sorted(reasons.items()))}" if reasons else ""

@@ -62,7 +62,9 @@ class ShardCache:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             free = shutil.disk_usage(self.folder).free
         except OSError as error:
-            raise UserError(f"`cache_dir` {self.folder} cannot be used: {error.strerror}; name another one") from error
+            raise UserError(
+                f"`cache_dir` {self.folder} cannot be used: {error.strerror}; choose another one"
+            ) from error
         limit = int(config.limit_gb * 1e9) if config.limit_gb else int(FREE_SHARE * (free + self._used_bytes()))
         self.limit_bytes = limit
 

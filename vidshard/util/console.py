@@ -31,8 +31,8 @@ LOGGERS = ("vidshard", "stage1")
 def with_flags(text: str) -> str:
     """Replace the names of options, in backquotes in the messages of libraries, by those of the command line.
 
-    >>> with_flags("the folder holds another build; name another `out`, or pass `follow_links`")
-    'the folder holds another build; name another --out, or pass --follow-links'
+    >>> with_flags("the folder holds another build; choose another `out`, or pass `follow_links`")
+    'the folder holds another build; choose another --out, or pass --follow-links'
     """
     return re.sub(r"`([a-z][a-z0-9_]*)`", lambda match: "--" + match[1].replace("_", "-"), text)
 

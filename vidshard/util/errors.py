@@ -2,7 +2,10 @@
 
 
 class UserError(Exception):
-    """Wrong usage or unusable input. The message says what, got, expected, where, and what to do. Exit code 1."""
+    """Wrong usage or unusable input; exit code 1.
+
+    The message states what is wrong and where, the value received, the value expected, and what to do.
+    """
 
 
 class FormatError(UserError):

@@ -29,7 +29,9 @@ class SamplingConfig:
         help="uniform: frames spread over the video; dense: consecutive windows; annotated: windows of events only.",
         choices=("uniform", "dense", "annotated"),
     )
-    clips_per_video: int = option(1, help="uniform: clips per video, each from an equal span of it.", at_least=1)
+    clips_per_video: int = option(
+        1, help="uniform: number of clips per video, one from each of as many equal spans.", at_least=1
+    )
     stride: int | None = option(
         None, help="dense: step between windows, in frames.", default_text="clip length", at_least=1
     )

@@ -404,7 +404,7 @@ def _check_pace(seconds: npt.NDArray[np.float64]) -> None:
     """Raise VideoError if the timestamps of the file are impossible; decoders themselves do not check this."""
     gaps = np.diff(seconds)
     if gaps.size and np.median(gaps) > _MAX_GAP_SECONDS:
-        raise VideoError(DAMAGED, f"its clock says that {np.median(gaps):,.0f} seconds pass from frame to frame")
+        raise VideoError(DAMAGED, f"by its timestamps, its frames are {np.median(gaps):,.0f} seconds apart (median)")
 
 
 def _check_complete(stream: Any, num_packets: int, num_bytes: int, file_size: int) -> None:

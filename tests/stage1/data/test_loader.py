@@ -373,7 +373,7 @@ def test_bad_clips_are_replaced_within_a_budget(folder: Path, capsys: pytest.Cap
     assert [row for batch in evaluation for row in batch.indices.tolist() if row >= 0] == [
         row for row in range(NUM_CLIPS) if row not in (9, 11)
     ]
-    with pytest.raises(FormatError, match="2 bad clips, allowed are 1"):
+    with pytest.raises(FormatError, match="2 bad clips, more than the 1 that `max_bad_clips` allows"):
         list(ClipLoader(ClipReader(folder), batch_size=5, shuffle=True, max_bad_clips=1))
 
 

@@ -143,10 +143,10 @@ def test_another_configuration_in_the_same_folder_is_refused(tmp_path: Path) -> 
     config = _config(tmp_path, shards, seeds=1, random_split=False)
     crossval(config)
     other = _config(tmp_path, shards, seeds=1, random_split=False, folds=3)
-    with pytest.raises(UserError, match=r"different options or data \(`folds` 2, got 3\); name another `out`"):
+    with pytest.raises(UserError, match=r"different options or data \(`folds` 2, got 3\); choose another `out`"):
         crossval(other)
     other = dataclasses.replace(config, training=dataclasses.replace(config.training, lr=0.5))
-    with pytest.raises(UserError, match=r"different options or data \(`lr` 0.001, got 0.5\); name another `out`"):
+    with pytest.raises(UserError, match=r"different options or data \(`lr` 0.001, got 0.5\); choose another `out`"):
         crossval(other)
 
 

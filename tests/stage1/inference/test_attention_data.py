@@ -101,7 +101,7 @@ def test_damaged_shards_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="hold 3 detections, expected 4"):
         load_attention_data(folder)
     manifest.write_text(json.dumps({**fields, "schema_version": 9}))
-    with pytest.raises(FormatError, match="schema version 9, this stage1 reads 1"):
+    with pytest.raises(FormatError, match="schema version 9, but this stage1 reads only 1"):
         load_attention_data(folder)
     manifest.write_text(
         json.dumps({**fields, "shards": [{**fields["shards"][0], "name": "../other/shard-000000.tar"}]})
@@ -138,7 +138,7 @@ def test_reading_refuses_what_is_missing_damaged_or_of_another_version(tmp_path:
     with pytest.raises(FormatError, match="not attention data"):
         load_attention_data(tmp_path / "a.pt")
     torch.save({"schema_version": 9}, tmp_path / "b.pt")
-    with pytest.raises(FormatError, match="schema version 9, this stage1 reads 1"):
+    with pytest.raises(FormatError, match="schema version 9, but this stage1 reads only 1"):
         load_attention_data(tmp_path / "b.pt")
 
 
@@ -165,5 +165,5 @@ def test_a_field_of_another_length_is_refused(tmp_path: Path, field: str, text: 
 def test_more_clips_than_memory_are_refused() -> None:
     shape = ClipShape(num_frames=16, height=112, width=112)
     attention_data.check_clip_bytes(1000, shape, threshold=0.5)
-    with pytest.raises(UserError, match=r"20,000 detections are 11.2 GiB, .* at most 8 GiB; .* `threshold` above 0.5"):
+    with pytest.raises(UserError, match=r"20,000 detections take 11.2 GiB, .* at most 8 GiB; .* `threshold` above 0.5"):
         attention_data.check_clip_bytes(20_000, shape, threshold=0.5)

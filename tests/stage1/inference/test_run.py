@@ -169,7 +169,7 @@ def test_video_root_and_missing_videos(place: Path) -> None:
     assert all(Path(entry["video_path"]).is_file() for entry in anomalies(place))
     (place / "shards" / "Test.log" / "source.json").unlink()
     result = stage1("infer")
-    assert "video_path is relative; name the folder with --video-root" in result.stderr
+    assert "video_path is relative; pass the folder as --video-root" in result.stderr
     assert anomalies(place)[0]["video_path"] == anomalies(place)[0]["source"]
     result = stage1("infer", "--video-root", "nowhere")
     assert (result.exit_code, "--video-root nowhere is not a folder" in result.stderr) == (1, True)

@@ -81,7 +81,7 @@ def test_unknown_versions_and_fields_are_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "a.pt", make())
     fields = torch.load(tmp_path / "a.pt", weights_only=True)
     torch.save({**fields, "format_version": 99}, tmp_path / "new.pt")
-    with pytest.raises(UserError, match="format version 99, this stage1 reads version 2"):
+    with pytest.raises(UserError, match="format version 99, but this stage1 reads only version 2"):
         load_checkpoint(tmp_path / "new.pt")
     save_checkpoint(tmp_path / "more.pt", Later(**dataclasses.asdict(make())))
     with pytest.raises(UserError, match="unknown field"):

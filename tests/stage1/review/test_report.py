@@ -104,7 +104,7 @@ def test_an_evaluation_is_shown_where_it_is_of_the_same_shards(run_folder: Path,
 
     others = write_shards(tmp_path / "others", random_clips(4), [0, 1, 1, 0])
     evaluate(dataclasses.replace(config, shards=others, out=tmp_path / "evaluation2"))
-    with pytest.raises(UserError, match="evaluates other shards than this run scored"):
+    with pytest.raises(UserError, match="is an evaluation of other shards than this run scored"):
         write_report(ReportConfig(folder=run_folder, evaluation=tmp_path / "evaluation2"))
     with pytest.raises(UserError, match="run `stage1 evaluate --out"):
         write_report(ReportConfig(folder=run_folder, evaluation=tmp_path / "none"))

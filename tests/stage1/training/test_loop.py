@@ -244,7 +244,7 @@ def test_resume_refuses_other_options_and_other_data(tmp_path: Path, shards: Pat
 
 def test_a_folder_with_another_run_is_refused(tmp_path: Path, shards: Path) -> None:
     train(config(shards, tmp_path / "out", epochs=1))
-    with pytest.raises(UserError, match=r"contains another run .*`resume`, name another `out`, or remove it"):
+    with pytest.raises(UserError, match=r"contains another run .*`resume`, choose another `out`, or remove it"):
         train(config(shards, tmp_path / "out"))
 
 
@@ -617,12 +617,12 @@ def run_command(*arguments: str) -> Result:
 BAD_USE = {
     "--shards none": "error: no shard folder none: build it first",
     "--shards good --val-shards none": "error: no shard folder none: build it first",
-    "--shards good --out run": "error: run contains another run (last.pt); resume it with --resume, name another",
-    "--shards good --out file": "error: --out file is a file, expected a folder; name another --out",
+    "--shards good --out run": "error: run contains another run (last.pt); resume it with --resume, choose another",
+    "--shards good --out file": "error: --out file is a file, expected a folder; choose another --out",
     "--shards good --out file/a": "error: --out file/a is below the file",
     "--shards good --resume": "error: nothing to resume: no checkpoints/last.pt; start the run without --resume",
     "--shards good --out run --resume": "error: run/last.pt is not a stage1 checkpoint, or is damaged",
-    "--shards good --out newer-run --resume": "of format version 99, this stage1 reads version 2",
+    "--shards good --out newer-run --resume": "of format version 99, but this stage1 reads only version 2",
     "--shards crimes": "error: crimes has 3 crime clips to train on and no normal one, expected both",
     "--shards unknown": "error: 1 of 4 clips of unknown have no label, expected normal or crime",
     "--shards good --val-shards longer": "error: longer has clips of 8×16×16, expected 4×16×16 as in good",

@@ -295,7 +295,7 @@ def test_a_killed_build_goes_on_to_the_same_bytes(name: str, source: Path, finis
 
 def test_another_build_in_the_output_is_refused_with_the_difference(source: Path, finished: Path) -> None:
     other = {**SMALL, "sampling": SamplingConfig(mode="dense", clip_len=4, stride=4), "frame_size": 32}
-    with pytest.raises(UserError, match=r"settings \(clip_len 8, now 4; frame_size 64, now 32\); use another `out`"):
+    with pytest.raises(UserError, match=r"settings \(clip_len 8, now 4; frame_size 64, now 32\); choose another `out`"):
         build(BuildConfig(source=source, out=finished, **other))
 
 
@@ -320,7 +320,7 @@ def test_an_unfinished_build_with_other_settings_is_refused(
 
 def test_a_folder_with_other_files_is_no_output(source: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.docx").touch()
-    with pytest.raises(UserError, match=r"holds other files \(thesis.docx\); use another `out`"):
+    with pytest.raises(UserError, match=r"holds other files \(thesis.docx\); choose another `out`"):
         build(BuildConfig(source=source, out=tmp_path, **SMALL))
 
 
@@ -359,7 +359,7 @@ def test_a_video_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
 def test_an_unknown_format_version_is_refused(source: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "manifest.json").write_text(json.dumps({"format": "vidshard", "format_version": 99}))
-    with pytest.raises(FormatError, match="has format version 99, this vidshard reads version 1"):
+    with pytest.raises(FormatError, match="has format version 99, but this vidshard reads only version 1"):
         build(BuildConfig(source=source, out=tmp_path / "out", **SMALL))
 
 

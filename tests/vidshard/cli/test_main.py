@@ -189,7 +189,7 @@ def test_normal_names_the_normal_class(tmp_path: Path) -> None:
 def test_an_output_that_holds_another_build(source: Path, tmp_path: Path) -> None:
     assert run("build", source, "--out", tmp_path / "out", "--workers", 1).exit_code == 0
     result = run("build", source, "--out", tmp_path / "out", "--clip-len", 8)
-    check_error(result, "holds a different build", "clip_len 16, now 8", "use another --out, or delete")
+    check_error(result, "holds a different build", "clip_len 16, now 8", "choose another --out, or delete")
 
 
 def test_a_full_disk_in_the_middle(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
