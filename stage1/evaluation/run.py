@@ -546,10 +546,10 @@ def _warnings(
     if config.train_shards is None:
         warnings.append("there are no shortcut baselines; pass the training shards as `train_shards`")
     if config.val_shards is None:
-        warnings.append("not calibrated here: name validation shards by `val_shards`")
+        warnings.append("not calibrated here: pass validation shards as `val_shards`")
     elif chosen.temperature == 1:
         warnings.append(
-            f"no temperature was fitted: the model classifies correctly every clip of {config.val_shards}, so its "
+            f"no temperature was fitted: the model classifies every clip of {config.val_shards} correctly, so its "
             "confidence cannot be estimated; its probabilities are not changed"
         )
     return warnings

@@ -508,7 +508,7 @@ def _warnings(run: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> l
         )
     if evaluation is not None:
         warnings += [*evaluation["flags"], *evaluation["warnings"]]
-    return list(dict.fromkeys(warnings))
+    return [console.with_flags(text) for text in dict.fromkeys(warnings)]
 
 
 def _models(run: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -92,6 +92,7 @@ def test_an_evaluation_is_shown_where_it_is_of_the_same_shards(run_folder: Path,
     assert "first frame" in page
     assert "source groups" in page
     assert "per video: P(crime)" not in page
+    assert "not calibrated here: pass validation shards as --val-shards" in page
     path = tmp_path / "evaluation" / "evaluation.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "relative": True}))
     page = write_report(ReportConfig(folder=run_folder, evaluation=path.parent)).path.read_text("utf-8")
