@@ -43,8 +43,8 @@ class EvaluateConfig(CheckedConfig):
     annotations: Path | None = annotations_option()
     target: str | None = option(
         None,
-        help="Choose the threshold on --val-shards and store it in the checkpoint: f1, accuracy, recall=R, fpr=R or "
-        "false-alarms-per-hour=R.",
+        help="Criterion for choosing the threshold on --val-shards: f1, accuracy, recall=R, fpr=R or "
+        "false-alarms-per-hour=R. The threshold is stored in the checkpoint.",
     )
     prior: float | None = option(
         None,

@@ -90,7 +90,7 @@ class TrainConfig:
     workers: int = option(1, help="Number of threads that read shards.", group=_SPEED, at_least=1)
     clips_per_video_per_epoch: int = option(
         1,
-        help="Number of clips per video and epoch, newly chosen in each epoch, so that long videos do not dominate; 0 "
+        help="Number of clips per video, a different selection in each epoch, so that long videos do not dominate; 0 "
         "uses all clips.",
         group=_DATA,
         at_least=0,
@@ -103,7 +103,10 @@ class TrainConfig:
         metavar="[topk|attention]",
     )
     bag_clips: int = option(
-        0, help="Number of clips per bag, newly chosen in each epoch; 0 uses all clips.", group=_UNTRIMMED, at_least=0
+        0,
+        help="Number of clips per bag, a different selection in each epoch; 0 uses all clips.",
+        group=_UNTRIMMED,
+        at_least=0,
     )
     balanced: bool = option(
         False, help="Draw as many crime as normal clips in an epoch, instead of weighting the loss.", group=_DATA
