@@ -24,10 +24,10 @@ _OF_TRAINING = ("seed", "device", "cache_dir", "cache_gb")
 def crossval(config_path: Path | None, settings: tuple[str, ...], **options: Any) -> int | None:
     """Estimate the accuracy on new recordings.
 
-    Cross-validates by recording and prints a table with confidence intervals. Options of training that are not here
-    are set by --config and --set (see --help-all). Run the same command again to resume an interrupted run.
+    Cross-validates by recording and prints a table with confidence intervals. Set other training
+    options with --config and --set (see --help-all). Run the same command again to resume an interrupted run.
 
-    Exit codes: 0 success; 75 stopped by SIGTERM or SIGUSR1 with a checkpoint saved; 1 error.
+    Exit codes: 0 success; 75 stopped by SIGTERM or SIGUSR1 after saving a checkpoint; 1 error.
     """
     of_training = {name: options[name] for name in ("epochs", *_OF_TRAINING)}
     training = make_config(training_options(of_training, config_path, settings))

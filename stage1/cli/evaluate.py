@@ -22,8 +22,8 @@ stage1 evaluate --scores scores.csv --annotations Temporal_Anomaly_Annotation.tx
 def evaluate(**options: Any) -> None:
     """Evaluate a checkpoint, or any model's scores.
 
-    Prints metrics with confidence intervals: of --checkpoint on --shards, or of --scores against --annotations. With
-    --annotations alone, prints the metrics of trivial and perfect scorers.
+    Prints the metrics of --checkpoint on --shards, or of --scores against --annotations, with confidence intervals.
+    With --annotations alone, prints the metrics of trivial and perfect scorers.
     """
     given = given_options()
     of_lists = option_names(ScoresConfig)

@@ -14,7 +14,7 @@ from vidshard.util.options import command, config_options, from_options
 def explain(**options: Any) -> None:
     """Test whether attention marks the frames that matter.
 
-    Deletes and inserts frames in order of attention, and compares the effect with matched random frames.
+    Deletes and inserts frames in order of attention, and compares the effect with that of matched random frames.
     """
     config = from_options(ExplainConfig, options)
     from stage1.common import distributed

@@ -17,7 +17,12 @@ from vidshard.util.options import command, config_options
 @command(example="stage1 export --out stage1.onnx --shards shards/Test")
 @config_options(InferConfig, "checkpoint")
 @click.option(
-    "--format", "format_", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="Format of the file."
+    "--format",
+    "format_",
+    type=click.Choice(["onnx"]),
+    default="onnx",
+    show_default=True,
+    help="Format of the exported model.",
 )
 @click.option("--out", type=LOCAL_PATH, default="stage1.onnx", show_default=True, help="File to write.")
 @click.option(
@@ -27,7 +32,7 @@ from vidshard.util.options import command, config_options
 def export(format_: str, checkpoint: Path, out: Path, shards: Any, num_checked: int) -> None:
     """Export a model for ONNX Runtime.
 
-    The file takes uint8 clips and returns P(crime) and attention.
+    The exported model takes uint8 clips and returns P(crime) and attention.
     """
     from stage1.model.onnx import export
 

@@ -20,7 +20,7 @@ CONFIG_FILE = click.option(
     group=_GROUP,
     type=LOCAL_PATH,
     metavar="FILE",
-    help="TOML file of training options, such as the run.toml of a run; command-line options take precedence.",
+    help="TOML file of training options, such as the run.toml of an earlier run; command-line options take precedence.",
 )
 SETTINGS = click.option(
     "--set",
@@ -29,7 +29,7 @@ SETTINGS = click.option(
     group=_GROUP,
     multiple=True,
     metavar="NAME=VALUE",
-    help="Any training option of a TOML file, such as model.dropout=0.3; repeatable.",
+    help="Any training option that a TOML file may contain, such as model.dropout=0.3; repeatable.",
 )
 
 

@@ -13,7 +13,7 @@ from vidshard.util.options import command, config_options, from_options
 @command(example="stage1 report stage1_output")
 @config_options(ReportConfig)
 def report(**options: Any) -> None:
-    """Write a run as one self-contained HTML page.
+    """Write a self-contained HTML report of a run.
 
     DIR is the output folder of `stage1 infer`, by default stage1_output.
     """

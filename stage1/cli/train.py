@@ -48,7 +48,7 @@ stage1 train --resume"""
     type=click.Choice(BACKBONES),
     default="stage1",
     show_default=True,
-    help="Our network, or one of torchvision's.",
+    help="Network to train: ours, or one from torchvision.",
 )
 @click.option(
     "--weights",
@@ -68,9 +68,9 @@ def train(
 ) -> int | None:
     """Train a model on shards.
 
-    The best epoch is written to --out, with all options of the run as run.toml, which --config reads.
+    Writes the best epoch to --out, and all options of the run to run.toml, which --config can read.
 
-    Exit codes: 0 success; 75 stopped by SIGTERM or SIGUSR1 with a checkpoint saved, run it again with --resume;
+    Exit codes: 0 success; 75 stopped by SIGTERM or SIGUSR1 after saving a checkpoint (run it again with --resume);
     1 error.
     """
     given = given_options()

@@ -32,13 +32,13 @@ def batch_size_option() -> Any:
 
 
 def device_option() -> Any:
-    return option("auto", help="auto, cpu, cuda or cuda:N.")
+    return option("auto", help="Device to compute on: auto, cpu, cuda or cuda:N.")
 
 
 def annotations_option() -> Any:
     return option(
         None,
-        help="Ground-truth events, in UCF-Crime's format: each line has a name, a class, and first and last frame.",
+        help="Ground-truth events, in UCF-Crime's format: lines of a name, a class, and the first and last frames.",
         metavar="FILE",
     )
 
@@ -63,7 +63,7 @@ def cache_dir_option(group: str) -> Any:
 def cache_gb_option(group: str) -> Any:
     return option(
         None,
-        help="Size limit of the cache, in 10⁹ bytes; the oldest shards are deleted.",
+        help="Size limit of the cache, in 10⁹ bytes; the least recently used shards are deleted.",
         default_text="80 % of the free disk space",
         group=group,
     )

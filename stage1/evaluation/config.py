@@ -43,8 +43,8 @@ class EvaluateConfig(CheckedConfig):
     annotations: Path | None = annotations_option()
     target: str | None = option(
         None,
-        help="Choose the threshold on --val-shards and store it in the checkpoint: f1, accuracy, recall=R, fpr=R or "
-        "false-alarms-per-hour=R.",
+        help="Criterion for choosing the threshold on --val-shards: f1, accuracy, recall=R, fpr=R or "
+        "false-alarms-per-hour=R. The threshold is stored in the checkpoint.",
     )
     prior: float | None = option(
         None,
@@ -57,7 +57,7 @@ class EvaluateConfig(CheckedConfig):
     relative: bool = relative_option(_UNTRIMMED)
     trained_on: tuple[Path, ...] = option(
         (),
-        help="List of videos that any stage was trained on; must share no video with --annotations.",
+        help="List of the videos that any stage was trained on; none of them may be in --annotations.",
         group=_FOREIGN,
         metavar="FILE",
     )
@@ -81,7 +81,7 @@ class ScoresConfig(CheckedConfig):
     annotations: Path = option(help="Ground-truth events.")
     frame_counts: Path | None = option(
         None,
-        help="List of `NAME.mp4 FRAMES`, for videos whose length is not in --annotations.",
+        help="File with lines `NAME.mp4 FRAMES`, for videos whose length is not in --annotations.",
         group=_FOREIGN,
         metavar="FILE",
     )
@@ -90,9 +90,11 @@ class ScoresConfig(CheckedConfig):
         help="Evaluate these scores instead of a checkpoint: a folder of NAME.npy, or a CSV (video, score).",
         metavar="PATH",
     )
-    trained_on: tuple[Path, ...] = option((), help="Lists of videos that any stage was trained on.", group=_FOREIGN)
+    trained_on: tuple[Path, ...] = option((), help="Lists of the videos that any stage was trained on.", group=_FOREIGN)
     snippet_frames: int = option(16, help="Frames per score in --scores.", group=_FOREIGN, at_least=1)
-    fps: float = option(30.0, help="Frame rate of the videos, if --scores has seconds.", group=_FOREIGN, above=0)
+    fps: float = option(
+        30.0, help="Frame rate of the videos, if --scores gives times in seconds.", group=_FOREIGN, above=0
+    )
     threshold: float = 0.5  # for the share of false alarms
     out: Path = option(Path("evaluation"), help="Output folder.")
     num_resamples: int = 200
@@ -145,7 +147,7 @@ class ExplainConfig(CheckedConfig):
     annotations: Path | None = annotations_option()
     out: Path = option(Path("explanation"), help="Output folder.")
     max_clips: int = option(40, help="Maximum number of detected crime clips to explain.", at_least=1)
-    random_sets: int = option(4, help="Random control sets per deletion step.", at_least=1)
+    random_sets: int = option(4, help="Number of random control sets per deletion step.", at_least=1)
     max_event_share: float = 0.4  # of the frames of a clip, for the attention mass; at least 0.1
     batch_size: int = batch_size_option()
     device: str = device_option()

@@ -51,7 +51,7 @@ class EventConfig(CheckedConfig):
     min_seconds: float = option(
         4.0,
         name="event_min_seconds",
-        help="Drop shorter events, unless the whole video is shorter.",
+        help="Minimum length of an event; shorter events are dropped, unless the whole video is shorter.",
         group=_EVENTS,
         at_least=0,
         below=math.inf,
@@ -63,12 +63,14 @@ class InferConfig(CheckedConfig):
     """Options of a run of inference, on the clips of `shards` or on MP4s."""
 
     shards: Location = shards_option("shards/Test", "Shards to score.")
-    videos: tuple[str, ...] = option((), help="MP4s instead of shards: files, folders or globs.", metavar="PATH…")
+    videos: tuple[str, ...] = option(
+        (), help="MP4s to score instead of shards: files, folders or globs.", metavar="PATH…"
+    )
     checkpoint: Path = checkpoint_option()
     out: Path = option(DEFAULT_INFERENCE, help="Output folder.")
     threshold: float | None = option(
         None,
-        help="Detect clips with at least this P(crime).",
+        help="Minimum P(crime) of a detection.",
         default_text="the checkpoint's",
         at_least=0,
         at_most=1,
@@ -79,7 +81,7 @@ class InferConfig(CheckedConfig):
     precision: str = option("fp32", help="Numeric precision.", group=_SCORING, choices=SCORING_PRECISIONS)
     threads: int | None = option(
         None,
-        help="CPU threads that score batches in parallel; does not change the scores.",
+        help="Number of CPU threads that score batches in parallel; does not change the scores.",
         default_text="all cores",
         group=_SCORING,
         at_least=1,
@@ -97,7 +99,7 @@ class InferConfig(CheckedConfig):
     allow_sampling_mismatch: bool = option(
         False, help="Score clips that were sampled differently from the training clips.", group=_SCORING
     )
-    workers: int | None = option(None, help="Decoding processes, with --videos.", group=_VIDEOS, at_least=1)
+    workers: int | None = option(None, help="Number of decoding processes, with --videos.", group=_VIDEOS, at_least=1)
     cache_dir: Path | None = cache_dir_option(_STORAGE)
     cache_gb: float | None = cache_gb_option(_STORAGE)
 
@@ -110,7 +112,9 @@ class FeaturesConfig(CheckedConfig):
     out: Path = option(help="Output folder.")
     checkpoint: Path | None = option(None, help="Use the classifier inputs of this checkpoint as features.")
     backbone: str | None = option(
-        None, help="Use r3d_18, mc3_18 or r2plus1d_18, or a torch.export file.", metavar="NAME|FILE"
+        None,
+        help="Backbone that computes the features: r3d_18, mc3_18, r2plus1d_18, or a torch.export file.",
+        metavar="NAME|FILE",
     )
     weights: str = option("KINETICS400_V1", help="Weights of a named backbone: a torchvision name or a file.")
     annotations: Path | None = annotations_option()
@@ -129,9 +133,11 @@ class ExtractConfig(CheckedConfig):
 
     folder: Path = option(DEFAULT_INFERENCE, argument=True, metavar="[DIR]")
     out: Path = option(Path("stage2_frames"), help="Output folder.")
-    top_k: int = option(5, help="Frames per detection, those with the most attention.", at_least=1)
+    top_k: int = option(5, help="Number of most-attended frames to write per detection.", at_least=1)
     frames_from: str = option(
-        "clip", help="video: full resolution, from the source videos, which must still exist.", choices=FRAME_SOURCES
+        "clip",
+        help="Where to take frames from. video: the source videos, which must still exist, at full resolution.",
+        choices=FRAME_SOURCES,
     )
     frame_size: int | None = option(
         None,
@@ -144,7 +150,7 @@ class ExtractConfig(CheckedConfig):
     )
     test_list: Path | None = option(None, help="List of the videos that stage 1 is tested on.")
     for_looking: bool = option(
-        False, help="For inspection only: also accept data that must not be trained on; writes no shards."
+        False, help="Also accept data that must not be trained on, for inspection only; no shards are written."
     )
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ class ReportConfig(CheckedConfig):
     folder: Path = option(DEFAULT_INFERENCE, argument=True, metavar="[DIR]")
     out: Path | None = option(None, help="HTML page to write.", default_text="DIR/report.html")
     evaluation: Path | None = option(None, help="Output folder of `stage1 evaluate` on the same shards.")
-    max_items: int = option(1000, help="Maximum number of detections and misses, strongest first.", at_least=1)
+    max_items: int = option(1000, help="Maximum number of detections and misses to show, strongest first.", at_least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

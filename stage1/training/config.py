@@ -51,27 +51,28 @@ class TrainConfig:
     label_smoothing: float = option(0.0, help="Label smoothing.", group=_REGULARISATION, at_least=0, below=1)
     mixup: float = option(
         0.0,
-        help="Mix pairs of clips with shares from Beta(α, α), e.g. 0.2; 0 disables it. Adds a forward pass per step.",
+        help="Mix pairs of clips in proportions drawn from Beta(α, α), e.g. α = 0.2; 0 disables mixing. Adds a "
+        "forward pass per step.",
         group=_REGULARISATION,
         at_least=0,
     )
     ema: float = option(
         0.0,
-        help="Decay per step of an average of the weights, e.g. 0.99; 0 disables it.",
+        help="Per-step decay of a running average of the weights, e.g. 0.99; 0 disables averaging.",
         group=_REGULARISATION,
         at_least=0,
         below=1,
     )
     patience: int = option(
         0,
-        help="Stop after N epochs without improvement; 0 disables it.",
+        help="Stop after N epochs without improvement; 0 disables early stopping.",
         group=_REGULARISATION,
         at_least=0,
         metavar="N",
     )
     val_fraction: float = option(
         0.1,
-        help="Share of the videos held out for validation without --val-shards; 0 disables validation.",
+        help="Share of the videos to hold out for validation if --val-shards is not given; 0 disables validation.",
         group=_DATA,
         at_least=0,
         below=1,
@@ -86,23 +87,26 @@ class TrainConfig:
     )
     compile: bool = option(False, help="Train with torch.compile.", group=_SPEED)
     channels_last: bool = option(False, help="Keep weights and clips in channels-last memory format.", group=_SPEED)
-    workers: int = option(1, help="Threads that read shards.", group=_SPEED, at_least=1)
+    workers: int = option(1, help="Number of threads that read shards.", group=_SPEED, at_least=1)
     clips_per_video_per_epoch: int = option(
         1,
-        help="Clips to draw from each video per epoch, different ones each time, so that long videos do not dominate; "
-        "0 uses all.",
+        help="Number of clips per video, a different selection in each epoch, so that long videos do not dominate; 0 "
+        "uses all clips.",
         group=_DATA,
         at_least=0,
     )
     bags: str = option(
         "",
         help="Multiple-instance learning on untrimmed videos: the loss uses the top-scoring clips of a video, or "
-        "attention over all of them. A step takes --accumulate videos in each process.",
+        "attention over all its clips. Each process takes --accumulate videos per step.",
         group=_UNTRIMMED,
         metavar="[topk|attention]",
     )
     bag_clips: int = option(
-        0, help="Clips per bag, different ones in each epoch; 0 uses all.", group=_UNTRIMMED, at_least=0
+        0,
+        help="Number of clips per bag, a different selection in each epoch; 0 uses all clips.",
+        group=_UNTRIMMED,
+        at_least=0,
     )
     balanced: bool = option(
         False, help="Draw as many crime as normal clips in an epoch, instead of weighting the loss.", group=_DATA
@@ -126,19 +130,23 @@ class TrainConfig:
     marks: Path | None = option(None, help="Review labels: the CSV exported from a report.", group=_DATA)
     marks_as: ReviewLabelUse = option(
         "labels",
-        help="labels: replace the labels of the clips; exclusions: leave out the clips that they contradict.",
+        help="How to use the review labels. labels: replace the labels of the clips; exclusions: leave out the "
+        "clips that they contradict.",
         group=_DATA,
         choices=typing.get_args(ReviewLabelUse),
     )
     cache_dir: Path | None = cache_dir_option(_STORAGE)
     cache_gb: float | None = cache_gb_option(_STORAGE)
     checkpoint_minutes: float = option(
-        10.0, help="Minutes between checkpoints within an epoch; 0: only at its end.", group=_OUTPUT, at_least=0
+        10.0,
+        help="Minutes between checkpoints within an epoch; 0 saves only at the end of the epoch.",
+        group=_OUTPUT,
+        at_least=0,
     )
-    tensorboard: bool = option(False, help="Also write TensorBoard event files, to OUT/tensorboard.", group=_OUTPUT)
+    tensorboard: bool = option(False, help="Also write TensorBoard event files to OUT/tensorboard.", group=_OUTPUT)
     resume: bool | Literal["auto"] = option(
         False,
-        help="Resume the run in --out, even mid-epoch; auto: start a new run if there is none.",
+        help="Resume the run in --out, even mid-epoch; auto: start a new run if there is none to resume.",
         is_flag=False,
         flag_value="always",
         type=click.Choice(["always", "auto"]),

@@ -39,7 +39,7 @@ vidshard build videos/Train --sampling dense --out shards/Train"""
 def build(dry_run: bool, task_index: int | None, task_count: int | None, **options: Any) -> int:
     """Decode the videos of SOURCE into shards.
 
-    SOURCE is a folder of <Class>/*.mp4; a folder with Train/, Validation/ and Test/ of that form; a folder of plain
+    SOURCE is a folder of <Class>/*.mp4; a folder with Train/, Validation/ and Test/ in that form; a folder of plain
     MP4s, which have no labels; a single MP4; or an s3://, gs:// or https:// URL. Run the same command again to finish
     an interrupted build.
 
@@ -47,7 +47,7 @@ def build(dry_run: bool, task_index: int | None, task_count: int | None, **optio
     and --task-count. Each builds a part of the shards; `vidshard finalize` then joins them into one set.
 
     Exit codes: 0 success; 2 finished, but some videos failed or may have been skipped (see failures.csv); 1 error.
-    Array tasks exit with 0 when videos fail; `finalize` then exits with 2.
+    Array tasks exit with 0 even if videos fail; `finalize` then exits with 2.
     """
     config = from_options(BuildConfig, options)
     from vidshard.building import array, run

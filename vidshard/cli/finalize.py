@@ -14,9 +14,10 @@ from vidshard.util.options import command
 @command(example="vidshard finalize shards/Train")
 @click.argument("folder", metavar="DIR", type=LOCAL_PATH)
 def finalize(folder: Path) -> int:
-    """Join the shards of an array's tasks into one set.
+    """Join the shards of array tasks into one set.
 
-    DIR is the --out of the build, or a folder of several sets. If something is missing, lists the tasks to rerun.
+    DIR is the output folder (--out) of the build, or a folder of several sets. If something is missing, lists the
+    tasks to rerun.
 
     Exit codes: 0 success; 2 finished, but some videos failed or may have been skipped (see failures.csv); 1 error.
     """

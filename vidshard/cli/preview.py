@@ -15,7 +15,7 @@ from vidshard.util.options import command, config_options, from_options
 def preview(**options: Any) -> None:
     """Write a preview of a shard folder as one HTML page.
 
-    The page has a contact sheet per class, histograms and the failures of the shard folder DIR.
+    The page shows a contact sheet for each class of the shard folder DIR, histograms, and the list of failures.
     """
     config = from_options(PreviewConfig, options)
     from vidshard.inspection.preview import write_preview

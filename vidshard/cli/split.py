@@ -25,8 +25,8 @@ def split(sources: tuple[Path, ...], check: bool, **options: Any) -> int:
     """Split videos into training, validation and test lists.
 
     SOURCE is a folder of videos or a shard folder. Videos of one recording stay together, and the classes are balanced.
-    With --check, reports the videos that two lists share; with --out as well, the first argument is split, and the
-    others are lists.
+    With --check, reports the videos that two lists share. With both --check and --out, splits the first argument and
+    treats the others as lists.
 
     Exit codes: 0 success, with any warnings shown; 1 lists share videos, or an error.
     """

@@ -19,7 +19,7 @@ from vidshard.util.options import command
 def verify(folder: Location, deep: bool, as_json: bool) -> int:
     """Check the sizes, counts and checksums of a shard folder.
 
-    DIR is a path or a URL. Every fault is listed.
+    DIR is a path or a URL. Lists every fault.
 
     Exit codes: 0 no fault found; 1 faults, or an error.
     """

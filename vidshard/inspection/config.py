@@ -17,8 +17,8 @@ class PreviewConfig:
 
     folder: Path = option(argument=True, metavar="DIR")
     out: Path | None = option(None, help="HTML page to write.", default_text=f"{PREVIEW_NAME} in DIR.log/")
-    clips_per_class: int = option(24, help="Thumbnails per class.", at_least=1)
-    seed: int = option(0, help="Random seed that selects the clips.")
+    clips_per_class: int = option(24, help="Number of thumbnails per class.", at_least=1)
+    seed: int = option(0, help="Random seed for selecting the clips.")
 
     def __post_init__(self) -> None:
         check_options(self)

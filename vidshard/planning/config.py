@@ -38,7 +38,7 @@ class BuildConfig:
         type=location,
         metavar="PLACE",
     )
-    workers: int | None = option(None, help="Worker processes.", default_text="one per core", above=0)
+    workers: int | None = option(None, help="Number of worker processes.", default_text="one per core", above=0)
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     frame_size: int = option(112, help="Height and width of the stored frames, in pixels.", above=0)
     yes: bool = option(False, help="Accept the class → label table without asking.")
@@ -59,19 +59,20 @@ class BuildConfig:
     )
     annotations: Path | None = option(
         None,
-        help="Event list for annotated sampling; each line has a name, a class, and first and last frame.",
+        help="Event list for annotated sampling; each line gives a name, a class, and the first and last frames.",
         group=_DATASET,
         metavar="FILE",
     )
     limit: int | None = option(
         None, help="Build only N videos, drawn at random, evenly across classes.", group=_DATASET, above=0, metavar="N"
     )
-    seed: int = option(0, help="Random seed of --limit.", group=_DATASET)
+    seed: int = option(0, help="Random seed for --limit.", group=_DATASET)
     follow_links: bool = option(False, help="Also follow symbolic links that leave SOURCE.", group=_DATASET)
     resize: str = option("squash", help="How to make frames square.", group=_FRAMES, choices=RESIZES)
     codec: str = option(
         "raw",
-        help="Pixel storage. raw: exact, no compression; zstd: half the size, slower to read; jpeg: a fifth, lossy.",
+        help="Pixel storage. raw: exact, no compression; zstd: half the size, slower to read; jpeg: a fifth of the "
+        "size, lossy.",
         group=_FRAMES,
         choices=CODECS,
     )
@@ -81,8 +82,8 @@ class BuildConfig:
         group=_FRAMES,
         choices=(decoders.AUTO, *decoders.LIBRARIES),
     )
-    shard_mb: int = option(64, help="Pixel data in a full shard, in MiB.", group=_FRAMES, above=0)
-    full_check: bool = option(False, help="Decode every frame of a video, and reject damaged videos.", group=_CHECKS)
+    shard_mb: int = option(64, help="Amount of pixel data in a full shard, in MiB.", group=_FRAMES, above=0)
+    full_check: bool = option(False, help="Decode every frame of each video, and reject damaged videos.", group=_CHECKS)
     allow_damaged: bool = option(
         False, help="Like --full-check, but keep damaged videos and flag their clips.", group=_CHECKS
     )
@@ -98,13 +99,13 @@ class BuildConfig:
     extend: bool = option(False, help="Add new videos in SOURCE to a finished set.", group=_CHANGES)
     staging: Path | None = option(
         None,
-        help="With --out URL: local folder to build in before uploading.",
+        help="Local folder to build in before uploading, if --out is a URL.",
         default_text="shards.staging/<name of URL>",
         group=_RUNNING,
     )
     executor: str = option(
         "local",
-        help="ray: run on the cluster at RAY_ADDRESS, or on one started on this machine.",
+        help="ray: run on the Ray cluster at RAY_ADDRESS or, if that is not set, on one started on this machine.",
         group=_RUNNING,
         choices=EXECUTORS,
     )

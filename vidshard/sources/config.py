@@ -30,14 +30,14 @@ class SplitConfig:
     out: Path = option(help="Folder for Train.txt, Validation.txt and Test.txt.", required=False)
     fractions: tuple[float, float, float] = option(
         (0.7, 0.1, 0.2),
-        help="Shares of Train, Validation and Test; they sum to 1.",
+        help="Shares of Train, Validation and Test; must sum to 1.",
         type=parse_fractions,
         metavar="A,B,C",
     )
     source_groups: Path | None = option(
         None, help="CSV or JSON that maps each video to its recording (fields: file, source).", metavar="FILE"
     )
-    seed: int = option(0, help="Random seed that orders recordings of equal size.")
+    seed: int = option(0, help="Random seed for ordering recordings of equal size.")
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -30,7 +30,7 @@ class SamplingConfig:
         choices=("uniform", "dense", "annotated"),
     )
     clips_per_video: int = option(
-        1, help="uniform: number of clips per video, one from each of as many equal spans.", at_least=1
+        1, help="uniform: number of equal spans per video, each of which gives one clip.", at_least=1
     )
     stride: int | None = option(
         None, help="dense: step between windows, in frames.", default_text="clip length", at_least=1
