@@ -44,7 +44,7 @@ class TransformConfig:
             raise ValueError(f"mean {self.mean} and std {self.std} must be three numbers each, std above 0")
         for name in ("min_scale", "min_resolution", "train_scale"):
             if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected above 0 and at most 1")
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a value above 0 and at most 1")
         for name in ("max_border", "max_erase"):
             if not 0 <= getattr(self, name) < 0.5:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more and below 0.5")

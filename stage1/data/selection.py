@@ -60,7 +60,7 @@ def select(
         keep &= np.isin(np.arange(len(keep)), _numbers("video", videos, index.paths))
     left = np.flatnonzero(keep)
     if not 0 < fraction <= 1:
-        raise UserError(f"fraction is {fraction}, expected above 0 and at most 1")
+        raise UserError(f"fraction is {fraction}, expected a value above 0 and at most 1")
     keep[np.random.default_rng(seed).permutation(left)[max(1, round(fraction * len(left))) :]] = False
     bits = index.clips["flags"]
     needed, refused = (_bits(flags) for flags in (with_flags, without_flags))

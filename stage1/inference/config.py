@@ -30,7 +30,7 @@ _SCORING, _EVENTS, _OUTPUT, _VIDEOS, _STORAGE = "Scoring", "Events", "Output for
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EventConfig(CheckedConfig):
-    """Conversion of scores per second into events."""
+    """Options for converting per-second scores into events."""
 
     low_ratio: float = option(
         0.8,

@@ -170,7 +170,7 @@ def infer_out_of_fold(config: InferConfig, folds: Sequence[Fold]) -> InferReport
     """
     files.check_out(config.out)
     if config.relative:
-        raise UserError("relative scores need the threshold of a single checkpoint; score the folds without them")
+        raise UserError("relative scores need the threshold of a single checkpoint; score the folds without `relative`")
     if not folds:
         raise UserError("there are 0 folds to score, expected at least one checkpoint with its clips")
     return _on_all_ranks(config, list(map(_load, folds)), out_of_fold=True)

@@ -54,7 +54,7 @@ def score_row(num_frames: int) -> np.dtype[np.void]:
 
 
 class ScoreLog:
-    """Scored batches of a run in `folder`. `plan` holds everything that decides their scores."""
+    """Scored batches of a run in `folder`. `plan` holds everything that determines their scores."""
 
     def __init__(self, folder: Path, *, plan: Mapping[str, Any], num_batches: int, num_frames: int) -> None:
         self.folder, self.plan = folder, dict(plan)

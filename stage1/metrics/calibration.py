@@ -40,7 +40,7 @@ class Calibration:
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
-            raise UserError(f"the temperature is {self.temperature}, expected above 0")
+            raise UserError(f"the temperature is {self.temperature}, expected a value above 0")
         if self.prior is not None and not 0 < self.prior < 1:
             raise UserError(f"the prior is {self.prior}, expected a share of crime above 0 and below 1")
 

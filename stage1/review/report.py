@@ -102,7 +102,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise FormatError(f"{path} cannot be read ({error}); run `stage1 infer` again") from error
     if not isinstance(fields, dict):
-        raise FormatError(f"{path} holds no JSON object; run `stage1 infer` again")
+        raise FormatError(f"{path} does not contain a JSON object; run `stage1 infer` again")
     return fields
 
 

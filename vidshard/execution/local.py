@@ -239,7 +239,7 @@ class _Child:
 
 @contextlib.contextmanager
 def _interrupt_blocked() -> Iterator[None]:
-    """Start a child with SIGINT blocked, which it inherits: only the parent handles Ctrl-C.
+    """Start a child that inherits a blocked SIGINT, so that only the parent handles Ctrl-C.
 
     A pending Ctrl-C reaches the parent when the block ends. Does nothing where there are no signal masks (Windows).
     """
