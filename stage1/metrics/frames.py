@@ -118,8 +118,8 @@ def spread_clips(
 ) -> Array:
     """Return a score for each frame, [num_frames]: the mean score of the clips that cover it.
 
-    A clip covers all frames from its first to its last. A frame without a clip has the score of the nearest covered frame, the
-    earlier one if two are equally near. Raises ValueError without clips.
+    A clip covers all frames from its first to its last. A frame without a clip has the score of the nearest covered
+    frame, the earlier one if two are equally near. Raises ValueError without clips.
 
     >>> spread_clips(np.array([0.2, 0.6]), np.array([0, 1]), np.array([1, 2]), 5).round(3).tolist()
     [0.2, 0.4, 0.6, 0.6, 0.6]
