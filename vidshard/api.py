@@ -125,20 +125,22 @@ def inspect(folder: Place) -> dict[str, Any]:
     return contents.inspect_shards(location(_text(folder)))
 
 
-def verify(folder: Place, *, deep: bool = False) -> VerifyReport:
+def verify(folder: Place, *, deep: bool = False, strict: bool = False) -> VerifyReport:
     """Check a shard set against its manifest: sizes, counts and checksums.
 
     Args:
         folder: Path or URL of the set.
         deep: Also decode every clip and compare its record with the index.
+        strict: Treat files that do not belong to the set, such as a README, as faults.
 
     Returns:
-        VerifyReport: ``faults`` is empty if the set is sound.
+        VerifyReport: ``faults`` is empty if the set is sound; ``other_files`` names files that do not
+            belong to it.
 
     Raises:
         UserError: There is no finished set, or a URL cannot be read.
     """
-    return verification.verify(location(_text(folder)), deep=deep)
+    return verification.verify(location(_text(folder)), deep=deep, strict=strict)
 
 
 def split(

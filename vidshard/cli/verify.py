@@ -15,8 +15,9 @@ from vidshard.util.options import command
 @command(example="vidshard verify shards/Train --deep")
 @click.argument("folder", metavar="DIR", type=location)
 @click.option("--deep", is_flag=True, help="Also read and decode every sample, and compare it with the index.")
+@click.option("--strict", is_flag=True, help="Treat files that do not belong to the set, such as a README, as faults.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def verify(folder: Location, deep: bool, as_json: bool) -> int:
+def verify(folder: Location, deep: bool, strict: bool, as_json: bool) -> int:
     """Check the sizes, counts and checksums of a shard folder.
 
     DIR is a path or a URL. Lists every fault.
@@ -25,7 +26,7 @@ def verify(folder: Location, deep: bool, as_json: bool) -> int:
     """
     from vidshard.inspection.verify import faults_text, verify
 
-    report = verify(folder, deep=deep)
+    report = verify(folder, deep=deep, strict=strict)
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2))
     else:

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from vidshard.planning.build_state import STATE_NAME
 from vidshard.shards import layout, remote_set
 from vidshard.shards.layout import TAR_BLOCK, ClipShape, SampleRecord
 from vidshard.shards.manifest import Failure, Index, Manifest, Shard, file_sha256, read_manifest
@@ -35,6 +36,8 @@ from vidshard.util.console import Progress
 from vidshard.util.errors import FormatError
 
 _MAX_THREADS = 4  # hashing and crc32 release the interpreter lock
+_NOT_LISTED = "does not belong to this set: the manifest does not list it"
+_SHOWN_FILES = 5  # of those that do not belong to the set
 _SHOWN_PER_FILE = 10  # faults of one file in the text report
 # Errors that a record with values of the wrong type may raise wherever it is used.
 _MALFORMED = (FormatError, TypeError, ValueError, LookupError, ArithmeticError)
@@ -59,6 +62,7 @@ class VerifyReport:
     num_clips: int
     num_bytes: int
     faults: tuple[Fault, ...]
+    other_files: tuple[str, ...] = ()  # added by the user or other tools; no fault
 
     def to_json(self) -> dict[str, Any]:
         faults = [dataclasses.asdict(fault) for fault in self.faults]
@@ -69,11 +73,14 @@ class VerifyReport:
             "clips": self.num_clips,
             "bytes": self.num_bytes,
             "faults": faults,
+            "other_files": list(self.other_files),
         }
 
 
-def verify(folder: Location, *, deep: bool = False) -> VerifyReport:
+def verify(folder: Location, *, deep: bool = False, strict: bool = False) -> VerifyReport:
     """Check a finished shard folder against its manifest; with `deep`, also every sample against the index.
+
+    Files that are not named like ours, such as a README, are listed in the report; with `strict` they are faults.
 
     Raises UserError if there is no finished shard folder, or a URL cannot be read; anything wrong with an existing one
     is reported as a fault. The shards of a URL are downloaded one after another and deleted.
@@ -91,8 +98,11 @@ def verify(folder: Location, *, deep: bool = False) -> VerifyReport:
         *index_faults,
         *(_check_index(manifest, index) if index is not None else ()),
         *_check_shards(files, manifest, index, deep=deep),
-        *_check_other_files(files, manifest),
+        *_check_stray_files(files, manifest),
     ]
+    other_files = [name for name in files.names() if not _may_be_ours(name)]
+    if strict:
+        faults += [_fault(_NOT_LISTED, file=name) for name in other_files]
     return VerifyReport(
         folder=folder,
         deep=deep,
@@ -100,16 +110,24 @@ def verify(folder: Location, *, deep: bool = False) -> VerifyReport:
         num_clips=manifest.num_clips,
         num_bytes=sum(shard.bytes for shard in manifest.shards),
         faults=tuple(faults),
+        other_files=() if strict else tuple(other_files),
     )
+
+
+def _may_be_ours(name: str) -> bool:
+    return layout.is_set_name(name) or name.endswith(atomic.PARTIAL_SUFFIX) or name == STATE_NAME
 
 
 def faults_text(report: VerifyReport) -> str:
     """Format a report for people; of a file with many faults, only the first ones."""
     if not report.faults:
         checked = "checksums and every sample" if report.deep else "checksums"
+        others = report.other_files
+        shown = ", ".join(others[:_SHOWN_FILES]) + (", …" if len(others) > _SHOWN_FILES else "")
         return (
             f"✓ {report.folder}: {report.num_clips:,} clips in {report.num_shards:,} shards, "
             f"{report.num_bytes / 1e6:,.1f} MB: {checked} are correct"
+            + (f"\n  files that do not belong to the set: {shown}" if others else "")
         )
     of_file: dict[str, list[Fault]] = defaultdict(list)
     for fault in report.faults:
@@ -121,7 +139,8 @@ def faults_text(report: VerifyReport) -> str:
             lines.append(f"  {file}: {f'sample {fault.key}: ' if fault.key else ''}{fault.message}")
         if len(faults) > _SHOWN_PER_FILE:
             lines.append(f"  {file}: {len(faults) - _SHOWN_PER_FILE:,} more faults; `json` lists all")
-    lines.append("damaged files can only be restored from a copy or rebuilt: delete the folder and build it again")
+    if any(not fault.message.startswith(_NOT_LISTED) for fault in report.faults):
+        lines.append("damaged files can only be restored from a copy or rebuilt: delete the folder and build it again")
     return "\n".join(lines)
 
 
@@ -265,14 +284,13 @@ def _repeated(names: Sequence[str]) -> str:
     return ", ".join(name for name, count in Counter(names).items() if count > 1)
 
 
-def _check_other_files(files: SetFiles, manifest: Manifest) -> Iterator[Fault]:
-    """Report files in the folder that do not belong to the set; a stray shard is compared with those of the set."""
+def _check_stray_files(files: SetFiles, manifest: Manifest) -> Iterator[Fault]:
+    """Report files named like ours that the manifest does not list; a shard is compared with those of the set."""
     digests = {shard.sha256: shard.name for shard in manifest.shards}
     ours = {layout.MANIFEST_NAME, manifest.index_name, layout.FAILURES_NAME}
     ours |= {shard.name for shard in manifest.shards}
-    foreign = "does not belong to this set: the manifest does not list it"
     for name in files.names():
-        if name in ours:
+        if name in ours or not _may_be_ours(name):
             continue
         if name.endswith(atomic.PARTIAL_SUFFIX):
             message = "is left from an interrupted write; delete it"
@@ -282,9 +300,9 @@ def _check_other_files(files: SetFiles, manifest: Manifest) -> Iterator[Fault]:
                     twin = digests.get(file_sha256(path))
             except OSError:
                 twin = None
-            message = foreign + (f"; a copy of {twin}" if twin else "")
+            message = _NOT_LISTED + (f"; a copy of {twin}" if twin else "")
         else:
-            message = foreign
+            message = _NOT_LISTED
         yield _fault(message, file=name)
 
 

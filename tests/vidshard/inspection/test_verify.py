@@ -142,12 +142,12 @@ def test_all_faults_are_told_not_only_the_first(shards: Path) -> None:
         data = bytearray(path.read_bytes())
         data[int(index.clips["offset"][row]) + 200] ^= 1
         path.write_bytes(data)
-    (shards / "notes.txt").write_text("mine")
-    expected = {("shard-000000.tar", index.key(1)), ("shard-000000.tar", index.key(2)), ("notes.txt", None)}
+    (shards / "index-000002.npz").write_text("mine")
+    expected = {("shard-000000.tar", index.key(1)), ("shard-000000.tar", index.key(2)), ("index-000002.npz", None)}
     assert expected | {("shard-000002.tar", index.key(9))} <= named(shards)
     result = run(shards)
     assert result.exit_code == 1
-    for text in (index.key(1), index.key(2), index.key(9), "crc32", "notes.txt", "shard-000002.tar"):
+    for text in (index.key(1), index.key(2), index.key(9), "crc32", "index-000002.npz", "shard-000002.tar"):
         assert text in result.stdout
 
 
@@ -236,7 +236,20 @@ def test_a_foreign_shard_is_named(shards: Path, tmp_path: Path) -> None:
     assert expected <= named(shards)
 
 
-@pytest.mark.parametrize("name", ["shard-000000.tar.partial", ".work", "Thumbs.db"])
+@pytest.mark.parametrize("name", ["README.md", ".DS_Store", "shard-000000.tar.idx", "Thumbs.db"])
+def test_what_others_add_is_listed_and_no_fault(shards: Path, name: str) -> None:
+    (shards / name).write_bytes(b"")
+    report = verify(shards)
+    assert (report.faults, report.other_files) == ((), (name,))
+    result = run(shards)
+    assert (result.exit_code, f"files that do not belong to the set: {name}" in result.output) == (0, True)
+    result = run(shards, "--strict")
+    assert result.exit_code == 1
+    assert f"  {name}: does not belong to this set" in result.output
+    assert "build it again" not in result.output
+
+
+@pytest.mark.parametrize("name", ["shard-000000.tar.partial", ".work", "index-000002.npz"])
 def test_what_does_not_belong_there_is_named(shards: Path, name: str) -> None:
     (shards / name).write_bytes(b"")
     assert named(shards) == {(name, None)}
