@@ -49,7 +49,9 @@ def write_synthetic_set(folder: Path, num_clips: int) -> Path:
     clips["label"], clips["frame_gap_seconds"] = videos["class"][clips["video"]], 1 / 30
     names = ("NormalVideos", "Abuse")
     paths = [f"{names[n % 2]}/{names[n % 2]}{n:06d}_x264.mp4" for n in range(num_videos)]
-    index = Index(clips=clips, videos=videos, paths=paths, classes=names, splits=(), recordings=(), decoders=("pyav",))
+    index = Index(
+        clips=clips, videos=videos, paths=paths, classes=names, splits=("Train",), recordings=(), decoders=("pyav",)
+    )
     data = index.to_bytes()
     counts = np.bincount(clips["shard"])
     shards = tuple(
