@@ -35,6 +35,8 @@ _MAX_DEPTH = 3
 _MAX_LOOKED_AT = 1000
 _MAX_SUGGESTIONS = 4
 
+_CHECKED_ROWS = 1 << 14  # of an index, checked at once: few enough for the caches of a processor
+
 # One row per clip. `offset` and `size` locate the encoded clip in its shard (the `.npy`, header included).
 CLIP_ROW = np.dtype(
     [
@@ -221,7 +223,7 @@ class Manifest:
         try:
             fields = json.loads(data)
             digest = fields.pop("digest", None)
-            _canonical(fields)  # rejects NaN and infinity, which are not JSON
+            canonical = _canonical(fields)  # rejects NaN and infinity, which are not JSON
         except (ValueError, AttributeError, TypeError, RecursionError) as error:
             raise FormatError(f"{where} is not JSON: {error}; is it a manifest written by vidshard build?") from error
         if fields.get("format") != layout.FORMAT_NAME:
@@ -234,7 +236,7 @@ class Manifest:
         if fields.get("codec") not in layout.READABLE_CODECS:
             readable = ", ".join(layout.READABLE_CODECS)
             raise FormatError(f"{where} has codec {fields.get('codec')!r}, but this vidshard reads only {readable}")
-        if digest != _digest(fields) or data != _canonical({**fields, "digest": digest}):
+        if digest != hashlib.sha256(canonical).hexdigest() or data != _canonical({**fields, "digest": digest}):
             raise FormatError(f"{where} was changed or damaged after it was written; build again or restore it")
         try:
             manifest = cls(
@@ -260,7 +262,7 @@ class Manifest:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FormatError(f"{where} has a missing, unknown or invalid field: {error!r}") from error
-        if _canonical(manifest._fields()) != _canonical(fields):  # an unknown field, or a count that others contradict
+        if _canonical(manifest._fields()) != canonical:  # an unknown field, or a count that others contradict
             raise FormatError(f"{where} contradicts itself, or has a field that this version does not know")
         return manifest
 
@@ -373,28 +375,24 @@ class Index:
         """Raise FormatError if a value is out of range, or a path leads out of SOURCE."""
         clips, videos = self.clips, self.videos
         shard_bytes = np.array([shard.bytes for shard in about.shards] or [0], np.uint64)
-        is_in_range = (
-            (clips["shard"] < len(about.shards))
-            & (clips["size"] > 0)
-            & (clips["video"] < len(videos))
-            & (clips["label"] >= layout.UNKNOWN_LABEL)
-            & (clips["label"] <= layout.CRIME_LABEL)
-            & (clips["frame_gap_seconds"] >= 0)
-            & np.isfinite(clips["frame_gap_seconds"])
-        )
-        ends = clips["offset"] + clips["size"]
-        is_in_range &= ends <= shard_bytes[np.minimum(clips["shard"], len(shard_bytes) - 1)]
-        is_in_range &= ends > clips["offset"]  # no overflow
-        if not is_in_range.all():
-            row = int(np.flatnonzero(~is_in_range)[0])
-            raise FormatError(
-                f"row {row} of {where} is {clips[row]}, expected a clip in a shard of the manifest, with a label and "
-                "a video that exist; build the set again"
-            )
+        for start in range(0, len(clips), _CHECKED_ROWS):
+            part = clips[start : start + _CHECKED_ROWS]
+            ends = part["offset"] + part["size"]
+            is_right = (part["shard"] < len(about.shards)) & (part["size"] > 0) & (part["video"] < len(videos))
+            is_right &= (part["label"] >= layout.UNKNOWN_LABEL) & (part["label"] <= layout.CRIME_LABEL)
+            is_right &= (part["frame_gap_seconds"] >= 0) & np.isfinite(part["frame_gap_seconds"])
+            is_right &= ends <= shard_bytes[np.minimum(part["shard"], len(shard_bytes) - 1)]
+            is_right &= ends > part["offset"]  # without an overflow
+            if not is_right.all():
+                row = start + int(np.argmin(is_right))
+                raise FormatError(
+                    f"row {row} of {where} is {clips[row]}, expected a clip in a shard of the manifest, with a label "
+                    "and a video that exist; build the set again"
+                )
         columns = {"class": self.classes, "split": self.splits, "source_group": self.recordings}
-        for column, table in {**columns, "decoder": self.decoders}.items():
-            if len(videos) and (videos[column].min() < -1 or videos[column].max() >= len(table)):
-                raise FormatError(f"{where} has {column} numbers outside of its table of {len(table)}; build again")
+        for name, table in {**columns, "decoder": self.decoders}.items():
+            if len(videos) and (videos[name].min() < -1 or videos[name].max() >= len(table)):
+                raise FormatError(f"{where} has {name} numbers outside of its table of {len(table)}; build again")
         if not (np.isfinite(videos["fps"]) & (videos["fps"] >= 0)).all():
             raise FormatError(f"{where} has a frame rate that is negative or not finite; build again")
         if (path := next(itertools.filterfalse(_is_video_path, self.paths), None)) is not None:
