@@ -27,9 +27,10 @@ from stage1.metrics.ground_truth import read_ground_truth
 from stage1.model import backbones
 from stage1.model.backbones import TorchvisionBackbone
 from stage1.model.checkpoint import check_clip_shape, load_checkpoint
-from vidshard.shards import layout, manifest
+from vidshard.shards import layout
 from vidshard.util import atomic, console
 from vidshard.util.errors import FormatError, UserError
+from vidshard.util.hashing import file_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ def _extractor(
         raise UserError(
             f"`backbone` {path} cannot be loaded ({reason}); expected a file written by torch.export.save"
         ) from error
-    return program, {"backbone": path.name, "weights_sha256": manifest.file_sha256(path)}, ()
+    return program, {"backbone": path.name, "weights_sha256": file_sha256(path)}, ()
 
 
 def _of_checkpoint(path: Path, reader: ClipReader, device: torch.device) -> tuple[Extract, dict[str, Any]]:
@@ -125,7 +126,7 @@ def _of_checkpoint(path: Path, reader: ClipReader, device: torch.device) -> tupl
     def extract(clips: torch.Tensor) -> torch.Tensor:
         return model.pooled(transform(clips))[0]
 
-    return extract, {"checkpoint": str(path), "checkpoint_sha256": manifest.file_sha256(path)}
+    return extract, {"checkpoint": str(path), "checkpoint_sha256": file_sha256(path)}
 
 
 def _start(out: Path, facts: dict[str, Any]) -> None:

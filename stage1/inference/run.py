@@ -46,6 +46,7 @@ from vidshard.storage.cache import CacheConfig
 from vidshard.storage.urls import Url
 from vidshard.util import atomic, console
 from vidshard.util.errors import UserError
+from vidshard.util.hashing import file_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +183,7 @@ def _load(fold: Fold) -> LoadedFold:
         checkpoint=checkpoint,
         rows=np.asarray(fold.rows, np.int64),
         path=fold.checkpoint,
-        sha256=manifest.file_sha256(fold.checkpoint),
+        sha256=file_sha256(fold.checkpoint),
         train_videos=frozenset(checkpoint.train_videos),
     )
 

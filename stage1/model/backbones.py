@@ -16,8 +16,8 @@ from torch import nn
 
 from stage1.data.transforms import TransformConfig
 from stage1.model.config import TORCHVISION_BACKBONES
-from vidshard.shards.manifest import file_sha256
 from vidshard.util.errors import UserError
+from vidshard.util.hashing import file_sha256
 
 NAMES = TORCHVISION_BACKBONES
 # Normalisation with which the published weights were trained: of RGB in [0, 1].

@@ -20,10 +20,11 @@ from torch import nn
 from stage1.data.epoch_plan import evenly_spaced
 from stage1.data.reader import ClipReader
 from stage1.model.checkpoint import Checkpoint, check_clip_shape, load_checkpoint
-from vidshard.shards import layout, manifest
+from vidshard.shards import layout
 from vidshard.storage.urls import Location
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
+from vidshard.util.hashing import file_sha256
 
 TOLERANCE = 1e-4
 NUM_CHECKED = 32
@@ -84,7 +85,7 @@ def export(
     checkpoint = load_checkpoint(checkpoint_path)
     model = WholeModel(checkpoint).eval()
     clips = _clips_to_check(checkpoint, checkpoint_path, shards, num_checked)
-    data = _to_onnx(model, checkpoint, manifest.file_sha256(checkpoint_path))
+    data = _to_onnx(model, checkpoint, file_sha256(checkpoint_path))
     differences = np.zeros(2)
     run = _run_by_onnxruntime(data, checkpoint_path)
     for first in range(0, len(clips), _BATCH):

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from vidshard.shards import layout, manifest, remote_set
-from vidshard.shards.manifest import Manifest, ShardSet, file_sha256
+from vidshard.shards.manifest import Manifest, ShardSet
 from vidshard.storage import urls
 from vidshard.storage.urls import Url
 from vidshard.util import atomic
 from vidshard.util.console import Progress
 from vidshard.util.errors import UserError
+from vidshard.util.hashing import file_sha256
 
 STAGING = Path("shards.staging")  # default folder of sets before upload
 _T = TypeVar("_T")

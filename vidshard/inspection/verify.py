@@ -28,12 +28,13 @@ import numpy as np
 from vidshard.planning.build_state import STATE_NAME
 from vidshard.shards import layout, remote_set
 from vidshard.shards.layout import TAR_BLOCK, ClipShape, SampleRecord
-from vidshard.shards.manifest import Failure, Index, Manifest, Shard, file_sha256, read_manifest
+from vidshard.shards.manifest import Failure, Index, Manifest, Shard, read_manifest
 from vidshard.storage import urls
 from vidshard.storage.urls import Location
 from vidshard.util import atomic
 from vidshard.util.console import Progress
 from vidshard.util.errors import FormatError
+from vidshard.util.hashing import file_sha256
 
 _MAX_THREADS = 4  # hashing and crc32 release the interpreter lock
 _NOT_LISTED = "does not belong to this set: the manifest does not list it"
@@ -93,14 +94,15 @@ def verify(folder: Location, *, deep: bool = False, strict: bool = False) -> Ver
         fault = Fault(file=layout.MANIFEST_NAME, key=None, message=message)
         return VerifyReport(folder=folder, deep=deep, num_shards=0, num_clips=0, num_bytes=0, faults=(fault,))
     index, index_faults = _check_index_file(files, manifest)
+    names = files.names()
     faults = [
         *_check_failures(files, manifest),
         *index_faults,
         *(_check_index(manifest, index) if index is not None else ()),
         *_check_shards(files, manifest, index, deep=deep),
-        *_check_stray_files(files, manifest),
+        *_check_stray_files(files, manifest, names),
     ]
-    other_files = [name for name in files.names() if not _may_be_ours(name)]
+    other_files = [name for name in names if not _may_be_ours(name)]
     if strict:
         faults += [_fault(_NOT_LISTED, file=name) for name in other_files]
     return VerifyReport(
@@ -284,12 +286,12 @@ def _repeated(names: Sequence[str]) -> str:
     return ", ".join(name for name, count in Counter(names).items() if count > 1)
 
 
-def _check_stray_files(files: SetFiles, manifest: Manifest) -> Iterator[Fault]:
+def _check_stray_files(files: SetFiles, manifest: Manifest, names: Sequence[str]) -> Iterator[Fault]:
     """Report files named like ours that the manifest does not list; a shard is compared with those of the set."""
     digests = {shard.sha256: shard.name for shard in manifest.shards}
     ours = {layout.MANIFEST_NAME, manifest.index_name, layout.FAILURES_NAME}
     ours |= {shard.name for shard in manifest.shards}
-    for name in files.names():
+    for name in names:
         if name in ours or not _may_be_ours(name):
             continue
         if name.endswith(atomic.PARTIAL_SUFFIX):

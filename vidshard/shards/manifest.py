@@ -484,12 +484,6 @@ def log_folder(folder: Path) -> Path:
     return named.with_name(named.name + layout.LOG_SUFFIX)
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's content in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def open_shards(folder: Path) -> ShardSet:
     """Open a finished shard folder, checking the manifest, the index, and the names and sizes of the shards.
 

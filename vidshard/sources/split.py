@@ -25,6 +25,7 @@ from vidshard.sources.folders import Source, Video, find_sources, path_bytes
 from vidshard.sources.lists import apply_recordings
 from vidshard.util import atomic
 from vidshard.util.errors import FormatError, UserError
+from vidshard.util.hashing import file_sha256
 from vidshard.util.lists import read_list
 from vidshard.video.sampling import frame_indices, resize_frame
 
@@ -176,7 +177,7 @@ def content_hashes(paths: Sequence[Path]) -> list[str | None]:
     """Return the SHA-256 of each file whose size equals that of another; None for the rest, which have no copy."""
     sizes = [path.stat().st_size for path in paths]
     shared = {size for size, count in Counter(sizes).items() if count > 1}
-    return [manifest.file_sha256(path) if size in shared else None for path, size in zip(paths, sizes, strict=True)]
+    return [file_sha256(path) if size in shared else None for path, size in zip(paths, sizes, strict=True)]
 
 
 # ---- groups

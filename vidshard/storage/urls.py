@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from vidshard.util.errors import UserError
+from vidshard.util.hashing import file_sha256
 from vidshard.util.location import Location as Location
 from vidshard.util.location import Url as Url
 from vidshard.util.location import local_name as local_name
@@ -178,12 +179,6 @@ def _is_copy(path: Path, url: Url, sha256: str) -> bool:
 
 
 # ---- internals
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's content in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _BadBodyError(Exception):

@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TextIO
 import click
 
 from vidshard.util.errors import UserError
+from vidshard.util.location import is_url
 
 EXIT_OK = 0
 EXIT_ERROR = 1
@@ -104,7 +105,7 @@ class LocalPath(click.Path):
         super().__init__(path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, str) and re.match(r"[A-Za-z][A-Za-z0-9+.:-]+://", value):
+        if isinstance(value, str) and is_url(value):
             what = param.opts[0] if isinstance(param, click.Option) else "the argument"
             raise UserError(f"{what} is a URL, expected a local path (URLs: see docs/OBJECT_STORES.md)")
         return super().convert(value, param, ctx)

@@ -65,13 +65,22 @@ class Url:
 Location = Path | Url
 
 
+def is_url(text: str) -> bool:
+    """Return True if `text` is a URL and not a path.
+
+    >>> is_url("s3://bucket/a"), is_url("simplecache::s3://bucket/a"), is_url("shards/a")
+    (True, True, False)
+    """
+    return _URL.match(text) is not None
+
+
 def location(text: str | Path | Url) -> Location:
     """Convert `text` to a Url if it is one, else to a Path; `file://` gives a Path.
 
     >>> location("shards/Train"), location("s3://bucket/shards"), location("file:///data/Train")
     (PosixPath('shards/Train'), s3://bucket/shards, PosixPath('/data/Train'))
     """
-    if not isinstance(text, str) or not _URL.match(text):
+    if not isinstance(text, str) or not is_url(text):
         return text if isinstance(text, Url) else Path(text)
     return Path(text.removeprefix("file://")) if text.startswith("file://") else Url(text)
 

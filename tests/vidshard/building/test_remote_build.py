@@ -137,7 +137,7 @@ def test_every_damage_behind_a_url_is_named(store: ObjectStore, tmp_path: Path) 
     store.put("hurt/shard-000000.tar", bytes(data))
     store.client().delete_object(Bucket="bucket", Key="hurt/failures.csv")
     store.put("hurt/other.txt", b"what")
-    result = run("verify", "s3://bucket/hurt")
+    result = run("verify", "s3://bucket/hurt", "--strict")
     assert result.exit_code == 1
     assert "shard-000000.tar: was changed after it was written" in result.output
     assert "failures.csv: is missing" in result.output
