@@ -8,6 +8,7 @@ contradictory, the video is decoded in sequence and its frames are counted.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
 import math
 import sys
@@ -126,6 +127,7 @@ def read_packet_table(path: Path) -> PacketTable:
             if error_text is not None:
                 _check_counts(path, table, error_text)
         table, holds_fields = _with_first_frame(path, table)
+        gc.collect(0)  # PyAV's side data and their frame refer to each other: one picture more in memory for each video
         if holds_fields and doubt is None:
             doubt = _Doubt("its packets hold fields", "complete")
         if doubt is not None:
