@@ -39,6 +39,7 @@ from vidshard.util.hashing import file_sha256
 _MAX_THREADS = 4  # hashing and crc32 release the interpreter lock
 _MAX_BYTES = 256 << 20  # of the clips that all threads decode at once
 _NOT_LISTED = "does not belong to this set: the manifest does not list it"
+_LEFT_OVER = "is left from an interrupted"
 _SHOWN_FILES = 5  # of those that do not belong to the set
 _SHOWN_PER_FILE = 10  # faults of one file in the text report
 # Errors that a record with values of the wrong type may raise wherever it is used.
@@ -142,7 +143,7 @@ def faults_text(report: VerifyReport) -> str:
             lines.append(f"  {file}: {f'sample {fault.key}: ' if fault.key else ''}{fault.message}")
         if len(faults) > _SHOWN_PER_FILE:
             lines.append(f"  {file}: {len(faults) - _SHOWN_PER_FILE:,} more faults; `json` lists all")
-    if any(not fault.message.startswith(_NOT_LISTED) for fault in report.faults):
+    if not all(fault.message.startswith((_NOT_LISTED, _LEFT_OVER)) for fault in report.faults):
         lines.append("damaged files can only be restored from a copy or rebuilt: delete the folder and build it again")
     return "\n".join(lines)
 
@@ -296,7 +297,9 @@ def _check_stray_files(files: SetFiles, manifest: Manifest, names: Sequence[str]
         if name in ours or not _may_be_ours(name):
             continue
         if name.endswith(atomic.PARTIAL_SUFFIX):
-            message = "is left from an interrupted write; delete it"
+            message = f"{_LEFT_OVER} write; delete it"
+        elif name == STATE_NAME:
+            message = f"{_LEFT_OVER} build or finalize, and no part of the set; run the same command again"
         elif layout.SHARD_PATTERN.fullmatch(name):
             try:
                 with files.local(name) as path:
