@@ -89,7 +89,7 @@ class ClipReader:
         self.videos: Rows = clips["video"].astype(np.int64)  # [N], rows of index.videos
         self._checksums = checksums
         self._trusted = np.full(len(clips), checksums == "never")
-        self._keeps = False
+        self.keeps_clips = False
         self._kept = np.zeros(len(clips), bool)
         self._memory: dict[int, Pixels] = {}  # the bytes of the kept clips, at their offsets in their shards
         self._versions: dict[int, tuple[int, ...]] = {}  # of the files, when they were first opened
@@ -119,7 +119,7 @@ class ClipReader:
         """
         picked = np.asarray(rows, np.int64)
         shards, offsets = self.shards[picked].tolist(), self._offsets[picked].tolist()
-        kept = self._kept[picked].tolist() if self._keeps else [False] * len(picked)
+        kept = self._kept[picked].tolist() if self.keeps_clips else [False] * len(picked)
         unchanged = {shard for shard in set(itertools.compress(shards, kept)) if self._is_unchanged(shard)}
         before, length = len(self._header), self.clip_shape.num_bytes
         for row, shard, offset, is_kept, pixels in zip(
@@ -158,7 +158,7 @@ class ClipReader:
                 f"{self._where(row)} does not match its checksum: the shard was changed or damaged after it was "
                 "written; restore it, or build again"
             )
-        if self._keeps:
+        if self.keeps_clips:
             place = offset + len(self._header)
             self._memory[shard][place : place + len(pixels)] = pixels
             self._kept[row] = True
@@ -198,14 +198,14 @@ class ClipReader:
 
     def keep_clips(self) -> None:
         """Keep clips in memory once they are read, if those of the whole set fit; for loaders that read them again."""
-        if self._keeps or not self._is_raw or self._checksums == "always":
+        if self.keeps_clips or not self._is_raw or self._checksums == "always":
             return
         sizes = [sum(shard.bytes for shard in reader.manifest.shards) for reader in (self, *_KEEPING)]
         if sum(sizes) * int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= KEPT_SHARE_OF_MEMORY * _memory_bytes():
             _KEEPING.add(self)
             # Untouched pages take no memory.
             self._memory = {n: np.empty(shard.bytes, np.uint8) for n, shard in enumerate(self.manifest.shards)}
-            self._keeps = True
+            self.keeps_clips = True
 
     def close_ahead(self) -> None:
         """Stop downloading shards ahead of their use."""
@@ -323,7 +323,8 @@ class ClipReader:
         return f"clip {self.index.key(row)!r} at byte {clip['offset']} of {self.shard_set.shard_where(clip['shard'])}"
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"_thread": None, "_ahead": None, "_memory": {}, "_keeps": False, "_kept": np.zeros(len(self), bool)}
+        own: dict[str, Any] = {"_thread": None, "_ahead": None, "_memory": {}}
+        own |= {"keeps_clips": False, "_kept": np.zeros(len(self), bool)}
         return {**self.__dict__, **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -293,7 +293,7 @@ def test_finalize_of_nothing(tmp_path: Path) -> None:
         array.finalize(tmp_path)
 
 
-# ----- killed -----------------------------------------------------------------------------------------------------------
+# ----- killed ------------------------------------------------------------
 
 
 def finalize_killed_at(out: Path, step: int) -> bool:
