@@ -265,7 +265,7 @@ def finalize(out: Path) -> BuildReport:
     for folder in folders:
         try:
             state = _state_of(folder)
-            if state.source_path.exists():
+            if state.source_path.exists() and not _is_finished(folder):
                 _check_complete(state)
         except _GapError as gap:
             gaps.append(gap)
@@ -302,14 +302,19 @@ def _state_of(out: Path) -> BuildState:
 
 
 def _is_set(folder: Path) -> bool:
-    return BuildState(folder).path.is_dir() or (folder / layout.MANIFEST_NAME).is_file()
+    return BuildState(folder).path.is_dir() or _is_finished(folder)
+
+
+def _is_finished(folder: Path) -> bool:
+    return (folder / layout.MANIFEST_NAME).is_file()
 
 
 def _finalize_set(out: Path) -> SetReport:
     start = time.monotonic()
     state = _state_of(out)
-    if not state.source_path.exists():
+    if _is_finished(out) or not state.source_path.exists():
         about = manifest.open_shards(out).manifest  # raises UserError if it is not finished either
+        _remove_leftovers(state)
         return SetReport(folder=out, manifest=about, already_finished=True)
     with lock.hold_whole(state.lock_path, state.tasks_path, what=str(out), wait=True):
         built = _check_complete(state)
@@ -321,6 +326,16 @@ def _finalize_set(out: Path) -> SetReport:
             log.finish()
     state.remove_if_empty()
     return SetReport(folder=out, manifest=about, seconds=time.monotonic() - start)
+
+
+def _remove_leftovers(state: BuildState) -> None:
+    """Delete what a `finalize` left that was killed after it had written the manifest, the last file of a set."""
+    left = [path for path in state.path.glob("*") if path != state.lock_path]
+    if state.path.is_dir() and (state.source_path in left or not left):
+        with lock.hold_whole(state.lock_path, state.tasks_path, what=str(state.out), wait=True):
+            state.drop_partial()
+            state.remove_all_but_lock()
+        state.remove_if_empty()
 
 
 def _check_complete(state: BuildState) -> CompleteBuild:
