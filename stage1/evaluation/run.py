@@ -92,13 +92,13 @@ class Decision:
     chosen_for: str  # target of the threshold, and where it was chosen
 
 
+@files.holds_out
 def evaluate(config: EvaluateConfig) -> EvaluateReport:
     """Evaluate, write evaluation.json and evaluation.png into ``config.out``, and return the report.
 
     With ``config.target``, calibration and threshold are stored in the checkpoint. Raises UserError on unusable input,
     before anything is written.
     """
-    files.check_out(config.out)
     checkpoint = load_checkpoint(config.checkpoint)
     target = calibration.parse_target(config.target) if config.target is not None else None
     readers = _open_readers(config, checkpoint)
@@ -573,4 +573,5 @@ def store(path: Path, chosen: Calibration, threshold: float, target: Target, *, 
     """Store calibration and threshold (of `relative` scores) in the checkpoint, which is replaced atomically."""
     fields = {"calibration": chosen.to_dict(), "threshold": threshold, "threshold_target": str(target)}
     changes: dict[str, Any] = {"relative": fields} if relative else fields
-    save_checkpoint(path, dataclasses.replace(load_checkpoint(path), **changes))
+    with files.hold_out(path.parent, name=f".{path.name}.lock"):
+        save_checkpoint(path, dataclasses.replace(load_checkpoint(path), **changes))

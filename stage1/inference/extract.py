@@ -67,13 +67,13 @@ class ExtractReport:
         )
 
 
+@files.holds_out
 def extract(config: ExtractConfig) -> ExtractReport:
     """Write `frames/<Class>/<key>-<position>.jpg`, `frames.csv` and `shards/` below ``config.out``.
 
     Raises UserError if ``config.out`` is not empty, or if the data must not be used for training.
     """
-    files.check_out(config.out)
-    if config.out.is_dir() and any(config.out.iterdir()):
+    if any(path.name != files.LOCK_NAME for path in config.out.iterdir()):
         raise UserError(f"`out` {config.out} is not empty; choose another folder, or remove this one")
     data = load_attention_data(config.folder, for_training=not config.for_looking)
     warnings = leak_warnings(config, {name for name in data.classes if name})

@@ -1,4 +1,4 @@
-"""A disk that fills up, or fails, while `stage1` writes a file: one line that names it, and nothing of the old is lost."""
+"""A disk that fills up, or fails, while `stage1` writes a file: one line that names it, and no old file is lost."""
 
 from __future__ import annotations
 

@@ -450,3 +450,10 @@ def _flip_byte(path: Path, offset: int) -> None:
         value = file.read(1)[0]
         file.seek(offset)
         file.write(bytes([value ^ 0x10]))
+
+
+def test_processes_of_a_dataloader_share_the_batches(folder: Path) -> None:
+    loader = ClipLoader(ClipReader(folder), batch_size=5, shuffle=True)
+    expected = [batch.indices.tolist() for batch in ClipLoader(ClipReader(folder), batch_size=5, shuffle=True)]
+    batches = torch.utils.data.DataLoader(loader, batch_size=None, num_workers=2)
+    assert [batch.indices.tolist() for batch in batches] == expected
