@@ -16,7 +16,7 @@ from stage1.common import files
 from stage1.data import from_videos
 from stage1.inference.attention_data import TRAINED_ON, AttentionData, load_attention_data
 from stage1.inference.config import ExtractConfig as ExtractConfig
-from stage1.inference.outputs import OutputFiles, top_indices
+from stage1.inference.outputs import OutputFiles, top_indices, without_formulas
 from vidshard import __version__
 from vidshard.shards import codecs
 from vidshard.shards.layout import SampleRecord
@@ -229,5 +229,5 @@ def _write_csv(path: Path, rows: list[dict[str, object]]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(map(without_formulas, rows))
     atomic.write_text(path, text.getvalue())
