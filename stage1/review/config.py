@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 from stage1.common.options import CheckedConfig
 from stage1.inference.config import DEFAULT_INFERENCE
 from vidshard.util.errors import UserError
 from vidshard.util.options import option
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipsConfig(CheckedConfig):
+    """Options of the event clips of a run of inference."""
+
+    folder: Path = option(DEFAULT_INFERENCE, argument=True, metavar="[DIR]")
+    seconds: float = option(2.0, help="Seconds to include before and after each event.", at_least=0, below=math.inf)
+    burn_in: bool = option(False, help="Draw score and time into the frames, which re-encodes them.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
