@@ -134,8 +134,9 @@ class CrossvalConfig(CheckedConfig):
             raise UserError("shards is empty, expected at least one shard set")
         if self.training.seed + self.seeds - 1 > MAX_SEED:
             raise UserError(f"seed is {self.training.seed}, expected at most {MAX_SEED} with all seeds ({self.seeds})")
-        if self.training.marks is not None:
-            raise UserError(f"marks are {self.training.marks}, but stage1 crossval takes the labels of the shards")
+        if self.training.marks:
+            marks = ", ".join(map(str, self.training.marks))
+            raise UserError(f"marks are {marks}, but stage1 crossval takes the labels of the shards")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -32,8 +32,11 @@ _REGULARISATION, _SPEED, _STORAGE, _OUTPUT = "Regularisation", "Speed", "Storage
 class TrainConfig:
     """Options of a training run."""
 
-    shards: Location = option(
-        Path("shards/Train"), help="Shards to train on: a path or a URL.", type=location, metavar="PLACE"
+    shards: tuple[Location, ...] = option(
+        (Path("shards/Train"),),
+        help="Shards to train on: a path or a URL; repeat for several sets.",
+        type=location,
+        metavar="PLACE",
     )
     val_shards: Location | None = option(
         None, help="Shards to validate on; the best epoch is kept.", type=location, metavar="PLACE"
@@ -127,7 +130,9 @@ class TrainConfig:
     max_bad_clips: int = option(
         0, help="Tolerate up to N damaged clips by replacing them.", group=_STORAGE, at_least=0, metavar="N"
     )
-    marks: Path | None = option(None, help="Review labels: the CSV exported from a report.", group=_DATA)
+    marks: tuple[Path, ...] = option(
+        (), help="Review labels: the CSV exported from a report; repeat for several reviewers.", group=_DATA
+    )
     marks_as: ReviewLabelUse = option(
         "labels",
         help="How to use the review labels. labels: replace the labels of the clips; exclusions: leave out the "
@@ -159,7 +164,11 @@ class TrainConfig:
     transform: TransformConfig = dataclasses.field(default_factory=lambda: TransformConfig(augment=True))
 
     def __post_init__(self) -> None:
+        if self.marks is None:  # as in earlier versions
+            object.__setattr__(self, "marks", ())
         check_options(self)
+        if not self.shards:
+            raise UserError("shards is empty, expected at least one shard set")
         if self.bags not in ("", "topk", "attention"):
             raise UserError(f"bags is {self.bags!r}, expected topk or attention")
         if self.bag_clips and not self.bags:
@@ -169,8 +178,15 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the config as a checkpoint stores it, with paths as strings."""
-        fields = dataclasses.asdict(self)
-        return {name: str(value) if isinstance(value, Path | Url) else value for name, value in fields.items()}
+        return {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
+
+
+def _plain(value: Any) -> Any:
+    """Return paths as strings, a tuple of one as itself, and an empty one as None."""
+    if isinstance(value, tuple):
+        plain = [_plain(one) for one in value]
+        return plain if len(plain) > 1 else plain[0] if plain else None
+    return str(value) if isinstance(value, Path | Url) else value
 
 
 # Named sets of options, including those of model and transform; options that the user passes override them.

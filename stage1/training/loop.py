@@ -226,7 +226,7 @@ def begin(run: TrainingRun) -> None:
     counts = np.bincount(data.train_labels, minlength=2)
     rank_zero_info(f"Device: {device_name(run.device)}")
     rank_zero_info(
-        f"Train: {counts[0]} normal and {counts[1]} crime clips of {data.train.clip_shape} from {config.shards}"
+        f"Train: {counts[0]} normal and {counts[1]} crime clips of {data.train.clip_shape} from {data.train.where}"
     )
     num_taken = len(run.loader.order())
     if config.bags:
