@@ -74,7 +74,7 @@ def read_review_labels(path: Path) -> dict[str, ReviewLabel]:
                 f"report exports them ({error!r})"
             ) from error
         if key in review_labels and review_labels[key] != review_label:
-            raise UserError(f"`marks` {path}, line {line}: {key} is marked twice, differently; remove one of the rows")
+            raise UserError(f"`marks` {path}, line {line}: {key} has two contradictory marks; remove one of the rows")
         review_labels[key] = review_label
     if not review_labels:
         raise UserError(f"`marks` {path} marks no clip; export the CSV again after marking clips in the report")

@@ -436,8 +436,8 @@ def _read_evaluation(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     digest = fields["shards"]["digest"] if "levels" in fields else None
     if digest != run["shards"]["digest"]:
         raise UserError(
-            f"{path} is an evaluation of other shards than this run scored ({run['shards']['path']}); evaluate those, "
-            "or omit `evaluation`"
+            f"{path} evaluates different shards from those that this run scored ({run['shards']['path']}); evaluate "
+            "those, or omit `evaluation`"
         )
     return fields
 
