@@ -83,7 +83,7 @@ def _build(source: Source, out: Path, config: BuildConfig) -> SetReport:
         with open(reasons, newline="", encoding="utf-8", errors="surrogateescape") as file:
             failed = [f"{row['path']}: {row['message']}" for row in csv.DictReader(file) if row["outcome"] == "failed"]
         more = f"; and {len(failed) - 3:,} more" if len(failed) > 3 else ""
-        raise UserError(f"no video could be decoded: {'; '.join(failed[:3])}{more}; pass videos that play") from error
+        raise UserError(f"no video could be decoded: {'; '.join(failed[:3])}{more}; pass playable videos") from error
 
 
 def sampling_config(
@@ -100,14 +100,17 @@ def sampling_config(
 
     if shape.height != shape.width or settings.get("clip_len") != shape.num_frames:
         raise UserError(
-            f"the checkpoint takes clips of {shape}, which `vidshard build` cannot cut out of videos (square frames, "
-            f"{settings.get('clip_len')} of them); build the shards another way and pass them as `shards`"
+            f"the checkpoint takes clips of {shape}, which `vidshard build` cannot cut from videos (it needs square "
+            f"frames, {settings.get('clip_len')} of them); build the shards another way and pass them as `shards`"
         )
     names = {field.name for field in dataclasses.fields(SamplingConfig)}
     trained = SamplingConfig(**{name: value for name, value in settings.items() if name in names})
     if gap_seconds <= 0:
         if stride is not None:
-            raise UserError("`stride` needs the time between the frames of training clips, which the checkpoint lacks")
+            raise UserError(
+                "`stride` needs the time between the frames of training clips, which the checkpoint does not record; "
+                "omit it"
+            )
         return trained
     return SamplingConfig(
         mode="dense",
@@ -132,7 +135,7 @@ def find_videos(paths: Sequence[str]) -> Source:
     urls = [place for place in places if isinstance(place, Url)]
     if urls:
         if len(urls) < len(places):
-            raise UserError("`videos` holds paths and URLs, expected one kind; pass them in two commands")
+            raise UserError("`videos` mixes paths and URLs, expected one kind; pass them in two commands")
         return _find_remote_videos(urls)
     videos: set[str] = set()
     skipped: dict[str, Failure] = {}
@@ -145,7 +148,7 @@ def find_videos(paths: Sequence[str]) -> Source:
         root = os.path.commonpath([os.path.dirname(video) for video in videos])
     except ValueError:
         raise UserError(
-            "the videos are on different drives, expected one; pass the videos of one drive at a time"
+            "the videos are on different drives, expected a single one; pass those of one drive at a time"
         ) from None
 
     def relative(path: str) -> str:
@@ -167,7 +170,7 @@ def _check_not_live(path: str) -> None:
     if scheme in LIVE_SCHEMES or is_camera:
         raise UserError(
             f"`videos` {redact_credentials(path)} is a live {'camera' if is_camera else 'stream'}, expected files; "
-            "record it first, such as with `ffmpeg -i URL -t 3600 -c copy camera.mp4`, and pass the file"
+            "record it first, for example with `ffmpeg -i URL -t 3600 -c copy camera.mp4`, and pass the file"
         )
 
 
@@ -182,8 +185,8 @@ def _find_remote_videos(urls: Sequence[Url]) -> Source:
     while not all(f"{one.as_posix()}/".startswith(f"{root.as_posix()}/") for one in roots):
         if root.parent == root or "?" in "".join(one.full for one in roots):
             raise UserError(
-                f"the videos are at {len(roots)} places, such as {roots[0]} and {roots[1]}, expected one; pass those "
-                "of one place at a time"
+                f"the videos are at {len(roots)} locations, such as {roots[0]} and {roots[1]}, expected one; pass "
+                "those of one location at a time"
             )
         root = root.parent
     videos: dict[str, Video] = {}

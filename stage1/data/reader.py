@@ -396,7 +396,7 @@ class JoinedReader:
             if video < len(reader.index.videos):
                 return reader, video
             video -= len(reader.index.videos)
-        raise IndexError(f"video number is {video + 1} above the highest one")
+        raise IndexError(f"the video number exceeds the highest one by {video + 1}")
 
     @property
     def where(self) -> str:
@@ -420,7 +420,7 @@ class JoinedReader:
         """Read clips as `ClipReader.read_clips` does."""
         picked = np.asarray(rows, np.int64)
         if len(picked) != len(out):
-            raise ValueError(f"buffer is for {len(out)} clips, expected {len(picked)}")
+            raise ValueError(f"buffer has room for {len(out)} clips, expected {len(picked)}")
         sets = self.sets[picked]
         for number in np.unique(sets).tolist():
             here = np.flatnonzero(sets == number)

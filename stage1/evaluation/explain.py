@@ -81,7 +81,7 @@ def explain(config: ExplainConfig) -> ExplainReport:
     reader = ClipReader(config.shards)
     check_clip_shape(checkpoint, config.checkpoint, reader.clip_shape, where=str(config.shards))
     if not steps(checkpoint.shape.num_frames):
-        raise UserError(f"clips in {config.shards} have one frame, expected at least two to order; name other shards")
+        raise UserError(f"clips in {config.shards} have one frame, expected at least two; pass other shards")
     events = read_ground_truth(config.annotations, reader)
     explainer = Explainer(checkpoint, torch.device(choose_device(config.device)), config)
     rows, probabilities = _detected_crimes(reader, checkpoint, explainer, config)
@@ -295,16 +295,16 @@ def _detected_crimes(
     """Return index rows of at most `max_clips` detected crimes, evenly spaced, and P(crime) of each."""
     crimes = np.flatnonzero(reader.labels == CRIME_LABEL).tolist()
     if not crimes:
-        raise UserError(
-            f"no clip of {config.shards} is labelled crime, expected at least one to explain; name other shards"
-        )
+        raise UserError(f"no clip of {config.shards} is labelled crime, expected at least one; pass other shards")
     raw = crime_probabilities(
         checkpoint, reader, np.array(crimes), batch_size=config.batch_size, device=explainer.device
     )
     scores = explainer.calibration.apply(raw)
     found = {row: score for row, score in zip(crimes, scores.tolist(), strict=True) if score >= checkpoint.threshold}
     if not found:
-        raise UserError(f"the model detects none of the {len(crimes)} crimes of {config.shards}: nothing to explain")
+        raise UserError(
+            f"the model detects none of the {len(crimes)} crimes in {config.shards}, so there is nothing to explain"
+        )
     rows = sorted(found)
     return [rows[i] for i in evenly_spaced(len(rows), config.max_clips).tolist()], found
 

@@ -436,7 +436,7 @@ def _baselines(
     train = readers["train"]
     rows = baselines.some_rows(train, per_video=BASELINE_CLIPS)
     if len(set(train.labels[rows].tolist())) < 2:
-        raise UserError(f"{config.train_shards} has clips of one class only, expected both to fit baselines")
+        raise UserError(f"{config.train_shards} contains clips of only one class, but baselines need both")
     model = video_scores(clips)
     model_auc = metrics.roc_auc_statistic(model.labels, model.scores)
     found = []
@@ -478,12 +478,12 @@ def _open_readers(config: EvaluateConfig, checkpoint: Checkpoint) -> dict[str, C
         if "Test" in readers["validation"].splits:
             raise UserError(
                 f"`val_shards` {config.val_shards} is marked Test: calibration and threshold must not be chosen on it; "
-                "name a Validation split"
+                "pass a Validation split"
             )
         if readers["validation"].digest == readers["shards"].digest:
             raise UserError(
                 f"`shards` and `val_shards` are the same set ({config.shards}): a threshold must not be evaluated on "
-                "the clips on which it was chosen; name a different set"
+                "the clips that it was chosen on; pass a different set"
             )
     return readers
 
@@ -510,7 +510,7 @@ def _read_ground_truth(config: EvaluateConfig, reader: ClipReader) -> GroundTrut
     known = read_ground_truth(config.annotations, reader)
     found = {n: known[n] for n in np.unique(reader.videos[reader.labels >= 0]).tolist() if n in known}
     if not found:
-        raise UserError(f"`annotations` {config.annotations} names no video of {config.shards} that has a label")
+        raise UserError(f"`annotations` {config.annotations} lists no labelled video of {config.shards}")
     return found
 
 
@@ -529,9 +529,9 @@ def _warnings(
             f"{config.shards} is the training set of the checkpoint, so these metrics say nothing about new videos"
         )
     elif clips.reader.digest in set(checkpoint.data_digests.values()):
-        warnings.append(f"the checkpoint was chosen on {config.shards}, so these metrics are too good")
+        warnings.append(f"the checkpoint was chosen on {config.shards}, so these metrics are too optimistic")
     else:
-        warnings += _trained_on(checkpoint, clips.reader, "these metrics are too good")
+        warnings += _trained_on(checkpoint, clips.reader, "these metrics are too optimistic")
     if validation is not None:
         warnings += _trained_on(checkpoint, validation.reader, "what was chosen on them is overconfident")
         if both := shared_videos(validation.reader, clips.reader):

@@ -172,7 +172,7 @@ def _without_padding(clips_BCTHW: torch.Tensor, frames_BT: torch.Tensor) -> torc
     Raises ValueError if a clip consists of padding only.
     """
     if not frames_BT.any(1).all():
-        raise ValueError("a clip has no frame that is not padding, expected at least one")
+        raise ValueError("a clip consists of padding only, expected at least one real frame")
     T = frames_BT.shape[1]
     places = torch.arange(T, device=frames_BT.device)
     before_BT = torch.where(frames_BT, places, -1).cummax(1).values

@@ -105,13 +105,13 @@ class ClipObjective:
         if not isinstance(model.backbone, backbones.TorchvisionBackbone):
             raise UserError(
                 f"weights are {self.config.weights}, but the backbone {self.config.model.backbone} takes none; "
-                "name a backbone of torchvision by `backbone`, or no weights"
+                "pass a torchvision `backbone`, or omit `weights`"
             )
         report = backbones.load_weights(model.backbone, self.config.weights, confirm=backbones.never)
         if self.config.weights_sha256 not in ("", report.sha256):
             raise UserError(
                 f"{report.source} has the SHA-256 {report.sha256}, expected {self.config.weights_sha256}; restore the "
-                "file with which this run began"
+                "file that this run began with"
             )
         rank_zero_info(report.text)
 

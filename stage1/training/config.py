@@ -172,7 +172,7 @@ class TrainConfig:
         if self.bags not in ("", "topk", "attention"):
             raise UserError(f"bags is {self.bags!r}, expected topk or attention")
         if self.bag_clips and not self.bags:
-            raise UserError(f"bag_clips is {self.bag_clips}, but bags is not set, expected topk or attention")
+            raise UserError(f"bag_clips is {self.bag_clips}, but bags is not set; set it to topk or attention")
         if self.resume not in (False, True, "auto"):
             raise UserError(f"resume is {self.resume!r}, expected True, False or 'auto'")
 

@@ -511,7 +511,7 @@ def _check_same_run(run: TrainingRun, saved: Checkpoint, path: Path) -> None:
     for role, digest in run.data.digests.items():
         if saved.data_digests.get(role) != digest:
             raise UserError(
-                f"the {role} shards differ from those with which {path} was trained; name those, or another `out`"
+                f"the {role} shards differ from those that {path} was trained on; pass the same ones, or another `out`"
             )
     now = {name: value for name, value in run.config.to_dict().items() if name not in FREE_ON_RESUME}
     changed = changed_options(saved.train_config, now)

@@ -91,8 +91,8 @@ def hold_whole(path: Path, tasks_folder: Path, *, what: str, wait: bool = False)
             if not wait or not all(watch.may_end(lock) for lock in living):
                 tasks = ", ".join(f"{lock.stem} ({holder})" for lock, holder in list(living.items())[:8])
                 raise LockHeldError(
-                    f"{what} is being built by array tasks that still run: {tasks}; wait for them, or build into "
-                    f"another `out` (locks: {tasks_folder})"
+                    f"{what} is being built by array tasks that are still running: {tasks}; wait for them, or build "
+                    f"into another `out` (locks: {tasks_folder})"
                 )
             time.sleep(_WAIT_SECONDS)
         yield
@@ -192,7 +192,7 @@ def _take(path: Path, what: str, watch: StalenessWatch | None) -> str:
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(me)
         return me
-    raise LockHeldError(f"{what} is locked by a series of other processes; run the same command again")
+    raise LockHeldError(f"{what} is repeatedly locked by other processes; run the same command again")
 
 
 def _remove_if_dead(path: Path, what: str, watch: StalenessWatch | None) -> None:
