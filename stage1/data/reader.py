@@ -361,9 +361,18 @@ class JoinedReader:
 
     def video_id(self, video: int) -> str:
         """Return the same name as `ClipReader.video_id` for a number of `videos`."""
+        reader, own = self._reader_of(video)
+        return reader.video_id(own)
+
+    def recording_or_video(self, video: int) -> str:
+        """Return the same name as `ClipReader.recording_or_video` for a number of `videos`."""
+        reader, own = self._reader_of(video)
+        return reader.recording_or_video(own)
+
+    def _reader_of(self, video: int) -> tuple[ClipReader, int]:
         for reader in self.readers:
             if video < len(reader.index.videos):
-                return reader.video_id(video)
+                return reader, video
             video -= len(reader.index.videos)
         raise IndexError(f"video number is {video + 1} above the highest one")
 

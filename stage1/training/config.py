@@ -56,6 +56,14 @@ class TrainConfig:
         group=_REGULARISATION,
         at_least=0,
     )
+    splices: float = option(
+        0.5,
+        help="Share of the clips that training splices with normal clips of the same recording, which teaches "
+        "attention the frames of a crime; 0 disables splicing.",
+        group=_REGULARISATION,
+        at_least=0,
+        at_most=1,
+    )
     ema: float = option(
         0.0,
         help="Per-step decay of a running average of the weights, e.g. 0.99; 0 disables averaging.",

@@ -1,0 +1,122 @@
+"""Composite clips that teach attention which frames show a crime.
+
+A label of a whole clip does not say where the crime is, and attention that is trained by such labels alone may look
+anywhere. In a composite it is known: some frames come from a crime, the others from a normal clip, of the same
+recording where there is one, so that nothing but the action tells them apart. Normal frames are put into normal clips
+as well, so that the seam says nothing about the label. (Splicing follows CutMix, Yun et al., ICCV 2019, along time.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from stage1.data import clip_random
+from stage1.data.epoch_plan import Rows
+from stage1.data.reader import ClipReader, JoinedReader
+from vidshard.shards.layout import NORMAL_LABEL
+
+MIN_FRAMES = 8  # of a clip; shorter clips are not spliced
+SHORTEST, LONGEST = 1 / 4, 1 / 2  # of the clip, that the inserted frames take
+
+
+class Composite(NamedTuple):
+    """Plan of one composite: frames `first` to `last` - 1 of one clip are inserted into another."""
+
+    place: int  # of the clip in its batch
+    partner: int  # row of the normal clip in the index
+    first: int
+    last: int
+    is_inserted: bool  # the clip of the batch gives the inserted frames, and the partner all others
+    blended: bool  # the frames at the seams are the mean of both clips
+
+
+@dataclasses.dataclass(frozen=True)
+class Splicer:
+    """Maker of composites from the clips of a batch and normal clips of the same set."""
+
+    reader: ClipReader | JoinedReader
+    rows: dict[str, Rows]  # recording → its normal clips
+    recordings: list[str]  # of every video of the set
+    every_normal: Rows
+    share: float  # of the clips of a batch
+    seed: int
+
+    @classmethod
+    def of_clips(
+        cls, reader: ClipReader | JoinedReader, rows: Rows, labels: Rows, *, share: float, seed: int
+    ) -> Splicer:
+        """Create a splicer for the clips of `rows`; `labels` are those of every row of the index."""
+        normal = rows[labels[rows] == NORMAL_LABEL]
+        videos = reader.videos
+        names = [reader.recording_or_video(video) for video in range(int(videos.max()) + 1)]
+        found: dict[str, list[int]] = {}
+        for row in normal.tolist():
+            found.setdefault(names[videos[row]], []).append(row)
+        return cls(reader, {name: np.array(group) for name, group in found.items()}, names, normal, share, seed)
+
+    def partners(self, row: int) -> Rows:
+        """Return the normal clips that the clip of `row` may be spliced with: of its recording, else all."""
+        mine = self.rows.get(self.recordings[self.reader.videos[row]], self.every_normal)
+        mine = mine[mine != row]
+        return mine if len(mine) else self.every_normal[self.every_normal != row]
+
+    def plan(self, labels_B: torch.Tensor, indices_B: torch.Tensor, *, num_frames: int, epoch: int) -> list[Composite]:
+        """Draw the composites of a batch; they depend on the seed, the epoch and the row of each clip only."""
+        if num_frames < MIN_FRAMES:
+            return []
+        seeds_B = clip_random.clip_seeds(indices_B.cpu(), seed=self.seed, epoch=epoch)
+        drawn_BN = clip_random.uniform(seeds_B, 6, stream=clip_random.SPLICES).double().numpy()
+        plans = []
+        for place, (row, label) in enumerate(zip(indices_B.tolist(), labels_B.tolist(), strict=True)):
+            chosen, partner, length, first, side, blend = drawn_BN[place].tolist()
+            if chosen >= self.share or label < 0:
+                continue
+            partners = self.partners(row)
+            if not len(partners):
+                continue
+            frames = round(num_frames * (SHORTEST + (LONGEST - SHORTEST) * length))
+            begin = int(first * (num_frames - frames + 1))
+            plans.append(
+                Composite(
+                    place=place,
+                    partner=int(partners[int(partner * len(partners))]),
+                    first=begin,
+                    last=begin + frames,
+                    is_inserted=side < 0.5,
+                    blended=blend < 0.5,
+                )
+            )
+        return plans
+
+    def read_partners(self, plans: list[Composite]) -> torch.Tensor:
+        """Read the partners of composites: uint8 (B', T, H, W, C)."""
+        clips = np.empty((len(plans), *self.reader.clip_shape.thwc), np.uint8)
+        self.reader.read_clips([plan.partner for plan in plans], clips)
+        return torch.from_numpy(clips)
+
+
+def splice(clips_BCTHW: torch.Tensor, partners_BCTHW: torch.Tensor, plans: list[Composite]) -> None:
+    """Replace clips of a batch by their composites, in place."""
+    for partner_CTHW, plan in zip(partners_BCTHW, plans, strict=True):
+        clip_CTHW = clips_BCTHW[plan.place]
+        weights_T = torch.from_numpy(own_frames(plan, clip_CTHW.shape[1])).to(clip_CTHW)
+        clip_CTHW.mul_(weights_T[:, None, None]).add_(partner_CTHW * (1 - weights_T)[:, None, None])
+
+
+def own_frames(plan: Composite, num_frames: int) -> npt.NDArray[np.float32]:
+    """Return the share of the clip of the batch in each frame of its composite, [T].
+
+    >>> own_frames(Composite(0, 0, 2, 4, is_inserted=True, blended=True), 6).tolist()
+    [0.0, 0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+    inserted_T = np.zeros(num_frames, np.float32)
+    inserted_T[plan.first : plan.last] = 1
+    if plan.blended:
+        inserted_T[max(0, plan.first - 1) : plan.first] = 0.5
+        inserted_T[plan.last : plan.last + 1] = 0.5
+    return inserted_T if plan.is_inserted else 1 - inserted_T
