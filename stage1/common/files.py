@@ -18,6 +18,9 @@ CONFIG_NAME = "run.toml"
 METRICS_NAME = "metrics.jsonl"
 CURVES_NAME = "curves.png"
 TENSORBOARD_NAME = "tensorboard"
+# All files of a run.
+RUN_NAMES = (BEST_NAME, LAST_NAME, PREVIOUS_NAME, CONFIG_NAME, METRICS_NAME, CURVES_NAME, TENSORBOARD_NAME)
+EVALUATION_NAMES = ("evaluation.json", "evaluation.png")
 
 # Default output of `stage1 train` and default input of `stage1 infer`.
 DEFAULT_RUN = Path("checkpoints")

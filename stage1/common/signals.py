@@ -1,25 +1,28 @@
-"""Graceful shutdown on SIGTERM or SIGUSR1, which schedulers send before they take a machine away.
+"""Graceful shutdown on Ctrl-C, and on SIGTERM or SIGUSR1, which schedulers send before they take a machine away.
 
 The signal only sets a flag. The run checks the flag between two steps, writes a checkpoint and ends.
 """
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+logger = logging.getLogger(__name__)
+
 SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
 )  # Windows has no SIGUSR1
 
 
 class StopSignal:
     """Context manager that records a stop signal received while its block runs.
 
-    It has no effect outside the main thread, where Python allows no signal handlers. A second signal changes nothing
-    while shutdown is pending; use SIGKILL to end the process at once.
+    It has no effect outside the main thread, where Python allows no signal handlers. While shutdown is pending, a
+    second Ctrl-C raises KeyboardInterrupt, and any other signal changes nothing; SIGKILL ends the process at once.
     """
 
     def __init__(self) -> None:
@@ -38,4 +41,8 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received is not None:
+            raise KeyboardInterrupt
         self.received = signal.Signals(number).name
+        if number == signal.SIGINT:
+            logger.warning("stopping after the current step; press Ctrl-C again to stop at once, without a checkpoint")

@@ -10,6 +10,7 @@ import csv
 import dataclasses
 import glob
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,12 +21,16 @@ import numpy.typing as npt
 
 from vidshard.shards.layout import FAILURES_NAME, UNKNOWN_LABEL, ClipShape
 from vidshard.shards.manifest import Failure, log_folder
+from vidshard.storage.urls import Location, Url, location, redact_credentials
 from vidshard.util.errors import UserError
+from vidshard.util.location import is_url
 
 if TYPE_CHECKING:
     from vidshard.building.run import BuildConfig, SetReport
     from vidshard.sources.folders import Source
     from vidshard.video.sampling import SamplingConfig
+
+LIVE_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "udp", "tcp", "mms")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,35 +38,35 @@ class TemporaryShards:
     """Clips of the user's videos. The folder is deleted when the block of `temporary_shards` ends."""
 
     folder: Path  # a finished shard folder
-    root: Path  # the folder to which the videos' paths are relative
+    root: Location  # the folder or URL to which the videos' paths are relative
     failures: tuple[Failure, ...]  # videos without clips
 
 
 @contextlib.contextmanager
 def temporary_shards(
-    paths: Sequence[str], *, shape: ClipShape, sampling: dict[str, Any], workers: int | None
+    paths: Sequence[str], *, shape: ClipShape, sampling: SamplingConfig, settings: dict[str, Any], workers: int | None
 ) -> Iterator[TemporaryShards]:
     """Build shards of the videos in `paths` in a temporary folder, which lasts as long as the block.
 
-    Clips have the given `shape` and are sampled by `sampling`, the settings of a manifest. Raises UserError if a path
-    matches no video, or if no video can be decoded.
+    Clips have the given `shape` and are cut by `sampling`; `settings`, of a manifest, say how frames become square and
+    which decoder and codec to use. Raises UserError if a path matches no video, or if no video can be decoded.
     """
     from vidshard.building import run
 
     source = find_videos(paths)
     config = run.BuildConfig(
         source=source.root,
-        sampling=sampling_config(sampling, shape=shape),
+        sampling=sampling,
         frame_size=shape.height,
-        resize=sampling.get("resize", "squash"),
-        codec=sampling.get("codec", "raw"),
+        resize=settings.get("resize", "squash"),
+        codec=settings.get("codec", "raw"),
         workers=workers,
-        decoder=sampling.get("decoder", "auto"),
+        decoder=settings.get("decoder", "auto"),
     )
     with tempfile.TemporaryDirectory(prefix="stage1-videos-", ignore_cleanup_errors=True) as folder:
         report = _build(source, Path(folder) / "shards", config)
         failures = tuple(failure for failure in report.manifest.failures if failure.outcome == "failed")
-        yield TemporaryShards(folder=report.folder, root=Path(str(source.root)), failures=failures)
+        yield TemporaryShards(folder=report.folder, root=source.root, failures=failures)
 
 
 def _build(source: Source, out: Path, config: BuildConfig) -> SetReport:
@@ -80,10 +85,15 @@ def _build(source: Source, out: Path, config: BuildConfig) -> SetReport:
         raise UserError(f"no video could be decoded: {'; '.join(failed[:3])}{more}; pass videos that play") from error
 
 
-def sampling_config(settings: dict[str, Any], *, shape: ClipShape) -> SamplingConfig:
-    """Return the sampling options that the settings of a manifest record.
+def sampling_config(
+    settings: dict[str, Any], *, shape: ClipShape, gap_seconds: float, stride: int | None
+) -> SamplingConfig:
+    """Return the sampling of videos of any length for a model trained on clips with the `settings` of a manifest.
 
-    Raises UserError if `vidshard build` cannot cut clips of `shape`.
+    A video gets windows whose frames are `gap_seconds` apart, the median of the training clips, one every `stride`
+    frames of these (None: half a clip). A video that is not longer than a window gives one clip, with frames spread
+    over it if the training clips were cut so. If the gap is 0, that is, unknown, videos are sampled by `settings`
+    alone. Raises UserError if `vidshard build` cannot cut clips of `shape`.
     """
     from vidshard.video.sampling import SamplingConfig
 
@@ -93,20 +103,39 @@ def sampling_config(settings: dict[str, Any], *, shape: ClipShape) -> SamplingCo
             f"{settings.get('clip_len')} of them); build the shards another way and pass them as `shards`"
         )
     names = {field.name for field in dataclasses.fields(SamplingConfig)}
-    return SamplingConfig(**{name: value for name, value in settings.items() if name in names})
+    trained = SamplingConfig(**{name: value for name, value in settings.items() if name in names})
+    if gap_seconds <= 0:
+        if stride is not None:
+            raise UserError("`stride` needs the time between the frames of training clips, which the checkpoint lacks")
+        return trained
+    return SamplingConfig(
+        mode="dense",
+        clip_len=shape.num_frames,
+        stride=stride or max(1, shape.num_frames // 2),
+        fps=trained.fps or min(1 / gap_seconds, 1000),
+        whole_if_short=trained.mode == "uniform",
+    )
 
 
 def find_videos(paths: Sequence[str]) -> Source:
-    """Find the videos in these files, folders and globs, and return them as one `Source` without labels.
+    """Find the videos in these files, folders, globs and URLs, and return them as one `Source` without labels.
 
     Folder names are not taken as classes: a folder may be named after a camera. Raises UserError if a path matches no
-    video.
+    video, or if it is a live stream or a camera.
     """
     from vidshard.sources.folders import Source, Video, find_sources
 
+    for path in paths:
+        _check_not_live(path)
+    places = [location(path) for path in paths]
+    urls = [place for place in places if isinstance(place, Url)]
+    if urls:
+        if len(urls) < len(places):
+            raise UserError("`videos` holds paths and URLs, expected one kind; pass them in two commands")
+        return _find_remote_videos(urls)
     videos: set[str] = set()
     skipped: dict[str, Failure] = {}
-    for path in paths:
+    for path in map(str, places):
         for match in _matches(path):
             for source in find_sources(Path(match)):
                 videos |= {os.path.join(str(source.root), video.path) for video in source.videos}
@@ -127,6 +156,49 @@ def find_videos(paths: Sequence[str]) -> Source:
         split=None,
         videos=tuple(Video(path=name, class_name=None, label=UNKNOWN_LABEL) for name in names),
         skipped=tuple(dataclasses.replace(skipped[path], path=relative(path)) for path in sorted(skipped)),
+    )
+
+
+def _check_not_live(path: str) -> None:
+    """Raise UserError if `path` is a stream or a camera, which have no end."""
+    scheme = path.partition("://")[0].lower() if is_url(path) else ""
+    is_camera = not os.path.isfile(path) and re.fullmatch(r"\d+|/dev/video\d+", path)
+    if scheme in LIVE_SCHEMES or is_camera:
+        raise UserError(
+            f"`videos` {redact_credentials(path)} is a live {'camera' if is_camera else 'stream'}, expected files; "
+            "record it first, such as with `ffmpeg -i URL -t 3600 -c copy camera.mp4`, and pass the file"
+        )
+
+
+def _find_remote_videos(urls: Sequence[Url]) -> Source:
+    """Find the videos below these URLs, or that they name."""
+    from vidshard.sources.folders import Source, Video
+    from vidshard.sources.urls import find_remote_sources
+
+    sources = [source for url in urls for source in find_remote_sources(url)]
+    roots = list(dict.fromkeys(source.root for source in sources if isinstance(source.root, Url)))
+    root = roots[0]
+    while not all(f"{one.as_posix()}/".startswith(f"{root.as_posix()}/") for one in roots):
+        if root.parent == root or "?" in "".join(one.full for one in roots):
+            raise UserError(
+                f"the videos are at {len(roots)} places, such as {roots[0]} and {roots[1]}, expected one; pass those of "
+                "one place at a time"
+            )
+        root = root.parent
+    videos: dict[str, Video] = {}
+    skipped: dict[str, Failure] = {}
+    for source in sources:
+        below = f"{source.root.as_posix()}/".removeprefix(f"{root.as_posix()}/")
+        for video in source.videos:
+            name = below + video.path
+            videos[name] = dataclasses.replace(video, path=name, class_name=None, label=UNKNOWN_LABEL)
+        skipped |= {below + one.path: dataclasses.replace(one, path=below + one.path) for one in source.skipped}
+    names = sorted(videos, key=lambda name: name.encode("utf-8", "surrogateescape"))
+    return Source(
+        root=root,
+        split=None,
+        videos=tuple(videos[name] for name in names),
+        skipped=tuple(skipped[name] for name in sorted(skipped)),
     )
 
 

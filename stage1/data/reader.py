@@ -200,15 +200,14 @@ class ClipReader:
     def read_record(self, row: int) -> SampleRecord:
         """Return the record that the shard stores next to the clip of index row `row`.
 
-        Raises FormatError if the record cannot be read or belongs to a different clip.
+        Raises FormatError if the record cannot be read or contradicts the index.
         """
-        clip = self.index.clips[row]
-        shard = int(clip["shard"])
-        with self._in_use(shard):
-            record = layout.read_record(self._open(shard), int(clip["offset"]), int(clip["size"]))
-        if record.key != self.index.key(row):
-            raise FormatError(f"{self._where(row)} is followed by the record of {record.key!r}; build again")
-        return record
+        shard = int(self.shards[row])
+        try:
+            with self._in_use(shard):
+                return self.shard_set.read_record(row, self._open(shard))
+        except OSError as error:
+            raise FormatError(f"the record of {self._where(row)} cannot be read: {error.strerror}") from error
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from stage1.common import files
+from stage1.common.earlier_results import set_aside
 from stage1.evaluation import plots, score_files
 from stage1.evaluation.config import ScoresConfig as ScoresConfig
 from stage1.evaluation.score_files import ForeignScores
@@ -74,6 +75,7 @@ def evaluate_scores(config: ScoresConfig) -> ScoresReport:
         "false_alarm_share": far,
         "notes": notes,
     }
+    set_aside(config.out, files.EVALUATION_NAMES)
     atomic.write_json(config.out / "evaluation.json", fields)
     title = str(config.scores or "Oracles, which know the ground truth")
     plots.plot_conventions(rows or references, config.out / "evaluation.png", title=title)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from stage1.common import files
 from stage1.common.device import choose_device
+from stage1.common.earlier_results import set_aside
 from stage1.data.loader import ClipReader
 from stage1.evaluation import baselines, plots
 from stage1.evaluation.config import EvaluateConfig as EvaluateConfig
@@ -136,6 +137,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
     fields["flags"] = baselines.flags(fields["baselines"], "video AUC")
     if target is not None:
         store(config.checkpoint, decision.calibration, threshold, target, relative=config.relative)
+    set_aside(config.out, files.EVALUATION_NAMES)
     atomic.write_json(config.out / "evaluation.json", fields)
     plots.plot_evaluation(fields, clips, videos, config.out / "evaluation.png")
     return EvaluateReport(text=evaluation_text(fields, config), fields=fields)
@@ -352,6 +354,7 @@ def video_events(clips: ScoredClips, number: int, threshold: float) -> list[Even
         last_seconds=clips.seconds[own, 1],
         num_frames=int(row["num_frames"]),
         fps=float(row["fps"]),
+        gap_seconds=1 / fps if (fps := clips.reader.settings.get("fps")) else 0.0,
     )
     return find_events(video, threshold=threshold, config=EventConfig())[1]
 

@@ -303,19 +303,23 @@ def _find(path: Path) -> Path:
     raise UserError(f"no attention data at {path}: run `stage1 infer` first")
 
 
-def _check_for_training(path: Path, data: AttentionData) -> None:
-    test = sum(split == "Test" for split in data.splits)
+def why_not_for_training(splits: Sequence[str | None], trained_on: Sequence[int]) -> str | None:
+    """Return why stage 2 must not be trained on detections with these splits and `trained_on`; None if it may be."""
+    test = sum(split == "Test" for split in splits)
     if test:
-        raise UserError(
-            f"{test:,} of {len(data):,} detections in {path} are of the split Test: train stage 2 on out-of-fold "
-            "detections over Train (`stage1 crossval --save-attention`)"
-        )
-    seen = int((data.trained_on != 0).sum())
+        return f"{test:,} of {len(splits):,} detections are of the split Test"
+    seen = sum(value != TRAINED_ON["no"] for value in trained_on)
     if seen:
-        sure = "were" if bool((data.trained_on == 1).any()) else "may have been"
+        sure = "was" if TRAINED_ON["yes"] in trained_on else "may have been"
+        return f"the model {sure} trained on the videos of {seen:,} of {len(splits):,} detections"
+    return None
+
+
+def _check_for_training(path: Path, data: AttentionData) -> None:
+    reason = why_not_for_training(data.splits, data.trained_on.tolist())
+    if reason is not None:
         raise UserError(
-            f"the videos of {seen:,} of {len(data):,} detections in {path} {sure} trained on by the model itself, "
-            "whose attention there says nothing about new videos: train stage 2 on out-of-fold detections "
+            f"{path} is for evaluation only ({reason}): train stage 2 on out-of-fold detections over Train "
             "(`stage1 crossval --save-attention`)"
         )
 

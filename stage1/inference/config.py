@@ -64,7 +64,14 @@ class InferConfig(CheckedConfig):
 
     shards: Location = shards_option("shards/Test", "Shards to score.")
     videos: tuple[str, ...] = option(
-        (), help="MP4s to score instead of shards: files, folders or globs.", metavar="PATH…"
+        (), help="MP4s to score instead of shards: files, folders, globs or URLs.", metavar="PATH…"
+    )
+    stride: int | None = option(
+        None,
+        help="Frames from the start of one window of a video to the next, with --videos.",
+        default_text="half a clip",
+        group=_VIDEOS,
+        at_least=1,
     )
     checkpoint: Path = checkpoint_option()
     out: Path = option(DEFAULT_INFERENCE, help="Output folder.")

@@ -37,6 +37,7 @@ class ClipScores:
     last_seconds: Array  # time of the last frame
     num_frames: int  # of the video
     fps: float  # mean frame rate of the video; 0 if unknown
+    gap_seconds: float = 0.0  # time between the frames of a clip, if the video was resampled
 
     @property
     def frame_seconds(self) -> float:
@@ -53,12 +54,14 @@ class ClipScores:
 def second_scores(clips: ClipScores) -> Array:
     """Return the score of each second of the video, [ceil(duration)]: the mean confidence of the clips in it.
 
-    Clips, which last from the start of their first to the end of their last frame, are weighted by their overlap with
-    the second. Seconds without a clip are NaN.
+    Clips are weighted by their overlap with the second. They last from the start of their first to the end of their
+    last frame, which stands for the time up to the next one, as a resampled video leaves frames out. Seconds without a
+    clip are NaN.
     """
     num_seconds = max(1, math.ceil(clips.duration_seconds - 1e-6))
     begins = clips.start_seconds
-    ends = np.maximum(clips.last_seconds + clips.frame_seconds, begins + 1e-3)  # clips of zero duration count, too
+    ends = np.minimum(clips.last_seconds + max(clips.frame_seconds, clips.gap_seconds), clips.duration_seconds)
+    ends = np.maximum(ends, begins + 1e-3)  # clips of zero duration count, too
     edges = np.arange(num_seconds + 1, dtype=np.float64)
     edges[-1] = max(edges[-1], float(ends.max(initial=0.0)))
     weights = np.diff(_covered(edges, begins, ends, np.ones(len(begins))))

@@ -19,6 +19,7 @@ from typing import Any, TextIO
 import numpy as np
 import numpy.typing as npt
 
+from stage1.common.earlier_results import set_aside
 from stage1.inference.events import Event
 from vidshard.shards import layout
 from vidshard.util import atomic
@@ -57,11 +58,17 @@ class OutputFiles:
         self.score_log = folder / ".unfinished"
         self.picture = folder / "attention_visualization.png"
         self.report = folder / "report.html"
-        # Written last and removed first, so that the other files of a folder with run.json are of a single run.
+        # Written last and moved first, so that the other files of a folder with run.json are of a single run.
         self.run = folder / "run.json"
 
-    def remove_old(self) -> None:
-        """Remove the files of an earlier run, and no others, so that runs do not mix."""
+    def set_old_aside(self) -> None:
+        """Move the files of an earlier run aside, and remove those of a run that was killed while it wrote them."""
+        files = (self.run, self.anomalies, self.predictions, self.videos, self.events, self.picture, self.report)
+        pages = sorted(path.name for path in self.folder.glob("report-*.html"))
+        set_aside(self.folder, [*(path.name for path in files), "attention_data", *pages])
+        self._remove_old()
+
+    def _remove_old(self) -> None:
         texts = (self.anomalies, self.predictions, self.videos, self.events)
         for path in (self.run, self.picture, self.report, self.attention_data, *texts):
             with contextlib.suppress(FileNotFoundError):

@@ -43,7 +43,7 @@ from vidshard import __version__
 from vidshard.shards import layout, manifest
 from vidshard.shards.manifest import Failure
 from vidshard.storage.cache import CacheConfig
-from vidshard.storage.urls import Url
+from vidshard.storage.urls import Location, Url, redact_credentials
 from vidshard.util import atomic, console
 from vidshard.util.errors import UserError
 from vidshard.util.hashing import file_sha256
@@ -88,6 +88,7 @@ class InferReport:
     unscored: dict[str, str]  # key of the clip → why it could not be read
     failures: tuple[Failure, ...]  # videos passed by the user that could not be decoded
     warnings: tuple[str, ...]
+    not_for_training: str | None = None  # why stage 2 must not be trained on the detections
 
     @functools.cached_property
     def detections(self) -> list[Detection]:
@@ -128,7 +129,9 @@ class InferReport:
                 f"  - Detected {self.num_detections} crime clips",
                 f"  - Anomaly records saved to: {shown_path(self.files.anomalies)}",
                 f"  - Attention data saved to: {shown_path(self.attention)}",
-                "  - Ready for Stage 2 training",
+                "  - Ready for Stage 2 training"
+                if self.not_for_training is None
+                else f"  - Stage 2: for evaluation only ({self.not_for_training})",
                 RULE,
             ]
         )
@@ -156,8 +159,11 @@ def infer(config: InferConfig) -> InferReport | None:
         raise UserError(
             "`videos` runs in one process, but WORLD_SIZE is above 1; build shards first and pass them as `shards`"
         )
+    shape, settings = fold.checkpoint.shape, fold.checkpoint.sampling
+    gap_seconds = fold.checkpoint.frame_gap_seconds
+    sampling = from_videos.sampling_config(settings, shape=shape, gap_seconds=gap_seconds, stride=config.stride)
     with from_videos.temporary_shards(
-        config.videos, shape=fold.checkpoint.shape, sampling=fold.checkpoint.sampling, workers=config.workers
+        config.videos, shape=shape, sampling=sampling, settings=settings, workers=config.workers
     ) as built:
         config = dataclasses.replace(config, shards=built.folder)
         return _InferenceRun(config, [fold], root=built.root, failures=built.failures).execute()
@@ -202,7 +208,7 @@ class _InferenceRun:
         config: InferConfig,
         folds: list[LoadedFold],
         *,
-        root: Path | None,
+        root: Location | None,
         failures: tuple[Failure, ...] = (),
         out_of_fold: bool = False,
     ) -> None:
@@ -266,6 +272,14 @@ class _InferenceRun:
 
     def execute(self) -> InferReport | None:
         """Score on all ranks, and write the outputs on rank 0."""
+        try:
+            return self._execute()
+        except (KeyboardInterrupt, OSError) as error:
+            if self.score_log.has_scores:
+                error.add_note("run the same command with `resume` to continue")
+            raise
+
+    def _execute(self) -> InferReport | None:
         distributed.check_agreement(self._facts())
         is_first = distributed.rank() == 0
         if is_first:
@@ -278,7 +292,7 @@ class _InferenceRun:
         distributed.check_agreement({"batches on disk": done})
         if is_first and done:
             logger.info(f"Resumed: {done:,} of {self.plan.num_batches:,} batches were already scored")
-        score(self.reader, self.plan, self.score_log, self.scoring)
+        score(self.reader, self.plan, self.score_log, self.scoring, row_seconds=self._row_seconds())
         distributed.wait_for_all()  # until all batches are scored
         if not is_first:
             self.score_log.close()
@@ -294,6 +308,15 @@ class _InferenceRun:
         report = self._write()
         self.score_log.remove()
         return report
+
+    def _row_seconds(self) -> npt.NDArray[np.float64] | None:
+        """Return the seconds of video that each index row stands for in the progress of `videos`, else None."""
+        if not self.config.videos:
+            return None
+        table, videos = self.reader.index.videos, self.reader.videos
+        seconds = table["num_frames"] / np.where(table["fps"] > 0, table["fps"], np.inf)
+        of_row: npt.NDArray[np.float64] = (seconds / np.bincount(videos, minlength=len(table)).clip(1))[videos]
+        return of_row
 
     # --- results
 
@@ -371,6 +394,7 @@ class _InferenceRun:
             last_seconds=np.array([scores["last_seconds"] for scores in scored], np.float64),
             num_frames=int(facts["num_frames"]),
             fps=float(facts["fps"]),
+            gap_seconds=1 / fps if (fps := self.reader.settings.get("fps")) else 0.0,
         )
         seconds, events = find_events(clips, threshold=self.threshold, config=self.config.events)
         path = index.paths[video]
@@ -405,7 +429,7 @@ class _InferenceRun:
     def _write(self) -> InferReport:
         """Write the outputs, and run.json last, so that a folder with run.json has the files of a single run."""
         written, config, reader = self.files, self.config, self.reader
-        written.remove_old()
+        written.set_old_aside()
         confidences = np.full(len(self.rows), np.nan, np.float32)
         unscored: dict[str, str] = {}
         for i, row in enumerate(self.rows.tolist()):
@@ -433,7 +457,9 @@ class _InferenceRun:
             threshold=self.threshold,
             settings=dataclasses.asdict(config.events),
         )
-        attention = self._write_attention(detected, missed)
+        trained_on = [self._trained_on(row) for row in detected.tolist()]
+        attention = self._write_attention(detected, trained_on, missed)
+        splits = [reader.index.split(video) for video in reader.videos[detected].tolist()]
         report = InferReport(
             files=written,
             attention=attention,
@@ -448,12 +474,13 @@ class _InferenceRun:
             unscored=unscored,
             failures=self.failures,
             warnings=tuple(self.warnings),
+            not_for_training=attention_data.why_not_for_training(splits, trained_on),
         )
-        trained_on = sum(self._trained_on(row) == 1 for row in self.rows.tolist())
-        atomic.write_json(written.run, self._run_json(report, counts, trained_on))
+        num_trained_on = sum(self._trained_on(row) == 1 for row in self.rows.tolist())
+        atomic.write_json(written.run, self._run_json(report, counts, num_trained_on))
         return report
 
-    def _write_attention(self, detected: Rows, missed: int) -> Path:
+    def _write_attention(self, detected: Rows, trained_on: Sequence[int], missed: int) -> Path:
         reader, written = self.reader, self.files
         source = AttentionSource(
             clip_shape=reader.clip_shape,
@@ -463,7 +490,6 @@ class _InferenceRun:
             out_of_fold=self.out_of_fold,
             missed_crimes=missed,
         )
-        trained_on = [self._trained_on(row) for row in detected.tolist()]
 
         def read_clips(numbers: range, out: npt.NDArray[np.uint8]) -> None:
             reader.read_clips(detected[numbers.start : numbers.stop], out)
@@ -492,7 +518,7 @@ class _InferenceRun:
             "schema_version": output.SCHEMA_VERSION,
             "stage1_version": __version__,
             "shards": {"path": None if config.videos else str(config.shards), "digest": self.reader.manifest.digest},
-            "videos": list(config.videos),
+            "videos": list(map(redact_credentials, config.videos)),
             "checkpoint": None if self.out_of_fold else models[0],
             "folds": models if self.out_of_fold else None,
             "threshold": report.threshold,
@@ -606,8 +632,10 @@ def _video_root(config: InferConfig) -> Path | None:
         return None
 
 
-def _check_paths(paths: set[str], root: Path | None, config: InferConfig) -> list[str]:
+def _check_paths(paths: set[str], root: Location | None, config: InferConfig) -> list[str]:
     """Return a warning if the `video_path` of a detection is not a file."""
+    if isinstance(root, Url):
+        return []
     if paths and root is None:
         return [
             f"the folder of the videos of {config.shards} is unknown (its log folder is missing), so video_path is "

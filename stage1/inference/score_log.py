@@ -117,6 +117,11 @@ class ScoreLog:
 
     # --- scoring
 
+    @property
+    def has_scores(self) -> bool:
+        """True if a run can be resumed from the folder."""
+        return (self.folder / PLAN_NAME).is_file()
+
     def append(self, batch: int, scored: ScoredBatch) -> None:
         """Append the scores of a batch. Not thread-safe. Raises OSError on a full disk."""
         if self._out is None:

@@ -98,23 +98,35 @@ class BatchPlan:
         return rows
 
 
-def score(reader: ClipReader, plan: BatchPlan, score_log: ScoreLog, config: ScoringConfig) -> None:
+def score(
+    reader: ClipReader,
+    plan: BatchPlan,
+    score_log: ScoreLog,
+    config: ScoringConfig,
+    *,
+    row_seconds: npt.NDArray[np.float64] | None = None,
+) -> None:
     """Score this rank's share of the batches that are missing in `score_log`, and append them to it.
 
-    Clips that cannot be read are logged with the reason. Raises UserError if an output of the model is not finite.
+    The progress counts clips or, with `row_seconds`, the seconds of video that each index row stands for. Clips that
+    cannot be read are logged with the reason. Raises UserError if an output of the model is not finite.
     """
     missing = score_log.missing
     rows_of_parts = [plan.rows_of_part(number, missing) for number in range(len(plan.parts))]
-    num_clips = sum(len(rows) for rows in rows_of_parts) // config.world_size
+    weights = np.ones(len(plan.batch_of_row)) if row_seconds is None else row_seconds
+    total = sum(float(weights[rows].sum()) for rows in rows_of_parts) / config.world_size
+    unit, done = "clip" if row_seconds is None else "second", 0.0
     reader.fetch_ahead(np.concatenate(rows_of_parts))
     with (
-        console.Progress("Stage 1 Inference", total=num_clips, unit="clip") as progress,
+        console.Progress("Stage 1 Inference", total=int(total + 1e-3), unit=unit) as progress,
         cuda_memory_errors(config.batch_size),
     ):
 
         def take(rows: Rows, scored: ScoredBatch) -> None:
+            nonlocal done
             score_log.append(int(plan.batch_of_row[rows[0]]), scored)
-            progress.advance(len(rows))
+            done += float(weights[rows].sum())
+            progress.advance(int(done + 1e-3) - progress.done)
 
         for part, rows in zip(plan.parts, rows_of_parts, strict=True):
             if len(rows):

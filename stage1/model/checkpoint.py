@@ -1,6 +1,8 @@
 """Checkpoints, which rebuild the model with its preprocessing and resume a run.
 
 A checkpoint is written atomically and read with ``weights_only=True``, so that loading a stranger's file runs no code.
+What the file says is checked before it is used: its size when unpacked, the type of every field, and that the weights
+are finite and of the shapes of the model.
 The file is that of `torch.save`, followed by a line with the SHA-256 of all bytes before it. `torch.load` ignores that
 line, but without it torch would load most damaged files without an error.
 """
@@ -10,10 +12,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import math
 import os
 import re
+import reprlib
+import types
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, cast, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -58,6 +65,46 @@ class Checkpoint:
     packages: dict[str, str] = dataclasses.field(default_factory=dict)  # package → version
     git_commit: str = ""  # of the source tree, with "-dirty" if files were changed; "": unknown
     run_state: dict[str, Any] = dataclasses.field(default_factory=dict)  # further state of a run that resumes
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if a field has a wrong type or value."""
+        hints = get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            _expect(_is_of_type(value, hints[field.name]), field.name, value)
+        _expect(self.epoch >= 0 and self.step >= 0, "epoch or step", min(self.epoch, self.step))
+        _expect(0 <= self.frame_gap_seconds < math.inf, "frame_gap_seconds", self.frame_gap_seconds)
+        for chosen in (vars(self), *([self.relative] if self.relative is not None else [])):
+            _expect(_is_of_type(chosen["threshold"], float) and 0 <= chosen["threshold"] <= 1, "threshold", chosen)
+            _expect(_is_of_type(chosen["threshold_target"], str), "threshold_target", chosen["threshold_target"])
+            _check_like(Calibration(prior=0.5), chosen["calibration"])
+            Calibration(**chosen["calibration"])
+        _ = self.shape
+
+    def check_model(self, num_bytes: int) -> None:
+        """Raise ValueError unless the fields, of a file of `num_bytes`, are those of a model with finite weights.
+
+        No memory is allocated for a model of the size that the file claims.
+        """
+        _check_tensors(vars(self), num_bytes)
+        _check_like(ModelConfig(), self.model_config)
+        _check_like(TransformConfig(), self.transform_config)
+        self.build_transform()
+        with torch.device("meta"):
+            expected = Stage1Model(ModelConfig.from_dict(self.model_config)).state_dict()
+        found = self.model_state_dict
+        if found.keys() != expected.keys():
+            names = sorted(found.keys() ^ expected.keys(), key=str)
+            raise ValueError(
+                f"its weights are of another layout: {len(names)} names differ, such as {reprlib.repr(names[0])}"
+            )
+        for name, like in expected.items():
+            weight = found[name]
+            if not isinstance(weight, torch.Tensor) or (weight.shape, weight.dtype) != (like.shape, like.dtype):
+                got = (weight.dtype, tuple(weight.shape)) if isinstance(weight, torch.Tensor) else weight
+                raise ValueError(f"{name} is {reprlib.repr(got)}, expected {like.dtype} {tuple(like.shape)}")
+            if not weight.isfinite().all():
+                raise ValueError(f"{name} holds numbers that are not finite")
 
     def build_model(self) -> Stage1Model:
         """Build the model with its weights, in evaluation mode, on the CPU."""
@@ -132,6 +179,7 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> Che
     if digest is not None and hashlib.sha256(payload).hexdigest().encode() != digest:
         raise UserError(f"{path} is damaged: its SHA-256 differs from the one recorded in the file; {_REPLACE_IT}")
     try:
+        _check_unpacked_size(payload if digest is not None else data)
         fields = torch.load(io.BytesIO(data), map_location=map_location, weights_only=True)
     except Exception as error:  # torch, zipfile and pickle raise a dozen types on other files
         raise UserError(f"{path} is not a stage1 checkpoint, or is damaged; expected {_EXPECTED}") from error
@@ -145,13 +193,7 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> Che
         )
     if digest is None:
         raise UserError(f"{path} is damaged: it does not end with the line of its SHA-256; {_REPLACE_IT}")
-    try:
-        return Checkpoint(**fields)
-    except TypeError as error:
-        raise UserError(
-            f"{path} is a stage1 checkpoint with a missing or unknown field ({error}); install the stage1 version that "
-            "wrote it, or train again"
-        ) from error
+    return _checked(fields, len(data), path)
 
 
 def check_clip_shape(checkpoint: Checkpoint, path: Path, shape: ClipShape, *, where: str) -> None:
@@ -187,6 +229,80 @@ def _write(file: IO[bytes], checkpoint: Checkpoint) -> None:
 def _digest_at_the_end(data: bytes) -> bytes | None:
     match = re.fullmatch(re.escape(_DIGEST_LINE).replace(b"%s", b"([0-9a-f]{64})"), data[-_DIGEST_LINE_SIZE:])
     return match[1] if match else None
+
+
+def _checked(fields: dict[str, Any], num_bytes: int, path: Path) -> Checkpoint:
+    """Return the checkpoint of these fields of the file `path`. Raises UserError if they are not those of one."""
+    try:
+        checkpoint = Checkpoint(**fields)
+    except TypeError as error:
+        raise UserError(
+            f"{path} is a stage1 checkpoint with a missing or unknown field ({error}); install the stage1 version that "
+            "wrote it, or train again"
+        ) from error
+    except (ValueError, LookupError, UserError) as error:
+        raise UserError(f"{path} has a field that no stage1 checkpoint has: {error}; {_REPLACE_IT}") from error
+    try:
+        checkpoint.check_model(num_bytes)
+    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, RecursionError) as error:
+        raise UserError(f"{path} holds no model of this version of stage1: {error}; {_REPLACE_IT}") from error
+    return checkpoint
+
+
+def _check_unpacked_size(data: bytes) -> None:
+    """Raise ValueError unless `data` is an archive that unpacks to no more bytes: torch compresses nothing."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if sum(member.file_size for member in archive.infolist()) > len(data):
+            raise ValueError("it would unpack to more bytes than the file has")
+
+
+def _check_tensors(fields: Mapping[str, Any], num_bytes: int) -> None:
+    """Raise ValueError if there is something else than plain values, or the tensors claim more than `num_bytes`."""
+    left, seen, claimed = [fields], set[int](), 0
+    while left:
+        value: Any = left.pop()
+        if isinstance(value, torch.Tensor):
+            claimed += value.numel() * value.element_size()
+            if value.layout != torch.strided or value.is_quantized or claimed > num_bytes:
+                raise ValueError(f"a tensor of shape {tuple(value.shape)} has more numbers than the file")
+        elif isinstance(value, Mapping | list | tuple):
+            if id(value) not in seen:  # a small file may refer to one list again and again
+                seen.add(id(value))
+                left += value.values() if isinstance(value, Mapping) else value
+        elif not isinstance(value, str | int | float | None):
+            raise ValueError(f"a value is of type {type(value).__name__}")
+
+
+def _check_like(example: Any, fields: Mapping[str, Any]) -> None:
+    """Raise ValueError if a field has another type than that of the dataclass `example`."""
+    for name, value in fields.items():
+        like = getattr(example, name, None)
+        is_right = like is None or _is_of_type(value, type(like))
+        if isinstance(like, tuple):
+            is_right = isinstance(value, list | tuple) and all(_is_of_type(part, type(like[0])) for part in value)
+        _expect(is_right or (value is None and name == "prior"), name, value)
+
+
+def _is_of_type(value: Any, hint: Any) -> bool:
+    """Return True if `value` is of the annotated type; an integer is a float, but neither is a bool."""
+    if hint is Any:
+        return True
+    if isinstance(hint, types.UnionType):
+        return any(_is_of_type(value, part) for part in get_args(hint))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    origin = get_origin(hint) or hint
+    if not (type(value) is origin if origin is int else isinstance(value, origin)):
+        return False
+    parts = get_args(hint)
+    if origin is dict:
+        return not parts or all(_is_of_type(k, parts[0]) and _is_of_type(v, parts[1]) for k, v in value.items())
+    return origin is not list or all(_is_of_type(part, parts[0]) for part in value)
+
+
+def _expect(is_right: bool, name: str, value: Any) -> None:
+    if not is_right:
+        raise ValueError(f"{name} is {reprlib.repr(value)}")
 
 
 _REPLACE_IT = "use an intact copy, or train again"

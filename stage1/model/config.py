@@ -35,6 +35,9 @@ class ModelConfig:
     norm: str = "group"  # normalisation of torchvision's backbones: one of NORMS
 
     def __post_init__(self) -> None:
+        for name in ("stem_kernel", "stem_stride", "groups", "attention_units"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
         if not self.channels or any(count % self.groups or count < 1 for count in self.channels):
             raise ValueError(f"channels {self.channels} must be multiples of groups ({self.groups})")
         if not set(self.temporal_stages) <= set(range(len(self.channels))):

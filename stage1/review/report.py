@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from stage1.common.earlier_results import set_file_aside
+from stage1.common.files import METRICS_NAME
 from stage1.data.reader import ClipReader
 from stage1.inference.attention_data import load_attention_data
 from stage1.inference.outputs import Detection, OutputFiles, Prediction, read_anomalies, read_predictions
@@ -92,7 +94,10 @@ def write_report(config: ReportConfig) -> ReportResult:
         facts=list(_facts(run)),
         data=data,
     )
-    atomic.write_bytes(config.path, page.encode("utf-8", "backslashreplace"))
+    data_of_page = page.encode("utf-8", "backslashreplace")
+    if not config.path.is_file() or config.path.read_bytes() != data_of_page:
+        set_file_aside(config.path)
+        atomic.write_bytes(config.path, data_of_page)
     return ReportResult(path=config.path, num_shown=len(chosen), num_left_out=num_shown - len(chosen))
 
 
@@ -360,9 +365,15 @@ def _tables(clips: Sequence[Prediction]) -> Iterator[dict[str, Any]]:
 
 
 def _charts(run: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the training curves, if the checkpoint has not changed since the run."""
+    """Return the training curves: those of the whole run, or up to the kept epoch if its metrics are not there."""
     try:
-        history = load_checkpoint(Path(run["checkpoint"]["path"])).run_state.get("history", [])
+        path = Path(run["checkpoint"]["path"])
+        history = kept = load_checkpoint(path).run_state.get("history", [])
+        with contextlib.suppress(OSError, ValueError):
+            lines = (path.parent / METRICS_NAME).read_text(encoding="utf-8").splitlines()
+            history = [json.loads(line) for line in lines]
+            if history[: len(kept)] != kept:  # of a later run in the same folder
+                history = kept
     except (UserError, OSError, TypeError):
         return []
     charts = [

@@ -88,10 +88,12 @@ def open_data(config: TrainConfig) -> TrainData:
         _check_validation(reader, validation)
         warnings += validation_warnings(reader, validation)
     else:
-        train_rows, validation_rows = hold_out(reader, fraction=config.val_fraction, seed=config.seed)
+        rows, held = hold_out(reader, fraction=config.val_fraction, seed=config.seed)
+        validation_rows = held[kept[held]]
         validation = reader if len(validation_rows) else None
-        notes.append(_describe_hold_out(reader, validation_rows, config.val_fraction))
-        rows, validation_rows = train_rows, validation_rows[kept[validation_rows]]
+        notes.append(_describe_hold_out(reader, held, config.val_fraction))
+        if len(held) and validation is None:
+            warnings.append(f"{config.marks} excludes all clips held out for validation, so the last epoch is kept")
     rows = rows[kept[rows]]
     _check_both_classes(reader, labels[rows])
     if reader.manifest.split == "Test":

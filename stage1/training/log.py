@@ -34,6 +34,25 @@ def epoch_line(entry: dict[str, Any]) -> str:
     return line
 
 
+def kept_text(history: Sequence[dict[str, Any]], *, epochs: int) -> str:
+    """Say which epoch is kept, why, and its metrics on the validation clips.
+
+    >>> kept_text([{"epoch": 1, "best": True}, {"epoch": 2, "best": True}], epochs=2)
+    'Kept epoch 2 of 2: the last one, as there are no validation clips'
+    """
+    kept = next(row for row in reversed(history) if row["best"])
+    last = len(history)
+    text = f"Kept epoch {kept['epoch']} of {last}"
+    if last < epochs:
+        text += f" (stopped early, after {last - kept['epoch']} epochs without improvement)"
+    if "val_loss" not in kept:
+        return f"{text}: the last one, as there are no validation clips"
+    accuracy, loss = f"{100 * kept['val_accuracy']:.1f} %", f"{kept['val_loss']:.4f}"
+    if kept["val_auc"] is None:
+        return f"{text}: the lowest validation loss, {loss}; validation accuracy {accuracy}"
+    return f"{text}: the highest validation AUC, {kept['val_auc']:.3f}; validation accuracy {accuracy}, loss {loss}"
+
+
 class RunLog:
     """Log files of a run in the folder `out`."""
 

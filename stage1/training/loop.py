@@ -25,6 +25,7 @@ from torch.optim.swa_utils import AveragedModel
 from stage1.common import distributed, files, versions
 from stage1.common.device import autocast, channels_last, choose_device, compile_errors, cuda_memory_errors, device_name
 from stage1.common.distributed import rank_zero_info, rank_zero_warn
+from stage1.common.earlier_results import set_aside
 from stage1.common.signals import StopSignal
 from stage1.data.loader import Batch, ClipLoader
 from stage1.metrics import clips
@@ -144,6 +145,7 @@ def train(
         run.log.close()
         path = config.out / files.BEST_NAME
         if stopped is None:  # inside the process group, so that only rank 0 prints
+            rank_zero_info(train_log.kept_text(run.history, epochs=config.epochs))
             rank_zero_info(f"✓ Model checkpoint saved to: {path}")
     if stopped is not None:
         raise stopped
@@ -158,23 +160,13 @@ def make_objective(config: TrainConfig, transform: Transform | None = None) -> O
 def check_out(config: TrainConfig) -> bool:
     """Return True if the run in the output folder is to be resumed.
 
-    Raises UserError if the folder is not writable, contains a different run, or has no run to resume.
+    Raises UserError if the folder is not writable, or has no run to resume.
     """
     files.check_out(config.out)
-    held = [
-        name
-        for name in (files.BEST_NAME, files.LAST_NAME, files.PREVIOUS_NAME, files.METRICS_NAME)
-        if (config.out / name).exists()
-    ]
-    can_resume = files.LAST_NAME in held or files.PREVIOUS_NAME in held
+    can_resume = any((config.out / name).exists() for name in (files.LAST_NAME, files.PREVIOUS_NAME))
     if config.resume is True and not can_resume:
         raise UserError(f"nothing to resume: no {config.out / files.LAST_NAME}; start the run without `resume`")
-    if held and not (config.resume and can_resume):
-        hint = "resume it with `resume`, " if can_resume else ""
-        raise UserError(
-            f"{config.out} contains another run ({', '.join(held)}); {hint}choose another `out`, or remove it"
-        )
-    return bool(held)
+    return bool(config.resume) and can_resume
 
 
 @contextlib.contextmanager
@@ -258,7 +250,10 @@ def begin(run: TrainingRun) -> None:
     if run.step:
         where = f"in epoch {len(run.history) + 1}" if run.totals.loader_state else f"after epoch {len(run.history)}"
         rank_zero_info(f"Resumed {where} of {config.epochs}, after {run.step} steps")
-    if distributed.rank() == 0:
+    if distributed.rank() == 0 and not is_finished(run):  # else the file describes the run that gave the weights
+        if not run.step:
+            held = [name for name in files.RUN_NAMES if (config.out / name).exists()]
+            set_aside(config.out, held or files.RUN_NAMES)
         atomic.write_text(config.out / files.CONFIG_NAME, to_toml(config))
     run.log.start(run.step)
     run.saved_at = time.monotonic()
@@ -376,6 +371,11 @@ def validate(run: TrainingRun) -> dict[str, Any]:
     num_rows = len(run.validation_loader.labels)
     table, is_scored = distributed.merge_rows(torch.cat(results), torch.cat(indices), num_rows=num_rows)
     logits_NK, labels_N = table[is_scored, :-1].cpu(), table[is_scored, -1].long().cpu()
+    if not torch.isfinite(logits_NK).all():  # before anything is saved, so that the run can be resumed
+        raise UserError(
+            f"the model's outputs on the validation clips are not finite numbers after step {run.step} of the run; "
+            f"lower `lr` (now {run.config.lr:g}) and start again in another `out`"
+        )
     logits_NK, labels_N = run.objective.aggregate(logits_NK, labels_N, is_scored.nonzero()[:, 0].cpu())
     scores = clips.score(labels_N.numpy(), logits_NK.softmax(1)[:, 1].numpy())
     loss_sum = float(functional.cross_entropy(logits_NK, labels_N, ignore_index=-1, reduction="sum"))
@@ -494,7 +494,7 @@ def resume(run: TrainingRun) -> None:
         run.loader.load_state_dict(run.totals.loader_state)
     if warning is not None:
         rank_zero_warn(warning)
-    if (epochs := saved.train_config["epochs"]) != run.config.epochs and run.history:
+    if (epochs := saved.train_config["epochs"]) != run.config.epochs and run.history and not is_finished(run):
         rank_zero_info(
             f"Note: `epochs` changed from {epochs} to {run.config.epochs}; the learning-rate schedule is adjusted, so "
             f"the weights will differ from those of a run with `epochs` {run.config.epochs}"

@@ -22,7 +22,7 @@ import numpy as np
 from vidshard.building import existing_set, finish
 from vidshard.building.finish import CompleteBuild
 from vidshard.building.log import BuildLog
-from vidshard.building.run import BuildReport, BuildRun, SetReport, plan_outputs
+from vidshard.building.run import BuildReport, BuildRun, SetReport, plan_outputs, video_seconds
 from vidshard.execution import lock
 from vidshard.execution.array_task import Numbering, TaskRequest
 from vidshard.execution.lock import LockHeldError
@@ -38,7 +38,7 @@ from vidshard.planning.build_state import (
 from vidshard.planning.config import BuildConfig
 from vidshard.planning.settings import clip_shape, find_finished, make_fingerprint
 from vidshard.planning.shard_plan import Plan
-from vidshard.planning.video_metadata import Probe, VideoFailure, VideoMetadata
+from vidshard.planning.video_metadata import Probe, VideoFailure
 from vidshard.shards import layout, manifest, writer
 from vidshard.shards.manifest import Failure
 from vidshard.sources.folders import Source, Video
@@ -54,7 +54,6 @@ _MAX_BATCHES = 64  # number of probe batches of a small set
 _BATCH_VIDEOS = 512  # largest probe batch
 _WAIT_SECONDS = 1.0  # polling interval for the batches of other tasks
 _LOG_SECONDS = 30.0  # interval between messages about waiting
-_UNKNOWN_FPS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,10 +163,7 @@ def _read_numbering(state: BuildState) -> Numbering | None:
 
 def _share(plan: Plan, probes: Sequence[Probe], num_tasks: int) -> list[range]:
     """Assign shards to tasks, balanced by duration of video."""
-    seconds = [
-        probe.num_frames / (probe.fps or _UNKNOWN_FPS) if isinstance(probe, VideoMetadata) else 0.0 for probe in probes
-    ]
-    return shard_plan.share_shards(shard_plan.shard_costs(plan, seconds), num_tasks)
+    return shard_plan.share_shards(shard_plan.shard_costs(plan, video_seconds(probes)), num_tasks)
 
 
 def _range_text(shards: range) -> str:
@@ -269,7 +265,7 @@ def finalize(out: Path) -> BuildReport:
     for folder in folders:
         try:
             state = _state_of(folder)
-            if state.source_path.exists():
+            if state.source_path.exists() and not _is_finished(folder):
                 _check_complete(state)
         except _GapError as gap:
             gaps.append(gap)
@@ -306,14 +302,19 @@ def _state_of(out: Path) -> BuildState:
 
 
 def _is_set(folder: Path) -> bool:
-    return BuildState(folder).path.is_dir() or (folder / layout.MANIFEST_NAME).is_file()
+    return BuildState(folder).path.is_dir() or _is_finished(folder)
+
+
+def _is_finished(folder: Path) -> bool:
+    return (folder / layout.MANIFEST_NAME).is_file()
 
 
 def _finalize_set(out: Path) -> SetReport:
     start = time.monotonic()
     state = _state_of(out)
-    if not state.source_path.exists():
+    if _is_finished(out) or not state.source_path.exists():
         about = manifest.open_shards(out).manifest  # raises UserError if it is not finished either
+        _remove_leftovers(state)
         return SetReport(folder=out, manifest=about, already_finished=True)
     with lock.hold_whole(state.lock_path, state.tasks_path, what=str(out), wait=True):
         built = _check_complete(state)
@@ -325,6 +326,16 @@ def _finalize_set(out: Path) -> SetReport:
             log.finish()
     state.remove_if_empty()
     return SetReport(folder=out, manifest=about, seconds=time.monotonic() - start)
+
+
+def _remove_leftovers(state: BuildState) -> None:
+    """Delete what a `finalize` left that was killed after it had written the manifest, the last file of a set."""
+    left = [path for path in state.path.glob("*") if path != state.lock_path]
+    if state.path.is_dir() and (state.source_path in left or not left):
+        with lock.hold_whole(state.lock_path, state.tasks_path, what=str(state.out), wait=True):
+            state.drop_partial()
+            state.remove_all_but_lock()
+        state.remove_if_empty()
 
 
 def _check_complete(state: BuildState) -> CompleteBuild:

@@ -56,14 +56,14 @@ class ShardJoiner:
         self._stop.set()
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def settle(self, job: DecodeJob | CopyJob, outcome: Decoded | VideoFailure) -> bool:
-        """Record the outcome of a job; return True if it settles its video. Raises the errors of a join (disk full)."""
+    def settle(self, job: DecodeJob | CopyJob, outcome: Decoded | VideoFailure) -> None:
+        """Record the outcome of a job. Raises the errors of a join (disk full)."""
         for join in [join for join in self._joins if join.done()]:
             join.result()
             self._joins.remove(join)
         video = job.chunks[0].video
         if video in self.failures:  # another job of this video has failed
-            return False
+            return
         if isinstance(outcome, VideoFailure):
             self.failures[video] = outcome
             self._open_chunks[video] = 0
@@ -73,12 +73,11 @@ class ShardJoiner:
             self._decoders.setdefault(video, outcome.decoder)
             self._open_chunks[video] -= len(job.chunks)
         if self._open_chunks[video]:
-            return False
+            return
         for shard in sorted(self._shards_of_video[video]):
             self._open_videos[shard] -= 1
             if not self._open_videos[shard]:
                 self._submit(shard)
-        return True
 
     def wait(self) -> dict[int, ShardRecord]:
         for join in self._joins:

@@ -82,6 +82,7 @@ LIBRARY_VARIABLES = ("OPENCV_", "DECORD_", "AV_LOG_", "FFREPORT", "FFMPEG_", "PY
 _SAMPLE_SECONDS = 8.0  # decoding time of a dry run
 _SAMPLE_CLIPS = 16  # per chunk
 _SAVE_SECONDS = 30.0  # interval between saves of the probe results
+_UNKNOWN_FPS = 30.0
 _TASKS_PER_WORKER = 2  # a long video is divided into tasks, at least this many per worker
 
 
@@ -498,10 +499,12 @@ class BuildRun:
         if not missing:
             return {}
         self._check_free_disk(list(todo.values()))
-        num_videos = len({chunk.video for chunk in todo.values()} - known_failures.keys())
+        seconds = [of_video / max(1, p.num_clips) for of_video, p in zip(video_seconds(probes), probes, strict=True)]
+        num_seconds = sum(seconds[c.video] * c.num_clips for c in todo.values() if c.video not in known_failures)
+        decoded_seconds = 0.0
         with (
             ShardJoiner(self.state, todo, missing, known_failures) as joiner,
-            Progress("Decoding", total=num_videos, unit="video") as progress,
+            Progress("Decoding", total=int(num_seconds + 1e-3), unit="second") as progress,
         ):
             tasks = self._decode_tasks(todo, probes, joiner)
             for result in self._results(tasks):
@@ -510,8 +513,10 @@ class BuildRun:
                 self.log.add_seconds(job.video.path, result.seconds)
                 if isinstance(outcome, Decoded) and isinstance(job, DecodeJob):
                     self.decoded_clips += sum(chunk.num_clips for chunk in job.chunks)
-                if joiner.settle(job, outcome):
-                    progress.advance(note=f"{self.decoded_clips:,} clips, {len(joiner.failures):,} failed")
+                joiner.settle(job, outcome)
+                decoded_seconds += sum(seconds[chunk.video] * chunk.num_clips for chunk in job.chunks)
+                note = f"{self.decoded_clips:,} clips, {len(joiner.failures):,} videos failed"
+                progress.advance(int(decoded_seconds + 1e-3) - progress.done, note=note)
                 self._check_max_failures(joiner.failures)
             return joiner.wait()
 
@@ -637,6 +642,11 @@ class BuildRun:
                 f"not enough free disk for {self.state.out}: {num_clips:,} clips need {_size(needed)}, "
                 f"{_size(free)} are free; free some space, choose another `out`, or build fewer or smaller clips"
             )
+
+
+def video_seconds(probes: Sequence[Probe]) -> list[float]:
+    """Return the duration of each video, estimated where its frame rate is unknown; 0.0 without metadata."""
+    return [p.num_frames / (p.fps or _UNKNOWN_FPS) if isinstance(p, VideoMetadata) else 0.0 for p in probes]
 
 
 def subsample_videos(source: Source, config: BuildConfig) -> Source:

@@ -165,10 +165,9 @@ def _repeats(shards: ShardSet, seed: int) -> Histogram:
     read = sorted(random.Random(seed).sample(rows, min(len(rows), _MAX_RECORDS)))
     found: Counter[str] = Counter({"none": len(shards.index) - len(rows)})
     for row in read:
-        clip = shards.index.clips[row]
         try:
-            with open(shards.shard_path(int(clip["shard"])), "rb") as file:
-                record = layout.read_record(file, int(clip["offset"]), int(clip["size"]))
+            with shards.open_shard(int(shards.index.clips["shard"][row])) as file:
+                record = shards.read_record(row, file)
             found[str(record.repeated_frames)] += 1
         except (FormatError, OSError):
             found["unreadable"] += 1

@@ -27,7 +27,7 @@ import numpy as np
 
 from vidshard.planning.build_state import STATE_NAME
 from vidshard.shards import layout, remote_set
-from vidshard.shards.layout import TAR_BLOCK, ClipShape, SampleRecord
+from vidshard.shards.layout import TAR_BLOCK
 from vidshard.shards.manifest import Failure, Index, Manifest, Shard, read_manifest
 from vidshard.storage import urls
 from vidshard.storage.urls import Location
@@ -37,7 +37,9 @@ from vidshard.util.errors import FormatError
 from vidshard.util.hashing import file_sha256
 
 _MAX_THREADS = 4  # hashing and crc32 release the interpreter lock
+_MAX_BYTES = 256 << 20  # of the clips that all threads decode at once
 _NOT_LISTED = "does not belong to this set: the manifest does not list it"
+_LEFT_OVER = "is left from an interrupted"
 _SHOWN_FILES = 5  # of those that do not belong to the set
 _SHOWN_PER_FILE = 10  # faults of one file in the text report
 # Errors that a record with values of the wrong type may raise wherever it is used.
@@ -141,7 +143,7 @@ def faults_text(report: VerifyReport) -> str:
             lines.append(f"  {file}: {f'sample {fault.key}: ' if fault.key else ''}{fault.message}")
         if len(faults) > _SHOWN_PER_FILE:
             lines.append(f"  {file}: {len(faults) - _SHOWN_PER_FILE:,} more faults; `json` lists all")
-    if any(not fault.message.startswith(_NOT_LISTED) for fault in report.faults):
+    if not all(fault.message.startswith((_NOT_LISTED, _LEFT_OVER)) for fault in report.faults):
         lines.append("damaged files can only be restored from a copy or rebuilt: delete the folder and build it again")
     return "\n".join(lines)
 
@@ -295,7 +297,9 @@ def _check_stray_files(files: SetFiles, manifest: Manifest, names: Sequence[str]
         if name in ours or not _may_be_ours(name):
             continue
         if name.endswith(atomic.PARTIAL_SUFFIX):
-            message = "is left from an interrupted write; delete it"
+            message = f"{_LEFT_OVER} write; delete it"
+        elif name == STATE_NAME:
+            message = f"{_LEFT_OVER} build or finalize, and no part of the set; run the same command again"
         elif layout.SHARD_PATTERN.fullmatch(name):
             try:
                 with files.local(name) as path:
@@ -314,7 +318,7 @@ def _check_stray_files(files: SetFiles, manifest: Manifest, names: Sequence[str]
 def _check_shards(files: SetFiles, manifest: Manifest, index: Index | None, *, deep: bool) -> list[Fault]:
     """Return the faults of all shards, in order; several shards are read concurrently."""
     check = _ShardCheck(files, manifest, index, deep)
-    threads = min(_MAX_THREADS, os.cpu_count() or 1)
+    threads = min(_MAX_THREADS, os.cpu_count() or 1, max(1, _MAX_BYTES // manifest.clip_shape.num_bytes))
     faults: list[Fault] = []
     keys: dict[str, str] = {}  # key → shard, checked only if there is no index
     with (
@@ -416,8 +420,8 @@ class _ShardCheck:
             return
         if (offset, len(payload)) != (TAR_BLOCK, size):
             yield f"its clip has {len(payload):,} bytes, the index {size:,}"
-        yield from record_faults(record, self.manifest.clip_shape, self.manifest.split)
-        yield from _index_faults(record, row, index)
+        yield from record.faults(self.manifest.clip_shape, self.manifest.split)
+        yield from index.record_faults(record, row)
         if intact:  # damage has already been reported
             self._decode(payload)
         expected = layout.join_members(record, payload, codec=self.manifest.codec)
@@ -442,7 +446,7 @@ class _ShardCheck:
                     known.add(key)
                     keys.append(key)
                     self._decode(payload)
-                    for message in record_faults(record, self.manifest.clip_shape, self.manifest.split):
+                    for message in record.faults(self.manifest.clip_shape, self.manifest.split):
                         yield _fault(message, file=path.name, key=key)
             except _MALFORMED as error:
                 place = f"after sample {keys[-1]}" if keys else "at its first sample"
@@ -450,58 +454,6 @@ class _ShardCheck:
                 return
         if len(keys) != shard.samples:
             yield _fault(f"has {len(keys):,} samples, the manifest {shard.samples:,}", file=path.name)
-
-
-def record_faults(record: SampleRecord, shape: ClipShape, split: str | None) -> Iterator[str]:
-    """Yield impossible statements of a record, given the shape and split of the set.
-
-    >>> fields = dict(path="a.mp4", class_name=None, label=-1, split=None, clip_index=0, frame_gap_seconds=0.1, fps=9.0)
-    >>> record = SampleRecord(**fields, frame_indices=(0, 9), timestamps_seconds=(0.0, 0.1), num_frames=5,
-    ...     decoder="decord", repeated_frames=0)
-    >>> list(record_faults(record, ClipShape(num_frames=2, height=1, width=1), None))
-    ['its record names frame 9 of a video of 5 frames']
-    """
-    indices, times = record.frame_indices, record.timestamps_seconds
-    if (len(indices), len(times)) != (shape.num_frames, shape.num_frames):
-        yield f"its record has {len(indices)} frames and {len(times)} times, expected {shape.num_frames} of both"
-        return
-    if not 0 <= min(indices) <= max(indices) < record.num_frames:
-        worst = max(indices) if min(indices) >= 0 else min(indices)
-        yield f"its record names frame {worst:,} of a video of {record.num_frames:,} frames"
-    if any(b < a for a, b in itertools.pairwise(indices)) or any(b < a for a, b in itertools.pairwise(times)):
-        yield "its record has frames or times that are not ascending"
-    repeated = sum(a == b for a, b in itertools.pairwise(indices))
-    if record.repeated_frames != repeated:
-        yield f"its record counts {record.repeated_frames} repeated frames, its frame indices {repeated}"
-    if record.split != split:
-        yield f"its record says split {record.split!r}, the manifest {split!r}"
-
-
-def _index_faults(record: SampleRecord, row: int, index: Index) -> Iterator[str]:
-    """Yield differences between a record and the index."""
-    clip = index.clips[row]
-    number = int(clip["video"])
-    video = index.videos[number]
-    try:
-        bits = layout.flags_to_bits(record.flags)
-    except ValueError:
-        bits = -1
-    columns: dict[str, tuple[object, object]] = {
-        "path": (record.path, index.paths[number]),
-        "class": (record.class_name, index.class_name(number)),
-        "split": (record.split, index.split(number)),
-        "source_group": (record.recording, index.recording(number)),
-        "decoder": (record.decoder, index.decoder(number)),
-        "label": (record.label, int(clip["label"])),
-        "clip_index": (record.clip_index, int(clip["clip"])),
-        "num_frames": (record.num_frames, int(video["num_frames"])),
-        "fps": (np.float32(record.fps), video["fps"]),
-        "frame_gap_seconds": (np.float32(record.frame_gap_seconds), clip["frame_gap_seconds"]),
-        "flags": (bits, int(clip["flags"])),
-    }
-    for name, (got, expected) in columns.items():
-        if got != expected:
-            yield f"its record says {name} {got!s}, the index {expected!s}"
 
 
 # ---- helpers

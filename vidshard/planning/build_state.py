@@ -219,7 +219,8 @@ class BuildState:
         atomic.sync_folder(self.path)
 
     def remove_all_but_lock(self) -> None:
-        for entry in self.path.iterdir():
+        """Delete the state. What marks it as that of an array goes last, so that `finalize` can do this again."""
+        for entry in sorted(self.path.iterdir(), key=lambda entry: entry == self.source_path):
             if entry.is_dir():
                 shutil.rmtree(entry)
             elif entry != self.lock_path:

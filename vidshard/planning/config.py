@@ -120,7 +120,7 @@ class BuildConfig:
             raise UserError("extend excludes retry_failed and limit; run them one after the other")
         if self.annotations is not None and self.sampling.mode != "annotated":
             raise UserError(f"annotations need annotated sampling, got {self.sampling.mode}")
-        from vidshard.shards import codecs
+        from vidshard.shards import codecs, layout
 
         codecs.check_codec(self.codec)
         width = self.sampling.clip_len * self.frame_size
@@ -128,6 +128,11 @@ class BuildConfig:
             raise UserError(
                 f"the frames of a clip side by side are {width:,} pixels wide, but a JPEG can have at most "
                 f"{codecs.JPEG_MAX_SIDE:,}; choose codec zstd, a smaller frame_size or a smaller clip_len"
+            )
+        if self.codec != "raw" and self.shape.num_bytes > layout.MAX_PACKED_CLIP_BYTES:
+            raise UserError(
+                f"a clip of {self.shape} has {self.shape.num_bytes >> 20:,} MiB, but a compressed one can have at most "
+                f"{layout.MAX_PACKED_CLIP_BYTES >> 20}; choose codec raw, a smaller frame_size or a smaller clip_len"
             )
         decoders.decoders_for(self.decoder)
 

@@ -19,6 +19,7 @@ from vidshard.util.opencv import load_cv2
 ZSTD_LEVEL = 1  # higher levels take many times as long and save a few percent
 JPEG_QUALITY = 95
 JPEG_MAX_SIDE = 65500  # pixels; the limit of libjpeg
+_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers; the size follows
 
 Strip = npt.NDArray[np.uint8]
 
@@ -62,17 +63,34 @@ def jpeg_encode(strip_HWC: Strip) -> bytes:
     return bytes(encoded.tobytes())
 
 
-def jpeg_decode(data: bytes | memoryview, *, where: str) -> Strip:
-    """Decode a JPEG to uint8 RGB (H W C). Raises FormatError, naming `where`, if it cannot be decoded."""
+def jpeg_decode(data: bytes | memoryview, *, height: int, width: int, where: str) -> Strip:
+    """Decode a JPEG of this size to uint8 RGB (H W C). Raises FormatError, naming `where`, if that is impossible."""
     cv2 = load_cv2()
-    if bytes(data[:3]) != b"\xff\xd8\xff":
-        raise FormatError(f"{where} is not a JPEG")
+    got = _jpeg_size(bytes(data))
+    if got != (height, width):  # checked first, as a picture of another size may take gigabytes to decode
+        what = "is not a JPEG" if got is None else f"is a picture of {got[0]}×{got[1]} pixels"
+        raise FormatError(f"{where} {what}, expected a JPEG of {height}×{width}")
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    if picture is None:
+    if picture is None or picture.shape != (height, width, 3):
         raise FormatError(f"{where} is a JPEG that cannot be decoded")
     strip: Strip = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
     return strip
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Return height and width that the header of a JPEG states; None if there is no such header.
+
+    >>> _jpeg_size(jpeg_encode(np.zeros((4, 9, 3), np.uint8)))
+    (4, 9)
+    """
+    place = 2 if data.startswith(b"\xff\xd8") else len(data)
+    while place + 9 <= len(data) and data[place] == 0xFF:
+        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4])
+        if marker in _START_OF_FRAME:
+            return int.from_bytes(data[place + 5 : place + 7]), int.from_bytes(data[place + 7 : place + 9])
+        place += 2 + length
+    return None
 
 
 def check_codec(codec: str) -> None:

@@ -12,8 +12,11 @@ import dataclasses
 import functools
 import hashlib
 import io
+import itertools
 import json
+import math
 import re
+import statistics
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -41,6 +44,7 @@ INDEX_PATTERN = re.compile(r"index(-\d{6,})?\.npz")
 CODEC_SUFFIX = {"raw": ".npy", "zstd": ".npy.zst", "jpeg": ".jpg"}
 READABLE_CODECS = tuple(CODEC_SUFFIX)
 RECORD_SUFFIX = ".json"
+MAX_PACKED_CLIP_BYTES = 256 << 20  # pixels of a compressed clip: a few bytes can unpack to any number
 
 NORMAL_LABEL = 0
 CRIME_LABEL = 1
@@ -200,9 +204,72 @@ class SampleRecord:
             fields["class_name"], fields["recording"] = fields.pop("class"), fields.pop("source_group", None)
             for name in ("frame_indices", "timestamps_seconds", "flags"):
                 fields[name] = tuple(fields[name])
-            return cls(**fields)
+            record = cls(**fields)
+            record._check_types()
+            return record
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise FormatError(f"sample record is not one of format version {FORMAT_VERSION}: {error!r}") from error
+            raise FormatError(f"sample record is not one of format version {FORMAT_VERSION}: {error!r:.300}") from error
+
+    def _check_types(self) -> None:
+        """Raise ValueError if a value is of the wrong type or out of range."""
+        texts = {"path": self.path, "decoder": self.decoder}
+        optional = {"class": self.class_name, "split": self.split, "source_group": self.recording}
+        texts |= {name: text for name, text in optional.items() if text is not None}
+        texts |= {f"flag {i}": flag for i, flag in enumerate(self.flags)}
+        counts = {"clip_index": self.clip_index, "num_frames": self.num_frames, "repeated_frames": self.repeated_frames}
+        counts |= {f"frame index {i}": index for i, index in enumerate(self.frame_indices)}
+        numbers = {"frame_gap_seconds": self.frame_gap_seconds, "fps": self.fps}
+        times = {f"time {i}": seconds for i, seconds in enumerate(self.timestamps_seconds)}
+        for fields, is_right in (
+            (texts, _is_text),
+            (counts, _is_count),
+            (numbers, lambda value: _is_number(value) and value >= 0),
+            (times, _is_number),
+        ):
+            if (name := next((name for name, value in fields.items() if not is_right(value)), None)) is not None:
+                raise ValueError(f"{name} is {fields[name]!r:.100}")
+        if type(self.label) is not int or abs(self.label) > 1:
+            raise ValueError(f"label is {self.label!r:.100}")
+
+    def faults(self, shape: ClipShape, split: str | None) -> Iterator[str]:
+        """Yield impossible statements of the record, given the shape and split of the set.
+
+        >>> fields = dict(path="a.mp4", class_name=None, label=-1, split=None, clip_index=0, frame_gap_seconds=0.1)
+        >>> record = SampleRecord(**fields, fps=9.0, frame_indices=(0, 9), timestamps_seconds=(0.0, 0.1), num_frames=5,
+        ...     decoder="decord", repeated_frames=0)
+        >>> list(record.faults(ClipShape(num_frames=2, height=1, width=1), None))
+        ['its record names frame 9 of a video of 5 frames']
+        """
+        indices, times = self.frame_indices, self.timestamps_seconds
+        if (len(indices), len(times)) != (shape.num_frames, shape.num_frames):
+            yield f"its record has {len(indices)} frames and {len(times)} times, expected {shape.num_frames} of both"
+            return
+        if not 0 <= min(indices) <= max(indices) < self.num_frames:
+            worst = max(indices) if min(indices) >= 0 else min(indices)
+            yield f"its record names frame {worst:,} of a video of {self.num_frames:,} frames"
+        if any(b < a for a, b in itertools.pairwise(indices)) or any(b < a for a, b in itertools.pairwise(times)):
+            yield "its record has frames or times that are not ascending"
+        repeated = sum(a == b for a, b in itertools.pairwise(indices))
+        if self.repeated_frames != repeated:
+            yield f"its record counts {self.repeated_frames} repeated frames, its frame indices {repeated}"
+        gaps = [b - a for a, b in itertools.pairwise(times) if b > a]
+        gap = statistics.median(gaps) if gaps else 0.0
+        if not math.isclose(gap, self.frame_gap_seconds, rel_tol=1e-3, abs_tol=1e-5):
+            yield f"its record says that frames are {self.frame_gap_seconds:g} s apart, its times {gap:g} s"
+        if self.split != split:
+            yield f"its record says split {self.split!r}, the manifest {split!r}"
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e18
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -278,11 +345,7 @@ def decode_clip(payload: bytes | memoryview, shape: ClipShape, *, codec: str = "
     not installed.
     """
     if codec == "jpeg":
-        strip = codecs.jpeg_decode(payload, where=where)
-        if strip.shape != (shape.height, shape.num_frames * shape.width, 3):
-            raise FormatError(
-                f"{where} is a picture of shape {strip.shape}, expected the frames of {shape.thwc} side by side"
-            )
+        strip = codecs.jpeg_decode(payload, height=shape.height, width=shape.num_frames * shape.width, where=where)
         frames = strip.reshape(shape.height, shape.num_frames, shape.width, 3)
         return np.ascontiguousarray(frames.transpose(1, 0, 2, 3))
     if codec == "zstd":

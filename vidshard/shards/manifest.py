@@ -16,7 +16,7 @@ import os
 import re
 import zipfile
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any
@@ -149,6 +149,8 @@ class Manifest:
 
     def __post_init__(self) -> None:
         _expect(self.split is None or _is_text(self.split), "split", self.split)
+        is_packed = self.codec != "raw"
+        _expect(not is_packed or self.clip_shape.num_bytes <= layout.MAX_PACKED_CLIP_BYTES, "shape", self.clip_shape)
         _expect(type(self.settings) is dict, "settings", self.settings)
         _expect(type(self.packages) is dict and all(map(_is_text, self.packages.values())), "packages", self.packages)
         _expect_counts(found=self.videos_found, ok=self.videos_ok, index_bytes=self.index_bytes)
@@ -371,6 +373,32 @@ class Index:
         index._check_values(where, about)
         return index
 
+    def record_faults(self, record: SampleRecord, row: int) -> Iterator[str]:
+        """Yield differences between a record and row `row`."""
+        clip = self.clips[row]
+        number = int(clip["video"])
+        video = self.videos[number]
+        try:
+            bits = layout.flags_to_bits(record.flags)
+        except ValueError:
+            bits = -1
+        columns: dict[str, tuple[object, object]] = {
+            "path": (record.path, self.paths[number]),
+            "class": (record.class_name, self.class_name(number)),
+            "split": (record.split, self.split(number)),
+            "source_group": (record.recording, self.recording(number)),
+            "decoder": (record.decoder, self.decoder(number)),
+            "label": (record.label, int(clip["label"])),
+            "clip_index": (record.clip_index, int(clip["clip"])),
+            "num_frames": (record.num_frames, int(video["num_frames"])),
+            "fps": (np.float32(record.fps), video["fps"]),
+            "frame_gap_seconds": (np.float32(record.frame_gap_seconds), clip["frame_gap_seconds"]),
+            "flags": (bits, int(clip["flags"])),
+        }
+        for name, (got, expected) in columns.items():
+            if got != expected:
+                yield f"its record says {name} {got!s}, the index {expected!s}"
+
     def _check_values(self, where: str, about: Manifest) -> None:
         """Raise FormatError if a value is out of range, or a path leads out of SOURCE."""
         clips, videos = self.clips, self.videos
@@ -469,7 +497,24 @@ class ShardSet:
                 codec=self.manifest.codec,
                 where=f"clip {self.index.key(row)!r}",
             )
-            return clip, layout.read_record(file, offset, size)
+            return clip, self.read_record(row, file)
+
+    def read_record(self, row: int, file: IO[bytes]) -> SampleRecord:
+        """Read the record of a row of the index from its open shard.
+
+        Records have no checksum of their own. Raises FormatError if this one cannot be read, contradicts the index, or
+        says what cannot be.
+        """
+        clip = self.index.clips[row]
+        where = f"clip {self.index.key(row)!r} at byte {clip['offset']} of {self.shard_where(int(clip['shard']))}"
+        try:
+            record = layout.read_record(file, int(clip["offset"]), int(clip["size"]))
+        except FormatError as error:
+            raise FormatError(f"{where} is damaged: {error}; restore the shard, or build again") from error
+        of_itself = record.faults(self.manifest.clip_shape, self.manifest.split)
+        for fault in itertools.chain(of_itself, self.index.record_faults(record, row)):
+            raise FormatError(f"{where} is damaged: {fault}; restore the shard, or build again")
+        return record
 
     @property
     def log_folder(self) -> Path:

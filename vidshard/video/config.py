@@ -44,6 +44,7 @@ class SamplingConfig:
         above=0,
         at_most=1000,
     )
+    whole_if_short: bool = False  # dense: a video of at most one window gives one clip, cut as uniform sampling does
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -68,5 +69,6 @@ class SamplingConfig:
         """Return the settings stored in the manifest: only those that decide the clips."""
         if self.mode == "uniform":
             return {"mode": "uniform", "clip_len": self.clip_len, "clips_per_video": self.clips_per_video}
-        settings = {"mode": self.mode, "clip_len": self.clip_len, "stride": self.dense_stride}
-        return {**settings, "frame_step": self.frame_step} if self.fps is None else {**settings, "fps": self.fps}
+        settings: dict[str, Any] = {"mode": self.mode, "clip_len": self.clip_len, "stride": self.dense_stride}
+        settings |= {"frame_step": self.frame_step} if self.fps is None else {"fps": self.fps}
+        return {**settings, "whole_if_short": True} if self.whole_if_short else settings

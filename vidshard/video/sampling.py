@@ -64,6 +64,9 @@ class VideoClips:
     >>> times = [0, 1, 2, 3, 4, 3600, 3601, 3602]
     >>> list(VideoClips(8, SamplingConfig(mode="dense", clip_len=4), timestamps_seconds=times))
     [(0, 1, 2, 3), (1, 2, 3, 4), (5, 6, 7, 7)]
+    >>> sampling = SamplingConfig(mode="dense", clip_len=4, frame_step=2, whole_if_short=True)
+    >>> list(VideoClips(6, sampling)), list(VideoClips(8, sampling))
+    ([(0, 1, 3, 5)], [(0, 2, 4, 6), (1, 3, 5, 7)])
     """
 
     def __init__(
@@ -89,6 +92,9 @@ class VideoClips:
                 raise ValueError(f"fps needs the timestamps of all {num_frames} frames")
             self._frame_of = resampled_frames(timestamps_seconds, sampling.fps, breaks=breaks)
             breaks = np.searchsorted(self._frame_of, breaks)
+        if sampling.whole_if_short and not len(breaks) and len(self._frame_of) <= sampling.window:
+            self.__init__(num_frames, SamplingConfig(clip_len=sampling.clip_len))  # type: ignore[misc]
+            return
         self._spans = self._cut(breaks.tolist(), events)
         counts = [max(1, sum(_dense_windows(stop - first, sampling))) for first, stop in self._spans]
         self._starts = [0, *itertools.accumulate(counts)]  # number of the first clip of each span

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import contextlib
 import csv
+import functools
+import http.server
 import json
 import os
-import shutil
 import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from stage1.data.from_videos import find_videos, sampling_config, temporary_shar
 from stage1.data.reader import ClipReader
 from stage1.inference.attention_data import load_attention_data
 from synthetic_videos import VideoConfig, make_dataset
+from tiny_videos import make_tiny_video
 from vidshard.shards.layout import ClipShape
 from vidshard.util.errors import UserError
 from vidshard.video.sampling import SamplingConfig
@@ -60,9 +65,23 @@ def test_the_sampling_of_a_manifest_comes_back() -> None:
         SamplingConfig(mode="dense", clip_len=8, stride=4, frame_step=2),
     ):
         settings = {**sampling.to_settings(), "frame_size": 32, "resize": "squash", "seed": 0}
-        assert sampling_config(settings, shape=shape) == sampling
+        assert sampling_config(settings, shape=shape, gap_seconds=0.0, stride=None) == sampling
     with pytest.raises(UserError, match="cannot cut out of videos"):
-        sampling_config(settings, shape=ClipShape(num_frames=8, height=32, width=64))
+        sampling_config(settings, shape=ClipShape(num_frames=8, height=32, width=64), gap_seconds=0.1, stride=None)
+    with pytest.raises(UserError, match="`stride` needs the time between"):
+        sampling_config(settings, shape=shape, gap_seconds=0.0, stride=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "gap", "fps"), [({"mode": "uniform"}, 0.125, 8.0), ({"mode": "dense", "fps": 5.0}, 0.3, 5.0)]
+)
+def test_videos_are_cut_into_overlapping_windows_at_the_frame_gap_of_training(
+    settings: dict[str, Any], gap: float, fps: float
+) -> None:
+    shape = ClipShape(num_frames=8, height=32, width=32)
+    sampling = sampling_config({**settings, "clip_len": 8}, shape=shape, gap_seconds=gap, stride=None)
+    assert (sampling.mode, sampling.fps, sampling.stride) == ("dense", fps, 4)
+    assert sampling.whole_if_short == (settings["mode"] == "uniform")
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +107,15 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@contextlib.contextmanager
+def web_server(folder: Path) -> Iterator[str]:
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
 def infer_videos(*args: str | Path) -> Result:
     return CliRunner().invoke(main, ["infer", "--workers", "1", "--videos", *map(str, args)])
 
@@ -97,12 +125,11 @@ def test_mp4s_are_scored_with_the_sampling_of_the_checkpoint(dataset: Path, plac
     assert result.exit_code == 0, result.output
     entries: list[dict[str, Any]] = json.loads((place / "stage1_output" / "anomalies.json").read_bytes())
     videos = sorted(str(path) for path in (dataset / "Test").rglob("*.mp4"))
-    assert [entry["video_path"] for entry in entries] == [video for video in videos for _ in range(2)]
+    assert sorted({entry["video_path"] for entry in entries}) == videos
     assert all(os.path.isabs(entry["video_path"]) for entry in entries)
-    assert [entry["clip_index"] for entry in entries] == [0, 1, 0, 1]
     assert {(entry["label"], entry["class"]) for entry in entries} == {(-1, None)}
     data = load_attention_data(place / "stage1_output" / "attention_data" / "stage1_attention_data.pt")
-    assert data.clips.shape == (4, 4, 32, 32, 3)
+    assert data.clips.shape == (len(entries), 4, 32, 32, 3)
     assert "Accuracy" not in result.stdout
     assert list((place / "tmp").iterdir()) == []
 
@@ -119,9 +146,9 @@ def test_mp4s_become_square_as_the_training_clips_did(place: Path, resize: str) 
             output.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         output.mux(stream.encode(None))
     sampling = {"mode": "uniform", "clip_len": 4, "clips_per_video": 1, "resize": resize, "codec": "jpeg"}
-    with temporary_shards(
-        ["wide.mp4"], shape=ClipShape(num_frames=4, height=32, width=32), sampling=sampling, workers=1
-    ) as brought:
+    shape = ClipShape(num_frames=4, height=32, width=32)
+    cut = sampling_config(sampling, shape=shape, gap_seconds=0.0, stride=None)
+    with temporary_shards(["wide.mp4"], shape=shape, sampling=cut, settings=sampling, workers=1) as brought:
         reader = ClipReader(brought.folder)
         clips = np.empty((1, 4, 32, 32, 3), np.uint8)
         reader.read_clips([0], clips)
@@ -140,9 +167,9 @@ def test_mp4s_become_square_as_the_training_clips_did(place: Path, resize: str) 
 )
 def test_mp4s_are_cut_as_dense_clips_by_time_or_by_frames(dataset: Path, place: Path, sampling: dict[str, Any]) -> None:
     video = next((dataset / "Test").rglob("*.mp4"))
-    with temporary_shards(
-        [str(video)], shape=ClipShape(num_frames=4, height=32, width=32), sampling=sampling, workers=1
-    ) as brought:
+    shape = ClipShape(num_frames=4, height=32, width=32)
+    cut = sampling_config(sampling, shape=shape, gap_seconds=0.0, stride=None)
+    with temporary_shards([str(video)], shape=shape, sampling=cut, settings=sampling, workers=1) as brought:
         reader = ClipReader(brought.folder)
         assert {name: reader.manifest.settings[name] for name in sampling} == sampling
         gap = 1 / 5 if "fps" in sampling else 2 / VideoConfig().fps
@@ -158,7 +185,9 @@ def test_a_video_that_cannot_be_decoded_is_named_and_the_others_are_scored(datas
     assert "not decoded: " in result.stderr
     assert "broken.mp4" in result.stderr
     with open(place / "stage1_output" / "predictions.csv", newline="", encoding="utf-8") as file:
-        assert len(list(csv.DictReader(file))) == 2
+        assert {row["source"] for row in csv.DictReader(file)} == {
+            good.relative_to(os.path.commonpath([place, good])).as_posix()
+        }
     run = json.loads((place / "stage1_output" / "run.json").read_bytes())
     assert [Path(failure["path"]).name for failure in run["failures"]] == ["broken.mp4"]
 
@@ -172,11 +201,71 @@ def test_when_no_video_can_be_decoded_nothing_is_written_and_nothing_left(place:
     assert list((place / "tmp").iterdir()) == []
 
 
-def test_another_frame_gap_is_a_warning_for_mp4s(dataset: Path, place: Path) -> None:
-    path = place / "checkpoints" / "binary_stage1_with_attention.pt"
-    sampling = {"mode": "uniform", "clip_len": 4, "clips_per_video": 1, "frame_size": 32}
-    write_checkpoint(path, shape=(4, 32, 32), sampling=sampling, frame_gap_seconds=20.0)
-    shutil.copy(next((dataset / "Test").rglob("*.mp4")), place / "a b'c.mp4")
+def test_a_long_video_is_cut_into_windows_and_every_second_has_a_score(place: Path) -> None:
+    make_tiny_video(place / "a b'c.mp4", 605)  # 10 frames/s; the checkpoint's frames are 0.3 s apart
     result = infer_videos("a b'c.mp4")
     assert result.exit_code == 0, result.output
-    assert "trained on 20 s" in result.stderr
+    (video,) = json.loads((place / "stage1_output" / "events.json").read_bytes())["videos"]
+    with open(place / "stage1_output" / "predictions.csv", newline="", encoding="utf-8") as file:
+        starts = [float(row["start_seconds"]) for row in csv.DictReader(file)]
+    assert len(starts) == 100
+    assert starts[:3] == [0.0, 0.6, 1.2]
+    assert len(video["scores"]) == 61
+    assert None not in video["scores"]
+    assert "meaningless" not in result.stderr
+    assert "Stage 1 Inference: 60/60 seconds" in result.stderr
+    assert infer_videos("a b'c.mp4", "--stride", "4").exit_code == 0
+    clips = json.loads((place / "stage1_output" / "run.json").read_bytes())["clips"]
+    assert clips["found"] == 51  # the last one ends at the last frame
+
+
+def test_a_slow_frame_gap_leaves_no_second_without_a_score(place: Path) -> None:
+    sampling = {"mode": "uniform", "clip_len": 4, "clips_per_video": 1, "frame_size": 32}
+    path = place / "checkpoints" / "binary_stage1_with_attention.pt"
+    write_checkpoint(path, shape=(4, 32, 32), sampling=sampling, frame_gap_seconds=4.0)
+    make_tiny_video(place / "camera.mp4", 395)
+    result = infer_videos("camera.mp4", "--stride", "4")
+    assert result.exit_code == 0, result.output
+    (video,) = json.loads((place / "stage1_output" / "events.json").read_bytes())["videos"]
+    assert len(video["scores"]) == 40
+    assert None not in video["scores"]
+
+
+def test_a_video_not_longer_than_a_window_is_one_clip_as_in_training(place: Path) -> None:
+    make_tiny_video(place / "short.mp4", 10)
+    make_tiny_video(place / "long.mp4", 30)
+    result = infer_videos("short.mp4", "long.mp4")
+    assert result.exit_code == 0, result.output
+    entries = json.loads((place / "stage1_output" / "anomalies.json").read_bytes())
+    by_video = {
+        name: [e["frame_indices"] for e in entries if e["source"] == name] for name in ("short.mp4", "long.mp4")
+    }
+    assert by_video["short.mp4"] == [[0, 3, 6, 9]]
+    assert by_video["long.mp4"][:2] == [[0, 3, 6, 9], [6, 9, 12, 15]]
+
+
+def test_videos_behind_urls_are_scored(place: Path) -> None:
+    make_tiny_video(place / "web" / "hall" / "a.mp4", 30)
+    make_tiny_video(place / "web" / "yard" / "b.mp4", 30)
+    with web_server(place / "web") as url:
+        result = infer_videos(f"{url}/hall/a.mp4?token=secret", "--out", "one")
+        assert result.exit_code == 0, result.output
+        result = infer_videos(f"{url}/hall/a.mp4", f"{url}/yard/b.mp4", "--out", "two")
+        assert result.exit_code == 0, result.output
+        (entry, *_) = json.loads((place / "one" / "anomalies.json").read_bytes())
+        assert (entry["source"], entry["video_path"]) == ("a.mp4", f"{url}/hall/a.mp4?…")
+        assert "secret" not in (place / "one" / "run.json").read_text()
+        entries = json.loads((place / "two" / "anomalies.json").read_bytes())
+        assert {entry["source"] for entry in entries} == {"hall/a.mp4", "yard/b.mp4"}
+        result = infer_videos(f"{url}/hall/a.mp4", "web/yard/b.mp4")
+    assert result.exit_code == 1
+    assert "--videos holds paths and URLs, expected one kind" in result.stderr
+
+
+@pytest.mark.parametrize("path", ["rtsp://me:secret@camera/1", "0", "/dev/video1"])
+def test_live_streams_and_cameras_are_refused_in_a_sentence(place: Path, path: str) -> None:
+    result = infer_videos(path)
+    assert result.exit_code == 1
+    what = "stream" if "://" in path else "camera"
+    shown = path.replace("me:secret@", "")
+    assert result.stderr.startswith(f"error: --videos {shown} is a live {what}, expected files; record it first")

@@ -65,6 +65,22 @@ def test_a_file_that_cannot_be_meant_is_refused(tmp_path: Path, rows: tuple[str,
     assert message in str(error.value)
 
 
+def test_review_labels_may_exclude_all_clips_held_out(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "more", random_clips(12), [0, 1] * 6)
+    held = open_data(TrainConfig(shards=shards, val_fraction=0.2)).validation_rows
+    reader = ClipReader(shards)
+    rows = []
+    for row in held.tolist():
+        record = reader.read_record(row)
+        answer = "false" if record.label else "true"
+        start, end = record.timestamps_seconds[0], record.timestamps_seconds[-1]
+        rows.append(f"{record.key},{answer},{record.path},0,{start},{end},0.9,,{record.label}\n")
+    path = review_file(tmp_path, *rows)
+    data = open_data(TrainConfig(shards=shards, val_fraction=0.2, marks=path, marks_as="exclusions"))
+    assert data.validation is None
+    assert f"{path} excludes all clips held out for validation, so the last epoch is kept" in data.warnings
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         read_review_labels(tmp_path / "none.csv")

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 import stage1.inference.run
 from inference_runs import write_checkpoint
 from ranks import run_ranks
 from scoring_runs import NUM_CLIPS, shards_and_model
 from stage1 import load_attention_data
+from stage1.cli.main import main
 from stage1.inference.events import EventConfig
 from stage1.inference.run import Fold, InferConfig, infer, infer_out_of_fold
 from stage1.inference.score_log import ScoredBatch, ScoreLog
@@ -103,6 +105,19 @@ def test_a_run_that_stops_anywhere_goes_on_and_scores_nothing_twice(
                         path.write_bytes(path.read_bytes() + b"S1b\x01torn")
         assert scored == -(-NUM_CLIPS // 4)
         assert written(tmp_path / f"stopped{run}") == expected
+
+
+def test_an_interrupted_run_names_the_command_that_resumes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards_and_model(tmp_path)
+
+    def interrupt(self: ScoreLog, batch: int, of_batch: ScoredBatch) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ScoreLog, "append", interrupt)
+    folder = [*("--shards", str(tmp_path / "shards")), *("--checkpoint", str(tmp_path / "model.pt"))]
+    result = CliRunner().invoke(main, ["infer", *folder, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == "interrupted; run the same command with --resume to continue"
 
 
 def test_every_clip_is_scored_or_named(tmp_path: Path) -> None:
@@ -215,7 +230,7 @@ def test_attention_on_videos_the_model_was_trained_on_is_no_training_data(tmp_pa
     infer(config(tmp_path, "out", threshold=0.0))
     run = json.loads((tmp_path / "out" / "run.json").read_bytes())
     assert run["clips"]["trained_on"] == 10
-    with pytest.raises(UserError, match=r"videos of 10 of 36 detections .* were trained on by the model itself"):
+    with pytest.raises(UserError, match=r"the model was trained on the videos of 10 of 36 detections"):
         load_attention_data(tmp_path / "out", for_training=True)
 
 

@@ -126,10 +126,20 @@ def test_videos_become_a_row_and_an_entry(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "e.json").read_text())["videos"] == []
 
 
-def test_old_outputs_are_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_old_outputs_are_moved_together_and_nothing_else(tmp_path: Path) -> None:
     files = OutputFiles(folder=tmp_path)
-    for path in (files.run, files.anomalies, files.attention_data, tmp_path / "notes.txt"):
+    written = (files.run, files.anomalies, files.attention_data, files.report, tmp_path / "report-1.html")
+    for path in (*written, tmp_path / "notes.txt"):
         path.parent.mkdir(exist_ok=True)
         path.write_text("x")
-    files.remove_old()
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "notes.txt"]
+    files.set_old_aside()
+    left = {path for path in tmp_path.rglob("*") if path.is_file()}
+    earlier = tmp_path / "earlier-1"
+    assert left == {tmp_path / "notes.txt", *(earlier / path.relative_to(tmp_path) for path in written)}
+
+
+def test_outputs_of_a_killed_run_are_no_result(tmp_path: Path) -> None:
+    files = OutputFiles(folder=tmp_path)
+    files.anomalies.write_text("x")
+    files.set_old_aside()
+    assert list(tmp_path.iterdir()) == []

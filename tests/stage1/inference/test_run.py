@@ -47,10 +47,32 @@ def test_the_end_of_the_output_is_as_promised(place: Path) -> None:
   - Detected {count} crime clips
   - Anomaly records saved to: ./stage1_output/anomalies.json
   - Attention data saved to: ./stage1_output/attention_data/stage1_attention_data.pt
-  - Ready for Stage 2 training
+  - Stage 2: for evaluation only ({count} of {count} detections are of the split Test)
 ============================================================
 """
     )
+
+
+@pytest.mark.parametrize(
+    ("split", "train_videos", "line"),
+    [
+        ("Validation", ["Train/other.mp4"], "  - Ready for Stage 2 training"),
+        ("Train", [], "  - Stage 2: for evaluation only (the model may have been trained on the videos of"),
+    ],
+)
+def test_the_last_line_says_what_loading_for_training_does(
+    tmp_path: Path, split: str, train_videos: list[str], line: str
+) -> None:
+    shards = write_shards(tmp_path / "shards", some_clips(), LABELS, split=split)
+    model = write_checkpoint(tmp_path / "model.pt", train_videos=train_videos)
+    result = stage1("infer", "--shards", str(shards), "--checkpoint", str(model), "--out", str(tmp_path / "out"))
+    assert result.stdout.splitlines()[-2].startswith(line)
+    try:
+        load_attention_data(tmp_path / "out", for_training=True)
+    except UserError:
+        assert "Ready" not in line
+    else:
+        assert "Ready" in line
 
 
 def test_with_labels_it_prints_metrics_of_the_labelled_clips(place: Path) -> None:
@@ -148,7 +170,9 @@ def test_a_second_run_leaves_nothing_of_the_first_but_foreign_files(place: Path)
     stage1("infer", "--threshold", "1.0")
     left = {path.name for path in (place / "stage1_output").iterdir()}
     written = {"anomalies.json", "predictions.csv", "attention_data", "videos.csv", "events.json", "run.json"}
-    assert left == written | {"notes.txt"}
+    assert left == written | {"notes.txt", "earlier-1"}
+    earlier = {path.name for path in (place / "stage1_output" / "earlier-1").iterdir()}
+    assert earlier == written | {"attention_visualization.png"}
 
 
 def test_the_same_run_gives_the_same_bytes(place: Path) -> None:
@@ -260,7 +284,8 @@ def test_a_full_disk_is_one_line(place: Path, monkeypatch: pytest.MonkeyPatch) -
     result = stage1("infer")
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1] == (
-        "error: No space left on device: anomalies.json; free some space and run the same command again"
+        "error: No space left on device: anomalies.json; free some space and run the same command with --resume to "
+        "continue"
     )
     assert not (place / "stage1_output" / "run.json").exists()
 

@@ -129,6 +129,19 @@ def test_folders_without_a_whole_run_are_refused(run_folder: Path, tmp_path: Pat
         write_report(ReportConfig(folder=run_folder))
 
 
+def test_curves_go_on_after_the_kept_epoch(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "shards", some_clips(), LABELS)
+    history = [{"epoch": epoch, "loss": 1 / epoch, "accuracy": 0.5} for epoch in (1, 2, 3)]
+    model = write_checkpoint(tmp_path / "model" / "best.pt", run_state={"history": history[:2]})
+    (tmp_path / "model" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
+    infer(InferConfig(shards=shards, checkpoint=model, out=tmp_path / "run"))
+    page = write_report(ReportConfig(folder=tmp_path / "run")).path
+    assert "Loss by epoch, epochs 1 to 3" in page.read_text("utf-8")
+    (tmp_path / "model" / "metrics.jsonl").write_text(json.dumps({**history[0], "loss": 7.0}))  # of another run
+    page = write_report(ReportConfig(folder=tmp_path / "run")).path
+    assert "Loss by epoch, epochs 1 to 2" in page.read_text("utf-8")
+
+
 def test_a_chart_spans_its_values() -> None:
     chart = line_chart("Loss", [("training", [(1, 2.0), (2, 1.0)]), ("validation", [])])
     assert chart is not None

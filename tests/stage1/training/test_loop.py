@@ -37,6 +37,7 @@ from stage1.data.loader import ClipReader
 from stage1.model.checkpoint import load_checkpoint, load_last
 from stage1.model.network import ModelConfig, Stage1Model
 from stage1.training import loop as train_module
+from stage1.training.clip_objective import ClipObjective
 from stage1.training.data import hold_out, validation_warnings
 from stage1.training.loop import RunStopped, TrainConfig, is_best, train
 from vidshard.util import console
@@ -242,10 +243,31 @@ def test_resume_refuses_other_options_and_other_data(tmp_path: Path, shards: Pat
         train(config(shards, tmp_path / "new", resume=True))
 
 
-def test_a_folder_with_another_run_is_refused(tmp_path: Path, shards: Path) -> None:
+def test_a_second_run_moves_the_first_one_aside(
+    tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    seeds = range(5)
+    for seed in seeds:
+        train(config(shards, out, epochs=1, seed=seed))
+    assert load_checkpoint(out / BEST_NAME).train_config["seed"] == 4
+    kept = {path.name: path for path in out.glob("earlier-*")}
+    assert sorted(kept) == ["earlier-2", "earlier-3", "earlier-4"]
+    for number, folder in enumerate(sorted(kept), start=1):
+        assert load_checkpoint(kept[folder] / BEST_NAME).train_config["seed"] == number
+        assert {BEST_NAME, LAST_NAME, CONFIG_NAME, METRICS_NAME} <= {path.name for path in kept[folder].iterdir()}
+    told = capsys.readouterr().out
+    assert f"The earlier result in {out} was moved to {out / 'earlier-4'}" in told
+    assert f"{out / 'earlier-1'} was removed: the last 3 earlier results are kept" in told
+    train(config(shards, out, epochs=2, seed=4, resume=True))  # goes on
+    assert sorted(path.name for path in out.glob("earlier-*")) == sorted(kept)
+
+
+def test_a_run_that_cannot_start_leaves_the_first_one_in_its_place(tmp_path: Path, shards: Path) -> None:
     train(config(shards, tmp_path / "out", epochs=1))
-    with pytest.raises(UserError, match=r"contains another run .*`resume`, choose another `out`, or remove it"):
-        train(config(shards, tmp_path / "out"))
+    with pytest.raises(UserError, match="no shard folder"):
+        train(config(tmp_path / "none", tmp_path / "out"))
+    assert load_checkpoint(tmp_path / "out" / BEST_NAME).epoch == 1
 
 
 def test_training_opens_only_the_shards_that_were_named(tmp_path: Path, shards: Path, val_shards: Path) -> None:
@@ -348,6 +370,62 @@ def test_resume_auto_starts_where_there_is_nothing_and_leaves_a_finished_run(
     assert "Resumed after epoch 1 of 1" in capsys.readouterr().out
 
 
+def test_a_finished_run_keeps_its_options_if_resumed_with_fewer_epochs(
+    tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(config(shards, tmp_path / "out", epochs=2))
+    before = (tmp_path / "out" / CONFIG_NAME).read_text()
+    train(config(shards, tmp_path / "out", epochs=1, resume=True))
+    assert (tmp_path / "out" / CONFIG_NAME).read_text() == before
+    assert "schedule is adjusted" not in capsys.readouterr().out
+
+
+def test_outputs_that_are_not_finite_stop_a_run_that_can_still_be_resumed(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = ClipObjective.score
+
+    def broken(self: ClipObjective, model: Any, batch: Any) -> Any:
+        return score(self, model, batch) * float("nan")
+
+    train(config(shards, tmp_path / "out", epochs=1, val_fraction=0.2))
+    monkeypatch.setattr(ClipObjective, "score", broken)
+    try:
+        train(config(shards, tmp_path / "out", epochs=2, val_fraction=0.2, resume=True))
+        message = ""
+    except (UserError, ValueError) as error:
+        message = str(error)
+    assert message.startswith("the model's outputs on the validation clips are not finite numbers after step 6")
+    assert load_checkpoint(tmp_path / "out" / LAST_NAME).epoch == 1
+    monkeypatch.undo()
+    train(config(shards, tmp_path / "out", epochs=2, val_fraction=0.2, resume=True))
+    assert load_checkpoint(tmp_path / "out" / LAST_NAME).epoch == 2
+
+
+def test_ctrl_c_saves_a_checkpoint_and_a_second_one_stops_at_once(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step, presses = train_module.train_step, 1
+
+    def pressed(run: Any, batches: Any, epoch: int) -> bool:
+        for _ in range(presses):
+            signal.raise_signal(signal.SIGINT)
+        return step(run, batches, epoch)
+
+    monkeypatch.setattr(train_module, "train_step", pressed)
+    try:
+        train(config(shards, tmp_path / "out"))
+        stopped = ""
+    except (KeyboardInterrupt, RunStopped) as error:
+        stopped = str(error)
+    assert stopped.startswith("stopped by SIGINT after 1 steps; run the same command with `resume`")
+    assert load_checkpoint(tmp_path / "out" / LAST_NAME).step == 1
+    assert "press Ctrl-C again to stop at once" in capsys.readouterr().err
+    presses = 2
+    with pytest.raises(KeyboardInterrupt):
+        train(config(shards, tmp_path / "again"))
+
+
 def test_a_damaged_last_checkpoint_gives_way_to_the_previous_one(
     tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -402,7 +480,7 @@ cli.main(sys.argv[1:])
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no signals of this kind")
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
 def test_a_signal_stops_the_command_with_a_checkpoint_and_exit_code_75(tmp_path: Path, shards: Path, name: str) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-c", SLOW_RUN, "train", "--shards", str(shards), "--out", str(out), "--epochs", "500"]
@@ -617,7 +695,6 @@ def run_command(*arguments: str) -> Result:
 BAD_USE = {
     "--shards none": "error: no shard folder none: build it first",
     "--shards good --val-shards none": "error: no shard folder none: build it first",
-    "--shards good --out run": "error: run contains another run (last.pt); resume it with --resume, choose another",
     "--shards good --out file": "error: --out file is a file, expected a folder; choose another --out",
     "--shards good --out file/a": "error: --out file/a is below the file",
     "--shards good --resume": "error: nothing to resume: no checkpoints/last.pt; start the run without --resume",

@@ -290,3 +290,38 @@ def test_finalize_of_nothing(tmp_path: Path) -> None:
         array.finalize(tmp_path / "none")
     with pytest.raises(UserError, match="holds no build"):
         array.finalize(tmp_path)
+
+
+# ----- killed -----------------------------------------------------------------------------------------------------------
+
+
+def finalize_killed_at(out: Path, step: int) -> bool:
+    """Run `finalize` in a process that dies at its n-th change of a folder, as if killed; return True if it ended."""
+    pid = os.fork()
+    if pid == 0:
+        left = step
+        for name in ("replace", "unlink", "rmdir"):
+
+            def counted(*args: Any, _real: Any = getattr(os, name), **kwargs: Any) -> None:
+                nonlocal left
+                left -= 1
+                if left == 0:
+                    os._exit(9)
+                _real(*args, **kwargs)
+
+            setattr(os, name, counted)
+        array.finalize(out)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_finalize_killed_at_any_step_ends_with_the_same_command(parts: Path, plain: Path, tmp_path: Path) -> None:
+    for step in range(1, 1000):
+        out = copied(parts, tmp_path / str(step))
+        ended = finalize_killed_at(out, step)
+        result = CliRunner().invoke(main.main, ["finalize", str(out)])
+        assert result.exit_code == 2, (step, result.output)  # a video failed, as in a plain build
+        assert digests(out) == digests(plain), step  # nothing else is left, either
+        if ended:
+            break
+    assert step > 20

@@ -114,3 +114,12 @@ def test_a_jpeg_without_opencv_says_what_to_install(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(UserError, match="pip install opencv-python-headless"):
         codecs.check_codec("jpeg")
+
+
+def test_a_small_jpeg_of_a_huge_picture_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bytearray(codecs.jpeg_encode(np.zeros((8, 16, 3), np.uint8)))
+    size = data.index(b"\xff\xc0") + 5
+    data[size : size + 4] = (65_000).to_bytes(2) * 2
+    monkeypatch.setattr(codecs.load_cv2(), "imdecode", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(FormatError, match="a is a picture of 65000×65000 pixels, expected a JPEG of 8×16"):
+        codecs.jpeg_decode(bytes(data), height=8, width=16, where="a")
