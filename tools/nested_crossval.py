@@ -120,7 +120,7 @@ def finished(
         checkpoint = load_checkpoint(out / files.BEST_NAME)
     result = {"rows": held_rows.tolist(), **log_odds(checkpoint, clips, held_rows)}
     if "inner" not in name:
-        result |= attention_results(checkpoint, clips, held_rows)
+        result |= attention_results(checkpoint, clips, held_rows, with_deletion=name.endswith("seed0"))
     atomic.write_json(path, result)
     print(f"{name} done after {(time.monotonic() - begin) / 60:.1f} minutes", flush=True)
     return result
@@ -143,14 +143,14 @@ def log_odds(checkpoint: Checkpoint, clips: GroupedClips, rows: Any) -> dict[str
     return {"network": network, "features": features}
 
 
-def attention_results(checkpoint: Checkpoint, clips: GroupedClips, rows: Any) -> dict[str, Any]:
-    """Test attention on composites of the held-out recordings, and by deletion on their crimes."""
+def attention_results(checkpoint: Checkpoint, clips: GroupedClips, rows: Any, *, with_deletion: bool) -> dict[str, Any]:
+    """Test attention on composites of the held-out recordings, and by deletion on their crimes, which is slow."""
     device = torch.device("cpu")
     model, transform = checkpoint.build_model(), checkpoint.build_transform()
     found = splice_test.AttentionTest(model, transform, device).run(clips.reader, rows)
     explainer = Explainer(checkpoint, device, ExplainConfig(shards=Path()))
     gaps = []
-    for row in rows[clips.labels[rows] == 1].tolist():
+    for row in rows[clips.labels[rows] == 1].tolist() if with_deletion else []:
         clip = np.empty((1, *clips.reader.clip_shape.thwc), np.uint8)
         clips.reader.read_clips([row], clip)
         gaps.append({"group": int(clips.groups[row]), **explainer.deletion_gaps(torch.from_numpy(clip[0]), seed=row)})

@@ -132,7 +132,6 @@ class Explainer:
         self, reader: ClipReader, row: int, probability: float, events: Mapping[int, VideoGroundTruth]
     ) -> ExplainedClip:
         clip = torch.from_numpy(reader[row])
-        T = len(clip)
         orders, attention_T, permuted = self.orders(clip, seed=row)
         share, mass = None, None
         video = int(reader.videos[row])

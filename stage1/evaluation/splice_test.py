@@ -9,6 +9,7 @@ surroundings, and with the attention of the same model before training.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,6 @@ from vidshard.shards.layout import CRIME_LABEL, NORMAL_LABEL
 MAX_NORMALS = 8  # of a recording
 PER_CLIP = 4  # composites of each kind for each crime
 CRIME_INSERTED, NORMAL_INSERTED = "crime frames in a normal clip", "normal frames in a crime"
-MATCHED = ", matched in motion"
 KINDS = (CRIME_INSERTED, NORMAL_INSERTED)
 SPLICE_CONVENTIONS = {
     "composite": "a quarter to half of the frames come from the other clip, of the same recording and at the same "
@@ -148,22 +148,6 @@ def chosen_rows(reader: ClipReader, *, max_crimes: int) -> Rows:
     return np.array(sorted(rows), np.int64)
 
 
-def to_lines(fields: Mapping[str, Any]) -> list[str]:
-    """Format the fields of `summarise` as lines of text."""
-    lines = ["Composites of a crime and a normal clip of one recording, AUC of the inserted frames:"]
-    for kind in KINDS:
-        for name in (kind, kind + MATCHED):
-            found = fields[name]
-            lines.append(
-                f"  {name}: attention {interval_text(found['attention'])}, motion {interval_text(found['motion'])} "
-                f"({found['composites']} composites, {found['recordings']} recordings)"
-            )
-    correlation = fields["correlation_with_untrained"]
-    if correlation is not None:
-        lines.append(f"Correlation of attention with that of the model before training: {correlation:.2f}")
-    return lines
-
-
 def summarise(found: Sequence[dict[str, Any]], *, num_resamples: int, seed: int = 0) -> dict[str, Any]:
     """Return means and intervals of the results of `AttentionTest.run`, of one or several sets of clips."""
     rows = [row for one in found for row in one["composites"]]
@@ -173,19 +157,38 @@ def summarise(found: Sequence[dict[str, Any]], *, num_resamples: int, seed: int 
         statistic = metrics.mean_statistic(values)
         return dataclasses.asdict(metrics.bootstrap(statistic, groups, num_resamples=num_resamples, seed=seed))
 
-    fields: dict[str, Any] = {
-        "conventions": SPLICE_CONVENTIONS,
-        "correlation_with_untrained": float(np.mean(correlations)) if correlations else None,
-    }
-    for matched in (False, True):
-        for kind in KINDS:
-            here = [row for row in rows if row["kind"] == kind and row["matched"] == matched]
-            groups = [row["recording"] for row in here]
-            fields[kind + (MATCHED if matched else "")] = {
+    tests = []
+    for kind, matched in itertools.product(KINDS, (False, True)):
+        here = [row for row in rows if row["kind"] == kind and row["matched"] == matched]
+        groups = [row["recording"] for row in here]
+        tests.append(
+            {
+                "inserted": kind,
+                "matched_in_motion": matched,
                 "composites": len(here),
                 "recordings": len(set(groups)),
                 "attention": interval([row["attention"] for row in here], groups),
                 "motion": interval([row["motion"] for row in here], groups),
                 "attention_above_motion": interval([row["attention"] - row["motion"] for row in here], groups),
             }
-    return fields
+        )
+    return {
+        "conventions": SPLICE_CONVENTIONS,
+        "frame_auc": tests,
+        "correlation_with_untrained": float(np.mean(correlations)) if correlations else None,
+    }
+
+
+def to_lines(fields: Mapping[str, Any]) -> list[str]:
+    """Format the fields of `summarise` as lines of text."""
+    lines = ["AUC of the inserted frames in composites of two clips of one recording:"]
+    for test in fields["frame_auc"]:
+        name = test["inserted"] + (", matched in motion" if test["matched_in_motion"] else "")
+        lines.append(
+            f"  {name}: attention {interval_text(test['attention'])}, motion {interval_text(test['motion'])} "
+            f"({test['composites']} composites, {test['recordings']} recordings)"
+        )
+    correlation = fields["correlation_with_untrained"]
+    if correlation is not None:
+        lines.append(f"Correlation of attention with that of the model before training: {correlation:.2f}")
+    return lines

@@ -29,7 +29,6 @@ from stage1.training import optim, splices
 from stage1.training.config import TrainConfig
 from stage1.training.data import TrainData
 from stage1.training.log import progress
-from vidshard.shards.layout import CRIME_LABEL
 from vidshard.util.errors import UserError
 
 ATTENTION_WEIGHT = 2.0  # of the loss of attention on spliced clips, beside that of the label
@@ -157,10 +156,17 @@ class ClipObjective:
 
     def make_loaders(self, data: TrainData, device: torch.device) -> tuple[ClipLoader, ClipLoader | None]:
         loader = self.training_loader(data, device)
-        if self.config.splices and not self.config.mixup and not self.config.bags:
+        config = self.config
+        if config.splices and not (config.mixup or config.bags) and config.model.pooling in ("attention", "gated"):
             self.splicer = splices.Splicer.of_clips(
-                data.train, data.train_rows, data.labels, share=self.config.splices, seed=self.config.seed
+                data.train,
+                data.train_rows,
+                data.labels,
+                share=config.splices,
+                seed=config.seed,
+                skip_damaged=config.max_bad_clips > 0,
             )
+            rank_zero_info(f"Note: {self.splicer.note(data.train_rows, data.labels)}")
         self.class_weights = optim.class_weights(data.labels[loader.order()].astype(np.int64))
         return loader, self.validation_loader(data, device)
 
@@ -233,16 +239,16 @@ class ClipObjective:
             return None
         T = clips_BCTHW.shape[2]
         plans = self.splicer.plan(batch.labels, batch.indices, num_frames=T, epoch=epoch)
+        plans, partners = self.splicer.read_partners(plans)
         if not plans:
             return None
-        partners = self.splicer.read_partners(plans).to(clips_BCTHW.device)
         places = torch.tensor([plan.place for plan in plans], device=clips_BCTHW.device)
         # By the row of the clip, not its own, so that both are cropped, flipped and shaded alike.
-        partners_BCTHW = self._train_transform(partners, batch.indices[places], epoch)
+        partners_BCTHW = self._train_transform(partners.to(clips_BCTHW.device), batch.indices[places], epoch)
         splices.splice(clips_BCTHW, partners_BCTHW, plans)
         events_BT = clips_BCTHW.new_zeros(len(clips_BCTHW), T)
         for plan in plans:
-            if batch.labels[plan.place] == CRIME_LABEL:
+            if plan.is_crime:
                 events_BT[plan.place] = torch.from_numpy(splices.own_frames(plan, T) == 1)
         return events_BT
 
@@ -269,13 +275,19 @@ class ClipObjective:
 
 
 def attention_loss(attention_BT: torch.Tensor, events_BT: torch.Tensor) -> torch.Tensor:
-    """Return the divergence (KL) of attention from an even weight on the frames of the crime, (B,); 0 without any.
+    """Return the divergence (KL) of attention (B, T') from an even weight on the frames of the crime, (B,).
 
-    >>> attention_loss(torch.tensor([[0.25, 0.25, 0.5], [1, 0, 0]]), torch.tensor([[1, 1, 0], [0, 0, 0]])).tolist()
+    `events_BT` (B, T) is 1 at these frames, and the loss of a clip without any is 0. A backbone that downsamples time
+    has attention for T' blocks of frames.
+
+    >>> events = torch.tensor([[1.0, 1, 0, 0], [0, 0, 0, 0]])
+    >>> attention_loss(torch.tensor([[0.25, 0.25, 0.25, 0.25], [1, 0, 0, 0]]), events).tolist()
     [0.6931471824645996, -0.0]
     """
-    frames_B = events_BT.sum(1).clamp(min=1)
-    return -(events_BT * attention_BT.clamp(min=1e-6).log()).sum(1) / frames_B - frames_B.log()
+    steps_BT = functional.adaptive_avg_pool1d(events_BT[:, None], attention_BT.shape[1])[:, 0]
+    share_BT = steps_BT / steps_BT.sum(1, keepdim=True).clamp(min=1e-6)
+    cross_B: torch.Tensor = (share_BT * attention_BT.clamp(min=1e-6).log()).sum(1)
+    return torch.special.entr(share_BT).sum(1).neg() - cross_B
 
 
 def fitted_rows(rows: Rows, labels: Rows, videos: Rows) -> Rows:

@@ -18,7 +18,8 @@ import torch
 from stage1.data import clip_random
 from stage1.data.epoch_plan import Rows
 from stage1.data.reader import ClipReader, JoinedReader
-from vidshard.shards.layout import NORMAL_LABEL
+from vidshard.shards.layout import CRIME_LABEL, NORMAL_LABEL
+from vidshard.util.errors import FormatError
 
 MIN_FRAMES = 8  # of a clip; shorter clips are not spliced
 SHORTEST, LONGEST = 1 / 4, 1 / 2  # of the clip, that the inserted frames take
@@ -33,6 +34,7 @@ class Composite(NamedTuple):
     last: int
     is_inserted: bool  # the clip of the batch gives the inserted frames, and the partner all others
     blended: bool  # the frames at the seams are the mean of both clips
+    is_crime: bool = True  # the clip of the batch; the partner is normal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +47,18 @@ class Splicer:
     every_normal: Rows
     share: float  # of the clips of a batch
     seed: int
+    skip_damaged: bool
 
     @classmethod
     def of_clips(
-        cls, reader: ClipReader | JoinedReader, rows: Rows, labels: Rows, *, share: float, seed: int
+        cls,
+        reader: ClipReader | JoinedReader,
+        rows: Rows,
+        labels: Rows,
+        *,
+        share: float,
+        seed: int,
+        skip_damaged: bool = False,
     ) -> Splicer:
         """Create a splicer for the clips of `rows`; `labels` are those of every row of the index."""
         normal = rows[labels[rows] == NORMAL_LABEL]
@@ -57,13 +67,14 @@ class Splicer:
         found: dict[str, list[int]] = {}
         for row in normal.tolist():
             found.setdefault(names[videos[row]], []).append(row)
-        return cls(reader, {name: np.array(group) for name, group in found.items()}, names, normal, share, seed)
+        groups = {name: np.array(group) for name, group in found.items()}
+        return cls(reader, groups, names, normal, share, seed, skip_damaged)
 
     def partners(self, row: int) -> Rows:
         """Return the normal clips that the clip of `row` may be spliced with: of its recording, else all."""
-        mine = self.rows.get(self.recordings[self.reader.videos[row]], self.every_normal)
+        mine: Rows = self.rows.get(self.recordings[self.reader.videos[row]], self.every_normal)
         mine = mine[mine != row]
-        return mine if len(mine) else self.every_normal[self.every_normal != row]
+        return mine if len(mine) else np.delete(self.every_normal, self.every_normal == row)
 
     def plan(self, labels_B: torch.Tensor, indices_B: torch.Tensor, *, num_frames: int, epoch: int) -> list[Composite]:
         """Draw the composites of a batch; they depend on the seed, the epoch and the row of each clip only."""
@@ -89,15 +100,36 @@ class Splicer:
                     last=begin + frames,
                     is_inserted=side < 0.5,
                     blended=blend < 0.5,
+                    is_crime=label == CRIME_LABEL,
                 )
             )
         return plans
 
-    def read_partners(self, plans: list[Composite]) -> torch.Tensor:
-        """Read the partners of composites: uint8 (B', T, H, W, C)."""
+    def read_partners(self, plans: list[Composite]) -> tuple[list[Composite], torch.Tensor]:
+        """Read the partners of composites, uint8 (B', T, H, W, C), and return them with those plans.
+
+        With `skip_damaged`, composites whose partner is damaged are left out; otherwise FormatError is raised.
+        """
         clips = np.empty((len(plans), *self.reader.clip_shape.thwc), np.uint8)
-        self.reader.read_clips([plan.partner for plan in plans], clips)
-        return torch.from_numpy(clips)
+        kept: list[Composite] = []
+        for plan in plans:
+            try:
+                self.reader.read_clips([plan.partner], clips[len(kept) : len(kept) + 1])
+            except FormatError:  # training itself reports it, when it comes to that clip
+                if not self.skip_damaged:
+                    raise
+            else:
+                kept.append(plan)
+        return kept, torch.from_numpy(clips[: len(kept)])
+
+    def note(self, rows: Rows, labels: Rows) -> str:
+        """Describe the partners of the crimes among `rows`."""
+        crimes = rows[labels[rows] == CRIME_LABEL]
+        own = sum(self.recordings[video] in self.rows for video in self.reader.videos[crimes].tolist())
+        text = (
+            f"attention is taught by composites: {own} of {len(crimes)} crime clips are spliced with normal clips of "
+        )
+        return text + "their own recording" + ("" if own == len(crimes) else ", the others with those of any camera")
 
 
 def splice(clips_BCTHW: torch.Tensor, partners_BCTHW: torch.Tensor, plans: list[Composite]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +13,10 @@ import torch
 from fake_shards import write_shards
 from stage1.data.loader import Batch
 from stage1.data.reader import ClipReader
-from stage1.training.clip_objective import ClipObjective, attention_loss
+from stage1.training.clip_objective import ATTENTION_WEIGHT, ClipObjective, attention_loss
 from stage1.training.config import TrainConfig
 from stage1.training.splices import Composite, Splicer, own_frames, splice
+from vidshard.util.errors import FormatError
 
 LABELS = [1, 0, 0, 1, 0, 0, 1, 0]
 RECORDINGS = ["A", "A", "A", "B", "B", "B", "C", None]  # C has no normal clip
@@ -91,12 +94,39 @@ def test_attention_is_taught_the_frames_of_the_crime(reader: ClipReader) -> None
     num_crime = int((crime == 0).sum())  # row 0 is black, and its partner is not
     assert 0 < num_crime < 8
     assert set(normal.tolist()) <= {10, 15, 20}  # a normal clip keeps normal frames
-    assert taught - plain == pytest.approx(np.log(8 / num_crime), rel=1e-5)
+    assert taught - plain == pytest.approx(ATTENTION_WEIGHT * np.log(8 / num_crime), rel=1e-5)
 
 
 def test_the_loss_of_attention_is_smallest_where_attention_is_right() -> None:
     events = torch.tensor([[0.0, 1, 1, 0]])
     right = attention_loss(torch.tensor([[0, 0.5, 0.5, 0]]), events)
     assert float(right) == pytest.approx(0, abs=1e-6)
+    blocks = torch.tensor([[1.0, 0]])  # of two frames each
+    assert float(attention_loss(blocks, torch.tensor([[1.0, 1, 0, 0]]))) == pytest.approx(0, abs=1e-6)
     for other in ([0.25, 0.25, 0.25, 0.25], [0, 0.9, 0.1, 0], [0.5, 0, 0, 0.5]):
         assert float(attention_loss(torch.tensor([other]), events)) > 0.1
+
+
+def test_a_damaged_partner_is_an_error_or_is_left_out_where_damage_is_tolerated(
+    reader: ClipReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = ClipReader.read_clips
+
+    def damaged(self: ClipReader, rows: Any, out: Any) -> None:
+        if 1 in rows:
+            raise FormatError("clip 1 is damaged")
+        read(self, rows, out)
+
+    monkeypatch.setattr(ClipReader, "read_clips", damaged)
+    plans = [Composite(0, 1, 0, 2, is_inserted=True, blended=False), Composite(1, 2, 0, 2, True, False)]
+    tolerant = dataclasses.replace(splicer(reader), skip_damaged=True)
+    kept, clips = tolerant.read_partners(plans)
+    assert kept == plans[1:]
+    assert clips.unique().tolist() == [20]
+    with pytest.raises(FormatError, match="clip 1"):
+        splicer(reader).read_partners(plans)
+
+
+def test_training_says_where_the_partners_come_from(reader: ClipReader) -> None:
+    note = splicer(reader).note(np.arange(8), reader.labels)
+    assert "2 of 3 crime clips are spliced with normal clips of their own recording, the others with" in note
