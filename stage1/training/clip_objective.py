@@ -286,8 +286,9 @@ def attention_loss(attention_BT: torch.Tensor, events_BT: torch.Tensor) -> torch
     """
     steps_BT = functional.adaptive_avg_pool1d(events_BT[:, None], attention_BT.shape[1])[:, 0]
     share_BT = steps_BT / steps_BT.sum(1, keepdim=True).clamp(min=1e-6)
-    cross_B: torch.Tensor = (share_BT * attention_BT.clamp(min=1e-6).log()).sum(1)
-    return torch.special.entr(share_BT).sum(1).neg() - cross_B
+    cross_B = (share_BT * attention_BT.clamp(min=1e-6).log()).sum(1)
+    divergence_B: torch.Tensor = -torch.special.entr(share_BT).sum(1) - cross_B
+    return divergence_B
 
 
 def fitted_rows(rows: Rows, labels: Rows, videos: Rows) -> Rows:
