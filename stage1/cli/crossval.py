@@ -27,7 +27,7 @@ def crossval(config_path: Path | None, settings: tuple[str, ...], **options: Any
     Cross-validates by recording and prints a table with confidence intervals. Set other training
     options with --config and --set (see --help-all). Run the same command again to resume an interrupted run.
 
-    Exit codes: 0 success; 75 stopped by SIGTERM or SIGUSR1 after saving a checkpoint; 1 error.
+    Exit codes: 0 success; 75 stopped by Ctrl-C, SIGTERM or SIGUSR1 after saving a checkpoint; 1 error.
     """
     of_training = {name: options[name] for name in ("epochs", *_OF_TRAINING)}
     training = make_config(training_options(of_training, config_path, settings))
@@ -42,4 +42,6 @@ def crossval(config_path: Path | None, settings: tuple[str, ...], **options: Any
     except RunStopped as stopped:
         console.echo(str(stopped), err=True)
         return EXIT_STOPPED
+    sets = [word for place in config.shards for word in ("--shards", place)]
+    console.show_next("stage1", "train", *sets)
     return None

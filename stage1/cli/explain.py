@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from stage1.cli.options import given
 from stage1.evaluation.config import ExplainConfig
 from vidshard.util import console
 from vidshard.util.options import command, config_options, from_options
@@ -22,3 +23,4 @@ def explain(**options: Any) -> None:
 
     distributed.expect_one_process("explain")
     console.echo(explain(config).text)
+    console.show_next("stage1", "infer", *given(shards=config.shards, checkpoint=config.checkpoint))

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from stage1.cli.options import DEFAULT_SHARDS, given
 from stage1.inference.config import InferConfig
 from vidshard.storage.urls import location
 from vidshard.util import console
@@ -37,3 +38,4 @@ def export(format_: str, checkpoint: Path, out: Path, shards: Any, num_checked: 
     from stage1.model.onnx import export
 
     console.echo(export(checkpoint, out, shards=shards, num_checked=num_checked).summary)
+    console.show_next("stage1", "infer", *given(shards=shards or DEFAULT_SHARDS, checkpoint=checkpoint))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from stage1.inference.config import ExtractConfig
+from stage1.inference.config import DEFAULT_INFERENCE, ExtractConfig
 from vidshard.util import console
 from vidshard.util.options import command, config_options, from_options
 
@@ -26,4 +26,8 @@ def extract(**options: Any) -> int:
     for line in report.problems:
         console.echo(line, err=True)
     console.echo(report.summary)
+    if (shards := config.out / "shards").is_dir():
+        console.show_next("vidshard", "preview", shards)
+    else:
+        console.show_next("stage1", "report", *([] if config.folder == DEFAULT_INFERENCE else [config.folder]))
     return report.exit_code

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from stage1.cli.options import given
 from stage1.inference.config import FeaturesConfig
 from vidshard.util import console
 from vidshard.util.options import command, config_options, from_options
@@ -27,4 +28,8 @@ def features(**options: Any) -> int:
     for line in [*report.notes, *(f"not scored: {reason}" for reason in report.unscored.values())]:
         console.echo(line, err=True)
     console.echo(report.summary)
+    if config.checkpoint is None:
+        console.show_next("stage1", "train", "--shards", config.shards)
+    else:
+        console.show_next("stage1", "infer", *given(shards=config.shards, checkpoint=config.checkpoint))
     return report.exit_code

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from stage1.inference.config import InferConfig
+from stage1.inference.config import DEFAULT_INFERENCE, InferConfig
 from vidshard.util import console
 from vidshard.util.console import EXIT_OK
 from vidshard.util.options import command, config_options, from_options, given_options
@@ -41,4 +41,8 @@ def infer(more_videos: tuple[str, ...], videos: tuple[str, ...], **options: Any)
     if report.problems:
         console.echo(report.problems, err=True)
     console.echo(report.summary)
+    if report.crossval is not None:
+        console.show_next("stage1", "crossval", *report.crossval.words, "--save-attention", note=report.crossval.note)
+    else:
+        console.show_next("stage1", "report", *([] if config.out == DEFAULT_INFERENCE else [config.out]))
     return report.exit_code

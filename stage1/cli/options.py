@@ -8,9 +8,11 @@ from typing import Any
 
 import click
 
+from stage1.common.files import DEFAULT_CHECKPOINT
 from vidshard.util.console import LOCAL_PATH
 from vidshard.util.options import GroupedOption, given_options
 
+DEFAULT_SHARDS = Path("shards/Test")
 _GROUP = "Training options by name"
 
 CONFIG_FILE = click.option(
@@ -31,6 +33,13 @@ SETTINGS = click.option(
     metavar="NAME=VALUE",
     help="Any training option that a TOML file may contain, such as model.dropout=0.3; repeatable.",
 )
+
+
+def given(**options: Any) -> list[str]:
+    """Return the words that give these options of `stage1 infer` on a command line, except those at their defaults."""
+    defaults = {"shards": DEFAULT_SHARDS, "checkpoint": DEFAULT_CHECKPOINT}
+    left = {name: value for name, value in options.items() if value != defaults[name]}
+    return [word for name, value in left.items() for word in (f"--{name}", str(value))]
 
 
 def training_options(

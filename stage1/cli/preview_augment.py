@@ -9,6 +9,7 @@ import click
 
 from stage1.cli.options import CONFIG_FILE, SETTINGS, training_options
 from stage1.training.config import TrainConfig, make_config
+from vidshard.util import console
 from vidshard.util.options import command, config_options
 
 
@@ -24,3 +25,4 @@ def preview_augment(shards: Any, out: Path, seed: int, config_path: Path | None,
     from stage1.training.preview_augment import preview_augment
 
     click.echo(f"✓ Augmented clips saved to: {preview_augment(shards, config.transform, out, seed=seed)}")
+    console.show_next("stage1", "train", "--shards", shards)

@@ -6,7 +6,9 @@ from typing import Any
 
 import click
 
+from stage1.inference.config import DEFAULT_INFERENCE
 from stage1.review.config import ReportConfig
+from vidshard.util import console
 from vidshard.util.options import command, config_options, from_options
 
 
@@ -24,3 +26,4 @@ def report(**options: Any) -> None:
     if result.num_left_out:
         click.echo(f"{result.num_left_out:,} of lower confidence are left out; --max-items shows more")
     click.echo(f"✓ Report with {result.num_shown:,} clips saved to: {result.path}")
+    console.show_next("stage1", "visualize", *([] if config.folder == DEFAULT_INFERENCE else [config.folder]))

@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from stage1.cli.options import CONFIG_FILE, SETTINGS, training_options
+from stage1.cli.options import CONFIG_FILE, SETTINGS, given, training_options
 from stage1.model.config import BACKBONES, SIZES
 from stage1.training.config import PRESETS, TrainConfig, make_config, merge
+from vidshard.storage.urls import Location
 from vidshard.util import console
 from vidshard.util.console import EXIT_STOPPED
 from vidshard.util.options import GroupedOption, command, config_options, given_options
@@ -70,12 +71,12 @@ def train(
 
     Writes the best epoch to --out, and all options of the run to run.toml, which --config can read.
 
-    Exit codes: 0 success; 75 stopped by SIGTERM or SIGUSR1 after saving a checkpoint (run it again with --resume);
-    1 error.
+    Exit codes: 0 success; 75 stopped by Ctrl-C, SIGTERM or SIGUSR1 after saving a checkpoint (run it again with
+    --resume); 1 error.
     """
-    given = given_options()
-    network: dict[str, Any] = {"model": SIZES[model_size]} if "model_size" in given else {}
-    if weights or "backbone" in given:
+    names = given_options()
+    network: dict[str, Any] = {"model": SIZES[model_size]} if "model_size" in names else {}
+    if weights or "backbone" in names:
         from stage1.model import backbones
 
         network = merge(network, backbones.training_options(backbone, weights, confirm=click.confirm))
@@ -83,8 +84,15 @@ def train(
     from stage1.training.loop import RunStopped, train
 
     try:
-        train(config)
+        checkpoint = train(config)
     except RunStopped as stopped:
         console.echo(str(stopped), err=True)
         return EXIT_STOPPED
+    console.show_next("stage1", "infer", *given(shards=_shards_to_score(config), checkpoint=checkpoint))
     return None
+
+
+def _shards_to_score(config: TrainConfig) -> Location:
+    """Return the Test set beside the training shards or, without one, the shards that were validated or trained on."""
+    test = config.shards.with_name("Test") if isinstance(config.shards, Path) else None
+    return test if test and (test / "manifest.json").is_file() else config.val_shards or config.shards

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from stage1.inference.config import DEFAULT_INFERENCE
+from vidshard.util import console
 from vidshard.util.console import LOCAL_PATH
 from vidshard.util.options import command
 
@@ -24,3 +25,4 @@ def visualize(folder: Path) -> None:
     if not num_shown:
         click.echo(f"No clip was detected as crime: see {folder / 'predictions.csv'} for all confidences")
     click.echo(f"✓ Attention visualization saved to: {picture}")
+    console.show_next("stage1", "report", *([] if folder == DEFAULT_INFERENCE else [folder]))

@@ -181,8 +181,8 @@ def _find_remote_videos(urls: Sequence[Url]) -> Source:
     while not all(f"{one.as_posix()}/".startswith(f"{root.as_posix()}/") for one in roots):
         if root.parent == root or "?" in "".join(one.full for one in roots):
             raise UserError(
-                f"the videos are at {len(roots)} places, such as {roots[0]} and {roots[1]}, expected one; pass those of "
-                "one place at a time"
+                f"the videos are at {len(roots)} places, such as {roots[0]} and {roots[1]}, expected one; pass those "
+                "of one place at a time"
             )
         root = root.parent
     videos: dict[str, Video] = {}

@@ -266,6 +266,8 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
     def _iterate(self) -> Iterator[Batch]:
         """Yield the batches of the plan: the first stage of the pipeline."""
         self.reader.fetch_ahead(self.order()[self._start :])
+        if self.shuffle and not self.num_processes and torch.utils.data.get_worker_info() is None:
+            self.reader.keep_clips()
         if self.num_processes:  # a DataLoader asks its workers in turn, which keeps the order of the plan
             batches = iter(wds.WebLoader(_StepsOfWorker(self), batch_size=None, num_workers=self.num_processes))
         else:

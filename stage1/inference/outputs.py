@@ -80,6 +80,14 @@ class OutputFiles:
             self.attention_shards.rmdir()
 
 
+def is_run_on(folder: Path, digest: str) -> bool:
+    """Return True if `folder` holds a finished run on the shard set with this digest."""
+    try:
+        return bool(json.loads(OutputFiles(folder=folder).run.read_bytes())["shards"]["digest"] == digest)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _ScoredClip:
     """Identity of a clip, shared by predictions and detections."""

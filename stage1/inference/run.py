@@ -38,7 +38,7 @@ from stage1.metrics import centred_scores
 from stage1.metrics import clips as metrics
 from stage1.metrics.calibration import Calibration
 from stage1.metrics.ground_truth import read_ground_truth
-from stage1.model.checkpoint import build_options, check_clip_shape, load_checkpoint
+from stage1.model.checkpoint import Checkpoint, build_options, check_clip_shape, load_checkpoint
 from vidshard import __version__
 from vidshard.shards import layout, manifest
 from vidshard.shards.manifest import Failure
@@ -72,6 +72,14 @@ class LoadedFold(CheckpointClips):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class CrossvalHint:
+    """Options of the cross-validation that gives stage 2 its training data, and how long it takes."""
+
+    words: tuple[str, ...]
+    note: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class InferReport:
     """Result of a run: counts, metrics, problems, and the files written."""
 
@@ -89,6 +97,7 @@ class InferReport:
     failures: tuple[Failure, ...]  # videos passed by the user that could not be decoded
     warnings: tuple[str, ...]
     not_for_training: str | None = None  # why stage 2 must not be trained on the detections
+    crossval: CrossvalHint | None = None  # what gives training data instead, if the model was trained on these videos
 
     @functools.cached_property
     def detections(self) -> list[Detection]:
@@ -474,7 +483,8 @@ class _InferenceRun:
             unscored=unscored,
             failures=self.failures,
             warnings=tuple(self.warnings),
-            not_for_training=attention_data.why_not_for_training(splits, trained_on),
+            not_for_training=(reason := attention_data.why_not_for_training(splits, trained_on)),
+            crossval=_crossval_hint(self.folds[0].checkpoint) if reason and "Test" not in splits else None,
         )
         num_trained_on = sum(self._trained_on(row) == 1 for row in self.rows.tolist())
         atomic.write_json(written.run, self._run_json(report, counts, num_trained_on))
@@ -543,6 +553,20 @@ class _InferenceRun:
             "metrics": None if report.metrics is None else dataclasses.asdict(report.metrics),
             "warnings": list(report.warnings),
         }
+
+
+def _crossval_hint(checkpoint: Checkpoint) -> CrossvalHint | None:
+    """Return the hint for the training data of a checkpoint; None if it does not name its shards."""
+    shards = (checkpoint.train_config or {}).get("shards")
+    if not shards:
+        return None
+    sets = [shards] if isinstance(shards, str) else list(shards)
+    seconds = [row["seconds"] for row in checkpoint.run_state.get("history", ()) if "seconds" in row]
+    # By default 20 epochs for each of 5 folds, on 4/5 of the clips, by 3 seeds, by recording and at random.
+    estimate = 20 * 5 * 0.8 * 3 * 2 * math.fsum(seconds) / len(seconds) if seconds else None
+    time = f", about {max(1, round(estimate / 60)):,} min" if estimate is not None else ""
+    words = tuple(word for place in sets for word in ("--shards", str(place)))
+    return CrossvalHint(words=words, note=f"out-of-fold detections, to train stage 2 on{time}")
 
 
 def _counted(scores: Iterator[VideoScore], counts: dict[str, int]) -> Iterator[VideoScore]:

@@ -42,6 +42,7 @@ CONFIGS = {
 NO_OPTION = {
     SplitConfig: {"source"},
     BuildConfig: {"sampling"},
+    SamplingConfig: {"whole_if_short"},
     InferConfig: {"events"},
     TrainConfig: {"model", "transform", "weights", "weights_sha256"},
     EvaluateConfig: {"num_resamples", "seed"},

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 import click
 
+from vidshard.cli.next_step import next_step
 from vidshard.planning.config import BuildConfig
 from vidshard.util import console
 from vidshard.util.console import EXIT_OK, EXIT_PARTLY_FAILED
@@ -56,11 +58,15 @@ def build(dry_run: bool, task_index: int | None, task_count: int | None, **optio
 
     if dry_run:
         console.echo(dry_run_summary(run.dry_run(config)))
+        console.show_next("vidshard", *(word for word in sys.argv[1:] if word != "--dry-run"))
         return EXIT_OK
     task = array_task.find_task(task_index, task_count, os.environ)
     if task is not None:
-        console.echo(array_task_summary(array.build_task(config, task)))
+        tasks = array.build_task(config, task)
+        console.echo(array_task_summary(tasks))
+        console.show_next("vidshard", "finalize", tasks[0].folder)
         return EXIT_OK
     report = run.build(config)
     console.echo(build_summary(report))
+    console.show_next(*next_step("build", report.sets[-1].where))
     return EXIT_OK if report.is_complete else EXIT_PARTLY_FAILED

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from vidshard.cli.next_step import next_step
 from vidshard.util import console
 from vidshard.util.console import EXIT_OK, EXIT_PARTLY_FAILED, LOCAL_PATH
 from vidshard.util.options import command
@@ -26,4 +27,5 @@ def finalize(folder: Path) -> int:
 
     report = array.finalize(folder)
     console.echo(build_summary(report))
+    console.show_next(*next_step("finalize", report.sets[-1].where))
     return EXIT_OK if report.is_complete else EXIT_PARTLY_FAILED

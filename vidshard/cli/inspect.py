@@ -6,7 +6,9 @@ import json
 
 import click
 
+from vidshard.cli.next_step import next_step
 from vidshard.storage.urls import Location, location
+from vidshard.util import console
 from vidshard.util.options import command
 
 
@@ -22,3 +24,5 @@ def inspect(folder: Location, as_json: bool) -> None:
 
     about = inspect_shards(folder)
     click.echo(json.dumps(about, indent=2) if as_json else contents_text(about))
+    if not as_json:
+        console.show_next(*next_step("inspect", folder))

@@ -6,7 +6,9 @@ from typing import Any
 
 import click
 
+from vidshard.cli.next_step import next_step
 from vidshard.inspection.config import PreviewConfig
+from vidshard.util import console
 from vidshard.util.options import command, config_options, from_options
 
 
@@ -21,3 +23,4 @@ def preview(**options: Any) -> None:
     from vidshard.inspection.preview import write_preview
 
     click.echo(f"✓ {write_preview(config)}")
+    console.show_next(*next_step("preview", config.folder))

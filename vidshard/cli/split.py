@@ -47,6 +47,10 @@ def split(sources: tuple[Path, ...], check: bool, **options: Any) -> int:
     overlaps = splitting.check_lists(given, written=written) if check else []
     for overlap in overlaps:
         console.echo(overlap.to_text())
+    if config is not None and not (sources[0] / "manifest.json").is_file():
+        console.show_next("vidshard", "build", sources[0], "--split-list", written[0], "--out", "shards/Train")
+    elif not overlaps:
+        console.show_next("vidshard", "build", "--help")
     if check and not overlaps:
         click.echo(f"✓ {len(given):,} lists share no video")
     return EXIT_ERROR if overlaps else EXIT_OK

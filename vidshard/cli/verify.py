@@ -6,6 +6,7 @@ import json
 
 import click
 
+from vidshard.cli.next_step import next_step
 from vidshard.storage.urls import Location, location
 from vidshard.util import console
 from vidshard.util.console import EXIT_ERROR, EXIT_OK
@@ -31,4 +32,6 @@ def verify(folder: Location, deep: bool, strict: bool, as_json: bool) -> int:
         click.echo(json.dumps(report.to_json(), indent=2))
     else:
         console.echo(faults_text(report))
+        if not report.faults:
+            console.show_next(*next_step("verify", folder))
     return EXIT_ERROR if report.faults else EXIT_OK

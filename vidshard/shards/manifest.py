@@ -458,18 +458,6 @@ class ShardSet:
     def shard_path(self, number: int) -> Path:
         return self.folder / self.manifest.shards[number].name
 
-    @property
-    def may_pin(self) -> bool:
-        """True if all shards may be protected from eviction at once."""
-        return True
-
-    def pin(self, file: IO[bytes]) -> bool:
-        """Protect an open shard from eviction until the file, its duplicates and its mappings are closed.
-
-        Returns False if it was evicted before.
-        """
-        return True
-
     def shard_where(self, number: int) -> str:
         """Return the display name of a shard for messages."""
         return str(self.shard_path(number))

@@ -19,7 +19,6 @@ from vidshard.util.errors import FormatError, UserError
 from vidshard.util.lists import VIDEO_SUFFIXES
 
 _THREADS = 4  # number of download threads
-_PINNED_SHARE = 0.4  # of the cache: sets up to this size are kept whole; two of them fit
 _AHEAD_SHARE = 0.5  # of the cache: limit of prefetched data
 
 
@@ -106,13 +105,6 @@ class RemoteSet(ShardSet):
     @property
     def is_cached(self) -> bool:
         return True
-
-    @property
-    def may_pin(self) -> bool:
-        return sum(shard.bytes for shard in self.manifest.shards) <= _PINNED_SHARE * self.cache.limit_bytes
-
-    def pin(self, file: IO[bytes]) -> bool:
-        return self.cache.pin(file)
 
     def shard_path(self, number: int) -> Path:
         return self.cache.path(self._shard_url(number), self.manifest.shards[number].sha256)

@@ -161,14 +161,6 @@ class ShardCache:
         finally:
             fcntl.flock(file, fcntl.LOCK_UN)
 
-    def pin(self, file: IO[bytes]) -> bool:
-        """Protect an open copy from eviction until it, all its duplicates and all its mappings are closed.
-
-        Returns False if it was evicted before.
-        """
-        fcntl.flock(file, fcntl.LOCK_SH)
-        return os.fstat(file.fileno()).st_nlink > 0
-
     # ---- eviction
 
     def _make_room(self, own: Path, size: int) -> bool:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import io
 import logging
+import os
 import re
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -41,6 +43,15 @@ def with_flags(text: str) -> str:
 def echo(text: str, *, err: bool = False) -> None:
     """Print a text made by a library, on standard output or, with `err`, on standard error."""
     click.echo(with_flags(text), err=err)
+
+
+def show_next(*words: object, note: str = "") -> None:
+    """Print the command to type next on standard error, with `note` as its comment; --quiet hides it.
+
+    Under torchrun, only the first process prints it.
+    """
+    if logging.getLogger(LOGGERS[0]).level <= logging.INFO and os.environ.get("RANK", "0") == "0":
+        click.echo(f"Next: {shlex.join(map(str, words))}{f'  # {note}' if note else ''}", err=True)
 
 
 class ConsoleHandler(logging.Handler):

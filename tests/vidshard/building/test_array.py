@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -292,7 +293,7 @@ def test_finalize_of_nothing(tmp_path: Path) -> None:
         array.finalize(tmp_path)
 
 
-# ----- killed -----------------------------------------------------------------------------------------------------------
+# ----- killed ------------------------------------------------------------
 
 
 def finalize_killed_at(out: Path, step: int) -> bool:
@@ -300,16 +301,16 @@ def finalize_killed_at(out: Path, step: int) -> bool:
     pid = os.fork()
     if pid == 0:
         left = step
+
+        def counted(real: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os._exit(9)
+            real(*args, **kwargs)
+
         for name in ("replace", "unlink", "rmdir"):
-
-            def counted(*args: Any, _real: Any = getattr(os, name), **kwargs: Any) -> None:
-                nonlocal left
-                left -= 1
-                if left == 0:
-                    os._exit(9)
-                _real(*args, **kwargs)
-
-            setattr(os, name, counted)
+            setattr(os, name, functools.partial(counted, getattr(os, name)))
         array.finalize(out)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

@@ -1,0 +1,73 @@
+"""The line that each command ends with: it works when typed, and stands on standard error alone."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import stage1.cli.main
+import vidshard.cli.main
+from tiny_videos import make_tiny_video
+
+GROUPS = {"vidshard": vidshard.cli.main.main, "stage1": stage1.cli.main.main}
+TRAIN = "--epochs 1 --set model.channels=[8] --set model.temporal_stages=[] --device cpu"
+# What a user types, in this order; each line but the first uses what those before have written.
+COMMANDS = (
+    "vidshard build videos/Train --frame-size 32 --clip-len 4",
+    "vidshard build videos/Validation --frame-size 32 --clip-len 4",
+    "vidshard build videos/Test --frame-size 32 --clip-len 4",
+    "vidshard inspect shards/Train",
+    "vidshard verify shards/Train",
+    "vidshard preview shards/Test",
+    "stage1 preview-augment --shards shards/Train",
+    f"stage1 train --shards shards/Train --val-shards shards/Validation {TRAIN}",
+    "stage1 infer --threshold 0",
+    "stage1 visualize",
+    "stage1 evaluate --val-shards shards/Validation",
+    "stage1 report --evaluation evaluation",
+    "stage1 extract --for-looking",
+    "stage1 features --shards shards/Test --checkpoint checkpoints/binary_stage1_with_attention.pt --out features",
+    "stage1 infer --shards shards/Validation --out other --threshold 0",
+)
+
+
+def typed(line: str) -> Result:
+    program, *words = shlex.split(line, comments=True)
+    return CliRunner().invoke(GROUPS[program], words)
+
+
+@pytest.mark.slow
+def test_every_next_line_works_when_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for split, count in (("Train", 6), ("Validation", 4), ("Test", 4)):
+        for number in range(count):
+            for seed, name in enumerate(("NormalVideos", "Fighting")):
+                make_tiny_video(Path("videos", split, name, f"{number}.mp4"), 12, seed=7 * number + seed)
+    printed = []
+    for command in COMMANDS:
+        result = typed(command)
+        assert result.exit_code == 0, (command, result.output)
+        (line,) = re.findall(r"^Next: (.+)$", result.stderr, re.MULTILINE)
+        assert result.stderr.endswith(f"Next: {line}\n")
+        assert "Next:" not in result.stdout
+        printed.append(line)
+    assert len(printed) == len(COMMANDS)
+    for line in dict.fromkeys(printed):
+        words = f"{line} {TRAIN}" if line.startswith("stage1 train") else line
+        result = typed(words)
+        assert result.exit_code == 0, (line, result.output)
+
+
+def test_quiet_and_json_have_no_next_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("NormalVideos", "Fighting")):
+        make_tiny_video(Path("videos", name, "a.mp4"), 12, seed=number)
+    (line,) = re.findall(r"^Next: (.+)$", typed("vidshard split videos --out lists").stderr, re.MULTILINE)
+    assert typed(f"{line} --frame-size 32").exit_code == 0
+    assert "Next: stage1 train --shards shards/videos" in typed("vidshard build videos --frame-size 32").stderr
+    assert "Next:" not in typed("vidshard inspect shards/videos --json").output
+    assert "Next:" not in typed("vidshard inspect shards/videos --quiet").output
