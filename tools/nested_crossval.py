@@ -160,9 +160,8 @@ def attention_results(checkpoint: Checkpoint, clips: GroupedClips, rows: Any, *,
 # ---- results
 
 
-def summarise(
-    clips: GroupedClips, outer_runs: list[dict[str, Any]], inner_runs: dict[int, list[dict[str, Any]]]
-) -> dict[str, Any]:
+def chosen_shares(clips: GroupedClips, inner_runs: dict[int, list[dict[str, Any]]]) -> dict[int, float]:
+    """Return for each outer fold the share of the features with the best AUC on its inner folds."""
     shares = {}
     for fold, runs in inner_runs.items():
         rows, network, features = (
@@ -171,6 +170,14 @@ def summarise(
         labels = clips.labels[rows.astype(np.int64)]
         aucs = [metrics.roc_auc(labels, mixed(network, features, share)) or 0.0 for share in SHARES]
         shares[fold] = SHARES[int(np.argmax(aucs))]
+    return shares
+
+
+def summarise(
+    clips: GroupedClips, outer_runs: list[dict[str, Any]], inner_runs: dict[int, list[dict[str, Any]]]
+) -> dict[str, Any]:
+    """Return the scores on all held-out clips, as means over the seeds, and the results of the attention tests."""
+    shares = chosen_shares(clips, inner_runs)
     num_seeds = max(run["seed"] for run in outer_runs) + 1
     by_seed = [[run for run in outer_runs if run["seed"] == seed] for seed in range(num_seeds)]
     order = np.concatenate([np.array(run["rows"]) for run in by_seed[0]])
