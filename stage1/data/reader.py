@@ -254,6 +254,13 @@ class ClipReader:
         """Return the median time between consecutive frames of the clips, in seconds; 0.0 without clips."""
         return float(np.median(self.index.clips["frame_gap_seconds"])) if len(self) else 0.0
 
+    def video_seconds(self) -> npt.NDArray[np.float64]:
+        """Return the length of every video in seconds, [number of videos]; infinite if its frame rate is unknown."""
+        fps = self.index.videos["fps"].astype(np.float64)
+        seconds = np.full(len(fps), np.inf)
+        np.divide(self.index.videos["num_frames"], fps, out=seconds, where=fps > 0)
+        return seconds
+
     def _check_index(self) -> None:
         """Raise FormatError if a raw clip is not of the size of its shape."""
         clips = self.index.clips
@@ -375,6 +382,10 @@ class JoinedReader:
         """Return the same name as `ClipReader.recording_or_video` for a number of `videos`."""
         reader, own = self._reader_of(video)
         return reader.recording_or_video(own)
+
+    def video_seconds(self) -> npt.NDArray[np.float64]:
+        """Return the length of every video in seconds, by the numbers of `videos`."""
+        return np.concatenate([reader.video_seconds() for reader in self.readers])
 
     def _reader_of(self, video: int) -> tuple[ClipReader, int]:
         for reader in self.readers:

@@ -158,14 +158,7 @@ class ClipObjective:
         loader = self.training_loader(data, device)
         config = self.config
         if config.splices and not (config.mixup or config.bags) and config.model.pooling in ("attention", "gated"):
-            self.splicer = splices.Splicer.of_clips(
-                data.train,
-                data.train_rows,
-                data.labels,
-                share=config.splices,
-                seed=config.seed,
-                skip_damaged=config.max_bad_clips > 0,
-            )
+            self.splicer = splices.Splicer.of_clips(data.train, data.train_rows, data.labels, config=config)
             rank_zero_info(f"Note: {self.splicer.note(data.train_rows, data.labels)}")
         self.class_weights = optim.class_weights(data.labels[loader.order()].astype(np.int64))
         return loader, self.validation_loader(data, device)

@@ -64,6 +64,12 @@ class TrainConfig:
         at_least=0,
         at_most=1,
     )
+    trimmed_seconds: float = option(
+        4.0,
+        help="Crime videos shorter than this are taken to show the crime in all frames; only these are spliced.",
+        group=_REGULARISATION,
+        at_least=0,
+    )
     ema: float = option(
         0.0,
         help="Per-step decay of a running average of the weights, e.g. 0.99; 0 disables averaging.",

@@ -18,6 +18,7 @@ import torch
 from stage1.data import clip_random
 from stage1.data.epoch_plan import Rows
 from stage1.data.reader import ClipReader, JoinedReader
+from stage1.training.config import TrainConfig
 from vidshard.shards.layout import CRIME_LABEL, NORMAL_LABEL
 from vidshard.util.errors import FormatError
 
@@ -45,6 +46,7 @@ class Splicer:
     rows: dict[str, Rows]  # recording → its normal clips
     recordings: list[str]  # of every video of the set
     every_normal: Rows
+    trimmed: npt.NDArray[np.bool_]  # of every video of the set: it is short enough to show the crime in all frames
     share: float  # of the clips of a batch
     seed: int
     skip_damaged: bool
@@ -56,9 +58,7 @@ class Splicer:
         rows: Rows,
         labels: Rows,
         *,
-        share: float,
-        seed: int,
-        skip_damaged: bool = False,
+        config: TrainConfig,
     ) -> Splicer:
         """Create a splicer for the clips of `rows`; `labels` are those of every row of the index."""
         normal = rows[labels[rows] == NORMAL_LABEL]
@@ -68,7 +68,18 @@ class Splicer:
         for row in normal.tolist():
             found.setdefault(names[videos[row]], []).append(row)
         groups = {name: np.array(group) for name, group in found.items()}
-        return cls(reader, groups, names, normal, share, seed, skip_damaged)
+        trimmed = reader.video_seconds() < config.trimmed_seconds
+        any_trimmed = bool(trimmed[videos[rows[labels[rows] == CRIME_LABEL]]].any())
+        return cls(
+            reader=reader,
+            rows=groups,
+            recordings=names,
+            every_normal=normal,
+            trimmed=trimmed,
+            share=config.splices if any_trimmed else 0.0,  # without crimes, composites would teach nothing
+            seed=config.seed,
+            skip_damaged=config.max_bad_clips > 0,
+        )
 
     def partners(self, row: int) -> Rows:
         """Return the normal clips that the clip of `row` may be spliced with: of its recording, else all."""
@@ -86,6 +97,8 @@ class Splicer:
         for place, (row, label) in enumerate(zip(indices_B.tolist(), labels_B.tolist(), strict=True)):
             chosen, partner, length, first, side, blend = drawn_BN[place].tolist()
             if chosen >= self.share or label < 0:
+                continue
+            if label == CRIME_LABEL and not self.trimmed[self.reader.videos[row]]:
                 continue
             partners = self.partners(row)
             if not len(partners):
@@ -123,13 +136,16 @@ class Splicer:
         return kept, torch.from_numpy(clips[: len(kept)])
 
     def note(self, rows: Rows, labels: Rows) -> str:
-        """Describe the partners of the crimes among `rows`."""
-        crimes = rows[labels[rows] == CRIME_LABEL]
-        own = sum(self.recordings[video] in self.rows for video in self.reader.videos[crimes].tolist())
-        text = (
-            f"attention is taught by composites: {own} of {len(crimes)} crime clips are spliced with normal clips of "
-        )
-        return text + "their own recording" + ("" if own == len(crimes) else ", the others with those of any camera")
+        """Say how many of the crimes among `rows` are spliced, and with which clips."""
+        videos = self.reader.videos[rows[labels[rows] == CRIME_LABEL]]
+        trimmed = videos[self.trimmed[videos]]
+        own = sum(self.recordings[video] in self.rows for video in trimmed.tolist())
+        text = f"attention is taught by composites of {len(trimmed)} of {len(videos)} crime clips"
+        if len(trimmed):
+            text += f" with normal clips of their recording ({own}) or of any camera ({len(trimmed) - own})"
+        if len(trimmed) < len(videos):
+            text += "; the others are from longer videos (`trimmed_seconds`), most of which may be normal"
+        return text
 
 
 def splice(clips_BCTHW: torch.Tensor, partners_BCTHW: torch.Tensor, plans: list[Composite]) -> None:

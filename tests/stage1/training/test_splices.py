@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,9 @@ def reader(tmp_path: Path) -> ClipReader:
     return ClipReader(write_shards(tmp_path / "s", clips, LABELS, source_groups=RECORDINGS))
 
 
-def splicer(reader: ClipReader, share: float = 1.0) -> Splicer:
-    return Splicer.of_clips(reader, np.arange(8), reader.labels, share=share, seed=0)
+def splicer(reader: ClipReader, share: float = 1.0, **options: Any) -> Splicer:
+    config = TrainConfig(shards=Path("s"), splices=share, **options)
+    return Splicer.of_clips(reader, np.arange(8), reader.labels, config=config)
 
 
 def test_partners_are_normal_clips_of_the_recording_or_else_of_the_set(reader: ClipReader) -> None:
@@ -119,8 +119,7 @@ def test_a_damaged_partner_is_an_error_or_is_left_out_where_damage_is_tolerated(
 
     monkeypatch.setattr(ClipReader, "read_clips", damaged)
     plans = [Composite(0, 1, 0, 2, is_inserted=True, blended=False), Composite(1, 2, 0, 2, True, False)]
-    tolerant = dataclasses.replace(splicer(reader), skip_damaged=True)
-    kept, clips = tolerant.read_partners(plans)
+    kept, clips = splicer(reader, max_bad_clips=1).read_partners(plans)
     assert kept == plans[1:]
     assert clips.unique().tolist() == [20]
     with pytest.raises(FormatError, match="clip 1"):
@@ -129,4 +128,13 @@ def test_a_damaged_partner_is_an_error_or_is_left_out_where_damage_is_tolerated(
 
 def test_training_says_where_the_partners_come_from(reader: ClipReader) -> None:
     note = splicer(reader).note(np.arange(8), reader.labels)
-    assert "2 of 3 crime clips are spliced with normal clips of their own recording, the others with" in note
+    assert "3 of 3 crime clips with normal clips of their recording (2) or of any camera (1)" in note
+    assert "longer" not in note
+
+
+def test_long_videos_are_not_spliced(reader: ClipReader) -> None:
+    """The videos last 0.8 seconds."""
+    assert splicer(reader, trimmed_seconds=0.9).share == 1
+    long = splicer(reader, trimmed_seconds=0.7)
+    assert long.plan(torch.tensor(LABELS), torch.arange(8), num_frames=8, epoch=0) == []
+    assert "0 of 3 crime clips; the others are from longer videos" in long.note(np.arange(8), reader.labels)
