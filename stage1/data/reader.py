@@ -263,6 +263,13 @@ class ClipReader:
         """Return the median time between consecutive frames of the clips, in seconds; 0.0 without clips."""
         return float(np.median(self.index.clips["frame_gap_seconds"])) if len(self) else 0.0
 
+    def video_seconds(self) -> npt.NDArray[np.float64]:
+        """Return the length of every video in seconds, [number of videos]; infinite if its frame rate is unknown."""
+        fps = self.index.videos["fps"].astype(np.float64)
+        seconds = np.full(len(fps), np.inf)
+        np.divide(self.index.videos["num_frames"], fps, out=seconds, where=fps > 0)
+        return seconds
+
     def _check_index(self) -> None:
         """Raise FormatError if a raw clip is not of the size of its shape."""
         clips = self.index.clips
@@ -389,6 +396,10 @@ class JoinedReader:
         """Return the class of a number of `videos`."""
         reader, own = self._of_video(video)
         return reader.class_name(own)
+
+    def video_seconds(self) -> npt.NDArray[np.float64]:
+        """Return the length of every video in seconds, by the numbers of `videos`."""
+        return np.concatenate([reader.video_seconds() for reader in self.readers])
 
     def _of_video(self, video: int) -> tuple[ClipReader, int]:
         """Return the reader of a number of `videos`, and its number there."""
