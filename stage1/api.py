@@ -126,7 +126,7 @@ def infer(config: InferConfig | None = None, **options: Any) -> InferReport | No
         if events:
             options["events"] = dataclasses.replace(options.get("events", EventConfig()), **events)
         if options.get("videos") and "shards" in options:
-            raise UserError("shards and videos exclude each other: give one of them")
+            raise UserError("shards and videos cannot be combined: pass one of them")
         config = make_config(InferConfig, options, function="infer")
     else:
         check_names(options, (), function="infer with an InferConfig")

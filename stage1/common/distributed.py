@@ -57,7 +57,7 @@ def expect_one_process(command: str) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             f"stage1 {command} runs as one process, but WORLD_SIZE is {os.environ['WORLD_SIZE']}; start it without "
-            "torchrun (only train and infer share their work)"
+            "torchrun (only train and infer can run distributed)"
         )
 
 
@@ -71,7 +71,7 @@ def device_of_rank(device: torch.device) -> torch.device:
     index = int(os.environ.get("LOCAL_RANK", "0"))
     if index >= torch.cuda.device_count():
         raise UserError(
-            f"process {index} of this machine has no GPU: there are {torch.cuda.device_count()}, counted from 0; start "
+            f"process {index} of this machine has no GPU: it has {torch.cuda.device_count()}, numbered from 0; start "
             "at most that many processes (--nproc-per-node), or use `device` cpu"
         )
     own = torch.device("cuda", index)
@@ -244,7 +244,7 @@ class _FailureWatch:
                         self._other_failure = text
                         self._store.add(_KNOWN, 1)
                 except RuntimeError:
-                    gone = "rank 0, which holds the run together, is gone: see its output"
+                    gone = "rank 0, which coordinates the run, has ended: see its output"
                     self._other_failure = self._other_failure or gone
             return self._other_failure
 
@@ -266,8 +266,8 @@ class _FailureWatch:
         while not self._closed.wait(POLL_SECONDS):
             if time.monotonic() - self._last_answer > MAX_SILENT_SECONDS:
                 logger.error(
-                    f"rank {self._rank} hears nothing of rank 0, which holds the run together, for "
-                    f"{MAX_SILENT_SECONDS:.0f} s; is this host cut off from that one?"
+                    f"rank {self._rank} has not heard from rank 0, which coordinates the run, for "
+                    f"{MAX_SILENT_SECONDS:.0f} s; is this host cut off from that of rank 0?"
                 )
                 _end_stuck_agent()
                 os._exit(1)

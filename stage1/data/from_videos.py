@@ -28,6 +28,7 @@ from vidshard.util.location import is_url
 if TYPE_CHECKING:
     from vidshard.building.run import BuildConfig, SetReport
     from vidshard.sources.folders import Source
+    from vidshard.video.cutting import DrawFrame
     from vidshard.video.sampling import SamplingConfig
 
 LIVE_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "udp", "tcp", "mms")
@@ -82,7 +83,7 @@ def _build(source: Source, out: Path, config: BuildConfig) -> SetReport:
         with open(reasons, newline="", encoding="utf-8", errors="surrogateescape") as file:
             failed = [f"{row['path']}: {row['message']}" for row in csv.DictReader(file) if row["outcome"] == "failed"]
         more = f"; and {len(failed) - 3:,} more" if len(failed) > 3 else ""
-        raise UserError(f"no video could be decoded: {'; '.join(failed[:3])}{more}; pass videos that play") from error
+        raise UserError(f"no video could be decoded: {'; '.join(failed[:3])}{more}; pass playable videos") from error
 
 
 def sampling_config(
@@ -99,14 +100,17 @@ def sampling_config(
 
     if shape.height != shape.width or settings.get("clip_len") != shape.num_frames:
         raise UserError(
-            f"the checkpoint takes clips of {shape}, which `vidshard build` cannot cut out of videos (square frames, "
-            f"{settings.get('clip_len')} of them); build the shards another way and pass them as `shards`"
+            f"the checkpoint takes clips of {shape}, which `vidshard build` cannot cut from videos (it needs square "
+            f"frames, {settings.get('clip_len')} of them); build the shards another way and pass them as `shards`"
         )
     names = {field.name for field in dataclasses.fields(SamplingConfig)}
     trained = SamplingConfig(**{name: value for name, value in settings.items() if name in names})
     if gap_seconds <= 0:
         if stride is not None:
-            raise UserError("`stride` needs the time between the frames of training clips, which the checkpoint lacks")
+            raise UserError(
+                "`stride` needs the time between the frames of training clips, which the checkpoint does not record; "
+                "omit it"
+            )
         return trained
     return SamplingConfig(
         mode="dense",
@@ -131,7 +135,7 @@ def find_videos(paths: Sequence[str]) -> Source:
     urls = [place for place in places if isinstance(place, Url)]
     if urls:
         if len(urls) < len(places):
-            raise UserError("`videos` holds paths and URLs, expected one kind; pass them in two commands")
+            raise UserError("`videos` mixes paths and URLs, expected one kind; pass them in two commands")
         return _find_remote_videos(urls)
     videos: set[str] = set()
     skipped: dict[str, Failure] = {}
@@ -144,7 +148,7 @@ def find_videos(paths: Sequence[str]) -> Source:
         root = os.path.commonpath([os.path.dirname(video) for video in videos])
     except ValueError:
         raise UserError(
-            "the videos are on different drives, expected one; pass the videos of one drive at a time"
+            "the videos are on different drives, expected a single one; pass those of one drive at a time"
         ) from None
 
     def relative(path: str) -> str:
@@ -166,7 +170,7 @@ def _check_not_live(path: str) -> None:
     if scheme in LIVE_SCHEMES or is_camera:
         raise UserError(
             f"`videos` {redact_credentials(path)} is a live {'camera' if is_camera else 'stream'}, expected files; "
-            "record it first, such as with `ffmpeg -i URL -t 3600 -c copy camera.mp4`, and pass the file"
+            "record it first, for example with `ffmpeg -i URL -t 3600 -c copy camera.mp4`, and pass the file"
         )
 
 
@@ -181,8 +185,8 @@ def _find_remote_videos(urls: Sequence[Url]) -> Source:
     while not all(f"{one.as_posix()}/".startswith(f"{root.as_posix()}/") for one in roots):
         if root.parent == root or "?" in "".join(one.full for one in roots):
             raise UserError(
-                f"the videos are at {len(roots)} places, such as {roots[0]} and {roots[1]}, expected one; pass those "
-                "of one place at a time"
+                f"the videos are at {len(roots)} locations, such as {roots[0]} and {roots[1]}, expected one; pass "
+                "those of one location at a time"
             )
         root = root.parent
     videos: dict[str, Video] = {}
@@ -248,6 +252,36 @@ def read_frames(path: Path, frame_indices: Sequence[int], *, decoder: str = "aut
     except (VideoError, ValueError, OSError) as error:
         reason = str(error)
     raise UserError(f"frames of {path} cannot be decoded: {reason}")
+
+
+class VideoCutter:
+    """Cuts stretches of one video into MP4s; reads its packets once. Raises UserError if they cannot be read."""
+
+    def __init__(self, path: Path) -> None:
+        from vidshard.video.packets import VideoError, read_packet_table
+
+        self.path = path
+        try:
+            self.table = read_packet_table(path)
+        except (VideoError, OSError) as error:
+            raise UserError(f"{path} cannot be cut: {error}") from error
+
+    def cut(self, target: Path, start_seconds: float, end_seconds: float, *, draw: DrawFrame | None = None) -> float:
+        """Write the stretch to the MP4 `target`, and return where it begins: at the last keyframe before, as it is.
+
+        With `draw`, frames are decoded, drawn on and encoded, from exactly `start_seconds` on. Raises UserError.
+        """
+        from vidshard.video import cutting
+        from vidshard.video.packets import VideoError
+
+        seconds = {"start_seconds": start_seconds, "end_seconds": end_seconds}
+        try:
+            if draw is None:
+                return cutting.cut(self.path, self.table, target, **seconds)
+            return cutting.encode(self.path, self.table, target, draw=draw, **seconds)
+        except (VideoError, OSError) as error:
+            hint = "" if draw else "; `burn_in` re-encodes it"
+            raise UserError(f"{self.path} cannot be cut: {error}{hint}") from error
 
 
 def resized(frame: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:

@@ -71,7 +71,7 @@ class EvaluateConfig(CheckedConfig):
         super().__post_init__()
         if (self.target is not None or self.prior is not None) and self.val_shards is None:
             name = "target" if self.target is not None else "prior"
-            raise UserError(f"`{name}` needs `val_shards`, because nothing may be chosen on the evaluated clips")
+            raise UserError(f"`{name}` needs `val_shards`, because the evaluated clips must not influence the results")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,9 +133,12 @@ class CrossvalConfig(CheckedConfig):
         if not self.shards:
             raise UserError("shards is empty, expected at least one shard set")
         if self.training.seed + self.seeds - 1 > MAX_SEED:
-            raise UserError(f"seed is {self.training.seed}, expected at most {MAX_SEED} with all seeds ({self.seeds})")
-        if self.training.marks is not None:
-            raise UserError(f"marks are {self.training.marks}, but stage1 crossval takes the labels of the shards")
+            raise UserError(
+                f"seed is {self.training.seed}, expected at most {MAX_SEED} with all repetitions ({self.seeds})"
+            )
+        if self.training.marks:
+            marks = ", ".join(map(str, self.training.marks))
+            raise UserError(f"marks are {marks}, but stage1 crossval uses the labels of the shards; omit marks")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -154,8 +154,8 @@ def _fold_splits(kind: str, labels: Rows, groups: Rows, *, folds: int, seed: int
         train_rows = np.setdiff1d(np.arange(len(labels)), held)
         if len(np.unique(labels[train_rows])) < 2:
             raise UserError(
-                f"without fold {fold} only one class is left to train on, expected both; add recordings of the "
-                "other, or fewer `folds`"
+                f"without fold {fold} only one class remains to train on, expected both; add recordings of the "
+                "other class, or use fewer `folds`"
             )
         yield Split(kind=kind, seed=seed, fold=fold, train_rows=train_rows, held_rows=held)
 
@@ -181,7 +181,7 @@ def _check(clips: GroupedClips, test: GroupedClips | None, config: CrossvalConfi
     sets = [*zip(clips.reader.readers, config.shards, strict=True)]
     for (one, place), (other, other_place) in itertools.combinations(sets, 2):
         if one.digest == other.digest:
-            raise UserError(f"`shards` {place} and {other_place} are the same set, expected each once")
+            raise UserError(f"`shards` {place} and {other_place} are the same set; pass it only once")
         if config.save_attention and (both := _video_ids(one) & _video_ids(other)):
             raise UserError(
                 f"{place} and {other_place} both contain a video {min(both)!r}, so `save_attention` cannot distinguish "
@@ -203,7 +203,7 @@ def _check(clips: GroupedClips, test: GroupedClips | None, config: CrossvalConfi
         if videos := shared_videos(one, other):
             warnings.append(
                 f"{len(videos)} of {len(other.index.videos)} videos of {other_place} are in {place} too (such as "
-                f"{videos[0]!r}): if one copy is trained on, the score of the other is too good"
+                f"{videos[0]!r}): if one copy is trained on, the score of the other is too optimistic"
             )
     return warnings
 
@@ -273,7 +273,7 @@ def run_split(config: CrossvalConfig, split: Split, clips: GroupedClips, held: G
             return HeldOutScores(rows=saved["rows"], confidences=saved["confidences"])
     training = dataclasses.replace(
         config.training,
-        shards=Path(" + ".join(map(str, config.shards))),  # for display only; the clips come from `data`
+        shards=config.shards,  # for display only; the clips come from `data`
         seed=split.seed,
         out=folder,
         val_shards=None,

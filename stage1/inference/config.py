@@ -163,4 +163,4 @@ class ExtractConfig(CheckedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.stage2_lists and self.test_list is None:
-            raise UserError("stage2_list needs test_list: the videos that must not be in it")
+            raise UserError("stage2_list needs test_list, which lists the videos that must not be in it")

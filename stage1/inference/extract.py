@@ -63,7 +63,7 @@ class ExtractReport:
         counts = ", ".join(f"{name} {count:,}" for name, count in self.classes.items()) or "none"
         return (
             f"✓ {self.num_frames:,} frames of {sum(self.classes.values()):,} detections in {self.folder} ({counts}); "
-            f"{self.missed_crimes:,} clips of crimes were missed by stage 1 and are not here"
+            f"{self.missed_crimes:,} crime clips were missed by stage 1 and are not included"
         )
 
 

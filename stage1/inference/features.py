@@ -58,8 +58,8 @@ class FeaturesReport:
     @property
     def summary(self) -> str:
         return (
-            f"✓ Features of {self.num_clips:,} clips of {self.num_videos:,} videos, {self.dimensions} numbers a clip, "
-            f"in {self.folder} (see {SUMMARY_NAME})"
+            f"✓ Features of {self.num_clips:,} clips of {self.num_videos:,} videos, {self.dimensions} numbers per "
+            f"clip, in {self.folder} (see {SUMMARY_NAME})"
         )
 
 
@@ -104,8 +104,8 @@ def _extractor(
     path = Path(config.backbone)
     if not path.is_file():
         raise UserError(
-            f"`backbone` {config.backbone}: no such file, and none of {', '.join(backbones.NAMES)}; expected one of "
-            "these, or a file of torch.export.save whose program maps uint8 clips (B, T, H, W, 3) to features (B, D)"
+            f"`backbone` {config.backbone} is neither a file nor one of {', '.join(backbones.NAMES)}; expected one of "
+            "these, or a file by torch.export.save whose program maps uint8 clips (B, T, H, W, 3) to features (B, D)"
         )
     try:
         program = torch.export.load(path).module().to(device)

@@ -62,6 +62,7 @@ class OutputFiles:
         self.score_log = folder / ".unfinished"
         self.picture = folder / "attention_visualization.png"
         self.report = folder / "report.html"
+        self.clips = folder / "clips"
         # Written last and moved first, so that the other files of a folder with run.json are of a single run.
         self.run = folder / "run.json"
 
@@ -69,7 +70,7 @@ class OutputFiles:
         """Move the files of an earlier run aside, and remove those of a run that was killed while it wrote them."""
         files = (self.run, self.anomalies, self.predictions, self.videos, self.events, self.picture, self.report)
         pages = sorted(path.name for path in self.folder.glob("report-*.html"))
-        set_aside(self.folder, [*(path.name for path in files), "attention_data", *pages])
+        set_aside(self.folder, [*(path.name for path in files), "attention_data", self.clips.name, *pages])
         self._remove_old()
 
     def _remove_old(self) -> None:

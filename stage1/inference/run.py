@@ -188,7 +188,7 @@ def infer_out_of_fold(config: InferConfig, folds: Sequence[Fold]) -> InferReport
     if config.relative:
         raise UserError("relative scores need the threshold of a single checkpoint; score the folds without `relative`")
     if not folds:
-        raise UserError("there are 0 folds to score, expected at least one checkpoint with its clips")
+        raise UserError("there are no folds to score, expected at least one checkpoint with its clips")
     return _on_all_ranks(config, list(map(_load, folds)), out_of_fold=True)
 
 
@@ -636,7 +636,7 @@ def _check_sampling(reader: ClipReader, fold: LoadedFold, config: InferConfig) -
     if not mismatches or config.videos or config.allow_sampling_mismatch:
         return [f"{mismatch}: the scores may be meaningless" for mismatch in mismatches]
     raise UserError(
-        f"{'; '.join(mismatches)}; build the shards like the training shards, by `vidshard build SOURCE "
+        f"{'; '.join(mismatches)}; build the shards like the training shards, with `vidshard build SOURCE "
         f"{build_options(checkpoint)}`, or continue with `allow_sampling_mismatch`"
     )
 
@@ -669,7 +669,7 @@ def _check_paths(paths: set[str], root: Location | None, config: InferConfig) ->
     if missing:
         return [
             f"{len(missing)} of {len(paths)} detected videos are missing, such as {missing[0]}; "
-            "name their folder with `video_root`"
+            "pass their folder as `video_root`"
         ]
     return []
 

@@ -96,7 +96,7 @@ class Checkpoint:
         if found.keys() != expected.keys():
             names = sorted(found.keys() ^ expected.keys(), key=str)
             raise ValueError(
-                f"its weights are of another layout: {len(names)} names differ, such as {reprlib.repr(names[0])}"
+                f"its weights have a different layout: {len(names)} names differ, such as {reprlib.repr(names[0])}"
             )
         for name, like in expected.items():
             weight = found[name]
@@ -104,7 +104,7 @@ class Checkpoint:
                 got = (weight.dtype, tuple(weight.shape)) if isinstance(weight, torch.Tensor) else weight
                 raise ValueError(f"{name} is {reprlib.repr(got)}, expected {like.dtype} {tuple(like.shape)}")
             if not weight.isfinite().all():
-                raise ValueError(f"{name} holds numbers that are not finite")
+                raise ValueError(f"{name} contains numbers that are not finite")
 
     def build_model(self) -> Stage1Model:
         """Build the model with its weights, in evaluation mode, on the CPU."""
@@ -192,7 +192,7 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> Che
             f"{CHECKPOINT_VERSION}; install the stage1 version that wrote it, or train again"
         )
     if digest is None:
-        raise UserError(f"{path} is damaged: it does not end with the line of its SHA-256; {_REPLACE_IT}")
+        raise UserError(f"{path} is damaged: it does not end with its SHA-256 line; {_REPLACE_IT}")
     return _checked(fields, len(data), path)
 
 
@@ -240,11 +240,13 @@ def _checked(fields: dict[str, Any], num_bytes: int, path: Path) -> Checkpoint:
             "wrote it, or train again"
         ) from error
     except (ValueError, LookupError, UserError) as error:
-        raise UserError(f"{path} has a field that no stage1 checkpoint has: {error}; {_REPLACE_IT}") from error
+        raise UserError(f"{path} has an unexpected field: {error}; {_REPLACE_IT}") from error
     try:
         checkpoint.check_model(num_bytes)
     except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, RecursionError) as error:
-        raise UserError(f"{path} holds no model of this version of stage1: {error}; {_REPLACE_IT}") from error
+        raise UserError(
+            f"{path} contains no model that this version of stage1 can load: {error}; {_REPLACE_IT}"
+        ) from error
     return checkpoint
 
 

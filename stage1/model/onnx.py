@@ -124,7 +124,7 @@ def _run_by_onnxruntime(data: bytes, checkpoint_path: Path) -> Callable[[npt.NDA
             reason = str(error).partition("\n")[0][:200]
             raise UserError(
                 f"onnxruntime cannot run the export of {checkpoint_path} ({reason}); nothing was written; try another "
-                "version of onnxruntime, or a model of `backbone` stage1"
+                "version of onnxruntime, or a model with `backbone` stage1"
             ) from error
 
     return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 from stage1.common.options import CheckedConfig
@@ -10,6 +11,15 @@ from stage1.inference.config import DEFAULT_INFERENCE
 from vidshard.storage.urls import Location, location
 from vidshard.util.errors import UserError
 from vidshard.util.options import option
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipsConfig(CheckedConfig):
+    """Options of the event clips of a run of inference."""
+
+    folder: Path = option(DEFAULT_INFERENCE, argument=True, metavar="[DIR]")
+    seconds: float = option(2.0, help="Seconds to include before and after each event.", at_least=0, below=math.inf)
+    burn_in: bool = option(False, help="Draw score and time into the frames, which re-encodes them.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

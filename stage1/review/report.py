@@ -450,8 +450,8 @@ def _read_evaluation(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = schema.read_json(path, "evaluation", again="run `stage1 evaluate` again")
     if fields["shards"]["digest"] != run["shards"]["digest"]:
         raise UserError(
-            f"{path} is an evaluation of other shards than this run scored ({run['shards']['path']}); evaluate those, "
-            "or omit `evaluation`"
+            f"{path} evaluates different shards from those that this run scored ({run['shards']['path']}); evaluate "
+            "those, or omit `evaluation`"
         )
     return fields
 

@@ -1,4 +1,4 @@
-"""A disk that fills up, or fails, while `stage1` writes a file: one line that names it, and no old file is lost."""
+"""A disk that is full or fails while `stage1` writes a file: one line that names it, and no earlier file is lost."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def _record_numbering(state: BuildState, numbering: Numbering, task: int) -> Non
         if others:
             raise UserError(
                 f"{state.out} is being built by an array of {recorded.count} tasks, {len(others)} of which are "
-                f"running; this task belongs to an array of {numbering.count}: wait for those tasks, or end them"
+                f"running; this task belongs to an array of {numbering.count}: wait for those tasks, or cancel them"
             )
     atomic.write_json(state.array_path, dataclasses.asdict(numbering))
 
@@ -254,10 +254,10 @@ def finalize(out: Path) -> BuildReport:
     """
     out = Path(out)
     if not out.is_dir():
-        raise UserError(f"no folder {out}; pass the `out` of the build; its default is shards/<name of SOURCE>")
+        raise UserError(f"no folder {out}; pass the `out` of the build (default: shards/<name of SOURCE>)")
     folders = [out] if _is_set(out) else sorted(folder for folder in out.iterdir() if _is_set(folder))
     if not folders:
-        raise UserError(f"{out} holds no build, finished or not; pass the `out` of the build")
+        raise UserError(f"{out} contains no build, finished or unfinished; pass the `out` of the build")
     # Find the gaps of all sets before finishing any, so that the user resubmits tasks only once; and before taking any
     # lock, since a killed task may still seem to hold one.
     gaps = []

@@ -335,7 +335,7 @@ def _build_locked(source: Source, config: BuildConfig, state: BuildState, finish
         existing = ExistingSet(finished, source)
         state = BuildState(state.out, staged=True)
     elif config.extend:
-        raise UserError(f"{state.out} holds no finished set to extend; build it first, without `extend`")
+        raise UserError(f"{state.out} contains no finished set to extend; build it first, without `extend`")
     fingerprint = make_fingerprint(source, config, change=change)
     state.start(fingerprint, retry_failed=config.retry_failed)
     with BuildRun.open(source, config, state, existing) as run:
@@ -639,7 +639,7 @@ class BuildRun:
         if needed > free:
             num_clips = sum(chunk.num_clips for chunk in chunks)
             raise UserError(
-                f"not enough free disk for {self.state.out}: {num_clips:,} clips need {_size(needed)}, "
+                f"not enough free disk space for {self.state.out}: {num_clips:,} clips need {_size(needed)}, "
                 f"{_size(free)} are free; free some space, choose another `out`, or build fewer or smaller clips"
             )
 

@@ -248,7 +248,7 @@ def _check_index(manifest: Manifest, index: Index) -> list[Fault]:
 
     expect(len(rows) == manifest.num_clips, f"has {len(rows):,} clips, the manifest {manifest.num_clips:,}")
     expect(len(videos) == manifest.videos_ok, f"has {len(videos):,} videos, the manifest {manifest.videos_ok:,} ok")
-    expect(len(set(index.paths)) == len(index.paths), f"names a video twice: {_repeated(index.paths)}")
+    expect(len(set(index.paths)) == len(index.paths), f"lists a video twice: {_repeated(index.paths)}")
 
     known = manifest.classes
     counts = Counter(zip([index.class_name(v) for v in rows["video"].tolist()], rows["label"].tolist(), strict=True))

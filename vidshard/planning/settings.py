@@ -184,7 +184,8 @@ def _changed(shards: ShardSet, source: Source, failed: Collection[str]) -> str:
 
 def _another(out: Location, difference: str, hint: str = "") -> UserError:
     return UserError(
-        f"{out} holds a different build, with {difference}; {hint}choose another `out`, or delete {out} to rebuild it"
+        f"{out} contains a different build, with {difference}; {hint}choose another `out`, or delete {out} to rebuild "
+        "it"
     )
 
 

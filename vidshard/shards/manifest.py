@@ -420,11 +420,11 @@ class Index:
         columns = {"class": self.classes, "split": self.splits, "source_group": self.recordings}
         for name, table in {**columns, "decoder": self.decoders}.items():
             if len(videos) and (videos[name].min() < -1 or videos[name].max() >= len(table)):
-                raise FormatError(f"{where} has {name} numbers outside of its table of {len(table)}; build again")
+                raise FormatError(f"{where} has {name} numbers outside its table of {len(table)}; build again")
         if not (np.isfinite(videos["fps"]) & (videos["fps"] >= 0)).all():
             raise FormatError(f"{where} has a frame rate that is negative or not finite; build again")
         if (path := next(itertools.filterfalse(_is_video_path, self.paths), None)) is not None:
-            raise FormatError(f"{where} names a video {path!r:.200}, expected a path below the source; do not use it")
+            raise FormatError(f"{where} lists a video {path!r:.200}, expected a path inside the source; do not use it")
 
 
 # Field of `Index` → name in the file, in the order of the file.
@@ -527,7 +527,7 @@ def open_shards(folder: Path) -> ShardSet:
     try:
         data = files.read_bytes(index_path)
     except OSError as error:
-        raise FormatError(f"{index_path} cannot be read: {error.strerror}; the manifest names it") from error
+        raise FormatError(f"{index_path} cannot be read: {error.strerror}, although the manifest lists it") from error
     if len(data) != manifest.index_bytes or hashlib.sha256(data).hexdigest() != manifest.index_sha256:
         raise FormatError(f"{index_path} does not match its manifest: it was changed or damaged; build again")
     for shard in manifest.shards:
@@ -563,9 +563,9 @@ def _no_shards(folder: Path) -> str:
     if sets:
         do, which = ("does", "it") if len(sets) == 1 else ("do", "one of them")
         shown = ", ".join(map(str, sets[:_MAX_SUGGESTIONS])) + (", …" if len(sets) > _MAX_SUGGESTIONS else "")
-        return f"{folder} holds no shards, but {shown} {do}: did you mean {which}?"
+        return f"{folder} contains no shards, but {shown} {do}: did you mean {which}?"
     if holds_videos:
-        return f"{folder} holds videos, not shards; build shards first: vidshard build {folder}"
+        return f"{folder} contains videos, not shards; build shards first: vidshard build {folder}"
     return f"{folder} has no {layout.MANIFEST_NAME}; is it a shard folder?"
 
 

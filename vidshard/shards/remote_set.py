@@ -60,9 +60,9 @@ def _no_shards(url: Url) -> str:
     sets = sorted(str(url / name.removesuffix(below)) for name in names if name.endswith(below))
     if sets:
         do = "does: did you mean it?" if len(sets) == 1 else "do: did you mean one of them?"
-        return f"{url} holds no shards, but {', '.join(sets[:4])} {do}"
+        return f"{url} contains no shards, but {', '.join(sets[:4])} {do}"
     if any(name.lower().endswith(VIDEO_SUFFIXES) for name in names):
-        return f"{url} holds videos, not shards; build shards first: vidshard build {url}"
+        return f"{url} contains videos, not shards; build shards first: vidshard build {url}"
     return (
         f"{url} has no {layout.MANIFEST_NAME}: build it first with `vidshard build SOURCE --out {url}`; if that "
         "was interrupted, run the same command again"
@@ -155,9 +155,9 @@ def check_room(shards: ShardSet, *, block_shards: int) -> None:
         fitting = limit // (2 * largest)
         block = f"`block_shards` {fitting}, " if fitting else ""
         raise UserError(
-            f"{shards.where} has {sum(sizes) / 1e9:.3g} GB, the cache {shards.cache.folder} holds {limit / 1e9:.3g}: "
-            f"in random order, shards would be downloaded repeatedly; use {block}a larger `cache_gb`, or another "
-            "`cache_dir`"
+            f"{shards.where} has {sum(sizes) / 1e9:.3g} GB, but the cache {shards.cache.folder} only "
+            f"{limit / 1e9:.3g}: read in random order, shards would be downloaded repeatedly; use {block}a larger "
+            "`cache_gb`, or another `cache_dir`"
         )
 
 

@@ -235,7 +235,7 @@ class ShardSetWriter:
             raise ValueError(f"fps of {video!r} is {fps!r}, expected more than 0")
         if unknown := set(flags) - set(layout.FLAGS):
             raise ValueError(
-                f"flags of {video!r} hold {', '.join(sorted(unknown))}, expected {', '.join(layout.FLAGS)}"
+                f"flags of {video!r} contain {', '.join(sorted(unknown))}, expected {', '.join(layout.FLAGS)}"
             )
         length = self.clip_shape.num_frames
         if frame_indices is None:
@@ -274,7 +274,7 @@ class ShardSetWriter:
             raise ValueError(f"{len(indices)} frame indices and {len(seconds)} timestamps, expected {length} of each")
         if min(indices) < 0 or list(indices) != sorted(indices) or list(seconds) != sorted(seconds):
             raise ValueError(
-                f"frame indices {indices} and timestamps {seconds} of {clip}: expected 0 or more, never falling"
+                f"frame indices {indices} and timestamps {seconds} of {clip}: expected ascending values of 0 or more"
             )
         if indices[-1] >= num_frames:
             raise ValueError(
@@ -288,7 +288,7 @@ class ShardSetWriter:
         if last is None:
             return
         if record.key in self._keys:
-            raise ValueError(f"clip {record.key!r} was added before")
+            raise ValueError(f"clip {record.key!r} was already added")
         if (_bytes(record.path), record.clip_index) < (_bytes(last.path), last.clip_index):
             raise ValueError(
                 f"clip {record.clip_index} of {record.path!r} was added after clip {last.clip_index} of {last.path!r}; "
@@ -298,7 +298,9 @@ class ShardSetWriter:
             for name in ("label", "class_name", "recording", "fps", "num_frames"):
                 got, expected = getattr(record, name), getattr(last, name)
                 if got != expected:
-                    raise ValueError(f"{name} of {record.path!r} is {got!r}, expected {expected!r} as before")
+                    raise ValueError(
+                        f"{name} of {record.path!r} is {got!r}, expected {expected!r} as in its earlier clips"
+                    )
 
     def append(self, record: SampleRecord, clip: Clip) -> str:
         """Write one clip with a complete record (docs/SHARD_FORMAT.md) and return its key.
@@ -312,7 +314,7 @@ class ShardSetWriter:
                 "the axes are T, H, W, RGB"
             )
         if record.key in self._keys:
-            raise ValueError(f"clip {record.key!r} was added before")
+            raise ValueError(f"clip {record.key!r} was already added")
         if self._fragment is None:
             self._fragment = writer.FragmentWriter(self._fragment_path, codec=self.codec)
         self._fragment.append(record, clip)

@@ -56,7 +56,7 @@ def apply_split_list(sources: Sequence[Source], path: Path) -> Matched:
     total = sum(len(source.videos) for source in sources)
     if not taken:
         raise UserError(
-            f"`split_list` {path} names none of the {total:,} videos (it has: {', '.join(names[:3]) or 'nothing'}"
+            f"`split_list` {path} lists none of the {total:,} videos (it has: {', '.join(names[:3]) or 'nothing'}"
             "); expected one video per line, as in Anomaly_Train.txt of UCF-Crime"
         )
     kept = []
@@ -86,8 +86,8 @@ def apply_recordings(sources: Sequence[Source], path: Path) -> Matched:
             before = recording_of.get((number, row))
             if before is not None and before[0] == score and before[2] != recording:
                 raise UserError(
-                    f"{what} gives {sources[number].videos[row].path} two sources: {before[2]} ({before[1]}) and "
-                    f"{recording} ({names[stem]}); write more of the path in the file, or remove one row"
+                    f"{what} assigns two recordings to {sources[number].videos[row].path}: {before[2]} ({before[1]}) "
+                    f"and {recording} ({names[stem]}); write a longer path in the file, or remove one row"
                 )
             if before is None or score > before[0]:
                 recording_of[number, row] = (score, names[stem], recording)
@@ -127,8 +127,8 @@ def apply_annotations(sources: Sequence[Source], path: Path) -> Matched:
             of_video = events.get((number, row))
             if video.label == NORMAL_LABEL and of_video:
                 raise UserError(
-                    f"{path} says that {video.path} holds a crime, but its class {video.class_name} is normal; correct "
-                    "the file, move the video, or name the normal class with `normal` CLASS"
+                    f"{path} says that {video.path} contains a crime, but its class {video.class_name} is normal; "
+                    "correct the file, move the video, or name the normal class with `normal` CLASS"
                 )
             if of_video or video.label == NORMAL_LABEL or (video.label == UNKNOWN_LABEL and of_video is not None):
                 videos.append(dataclasses.replace(video, events=of_video or ()))
@@ -168,7 +168,7 @@ def match_names(sources: Sequence[Source], names: Sequence[str], *, what: str) -
         if len(best) > 1:
             paths = [str(sources[number].root / sources[number].videos[row].path) for number, row in best]
             raise UserError(
-                f"{what}: {name} is ambiguous: {' or '.join(paths[:2])}; write more of its path, or build the folders "
+                f"{what}: {name} is ambiguous: {' or '.join(paths[:2])}; write a longer path, or build the folders "
                 "separately"
             )
         found[name] = best

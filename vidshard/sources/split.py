@@ -140,7 +140,7 @@ def _find_videos(config: SplitConfig, shards: ShardSet | None) -> tuple[list[Spl
     repeated = [path for path, count in Counter(video.path for _, video in found).items() if count > 1]
     if repeated:
         raise UserError(
-            f"{config.source} holds {repeated[0]} in two splits, which a list cannot distinguish; rename one of them"
+            f"{config.source} contains {repeated[0]} in two splits, which a list cannot distinguish; rename one of them"
         )
     videos = [
         SplitVideo(path=v.path, class_name=v.class_name, recording=v.recording, content=content)

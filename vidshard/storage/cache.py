@@ -94,7 +94,7 @@ class ShardCache:
             final.parent.mkdir(parents=True, exist_ok=True)
             return self._fetch(url, final, size, sha256, wait)
         except urls.NotThereError as error:
-            raise FormatError(f"{url} is missing, although its manifest names it; restore it or build again") from error
+            raise FormatError(f"{url} is missing, although its manifest lists it; restore it or build again") from error
         except OSError as error:
             if error.errno == errno.ENOSPC or error.errno == getattr(errno, "EDQUOT", -1):
                 raise self._disk_is_full(url, size) from error
@@ -117,7 +117,7 @@ class ShardCache:
             if time.monotonic() > deadline:
                 raise UserError(
                     f"the cache {self.folder} is full of shards in use (limit {_gb(self.limit_bytes)}); "
-                    "give a larger `cache_gb`"
+                    "set a larger `cache_gb`"
                 )
             time.sleep(random.uniform(0.05, 0.5))
 
@@ -131,13 +131,13 @@ class ShardCache:
             if about.size == size and "SHA-256" not in str(error):
                 raise
             raise FormatError(
-                f"{url} is not the object that its manifest names ({about.size} bytes, expected {size:,}): it was "
+                f"{url} is not the object that its manifest lists ({about.size} bytes, expected {size:,}): it was "
                 f"replaced or damaged; build again or restore it ({error})"
             ) from error
 
     def _disk_is_full(self, url: Url, size: int) -> UserError:
         return UserError(
-            f"the disk of the cache {self.folder} is full: {url} needs {_gb(size)}; free some space, give a smaller "
+            f"the disk of the cache {self.folder} is full: {url} needs {_gb(size)}; free some space, set a smaller "
             f"`cache_gb` (now {self.limit_bytes / 1e9:.3g}), or another `cache_dir`"
         )
 

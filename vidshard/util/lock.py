@@ -92,8 +92,8 @@ def hold_whole(path: Path, tasks_folder: Path, *, what: str, wait: bool = False)
             if not wait or not all(watch.may_end(lock) for lock in living):
                 tasks = ", ".join(f"{lock.stem} ({holder})" for lock, holder in list(living.items())[:8])
                 raise LockHeldError(
-                    f"{what} is being built by array tasks that still run: {tasks}; wait for them, or build into "
-                    f"another `out` (locks: {tasks_folder})"
+                    f"{what} is being built by array tasks that are still running: {tasks}; wait for them, or build "
+                    f"into another `out` (locks: {tasks_folder})"
                 )
             time.sleep(_WAIT_SECONDS)
         yield

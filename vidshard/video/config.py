@@ -49,11 +49,11 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         check_options(self)
         if self.mode == "uniform" and (self.stride is not None or self.frame_step != 1):
-            raise UserError("stride and frame_step are options of dense sampling; uniform has clips_per_video")
+            raise UserError("stride and frame_step apply to dense sampling; uniform sampling has clips_per_video")
         if self.mode != "uniform" and self.clips_per_video != 1:
-            raise UserError(f"clips_per_video is an option of uniform sampling; {self.mode} has stride")
+            raise UserError(f"clips_per_video applies to uniform sampling; {self.mode} sampling has stride")
         if self.fps is not None and (self.mode == "uniform" or self.frame_step != 1):
-            raise UserError("fps is an option of dense and annotated sampling, and excludes frame_step")
+            raise UserError("fps applies to dense and annotated sampling, and cannot be combined with frame_step")
 
     @property
     def dense_stride(self) -> int:

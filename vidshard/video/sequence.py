@@ -16,7 +16,7 @@ from typing import Any
 from vidshard.video import containers, damage
 from vidshard.video.containers import UNSUPPORTED, VideoError
 
-ZEROS = "a picture of it has a hole of zeros"
+ZEROS = "one of its pictures contains a run of zeros"
 ZERO_RUN = bytes(64)  # H.264 and HEVC never contain three zero bytes in a row
 
 

@@ -168,7 +168,7 @@ def test_sets_with_the_same_videos_are_told_before_anything_is_trained(
     again = _shards(tmp_path / "Again", groups=[f"group {i}" for i in range(12)])
     table = crossval(_config(tmp_path, one, again, seeds=1, random_split=False))
     assert "WARNING: 12 of 12 videos of" in table
-    assert "the score of the other is too good" in table
+    assert "the score of the other is too optimistic" in table
     marked = TrainConfig(shards=one, marks=tmp_path / "marks.csv")
     with pytest.raises(UserError, match="stage1 crossval takes the labels of the shards"):
         CrossvalConfig(shards=(one,), training=marked)

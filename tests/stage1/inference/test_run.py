@@ -243,9 +243,9 @@ def test_bad_use_is_one_clear_line_and_exit_code_1(place: Path) -> None:
         ("--batch-size", "0"): "batch_size is 0, expected at least 1",
         ("--device", "tpu"): "device is 'tpu', expected auto, cpu, cuda or cuda:N",
         ("a.mp4",): "name MP4s with --videos",
-        ("--videos", "a.mp4", "--shards", "shards/Test"): "exclude each other",
-        ("--videos", "a.mp4", "--video-root", "."): "--video-root and --videos exclude each other",
-        ("--workers", "2"): "--workers is an option of --videos",
+        ("--videos", "a.mp4", "--shards", "shards/Test"): "cannot be combined",
+        ("--videos", "a.mp4", "--video-root", "."): "--video-root and --videos cannot be combined",
+        ("--workers", "2"): "--workers needs --videos",
         ("--out", "text.pt"): "--out text.pt is a file, expected a folder",
         ("--out", "text.pt/a/b"): "--out text.pt/a/b is below the file",
     }

@@ -205,12 +205,12 @@ def test_a_plain_build_and_tasks_exclude_each_other(source: Path, parts: Path, t
     state = build_state.BuildState(out)
     with (
         folder_lock.hold_lock(state.task_lock_path(1), what="task 1"),
-        pytest.raises(UserError, match=r"by array tasks that still run: task-00001 \(process \d+ on "),
+        pytest.raises(UserError, match=r"by array tasks that are still running: task-00001 \(process \d+ on "),
     ):
         run.build(BuildConfig(source=source, out=out, **OPTIONS))
     with (
         folder_lock.hold_lock(state.task_lock_path(1), what="task 1"),
-        pytest.raises(UserError, match="array tasks that still run: task-00001"),
+        pytest.raises(UserError, match="array tasks that are still running: task-00001"),
     ):
         array.finalize(out)
     with (

@@ -337,7 +337,7 @@ def test_too_little_disk_is_told_before_decoding(source: Path, tmp_path: Path, m
         free = 1_000_000
 
     monkeypatch.setattr(builder.shutil, "disk_usage", lambda path: Usage)
-    with pytest.raises(UserError, match=r"not enough free disk for .*: 38 clips need 4.* MB, 1.0 MB are free"):
+    with pytest.raises(UserError, match=r"not enough free disk space for .*: 38 clips need 4.* MB, 1.0 MB are free"):
         build(BuildConfig(source=source, out=tmp_path / "out", **SMALL))
 
 

@@ -218,11 +218,11 @@ def test_every_video_bad(tmp_path: Path) -> None:
         (["--workers", "0"], "workers is 0, expected more than 0"),
         (["--clip-len", "0"], "clip_len is 0, expected at least 1"),
         (["--stride", "4"], "stride and frame_step are options of dense sampling"),
-        (["--fps", "5"], "fps is an option of dense and annotated sampling"),
+        (["--fps", "5"], "fps applies to dense and annotated sampling"),
         (["--annotations", "x.txt"], "annotations need annotated sampling"),
         (["--sampling", "annotated"], "annotated sampling needs a list of events"),
         (["--split-list", "no-such.txt"], "no-such.txt cannot be read"),
-        (["--sampling", "dense", "--clips-per-video", "2"], "clips_per_video is an option of uniform sampling"),
+        (["--sampling", "dense", "--clips-per-video", "2"], "clips_per_video applies to uniform sampling"),
     ],
 )
 def test_options_that_make_no_sense(arguments: list[str], expected: str, source: Path) -> None:

@@ -114,13 +114,13 @@ def test_a_shard_that_was_replaced_is_named(url: Url, store: ObjectStore, tmp_pa
     name = f"sets/{tmp_path.name}/shard-000001.tar"
     one = reader(url, tmp_path)
     store.put(name, bytes(len(store.get(name))))
-    with pytest.raises(FormatError, match=r"shard-000001\.tar is not the object that its manifest names"):
+    with pytest.raises(FormatError, match=r"shard-000001\.tar is not the object that its manifest lists"):
         one[9]
     store.put(name, b"")
     with pytest.raises(FormatError, match=r"0 bytes, expected"):
         one[9]
     store.client().delete_object(Bucket="bucket", Key=name)
-    with pytest.raises(FormatError, match="is missing, although its manifest names it"):
+    with pytest.raises(FormatError, match="is missing, although its manifest lists it"):
         one[9]
 
 
