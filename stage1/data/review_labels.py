@@ -87,7 +87,7 @@ def apply_review_labels(
     """Replace the labels of reviewed clips, or exclude the clips whose review label contradicts their label.
 
     `use` is "labels" to replace and "exclusions" to exclude; `path` is named in messages. Raises UserError if no
-    reviewed clip is in the set, or if a clip of the same key covers a different stretch of its video.
+    reviewed clip is in the set, or if a clip with the same key covers a different stretch of its video.
     """
     labels, kept = reader.labels.copy(), np.ones(len(reader), np.bool_)
     found = contradicting = 0

@@ -1,6 +1,6 @@
 """Evaluation of a checkpoint on clips, videos and frames, with calibration and threshold from validation data only.
 
-Reads like a table of contents in `evaluate`. docs/EVALUATION.md explains every figure.
+`evaluate` reads like a table of contents; docs/EVALUATION.md explains every figure.
 """
 
 from __future__ import annotations
@@ -379,7 +379,8 @@ def events_found(
 def per_class(
     clips: ScoredClips, videos: VideoScores, threshold: float, config: EvaluateConfig
 ) -> list[dict[str, Any]]:
-    """Return, for each class, the number of videos, their accuracy, and a crime's AUC against all normal videos."""
+    """Return, for each class, the number of videos, their accuracy and, for crimes, the AUC against all normal
+    videos."""
     index = clips.reader.index
     names = [index.class_name(number) or "" for number in videos.numbers]
     rows = []
@@ -469,7 +470,7 @@ def _baselines(
 
 
 def _open_readers(config: EvaluateConfig, checkpoint: Checkpoint) -> dict[str, ClipReader]:
-    """Open the sets by role. Raises UserError if one does not fit the checkpoint, or must not be chosen on."""
+    """Open the sets by role. Raises UserError if one does not fit the checkpoint, or must not be used for choosing."""
     places = {"shards": config.shards, "validation": config.val_shards, "train": config.train_shards}
     readers = {role: ClipReader(place) for role, place in places.items() if place is not None}
     for reader in readers.values():

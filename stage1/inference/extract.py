@@ -153,7 +153,7 @@ def leak_warnings(config: ExtractConfig, classes: set[str]) -> list[str]:
 
 
 def _frames(config: ExtractConfig, data: AttentionData, i: int, positions: list[int]) -> list[Frames]:
-    """Read the frames of a detection at `positions` (rising), from its clip or from its video."""
+    """Read the frames of a detection at `positions` (ascending), from its clip or from its video."""
     if config.frames_from == "clip":
         return [frame.numpy() for frame in data.clips[i][positions]]
     wanted = [int(data.frame_indices[i][position]) for position in positions]

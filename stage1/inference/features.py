@@ -146,7 +146,7 @@ def _start(out: Path, facts: dict[str, Any]) -> None:
 
 
 class _FeaturesRun:
-    """One run, which processes video by video and keeps one batch and one video in memory."""
+    """One run, which processes one video at a time and keeps one batch and one video in memory."""
 
     def __init__(
         self,

@@ -268,7 +268,7 @@ class _InferenceRun:
         return "+".join(fold.sha256 for fold in self.folds)
 
     def _facts(self) -> dict[str, Any]:
-        """Return everything that decides the scores, which must be equal in a run that resumes another."""
+        """Return everything that determines the scores; a run that resumes another must have the same."""
         return {
             "shards": self.reader.digest,
             "checkpoint": self._sha256,
@@ -612,7 +612,7 @@ def _check_folds(reader: ClipReader, folds: Sequence[LoadedFold]) -> None:
 
 
 def _check_sampling(reader: ClipReader, fold: LoadedFold, config: InferConfig) -> list[str]:
-    """Raise UserError if frames were resized differently than in training, or have a very different time between them.
+    """Raise UserError if frames were resized differently than in training, or are spaced very differently in time.
 
     For videos passed by the user, return warnings instead, because they were already sampled like the training clips.
     """

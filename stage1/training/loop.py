@@ -44,7 +44,7 @@ __all__ = ["RunStopped", "TrainConfig", "TrainingRun", "train"]
 
 
 class RunStopped(Exception):  # noqa: N818 (it is no error)
-    """The end of a run that a signal stopped after it saved a checkpoint. Its text is for the user."""
+    """A run that a signal stopped, after a checkpoint was saved. Its text is for the user."""
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -1,6 +1,6 @@
 """Orchestration of a build: from a folder of videos to a folder of shards.
 
-Each video ends as ok or failed, never half. Work is recorded only after it is committed, so that the same command
+Each video succeeds or fails as a whole. Work is recorded only after it is committed, so that the same command
 resumes after any crash; the plan does not depend on the run, so that the result is byte-identical.
 """
 
@@ -186,7 +186,7 @@ def dry_run(config: BuildConfig) -> tuple[Estimate, ...]:
     """Estimate what `build` would do: read all packets, and decode randomly chosen clips for some seconds.
 
     The output folders are neither read nor written; decoded clips go to the system's temporary folder and are deleted.
-    Raises UserError on wrong sources or options, and OSError.
+    Raises UserError on invalid sources or options, and OSError.
     """
     return tuple(_estimate(source, folder, config) for source, folder in plan_outputs(config))
 
@@ -267,7 +267,7 @@ def output_folders(config: BuildConfig, sources: Sequence[Source]) -> list[Locat
 def build_set(source: Source, out: Location, config: BuildConfig) -> SetReport:
     """Build one source of `plan_outputs` into the shard folder `out`; `config.source` and `config.out` are ignored.
 
-    Raises the same errors as `build`. A folder with the same build, finished, is left unchanged.
+    Raises the same errors as `build`. A finished folder of the same build is left unchanged.
     """
     start = time.monotonic()
     report = _send_set(source, out, config) if isinstance(out, Url) else _build_folder(source, out, config)
@@ -367,7 +367,7 @@ class BuildRun:
     def open(
         cls, source: Source, config: BuildConfig, state: BuildState, existing: ExistingSet | None = None
     ) -> Iterator[Self]:
-        """Run with a log and worker processes while the block runs; SIGTERM raises KeyboardInterrupt."""
+        """Provide a log and worker processes while the block runs; SIGTERM raises KeyboardInterrupt."""
         log_folder = manifest.log_folder(state.out)
         name = "workers.log" if state.task is None else f"workers.task-{state.task:05d}.log"
         with (

@@ -1,6 +1,6 @@
 """Lists supplied with videos: members of a split, recordings, annotations.
 
-The names in such lists rarely are the local paths, so they are matched from their end: `Train/Abuse/a.mp4` in a list
+The names in such lists are rarely the local paths, so they are matched from their end: `Train/Abuse/a.mp4` in a list
 means `/data/ucf/Abuse/a.mp4`, as long as the match is unique.
 """
 

@@ -212,7 +212,7 @@ def assign_groups(groups: Sequence[Mapping[str, int]], fractions: Sequence[float
     """Assign each group to a split; `groups` give the number of videos per class.
 
     Greedy: the largest groups first, in random order if equal; each goes to the split that lacks the most of its
-    classes and, of equal ones, to the least filled. Groups are never divided.
+    classes and, if several do, to the least filled. Groups are never divided.
 
     >>> groups = [{"Abuse": 4, "Normal": 2}, {"Abuse": 1}, {"Abuse": 1}, {"Normal": 2}, {"Normal": 1}, {"Normal": 1}]
     >>> assign_groups(groups, (0.7, 0.0, 0.3), seed=0)
