@@ -30,6 +30,7 @@ ONLY_IN = {
     "decord": {"vidshard.video.decoders.decord_decoder"},
     "av": {
         "vidshard.video.containers",
+        "vidshard.video.cutting",
         "vidshard.video.damage",
         "vidshard.video.decoders.pyav_decoder",
         "vidshard.video.packets",

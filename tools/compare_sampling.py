@@ -97,7 +97,7 @@ def score(
             vidshard.build(config)
         shards.append(out)
     clips = open_clips([ClipReader(path) for path in shards])
-    training = TrainConfig(shards=shards[0], epochs=options.epochs)
+    training = TrainConfig(shards=(shards[0],), epochs=options.epochs)
     config = CrossvalConfig(
         shards=tuple(shards), training=training, out=folder / "runs", folds=options.folds, seeds=1, random_split=False
     )

@@ -10,7 +10,7 @@ from vidshard.util.options import CommandGroup
 
 # In the order of the work.
 COMMANDS = (
-    *("preview-augment", "train", "infer", "visualize", "report", "evaluate", "crossval", "explain"),
+    *("preview-augment", "train", "infer", "visualize", "clips", "report", "evaluate", "crossval", "explain"),
     *("extract", "features", "export"),
 )
 

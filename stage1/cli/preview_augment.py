@@ -14,7 +14,7 @@ from vidshard.util.options import command, config_options
 
 
 @command(example="stage1 preview-augment --set transform.erase_probability=0.5")
-@config_options(TrainConfig, "shards", help="Shards to show.")
+@config_options(TrainConfig, "shards", help="Shards to show.", multiple=False, default=Path("shards/Train"))
 @config_options(TrainConfig, "out", default=Path("augmentation.png"), help="Picture to write.")
 @config_options(TrainConfig, "seed", help="Random seed for clip selection and augmentation.")
 @CONFIG_FILE

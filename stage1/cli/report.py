@@ -26,4 +26,4 @@ def report(**options: Any) -> None:
     if result.num_left_out:
         click.echo(f"{result.num_left_out:,} with lower confidence are left out; --max-items shows more")
     click.echo(f"✓ Report with {result.num_shown:,} clips saved to: {result.path}")
-    console.show_next("stage1", "visualize", *([] if config.folder == DEFAULT_INFERENCE else [config.folder]))
+    console.show_next("stage1", "clips", *([] if config.folder == DEFAULT_INFERENCE else [config.folder]))

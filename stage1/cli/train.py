@@ -93,7 +93,7 @@ def train(
 
 
 def _shards_to_score(config: TrainConfig) -> Location:
-    """Return the Test set next to the training shards or, if there is none, the shards that were validated or trained
-    on."""
-    test = config.shards.with_name("Test") if isinstance(config.shards, Path) else None
-    return test if test and (test / "manifest.json").is_file() else config.val_shards or config.shards
+    """Return the Test set next to the training shards or, if there is none, those that were validated or trained on."""
+    first = config.shards[0]
+    test = first.with_name("Test") if isinstance(first, Path) else None
+    return test if test and (test / "manifest.json").is_file() else config.val_shards or first

@@ -8,7 +8,7 @@ import io
 import os
 import tempfile
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from vidshard.util.errors import UserError
 
@@ -50,6 +50,7 @@ class HashingFile(io.RawIOBase):
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._sha256, self.size = file, hashlib.sha256(), 0
+        self.error: OSError | None = None  # of the last write
 
     def writable(self) -> bool:
         """Return True, as `io.RawIOBase` requires of a writable file."""
@@ -59,7 +60,25 @@ class HashingFile(io.RawIOBase):
         """Write `data` to the other file, and return the number of bytes."""
         self._sha256.update(data)
         self.size += len(data)
-        return self._file.write(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def hexdigest(self) -> str:
         return self._sha256.hexdigest()
+
+
+def save_tensors(fields: dict[str, Any], file: IO[bytes]) -> HashingFile:
+    """Write `fields` as `torch.save` does. Raises OSError, where torch raises an error of its own, on a full disk."""
+    import torch
+
+    hashing = HashingFile(file)
+    try:
+        torch.save(fields, cast(IO[bytes], hashing))
+    except RuntimeError:
+        if hashing.error is not None:
+            raise hashing.error from None
+        raise
+    return hashing

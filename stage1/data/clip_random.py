@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 # Independent streams of one clip; the i-th dropout layer uses the stream DROPOUT + i.
-AUGMENTATION, MIXUP, DROPOUT = 0, 1, 100
+AUGMENTATION, MIXUP, SPLICES, DROPOUT = 0, 1, 2, 100
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)

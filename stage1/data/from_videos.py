@@ -28,6 +28,7 @@ from vidshard.util.location import is_url
 if TYPE_CHECKING:
     from vidshard.building.run import BuildConfig, SetReport
     from vidshard.sources.folders import Source
+    from vidshard.video.cutting import DrawFrame
     from vidshard.video.sampling import SamplingConfig
 
 LIVE_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "udp", "tcp", "mms")
@@ -252,6 +253,36 @@ def read_frames(path: Path, frame_indices: Sequence[int], *, decoder: str = "aut
     except (VideoError, ValueError, OSError) as error:
         reason = str(error)
     raise UserError(f"frames of {path} cannot be decoded: {reason}")
+
+
+class VideoCutter:
+    """Cuts stretches of one video into MP4s; reads its packets once. Raises UserError if they cannot be read."""
+
+    def __init__(self, path: Path) -> None:
+        from vidshard.video.packets import VideoError, read_packet_table
+
+        self.path = path
+        try:
+            self.table = read_packet_table(path)
+        except (VideoError, OSError) as error:
+            raise UserError(f"{path} cannot be cut: {error}") from error
+
+    def cut(self, target: Path, start_seconds: float, end_seconds: float, *, draw: DrawFrame | None = None) -> float:
+        """Write the stretch to the MP4 `target`, and return where it begins: at the last keyframe before, as it is.
+
+        With `draw`, frames are decoded, drawn on and encoded, from exactly `start_seconds` on. Raises UserError.
+        """
+        from vidshard.video import cutting
+        from vidshard.video.packets import VideoError
+
+        seconds = {"start_seconds": start_seconds, "end_seconds": end_seconds}
+        try:
+            if draw is None:
+                return cutting.cut(self.path, self.table, target, **seconds)
+            return cutting.encode(self.path, self.table, target, draw=draw, **seconds)
+        except (VideoError, OSError) as error:
+            hint = "" if draw else "; `burn_in` re-encodes it"
+            raise UserError(f"{self.path} cannot be cut: {error}{hint}") from error
 
 
 def resized(frame: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:

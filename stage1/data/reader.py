@@ -234,6 +234,15 @@ class ClipReader:
         """Return a name of row `video` of the video table that is the same in every set: split/path below SOURCE."""
         return f"{self.index.split(video) or self.manifest.split or ''}/{self.index.paths[video]}"
 
+    @property
+    def where(self) -> str:
+        """Display name for messages."""
+        return self.shard_set.where
+
+    def class_name(self, video: int) -> str | None:
+        """Return the class of row `video` of the video table."""
+        return self.index.class_name(video)
+
     def recording_or_video(self, video: int) -> str:
         """Return a name of the recording of row `video` of the video table, or of the video alone if it is unknown."""
         group = self.index.recording(video)
@@ -253,6 +262,13 @@ class ClipReader:
     def frame_gap_seconds(self) -> float:
         """Return the median time between consecutive frames of the clips, in seconds; 0.0 without clips."""
         return float(np.median(self.index.clips["frame_gap_seconds"])) if len(self) else 0.0
+
+    def video_seconds(self) -> npt.NDArray[np.float64]:
+        """Return the length of every video in seconds, [number of videos]; infinite if its frame rate is unknown."""
+        fps = self.index.videos["fps"].astype(np.float64)
+        seconds = np.full(len(fps), np.inf)
+        np.divide(self.index.videos["num_frames"], fps, out=seconds, where=fps > 0)
+        return seconds
 
     def _check_index(self) -> None:
         """Raise FormatError if a raw clip is not of the size of its shape."""
@@ -368,11 +384,40 @@ class JoinedReader:
 
     def video_id(self, video: int) -> str:
         """Return the same name as `ClipReader.video_id` for an entry of `videos`."""
+        reader, own = self._of_video(video)
+        return reader.video_id(own)
+
+    def recording_or_video(self, video: int) -> str:
+        """Return the same name as `ClipReader.recording_or_video` for an entry of `videos`."""
+        reader, own = self._of_video(video)
+        return reader.recording_or_video(own)
+
+    def class_name(self, video: int) -> str | None:
+        """Return the class of an entry of `videos`."""
+        reader, own = self._of_video(video)
+        return reader.class_name(own)
+
+    def video_seconds(self) -> npt.NDArray[np.float64]:
+        """Return the length of every video in seconds, by the numbers of `videos`."""
+        return np.concatenate([reader.video_seconds() for reader in self.readers])
+
+    def _of_video(self, video: int) -> tuple[ClipReader, int]:
+        """Return the reader of an entry of `videos`, and its number there."""
         for reader in self.readers:
             if video < len(reader.index.videos):
-                return reader.video_id(video)
+                return reader, video
             video -= len(reader.index.videos)
         raise IndexError(f"the video number exceeds the highest one by {video + 1}")
+
+    @property
+    def where(self) -> str:
+        """Display name for messages."""
+        return ", ".join(reader.where for reader in self.readers)
+
+    @property
+    def recordings(self) -> set[str]:
+        """Names of the known recordings."""
+        return set().union(*(reader.recordings for reader in self.readers))
 
     def frame_gap_seconds(self) -> float:
         """Return the median time between consecutive frames of all clips, in seconds; 0.0 without clips."""

@@ -1,10 +1,10 @@
-"""Review labels: the CSV in which a reviewer of the report marked clips as true (a crime) or false (none)."""
+"""Review labels: CSVs in which reviewers of a report marked clips as true (a crime), false (none) or unsure."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,109 +16,175 @@ from stage1.data.reader import ClipReader
 from vidshard.shards import layout
 from vidshard.util.errors import UserError
 
-LABEL_OF_ANSWER = {"true": layout.CRIME_LABEL, "false": layout.NORMAL_LABEL}
+UNSURE = "unsure"
+LABEL_OF_ANSWER = {"true": layout.CRIME_LABEL, "false": layout.NORMAL_LABEL, UNSURE: layout.UNKNOWN_LABEL}
 MAX_SECONDS_APART = 0.01  # largest difference between a clip's times in the file and in the shards
+_NUM_LISTED = 5  # contradictions that are named
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReviewLabel:
     """A reviewer's label of one clip."""
 
-    label: int  # 1: marked true, 0: marked false
+    label: int  # 1: marked true, 0: marked false, -1: unsure
     # Times of the clip's first and last frame. They tell apart clips that have the same key in different shard sets.
     start_seconds: float
     end_seconds: float
+    path: Path  # the file that holds it
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReviewLabels:
+    """Labels of all reviewers, by the digest of the shard set ("" in older files) and the key of the clip."""
+
+    of_clip: dict[tuple[str, str], ReviewLabel]
+    contradictions: tuple[str, ...]  # keys that reviewers marked differently: no label
+    paths: tuple[Path, ...]
+
+    @property
+    def where(self) -> str:
+        return ", ".join(map(str, self.paths))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReviewedClips:
-    """Labels of the clips of a shard set after review, one for each row of its index."""
+    """Labels of the clips of shard sets after review, one for each row."""
 
     labels: Rows
     kept: npt.NDArray[np.bool_]
-    num_found: int  # review labels whose clip is in the set
+    num_found: int  # review labels whose clip is in the sets
     num_missing: int
     num_contradicting: int  # review labels that differ from the clip's label
+    num_added: int  # clips that had no label before
+    num_unlabelled: int  # clips that still have none, and are left out
 
-    def note(self, path: Path, use: ReviewLabelUse) -> str:
-        """Describe the effect of the review labels of `path` in one line."""
+    def note(self, review: ReviewLabels, use: ReviewLabelUse) -> str:
+        """Describe the effect of the review labels in one line."""
         done = "left out" if use == "exclusions" else "relabelled"
-        text = (
-            f"{self.num_contradicting} of {self.num_found} marked clips contradict their label and are {done}: {path}"
-        )
-        return text + (f"; {self.num_missing} marked clips are not in these shards" if self.num_missing else "")
+        text = f"{self.num_contradicting} of {self.num_found} marked clips contradict their label and are {done}"
+        if self.num_added:
+            text += f", {self.num_added} had none"
+        text += f": {review.where}"
+        if self.num_unlabelled:
+            text += f"; {self.num_unlabelled} clips without a label are left out"
+        if self.num_missing:
+            text += f"; {self.num_missing} marked clips are not in these shards"
+        if review.contradictions:
+            more = ", …" if len(review.contradictions) > _NUM_LISTED else ""
+            text += (
+                f"; {len(review.contradictions)} clips were marked differently by several reviewers, and these marks "
+                f"are ignored: {', '.join(review.contradictions[:_NUM_LISTED])}{more}"
+            )
+        return text
 
 
-def read_review_labels(path: Path) -> dict[str, ReviewLabel]:
-    """Read the review labels of a CSV that a report exported, by clip key.
+def read_review_labels(paths: Sequence[Path]) -> ReviewLabels:
+    """Read and merge the review labels of CSVs that reports exported. Clips marked unsure have no label.
 
-    Raises UserError if `path` cannot be read, or has a row that cannot be parsed.
+    Raises UserError if a file cannot be read, has a row that cannot be parsed, or marks a clip twice, differently.
     """
+    merged: dict[tuple[str, str], ReviewLabel] = {}
+    contradictions: dict[tuple[str, str], None] = {}
+    for path in paths:
+        for clip, label in _read(path).items():
+            before = merged.setdefault(clip, label)
+            if before.label != label.label:
+                contradictions[clip] = None
+    for clip in contradictions:
+        del merged[clip]
+    sure = {clip: label for clip, label in merged.items() if label.label != LABEL_OF_ANSWER[UNSURE]}
+    if not sure:
+        raise UserError(
+            f"`marks` {', '.join(map(str, paths))} marks no clip; export the CSV again after marking clips in the "
+            "report"
+        )
+    return ReviewLabels(of_clip=sure, contradictions=tuple(key for _, key in contradictions), paths=tuple(paths))
+
+
+def _read(path: Path) -> dict[tuple[str, str], ReviewLabel]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"`marks` {path} cannot be read ({error}); expected the CSV that a report exports") from error
-    review_labels: dict[str, ReviewLabel] = {}
+    labels: dict[tuple[str, str], ReviewLabel] = {}
     for line, row in enumerate(rows, start=2):
         try:
-            key = row["key"]
-            review_label = ReviewLabel(
+            clip = (row.get("shards") or "", row["key"])
+            label = ReviewLabel(
                 label=LABEL_OF_ANSWER[row["mark"].strip().lower()],
                 start_seconds=float(row["start_seconds"]),
                 end_seconds=float(row["end_seconds"]),
+                path=path,
             )
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise UserError(
-                f"`marks` {path}, line {line}: expected key, mark (true or false), start_seconds and end_seconds, as a "
-                f"report exports them ({error!r})"
+                f"`marks` {path}, line {line}: expected key, mark (true, false or unsure), start_seconds and "
+                f"end_seconds, as a report exports them ({error!r})"
             ) from error
-        if key in review_labels and review_labels[key] != review_label:
-            raise UserError(f"`marks` {path}, line {line}: {key} has two contradictory marks; remove one of the rows")
-        review_labels[key] = review_label
-    if not review_labels:
-        raise UserError(f"`marks` {path} marks no clip; export the CSV again after marking clips in the report")
-    return review_labels
+        if labels.setdefault(clip, label) != label:
+            raise UserError(
+                f"`marks` {path}, line {line}: {clip[1]} has two contradictory marks; remove one of the rows"
+            )
+    return labels
 
 
-def apply_review_labels(
-    reader: ClipReader, review_labels: Mapping[str, ReviewLabel], *, use: ReviewLabelUse, path: Path
-) -> ReviewedClips:
+def apply_review_labels(readers: Sequence[ClipReader], review: ReviewLabels, *, use: ReviewLabelUse) -> ReviewedClips:
     """Replace the labels of reviewed clips, or exclude the clips whose review label contradicts their label.
 
-    `use` is "labels" to replace and "exclusions" to exclude; `path` is named in messages. Raises UserError if no
-    reviewed clip is in the set, or if a clip with the same key covers a different stretch of its video.
+    The rows are those of the sets, one after the other. A label goes to the set that it names or, if that is not among
+    them (it was extended, say), to the clip with its key. `use` is "labels" to replace and "exclusions" to exclude;
+    clips without any label are excluded, too. Raises UserError if no reviewed clip is in the sets, or if a clip of the
+    same key covers a different stretch of its video.
     """
-    labels, kept = reader.labels.copy(), np.ones(len(reader), np.bool_)
-    found = contradicting = 0
-    for row in range(len(reader)):
-        review_label = review_labels.get(reader.index.key(row))
-        if review_label is None:
-            continue
-        seconds = reader.read_record(row).timestamps_seconds
-        apart = abs(seconds[0] - review_label.start_seconds), abs(seconds[-1] - review_label.end_seconds)
-        if max(apart) > MAX_SECONDS_APART:
-            raise UserError(
-                f"`marks` {path}: {reader.index.key(row)} was marked from {review_label.start_seconds:g} to "
-                f"{review_label.end_seconds:g} s, but in {reader.shard_set.where} it runs from {seconds[0]:g} to "
-                f"{seconds[-1]:g} s; review a report on shards that were built with the same sampling"
-            )
-        found += 1
-        if review_label.label != labels[row]:
-            contradicting += 1
-            if use == "labels":
-                labels[row] = review_label.label
-            else:
-                kept[row] = False
+    named = {reader.digest for reader in readers}
+    elsewhere = {key: label for (digest, key), label in review.of_clip.items() if digest not in named}
+    labels = np.concatenate([reader.labels for reader in readers])
+    kept = np.ones(len(labels), np.bool_)
+    found = contradicting = added = first = 0
+    for reader in readers:
+        for number in range(len(reader)):
+            key, row = reader.index.key(number), first + number
+            label = review.of_clip.get((reader.digest, key)) or elsewhere.get(key)
+            if label is None:
+                continue
+            _check_times(reader, number, label)
+            found += 1
+            if labels[row] == layout.UNKNOWN_LABEL:
+                added += 1
+                labels[row] = label.label
+            elif label.label != labels[row]:
+                contradicting += 1
+                if use == "labels":
+                    labels[row] = label.label
+                else:
+                    kept[row] = False
+        first += len(reader)
     if not found:
         raise UserError(
-            f"`marks` {path}: none of the {len(review_labels)} marked clips is in {reader.shard_set.where}; "
-            "review a report on these shards"
+            f"`marks` {review.where}: none of the {len(review.of_clip)} marked clips is in "
+            f"{', '.join(str(reader.shard_set.where) for reader in readers)}; review a report on these shards, or add "
+            "the reviewed ones as another `shards`"
         )
+    unlabelled = labels == layout.UNKNOWN_LABEL
     return ReviewedClips(
         labels=labels,
-        kept=kept,
+        kept=kept & ~unlabelled,
         num_found=found,
-        num_missing=len(review_labels) - found,
+        num_missing=max(0, len(review.of_clip) - found),
         num_contradicting=contradicting,
+        num_added=added,
+        num_unlabelled=int(unlabelled.sum()),
     )
+
+
+def _check_times(reader: ClipReader, row: int, label: ReviewLabel) -> None:
+    """Raise UserError if the clip covers a different stretch of its video than the one that was labelled."""
+    seconds = reader.read_record(row).timestamps_seconds
+    apart = abs(seconds[0] - label.start_seconds), abs(seconds[-1] - label.end_seconds)
+    if max(apart) > MAX_SECONDS_APART:
+        raise UserError(
+            f"`marks` {label.path}: {reader.index.key(row)} was marked from {label.start_seconds:g} to "
+            f"{label.end_seconds:g} s, but in {reader.shard_set.where} it runs from {seconds[0]:g} to "
+            f"{seconds[-1]:g} s; review a report on shards that were built with the same sampling"
+        )

@@ -136,10 +136,9 @@ class CrossvalConfig(CheckedConfig):
             raise UserError(
                 f"seed is {self.training.seed}, expected at most {MAX_SEED} with all repetitions ({self.seeds})"
             )
-        if self.training.marks is not None:
-            raise UserError(
-                f"marks are {self.training.marks}, but stage1 crossval uses the labels of the shards; omit marks"
-            )
+        if self.training.marks:
+            marks = ", ".join(map(str, self.training.marks))
+            raise UserError(f"marks are {marks}, but stage1 crossval uses the labels of the shards; omit marks")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -273,7 +273,7 @@ def run_split(config: CrossvalConfig, split: Split, clips: GroupedClips, held: G
             return HeldOutScores(rows=saved["rows"], confidences=saved["confidences"])
     training = dataclasses.replace(
         config.training,
-        shards=Path(" + ".join(map(str, config.shards))),  # for display only; the clips come from `data`
+        shards=config.shards,  # for display only; the clips come from `data`
         seed=split.seed,
         out=folder,
         val_shards=None,

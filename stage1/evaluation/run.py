@@ -30,6 +30,7 @@ from stage1.metrics import frames as frame_metrics
 from stage1.metrics.annotations import VideoGroundTruth, read_annotations, refuse_overlap
 from stage1.metrics.calibration import MIN_ALARM_SECONDS, Calibration, Target
 from stage1.metrics.clips import Array, Interval
+from stage1.metrics.events import Prediction, average_precision, best_overlaps
 from stage1.metrics.frames import FrameMetrics, ScoredVideo
 from stage1.metrics.ground_truth import read_ground_truth
 from stage1.model.checkpoint import Checkpoint, check_clip_shape, load_checkpoint, save_checkpoint
@@ -40,6 +41,7 @@ from vidshard.util.errors import UserError
 BASELINE_CLIPS = 8  # clips of a training video to which shortcuts are fitted
 # A video's score is the mean of its highest-scoring 1/16 of clips, at least one, as in RTFM (Tian et al., ICCV 2021).
 VIDEO_TOP_SHARE = 1 / 16
+EVENT_IOUS = (0.1, 0.2, 0.3, 0.4, 0.5)  # of the average precision of events
 GroundTruth = Mapping[int, VideoGroundTruth]  # by row of the index's videos
 
 
@@ -362,17 +364,28 @@ def video_events(clips: ScoredClips, number: int, threshold: float) -> list[Even
 def events_found(
     clips: ScoredClips, ground_truth: GroundTruth, threshold: float, config: EvaluateConfig
 ) -> dict[str, Any]:
-    """Return the share of true events that overlap an event that `stage1 infer` would report."""
-    hits, groups = [], []
+    """Compare the true events with those that `stage1 infer` would report.
+
+    Return the share that overlaps one, the mean temporal IoU with the best one, and the average precision by IoU.
+    """
+    hits, overlaps, groups = [], [], []
+    predictions, true = [], []
     for number, video in ground_truth.items():
-        predicted = video_events(clips, number, threshold) if video.is_crime else []
-        for first, last in video.events:
-            hits.append(float(any(event.start_frame <= last and first <= event.end_frame for event in predicted)))
-            groups.append(clips.reader.recording_or_video(number))
+        reported = video_events(clips, number, threshold)
+        segments = [(event.start_frame, event.end_frame) for event in reported]
+        confidences = [event.peak_confidence for event in reported]
+        predictions += [Prediction(number, *one) for one in zip(segments, confidences, strict=True)]
+        true += [(number, event) for event in video.events]
+        best = best_overlaps(video.events, segments)
+        hits += [float(overlap > 0) for overlap in best]
+        overlaps += best
+        groups += [clips.reader.recording_or_video(number)] * len(best)
     return {
         "events": len(hits),
         "found": int(sum(hits)),
         "share": dataclasses.asdict(_interval(metrics.mean_statistic(hits), groups, config)),
+        "mean_iou": dataclasses.asdict(_interval(metrics.mean_statistic(overlaps), groups, config)),
+        "average_precision": {f"{iou:.1f}": average_precision(predictions, true, min_iou=iou) for iou in EVENT_IOUS},
     }
 
 

@@ -57,6 +57,11 @@ def evaluation_text(fields: Mapping[str, Any], config: EvaluateConfig) -> str:
     if (events := fields["events"]) is not None:
         share = interval_text(events["share"])
         lines.append(f"Events found: {events['found']} of {events['events']}, a share of {share}")
+        precisions = ", ".join(
+            f"{'n/a' if value is None else f'{value:.3f}'} at {iou}"
+            for iou, value in events["average_precision"].items()
+        )
+        lines.append(f"  temporal IoU {interval_text(events['mean_iou'])}; AP at IoU: {precisions}")
     lines += [_false_alarm_line(fields["false_alarms"]), ""]
     lines += [_threshold_line(fields["threshold"], config), _calibration_line(fields["calibration"])]
     lines += ["", "By class:", *_class_table(fields)]

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from stage1.common.files import HashingFile
+from stage1.common.files import HashingFile, save_tensors
 from stage1.inference.outputs import SCHEMA_VERSION, Detection
 from vidshard.shards import layout
 from vidshard.shards.layout import ClipShape
@@ -161,7 +161,7 @@ def write_file(
     columns = _columns(map(_record, detections, trained_on), len(trained_on), source.clip_shape.num_frames)
     with atomic.atomic_open(path) as file, _spooled_clips(path, len(trained_on), read_clips, source) as clips:
         fields = {"schema_version": SCHEMA_VERSION, **columns, "clips": clips, **_provenance(source)}
-        torch.save(fields, file)
+        save_tensors(fields, file)
 
 
 def _record(detection: Detection, trained_on: int) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def _spooled_clips(
         return
     spool = atomic.partial_path(path.with_name(path.name + ".clips"))
     try:
-        with open(spool, "wb") as file:
+        with atomic.create(spool) as file:
             for rows, clips in _read_in_pieces(num_clips, read_clips, source.clip_shape):
                 file.write(clips[: len(rows)].tobytes())
         yield torch.from_numpy(np.memmap(spool, np.uint8, "c", shape=shape))

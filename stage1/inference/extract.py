@@ -127,7 +127,8 @@ def _write_picture(path: Path, frame: npt.NDArray[np.uint8]) -> None:
     """Write a JPEG atomically, but without fsync: frames.csv, written last, proves that all pictures are complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = atomic.partial_path(path)
-    temporary.write_bytes(codecs.jpeg_encode(frame))
+    with atomic.create(temporary) as file:
+        file.write(codecs.jpeg_encode(frame))
     temporary.replace(path)
 
 

@@ -19,6 +19,7 @@ from typing import Any, TextIO
 import numpy as np
 import numpy.typing as npt
 
+from stage1.common import schema
 from stage1.common.earlier_results import set_aside
 from stage1.inference.events import Event
 from vidshard.shards import layout
@@ -26,6 +27,7 @@ from vidshard.util import atomic
 from vidshard.util.errors import FormatError, UserError
 
 SCHEMA_VERSION = 1
+RUN_AGAIN = "run `stage1 infer` again"
 NUM_TOP_FRAMES = 5
 PREDICTION_COLUMNS = (
     *("key", "source", "clip_index", "class", "label", "split"),
@@ -58,6 +60,7 @@ class OutputFiles:
         self.score_log = folder / ".unfinished"
         self.picture = folder / "attention_visualization.png"
         self.report = folder / "report.html"
+        self.clips = folder / "clips"
         # Written last and moved first, so that the other files of a folder with run.json are of a single run.
         self.run = folder / "run.json"
 
@@ -65,7 +68,7 @@ class OutputFiles:
         """Move the files of an earlier run aside, and remove those of a run that was killed while it wrote them."""
         files = (self.run, self.anomalies, self.predictions, self.videos, self.events, self.picture, self.report)
         pages = sorted(path.name for path in self.folder.glob("report-*.html"))
-        set_aside(self.folder, [*(path.name for path in files), "attention_data", *pages])
+        set_aside(self.folder, [*(path.name for path in files), "attention_data", self.clips.name, *pages])
         self._remove_old()
 
     def _remove_old(self) -> None:
@@ -265,20 +268,25 @@ def read_predictions(path: Path) -> list[Prediction]:
     try:
         with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
             return [_prediction(fields) for fields in csv.DictReader(file)]
-    except (OSError, KeyError, ValueError, csv.Error) as error:
-        raise FormatError(f"{path} is not a table of predictions written by stage1 infer: {error!r}") from error
+    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
+        raise FormatError(f"{path} is not a table of predictions written by stage1 infer: {error!r:.300}") from error
 
 
 def _prediction(fields: Mapping[str, str]) -> Prediction:
     confidence, start, end = (
         float(fields[name]) if fields[name] else None for name in ("confidence", "start_seconds", "end_seconds")
     )
+    label, clip_index = int(fields["label"]), int(fields["clip_index"])
+    is_right = layout.KEY_PATTERN.fullmatch(fields["key"]) and abs(label) <= 1 and clip_index >= 0
+    is_right = is_right and 0 <= (confidence or 0) <= 1 and 0 <= (start or 0) <= (end or 0) < math.inf
+    if not is_right or fields["predicted"] not in ("", "0", "1"):
+        raise ValueError(f"a row is {fields}")
     return Prediction(
         key=fields["key"],
         source=fields["source"],
-        clip_index=int(fields["clip_index"]),
+        clip_index=clip_index,
         class_name=fields["class"] or None,
-        label=int(fields["label"]),
+        label=label,
         split=fields["split"] or None,
         confidence=confidence,
         predicted=fields["predicted"] == "1" if fields["predicted"] else None,
@@ -296,13 +304,14 @@ def write_anomalies(path: Path, detections: Iterable[Detection]) -> None:
 
 def read_anomalies(path: Path) -> list[Detection]:
     """Read anomalies.json. Raises UserError if it does not exist, and FormatError if it cannot be parsed."""
-    try:
-        entries = json.loads(path.read_bytes())
-        return [Detection.from_json(fields) for fields in entries]
-    except FileNotFoundError:
-        raise UserError(f"no {path}: run `stage1 infer --out {path.parent}` first") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"{path} is not a list of detections written by stage1 infer: {error!r}") from error
+    if not path.exists():
+        raise UserError(f"no {path}: run `stage1 infer --out {path.parent}` first")
+    detections = [Detection.from_json(fields) for fields in schema.read_json(path, "anomalies", again=RUN_AGAIN)]
+    for detection in detections:
+        frames = (detection.attention_weights, detection.frame_indices, detection.seconds)
+        if len({*map(len, frames)}) != 1 or list(detection.seconds) != sorted(detection.seconds):
+            raise FormatError(f"{path}: the frames of {detection.key!r} contradict each other; {RUN_AGAIN}")
+    return detections
 
 
 def write_videos(

@@ -120,7 +120,7 @@ class InferReport:
         lines = [f"warning: {warning}" for warning in self.warnings]
         lines += [f"not scored: {reason}" for reason in self.unscored.values()]
         lines += [f"not decoded: {failure.path}: {failure.message} ({failure.reason})" for failure in self.failures]
-        return "\n".join(lines)
+        return "\n".join(map(console.shown_line, lines))
 
     @property
     def summary(self) -> str:

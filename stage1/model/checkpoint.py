@@ -20,11 +20,11 @@ import types
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, cast, get_args, get_origin, get_type_hints
+from typing import IO, Any, get_args, get_origin, get_type_hints
 
 import torch
 
-from stage1.common.files import BEST_NAME, LAST_NAME, PREVIOUS_NAME, HashingFile
+from stage1.common.files import BEST_NAME, LAST_NAME, PREVIOUS_NAME, save_tensors
 from stage1.data.transforms import ClipTransform, TransformConfig
 from stage1.metrics.calibration import Calibration
 from stage1.model.network import ModelConfig, Stage1Model
@@ -221,8 +221,7 @@ def build_options(checkpoint: Checkpoint) -> str:
 
 def _write(file: IO[bytes], checkpoint: Checkpoint) -> None:
     fields = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
-    hashing = HashingFile(file)
-    torch.save({"format": CHECKPOINT_FORMAT, "format_version": CHECKPOINT_VERSION, **fields}, cast(IO[bytes], hashing))
+    hashing = save_tensors({"format": CHECKPOINT_FORMAT, "format_version": CHECKPOINT_VERSION, **fields}, file)
     file.write(_DIGEST_LINE % hashing.hexdigest().encode())
 
 

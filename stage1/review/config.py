@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 from stage1.common.options import CheckedConfig
 from stage1.inference.config import DEFAULT_INFERENCE
+from vidshard.storage.urls import Location, location
 from vidshard.util.errors import UserError
 from vidshard.util.options import option
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipsConfig(CheckedConfig):
+    """Options of the event clips of a run of inference."""
+
+    folder: Path = option(DEFAULT_INFERENCE, argument=True, metavar="[DIR]")
+    seconds: float = option(2.0, help="Seconds to include before and after each event.", at_least=0, below=math.inf)
+    burn_in: bool = option(False, help="Draw score and time into the frames, which re-encodes them.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,6 +29,13 @@ class ReportConfig(CheckedConfig):
     folder: Path = option(DEFAULT_INFERENCE, argument=True, metavar="[DIR]")
     out: Path | None = option(None, help="HTML page to write.", default_text="DIR/report.html")
     evaluation: Path | None = option(None, help="Output folder of `stage1 evaluate` on the same shards.")
+    shards: Location | None = option(
+        None,
+        help="The scored shards, if they were moved, or are at a URL.",
+        default_text="the folder that the run names",
+        type=location,
+        metavar="PLACE",
+    )
     max_items: int = option(1000, help="Maximum number of detections and misses to show, strongest first.", at_least=1)
 
     def __post_init__(self) -> None:

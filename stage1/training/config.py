@@ -32,14 +32,17 @@ _REGULARISATION, _SPEED, _STORAGE, _OUTPUT = "Regularisation", "Speed", "Storage
 class TrainConfig:
     """Options of a training run."""
 
-    shards: Location = option(
-        Path("shards/Train"), help="Shards to train on: a path or a URL.", type=location, metavar="PLACE"
+    shards: tuple[Location, ...] = option(
+        (Path("shards/Train"),),
+        help="Shards to train on: a path or a URL; repeat for several sets.",
+        type=location,
+        metavar="PLACE",
     )
     val_shards: Location | None = option(
-        None, help="Shards to validate on; the best epoch is kept.", type=location, metavar="PLACE"
+        None, help="Shards to validate on after each epoch.", type=location, metavar="PLACE"
     )
     out: Path = option(files.DEFAULT_RUN, help="Output folder.")
-    epochs: int = option(5, help="Passes over the training clips.", at_least=1)
+    epochs: int = option(12, help="Passes over the training clips.", at_least=1)
     batch_size: int = option(8, help="Clips per batch, in each process.", at_least=1)
     accumulate: int = option(1, help="Gradient accumulation steps.", group=_OPTIMISATION, at_least=1)
     lr: float = option(1e-3, help="Peak learning rate.", above=0, below=math.inf)
@@ -56,6 +59,20 @@ class TrainConfig:
         group=_REGULARISATION,
         at_least=0,
     )
+    splices: float = option(
+        0.5,
+        help="Share of the clips that training splices with normal clips of the same recording, which teaches "
+        "attention the frames of a crime; 0 disables splicing.",
+        group=_REGULARISATION,
+        at_least=0,
+        at_most=1,
+    )
+    trimmed_seconds: float = option(
+        4.0,
+        help="Crime videos shorter than this are taken to show the crime in all frames; only these are spliced.",
+        group=_REGULARISATION,
+        at_least=0,
+    )
     ema: float = option(
         0.0,
         help="Per-step decay of a running average of the weights, e.g. 0.99; 0 disables averaging.",
@@ -65,7 +82,8 @@ class TrainConfig:
     )
     patience: int = option(
         0,
-        help="Stop after N epochs without improvement; 0 disables early stopping.",
+        help="Stop after N epochs without a lower validation loss, and keep the best epoch; 0 disables early "
+        "stopping, and keeps the last epoch.",
         group=_REGULARISATION,
         at_least=0,
         metavar="N",
@@ -127,7 +145,9 @@ class TrainConfig:
     max_bad_clips: int = option(
         0, help="Tolerate up to N damaged clips by replacing them.", group=_STORAGE, at_least=0, metavar="N"
     )
-    marks: Path | None = option(None, help="Review labels: the CSV exported from a report.", group=_DATA)
+    marks: tuple[Path, ...] = option(
+        (), help="Review labels: the CSV exported from a report; repeat for several reviewers.", group=_DATA
+    )
     marks_as: ReviewLabelUse = option(
         "labels",
         help="How to use the review labels. labels: replace the labels of the clips; exclusions: leave out the "
@@ -159,7 +179,11 @@ class TrainConfig:
     transform: TransformConfig = dataclasses.field(default_factory=lambda: TransformConfig(augment=True))
 
     def __post_init__(self) -> None:
+        if self.marks is None:  # as in earlier versions
+            object.__setattr__(self, "marks", ())
         check_options(self)
+        if not self.shards:
+            raise UserError("shards is empty, expected at least one shard set")
         if self.bags not in ("", "topk", "attention"):
             raise UserError(f"bags is {self.bags!r}, expected topk or attention")
         if self.bag_clips and not self.bags:
@@ -169,8 +193,15 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the config as a checkpoint stores it, with paths as strings."""
-        fields = dataclasses.asdict(self)
-        return {name: str(value) if isinstance(value, Path | Url) else value for name, value in fields.items()}
+        return {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
+
+
+def _plain(value: Any) -> Any:
+    """Return paths as strings, a tuple of one as itself, and an empty one as None."""
+    if isinstance(value, tuple):
+        plain = [_plain(one) for one in value]
+        return plain if len(plain) > 1 else plain[0] if plain else None
+    return str(value) if isinstance(value, Path | Url) else value
 
 
 # Named sets of options, including those of model and transform; options that the user passes override them.
@@ -178,7 +209,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "notebook": {
         **{"epochs": 5, "batch_size": 4, "lr": 1e-4, "grad_clip": 1.0},
-        **{"label_smoothing": 0.0, "mixup": 0.0, "ema": 0.0},
+        **{"label_smoothing": 0.0, "mixup": 0.0, "ema": 0.0, "splices": 0.0},
+        "model": {"inputs": "rgb", "statistics_share": 0.0, "motion_prior": 0.0, "attention_motion": False},
     },
 }
 # A resumed run may differ in these; all others affect the weights. The product of batch_size, accumulate and the number

@@ -23,15 +23,16 @@ MAX_MOTION_GAP_SECONDS = 0.5
 # Build settings that do not affect the pixels of a video's clips.
 SETTINGS_WITHOUT_PIXELS = ("sources_sha256", "limit", "normal", "seed", "shard_mb")
 CLASS_NAMES = ("normal", "crime")
+Clips = ClipReader | JoinedReader
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainData:
     """Clips of a run, as rows of the readers' indexes."""
 
-    train: ClipReader | JoinedReader
+    train: Clips
     train_rows: Rows
-    validation: ClipReader | None
+    validation: Clips | None
     validation_rows: Rows
     notes: tuple[str, ...]  # logged only
     warnings: tuple[str, ...]  # logged, and kept in the checkpoint
@@ -47,7 +48,7 @@ class TrainData:
         """Digest of each shard set, by its role."""
         digests = {"train": self.train.digest}
         if self.validation is not None:
-            digests["validation"] = self.validation.manifest.digest
+            digests["validation"] = self.validation.digest
         return digests
 
     @property
@@ -70,34 +71,42 @@ class TrainData:
 def open_data(config: TrainConfig) -> TrainData:
     """Open the shards of the config, split them, and collect notes and warnings. Raises UserError on unusable data."""
     cache = CacheConfig(folder=config.cache_dir, limit_gb=config.cache_gb)
-    reader = ClipReader(config.shards, checksums=config.checksums, cache=cache)
-    check_room(reader.shard_set, block_shards=config.block_shards)
+    readers = [ClipReader(place, checksums=config.checksums, cache=cache) for place in config.shards]
+    for one in readers:
+        check_room(one.shard_set, block_shards=config.block_shards)
+    reader: Clips = readers[0] if len(readers) == 1 else JoinedReader(readers)
     rows: Rows = np.arange(len(reader))
     labels: Rows = reader.labels
     kept = np.ones(len(reader), np.bool_)
-    notes, warnings = [], []
-    if config.marks is not None:
-        reviewed = apply_review_labels(reader, read_review_labels(config.marks), use=config.marks_as, path=config.marks)
+    notes, warnings = [], [text for other in readers[1:] for text in sampling_warnings(readers[0], other)]
+    if config.marks:
+        review = read_review_labels(config.marks)
+        reviewed = apply_review_labels(readers, review, use=config.marks_as)
         labels, kept = reviewed.labels, reviewed.kept
-        notes.append(reviewed.note(config.marks, config.marks_as))
-    _check_labels(reader, labels)
+        notes.append(reviewed.note(review, config.marks_as))
+    else:
+        _check_labels(reader, labels)
+    validation: Clips | None
     if config.val_shards is not None:
-        validation: ClipReader | None = ClipReader(config.val_shards, checksums=config.checksums, cache=cache)
-        assert validation is not None
+        validation = ClipReader(config.val_shards, checksums=config.checksums, cache=cache)
         validation_rows: Rows = np.arange(len(validation))
-        _check_validation(reader, validation)
-        warnings += validation_warnings(reader, validation)
+        _check_validation(readers[0], validation)
+        warnings += [text for one in readers for text in validation_warnings(one, validation)]
     else:
         rows, held = hold_out(reader, fraction=config.val_fraction, seed=config.seed)
         validation_rows = held[kept[held]]
         validation = reader if len(validation_rows) else None
         notes.append(_describe_hold_out(reader, held, config.val_fraction))
         if len(held) and validation is None:
-            warnings.append(f"{config.marks} excludes all clips held out for validation, so the last epoch is kept")
+            where = ", ".join(map(str, config.marks))
+            warnings.append(f"{where} excludes all clips held out for validation, so the last epoch is kept")
     rows = rows[kept[rows]]
     _check_both_classes(reader, labels[rows])
-    if reader.manifest.split == "Test":
-        warnings.append(f"{config.shards} is marked Test: a model trained on it must not be evaluated on it")
+    warnings += [
+        f"{one.where} is marked Test: a model trained on it must not be evaluated on it"
+        for one in readers
+        if one.manifest.split == "Test"
+    ]
     gap = reader.frame_gap_seconds()
     if gap > MAX_MOTION_GAP_SECONDS:
         notes.append(
@@ -115,20 +124,19 @@ def open_data(config: TrainConfig) -> TrainData:
     )
 
 
-def hold_out(reader: ClipReader, *, fraction: float, seed: int) -> tuple[Rows, Rows]:
+def hold_out(reader: Clips, *, fraction: float, seed: int) -> tuple[Rows, Rows]:
     """Split rows into training and held-out rows: `fraction` of the videos of each class, whole recordings at a time.
 
     A video whose recording is unknown counts as a recording. The last recording of a class stays in training, even if
     it contains other classes too.
     """
-    index = reader.index
     groups: dict[str, list[int]] = {}  # recording → its videos
-    for video in np.unique(index.clips["video"]).tolist():
+    for video in np.unique(reader.videos).tolist():
         groups.setdefault(reader.recording_or_video(video), []).append(video)
     names = sorted(groups)
     order = [names[i] for i in np.random.default_rng((seed, 1)).permutation(len(names))]
 
-    videos_of_class = {group: Counter(index.class_name(video) or "" for video in groups[group]) for group in order}
+    videos_of_class = {group: Counter(reader.class_name(video) or "" for video in groups[group]) for group in order}
     groups_left = Counter(name for counts in videos_of_class.values() for name in counts)  # class → groups in training
     held: set[str] = set()
     for class_name in sorted(groups_left):
@@ -150,7 +158,7 @@ def hold_out(reader: ClipReader, *, fraction: float, seed: int) -> tuple[Rows, R
             held.add(group)
             groups_left.subtract(videos_of_class[group].keys())
             wanted -= free[group]
-    is_held = np.isin(index.clips["video"], sorted(video for group in held for video in groups[group]))
+    is_held = np.isin(reader.videos, sorted(video for group in held for video in groups[group]))
     return np.flatnonzero(~is_held), np.flatnonzero(is_held)
 
 
@@ -175,13 +183,20 @@ def validation_warnings(train: ClipReader, validation: ClipReader) -> list[str]:
             f"{len(groups)} recordings of {folder} are also trained on (such as {min(groups)!r}): videos of one "
             "recording look alike, so validation accuracy will look better than it is"
         )
-    resizes = [reader.manifest.settings.get("resize", "squash") for reader in (train, validation)]
+    return warnings + sampling_warnings(train, validation)
+
+
+def sampling_warnings(train: ClipReader, other: ClipReader) -> list[str]:
+    """Return warnings if the clips of two sets look different because they were built differently."""
+    warnings = []
+    folder = other.where
+    resizes = [reader.manifest.settings.get("resize", "squash") for reader in (train, other)]
     if resizes[0] != resizes[1]:
         warnings.append(
             f"frames were made square by `resize` {resizes[1]} in {folder}, but by {resizes[0]} in training; build "
             "both with the same `resize`"
         )
-    gaps = train.frame_gap_seconds(), validation.frame_gap_seconds()
+    gaps = train.frame_gap_seconds(), other.frame_gap_seconds()
     if max(gaps) > 2 * min(gaps) and min(gaps) > 0:
         warnings.append(
             f"frames are {gaps[1]:.2g} s apart in {folder}, but {gaps[0]:.2g} s in training; build both with the "
@@ -219,24 +234,24 @@ def shared_videos(train: ClipReader, validation: ClipReader) -> list[str]:
     return [validation.index.paths[video] for video in videos]
 
 
-def _check_labels(reader: ClipReader, labels: Rows) -> None:
-    folder = reader.shard_set.where
+def _check_labels(reader: Clips, labels: Rows) -> None:
+    folder = reader.where
     if not len(labels):
         raise UserError(f"{folder} contains no clips; list the failures with `vidshard inspect {folder}`")
     unknown = int((labels < 0).sum())
     if unknown:
         raise UserError(
             f"{unknown} of {len(labels)} clips of {folder} have no label, expected normal or crime; build from "
-            "SOURCE/<Class>/*.mp4, where the folder names the class"
+            "SOURCE/<Class>/*.mp4, where the folder names the class, or label them in a report and pass its `marks`"
         )
 
 
-def _check_both_classes(reader: ClipReader, labels: Rows) -> None:
+def _check_both_classes(reader: Clips, labels: Rows) -> None:
     counts = np.bincount(labels, minlength=2)
     if not counts.all():
         there, lacking = (CLASS_NAMES[i] for i in (int(counts.argmax()), int(counts.argmin())))
         raise UserError(
-            f"{reader.shard_set.where} has {counts.max()} {there} clips to train on and no {lacking} one, expected "
+            f"{reader.where} has {counts.max()} {there} clips to train on and no {lacking} one, expected "
             f"both; add {lacking} videos and build again"
         )
 
@@ -250,14 +265,14 @@ def _check_validation(train: ClipReader, validation: ClipReader) -> None:
         )
 
 
-def _describe_hold_out(reader: ClipReader, rows: Rows, fraction: float) -> str:
+def _describe_hold_out(reader: Clips, rows: Rows, fraction: float) -> str:
     if not len(rows):
         reason = "`val_fraction` 0" if not fraction else "too few videos to hold any out"
         return f"no validation ({reason}): the last epoch is kept"
-    videos = np.unique(reader.index.clips["video"][rows])
+    videos = np.unique(reader.videos[rows])
     note = (
-        f"no `val_shards`: {len(videos)} of {len(reader.index.videos)} videos ({len(rows)} clips) of "
-        f"{reader.shard_set.where} are held out for validation, by recording and class"
+        f"no `val_shards`: {len(videos)} of {len(np.unique(reader.videos))} videos ({len(rows)} clips) of "
+        f"{reader.where} are held out for validation, by recording and class"
     )
     if not reader.recordings:
         note += "; its recordings are unknown, so videos of one recording may be on both sides"

@@ -9,6 +9,7 @@ from vidshard.building.array import ArrayTaskReport
 from vidshard.building.run import BuildReport, Estimate, SetReport
 from vidshard.shards.layout import FAILURES_NAME
 from vidshard.shards.manifest import Failure, Manifest
+from vidshard.util.console import shown_line
 
 _NUM_SHOWN = 5  # failures that are listed
 
@@ -44,7 +45,8 @@ def _breaks_text(built: Manifest) -> str:
 
 
 def _failed_lines(failed: Sequence[Failure], where: str) -> list[str]:
-    lines = [f"  failed: {failure.path}: {failure.reason}: {failure.message}" for failure in failed[:_NUM_SHOWN]]
+    lines = [f"  failed: {one.path}: {one.reason}: {one.message}" for one in failed[:_NUM_SHOWN]]
+    lines = list(map(shown_line, lines))
     if failed:
         more = f"{len(failed) - _NUM_SHOWN:,} more; " if len(failed) > _NUM_SHOWN else ""
         lines.append(f"          {more}{where}")

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from vidshard.shards import layout, remote_set
 from vidshard.storage.urls import Location
+from vidshard.util import console
 
 _MAX_ROWS = 8  # entries of a list; the rest is summed
 
@@ -72,7 +73,7 @@ def contents_text(about: Mapping[str, Any]) -> str:
         f"  repeats      {about['repeated_clips']:,} clips repeat frames: video, or part between breaks, too short",
         f"  failures     {_counts_text(about['failures']) or 'none'}",
     ]
-    return "\n".join(lines)
+    return "\n".join(map(console.shown_line, lines))
 
 
 def _spread(values: npt.NDArray[np.float64]) -> dict[str, float]:

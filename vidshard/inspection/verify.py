@@ -32,7 +32,7 @@ from vidshard.shards.manifest import Failure, Index, Manifest, Shard, read_manif
 from vidshard.storage import urls
 from vidshard.storage.urls import Location
 from vidshard.util import atomic
-from vidshard.util.console import Progress
+from vidshard.util.console import Progress, shown_line
 from vidshard.util.errors import FormatError
 from vidshard.util.hashing import file_sha256
 
@@ -127,7 +127,7 @@ def faults_text(report: VerifyReport) -> str:
     if not report.faults:
         checked = "checksums and every sample" if report.deep else "checksums"
         others = report.other_files
-        shown = ", ".join(others[:_SHOWN_FILES]) + (", …" if len(others) > _SHOWN_FILES else "")
+        shown = ", ".join(map(shown_line, others[:_SHOWN_FILES])) + (", …" if len(others) > _SHOWN_FILES else "")
         return (
             f"✓ {report.folder}: {report.num_clips:,} clips in {report.num_shards:,} shards, "
             f"{report.num_bytes / 1e6:,.1f} MB: {checked} are correct"
@@ -140,7 +140,8 @@ def faults_text(report: VerifyReport) -> str:
     lines = [f"✗ {report.folder}: {len(report.faults):,} fault{plural}"]
     for file, faults in of_file.items():
         for fault in faults[:_SHOWN_PER_FILE]:
-            lines.append(f"  {file}: {f'sample {fault.key}: ' if fault.key else ''}{fault.message}")
+            about = f"{file}: {f'sample {fault.key}: ' if fault.key else ''}{fault.message}"
+            lines.append(f"  {shown_line(about)}")
         if len(faults) > _SHOWN_PER_FILE:
             lines.append(f"  {file}: {len(faults) - _SHOWN_PER_FILE:,} more faults; `json` lists all")
     if not all(fault.message.startswith((_NOT_LISTED, _LEFT_OVER)) for fault in report.faults):

@@ -26,42 +26,60 @@ def reader(tmp_path: Path) -> ClipReader:
     return ClipReader(write_shards(tmp_path / "shards", random_clips(4), [0, 1, 1, 0]))
 
 
-def review_file(folder: Path, *rows: str) -> Path:
-    path = folder / "marks.csv"
+def review_file(folder: Path, *rows: str, name: str = "marks.csv") -> Path:
+    path = folder / name
     path.write_text(HEAD + "".join(rows))
+    return path
+
+
+def labelled(reader: ClipReader, row: int, answer: str) -> str:
+    """Return a line of a file with the column `shards`, as a report exports it."""
+    record = reader.read_record(row)
+    start, end = record.timestamps_seconds[0], record.timestamps_seconds[-1]
+    return f"{reader.digest},{record.key},{answer},{record.path},0,{start},{end},0.9,,{record.label}\n"
+
+
+def set_file(folder: Path, *rows: str, name: str = "marks.csv") -> Path:
+    path = folder / name
+    path.write_text("shards," + HEAD + "".join(rows))
     return path
 
 
 def test_review_labels_replace_labels(tmp_path: Path, reader: ClipReader) -> None:
     path = review_file(tmp_path, FALSE_FIGHT, TRUE_FIGHT)
-    marked = apply_review_labels(reader, read_review_labels(path), use="labels", path=path)
+    marked = apply_review_labels([reader], read_review_labels([path]), use="labels")
     assert marked.labels.tolist() == [0, 0, 1, 0]
     assert marked.kept.all()
-    assert marked.note(path, "labels") == (f"1 of 2 marked clips contradict their label and are relabelled: {path}")
+    assert marked.note(read_review_labels([path]), "labels") == (
+        f"1 of 2 marked clips contradict their label and are relabelled: {path}"
+    )
     assert reader.labels.tolist() == [0, 1, 1, 0]
 
 
 def test_clips_whose_review_label_contradicts_their_label_are_left_out(tmp_path: Path, reader: ClipReader) -> None:
     path = review_file(tmp_path, FALSE_FIGHT, TRUE_FIGHT, FALSE_FIGHT.replace("video-001", "video-777"))
-    marked = apply_review_labels(reader, read_review_labels(path), use="exclusions", path=path)
+    marked = apply_review_labels([reader], read_review_labels([path]), use="exclusions")
     assert marked.labels.tolist() == [0, 1, 1, 0]
     assert np.flatnonzero(~marked.kept).tolist() == [1]
     assert (marked.num_found, marked.num_missing) == (2, 1)
-    assert "left out" in marked.note(path, "exclusions")
+    assert "left out" in marked.note(read_review_labels([path]), "exclusions")
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ((FALSE_FIGHT.replace("false", "maybe"),), "line 2: expected key, mark (true or false)"),
+        ((FALSE_FIGHT.replace("false", "maybe"),), "line 2: expected key, mark (true, false or unsure)"),
         ((FALSE_FIGHT.replace(",0,0.3", ",0,"),), "line 2: expected key, mark"),
-        ((FALSE_FIGHT, FALSE_FIGHT.replace("false", "true")), "line 3: Fighting__video-001-000000 is marked twice"),
+        (
+            (FALSE_FIGHT, FALSE_FIGHT.replace("false", "true")),
+            "line 3: .* has two contradictory marks",
+        ),
         ((), "marks no clip"),
     ],
 )
 def test_a_file_that_cannot_be_meant_is_refused(tmp_path: Path, rows: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError) as error:
-        read_review_labels(review_file(tmp_path, *rows))
+        read_review_labels([review_file(tmp_path, *rows)])
     assert message in str(error.value)
 
 
@@ -83,16 +101,16 @@ def test_review_labels_may_exclude_all_clips_held_out(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
-        read_review_labels(tmp_path / "none.csv")
+        read_review_labels([tmp_path / "none.csv"])
 
 
 def test_review_labels_of_other_shards_are_refused(tmp_path: Path, reader: ClipReader) -> None:
     path = review_file(tmp_path, FALSE_FIGHT.replace(",0,0.3", ",1,1.3"))
     with pytest.raises(UserError, match=r"was marked from 1 to 1\.3 s, but in .*shards it runs from 0 to 0\.3 s"):
-        apply_review_labels(reader, read_review_labels(path), use="labels", path=path)
+        apply_review_labels([reader], read_review_labels([path]), use="labels")
     path = review_file(tmp_path, FALSE_FIGHT.replace("video-001", "video-777"))
     with pytest.raises(UserError, match="none of the 1 marked clips is in"):
-        apply_review_labels(reader, read_review_labels(path), use="labels", path=path)
+        apply_review_labels([reader], read_review_labels([path]), use="labels")
 
 
 def train_config(folder: Path, **changes: Any) -> TrainConfig:
@@ -120,3 +138,53 @@ def test_review_labels_that_leave_one_class_are_refused(tmp_path: Path) -> None:
     review_file(tmp_path, FALSE_FIGHT, TRUE_FIGHT.replace("true", "false"))
     with pytest.raises(UserError, match="has 4 normal clips to train on and no crime one"):
         open_data(train_config(tmp_path))
+
+
+def test_labels_of_unlabelled_footage_add_to_the_training(tmp_path: Path) -> None:
+    labelled_set = write_shards(tmp_path / "a", random_clips(4), [0, 1, 1, 0])
+    new = write_shards(tmp_path / "b", random_clips(3), [-1, -1, -1], prefix="new-")
+    path = set_file(tmp_path, labelled(ClipReader(new), 0, "true"), labelled(ClipReader(new), 1, "false"))
+    config = TrainConfig(shards=(labelled_set, new), marks=path, val_fraction=0.0, batch_size=6)
+    data = open_data(config)
+    assert data.train_rows.tolist() == [0, 1, 2, 3, 4, 5]
+    assert data.train_labels.tolist() == [0, 1, 1, 0, 1, 0]
+    assert data.notes[0] == (
+        f"0 of 2 marked clips contradict their label and are relabelled, 2 had none: {path}; 1 clips without a label "
+        "are left out"
+    )
+    loader, _ = ClipObjective(config=config).make_loaders(data, torch.device("cpu"))
+    (batch,) = loader
+    assert sorted(zip(batch.indices.tolist(), batch.labels.tolist(), strict=True))[4:] == [(4, 1), (5, 0)]
+
+
+def test_a_label_goes_to_the_set_that_it_names(tmp_path: Path) -> None:
+    noise = random_clips(8)
+    sets = [
+        ClipReader(write_shards(tmp_path / name, clips, [0, 1, 1, 0]))
+        for name, clips in (("a", noise[:4]), ("b", noise[4:]))
+    ]
+    assert sets[0].index.key(1) == sets[1].index.key(1)
+    review = read_review_labels([set_file(tmp_path, labelled(sets[1], 1, "false"))])
+    assert apply_review_labels(sets, review, use="labels").labels.tolist() == [0, 1, 1, 0, 0, 0, 1, 0]
+    assert apply_review_labels(sets[::-1], review, use="labels").labels.tolist() == [0, 0, 1, 0, 0, 1, 1, 0]
+    # Of a set that is not among them, as it was extended since, the clip of the same key and time is taken.
+    assert apply_review_labels(sets[:1], review, use="labels").labels.tolist() == [0, 0, 1, 0]
+
+
+def test_labels_of_several_reviewers_merge_and_contradictions_are_listed(tmp_path: Path, reader: ClipReader) -> None:
+    one = set_file(tmp_path, labelled(reader, 0, "true"), labelled(reader, 1, "false"), name="one.csv")
+    two = set_file(
+        tmp_path,
+        labelled(reader, 1, "true"),
+        labelled(reader, 2, "false"),
+        labelled(reader, 3, "unsure"),
+        name="two.csv",
+    )
+    review = read_review_labels([one, two])
+    reviewed = apply_review_labels([reader], review, use="labels")
+    assert reviewed.labels.tolist() == [1, 1, 0, 0]
+    note = reviewed.note(review, "labels")
+    assert note.endswith(
+        f"1 clips were marked differently by several reviewers, and these marks are ignored: {reader.index.key(1)}"
+    )
+    assert f"{one}, {two}" in note
