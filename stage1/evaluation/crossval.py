@@ -39,6 +39,7 @@ from vidshard.storage.cache import CacheConfig
 from vidshard.storage.urls import Location
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
+from vidshard.util.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -422,11 +423,11 @@ def _mean(statistics: list[metrics.Statistic]) -> metrics.Statistic:
 def format_table(result: dict[str, Any]) -> str:
     """Format the results as text: one row per seed, their mean, and last the leaking split."""
     titles = {
-        GROUPED: f"{result['folds']} folds of {result['num_clips']} clips, {result['num_groups']} recordings",
+        GROUPED: f"{result['folds']} folds, {result['num_clips']} clips, {counted(result['num_groups'], 'recording')}",
         TEST: f"trained on all of these → {result['num_test_clips']} test clips, {result['num_test_groups']} groups",
         RANDOM: "RANDOM SPLIT: the same recordings on both sides. It leaks; never report it",
     }
-    lines = [f"{result['epochs']} epochs each. Conventions: {result['conventions']}."]
+    lines = [f"{counted(result['epochs'], 'epoch')} each. Conventions: {result['conventions']}."]
     lines += [f"WARNING: {warning}" for warning in result["warnings"]]
     lines += [f"FLAG: {flag}" for flag in result["flags"]]
     columns = {"accuracy": "accuracy", "auc": "AUC", "auc_within_group": "AUC within recording"}

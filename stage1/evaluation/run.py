@@ -37,6 +37,7 @@ from stage1.model.checkpoint import Checkpoint, check_clip_shape, load_checkpoin
 from stage1.training.data import shared_videos
 from vidshard.util import atomic, console
 from vidshard.util.errors import UserError
+from vidshard.util.text import counted
 
 BASELINE_CLIPS = 8  # clips of a training video to which shortcuts are fitted
 # A video's score is the mean of its highest-scoring 1/16 of clips, at least one, as in RTFM (Tian et al., ICCV 2021).
@@ -559,7 +560,9 @@ def _warnings(
             "cut from one recording; build with `source_groups`"
         )
     elif levels["clips"]["auc"]["num_units"] < 10:
-        warnings.append(f"only {levels['clips']['auc']['num_units']} recordings: intervals are rough with so few")
+        warnings.append(
+            f"only {counted(levels['clips']['auc']['num_units'], 'recording')}: intervals are rough with so few"
+        )
     if config.train_shards is None:
         warnings.append("there are no shortcut baselines; pass the training shards as `train_shards`")
     if config.val_shards is None:

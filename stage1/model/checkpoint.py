@@ -31,6 +31,7 @@ from stage1.model.network import ModelConfig, Stage1Model
 from vidshard.shards.layout import ClipShape
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
+from vidshard.util.text import counted
 
 CHECKPOINT_FORMAT = "stage1 checkpoint"
 CHECKPOINT_VERSION = 2
@@ -162,7 +163,7 @@ def load_last(folder: Path) -> tuple[Checkpoint, str | None]:
         except UserError:
             raise error from None  # report the error of the newer file
         why = str(error).partition(";")[0] if last.is_file() else f"there is no {last}: the run was killed while saving"
-        return saved, f"{why}; resuming from {previous.name}, after {saved.step} steps"
+        return saved, f"{why}; resuming from {previous.name}, after {counted(saved.step, 'step')}"
 
 
 def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> Checkpoint:

@@ -47,6 +47,7 @@ from vidshard.storage.urls import Url
 from vidshard.util import atomic
 from vidshard.util.console import Progress
 from vidshard.util.errors import UserError
+from vidshard.util.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -218,7 +219,9 @@ class _ArrayTaskRun(BuildRun):
                 if len(left) == len(missing):
                     if time.monotonic() - last_log >= _LOG_SECONDS:
                         last_log = time.monotonic()
-                        logger.info(f"waiting for other tasks to probe {sum(len(batches[n]) for n in left):,} videos")
+                        logger.info(
+                            f"waiting for other tasks to probe {counted(sum(len(batches[n]) for n in left), 'video')}"
+                        )
                     time.sleep(_WAIT_SECONDS)
                 missing = left
 

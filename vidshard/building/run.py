@@ -65,6 +65,7 @@ from vidshard.sources.urls import find_remote_sources
 from vidshard.storage.urls import Location, Url
 from vidshard.util.console import Progress
 from vidshard.util.errors import UserError
+from vidshard.util.text import counted
 from vidshard.video import decoders
 
 logger = logging.getLogger(__name__)
@@ -285,7 +286,7 @@ def _send_set(source: Source, url: Url, config: BuildConfig) -> SetReport:
         upload.download_set(url, staging)
     report = _build_folder(source, staging, config)
     uploaded = upload.upload_set(staging, url)
-    logger.info(f"{url}: {uploaded.sent:,} objects uploaded, {uploaded.kept:,} unchanged")
+    logger.info(f"{url}: {counted(uploaded.sent, 'object')} uploaded, {uploaded.kept:,} unchanged")
     if config.staging is None:
         shutil.rmtree(staging)
     return dataclasses.replace(report, url=url, already_finished=False)
@@ -515,7 +516,7 @@ class BuildRun:
                     self.decoded_clips += sum(chunk.num_clips for chunk in job.chunks)
                 joiner.settle(job, outcome)
                 decoded_seconds += sum(seconds[chunk.video] * chunk.num_clips for chunk in job.chunks)
-                note = f"{self.decoded_clips:,} clips, {len(joiner.failures):,} videos failed"
+                note = f"{counted(self.decoded_clips, 'clip')}, {counted(len(joiner.failures), 'video')} failed"
                 progress.advance(int(decoded_seconds + 1e-3) - progress.done, note=note)
                 self._check_max_failures(joiner.failures)
             return joiner.wait()
@@ -626,7 +627,7 @@ class BuildRun:
         finish.write_failures(path, list(self.new_failures.values()))
         reason, count = Counter(failure.reason for failure in self.new_failures.values()).most_common(1)[0]
         raise UserError(
-            f"{len(self.new_failures):,} videos of {self.source.root} failed, more than `max_failures` "
+            f"{counted(len(self.new_failures), 'video')} of {self.source.root} failed, more than `max_failures` "
             f"{self.config.max_failures} allows, most often ({count:,} times) because of {reason}; all are in {path}; "
             "finished shards are kept: the same command continues without retrying these videos"
         )

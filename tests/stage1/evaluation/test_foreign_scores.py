@@ -59,7 +59,7 @@ def test_the_quirks_of_official_lists(tmp_path: Path) -> None:
         "event_frames": 16 + 16 + 32,
         "overruns_cut": 1,
     }
-    assert "1 events run past the last frame" in report.text
+    assert "1 event cut at the last frame" in report.text
 
 
 def test_conventions_move_events_by_one_frame(tmp_path: Path) -> None:
