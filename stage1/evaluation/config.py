@@ -1,4 +1,4 @@
-"""Options of evaluation, cross-validation and explanation. Loads no torch: --help needs them."""
+"""Options of evaluation, cross-validation and explanation. Does not import torch, because --help needs them."""
 
 from __future__ import annotations
 

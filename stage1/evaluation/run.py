@@ -1,6 +1,6 @@
 """Evaluation of a checkpoint on clips, videos and frames, with calibration and threshold from validation data only.
 
-Reads like a table of contents in `evaluate`. docs/EVALUATION.md explains every figure.
+`evaluate` reads like a table of contents; docs/EVALUATION.md explains every figure.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from stage1.model.checkpoint import Checkpoint, check_clip_shape, load_checkpoin
 from stage1.training.data import shared_videos
 from vidshard.util import atomic, console
 from vidshard.util.errors import UserError
+from vidshard.util.text import counted
 
 BASELINE_CLIPS = 8  # clips of a training video to which shortcuts are fitted
 # A video's score is the mean of its highest-scoring 1/16 of clips, at least one, as in RTFM (Tian et al., ICCV 2021).
@@ -392,7 +393,8 @@ def events_found(
 def per_class(
     clips: ScoredClips, videos: VideoScores, threshold: float, config: EvaluateConfig
 ) -> list[dict[str, Any]]:
-    """Return, for each class, the number of videos, their accuracy, and a crime's AUC against all normal videos."""
+    """Return, for each class, the number of videos, their accuracy and, for crimes, the AUC against all normal
+    videos."""
     index = clips.reader.index
     names = [index.class_name(number) or "" for number in videos.numbers]
     rows = []
@@ -482,7 +484,7 @@ def _baselines(
 
 
 def _open_readers(config: EvaluateConfig, checkpoint: Checkpoint) -> dict[str, ClipReader]:
-    """Open the sets by role. Raises UserError if one does not fit the checkpoint, or must not be chosen on."""
+    """Open the sets by role. Raises UserError if one does not fit the checkpoint, or must not be used for choosing."""
     places = {"shards": config.shards, "validation": config.val_shards, "train": config.train_shards}
     readers = {role: ClipReader(place) for role, place in places.items() if place is not None}
     for reader in readers.values():
@@ -558,7 +560,9 @@ def _warnings(
             "cut from one recording; build with `source_groups`"
         )
     elif levels["clips"]["auc"]["num_units"] < 10:
-        warnings.append(f"only {levels['clips']['auc']['num_units']} recordings: intervals are rough with so few")
+        warnings.append(
+            f"only {counted(levels['clips']['auc']['num_units'], 'recording')}: intervals are rough with so few"
+        )
     if config.train_shards is None:
         warnings.append("there are no shortcut baselines; pass the training shards as `train_shards`")
     if config.val_shards is None:
