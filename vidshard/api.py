@@ -53,7 +53,7 @@ def build(source: Place | BuildConfig, **options: Any) -> BuildReport:
 
     Raises:
         UserError: An unknown option or a bad value, no videos, doubtful labels (pass ``yes=True`` to accept them), or
-            `out` holds another build.
+            `out` contains another build.
         OSError: The disk is full.
         KeyboardInterrupt: Ctrl-C or SIGTERM. Finished shards stay on disk.
     """

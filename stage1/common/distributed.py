@@ -1,4 +1,4 @@
-"""Process-group helpers; the only user of `torch.distributed`.
+"""Process-group helpers; the only module that uses `torch.distributed`.
 
 In a run of one process every function works without a process group, as rank 0 of world size 1.
 """
@@ -188,7 +188,7 @@ class _FailureWatch:
     holds the store through which the ranks communicate, so it leaves last.
 
     If the network is cut, nothing fails and everything waits. So each rank increments a heartbeat counter in the store,
-    which rank 0 watches, and a second thread ends a rank whose own requests to the store are not answered.
+    which rank 0 watches, and a second thread ends a rank whose own requests to the store go unanswered.
     """
 
     def __init__(self, store: Any, rank: int, num_ranks: int) -> None:
@@ -277,7 +277,7 @@ class _FailureWatch:
             self._wait_for(_KNOWN, self._num_ranks - 1, seconds=GRACE_SECONDS)
 
     def _wait_for(self, counter: str, number: int, *, seconds: float) -> None:
-        """Wait until `number` ranks have counted themselves, but no longer than `seconds`."""
+        """Wait until `number` ranks have checked in, but no longer than `seconds`."""
         until = time.monotonic() + seconds
         with contextlib.suppress(RuntimeError):
             while time.monotonic() < until:

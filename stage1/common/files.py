@@ -1,4 +1,5 @@
-"""File names of a run, and the check that its folder is writable. Imports no torch, as --help needs these names."""
+"""File names of a run, and the check that its folder is writable. Does not import torch, because --help needs these
+names."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Per-clip random numbers, which depend on (seed, epoch, row of the index) only.
+"""Per-clip random numbers, which depend only on (seed, epoch, row of the index).
 
-A clip therefore gets the same augmentation and dropout at any place in a batch, with any batch size, number of ranks
+A clip therefore gets the same augmentation and dropout at any position in a batch, with any batch size, number of ranks
 and device, and a run that resumes mid-epoch needs no generator state. The generator is counter-based and uses integer
 arithmetic on the device of the rows: each number is a hash (the finaliser of SplitMix64: Steele et al., "Fast
 Splittable Pseudorandom Number Generators", OOPSLA 2014) of its clip, its stream and its position.

@@ -49,8 +49,9 @@ def temporary_shards(
 ) -> Iterator[TemporaryShards]:
     """Build shards of the videos in `paths` in a temporary folder, which lasts as long as the block.
 
-    Clips have the given `shape` and are cut by `sampling`; `settings`, of a manifest, say how frames become square and
-    which decoder and codec to use. Raises UserError if a path matches no video, or if no video can be decoded.
+    Clips have the given `shape` and are cut by `sampling`; `settings`, from a manifest, say how frames are made
+    square and which decoder and codec to use. Raises UserError if a path matches no video, or if no video can be
+    decoded.
     """
     from vidshard.building import run
 
@@ -91,10 +92,10 @@ def sampling_config(
 ) -> SamplingConfig:
     """Return the sampling of videos of any length for a model trained on clips with the `settings` of a manifest.
 
-    A video gets windows whose frames are `gap_seconds` apart, the median of the training clips, one every `stride`
-    frames of these (None: half a clip). A video that is not longer than a window gives one clip, with frames spread
-    over it if the training clips were cut so. If the gap is 0, that is, unknown, videos are sampled by `settings`
-    alone. Raises UserError if `vidshard build` cannot cut clips of `shape`.
+    A video gets windows whose frames are `gap_seconds` apart, the median of the training clips, one window every
+    `stride` of these frames (None: half a clip). A video that is not longer than a window gives one clip, with frames
+    spread over it if the training clips were cut that way. If the gap is 0, that is, unknown, videos are sampled by
+    `settings` alone. Raises UserError if `vidshard build` cannot cut clips of `shape`.
     """
     from vidshard.video.sampling import SamplingConfig
 
@@ -175,7 +176,7 @@ def _check_not_live(path: str) -> None:
 
 
 def _find_remote_videos(urls: Sequence[Url]) -> Source:
-    """Find the videos below these URLs, or that they name."""
+    """Find the videos at or below these URLs."""
     from vidshard.sources.folders import Source, Video
     from vidshard.sources.urls import find_remote_sources
 
@@ -209,7 +210,7 @@ def _find_remote_videos(urls: Sequence[Url]) -> Source:
 def _matches(path: str) -> list[str]:
     """Return `path` if it exists, or the videos that it matches as a glob, which not every shell expands.
 
-    Raises UserError if there is neither.
+    Raises UserError if neither exists.
     """
     from vidshard.sources.folders import VIDEO_SUFFIXES
 

@@ -51,9 +51,9 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
     """Iterable over the batches of an epoch: a WebDataset pipeline whose source reads by a plan.
 
     Every clip appears exactly once per epoch, in `len(loader)` steps on every rank. Each iteration is one epoch, and
-    the next iteration is the next epoch, unless `set_epoch` changes it. Errors of reading ahead are raised by the
-    iteration. ``loader.compose(wds.map(…))`` adds stages. Release a batch (``del batch``) before requesting the next
-    one, which then reuses its buffer while that is still in the processor's cache.
+    the next iteration is the next epoch, unless `set_epoch` changes it. The iteration raises errors that occurred
+    while reading ahead. ``loader.compose(wds.map(…))`` adds stages. Release a batch (``del batch``) before requesting
+    the next one, which then reuses its buffer while that is still in the processor's cache.
 
     For evaluation and inference, on any number of ranks, use ``ClipLoader(reader, batch_size=8, shuffle=False,
     pad=True, rank=distributed.rank(), world_size=distributed.world_size(), max_bad_clips=None)``. Clips then follow the
@@ -195,7 +195,7 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
 
     @property
     def plan_digest(self) -> str:
-        """Digest of everything that decides the order, except data set, seed and epoch."""
+        """Digest of everything that determines the order, except data set, seed and epoch."""
         digest = hashlib.sha256(repr((self.shuffle, self.block_shards, self.clips_per_video)).encode())
         for column in (self.rows, self.labels, *((self.balance.groups,) if self.balance else ())):
             digest.update(np.ascontiguousarray(column, "<i8").tobytes())

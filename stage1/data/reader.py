@@ -1,8 +1,8 @@
 """Random access to the clips of a shard folder, with one copy from the page cache into the caller's buffer.
 
-A clip is read with `preadv`, which reports failing disks, and verified. Readers that read clips again keep them in
-memory, if the set fits, which is faster than the page cache. A map of the shards would be as fast, but a shard that is
-cut kills a process that has mapped it, and one that is overwritten changes its clips.
+A clip is read with `preadv`, which reports failing disks, and verified. Readers that reread clips keep them in memory
+if the set fits, which is faster than the page cache. Memory-mapping the shards would be as fast, but
+truncating a mapped shard kills the process, and overwriting it changes its clips.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class ClipReader:
     manifest names are opened. A reader may be used from several threads at once.
 
     `checksums` says when pixels are verified: the ``first`` time a clip is read, ``always``, or ``never``. `cache`
-    configures the download cache of a set behind a URL. Clips of a shard that changes meanwhile are verified again at
-    each read, also with ``first``. Raises UserError if the folder holds no shard set, and
+    configures the download cache of a set behind a URL. Clips of a shard that changes meanwhile are verified at each
+    read, even with ``first``. Raises UserError if the folder holds no shard set, and
     FormatError if its manifest or index is damaged.
     """
 
@@ -307,7 +307,7 @@ class ClipReader:
         return bool(self._trusted[row]) and (self._checksums == "never" or self._is_unchanged(shard))
 
     def _is_unchanged(self, shard: int) -> bool:
-        """Return True if the file of a shard is as it was when it was first opened. Files in the cache are our own."""
+        """Return True if the file of a shard is as it was when it was first opened. Cached files are trusted."""
         if self._is_cached:
             return True
         try:
@@ -403,17 +403,17 @@ class JoinedReader:
         return self.readers[0].settings
 
     def video_id(self, video: int) -> str:
-        """Return the same name as `ClipReader.video_id` for a number of `videos`."""
+        """Return the same name as `ClipReader.video_id` for an entry of `videos`."""
         reader, own = self._of_video(video)
         return reader.video_id(own)
 
     def recording_or_video(self, video: int) -> str:
-        """Return the same name as `ClipReader.recording_or_video` for a number of `videos`."""
+        """Return the same name as `ClipReader.recording_or_video` for an entry of `videos`."""
         reader, own = self._of_video(video)
         return reader.recording_or_video(own)
 
     def class_name(self, video: int) -> str | None:
-        """Return the class of a number of `videos`."""
+        """Return the class of an entry of `videos`."""
         reader, own = self._of_video(video)
         return reader.class_name(own)
 
@@ -422,7 +422,7 @@ class JoinedReader:
         return np.concatenate([reader.video_seconds() for reader in self.readers])
 
     def _of_video(self, video: int) -> tuple[ClipReader, int]:
-        """Return the reader of a number of `videos`, and its number there."""
+        """Return the reader of an entry of `videos`, and its number there."""
         for reader in self.readers:
             if video < len(reader.index.videos):
                 return reader, video
@@ -480,7 +480,7 @@ def _stacked(columns: Sequence[Rows], sizes: Sequence[int]) -> Rows:
 
 
 def _memory_bytes() -> int:
-    """Return the bytes of memory that this process may use: the machine's, or the limit of its cgroup (Linux)."""
+    """Return how many bytes of memory this process may use: the machine's, or the limit of its cgroup (Linux)."""
     limits = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]  # in a container
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():

@@ -1,4 +1,4 @@
-"""Options of evaluation, cross-validation and explanation. Loads no torch: --help needs them."""
+"""Options of evaluation, cross-validation and explanation. Does not import torch, because --help needs them."""
 
 from __future__ import annotations
 
@@ -72,6 +72,23 @@ class EvaluateConfig(CheckedConfig):
         if (self.target is not None or self.prior is not None) and self.val_shards is None:
             name = "target" if self.target is not None else "prior"
             raise UserError(f"`{name}` needs `val_shards`, because the evaluated clips must not influence the results")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrateConfig(CheckedConfig):
+    """Options of the choice of a threshold on normal footage."""
+
+    checkpoint: Path = checkpoint_option()
+    normal_shards: Location = option(
+        Path("shards/Normal"),
+        help="Shards of normal footage only, some hours of each camera.",
+        type=location,
+        metavar="PLACE",
+    )
+    false_alarms_per_hour: float = option(1.0, help="Highest rate of false alarms on this footage.", above=0)
+    batch_size: int = batch_size_option()
+    device: str = device_option()
+    num_resamples: int = _NUM_RESAMPLES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

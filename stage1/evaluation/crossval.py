@@ -1,9 +1,9 @@
 """Grouped, stratified cross-validation, to estimate the accuracy on new recordings.
 
-Videos cut from one recording share camera, place and people, so a random split would test on recordings that were
-trained on. Folds therefore consist of whole recordings. The model of the last epoch is scored; nothing is chosen on
-held-out clips. The out-of-fold predictions of a seed are pooled, and recordings are resampled for intervals. Finished
-runs are kept, so that the same command resumes an interrupted cross-validation.
+Videos cut from one recording share camera, place and people, so a random split would test the model on recordings
+that it was trained on. Folds therefore consist of whole recordings. The model of the last epoch is scored; nothing is
+chosen on held-out clips. The out-of-fold predictions of a seed are pooled, and recordings are resampled for
+intervals. Finished runs are kept, so that the same command resumes an interrupted cross-validation.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from vidshard.storage.cache import CacheConfig
 from vidshard.storage.urls import Location
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
+from vidshard.util.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -420,13 +421,13 @@ def _mean(statistics: list[metrics.Statistic]) -> metrics.Statistic:
 
 
 def format_table(result: dict[str, Any]) -> str:
-    """Format the results as text: one row per seed and their mean, and the leaking split last."""
+    """Format the results as text: one row per seed, their mean, and last the leaking split."""
     titles = {
-        GROUPED: f"{result['folds']} folds of {result['num_clips']} clips, {result['num_groups']} recordings",
+        GROUPED: f"{result['folds']} folds, {result['num_clips']} clips, {counted(result['num_groups'], 'recording')}",
         TEST: f"trained on all of these → {result['num_test_clips']} test clips, {result['num_test_groups']} groups",
         RANDOM: "RANDOM SPLIT: the same recordings on both sides. It leaks; never report it",
     }
-    lines = [f"{result['epochs']} epochs each. Conventions: {result['conventions']}."]
+    lines = [f"{counted(result['epochs'], 'epoch')} each. Conventions: {result['conventions']}."]
     lines += [f"WARNING: {warning}" for warning in result["warnings"]]
     lines += [f"FLAG: {flag}" for flag in result["flags"]]
     columns = {"accuracy": "accuracy", "auc": "AUC", "auc_within_group": "AUC within recording"}

@@ -2,8 +2,8 @@
 
 For each clip and each number k, the k most important frames are *frozen*: each is replaced by the nearest remaining
 frame, which removes its motion without adding artificial pictures. The fall of P(crime) is compared with that for
-random frames in as many runs of the same lengths, because one long run affects the score differently than scattered
-frames. The mean gap over k measures an order of frames. (Deletion and insertion curves: Petsiuk et al., "RISE", BMVC
+random frames in as many runs of the same lengths, because one long run affects the score differently from scattered
+frames. The mean gap over k rates an order. (Deletion and insertion curves: Petsiuk et al., "RISE", BMVC
 2018.)
 """
 
@@ -183,7 +183,7 @@ class Explainer:
         return {"attention": own} | {f"attention above {name}": own - gaps[name] for name in METHODS[1:]}
 
     def orders(self, clip: torch.Tensor, *, seed: int) -> tuple[dict[str, list[int]], Array, float]:
-        """Return frames by falling importance for each method; attention [T]; P(crime) with permuted attention."""
+        """Return frames by decreasing importance for each method; attention [T]; P(crime) with permuted attention."""
         T = len(clip)
         pixels = self.transform(clip[None].to(self.device)).detach().requires_grad_(True)
         features: list[torch.Tensor] = []
@@ -255,7 +255,7 @@ def depth(inside: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
 
 
 def run_lengths(frames: Sequence[int]) -> list[int]:
-    """Return the lengths of the runs of consecutive numbers in `frames`, which must rise.
+    """Return the lengths of the runs of consecutive numbers in `frames`, which must be ascending.
 
     >>> run_lengths([0, 1, 4, 6, 7, 8])
     [2, 1, 3]

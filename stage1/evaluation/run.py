@@ -1,6 +1,6 @@
 """Evaluation of a checkpoint on clips, videos and frames, with calibration and threshold from validation data only.
 
-Reads like a table of contents in `evaluate`. docs/EVALUATION.md explains every figure.
+`evaluate` reads like a table of contents; docs/EVALUATION.md explains every figure.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from stage1.model.checkpoint import Checkpoint, check_clip_shape, load_checkpoin
 from stage1.training.data import shared_videos
 from vidshard.util import atomic, console
 from vidshard.util.errors import UserError
+from vidshard.util.text import counted
 
 BASELINE_CLIPS = 8  # clips of a training video to which shortcuts are fitted
 # A video's score is the mean of its highest-scoring 1/16 of clips, at least one, as in RTFM (Tian et al., ICCV 2021).
@@ -249,12 +250,15 @@ def choose_threshold(validation: ScoredClips, target: Target) -> float:
     if target.name != "false-alarms-per-hour":
         return calibration.choose_threshold(validation.labels, validation.scores, target)
     assert target.value is not None
-    hours = sum(_alarm_hours(validation.reader).values())
+    hours = sum(_alarm_hours_of(validation).values())
     calibration.check_support(target, num_normal=0, num_crime=0, normal_hours=hours)
-    for threshold in calibration.candidate_thresholds(validation.scores):
-        if sum(_alarms(validation, float(threshold)).values()) / hours <= target.value:
-            return float(threshold)
-    return 1.0
+    chosen = 1.0
+    # From the highest down, since alarms merge as the threshold falls, until a single one fills the whole video.
+    for threshold in sorted(calibration.candidate_thresholds(validation.scores).tolist(), reverse=True):
+        if sum(_alarms(validation, threshold).values()) / hours > target.value:
+            break
+        chosen = threshold
+    return chosen
 
 
 # --- figures ------------------------------------------------------------------------------------------------------
@@ -304,7 +308,7 @@ def scored_videos(clips: ScoredClips, ground_truth: GroundTruth) -> list[ScoredV
 
 def false_alarms(clips: ScoredClips, threshold: float, config: EvaluateConfig) -> dict[str, Any]:
     """Return false alarms per hour of normal footage, or a reason if no normal video is long enough."""
-    hours = _alarm_hours(clips.reader)
+    hours = _alarm_hours_of(clips)
     if not hours:
         return {"per_hour": None, "reason": f"no normal video of {MIN_ALARM_SECONDS:g} s or more"}
     alarms = _alarms(clips, threshold)
@@ -328,6 +332,12 @@ def false_alarms(clips: ScoredClips, threshold: float, config: EvaluateConfig) -
     }
 
 
+def _alarm_hours_of(clips: ScoredClips) -> dict[int, float]:
+    """Return `_alarm_hours` of the videos of `clips`."""
+    there = set(clips.videos.tolist())
+    return {number: hours for number, hours in _alarm_hours(clips.reader).items() if number in there}
+
+
 def _alarm_hours(reader: ClipReader) -> dict[int, float]:
     """Return the hours of each normal video that is long enough."""
     hours = {}
@@ -340,8 +350,14 @@ def _alarm_hours(reader: ClipReader) -> dict[int, float]:
 
 
 def _alarms(clips: ScoredClips, threshold: float) -> dict[int, int]:
-    """Count the events that `stage1 infer` would report in each normal video that is long enough."""
-    return {number: len(video_events(clips, number, threshold)) for number in _alarm_hours(clips.reader)}
+    """Count the events that `stage1 infer` would report in each normal video that is long enough, by started minute."""
+    return {
+        number: sum(
+            math.ceil((event.end_seconds - event.start_seconds) / 60)
+            for event in video_events(clips, number, threshold)
+        )
+        for number in _alarm_hours_of(clips)
+    }
 
 
 def video_events(clips: ScoredClips, number: int, threshold: float) -> list[Event]:
@@ -392,7 +408,8 @@ def events_found(
 def per_class(
     clips: ScoredClips, videos: VideoScores, threshold: float, config: EvaluateConfig
 ) -> list[dict[str, Any]]:
-    """Return, for each class, the number of videos, their accuracy, and a crime's AUC against all normal videos."""
+    """Return, for each class, the number of videos, their accuracy and, for crimes, the AUC against all normal
+    videos."""
     index = clips.reader.index
     names = [index.class_name(number) or "" for number in videos.numbers]
     rows = []
@@ -482,7 +499,7 @@ def _baselines(
 
 
 def _open_readers(config: EvaluateConfig, checkpoint: Checkpoint) -> dict[str, ClipReader]:
-    """Open the sets by role. Raises UserError if one does not fit the checkpoint, or must not be chosen on."""
+    """Open the sets by role. Raises UserError if one does not fit the checkpoint, or must not be used for choosing."""
     places = {"shards": config.shards, "validation": config.val_shards, "train": config.train_shards}
     readers = {role: ClipReader(place) for role, place in places.items() if place is not None}
     for reader in readers.values():
@@ -558,7 +575,9 @@ def _warnings(
             "cut from one recording; build with `source_groups`"
         )
     elif levels["clips"]["auc"]["num_units"] < 10:
-        warnings.append(f"only {levels['clips']['auc']['num_units']} recordings: intervals are rough with so few")
+        warnings.append(
+            f"only {counted(levels['clips']['auc']['num_units'], 'recording')}: intervals are rough with so few"
+        )
     if config.train_shards is None:
         warnings.append("there are no shortcut baselines; pass the training shards as `train_shards`")
     if config.val_shards is None:

@@ -1,4 +1,4 @@
-"""Options of inference, of features and of frames for stage 2. Loads no torch: --help needs them."""
+"""Options of inference, of features and of frames for stage 2. Does not import torch, because --help needs them."""
 
 from __future__ import annotations
 

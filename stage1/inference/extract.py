@@ -24,6 +24,7 @@ from vidshard.shards.layout import SampleRecord
 from vidshard.shards.set_writer import ShardSetWriter
 from vidshard.util import atomic, console, lists
 from vidshard.util.errors import UserError
+from vidshard.util.text import counted
 
 COLUMNS = (
     *("file", "class", "label", "split", "key", "source", "video_path", "clip_index", "position", "frame_index"),
@@ -63,8 +64,8 @@ class ExtractReport:
     def summary(self) -> str:
         counts = ", ".join(f"{name} {count:,}" for name, count in self.classes.items()) or "none"
         return (
-            f"✓ {self.num_frames:,} frames of {sum(self.classes.values()):,} detections in {self.folder} ({counts}); "
-            f"{self.missed_crimes:,} crime clips were missed by stage 1 and are not included"
+            f"✓ {counted(self.num_frames, 'frame')} of {counted(sum(self.classes.values()), 'detection')} in "
+            f"{self.folder} ({counts}); {self.missed_crimes:,} crime clips were missed by stage 1 and are not included"
         )
 
 
@@ -165,7 +166,7 @@ def leak_warnings(config: ExtractConfig, classes: set[str]) -> list[str]:
 
 
 def _frames(config: ExtractConfig, data: AttentionData, i: int, positions: list[int]) -> list[Frames]:
-    """Read the frames of a detection at `positions` (rising), from its clip or from its video."""
+    """Read the frames of a detection at `positions` (ascending), from its clip or from its video."""
     if config.frames_from == "clip":
         return [frame.numpy() for frame in data.clips[i][positions]]
     wanted = [int(data.frame_indices[i][position]) for position in positions]

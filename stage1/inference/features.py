@@ -31,6 +31,7 @@ from vidshard.shards import layout
 from vidshard.util import atomic, console
 from vidshard.util.errors import FormatError, UserError
 from vidshard.util.hashing import file_sha256
+from vidshard.util.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +59,8 @@ class FeaturesReport:
     @property
     def summary(self) -> str:
         return (
-            f"✓ Features of {self.num_clips:,} clips of {self.num_videos:,} videos, {self.dimensions} numbers per "
-            f"clip, in {self.folder} (see {SUMMARY_NAME})"
+            f"✓ Features of {counted(self.num_clips, 'clip')} of {counted(self.num_videos, 'video')}, "
+            f"{self.dimensions} numbers per clip, in {self.folder} (see {SUMMARY_NAME})"
         )
 
 
@@ -81,7 +82,7 @@ def features(config: FeaturesConfig, *, confirm: backbones.Confirm = lambda _: F
     }
     _start(config.out, facts)
     run = _FeaturesRun(config, reader, device, extract, known)
-    logger.info(f"Features of {len(reader):,} clips on {device_name(device)}")
+    logger.info(f"Features of {counted(len(reader), 'clip')} on {device_name(device)}")
     run.compute()
     # Read all arrays again for the summary, which also counts the videos of earlier runs.
     return run.finish(facts, notes)
@@ -146,7 +147,7 @@ def _start(out: Path, facts: dict[str, Any]) -> None:
 
 
 class _FeaturesRun:
-    """One run, which processes video by video and keeps one batch and one video in memory."""
+    """One run, which processes one video at a time and keeps one batch and one video in memory."""
 
     def __init__(
         self,

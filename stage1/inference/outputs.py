@@ -135,7 +135,7 @@ class Detection(_ScoredClip):
 
     @property
     def stage2_class(self) -> str | None:
-        """Class for stage 2: Normal for a false alarm, whatever the name of its folder."""
+        """Class for stage 2: Normal for a false alarm, regardless of its folder's name."""
         return NORMAL_CLASS if self.label == layout.NORMAL_LABEL else self.class_name
 
     @property

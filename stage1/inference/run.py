@@ -47,6 +47,7 @@ from vidshard.storage.urls import Location, Url, redact_credentials
 from vidshard.util import atomic, console
 from vidshard.util.errors import UserError
 from vidshard.util.hashing import file_sha256
+from vidshard.util.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -127,8 +128,8 @@ class InferReport:
         """Last lines of the output: metrics, if clips have labels, and the files written."""
         lines = _metrics_lines(self.metrics, self.threshold) if self.metrics else []
         lines.append(
-            f"Videos: {self.num_events:,} events in {self.num_videos:,} videos, see {shown_path(self.files.events)} "
-            "and videos.csv"
+            f"Videos: {counted(self.num_events, 'event')} in {counted(self.num_videos, 'video')}, see "
+            f"{shown_path(self.files.events)} and videos.csv"
         )
         return "\n".join(
             [
@@ -268,7 +269,7 @@ class _InferenceRun:
         return "+".join(fold.sha256 for fold in self.folds)
 
     def _facts(self) -> dict[str, Any]:
-        """Return everything that decides the scores, which must be equal in a run that resumes another."""
+        """Return everything that determines the scores; a run that resumes another must have the same."""
         return {
             "shards": self.reader.digest,
             "checkpoint": self._sha256,
@@ -292,7 +293,7 @@ class _InferenceRun:
         distributed.check_agreement(self._facts())
         is_first = distributed.rank() == 0
         if is_first:
-            logger.info(f"Scoring {len(self.rows):,} clips on {device_name(self.device)}")
+            logger.info(f"Scoring {counted(len(self.rows), 'clip')} on {device_name(self.device)}")
             self.score_log.start(resume=self.config.resume)
         distributed.wait_for_all()  # until the score log is ready
         self.score_log.load()
@@ -612,7 +613,7 @@ def _check_folds(reader: ClipReader, folds: Sequence[LoadedFold]) -> None:
 
 
 def _check_sampling(reader: ClipReader, fold: LoadedFold, config: InferConfig) -> list[str]:
-    """Raise UserError if frames were resized differently than in training, or have a very different time between them.
+    """Raise UserError if frames were resized differently than in training, or are spaced very differently in time.
 
     For videos passed by the user, return warnings instead, because they were already sampled like the training clips.
     """

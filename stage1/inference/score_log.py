@@ -112,7 +112,7 @@ class ScoreLog:
 
     @property
     def missing(self) -> npt.NDArray[np.int64]:
-        """Numbers of the batches that are not on disk, rising."""
+        """Numbers of the batches that are not on disk, ascending."""
         return np.flatnonzero(self._places < 0)
 
     # --- scoring

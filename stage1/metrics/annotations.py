@@ -16,6 +16,7 @@ import numpy.typing as npt
 from vidshard.util import lists as video_lists
 from vidshard.util.errors import UserError
 from vidshard.util.lists import ListedVideo
+from vidshard.util.text import counted
 
 EVENT_CONVENTIONS = {
     "inclusive": "frames count from 0, and an event includes its last frame",
@@ -77,7 +78,7 @@ class Annotations:
         return (
             f"{counts['videos']} videos, {counts['crime_videos']} with a crime ({counts['videos_with_two_events']} of "
             f"them with two events or more), {counts['frames']} frames, {counts['event_frames']} event frames; "
-            f"{counts['overruns_cut']} events run past the last frame and are cut there. "
+            f"{counted(self.overruns, 'event')} cut at the last frame. "
             f"Events: {EVENT_CONVENTIONS[self.convention]}."
         )
 

@@ -163,7 +163,7 @@ def load_weights(backbone: TorchvisionBackbone, source: str, *, confirm: Confirm
 
 
 def find_weights(network: str, name: str, *, confirm: Confirm) -> Path:
-    """Return the file of the weights `name`: a file with a state dict, or a name of torchvision.
+    """Return the file of the weights `name`: a file with a state dict, or a torchvision name.
 
     Weights with a name, such as ``KINETICS400_V1``, are taken from torch's cache, or downloaded if `confirm` returns
     True for a question that contains the URL. Raises UserError if the weights cannot be found or downloaded.

@@ -26,6 +26,7 @@ from vidshard.storage.urls import Location
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
 from vidshard.util.hashing import file_sha256
+from vidshard.util.text import counted
 
 TOLERANCE = 1e-4
 NUM_CHECKED = 32
@@ -45,8 +46,8 @@ class ExportReport:
     @property
     def summary(self) -> str:
         return (
-            f"✓ {self.path}: on {self.num_checked} clips within {self.probability_difference:.1e} (P(crime)) and "
-            f"{self.attention_difference:.1e} (attention) of the checkpoint"
+            f"✓ {self.path}: on {counted(self.num_checked, 'clip')} within {self.probability_difference:.1e} "
+            f"(P(crime)) and {self.attention_difference:.1e} (attention) of the checkpoint"
         )
 
 

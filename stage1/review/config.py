@@ -1,4 +1,4 @@
-"""Options of the report. Loads no torch: --help needs them."""
+"""Options of the report. Does not import torch, because --help needs them."""
 
 from __future__ import annotations
 

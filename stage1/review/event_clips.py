@@ -18,6 +18,7 @@ from stage1.review.config import ClipsConfig as ClipsConfig
 from vidshard.shards import layout
 from vidshard.util import console
 from vidshard.util.errors import FormatError, UserError
+from vidshard.util.text import counted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class ClipsResult:
 
     @property
     def summary(self) -> str:
-        return f"✓ {len(self.paths):,} event clips saved to: {self.folder}"
+        return f"✓ {counted(len(self.paths), 'event clip')} saved to: {self.folder}"
 
 
 def clip_name(source: str, number: int) -> str:

@@ -51,7 +51,7 @@ _FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Microsoft YaHei", "PingFang SC", "
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FilmStrip:
-    """One row of the picture. `shown` holds the positions in the clip of the drawn frames, rising."""
+    """One row of the picture. `shown` holds the positions in the clip of the drawn frames, ascending."""
 
     detection: Detection
     frames: npt.NDArray[np.uint8]  # (len(shown), H, W, 3) RGB
@@ -89,9 +89,9 @@ def _visualize(folder: Path) -> tuple[Path, int]:
 
 
 def strongest(detections: Sequence[Detection], count: int = MAX_DETECTIONS) -> list[int]:
-    """Return the positions of the detections to show: the best of each video, then the second ones, and so on.
+    """Return the positions of the detections to show: the best of each video, then the second best, and so on.
 
-    Six overlapping clips of one scene would say less than six scenes.
+    Six scenes show more than six overlapping clips of one scene.
     """
     by_confidence = sorted(range(len(detections)), key=lambda i: (-detections[i].confidence, i))
     seen: dict[str, int] = {}

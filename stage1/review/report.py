@@ -298,7 +298,7 @@ def _span(event: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 
 def thinned(scores: Sequence[float | None], count: int) -> list[float | None]:
-    """Reduce scores to at most `count`: the highest of each of as many segments.
+    """Reduce scores to at most `count`: the highest in each of `count` segments.
 
     >>> thinned([0.1, 0.9, None, 0.2], 2), thinned([0.5], 2)
     ([0.9, 0.2], [0.5])
@@ -413,7 +413,7 @@ def line_chart(
 ) -> dict[str, Any] | None:
     """Scale lines of (x, y) to a drawing of 400 × 150; return None if there are no points.
 
-    The axis of y begins at 0 (or below) and ends at `top`, else at the highest value.
+    The y axis begins at 0 (or below) and ends at `top`, else at the highest value.
     """
     lines = [(name, points) for name, points in lines if points and all(math.isfinite(y) for _, y in points)]
     if not lines:
@@ -443,7 +443,7 @@ def line_chart(
 
 
 def _read_evaluation(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the results of `stage1 evaluate`. Raises UserError if they are of different shards."""
+    """Read the results of `stage1 evaluate`. Raises UserError if they belong to different shards."""
     path = folder / "evaluation.json"
     if not path.is_file():
         raise UserError(f"no {path}: run `stage1 evaluate --out {folder}` first, or omit `evaluation`")

@@ -317,7 +317,7 @@ def shares_of_pairs(seeds_B: torch.Tensor, known_B: torch.Tensor, *, alpha: floa
     """Draw the weight of each clip when neighbours (0 and 1, 2 and 3, …) are mixed, float32 (B,).
 
     Each pair draws from Beta(alpha, alpha) with the seed of its first clip, so that the result does not depend on the
-    number of ranks if batches are even. The weight is 1 for the last clip of an odd batch, and next to padding.
+    number of ranks if batch sizes are even. The weight is 1 for the last clip of an odd batch, and next to padding.
     """
     pairs = len(seeds_B) // 2
     draws = [

@@ -11,6 +11,7 @@ from typing import Any
 from stage1.common import distributed, files, plots
 from vidshard.util import atomic, console
 from vidshard.util.errors import UserError
+from vidshard.util.text import counted
 
 SECONDS_BETWEEN_DRAWINGS = 30.0  # shortest time between two plots of the curves
 
@@ -45,7 +46,7 @@ def kept_text(history: Sequence[dict[str, Any]], *, epochs: int, patience: int) 
     last = len(history)
     text = f"Kept epoch {kept['epoch']} of {last}"
     if last < epochs:
-        text += f" (stopped early, after {last - kept['epoch']} epochs without improvement)"
+        text += f" (stopped early, after {counted(last - kept['epoch'], 'epoch')} without improvement)"
     by_loss = patience and "val_loss" in kept
     text += ", the one with the lowest validation loss" if by_loss else ", the last one"
     if "val_loss" not in kept:

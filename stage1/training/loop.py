@@ -40,12 +40,13 @@ from stage1.training.data import TrainData, open_data
 from stage1.training.log import RunLog
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
+from vidshard.util.text import counted
 
 __all__ = ["RunStopped", "TrainConfig", "TrainingRun", "train"]
 
 
 class RunStopped(Exception):  # noqa: N818 (it is no error)
-    """The end of a run that a signal stopped after it saved a checkpoint. Its text is for the user."""
+    """A run that a signal stopped, after a checkpoint was saved. Its text is for the user."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -250,7 +251,7 @@ def begin(run: TrainingRun) -> None:
         rank_zero_warn(warning)
     if run.step:
         where = f"in epoch {len(run.history) + 1}" if run.totals.loader_state else f"after epoch {len(run.history)}"
-        rank_zero_info(f"Resumed {where} of {config.epochs}, after {run.step} steps")
+        rank_zero_info(f"Resumed {where} of {config.epochs}, after {counted(run.step, 'step')}")
     if distributed.rank() == 0 and not is_finished(run):  # else the file describes the run that gave the weights
         if not run.step:
             held = [name for name in files.RUN_NAMES if (config.out / name).exists()]
@@ -466,7 +467,7 @@ def stop_run(run: TrainingRun) -> NoReturn:
     save(run)
     distributed.wait_for_all()  # torchrun may kill the other ranks when one ends early
     raise RunStopped(
-        f"stopped by {run.stop.received or 'a signal to another process'} after {run.step} steps; "
+        f"stopped by {run.stop.received or 'a signal to another process'} after {counted(run.step, 'step')}; "
         + how_to_resume(run.config)
     )
 

@@ -1,4 +1,4 @@
-"""Numbering of array tasks: which share of a build this process does.
+"""Numbering of array tasks: which share of a build this process handles.
 
 SLURM arrays, Kubernetes indexed Jobs and `torchrun` number their tasks in different ways, and a SLURM array that is
 resubmitted for its failed tasks (`--array=2,5`) looks like an array of two. So the first task in a folder records the

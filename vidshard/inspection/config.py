@@ -1,4 +1,4 @@
-"""Options of the preview page. Loads no NumPy: --help needs them."""
+"""Options of the preview page. Does not import NumPy, because --help needs them."""
 
 from __future__ import annotations
 

@@ -219,7 +219,7 @@ class BuildState:
         atomic.sync_folder(self.path)
 
     def remove_all_but_lock(self) -> None:
-        """Delete the state. What marks it as that of an array goes last, so that `finalize` can do this again."""
+        """Delete the state. The file that marks it as an array's goes last, so that `finalize` can repeat this."""
         for entry in sorted(self.path.iterdir(), key=lambda entry: entry == self.source_path):
             if entry.is_dir():
                 shutil.rmtree(entry)

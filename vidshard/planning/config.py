@@ -1,4 +1,4 @@
-"""Options of a build. Loads neither NumPy nor a decoder: --help needs them."""
+"""Options of a build. Imports neither NumPy nor a decoder, because --help needs them."""
 
 from __future__ import annotations
 

@@ -232,7 +232,7 @@ class SampleRecord:
             raise ValueError(f"label is {self.label!r:.100}")
 
     def faults(self, shape: ClipShape, split: str | None) -> Iterator[str]:
-        """Yield impossible statements of the record, given the shape and split of the set.
+        """Yield statements of the record that cannot be true, given the shape and split of the set.
 
         >>> fields = dict(path="a.mp4", class_name=None, label=-1, split=None, clip_index=0, frame_gap_seconds=0.1)
         >>> record = SampleRecord(**fields, fps=9.0, frame_indices=(0, 9), timestamps_seconds=(0.0, 0.1), num_frames=5,

@@ -135,7 +135,7 @@ class Manifest:
     split: str | None
     clip_shape: ClipShape
     codec: str
-    settings: dict[str, Any]  # everything that decides the bytes: sampling, resize, seed, …
+    settings: dict[str, Any]  # everything that determines the bytes: sampling, resize, seed, …
     packages: dict[str, str]
     classes: tuple[ClassCount, ...]
     videos_found: int
@@ -292,7 +292,7 @@ def _is_sha256(value: Any) -> bool:
 
 
 def _is_video_path(value: Any) -> bool:
-    """Return True for a path below SOURCE; anything else may point to other files of a reader."""
+    """Return True for a path below SOURCE; anything else may point to other files on a reader's machine."""
     return _is_text(value) and not value.startswith("/") and "\0" not in value and ".." not in value.split("/")
 
 
@@ -491,8 +491,8 @@ class ShardSet:
     def read_record(self, row: int, file: IO[bytes]) -> SampleRecord:
         """Read the record of a row of the index from its open shard.
 
-        Records have no checksum of their own. Raises FormatError if this one cannot be read, contradicts the index, or
-        says what cannot be.
+        Records have no checksum of their own. Raises FormatError if this one cannot be read, contradicts the index,
+        or contains impossible values.
         """
         clip = self.index.clips[row]
         where = f"clip {self.index.key(row)!r} at byte {clip['offset']} of {self.shard_where(int(clip['shard']))}"

@@ -213,18 +213,18 @@ class ShardSetWriter:
             class_name: Class of the video, such as "Fighting".
             recording: Recording that the video was cut from. Splits keep videos of one recording together.
             clip_index: Number of the clip within its video, from 0. Default: the previous clip's plus 1.
-            frame_indices: T indices within the video, from 0, never falling. Default: consecutive clips without gaps.
-            timestamps_seconds: T seconds since the start of the video, never falling. Default: ``frame_indices / fps``.
-            fps: Mean frame rate of the video, frames per second.
-            num_frames: Length of the whole video in frames; give it if a video has several clips. Default: up to the
+            frame_indices: T indices within the video, from 0, never decreasing. Default: consecutive clips without
+            gaps. timestamps_seconds: T seconds since the start of the video, never decreasing. Default:
+            ``frame_indices / fps``. fps: Mean frame rate of the video, frames per second.
+            num_frames: Length of the whole video in frames; pass it if a video has several clips. Default: up to the
                 last frame of its first clip.
             flags: Any of "repeated", "damaged", "estimated_times".
 
         `label`, `class_name`, `recording`, `fps` and `num_frames` describe the video: the same for all its clips.
 
         Raises:
-            ValueError: A wrong shape, type, length, order or label, or other values for a video than before.
-            OSError: The disk is full.
+            ValueError: A wrong shape, type, length, order or label, or values that contradict earlier clips of the
+            video. OSError: The disk is full.
         """
         before = self._last if self._last is not None and self._last.path == video else None
         if clip_index is None:
@@ -305,7 +305,7 @@ class ShardSetWriter:
     def append(self, record: SampleRecord, clip: Clip) -> str:
         """Write one clip with a complete record (docs/SHARD_FORMAT.md) and return its key.
 
-        The caller keeps the order of `add`, and the properties of a video the same in all its records. Raises
+        The caller must keep the order of `add`, and the properties of a video the same in all its records. Raises
         ValueError if the clip has the wrong shape or type or its key was written before; OSError if the disk is full.
         """
         if clip.shape != self.clip_shape.thwc or clip.dtype != np.uint8:

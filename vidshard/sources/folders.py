@@ -26,6 +26,7 @@ from vidshard.storage.urls import Location
 from vidshard.util.errors import UserError
 from vidshard.util.lists import SHOWN_SUFFIXES, read_text
 from vidshard.util.lists import VIDEO_SUFFIXES as VIDEO_SUFFIXES
+from vidshard.util.text import counted
 from vidshard.video import containers
 from vidshard.video.containers import VideoError
 
@@ -343,8 +344,9 @@ def _split_folders(root: Path, leave_out: Collection[str], follow_links: bool) -
     if outside.videos:
         shown = ", ".join(outside.videos[:3]) + (", …" if len(outside.videos) > 3 else "")
         raise UserError(
-            f"{root} contains {', '.join(f'{name}/' for name in sorted(used))} and {len(outside.videos):,} videos "
-            f"outside them ({shown}); move those into a split, or build each folder separately"
+            f"{root} contains {', '.join(f'{name}/' for name in sorted(used))} and "
+            f"{counted(len(outside.videos), 'video')} outside them ({shown}); move those into a split, or build each "
+            "folder separately"
         )
     return splits
 
@@ -521,7 +523,7 @@ class Recordings:
         if known:
             return [
                 f"{self.where} was read: {len(known):,} of {len(videos):,} videos are cut from "
-                f"{len(set(known)):,} recordings"
+                f"{counted(len(set(known)), 'recording')}"
             ]
         fault = self.fault or f"{self.where} lists none of the videos; expected paths such as {videos[0].path}"
         return [f"WARNING: videos are not grouped by recording: {fault}"]

@@ -14,6 +14,7 @@ from vidshard.storage import urls
 from vidshard.storage.urls import ObjectInfo, Url
 from vidshard.util.errors import UserError
 from vidshard.util.lists import SHOWN_SUFFIXES
+from vidshard.util.text import counted
 
 Listing = Mapping[str, ObjectInfo]  # name relative to a URL → size and version
 
@@ -63,7 +64,7 @@ def _split_folders(url: Url, listing: Listing) -> dict[str, str]:
     videos = [name for name in outside if _is_video(url, name)]
     if videos:
         raise UserError(
-            f"{url} contains {', '.join(sorted(splits.values()))} and {len(videos):,} videos outside them "
+            f"{url} contains {', '.join(sorted(splits.values()))} and {counted(len(videos), 'video')} outside them "
             f"({videos[0]}); move those into a split, or build each separately"
         )
     return splits

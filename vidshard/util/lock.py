@@ -131,7 +131,7 @@ def wait_for_lock(path: Path, *, what: str) -> contextlib.AbstractContextManager
 
 @contextlib.contextmanager
 def _hold_after(wait: Callable[[LockHeldError], None], path: Path, what: str, watch: StalenessWatch) -> Iterator[None]:
-    """Hold a lock, with a call of `wait` after each failed attempt."""
+    """Hold a lock, calling `wait` after each failed attempt."""
     with contextlib.ExitStack() as held:
         while True:
             try:

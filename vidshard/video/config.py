@@ -1,4 +1,4 @@
-"""Options of sampling. Loads neither NumPy nor a decoder: --help needs them."""
+"""Options of sampling. Imports neither NumPy nor a decoder, because --help needs them."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class SamplingConfig:
         return (self.clip_len - 1) * self.frame_step + 1
 
     def to_settings(self) -> dict[str, Any]:
-        """Return the settings stored in the manifest: only those that decide the clips."""
+        """Return the settings stored in the manifest: only those that determine the clips."""
         if self.mode == "uniform":
             return {"mode": "uniform", "clip_len": self.clip_len, "clips_per_video": self.clips_per_video}
         settings: dict[str, Any] = {"mode": self.mode, "clip_len": self.clip_len, "stride": self.dense_stride}

@@ -230,7 +230,7 @@ _PACKET = np.dtype([("time", "<i8"), ("discard", "?"), ("key", "?")])
 
 @dataclasses.dataclass(frozen=True)
 class _Doubt:
-    """Reason why the packets of a video may not be its frames one to one, at their times."""
+    """Reason why the packets of a video may not match its frames one to one, at their times."""
 
     why: str
     # State of the times in the file: `complete`, so that decoding must confirm them; `unordered`, correct but in
@@ -251,7 +251,7 @@ class _Packets:
     has_placeholders: bool
 
     def doubt(self, container_format: str, stream: Any, in_order: npt.NDArray[np.void]) -> _Doubt | None:
-        """Return why the packets may not be the frames, one to one, at their times; None if there is no doubt."""
+        """Return why the packets may not match the frames one to one, at their times; None if there is no doubt."""
         reorders = bool(stream.codec_context.has_b_frames)
         if self.shown is None:
             return _Doubt("some of its packets have no presentation time", "partial")
@@ -497,7 +497,7 @@ def _orientation(frame: Any) -> tuple[int, bool]:
 
 
 def _settle(path: Path, table: PacketTable, doubt: _Doubt) -> PacketTable:
-    """Settle the doubt about a video's packets by decoding it in sequence, and return the corrected table.
+    """Resolve the doubt about a video's packets by decoding it in sequence, and return the corrected table.
 
     Raises VideoError `damaged` if frames are lost, or if the clock contradicts the decoding order.
     """

@@ -418,7 +418,7 @@ def test_ctrl_c_saves_a_checkpoint_and_a_second_one_stops_at_once(
         stopped = ""
     except (KeyboardInterrupt, RunStopped) as error:
         stopped = str(error)
-    assert stopped.startswith("stopped by SIGINT after 1 steps; run the same command with `resume`")
+    assert stopped.startswith("stopped by SIGINT after 1 step; run the same command with `resume`")
     assert load_checkpoint(tmp_path / "out" / LAST_NAME).step == 1
     assert "press Ctrl-C again to stop at once" in capsys.readouterr().err
     presses = 2

@@ -384,7 +384,7 @@ def test_max_failures_stops_and_the_same_command_goes_on(tmp_path: Path) -> None
 
 
 def test_max_failures_holds_for_what_is_no_video_too(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"1 videos of .* more than `max_failures` 0 .* of not_a_video"):
+    with pytest.raises(UserError, match=r"1 video of .* more than `max_failures` 0 .* of not_a_video"):
         build(BuildConfig(source=source, out=tmp_path / "out", max_failures=0, **SMALL))
 
 

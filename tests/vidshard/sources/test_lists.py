@@ -104,7 +104,7 @@ def test_recordings_by_the_longest_suffix(kind: str, tmp_path: Path) -> None:
     groups = {v.path: v.recording for source in matched.sources for v in source.videos}
     assert groups == {"Abuse/a.mp4": "one", "Arson/a.mp4": "two", "Abuse/b.mp4": "one", "Abuse/c.mp4": None}
     assert "3 videos of 2 recordings" in matched.note
-    assert "has no row for 1 videos: Abuse/c.mp4" in matched.note
+    assert "has no row for 1 video: Abuse/c.mp4" in matched.note
 
 
 def test_recordings_that_are_not_clear_are_refused(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_events_of_annotated_videos(tmp_path: Path) -> None:
         ("Abuse/c.mp4", "no_annotation"),
     ]
     assert matched.note.splitlines() == [
-        "t.txt: 2 events in 1 videos",
+        "t.txt: 2 events in 1 video",
         "WARNING: 2 crime videos are skipped: t.txt has no event for them",
         "WARNING: 1 of 4 entries of t.txt match no video: x",
     ]
