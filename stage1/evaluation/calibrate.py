@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from stage1.common.files import hold_out
 from stage1.data.reader import ClipReader
 from stage1.evaluation.config import CalibrateConfig as CalibrateConfig
 from stage1.evaluation.config import EvaluateConfig
@@ -46,9 +47,9 @@ def calibrate(config: CalibrateConfig) -> CalibrateReport:
     clips = raw.with_scores(shown_scores(checkpoint.build_calibration(), raw.scores))
     target = Target(name="false-alarms-per-hour", value=config.false_alarms_per_hour)
     threshold = choose_threshold(clips, target)
-    save_checkpoint(
-        config.checkpoint, dataclasses.replace(checkpoint, threshold=threshold, threshold_target=str(target))
-    )
+    changed = dataclasses.replace(checkpoint, threshold=threshold, threshold_target=str(target))
+    with hold_out(config.checkpoint.parent, name=f".{config.checkpoint.name}.lock"):
+        save_checkpoint(config.checkpoint, changed)
     fields = {
         "target": str(target),
         "threshold_before": checkpoint.threshold,
