@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -357,6 +358,7 @@ def test_a_shard_that_is_overwritten_gives_no_other_pixels(
 
 
 def test_a_set_larger_than_its_share_of_memory_is_not_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_module, "_KEEPING", weakref.WeakSet())
     total = sum(path.stat().st_size for path in folder.glob("*.tar"))
     for memory, keeps in ((3 * total, True), (3 * total - 1, False)):
         monkeypatch.setattr(reader_module, "_memory_bytes", lambda memory=memory: memory)
