@@ -114,7 +114,7 @@ class ExitCodeGroup(click.Group):
             how = with_flags(_note_of(error.__cause__ or error)) or "run the same command again to continue"
             print(f"interrupted; {how}", file=sys.stderr)
         except UserError as error:
-            print(f"error: {shown_line(with_flags(str(error)))}", file=sys.stderr)
+            print(f"error: {shown(with_flags(str(error)))}", file=sys.stderr)
         except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
             sys.stdout = None
         except (OSError, MemoryError, RuntimeError) as error:
