@@ -74,7 +74,7 @@ def test_reading_refuses_what_is_missing_or_damaged(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run `stage1 infer"):
         output.read_anomalies(tmp_path / "anomalies.json")
     (tmp_path / "a.json").write_text('[{"video_path": 1}]')
-    with pytest.raises(FormatError, match="not a list of detections"):
+    with pytest.raises(FormatError, match=r"a\.json: 0: lacks confidence; run `stage1 infer` again"):
         output.read_anomalies(tmp_path / "a.json")
 
 
