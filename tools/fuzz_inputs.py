@@ -287,8 +287,8 @@ def spoil_table(path: Path, draw: random.Random, columns: set[str]) -> str:
         rows = list(csv.DictReader(file))
     row, column = draw.randrange(len(rows)), draw.choice(sorted(columns))
     value = draw.choice(["nan", "inf", "1e999", "x", "../x", "9" * 40, "-7", "0x1", "\x1b[2J"])
-    if column == "score" and value in ("-7", "9" * 40):  # a score may be any number
-        value = "x"
+    if column in ("score", "key") and value in ("-7", "9" * 40, "0x1", "x", "nan", "inf"):
+        value = "x/../y"  # a score may be any number, and a key any of a few letters
     rows[row][column] = value
     write_table(path, rows)
     return f"row {row}, {column} = {value!r}"
