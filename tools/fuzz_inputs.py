@@ -92,6 +92,9 @@ def make_inputs(folder: Path) -> None:
         for i in range(20)
     ]
     write_table(folder / "scores.csv", rows)
+    clips = manifest.open_shards(folder / "shards").index
+    marks = [{"key": clips.key(i), "mark": "true", "start_seconds": 0.0, "end_seconds": 0.3} for i in range(len(clips))]
+    write_table(folder / "marks.csv", marks)
     lines = (
         f"v{i}.mp4  {'Fighting' if i % 2 else 'Normal'}  {'4  20' if i % 2 else '-1  -1'}  -1  -1\n" for i in range(5)
     )
@@ -161,8 +164,8 @@ def spoil(fields: Any, draw: random.Random) -> str:
     old = holder[place[-1]]
     likes = (int, float) if isinstance(old, float) else (type(old),)
     choices = [value for value in WRONG if type(value) not in likes or is_impossible(old, value)]
-    is_config = str(place[0]).endswith("_config")  # those of older checkpoints lack fields
-    if isinstance(holder, dict) and not is_config and draw.random() < 0.1:
+    is_checkpoint = "model_config" in fields  # older ones lack fields
+    if isinstance(holder, dict) and not is_checkpoint and draw.random() < 0.1:
         del holder[place[-1]]
         return f"without {place}"
     holder[place[-1]] = draw.choice(choices)
@@ -282,6 +285,10 @@ def spoil_scores(folder: Path, draw: random.Random) -> str:
     return spoil_table(folder / "scores.csv", draw, {"score", "first_frame", "last_frame"})
 
 
+def spoil_labels(folder: Path, draw: random.Random) -> str:
+    return spoil_table(folder / "marks.csv", draw, {"mark", "start_seconds", "end_seconds"})
+
+
 def spoil_table(path: Path, draw: random.Random, columns: set[str]) -> str:
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
@@ -309,6 +316,7 @@ KINDS: dict[str, tuple[Mutate, list[tuple[str, ...]]]] = {
     "records": (spoil_record, [("vidshard", "verify", "--deep", SET)]),
     "checkpoints": (spoil_checkpoint, [INFER]),
     "runs": (spoil_run, [("stage1", "report", "mutant/run")]),
+    "labels": (spoil_labels, [("stage1", "train", "--shards", SET, "--marks", "mutant/marks.csv", "--out", "out")]),
     "scores": (
         spoil_scores,
         [("stage1", "evaluate", "--scores", "mutant/scores.csv", "--annotations", "mutant/events.txt", "--out", "out")],

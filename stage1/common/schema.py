@@ -73,7 +73,8 @@ def _is_of(value: Any, name: str) -> bool:
 
 def _is_allowed(value: Any, schema: Mapping[str, Any]) -> bool:
     """Check a value apart from its parts."""
-    if ("const" in schema and value != schema["const"]) or value not in schema.get("enum", [value]):
+    choices = [schema["const"]] if "const" in schema else schema.get("enum", [value])
+    if not any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in choices):
         return False
     if isinstance(value, str):
         return len(value) >= schema.get("minLength", 0) and re.search(schema.get("pattern", ""), value) is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -117,6 +118,8 @@ def _read(path: Path) -> dict[tuple[str, str], ReviewLabel]:
                 end_seconds=float(row["end_seconds"]),
                 path=path,
             )
+            if not 0 <= label.start_seconds <= label.end_seconds < math.inf:
+                raise ValueError(f"from {label.start_seconds} to {label.end_seconds} s")
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise UserError(
                 f"`marks` {path}, line {line}: expected key, mark (true, false or unsure), start_seconds and "

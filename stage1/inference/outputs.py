@@ -280,7 +280,7 @@ def _prediction(fields: Mapping[str, str]) -> Prediction:
         float(fields[name]) if fields[name] else None for name in ("confidence", "start_seconds", "end_seconds")
     )
     label, clip_index = int(fields["label"]), int(fields["clip_index"])
-    is_right = layout.KEY_PATTERN.fullmatch(key) and abs(label) <= 1 and clip_index >= 0
+    is_right = layout.KEY_PATTERN.fullmatch(key) and abs(label) <= 1 and 0 <= clip_index < 1 << 63
     is_right = is_right and 0 <= (confidence or 0) <= 1 and 0 <= (start or 0) <= (end or 0) < math.inf
     if not is_right or fields["predicted"] not in ("", "0", "1"):
         raise ValueError(f"a row is {fields}")

@@ -188,3 +188,10 @@ def test_labels_of_several_reviewers_merge_and_contradictions_are_listed(tmp_pat
         f"1 clips were marked differently by several reviewers, and these marks are ignored: {reader.index.key(1)}"
     )
     assert f"{one}, {two}" in note
+
+
+@pytest.mark.parametrize("times", ["nan,1.0", "0.0,nan", "2.0,1.0", "0.0,inf"])
+def test_times_that_cannot_be_are_refused(tmp_path: Path, times: str) -> None:
+    (tmp_path / "marks.csv").write_text(f"key,mark,start_seconds,end_seconds\na-000000,true,{times}\n")
+    with pytest.raises(UserError, match=r"marks\.csv, line 2: expected key, mark"):
+        read_review_labels([tmp_path / "marks.csv"])
