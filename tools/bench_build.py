@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How fast `vidshard build` decodes, against the least that decoding takes and against what others do.
+"""Decoding speed of `vidshard build`, compared with the minimum and with other tools.
 
     python tools/bench_build.py [--videos FOLDER] [--only dense sparse …] [--quick] [--video2dataset PYTHON]
     python tools/bench_build.py [--other-python PATH] [--other-checkout FOLDER]   # another environment beside this one

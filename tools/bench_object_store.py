@@ -1,4 +1,4 @@
-"""How fast shards behind a URL are read, compared with the same shards in a folder.
+"""Read speed of shards behind a URL, compared with the same shards in a folder.
 
     python tools/bench_object_store.py
 

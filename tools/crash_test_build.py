@@ -59,7 +59,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def wait_for_first_shard(process: subprocess.Popen[bytes], out: Path) -> bool:
-    """Whether the first shard began before the build ended."""
+    """Return True if the first shard began before the build ended."""
     while process.poll() is None:
         if any(out.glob("shard-*")):
             return True

@@ -36,7 +36,7 @@ Numbers = Callable[[int], int]
 
 @dataclasses.dataclass(frozen=True)
 class Expected:
-    """What a file of the table holds. Frames are .04 s apart, and what is missing leaves a gap, unless said."""
+    """Content of a file of the table. Frames are 0.04 s apart, and missing ones leave a gap, unless stated."""
 
     num_frames: int
     case: str  # which makes it; the name of the file without what tells variants apart

@@ -52,7 +52,7 @@ def read_number(frame: npt.NDArray[np.uint8]) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """How `make_video` encodes its frames."""
+    """Encoding options of `make_video`."""
 
     num_frames: int = 60
     size: tuple[int, int] = (320, 240)

@@ -1,4 +1,4 @@
-"""What a step learns from: mixed pairs, weights of classes, and an accuracy of clips as they are."""
+"""Inputs of a training step: mixed pairs and class weights; accuracy is that of unmixed clips."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What changes a set that was built: trying failed videos again, adding new ones; and a crash harms neither."""
+"""Changes to a finished set: retrying failed videos and adding new ones, both safe in a crash."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a failed task becomes: one clean line about its video, or the end of a build whose libraries do not fit."""
+"""Failed tasks: one clean line about the video, or the end of a build with incompatible libraries."""
 
 from __future__ import annotations
 

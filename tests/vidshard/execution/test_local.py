@@ -178,7 +178,7 @@ def test_no_child_outlives_its_parent(tmp_path: Path, signal_name: str) -> None:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; one that ended and was not waited for (a zombie) does not."""
+    """Return True if a process runs; a zombie, which ended but was not waited for, does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What counts as damage, and what a build makes of it."""
+"""Damage detection, and how a build handles damage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is refused before a decoder sees it, and how a packet table is kept. Frame counts: tests/contract."""
+"""Videos refused before decoding, and storage of packet tables. Frame counts: tests/contract."""
 
 from __future__ import annotations
 
