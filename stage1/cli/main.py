@@ -10,7 +10,18 @@ from vidshard.util.options import CommandGroup
 
 # In the order of the work.
 COMMANDS = (
-    *("preview-augment", "train", "infer", "visualize", "clips", "report", "evaluate", "crossval", "explain"),
+    *(
+        "preview-augment",
+        "train",
+        "infer",
+        "visualize",
+        "clips",
+        "report",
+        "evaluate",
+        "calibrate",
+        "crossval",
+        "explain",
+    ),
     *("extract", "features", "export"),
 )
 

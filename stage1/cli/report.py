@@ -21,7 +21,10 @@ def report(**options: Any) -> None:
     DIR is the output folder of `stage1 infer`, by default stage1_output.
     """
     config = from_options(ReportConfig, options)
+    from stage1.common import distributed
     from stage1.review.report import write_report
+
+    distributed.expect_one_process("report")
 
     result = write_report(config)
     if result.num_left_out:

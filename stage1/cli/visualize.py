@@ -19,7 +19,10 @@ def visualize(folder: Path) -> None:
 
     DIR is the output folder of `stage1 infer`, by default stage1_output.
     """
+    from stage1.common import distributed
     from stage1.review.film_strip import visualize
+
+    distributed.expect_one_process("visualize")
 
     picture, num_shown = visualize(folder)
     if not num_shown:

@@ -3,13 +3,17 @@ names."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import io
 import os
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
+from vidshard.util import lock
 from vidshard.util.errors import UserError
 
 BEST_NAME = "binary_stage1_with_attention.pt"
@@ -22,6 +26,9 @@ TENSORBOARD_NAME = "tensorboard"
 # All files of a run.
 RUN_NAMES = (BEST_NAME, LAST_NAME, PREVIOUS_NAME, CONFIG_NAME, METRICS_NAME, CURVES_NAME, TENSORBOARD_NAME)
 EVALUATION_NAMES = ("evaluation.json", "evaluation.png")
+
+LOCK_NAME = ".lock"  # while a command writes to a folder
+_HELD: set[Path] = set()  # locks of this process
 
 # Default output of `stage1 train` and default input of `stage1 infer`.
 DEFAULT_RUN = Path("checkpoints")
@@ -43,6 +50,45 @@ def check_out(folder: Path) -> None:
         raise UserError(
             f"`out` {folder} cannot be written to ({error.strerror}: {nearest}); choose another `out`"
         ) from error
+
+
+@contextlib.contextmanager
+def hold_out(folder: Path, *, name: str = LOCK_NAME) -> Iterator[None]:
+    """Check that `folder` can be written to, and hold its lock while the block runs, on rank 0.
+
+    `name` is that of the lock, for commands that write a single file to a folder of others. Raises UserError, which
+    names the other process, if one writes there, and does not leave a folder behind that was not there before.
+    """
+    check_out(folder)
+    path = folder.absolute() / name
+    if os.environ.get("RANK", "0") != "0" or path in _HELD:
+        yield
+        return
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    _HELD.add(path)
+    try:
+        with lock.hold_lock(path, what=f"`out` {folder}", verb="written"):
+            yield
+    finally:
+        _HELD.discard(path)
+        with contextlib.suppress(OSError):
+            for parent in made:
+                parent.rmdir()
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def holds_out(function: _Function) -> _Function:
+    """Make a function of a config run inside `hold_out` of ``config.out``."""
+
+    @functools.wraps(function)
+    def run(config: Any, *args: Any, **options: Any) -> Any:
+        with hold_out(config.out):
+            return function(config, *args, **options)
+
+    return cast(_Function, run)
 
 
 class HashingFile(io.RawIOBase):

@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from vidshard.util import files
 from vidshard.util.errors import FormatError
 
 _TYPES: Mapping[str, tuple[type, ...]] = {
@@ -28,7 +29,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 def read_json(path: Path, name: str, *, again: str) -> Any:
     """Return the content of a JSON file of the schema `name`. Raises FormatError if it cannot be, and says `again`."""
     try:
-        value = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        value = json.loads(files.read_bytes(path), parse_constant=_refuse_constant)
     except OSError as error:
         raise FormatError(f"{path} cannot be read: {error.strerror}; {again}") from error
     except (ValueError, RecursionError) as error:

@@ -79,7 +79,8 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
         number, and leaves it to the caller to report `bad_clips`.
     num_threads: threads that read ahead; 0 reads on request, which is faster without a spare core.
     num_processes: DataLoader processes to use instead of threads; slower, as nothing is decoded, unless further stages
-        are expensive.
+        are expensive. In a ``DataLoader(loader, batch_size=None, num_workers=N)`` of your own, the processes share the
+        batches in the same way, but call `set_epoch` before each epoch.
     device: device of the batches. For CUDA they are copied through pinned buffers while the previous step computes.
 
     Raises ValueError if an argument is out of range.
@@ -270,6 +271,8 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
             self.reader.keep_clips()
         if self.num_processes:  # a DataLoader asks its workers in turn, which keeps the order of the plan
             batches = iter(wds.WebLoader(_StepsOfWorker(self), batch_size=None, num_workers=self.num_processes))
+        elif torch.utils.data.get_worker_info() is not None:  # the caller's DataLoader does the same
+            batches = iter(_StepsOfWorker(self))
         else:
             batches = self.read_ahead(self.plan())
         if self.device.type == "cuda":

@@ -94,6 +94,8 @@ class ClipReader:
         self._memory: dict[int, Pixels] = {}  # the bytes of the kept clips, at their offsets in their shards
         self._versions: dict[int, tuple[int, ...]] = {}  # of the files, when they were first opened
         self._thread = threading.local()
+        self._files: set[IO[bytes]] = set()  # of all threads
+        weakref.finalize(self, _close_files, self._files)
         self._ahead: Prefetch | None = None
 
     @property
@@ -145,12 +147,10 @@ class ClipReader:
     def _read_clip(self, row: int, shard: int, offset: int, pixels: Pixels) -> None:
         """Read one clip into `pixels`, a row of bytes. Raises FormatError if the clip cannot be read or is damaged."""
         try:
-            with self._in_use(shard) if self._is_cached else _NOTHING:
-                if self._is_raw:
-                    sound = _read_at(self._open(shard), offset + len(self._header), pixels.data)
-                    sound = sound and (self._is_trusted(row, shard) or self._is_sound(row, pixels))
-                else:
-                    sound = self._read_encoded(row, shard, offset, pixels)
+            sound = self._read_file(row, shard, offset, pixels)
+            if not sound and isinstance(self.shard_set, RemoteSet):  # its copy was damaged in the cache
+                self.shard_set.discard(shard)
+                sound = self._read_file(row, shard, offset, pixels)
         except OSError as error:
             raise FormatError(f"{self._where(row)} cannot be read: {error.strerror}") from error
         if not sound:
@@ -162,6 +162,14 @@ class ClipReader:
             place = offset + len(self._header)
             self._memory[shard][place : place + len(pixels)] = pixels
             self._kept[row] = True
+
+    def _read_file(self, row: int, shard: int, offset: int, pixels: Pixels) -> bool:
+        """Read one clip from its shard; return False if it does not match its checksum. Raises OSError."""
+        with self._in_use(shard) if self._is_cached else _NOTHING:
+            if not self._is_raw:
+                return self._read_encoded(row, shard, offset, pixels)
+            complete = _read_at(self._open(shard), offset + len(self._header), pixels.data)
+            return complete and (self._is_trusted(row, shard) or self._is_sound(row, pixels))
 
     def _read_encoded(self, row: int, shard: int, offset: int, pixels: Pixels) -> bool:
         payload = bytearray(int(self._sizes[row]))
@@ -316,10 +324,21 @@ class ClipReader:
             files.move_to_end(shard)
         else:
             files[shard] = self.shard_set.open_shard(shard)
+            self._files.add(files[shard])
             self._versions.setdefault(shard, _version(files[shard]))
             if len(files) > MAX_OPEN_SHARDS:
-                files.popitem(last=False)[1].close()
+                self._close(files.popitem(last=False)[1])
         return files[shard]
+
+    def _close(self, file: IO[bytes]) -> None:
+        file.close()
+        self._files.discard(file)
+
+    def close(self) -> None:
+        """Stop downloads and close all shards; reading opens them again."""
+        self.close_ahead()
+        self._thread = threading.local()
+        _close_files(self._files)
 
     @contextlib.contextmanager
     def _in_use(self, shard: int) -> Iterator[None]:
@@ -331,7 +350,7 @@ class ClipReader:
                 if is_there:
                     yield
                     return
-            self._thread.files.pop(shard).close()  # the cache has deleted the file: open it again
+            self._close(self._thread.files.pop(shard))  # the cache has deleted the file: open it again
         yield
 
     def _where(self, row: int) -> str:
@@ -339,13 +358,14 @@ class ClipReader:
         return f"clip {self.index.key(row)!r} at byte {clip['offset']} of {self.shard_set.shard_where(clip['shard'])}"
 
     def __getstate__(self) -> dict[str, Any]:
-        own: dict[str, Any] = {"_thread": None, "_ahead": None, "_memory": {}}
+        own: dict[str, Any] = {"_thread": None, "_ahead": None, "_memory": {}, "_files": set()}
         own |= {"keeps_clips": False, "_kept": np.zeros(len(self), bool)}
         return {**self.__dict__, **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._thread = threading.local()
+        weakref.finalize(self, _close_files, self._files)
 
 
 class JoinedReader:
@@ -480,6 +500,11 @@ def _version(file: IO[bytes]) -> tuple[int, ...]:
     """Return what changes when an open file is written to, or another one takes its name."""
     about = os.fstat(file.fileno())
     return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
+
+
+def _close_files(files: set[IO[bytes]]) -> None:
+    while files:
+        files.pop().close()
 
 
 _KEEPING: weakref.WeakSet[ClipReader] = weakref.WeakSet()

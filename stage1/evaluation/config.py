@@ -75,6 +75,23 @@ class EvaluateConfig(CheckedConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrateConfig(CheckedConfig):
+    """Options of the choice of a threshold on normal footage."""
+
+    checkpoint: Path = checkpoint_option()
+    normal_shards: Location = option(
+        Path("shards/Normal"),
+        help="Shards of normal footage only, some hours of each camera.",
+        type=location,
+        metavar="PLACE",
+    )
+    false_alarms_per_hour: float = option(1.0, help="Highest rate of false alarms on this footage.", above=0)
+    batch_size: int = batch_size_option()
+    device: str = device_option()
+    num_resamples: int = _NUM_RESAMPLES
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoresConfig(CheckedConfig):
     """Options of the evaluation of any model's scores against annotations."""
 

@@ -88,12 +88,12 @@ class HeldOutScores:
     confidences: Array  # P(crime)
 
 
+@files.holds_out
 def crossval(config: CrossvalConfig) -> str:
     """Train and score all splits, write crossval.json and crossval.txt to ``config.out``, and return the table.
 
     Raises UserError on unusable input, or if the folder contains a cross-validation with different options.
     """
-    files.check_out(config.out)
     cache = CacheConfig(folder=config.training.cache_dir, limit_gb=config.training.cache_gb)
     clips = open_clips([ClipReader(place, cache=cache) for place in config.shards])
     test = None if config.test_shards is None else open_clips([ClipReader(config.test_shards, cache=cache)])

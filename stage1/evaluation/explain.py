@@ -71,12 +71,12 @@ class ExplainedClip:
     attention_on_event: float | None
 
 
+@files.holds_out
 def explain(config: ExplainConfig) -> ExplainReport:
     """Measure, write explanation.json and explanation.png into ``config.out``, and return the report.
 
     Raises UserError on unusable input, and if the model detects no crime that could be explained.
     """
-    files.check_out(config.out)
     checkpoint = load_checkpoint(config.checkpoint)
     reader = ClipReader(config.shards)
     check_clip_shape(checkpoint, config.checkpoint, reader.clip_shape, where=str(config.shards))

@@ -47,12 +47,12 @@ class ScoresReport(EvaluationReport):
     """Results of `evaluate_scores`."""
 
 
+@files.holds_out
 def evaluate_scores(config: ScoresConfig) -> ScoresReport:
     """Evaluate, write evaluation.json and evaluation.png into ``config.out``, and return the report.
 
     Raises UserError on unusable files, and if a list of training videos names a test video.
     """
-    files.check_out(config.out)
     listed = read_annotations(config.annotations, config.frame_counts)
     refuse_overlap(listed, config.trained_on)
     scores = score_files.read_scores(config.scores, fps=config.fps) if config.scores is not None else None

@@ -95,13 +95,13 @@ class Decision:
     chosen_for: str  # target of the threshold, and where it was chosen
 
 
+@files.holds_out
 def evaluate(config: EvaluateConfig) -> EvaluateReport:
     """Evaluate, write evaluation.json and evaluation.png into ``config.out``, and return the report.
 
     With ``config.target``, calibration and threshold are stored in the checkpoint. Raises UserError on unusable input,
     before anything is written.
     """
-    files.check_out(config.out)
     checkpoint = load_checkpoint(config.checkpoint)
     target = calibration.parse_target(config.target) if config.target is not None else None
     readers = _open_readers(config, checkpoint)
@@ -250,12 +250,15 @@ def choose_threshold(validation: ScoredClips, target: Target) -> float:
     if target.name != "false-alarms-per-hour":
         return calibration.choose_threshold(validation.labels, validation.scores, target)
     assert target.value is not None
-    hours = sum(_alarm_hours(validation.reader).values())
+    hours = sum(_alarm_hours_of(validation).values())
     calibration.check_support(target, num_normal=0, num_crime=0, normal_hours=hours)
-    for threshold in calibration.candidate_thresholds(validation.scores):
-        if sum(_alarms(validation, float(threshold)).values()) / hours <= target.value:
-            return float(threshold)
-    return 1.0
+    chosen = 1.0
+    # From the highest down, since alarms merge as the threshold falls, until a single one fills the whole video.
+    for threshold in sorted(calibration.candidate_thresholds(validation.scores).tolist(), reverse=True):
+        if sum(_alarms(validation, threshold).values()) / hours > target.value:
+            break
+        chosen = threshold
+    return chosen
 
 
 # --- figures ------------------------------------------------------------------------------------------------------
@@ -305,7 +308,7 @@ def scored_videos(clips: ScoredClips, ground_truth: GroundTruth) -> list[ScoredV
 
 def false_alarms(clips: ScoredClips, threshold: float, config: EvaluateConfig) -> dict[str, Any]:
     """Return false alarms per hour of normal footage, or a reason if no normal video is long enough."""
-    hours = _alarm_hours(clips.reader)
+    hours = _alarm_hours_of(clips)
     if not hours:
         return {"per_hour": None, "reason": f"no normal video of {MIN_ALARM_SECONDS:g} s or more"}
     alarms = _alarms(clips, threshold)
@@ -329,6 +332,12 @@ def false_alarms(clips: ScoredClips, threshold: float, config: EvaluateConfig) -
     }
 
 
+def _alarm_hours_of(clips: ScoredClips) -> dict[int, float]:
+    """Return `_alarm_hours` of the videos of `clips`."""
+    there = set(clips.videos.tolist())
+    return {number: hours for number, hours in _alarm_hours(clips.reader).items() if number in there}
+
+
 def _alarm_hours(reader: ClipReader) -> dict[int, float]:
     """Return the hours of each normal video that is long enough."""
     hours = {}
@@ -341,8 +350,14 @@ def _alarm_hours(reader: ClipReader) -> dict[int, float]:
 
 
 def _alarms(clips: ScoredClips, threshold: float) -> dict[int, int]:
-    """Count the events that `stage1 infer` would report in each normal video that is long enough."""
-    return {number: len(video_events(clips, number, threshold)) for number in _alarm_hours(clips.reader)}
+    """Count the events that `stage1 infer` would report in each normal video that is long enough, by started minute."""
+    return {
+        number: sum(
+            math.ceil((event.end_seconds - event.start_seconds) / 60)
+            for event in video_events(clips, number, threshold)
+        )
+        for number in _alarm_hours_of(clips)
+    }
 
 
 def video_events(clips: ScoredClips, number: int, threshold: float) -> list[Event]:
@@ -590,4 +605,5 @@ def store(path: Path, chosen: Calibration, threshold: float, target: Target, *, 
     """Store calibration and threshold (of `relative` scores) in the checkpoint, which is replaced atomically."""
     fields = {"calibration": chosen.to_dict(), "threshold": threshold, "threshold_target": str(target)}
     changes: dict[str, Any] = {"relative": fields} if relative else fields
-    save_checkpoint(path, dataclasses.replace(load_checkpoint(path), **changes))
+    with files.hold_out(path.parent, name=f".{path.name}.lock"):
+        save_checkpoint(path, dataclasses.replace(load_checkpoint(path), **changes))

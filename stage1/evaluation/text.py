@@ -22,8 +22,8 @@ METRIC_CONVENTIONS = {
     "within recording": "pairs of a crime and a normal clip or video of the same source group, equally weighted",
     "events": f"as in stage1 infer: scores per second, mean over {EventConfig().smooth_seconds:g} s, at least "
     f"{EventConfig().min_seconds:g} s long; a true event is found if one of its frames lies in a predicted event",
-    "false alarms": f"predicted events in normal videos of {calibration.MIN_ALARM_SECONDS:g} s or more; interval: the "
-    "wider of exact Poisson and bootstrap over recordings at each end",
+    "false alarms": f"predicted events in normal videos of {calibration.MIN_ALARM_SECONDS:g} s or more, one "
+    "for each started minute; interval: the wider of exact Poisson and bootstrap over recordings at each end",
     "relative": centred_scores.CONVENTION,
     "ece": f"{calibration.NUM_BINS} bins of equal width in P(crime)",
 }

@@ -16,7 +16,7 @@ from stage1.common import files
 from stage1.data import from_videos
 from stage1.inference.attention_data import TRAINED_ON, AttentionData, load_attention_data
 from stage1.inference.config import ExtractConfig as ExtractConfig
-from stage1.inference.outputs import OutputFiles, top_indices
+from stage1.inference.outputs import OutputFiles, top_indices, without_formulas
 from vidshard import __version__
 from vidshard.shards import codecs
 from vidshard.shards.layout import SampleRecord
@@ -68,13 +68,13 @@ class ExtractReport:
         )
 
 
+@files.holds_out
 def extract(config: ExtractConfig) -> ExtractReport:
     """Write `frames/<Class>/<key>-<position>.jpg`, `frames.csv` and `shards/` below ``config.out``.
 
     Raises UserError if ``config.out`` is not empty, or if the data must not be used for training.
     """
-    files.check_out(config.out)
-    if config.out.is_dir() and any(config.out.iterdir()):
+    if any(path.name != files.LOCK_NAME for path in config.out.iterdir()):
         raise UserError(f"`out` {config.out} is not empty; choose another folder, or remove this one")
     data = load_attention_data(config.folder, for_training=not config.for_looking)
     warnings = leak_warnings(config, {name for name in data.classes if name})
@@ -230,5 +230,5 @@ def _write_csv(path: Path, rows: list[dict[str, object]]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(map(without_formulas, rows))
     atomic.write_text(path, text.getvalue())

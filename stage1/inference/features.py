@@ -64,13 +64,13 @@ class FeaturesReport:
         )
 
 
+@files.holds_out
 def features(config: FeaturesConfig, *, confirm: backbones.Confirm = lambda _: False) -> FeaturesReport:
     """Write the features of every video of the shards to ``config.out``, and skip videos that are already there.
 
     `confirm` is called with a question before weights are downloaded, and returns True to allow it. Raises UserError if
     the clips do not fit the model, or if the folder contains features of a different model or set.
     """
-    files.check_out(config.out)
     device = choose_device(config.device)
     reader = ClipReader(config.shards)
     extract, facts, notes = _extractor(config, reader, device, confirm)

@@ -156,12 +156,12 @@ def shown_path(path: Path) -> str:
     return str(path) if path.is_absolute() else f"./{path.as_posix()}"
 
 
+@files.holds_out
 def infer(config: InferConfig) -> InferReport | None:
     """Score all clips, write the outputs to ``config.out``, and return the report; None on ranks other than 0.
 
     Raises UserError (which includes FormatError) before anything is written if the clips do not fit the checkpoint.
     """
-    files.check_out(config.out)
     fold = _load(Fold(checkpoint=config.checkpoint, rows=np.zeros(0, np.int64)))  # it scores all rows
     if not config.videos:
         return _on_all_ranks(config, [fold])
@@ -179,13 +179,13 @@ def infer(config: InferConfig) -> InferReport | None:
         return _InferenceRun(config, [fold], root=built.root, failures=built.failures).execute()
 
 
+@files.holds_out
 def infer_out_of_fold(config: InferConfig, folds: Sequence[Fold]) -> InferReport | None:
     """Score each clip with the checkpoint that was not trained on it, and write one set of outputs, for stage 2.
 
     ``config.checkpoint`` is ignored, and so are clips in no fold. Raises UserError if a clip is in two folds, if a
     checkpoint was trained on a video that it would score, or if the clips do not fit a checkpoint.
     """
-    files.check_out(config.out)
     if config.relative:
         raise UserError("relative scores need the threshold of a single checkpoint; score the folds without `relative`")
     if not folds:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from stage1.common import files
 from stage1.data.epoch_plan import evenly_spaced
 from stage1.data.reader import ClipReader
 from stage1.model.checkpoint import Checkpoint, check_clip_shape, load_checkpoint
@@ -100,7 +101,8 @@ def export(
             f"onnxruntime differs from {checkpoint_path} by {differences[0]:.1e} in P(crime) and {differences[1]:.1e} "
             f"in attention, expected at most {TOLERANCE:.0e}; nothing was written; try another version of onnxruntime"
         )
-    atomic.write_bytes(out, data)
+    with files.hold_out(out.parent, name=f".{out.name}.lock"):
+        atomic.write_bytes(out, data)
     return ExportReport(
         path=out,
         num_checked=len(clips),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from stage1.common.files import hold_out
 from stage1.inference.attention_data import load_attention_data
 from stage1.inference.outputs import Detection, OutputFiles, read_anomalies
 from vidshard.shards import layout
@@ -63,6 +64,11 @@ def visualize(folder: Path) -> tuple[Path, int]:
     Returns the path of the picture and the number of detections in it. If there are no detections, the picture says so.
     Raises UserError if the folder has no finished run, and FormatError if its files come from different runs.
     """
+    with hold_out(folder):
+        return _visualize(folder)
+
+
+def _visualize(folder: Path) -> tuple[Path, int]:
     files = OutputFiles(folder=folder)
     if not files.run.is_file():
         raise UserError(f"{folder} contains no finished run of stage1 infer; run `stage1 infer --out {folder}` first")

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from stage1.common import schema
 from stage1.common.earlier_results import set_file_aside
-from stage1.common.files import METRICS_NAME
+from stage1.common.files import METRICS_NAME, hold_out
 from stage1.data.reader import ClipReader
 from stage1.inference.attention_data import load_attention_data
 from stage1.inference.outputs import RUN_AGAIN, Detection, OutputFiles, Prediction, read_anomalies, read_predictions
@@ -59,6 +59,11 @@ def write_report(config: ReportConfig) -> ReportResult:
 
     Raises UserError if the folder has no finished run, and FormatError if its files are damaged or of different runs.
     """
+    with hold_out(config.path.parent):
+        return _write_report(config)
+
+
+def _write_report(config: ReportConfig) -> ReportResult:
     files = OutputFiles(folder=config.folder)
     if not files.run.is_file():
         raise UserError(

@@ -110,6 +110,7 @@ class TrainingRun:
         return logits_BK.float(), attention_BT.float()
 
 
+@files.holds_out
 def train(
     config: TrainConfig,
     *,
@@ -164,7 +165,6 @@ def check_out(config: TrainConfig) -> bool:
 
     Raises UserError if the folder is not writable, or has no run to resume.
     """
-    files.check_out(config.out)
     can_resume = any((config.out / name).exists() for name in (files.LAST_NAME, files.PREVIOUS_NAME))
     if config.resume is True and not can_resume:
         raise UserError(f"nothing to resume: no {config.out / files.LAST_NAME}; start the run without `resume`")

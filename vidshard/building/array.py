@@ -23,9 +23,7 @@ from vidshard.building import existing_set, finish
 from vidshard.building.finish import CompleteBuild
 from vidshard.building.log import BuildLog
 from vidshard.building.run import BuildReport, BuildRun, SetReport, plan_outputs, video_seconds
-from vidshard.execution import lock
 from vidshard.execution.array_task import Numbering, TaskRequest
-from vidshard.execution.lock import LockHeldError
 from vidshard.planning import shard_plan
 from vidshard.planning.build_state import (
     BuildState,
@@ -44,9 +42,10 @@ from vidshard.shards.manifest import Failure
 from vidshard.sources.folders import Source, Video
 from vidshard.storage import urls
 from vidshard.storage.urls import Url
-from vidshard.util import atomic
+from vidshard.util import atomic, lock
 from vidshard.util.console import Progress
 from vidshard.util.errors import UserError
+from vidshard.util.lock import LockHeldError
 from vidshard.util.text import counted
 
 logger = logging.getLogger(__name__)

@@ -30,7 +30,6 @@ from vidshard.building.finish import CompleteBuild
 from vidshard.building.join import ShardJoiner
 from vidshard.building.log import BuildLog
 from vidshard.building.worker import Decoded, DecodeJob, ProbeJob
-from vidshard.execution import lock
 from vidshard.execution.base import (
     Executor,
     ExecutorConfig,
@@ -63,6 +62,7 @@ from vidshard.sources.folders import (
 )
 from vidshard.sources.urls import find_remote_sources
 from vidshard.storage.urls import Location, Url
+from vidshard.util import lock
 from vidshard.util.console import Progress
 from vidshard.util.errors import UserError
 from vidshard.util.text import counted

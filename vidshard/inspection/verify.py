@@ -32,6 +32,7 @@ from vidshard.shards.manifest import Failure, Index, Manifest, Shard, read_manif
 from vidshard.storage import urls
 from vidshard.storage.urls import Location
 from vidshard.util import atomic
+from vidshard.util import files as regular_files
 from vidshard.util.console import Progress, shown_line
 from vidshard.util.errors import FormatError
 from vidshard.util.hashing import file_sha256
@@ -172,7 +173,7 @@ class SetFiles:
         """Return the content of a file. Raises OSError."""
         place = self._folder / name
         if isinstance(place, Path):
-            return place.read_bytes()
+            return regular_files.read_bytes(place)
         try:
             return urls.read_bytes(place)
         except urls.NotThereError as error:

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from vidshard.shards import layout
 from vidshard.shards.layout import Clip, ClipShape, SampleRecord
-from vidshard.util import atomic
+from vidshard.util import atomic, files
 from vidshard.util.errors import FormatError, UserError
 from vidshard.util.lists import VIDEO_SUFFIXES
 
@@ -525,7 +525,7 @@ def open_shards(folder: Path) -> ShardSet:
     manifest = read_manifest(folder)
     index_path = folder / manifest.index_name
     try:
-        data = index_path.read_bytes()
+        data = files.read_bytes(index_path)
     except OSError as error:
         raise FormatError(f"{index_path} cannot be read: {error.strerror}, although the manifest lists it") from error
     if len(data) != manifest.index_bytes or hashlib.sha256(data).hexdigest() != manifest.index_sha256:

@@ -34,7 +34,13 @@ def open_location(where: Location, *, cache: CacheConfig | None = None) -> Shard
     url = where / about.index_name
     path = kept.fetch(url, size=about.index_bytes, sha256=about.index_sha256)
     assert path is not None
-    index = Index.from_bytes(path.read_bytes(), where=str(url), about=about)
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != about.index_sha256:  # the copy was damaged in the cache
+        kept.discard(url, about.index_sha256)
+        path = kept.fetch(url, size=about.index_bytes, sha256=about.index_sha256)
+        assert path is not None
+        data = path.read_bytes()
+    index = Index.from_bytes(data, where=str(url), about=about)
     return RemoteSet(folder=path.parent, manifest=about, index=index, url=where, cache=kept)
 
 
@@ -121,6 +127,10 @@ class RemoteSet(ShardSet):
 
     def in_use(self, file: IO[bytes]) -> AbstractContextManager[bool]:
         return self.cache.in_use(file)
+
+    def discard(self, number: int) -> None:
+        """Delete the damaged copy of a shard, so that it is downloaded again."""
+        self.cache.discard(self._shard_url(number), self.manifest.shards[number].sha256)
 
     def fetch(self, number: int, *, wait: bool) -> bool:
         """Download a shard to the cache; return False if `wait` is False and another process is downloading it."""

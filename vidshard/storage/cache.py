@@ -14,6 +14,7 @@ import os
 import random
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -56,10 +57,11 @@ class ShardCache:
             raise UserError(
                 "reading shards from a URL needs file locks that this system lacks; copy the shards to a folder"
             )
-        user = os.getuid() if hasattr(os, "getuid") else "user"
-        self.folder = config.folder or Path(tempfile.gettempdir()) / f"vidshard-cache-{user}"
+        self.folder = config.folder or Path(tempfile.gettempdir()) / f"vidshard-cache-{os.getuid()}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if config.folder is None:
+                _check_own(self.folder)
             free = shutil.disk_usage(self.folder).free
         except OSError as error:
             raise UserError(
@@ -139,6 +141,10 @@ class ShardCache:
             f"`cache_gb` (now {self.limit_bytes / 1e9:.3g}), or another `cache_dir`"
         )
 
+    def discard(self, url: Url, sha256: str) -> None:
+        """Delete a damaged copy, so that the object is downloaded again."""
+        _drop(self.path(url, sha256))
+
     # ---- reading
 
     def open(self, url: Url, *, size: int, sha256: str) -> IO[bytes]:
@@ -197,6 +203,16 @@ class ShardCache:
             with contextlib.suppress(OSError):
                 used += path.stat().st_size
         return used
+
+
+def _check_own(folder: Path) -> None:
+    """Raise UserError unless only this user may write to `folder`, whose name anyone could have taken before."""
+    about = folder.lstat()
+    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o022:
+        raise UserError(
+            f"the cache {folder} is a link, belongs to someone else, or others may write to it; remove it, or give a "
+            "`cache_dir` of your own"
+        )
 
 
 def _has_size(path: Path, size: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
@@ -450,3 +451,27 @@ def _flip_byte(path: Path, offset: int) -> None:
         value = file.read(1)[0]
         file.seek(offset)
         file.write(bytes([value ^ 0x10]))
+
+
+def test_processes_of_a_dataloader_share_the_batches(folder: Path) -> None:
+    loader = ClipLoader(ClipReader(folder), batch_size=5, shuffle=True)
+    expected = [batch.indices.tolist() for batch in ClipLoader(ClipReader(folder), batch_size=5, shuffle=True)]
+    batches = torch.utils.data.DataLoader(loader, batch_size=None, num_workers=2)
+    assert [batch.indices.tolist() for batch in batches] == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_shards_are_closed(folder: Path) -> None:
+    reader = ClipReader(folder)
+    list(ClipLoader(reader, batch_size=5, shuffle=False, num_threads=2))
+
+    def is_open() -> bool:
+        return any(str(folder) in os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.exists())
+
+    assert is_open()
+    reader.close()
+    assert not is_open()
+    assert np.array_equal(reader[3], CLIPS[3])
+    del reader
+    gc.collect()  # the loader's pipeline refers to the loader
+    assert not is_open()

@@ -23,9 +23,9 @@ from vidshard import SamplingConfig
 from vidshard.building import array, run
 from vidshard.building.run import BuildConfig
 from vidshard.cli import main
-from vidshard.execution import lock as folder_lock
 from vidshard.execution.array_task import find_task
 from vidshard.planning import build_state, settings
+from vidshard.util import lock as folder_lock
 from vidshard.util.errors import UserError
 
 VIDEOS = {f"{name}/{name}{n}.mp4": count for name in ("Abuse", "NormalVideos") for n, count in enumerate((70, 33, 5))}

@@ -27,9 +27,9 @@ from vidshard.building import run as builder
 from vidshard.building import worker
 from vidshard.building.run import BuildConfig, build
 from vidshard.execution.base import Task, TaskResult
-from vidshard.execution.lock import hold_lock
 from vidshard.shards import layout, manifest, writer
 from vidshard.util.errors import FormatError, UserError
+from vidshard.util.lock import hold_lock
 from vidshard.video import sampling as clips
 from vidshard.video.decoders.decord_decoder import DecordDecoder
 from vidshard.video.packets import VideoError

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -312,3 +313,29 @@ def test_no_secret_is_shown_or_kept(store: ObjectStore, tmp_path: Path) -> None:
     shown = f"{error.value} {signed!r} {signed / 'a b.tar'} {urls.local_name(signed)} {signed.as_posix()}"
     assert not [word for word in ("hunter2", "abcdef", "AKIA", *CREDENTIALS.values()) if word in shown]
     assert (signed / "a b.tar").full == signed.full.replace("/set?", "/set/a%20b.tar?")
+
+
+def test_a_copy_that_was_damaged_in_the_cache_is_downloaded_again(url: Url, tmp_path: Path) -> None:
+    clips = all_clips(reader(url, tmp_path))
+    for path in (tmp_path / "cache").glob("*/*"):
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+    np.testing.assert_array_equal(all_clips(reader(url, tmp_path)), clips)
+
+
+@pytest.mark.parametrize("trap", ["link", "open to others"])
+def test_a_cache_that_another_user_may_have_made_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trap: str
+) -> None:
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    folder = tmp_path / f"vidshard-cache-{os.getuid()}"
+    if trap == "link":
+        (tmp_path / "elsewhere").mkdir()
+        folder.symlink_to(tmp_path / "elsewhere")
+    else:
+        folder.mkdir()
+        folder.chmod(0o777)
+    with pytest.raises(UserError, match=r"the cache .* is a link, belongs to someone else, or others may write to it"):
+        ShardCache(CacheConfig())
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "new"))
+    assert ShardCache(CacheConfig()).folder.is_dir()
