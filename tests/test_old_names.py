@@ -65,7 +65,7 @@ def text_files() -> list[Path]:
     return [ROOT / name for name in names if Path(name).suffix in kinds and not name.startswith("tests/fixtures/")]
 
 
-def test_no_old_import_path_is_left() -> None:
+def test_no_old_import_path_remains() -> None:
     paths = sorted(old_paths())
     dotted = "|".join(path.replace(".", "[./]") for path in paths)
     named = "|".join(path.partition(".")[2] for path in paths)

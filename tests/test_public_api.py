@@ -123,7 +123,7 @@ def test_unknown_names_are_attribute_errors() -> None:
         (lambda: stage1.load_checkpoint("nowhere.pt"), "no checkpoint nowhere.pt"),
     ],
 )
-def test_wrong_use_is_a_user_error_that_says_what_was_expected(call: Any, message: str, tmp_path: Path) -> None:
+def test_wrong_use_is_a_user_error_that_states_what_was_expected(call: Any, message: str, tmp_path: Path) -> None:
     os.chdir(tmp_path)
     with pytest.raises(vidshard.UserError, match=re.escape(message)):
         call()

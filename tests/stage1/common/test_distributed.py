@@ -123,7 +123,7 @@ def notes_of(out: Path, world_size: int) -> list[list[list[Any]]]:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
-def test_killed_ranks_leave_nothing_behind_and_others_go_on_with_the_same_batches(tmp_path: Path) -> None:
+def test_killed_ranks_leave_nothing_behind_and_others_resume_with_the_same_batches(tmp_path: Path) -> None:
     folder = shards(tmp_path / "shards")
     outs = {name: tmp_path / name for name in ("whole", "killed", "resumed")}
     for out in outs.values():

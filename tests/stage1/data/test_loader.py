@@ -187,7 +187,7 @@ def test_random_access_and_records(folder: Path) -> None:
     assert (record.key, record.label) == (clips.index.key(5), 1)
 
 
-def test_a_missing_folder_says_what_to_do(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error_with_advice(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="vidshard build"):
         ClipReader(tmp_path / "none")
 
@@ -234,7 +234,7 @@ def _global_batches(reader: ClipReader, world_size: int, *, steps: int | None = 
 
 
 @pytest.mark.parametrize("options", [{}, {"clips_per_video": 1}, {"block_shards": 2}, {"num_threads": 3}])
-def test_a_stopped_epoch_goes_on_with_other_ranks(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_a_stopped_epoch_resumes_with_other_ranks(tmp_path: Path, options: dict[str, Any]) -> None:
     folder = write_shards(tmp_path / "shards", CLIPS, LABELS, clips_per_shard=8, clips_per_video=2)
     reader = ClipReader(folder)
     whole, _ = _global_batches(reader, 1, batch_size=4, **options)

@@ -99,7 +99,7 @@ def test_review_labels_may_exclude_all_clips_held_out(tmp_path: Path) -> None:
     assert f"{path} excludes all clips held out for validation, so the last epoch is kept" in data.warnings
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         read_review_labels([tmp_path / "none.csv"])
 

@@ -54,7 +54,7 @@ def test_folds_hold_whole_groups_and_every_row_once() -> None:
         stratified_folds(labels, groups, folds=20, seed=0)
 
 
-def test_a_whole_run_goes_on_where_it_stopped_and_writes_out_of_fold_outputs(
+def test_a_run_resumes_where_it_stopped_and_writes_out_of_fold_outputs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train, validation = _shards(tmp_path / "Train"), _shards(tmp_path / "Val", seed=1, split="Validation")
@@ -107,7 +107,7 @@ def test_a_whole_run_goes_on_where_it_stopped_and_writes_out_of_fold_outputs(
     assert len(trained) == 9
 
 
-def test_a_signal_ends_it_with_exit_code_75_and_the_same_command_goes_on(
+def test_a_signal_ends_it_with_exit_code_75_and_the_same_command_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [
@@ -157,7 +157,7 @@ def test_a_call_that_is_refused_does_not_take_the_folder(tmp_path: Path) -> None
     crossval(_config(tmp_path, shards, seeds=1, random_split=False))
 
 
-def test_sets_with_the_same_videos_are_told_before_anything_is_trained(
+def test_sets_with_the_same_videos_are_reported_before_training(
     tmp_path: Path,
 ) -> None:
     one, other = _shards(tmp_path / "One", groups=[None] * 12), _shards(tmp_path / "Two", seed=1)
@@ -175,7 +175,7 @@ def test_sets_with_the_same_videos_are_told_before_anything_is_trained(
 
 
 @pytest.mark.slow
-def test_shortcuts_are_judged_in_the_same_folds_and_a_model_not_above_them_is_flagged(
+def test_shortcuts_use_the_same_folds_and_a_model_that_does_not_beat_them_is_flagged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     some = {"first frame": baselines.first_frame}  # two of them take a third of the time of all

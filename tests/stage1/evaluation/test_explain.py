@@ -43,7 +43,7 @@ def test_all_frames_but_one_can_be_matched() -> None:
     assert drawn == {(0, 1, 2), (1, 2, 3)}
 
 
-def test_freezing_takes_what_is_nearest() -> None:
+def test_freezing_takes_the_nearest_frame() -> None:
     clip = torch.arange(6).view(6, 1)
     assert freeze(clip, [1, 2, 3]).flatten().tolist() == [0, 0, 0, 4, 4, 5]
     assert freeze(clip, []).flatten().tolist() == list(range(6))

@@ -100,7 +100,7 @@ def test_videos_that_are_gone_are_named_and_the_others_extracted(run_folder: Pat
     assert {row["class"] for row in rows_of(tmp_path / "x")} == {"Fighting", "Normal"}
 
 
-def test_what_is_not_for_training_is_refused_but_may_be_looked_at(tmp_path: Path) -> None:
+def test_data_not_for_training_is_refused_but_may_be_inspected(tmp_path: Path) -> None:
     import torch
 
     write(tmp_path / "run", some_detections(1), torch.zeros((1, 6, 4, 5, 3), dtype=torch.uint8))

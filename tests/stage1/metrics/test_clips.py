@@ -25,7 +25,7 @@ def test_unknown_labels_do_not_count() -> None:
     assert score([-1, 0, 1], [0.9, 0.1, 0.9]) == score([0, 1], [0.1, 0.9])
 
 
-def test_what_is_undefined_is_none() -> None:
+def test_undefined_metrics_are_none() -> None:
     assert roc_auc([0, 0], [0.1, 0.9]) is None
     nothing = score([], [])
     assert (nothing.accuracy, nothing.auc, nothing.num_clips) == (None, None, 0)
@@ -67,7 +67,7 @@ def test_a_resample_without_a_class_has_no_auc() -> None:
     assert clips.roc_auc_statistic([0, 1], [0.1, 0.9])(np.array([1.0, 0.0])) is None
 
 
-def test_within_recording_auc_ignores_what_tells_recordings_apart() -> None:
+def test_within_recording_auc_ignores_differences_between_recordings() -> None:
     """The score is the recording: perfect over all clips, chance within recordings."""
     labels = [1, 1, 1, 0, 1, 0, 0, 0]
     groups = ["a"] * 4 + ["b"] * 4

@@ -79,7 +79,7 @@ def test_the_accuracy_with_mixup_is_that_of_clips_as_they_are() -> None:
     assert float(loss.weight) == pytest.approx(5.0)
 
 
-def test_motion_features_are_fitted_to_every_rare_crime_and_to_short_videos_beside_a_long_one(
+def test_motion_features_are_fitted_to_rare_crimes_and_to_short_videos(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     videos = np.repeat(np.arange(20), [500, *[2] * 19])  # a long one, and 19 of two clips each

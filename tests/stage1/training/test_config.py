@@ -92,7 +92,7 @@ def test_settings() -> None:
     assert merge({"model": {"a": 1}}, {}, {"model": {"b": 2}, "lr": 1}) == {"model": {"a": 1, "b": 2}, "lr": 1}
 
 
-def test_files_that_are_no_toml(tmp_path: Path) -> None:
+def test_files_that_are_not_toml(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no file .*none: `config`"):
         read_toml(tmp_path / "none")
     (tmp_path / "bad").write_text("a = ")

@@ -163,7 +163,7 @@ def test_new_videos_go_into_new_shards(whole: Path, tmp_path: Path) -> None:
     assert digests(again) == digests(out)
 
 
-def test_extend_refuses_what_is_no_addition(whole: Path, tmp_path: Path) -> None:
+def test_extend_refuses_anything_but_additions(whole: Path, tmp_path: Path) -> None:
     source = make_tiny_videos(tmp_path / "source", {**VIDEOS, "Abuse/c.mp4": 9})
     out = Path(shutil.copytree(whole, tmp_path / "out"))
     with pytest.raises(UserError, match=r"clip_len 8, now 4"):

@@ -66,7 +66,7 @@ def test_build_inspect_and_build_again(source: Path, tmp_path: Path, monkeypatch
     assert "finished before, nothing to do" in again.stdout
 
 
-def test_breaks_in_time_are_told(source: Path, tmp_path: Path) -> None:
+def test_breaks_in_time_are_reported(source: Path, tmp_path: Path) -> None:
     make_tiny_video(source / "Abuse" / "a.mp4", 30, break_before=10)
     dense = run("build", source, "--out", tmp_path / "dense", "--sampling", "dense")
     assert "breaks: 1 video has long gaps, or jumps of the clock; no clip crosses one" in dense.stdout
@@ -95,7 +95,7 @@ def test_a_class_folder_is_asked_about_before_decoding(source: Path, tmp_path: P
     assert run(*arguments, "--yes").exit_code == 0
 
 
-def test_shards_as_a_source_and_the_groups_of_recordings_are_told(source: Path, tmp_path: Path) -> None:
+def test_shards_as_a_source_and_recordings_are_reported(source: Path, tmp_path: Path) -> None:
     rows = [{"file": f"Train/{path}", "source": "recording 1"} for path in GOOD]
     (tmp_path / "sources.json").write_text(json.dumps(rows))
     result = run("build", source, "--out", tmp_path / "out" / "Train", "--workers", 1)
@@ -108,14 +108,16 @@ def test_shards_as_a_source_and_the_groups_of_recordings_are_told(source: Path, 
     assert "WARNING: videos are not grouped by recording: " in result.stdout
 
 
-def test_a_skipped_file_is_no_failure(source: Path, tmp_path: Path) -> None:
+def test_a_skipped_file_is_not_a_failure(source: Path, tmp_path: Path) -> None:
     (source / "Abuse" / "readme.txt").touch()
     result = run("build", source, "--out", tmp_path / "out", "--workers", 1)
     assert result.exit_code == 0
     assert "4 found, 3 ok, 1 skipped" in result.stdout
 
 
-def test_what_is_skipped_is_counted_and_what_may_hide_videos_gives_exit_code_2(source: Path, tmp_path: Path) -> None:
+def test_skipped_files_are_counted_and_those_that_may_hide_videos_give_exit_code_2(
+    source: Path, tmp_path: Path
+) -> None:
     (tmp_path / "outside").mkdir()
     try:
         (source / "Arson").symlink_to(tmp_path / "outside", target_is_directory=True)
@@ -248,13 +250,13 @@ def test_an_unknown_option_is_exit_code_1() -> None:
     assert "--no-such-option" in result.stderr
 
 
-def test_inspect_of_what_is_no_shard_folder(tmp_path: Path) -> None:
+def test_inspect_without_a_shard_folder(tmp_path: Path) -> None:
     check_error(run("inspect", tmp_path / "nowhere"), "no shard folder", "vidshard build")
     check_error(run("inspect", tmp_path), "has no manifest.json")
 
 
 @pytest.mark.parametrize("command", [["preview"], ["finalize"], ["split", "--out", "lists"], ["build", "--staging"]])
-def test_a_url_is_no_path_on_a_disk(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_url_is_not_a_local_path(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     check_error(run(*command, "s3://bucket/Train"), "is a URL, expected a local path")
     assert not list(tmp_path.iterdir())

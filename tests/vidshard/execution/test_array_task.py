@@ -84,7 +84,7 @@ def test_there_is_none(environment: dict[str, str], options: tuple[int | None, i
         (slurm(5, 2, 5, 2), (None, None), "an array with gaps"),
     ],
 )
-def test_what_cannot_be_told_is_refused(
+def test_undecidable_numbers_are_refused(
     environment: dict[str, str], options: tuple[int | None, int | None], told: str
 ) -> None:
     with pytest.raises(UserError, match=told):

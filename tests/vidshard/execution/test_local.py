@@ -93,7 +93,7 @@ def test_children_are_recycled() -> None:
     assert pids[0] == pids[1] != pids[2] == pids[3]
 
 
-def test_tasks_are_read_lazily_and_leaving_early_waits_for_nobody() -> None:
+def test_tasks_are_read_lazily_and_leaving_early_does_not_wait() -> None:
     taken = []
 
     def endless() -> Any:
@@ -126,7 +126,7 @@ def test_workers_that_cannot_start_raise_instead_of_starting_for_ever(tmp_path: 
 
 
 @needs_signals
-def test_no_process_is_left_when_the_parent_has_ended() -> None:
+def test_no_process_outlives_the_parent() -> None:
     """Not Python's resource tracker either, which by itself only begins to end then."""
     script = (
         "from vidshard.execution.base import *\nfrom vidshard.execution.local import *\n"

@@ -69,7 +69,7 @@ def test_a_sound_set_has_no_fault(shards: Path, deep: bool) -> None:
     assert (report.num_shards, report.num_clips) == (3, 10)
 
 
-def test_the_command_says_so(shards: Path) -> None:
+def test_the_command_reports_it(shards: Path) -> None:
     result = run(shards)
     assert result.exit_code == 0, result.output
     assert "10 clips in 3 shards" in result.stdout
@@ -135,7 +135,7 @@ def whole_samples(folder: Path, name: str) -> list[tuple[int, str]]:
     return [(stop, key) for stop, (_, key) in zip(stops, samples, strict=True)]
 
 
-def test_all_faults_are_told_not_only_the_first(shards: Path) -> None:
+def test_all_faults_are_reported_not_only_the_first(shards: Path) -> None:
     index = manifest.open_shards(shards).index
     for row in (1, 2, 9):
         path = shards / layout.shard_name(int(index.clips["shard"][row]))
@@ -151,7 +151,7 @@ def test_all_faults_are_told_not_only_the_first(shards: Path) -> None:
         assert text in result.stdout
 
 
-def test_json_tells_every_fault(shards: Path) -> None:
+def test_json_lists_every_fault(shards: Path) -> None:
     (shards / "shard-000001.tar").unlink()
     result = run(shards, "--json")
     assert result.exit_code == 1
@@ -160,7 +160,7 @@ def test_json_tells_every_fault(shards: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "3", "{", "[" * 100_000])
-def test_a_manifest_that_is_none_is_a_fault(shards: Path, text: str) -> None:
+def test_an_invalid_manifest_is_a_fault(shards: Path, text: str) -> None:
     (shards / "manifest.json").write_text(text)
     (fault,) = verify(shards).faults
     assert fault.file == "manifest.json"
@@ -209,7 +209,7 @@ def test_a_cut_shard_names_the_first_sample_that_is_lost(shards: Path) -> None:
     assert "beyond the end of the file" in faults[-1].message
 
 
-def test_swapped_shards_are_told_apart_from_damage(shards: Path) -> None:
+def test_swapped_shards_are_distinguished_from_damage(shards: Path) -> None:
     first, second = shards / "shard-000000.tar", shards / "shard-000001.tar"
     first_bytes, second_bytes = first.read_bytes(), second.read_bytes()
     first.write_bytes(second_bytes)

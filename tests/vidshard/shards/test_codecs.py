@@ -55,7 +55,7 @@ def test_jpeg_keeps_frames_apart_and_colours_in_order() -> None:
 
 @pytest.mark.parametrize("codec", ["zstd", "jpeg"])
 @pytest.mark.parametrize("damage", [b"", b"\0" * 40, "cut", "other shape"])
-def test_damage_is_told_with_its_place(codec: str, damage: Any) -> None:
+def test_damage_is_reported_with_its_position(codec: str, damage: Any) -> None:
     payload, shape = layout.encode_clip(smooth_clip(), codec=codec), SHAPE
     if damage == "cut":
         payload = payload[: len(payload) // 8]
@@ -110,7 +110,7 @@ def test_shards_of_every_codec_hold_the_same_clips(tmp_path: Path) -> None:
         build(BuildConfig(source=source, out=tmp_path / "raw", codec="jpeg", frame_size=32, workers=1))
 
 
-def test_a_jpeg_without_opencv_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jpeg_without_opencv_names_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(UserError, match="pip install opencv-python-headless"):
         codecs.check_codec("jpeg")

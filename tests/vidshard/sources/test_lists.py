@@ -50,7 +50,7 @@ def test_every_layout_selects_by_stem(lines: list[str], tmp_path: Path) -> None:
     assert matched.note == "list.txt: 2 of 3 videos are in the list"
 
 
-def test_entries_without_a_file_are_told(tmp_path: Path) -> None:
+def test_entries_without_a_file_are_reported(tmp_path: Path) -> None:
     root = make(tmp_path / "s", "Abuse/a.mp4")
     told = apply_split_list(find_sources(root), write(tmp_path / "list.txt", "Abuse/a.mp4", "Abuse/b.mp4")).note
     assert "WARNING: 1 of 2 entries of list.txt match no video: Abuse/b" in told

@@ -202,7 +202,7 @@ def test_overlaps_are_found_whatever_the_layout_of_the_list(tmp_path: Path) -> N
     assert run("--check", official, other).exit_code == 0
 
 
-def test_what_is_no_list_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_list_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("\n")
     with pytest.raises(UserError, match="lists no video"):

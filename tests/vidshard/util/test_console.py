@@ -54,7 +54,7 @@ def test_exit_codes_and_texts(arguments: list[str], code: int, text: str, capsys
 
 
 @pytest.mark.parametrize("what", ["interrupt", "disk"])
-def test_a_command_may_say_how_to_go_on(
+def test_a_command_may_explain_how_to_continue(
     what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stop(_: object) -> None:

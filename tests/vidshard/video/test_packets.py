@@ -45,7 +45,9 @@ def refusal(path: Path) -> VideoError:
         (b"\0\0\0\x1cftypisom" + bytes(16), "damaged", ""),
     ],
 )
-def test_what_is_no_video_is_told_by_its_content(content: bytes, reason: str, text: str, tmp_path: Path) -> None:
+def test_files_that_are_not_videos_are_recognised_by_content(
+    content: bytes, reason: str, text: str, tmp_path: Path
+) -> None:
     path = tmp_path / "x.mp4"
     path.write_bytes(content)
     error = refusal(path)
@@ -177,7 +179,7 @@ def test_a_disk_that_fails_fails_this_video_alone(video: Path, monkeypatch: pyte
     assert str(video) not in error.message
 
 
-def test_sound_alone_is_no_video(tmp_path: Path) -> None:
+def test_sound_alone_is_not_a_video(tmp_path: Path) -> None:
     import av
 
     path = tmp_path / "sound.mp4"

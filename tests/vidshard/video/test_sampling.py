@@ -162,7 +162,7 @@ def test_a_slow_camera_repeats_frames_without_being_short() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_moments_have_the_nearest_frame_and_are_no_more_than_time_has_room_for(seed: int) -> None:
+def test_moments_take_the_nearest_frame_and_fit_into_the_duration(seed: int) -> None:
     rng = np.random.default_rng(seed)
     gaps = rng.choice([0.0, 0.001, 0.04, 0.5, 4.9], size=rng.integers(0, 80))  # also two frames at one moment
     timestamps = np.concatenate([[0.0], np.cumsum(gaps)])
@@ -231,13 +231,13 @@ def test_a_jump_of_the_clock_makes_no_frames() -> None:
         assert all(len(set(clip)) == 16 for clip in clips)
 
 
-def test_uniform_counts_frames_and_knows_no_break() -> None:
+def test_uniform_counts_frames_and_ignores_breaks() -> None:
     timestamps = with_gaps(62, 0.04, {20: 600})
     options = {"mode": "uniform", "clips_per_video": 2}
     assert clips_of(timestamps, **options) == all_clips(62, clip_len=4, **options)
 
 
-def test_what_is_short_between_two_breaks_repeats_its_last_frame_and_one_frame_alone_is_left_out() -> None:
+def test_a_short_part_between_breaks_repeats_its_last_frame_and_a_single_frame_is_left_out() -> None:
     timestamps = with_gaps(13, 0.1, {5: 60, 7: 60, 8: 60})
     sampling = SamplingConfig(mode="dense", clip_len=4)
     clips = VideoClips(13, sampling, timestamps_seconds=timestamps)
@@ -370,7 +370,7 @@ def test_crop_covers_and_letterbox_fits(resize: str, size: tuple[int, int]) -> N
     ],
 )
 @pytest.mark.parametrize("resize", ["squash", "crop", "letterbox"])
-def test_pixels_that_are_no_squares_give_what_a_player_shows(
+def test_non_square_pixels_give_the_shape_that_a_player_shows(
     resize: str, size: tuple[int, int], sample_aspect: Fraction | float, shown: tuple[int, int]
 ) -> None:
     to = {"to_height": 112, "to_width": 100}
