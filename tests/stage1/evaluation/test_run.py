@@ -195,7 +195,7 @@ def test_videos_also_in_validation_are_reported(run: dict[str, Path], tmp_path: 
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
-def test_one_class_without_recordings_gives_few_metrics(run: dict[str, Path], tmp_path: Path) -> None:
+def test_one_class_without_recordings_does_not_mention_recordings(run: dict[str, Path], tmp_path: Path) -> None:
     clips, _ = fake_shards.moving_clips(4, shape=SHAPE)
     normal = fake_shards.write_shards(tmp_path / "normal", clips, [0] * 4, prefix="normal")
     text = evaluate(config(run, tmp_path / "e", shards=normal, val_shards=run["val"], prior=0.001)).text

@@ -67,7 +67,7 @@ def test_a_normal_detected_by_mistake_stays_as_class_normal(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["x.pt", "x"])
-def test_training_on_one_class_is_refused(tmp_path: Path, name: str) -> None:
+def test_training_on_uninformative_data_is_refused(tmp_path: Path, name: str) -> None:
     clips = torch.zeros((1, 6, 4, 5, 3), dtype=torch.uint8)
     path = write(tmp_path / name, [detection()], clips)
     load_attention_data(path)
