@@ -78,7 +78,7 @@ class Annotations:
         return (
             f"{counts['videos']} videos, {counts['crime_videos']} with a crime ({counts['videos_with_two_events']} of "
             f"them with two events or more), {counts['frames']} frames, {counts['event_frames']} event frames; "
-            f"{counted(counts['overruns_cut'], 'event')} cut at the last frame. "
+            f"{counted(self.overruns, 'event')} cut at the last frame. "
             f"Events: {EVENT_CONVENTIONS[self.convention]}."
         )
 

@@ -103,8 +103,8 @@ def apply_recordings(sources: Sequence[Source], path: Path) -> Matched:
         for number, source in enumerate(sources)
     ]
     unknown = [video.path for source in grouped for video in source.videos if video.recording is None]
-    recordings = {recording for *_, recording in recording_of.values()}
-    note = f"{path.name}: {counted(len(recording_of), 'video')} of {counted(len(recordings), 'recording')}"
+    num_recordings = len({recording for *_, recording in recording_of.values()})
+    note = f"{path.name}: {counted(len(recording_of), 'video')} of {counted(num_recordings, 'recording')}"
     if unknown:
         note += f"\nWARNING: {path.name} has no row for {counted(len(unknown), 'video')}: {shown(unknown)}"
     return Matched(sources=grouped, note=note)
