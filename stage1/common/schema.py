@@ -27,7 +27,8 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 
 
 def read_json(path: Path, name: str, *, again: str) -> Any:
-    """Return the content of a JSON file of the schema `name`. Raises FormatError if it cannot be, and says `again`."""
+    """Return the content of a JSON file of the schema `name`. Raises FormatError if that fails, and adds `again` as
+    advice."""
     try:
         value = json.loads(files.read_bytes(path), parse_constant=_refuse_constant)
     except OSError as error:
@@ -41,7 +42,7 @@ def read_json(path: Path, name: str, *, again: str) -> Any:
 
 
 def faults(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with a value, after its place in the file.
+    """Yield the faults of a value, each with its place in the file.
 
     >>> schema = {"type": "object", "properties": {"label": {"enum": [0, 1]}}, "required": ["label"]}
     >>> list(faults({"label": 2}, schema, schema)), list(faults({}, schema, schema))

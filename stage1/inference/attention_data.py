@@ -1,6 +1,6 @@
 """Training data for stage 2: detections with their clips, as one file of tensors or as WebDataset shards of any size.
 
-Both formats hold the same data, and `load_attention_data` reads both; docs/OUTPUTS.md is the specification.
+Both formats contain the same data, and `load_attention_data` reads both; docs/OUTPUTS.md is the specification.
 """
 
 from __future__ import annotations
@@ -405,7 +405,7 @@ def _checked(path: Path, version: object, fields: dict[str, Any]) -> AttentionDa
 
 
 def _wrong_length(data: AttentionData) -> str | None:
-    """Return a fault if a field lacks one entry per detection or frame, else None."""
+    """Return a fault if a field lacks one entry per detection or frame, or None."""
     if data.clips.ndim != 5:
         return f"clips has the shape {tuple(data.clips.shape)}, expected (N, T, H, W, 3)"
     shape_NT = (len(data), data.clips.shape[1])

@@ -377,7 +377,7 @@ def _tables(clips: Sequence[Prediction]) -> Iterator[dict[str, Any]]:
 
 
 def _charts(run: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the training curves: those of the whole run, or up to the kept epoch if its metrics are not there."""
+    """Return the training curves: those of the whole run, or up to the kept epoch if its metrics are missing."""
     try:
         path = Path(run["checkpoint"]["path"])
         history = kept = load_checkpoint(path).run_state.get("history", [])
@@ -413,7 +413,7 @@ def line_chart(
 ) -> dict[str, Any] | None:
     """Scale lines of (x, y) to a drawing of 400 × 150; return None if there are no points.
 
-    The y axis begins at 0 (or below) and ends at `top`, else at the highest value.
+    The y axis begins at 0 (or below) and ends at `top` or, without it, at the highest value.
     """
     lines = [(name, points) for name, points in lines if points and all(math.isfinite(y) for _, y in points)]
     if not lines:

@@ -148,7 +148,7 @@ class RayExecutor:
 
 
 class _Slot:
-    """Ray actor: a supervisor of one child. The child dies with it, whatever ends it."""
+    """Ray actor: a supervisor of one child. The child dies with it, however it ends."""
 
     def __init__(self, config: ExecutorConfig) -> None:
         self._supervisor = Supervisor(dataclasses.replace(config, workers=1))

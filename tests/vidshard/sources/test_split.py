@@ -228,7 +228,7 @@ def test_the_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["videos"], "give SOURCE and --out DIR"),
+        (["videos"], "pass SOURCE and --out DIR"),
         (["videos", "--out", "lists", "--fractions", "0.7,0.2"], "expected three numbers"),
         (["videos", "--out", "lists", "--fractions", "0.7,0.2,0.2"], "sum to 1"),
         (["--check", "a.txt"], "two or more lists"),
