@@ -307,7 +307,7 @@ def why_not_for_training(splits: Sequence[str | None], trained_on: Sequence[int]
     """Return why stage 2 must not be trained on detections with these splits and `trained_on`; None if it may be."""
     test = sum(split == "Test" for split in splits)
     if test:
-        return f"{test:,} of {len(splits):,} detections are of the split Test"
+        return f"{test:,} of {len(splits):,} detections belong to the split Test"
     seen = sum(value != TRAINED_ON["no"] for value in trained_on)
     if seen:
         sure = "was" if TRAINED_ON["yes"] in trained_on else "may have been"

@@ -129,7 +129,7 @@ def read_packet_table(path: Path) -> PacketTable:
         table, holds_fields = _with_first_frame(path, table)
         gc.collect(0)  # PyAV's side data and their frame refer to each other: one picture more in memory for each video
         if holds_fields and doubt is None:
-            doubt = _Doubt("its packets hold fields", "complete")
+            doubt = _Doubt("its packets contain fields", "complete")
         if doubt is not None:
             table = _settle(path, table, doubt)
     except VideoError:

@@ -272,7 +272,7 @@ def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.Monk
     assert used == [torch.device("cuda", 1)]
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(
-        UserError, match="process 2 of this machine has no GPU: there are 2, counted from 0; start at most"
+        UserError, match="process 2 of this machine has no GPU: it has 2, numbered from 0; start at most"
     ):
         device_of_rank(torch.device("cuda"))
 

@@ -170,7 +170,7 @@ def test_sets_with_the_same_videos_are_reported_before_training(
     assert "WARNING: 12 of 12 videos of" in table
     assert "the score of the other is too optimistic" in table
     marked = TrainConfig(shards=one, marks=tmp_path / "marks.csv")
-    with pytest.raises(UserError, match="stage1 crossval takes the labels of the shards"):
+    with pytest.raises(UserError, match="stage1 crossval uses the labels of the shards"):
         CrossvalConfig(shards=(one,), training=marked)
 
 
@@ -207,7 +207,7 @@ def test_what_would_leak_or_cannot_be_measured_is_said(tmp_path: Path) -> None:
     unknown = _shards(tmp_path / "NoGroups", groups=[None] * 12)
     table = crossval(_config(tmp_path, unknown, seeds=1, random_split=False))
     assert "WARNING: 12 of 12 clips have no known recording" in table
-    with pytest.raises(UserError, match=r"seed is 4294967295, expected at most 4294967295 with all seeds \(2\)"):
+    with pytest.raises(UserError, match=r"seed is 4294967295, expected at most 4294967295 with all repetitions \(2\)"):
         CrossvalConfig(shards=(shards,), training=TrainConfig(shards=shards, seed=2**32 - 1), seeds=2)
     with pytest.raises(UserError, match="folds is 1, expected at least 2"):
         _config(tmp_path, shards, folds=1)

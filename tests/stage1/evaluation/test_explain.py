@@ -166,7 +166,7 @@ def test_a_trained_model_can_be_explained(pooling: str, tmp_path: Path) -> None:
 
 def test_normal_clips_alone_are_nothing_to_explain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fake_shards.write_shards(tmp_path / "n", fake_shards.random_clips(4, shape=SHAPE), [0] * 4)
-    with pytest.raises(UserError, match="is labelled crime, expected at least one to explain"):
+    with pytest.raises(UserError, match="is labelled crime, expected at least one;"):
         explained(folder, blind=False, monkeypatch=monkeypatch)
 
 
@@ -175,7 +175,7 @@ def test_clips_of_one_frame_have_no_order_to_explain(tmp_path: Path) -> None:
     shards = fake_shards.write_shards(tmp_path / "train", clips, labels)
     model = ModelConfig(channels=(8,), temporal_stages=(), dropout=0.0)
     path = train(TrainConfig(shards=shards, val_fraction=0, out=tmp_path / "run", epochs=1, model=model))
-    with pytest.raises(UserError, match="have one frame, expected at least two to order"):
+    with pytest.raises(UserError, match="have one frame, expected at least two;"):
         explain(ExplainConfig(checkpoint=path, shards=shards, out=tmp_path / "out"))
 
 

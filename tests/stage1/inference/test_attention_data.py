@@ -71,7 +71,7 @@ def test_training_on_uninformative_data_is_refused(tmp_path: Path, name: str) ->
     clips = torch.zeros((1, 6, 4, 5, 3), dtype=torch.uint8)
     path = write(tmp_path / name, [detection()], clips)
     load_attention_data(path)
-    with pytest.raises(UserError, match=r"1 of 1 detections are of the split Test"):
+    with pytest.raises(UserError, match=r"1 of 1 detections belong to the split Test"):
         load_attention_data(path, for_training=True)
     write(path, [detection(split="Train")], clips, trained_on=1)
     with pytest.raises(UserError, match=r"the model was trained on the videos of .*crossval --save-attention"):

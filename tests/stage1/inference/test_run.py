@@ -47,7 +47,7 @@ def test_the_end_of_the_output_is_as_promised(place: Path) -> None:
   - Detected {count} crime clips
   - Anomaly records saved to: ./stage1_output/anomalies.json
   - Attention data saved to: ./stage1_output/attention_data/stage1_attention_data.pt
-  - Stage 2: for evaluation only ({count} of {count} detections are of the split Test)
+  - Stage 2: for evaluation only ({count} of {count} detections belong to the split Test)
 ============================================================
 """
     )

@@ -68,7 +68,7 @@ def test_without_the_shards_the_detections_still_have_their_frames(run_folder: P
     shutil.rmtree(run_folder.parent / "shards")
     items = data_of(write_report(ReportConfig(folder=run_folder)).path)["items"]
     assert all(bool(item["image"]) == (item["outcome"] != "miss") for item in items)
-    assert all("attention data holds detections only" in item["no_image"] for item in items if not item["image"])
+    assert all("attention data contains detections only" in item["no_image"] for item in items if not item["image"])
 
 
 def test_the_strongest_are_kept_and_the_rest_counted(run_folder: Path) -> None:

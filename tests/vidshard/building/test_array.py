@@ -289,7 +289,7 @@ def test_tasks_cannot_extend_a_set(source: Path, tmp_path: Path) -> None:
 def test_finalize_of_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no folder"):
         array.finalize(tmp_path / "none")
-    with pytest.raises(UserError, match="holds no build"):
+    with pytest.raises(UserError, match="contains no build"):
         array.finalize(tmp_path)
 
 

@@ -168,7 +168,7 @@ def test_extend_refuses_anything_but_additions(whole: Path, tmp_path: Path) -> N
     out = Path(shutil.copytree(whole, tmp_path / "out"))
     with pytest.raises(UserError, match=r"clip_len 8, now 4"):
         build(BuildConfig(source=source, out=out, extend=True, frame_size=64, sampling=SamplingConfig(clip_len=4)))
-    with pytest.raises(UserError, match="holds no finished set"):
+    with pytest.raises(UserError, match="contains no finished set"):
         build(BuildConfig(source=source, out=tmp_path / "new", extend=True, **SMALL))
     with pytest.raises(UserError, match="extend excludes"):
         BuildConfig(source=source, extend=True, limit=3)

@@ -320,7 +320,7 @@ def test_an_unfinished_build_with_other_settings_is_refused(
 
 def test_a_folder_with_other_files_is_refused_as_output(source: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.docx").touch()
-    with pytest.raises(UserError, match=r"holds other files \(thesis.docx\); choose another `out`"):
+    with pytest.raises(UserError, match=r"contains other files \(thesis.docx\); choose another `out`"):
         build(BuildConfig(source=source, out=tmp_path, **SMALL))
 
 
@@ -466,7 +466,7 @@ def test_an_output_inside_a_root_of_splits(out: Path | None, tmp_path: Path, mon
     assert first.videos == {"found": 4, "ok": 4, "failed": 0, "skipped": 0}
     again = build(BuildConfig(source=Path("."), out=out, **SMALL))
     assert all(one.already_finished for one in again.sets)
-    with pytest.raises(UserError, match=r"the output Test holds other files \(Abuse, NormalVideos\)"):
+    with pytest.raises(UserError, match=r"the output Test contains other files \(Abuse, NormalVideos\)"):
         build(BuildConfig(source=Path("."), out=Path("."), **SMALL))
 
 

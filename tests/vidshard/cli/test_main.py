@@ -191,7 +191,7 @@ def test_normal_names_the_normal_class(tmp_path: Path) -> None:
 def test_an_output_that_holds_another_build(source: Path, tmp_path: Path) -> None:
     assert run("build", source, "--out", tmp_path / "out", "--workers", 1).exit_code == 0
     result = run("build", source, "--out", tmp_path / "out", "--clip-len", 8)
-    check_error(result, "holds a different build", "clip_len 16, now 8", "choose another --out, or delete")
+    check_error(result, "contains a different build", "clip_len 16, now 8", "choose another --out, or delete")
 
 
 def test_a_full_disk_in_the_middle(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +219,7 @@ def test_every_video_bad(tmp_path: Path) -> None:
     [
         (["--workers", "0"], "workers is 0, expected more than 0"),
         (["--clip-len", "0"], "clip_len is 0, expected at least 1"),
-        (["--stride", "4"], "stride and frame_step are options of dense sampling"),
+        (["--stride", "4"], "stride and frame_step apply to dense sampling"),
         (["--fps", "5"], "fps applies to dense and annotated sampling"),
         (["--annotations", "x.txt"], "annotations need annotated sampling"),
         (["--sampling", "annotated"], "annotated sampling needs a list of events"),

@@ -215,8 +215,8 @@ def test_swapped_shards_are_distinguished_from_damage(shards: Path) -> None:
     first.write_bytes(second_bytes)
     second.write_bytes(first_bytes)
     assert verify(shards).faults == (
-        Fault(file="shard-000000.tar", key=None, message="holds the samples of shard-000001.tar, byte for byte"),
-        Fault(file="shard-000001.tar", key=None, message="holds the samples of shard-000000.tar, byte for byte"),
+        Fault(file="shard-000000.tar", key=None, message="contains the samples of shard-000001.tar, byte for byte"),
+        Fault(file="shard-000001.tar", key=None, message="contains the samples of shard-000000.tar, byte for byte"),
     )
 
 

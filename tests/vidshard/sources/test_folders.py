@@ -334,7 +334,7 @@ def test_order_does_not_depend_on_the_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("paths", "text"),
     [
-        (["Abuse/x/0001.jpg", "Abuse/x/0002.PNG"], "holds 2 pictures .* folders of frames cannot be built"),
+        (["Abuse/x/0001.jpg", "Abuse/x/0002.PNG"], "contains 2 pictures .* folders of frames cannot be built"),
         (["Abuse/readme.txt"], r"no video in .*: expected SOURCE/<Class>/\*\.mp4 .*; skipped: 1 not_a_video_name"),
         ([], "no video in "),
     ],

@@ -152,7 +152,7 @@ def test_events_of_annotated_videos(tmp_path: Path) -> None:
         ("a.mp4 Abuse 20 10", "an event ends before it begins"),
         ("a.mp4 Abuse 20", "expected pairs of frames"),
         ("a.mp4", "line 1 of .*expected pairs of frames"),
-        ("n.mp4 Abuse 1 2", "holds a crime, but its class NormalVideos is normal"),
+        ("n.mp4 Abuse 1 2", "contains a crime, but its class NormalVideos is normal"),
         ("z.mp4 Abuse 1 2", "has no event for any of the 2 videos"),
     ],
 )

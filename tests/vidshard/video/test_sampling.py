@@ -92,7 +92,7 @@ def test_no_frames_no_clips() -> None:
         ({"mode": "random"}, "mode is 'random', expected one of uniform, dense, annotated"),
         ({"clip_len": 0}, "clip_len is 0, expected at least 1"),
         ({"mode": "dense", "stride": 0}, "stride is 0, expected at least 1"),
-        ({"mode": "uniform", "stride": 4}, "are options of dense sampling"),
+        ({"mode": "uniform", "stride": 4}, "apply to dense sampling"),
         ({"mode": "dense", "clips_per_video": 2}, "applies to uniform sampling"),
         ({"mode": "uniform", "fps": 5}, "fps applies to dense and annotated sampling"),
         ({"mode": "dense", "fps": 5, "frame_step": 2}, "cannot be combined with frame_step"),
