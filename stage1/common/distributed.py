@@ -1,6 +1,6 @@
 """Process-group helpers; the only module that uses `torch.distributed`.
 
-In a run of one process every function works without a process group, as rank 0 of world size 1.
+In a single-process run, every function works without a process group, as rank 0 of world size 1.
 """
 
 from __future__ import annotations

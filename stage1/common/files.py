@@ -117,7 +117,8 @@ class HashingFile(io.RawIOBase):
 
 
 def save_tensors(fields: dict[str, Any], file: IO[bytes]) -> HashingFile:
-    """Write `fields` as `torch.save` does. Raises OSError, where torch raises an error of its own, on a full disk."""
+    """Write `fields` as `torch.save` does. Raises OSError on a full disk, where torch would raise an error of its
+    own."""
     import torch
 
     hashing = HashingFile(file)

@@ -57,7 +57,8 @@ class ReportResult:
 def write_report(config: ReportConfig) -> ReportResult:
     """Write the page, and return its path and counts.
 
-    Raises UserError if the folder has no finished run, and FormatError if its files are damaged or of different runs.
+    Raises UserError if the folder has no finished run, and FormatError if its files are damaged or belong to
+    different runs.
     """
     with hold_out(config.path.parent):
         return _write_report(config)
@@ -228,8 +229,8 @@ class Pictures:
             return None, f"No picture: {error}"
         if frames is None:
             return None, (
-                "No picture: the shards were moved or deleted, or are at a URL: pass `shards`. Attention data holds "
-                "detections only."
+                "No picture: the shards were moved or deleted, or are at a URL: pass `shards`. The attention data "
+                "contains detections only."
             )
         data = encode_strip(frames[list(positions)], height)
         self._bytes += len(data)

@@ -366,7 +366,7 @@ def _normalised(rows: Floats) -> Floats:
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """Videos named by both of two lists."""
+    """Videos that two lists share."""
 
     first: Path
     second: Path
