@@ -1,4 +1,4 @@
-"""Names of version 0.1: the two modules of its README still import, with a warning; no other old path is left."""
+"""Names of version 0.1: the two modules of its README still import, with a warning; no other old path remains."""
 
 from __future__ import annotations
 

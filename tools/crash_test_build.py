@@ -1,4 +1,4 @@
-"""Kill builds at random moments and hold what is left to its word.
+"""Kill builds at random moments, and check that what remains is consistent.
 
     python tools/crash_test_build.py            # 50 moments, some minutes
     python tools/crash_test_build.py --moments 5 --seed 7

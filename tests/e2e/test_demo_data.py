@@ -1,4 +1,4 @@
-"""The demo's videos ask for what they should: motion over time, not a shortcut. And its figures are computed right."""
+"""The demo's videos require motion over time, not a shortcut, and its figures are computed correctly."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ OF_VIDSHARD = {"failures.csv", "sources.json"}  # docs/SHARD_FORMAT.md, README.m
 
 
 def check_outputs(folder: Path) -> None:
-    """All that a run wrote to `folder`."""
+    """All files that a run wrote to `folder`."""
     for name in ("anomalies", "events", "run"):
         check_json(folder / f"{name}.json", name)
     for name in ("predictions", "videos"):

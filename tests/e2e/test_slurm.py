@@ -1,4 +1,4 @@
-"""The scripts of tools/slurm on a real SLURM: the whole chain, a killed task, a requeued training."""
+"""The scripts of tools/slurm on a real SLURM: the whole chain, a killed task, and requeued training."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ INFER_OPTIONS=(--device cpu) INFER_SHARDS=$SHARDS/Test
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Videos, and what a plain build makes of them."""
+    """Videos, and the result of a plain build of them."""
     folder = tmp_path_factory.mktemp("slurm")
     for split, count in (("Train", 10), ("Test", 3)):
         names = {f"{c}/{split}{c}{n}.mp4": 40 + n for c in ("Abuse", "NormalVideos") for n in range(count)}

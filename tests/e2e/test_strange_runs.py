@@ -1,4 +1,4 @@
-"""Output folders of `stage1 infer` that others have made, as `stage1 report` and `stage1 visualize` read them."""
+"""Output folders of `stage1 infer` made by others, read by `stage1 report` and `stage1 visualize`."""
 
 from __future__ import annotations
 

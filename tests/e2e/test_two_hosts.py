@@ -1,4 +1,4 @@
-"""Two hosts, each a network namespace: inference and training over both, and one of them cut off."""
+"""Two hosts, each a network namespace: inference and training on both, and one of them cut off."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Hosts:
         )  # fmt: skip
 
     def cut(self) -> None:
-        """Lose every packet in both directions, without a word: each goes to a hardware address that nobody has."""
+        """Drop every packet in both directions silently: each goes to a hardware address that does not exist."""
         for name, other in zip(self.names, reversed(ADDRESSES), strict=True):
             ip(
                 "-n",

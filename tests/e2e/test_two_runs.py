@@ -1,4 +1,4 @@
-"""Two commands that would write to one folder: the second one names the first, and the dead hold nothing."""
+"""Two commands that would write to one folder: the second one names the first, and dead ones hold no lock."""
 
 from __future__ import annotations
 

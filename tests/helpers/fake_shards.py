@@ -1,4 +1,4 @@
-"""A small valid shard folder made from arrays: for tests of what reads shards, without any video."""
+"""Small valid shard folders made from arrays, without videos, for tests of shard readers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Videos whose every frame carries its number as black and white blocks, so that a test can ask which frame it got.
+"""Videos whose every frame carries its number as black and white blocks, so that a test can check which frame it got.
 
 Made with PyAV at test time; each names the number of every frame that a viewer sees, in order.
 """

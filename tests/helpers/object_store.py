@@ -44,7 +44,7 @@ class ObjectStore:
         }
 
     def client(self) -> Any:
-        """Straight to the server, past the proxy."""
+        """Access the server directly, bypassing the proxy."""
         import boto3
 
         return boto3.client(

@@ -1,4 +1,4 @@
-"""The judge of damaged remuxes: sound ones are right, and frames that are missing or others are told apart."""
+"""Verdicts on damaged remuxes: intact ones are right, and missing frames are distinguished from wrong ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The comparison with ffmpeg: right videos pass, and each kind of fault is found."""
+"""The comparison with ffmpeg: correct videos pass, and each kind of fault is found."""
 
 from __future__ import annotations
 

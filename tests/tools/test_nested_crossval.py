@@ -1,4 +1,4 @@
-"""Nested cross-validation: what it holds out, what it chooses, and that it goes on where it stopped."""
+"""Nested cross-validation: what it holds out, what it chooses, and that it resumes where it stopped."""
 
 from __future__ import annotations
 

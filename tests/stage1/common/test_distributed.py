@@ -1,4 +1,4 @@
-"""Ranks that agree, one that fails, and an epoch that is exact on all of them: nobody is left waiting."""
+"""Ranks that agree, one that fails, and an epoch that is exact on all of them: no rank waits forever."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def read_and_note(folder: Path, out: Path, options: dict[str, Any], state: dict[
 
 
 def notes_of(out: Path, world_size: int) -> list[list[list[Any]]]:
-    """For each step what all ranks got: row, label and digest of the pixels, in order."""
+    """Return what all ranks got at each step: row, label and digest of the pixels, in order."""
     notes = [
         json.loads(line) for rank in range(world_size) for line in (out / f"rank-{rank}.jsonl").read_text().splitlines()
     ]

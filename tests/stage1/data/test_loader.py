@@ -312,7 +312,7 @@ def test_a_shard_that_is_cut_meanwhile_is_an_error_and_no_crash(folder: Path) ->
 
 
 def test_a_shard_that_is_cut_at_every_moment_never_ends_the_process(folder: Path) -> None:
-    """Another thread cuts and restores a shard as fast as it can: batches are right, or an error names the shard."""
+    """While another thread truncates and restores a shard, batches are correct, or an error names the shard."""
     path = folder / "shard-000002.tar"
     whole = path.read_bytes()
     reader = ClipReader(folder)

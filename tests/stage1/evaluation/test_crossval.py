@@ -1,4 +1,4 @@
-"""Cross-validation keeps recordings together, goes on where it stopped, and shows what a leaking split would say."""
+"""Cross-validation keeps recordings together, resumes where it stopped, and shows the result of a leaking split."""
 
 from __future__ import annotations
 

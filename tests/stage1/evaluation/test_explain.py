@@ -78,7 +78,7 @@ class BrightFrame(torch.nn.Module):
 
 @pytest.fixture
 def bright(tmp_path: Path) -> Path:
-    """Crimes with one bright frame among 8 dark ones, each of a recording of its own."""
+    """Crimes with one bright frame among 8 dark ones, each from its own recording."""
     clips = np.full((12, *SHAPE, 3), 40, np.uint8)
     for i in range(12):
         clips[i, i % 8] = 220

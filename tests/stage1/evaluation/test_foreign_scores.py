@@ -1,4 +1,4 @@
-"""Frame metrics of anybody's scores: quirks of official lists, layouts of scores, and the official figures."""
+"""Frame metrics of any model's scores: quirks of official lists, layouts of scores, and the official figures."""
 
 from __future__ import annotations
 

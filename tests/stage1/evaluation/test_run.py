@@ -1,4 +1,4 @@
-"""Evaluation of a checkpoint on shards: levels, choices made on validation alone, baselines, what is refused."""
+"""Evaluation of a checkpoint on shards: levels, choices made on validation only, baselines, and refusals."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SHAPE = (8, 16, 16)
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Shards of all splits and a model that learnt what tells them apart."""
+    """Shards of all splits, and a model that learnt to distinguish the classes."""
     folder = tmp_path_factory.mktemp("run")
     paths = {}
     for seed, (name, split, count) in enumerate(

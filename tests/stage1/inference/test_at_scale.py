@@ -1,4 +1,4 @@
-"""Inference that is shared by ranks, killed, resumed, or of clips that cannot be read: the same bytes each time."""
+"""Inference shared by ranks, killed, resumed, or with unreadable clips: the same bytes each time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibration and thresholds, against cases whose answer is known."""
+"""Calibration and thresholds, on cases with known answers."""
 
 from __future__ import annotations
 

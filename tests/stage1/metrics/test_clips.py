@@ -1,4 +1,4 @@
-"""Metrics against figures worked out by hand."""
+"""Metrics compared with figures computed by hand."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_within_recording_auc_weighs_by_pairs() -> None:
 
 
 def test_the_bootstrap_draws_whole_groups() -> None:
-    """Ten copies of each row in a group are no more knowledge than one."""
+    """Ten copies of each row in a group add no information."""
     values, groups = [0.0, 1.0, 0.0, 1.0, 1.0, 0.0], list("abcdef")
     once = clips.bootstrap(clips.mean_statistic(values), groups)
     copies = clips.bootstrap(clips.mean_statistic(np.repeat(values, 10)), np.repeat(groups, 10))

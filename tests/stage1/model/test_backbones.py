@@ -1,4 +1,4 @@
-"""torchvision's networks behind our interface, and what becomes of a file of weights for them."""
+"""torchvision's networks behind our interface, and loading of their weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints rebuild the model, run no code, and are whole or not there."""
+"""Checkpoints rebuild the model, run no code, and are either complete or absent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The motion features tell sudden motion from even motion, and nothing of how bright the scene is."""
+"""The motion features distinguish sudden from even motion, and do not depend on brightness."""
 
 from __future__ import annotations
 

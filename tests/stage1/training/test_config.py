@@ -1,4 +1,4 @@
-"""Options of a run as TOML: what is written gives the same run again, and what cannot be meant is refused."""
+"""Options of a run as TOML: they reproduce the run, and impossible values are refused."""
 
 from __future__ import annotations
 

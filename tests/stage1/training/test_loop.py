@@ -1,4 +1,4 @@
-"""Training runs: reproducible, resumable, and clear about what it cannot do."""
+"""Training runs: reproducible, resumable, and clear about their limits."""
 
 from __future__ import annotations
 
@@ -271,7 +271,7 @@ def test_a_run_that_cannot_start_leaves_the_first_one_in_its_place(tmp_path: Pat
 
 
 def test_training_opens_only_the_shards_that_were_named(tmp_path: Path, shards: Path, val_shards: Path) -> None:
-    """Nothing beside them is opened or even listed, on a run from its start and on one that is resumed."""
+    """No other files are opened or even listed, by a new run or by a resumed one."""
     write_shards(tmp_path / "Test", random_clips(4), [0, 1, 0, 1], split="Test")
     (tmp_path / "out").mkdir()
     touched: set[Path] = set()
@@ -296,7 +296,7 @@ def test_training_opens_only_the_shards_that_were_named(tmp_path: Path, shards: 
 
 
 class StopAfter:
-    """In place of a run's stop signal: heard when the run has done so many steps."""
+    """Replacement for a run's stop signal, which arrives after a number of steps."""
 
     def __init__(self, steps: int) -> None:
         self.steps, self.run = steps, None
@@ -307,7 +307,7 @@ class StopAfter:
 
 
 def stopped_train(run_config: TrainConfig, steps: int, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Train until the signal comes in step `steps`. Returns what is said."""
+    """Train until the signal comes in step `steps`. Returns the output."""
     begin, stop = train_module.begin, StopAfter(steps)
 
     def begin_with_stop(run: Any) -> None:

@@ -1,4 +1,4 @@
-"""Composites: which frames come from which clip, who is whose partner, and what attention is taught."""
+"""Composites: which frames come from which clip, which clips are partners, and what attention learns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Tasks on one folder, in any order, killed and repeated: `finalize` gives the set of a plain build or says why not."""
+"""Tasks on one folder, in any order, killed and repeated: `finalize` produces the set of a plain build or explains
+why not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The builder on tiny videos: what it writes, that it writes the same again, and that it goes on after anything."""
+"""The builder on tiny videos: what it writes, that the result is reproducible, and that it resumes after any
+interruption."""
 
 from __future__ import annotations
 
@@ -239,7 +240,7 @@ def test_a_full_disk_stops_the_build_and_the_next_one_resumes(
 def test_a_video_that_spans_shards_is_ok_or_failed_never_half(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Abuse001 fills shard 0 and reaches into shard 1. It goes bad after shard 0 was committed."""
+    """Abuse001 fills shard 0 and reaches into shard 1. It becomes damaged after shard 0 was committed."""
     copy = make_tiny_videos(tmp_path / "source", VIDEOS)
     config = BuildConfig(source=copy, out=tmp_path / "out", **SMALL)
     with failing_join(monkeypatch, 1, OSError(errno.EIO, "broken")), pytest.raises(OSError, match="broken"):

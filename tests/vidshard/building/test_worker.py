@@ -1,4 +1,4 @@
-"""Decoding the units of a video: what the decoder says behind the last frame counts too."""
+"""Decoding the chunks of a video: the decoder's messages after the last frame count, too."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vidshard.video.packets import PacketTable, VideoError
 
 
 class Ending:
-    """A decoder that gives all frames, and then does something else."""
+    """Decoder that returns all frames, and then does something else."""
 
     name = "ending"
 

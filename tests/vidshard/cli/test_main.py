@@ -1,4 +1,4 @@
-"""The `vidshard` command as a user meets it: what it prints, its exit codes, one clear line for bad use."""
+"""The `vidshard` command from the user's side: output, exit codes, and one clear line for incorrect use."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def check_error(result: Result, *expected: str) -> None:
-    """Exit code 1 and an error that says all of this; no traceback."""
+    """Check for exit code 1 and an error with all of these words, without a traceback."""
     assert result.exit_code == 1, result.output
     for text in expected:
         assert text in result.stderr

@@ -1,4 +1,4 @@
-"""Which part of a build a process does: what engines and users say of it."""
+"""Share of a build that a process handles, according to schedulers and users."""
 
 from __future__ import annotations
 

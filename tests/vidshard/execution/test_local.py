@@ -1,4 +1,4 @@
-"""Children that segfault, exit, hang, eat memory: the job goes on, the task is named, nobody is left."""
+"""Children that segfault, exit, hang or exhaust memory: the job continues, the task is named, no process remains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Builds on a Ray cluster: the bytes of a local build, whatever happens to its workers."""
+"""Builds on a Ray cluster: the same bytes as a local build, even if workers are lost."""
 
 from __future__ import annotations
 

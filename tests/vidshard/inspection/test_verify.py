@@ -1,4 +1,4 @@
-"""Whatever happens to a shard folder, `vidshard verify` says what and where."""
+"""`vidshard verify` reports every kind of fault of a shard folder, with its place."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def replace_manifest(folder: Path, **changes: object) -> None:
 
 
 def replace_shard(folder: Path, number: int, data: bytes) -> None:
-    """Another content, with a manifest that names its checksum: only the deep check can tell."""
+    """Different content, with a manifest that lists its checksum: only the deep check finds it."""
     shards = list(manifest.read_manifest(folder).shards)
     sha256 = hashlib.sha256(data).hexdigest()
     shards[number] = dataclasses.replace(shards[number], bytes=len(data), sha256=sha256)

@@ -1,4 +1,4 @@
-"""Codecs: what comes back, that damage is told, and that a missing library is one clear line."""
+"""Codecs: round trips, reports of damage, and one clear line if a library is missing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHAPE = ClipShape(num_frames=5, height=32, width=48)
 
 
 def smooth_clip() -> Clip:
-    """Pixels like those of a video: JPEG is no good at noise."""
+    """Pixels like those of a video, because JPEG handles noise badly."""
     t, h, w = np.meshgrid(np.arange(5), np.arange(32), np.arange(48), indexing="ij")
     return np.stack([3 * h + 20 * t, 200 - 2 * w + t, 60 + h + w], axis=-1).astype(np.uint8)
 

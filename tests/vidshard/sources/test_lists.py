@@ -1,4 +1,4 @@
-"""Split lists, recordings and annotations that a user brings."""
+"""Split lists, recordings and annotations supplied by a user."""
 
 from __future__ import annotations
 

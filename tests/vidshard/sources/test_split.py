@@ -1,4 +1,4 @@
-"""Lists that do not leak: groups stay whole, classes are spread alike, what may leak is said."""
+"""Lists without leaks: groups stay whole, classes are spread evenly, possible leaks are reported."""
 
 from __future__ import annotations
 

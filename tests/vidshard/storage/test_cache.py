@@ -1,4 +1,4 @@
-"""Shards behind URLs: one download a machine, checked, tried again, of bounded size."""
+"""Shards at URLs: one download per machine, checked, retried, and of bounded size."""
 
 from __future__ import annotations
 

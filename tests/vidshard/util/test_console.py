@@ -87,7 +87,7 @@ def test_without_a_terminal_progress_is_plain_lines(monkeypatch: pytest.MonkeyPa
 
 @command(example="talk")
 def talk() -> None:
-    """Log on all levels."""
+    """Log at all levels."""
     logger = logging.getLogger("vidshard.some.module")
     logger.debug("a detail")
     logger.info("a message")

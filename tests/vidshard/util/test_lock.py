@@ -1,4 +1,4 @@
-"""One holder; the lock of a dead one is taken over."""
+"""Locks: one holder at a time, and takeover from a dead one."""
 
 from __future__ import annotations
 

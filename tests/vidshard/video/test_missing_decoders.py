@@ -1,4 +1,4 @@
-"""A decoder that is not there is said; one that is there and broken stops the build."""
+"""A missing decoder is reported; an installed but broken one stops the build."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def install(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_opencv_decodes_by_its_own_ffmpeg_after_decord() -> None:
-    """decord makes its FFmpeg known to all libraries loaded later, unless it is kept from that."""
+    """decord exposes its FFmpeg to all libraries loaded later, unless that is prevented."""
     code = (
         "import ctypes; from vidshard.video.decoders import decord_decoder; decord = decord_decoder._load_decord(); "
         "decord.__file__; print(hasattr(ctypes.CDLL(None), 'avcodec_open2'))"

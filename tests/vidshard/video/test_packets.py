@@ -74,7 +74,7 @@ def test_a_cut_file_is_damaged(index_first: bool, tmp_path: Path) -> None:
 
 
 def test_an_index_that_lost_its_last_bytes_is_damaged(video: Path, tmp_path: Path) -> None:
-    """FFmpeg reads such a file without a word, as long as it misses nothing but metadata."""
+    """FFmpeg reads such a file without a message if only metadata is missing."""
     data = video.read_bytes()
     assert data.index(b"mdat") < data.index(b"moov")
     path = tmp_path / "cut.mp4"
@@ -114,7 +114,7 @@ def test_tables_that_count_differently_are_damage(video: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("entry", [1, 4, 11])
 def test_a_frame_that_a_wrong_time_hides_is_damage(entry: int, video: Path, tmp_path: Path) -> None:
-    """FFmpeg reads such a file without a word, and gives a frame less."""
+    """FFmpeg reads such a file without a message, and returns one frame less."""
     data, path = bytearray(video.read_bytes()), tmp_path / "v.mp4"
     data[data.index(b"ctts") + 12 + entry * 8 + 4] ^= 0x80  # its offset is now an hour and more before the start
     path.write_bytes(data)
@@ -141,7 +141,7 @@ def test_a_stream_without_a_container_has_estimated_times(codec: str, name: str,
 
 
 def test_a_cut_avi_is_damaged(tmp_path: Path) -> None:
-    """FFmpeg reads the frames that are left without a word."""
+    """FFmpeg reads the remaining frames without a message."""
     path = make_video(tmp_path / "v.avi", codec="mpeg4", container="avi").path
     assert read_packet_table(path).num_frames == 60
     data = path.read_bytes()
@@ -154,7 +154,7 @@ def test_a_cut_avi_is_damaged(tmp_path: Path) -> None:
 
 
 def test_a_hole_of_zeros_in_a_picture_is_damage(tmp_path: Path) -> None:
-    """Decoders may read it as a picture, without a word."""
+    """Decoders may read it as a picture, without a message."""
     path = tmp_path / "v.mp4"
     make_tiny_video(path, 24, size=(640, 480))
     assert read_packet_table(path).suspicion == ""

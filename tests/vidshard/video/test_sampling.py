@@ -335,7 +335,7 @@ def test_events_in_resampled_time() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_clips_of_events_never_step_back(seed: int) -> None:
-    """Frames are decoded in one pass that forgets what lies before the next clip."""
+    """Frames are decoded in one pass that drops those before the next clip."""
     rng = np.random.default_rng(seed)
     events = [(int(a), int(a + b)) for a, b in zip(rng.integers(0, 120, 6), rng.integers(0, 30, 6), strict=True)]
     clips = list(VideoClips(100, SamplingConfig(mode="annotated", clip_len=16), events=events))
