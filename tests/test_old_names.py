@@ -123,7 +123,7 @@ def test_the_packages_under_test_are_those_of_the_checkout() -> None:
 
     for package in (vidshard, stage1):
         assert Path(package.__file__ or "").resolve() == ROOT / package.__name__ / "__init__.py"
-    # A folder of tests that can be imported as a package would stand before the package on some paths.
+    # A folder of tests that can be imported as a package would shadow the package on some paths.
     assert not [str(path) for path in (ROOT / "tests").rglob("__init__.py")]
     on_path = [Path(folder) for folder in sys.path if folder and Path(folder).is_relative_to(ROOT)]
     assert not [

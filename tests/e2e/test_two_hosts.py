@@ -36,7 +36,7 @@ class Hosts:
         self.names = names
 
     def start(self, host: int, *command: str, log: Path) -> subprocess.Popen[bytes]:
-        # What a cluster's name service tells: which network interface leads to the others.
+        # As a cluster's name service would: which network interface leads to the others.
         environment = {**os.environ, "GLOO_SOCKET_IFNAME": f"v-{self.names[host]}", "OMP_NUM_THREADS": "1"}
         with open(log, "wb") as file:
             return subprocess.Popen(

@@ -26,7 +26,7 @@ def make_tiny_video(
     seed: int = 0,
     size: tuple[int, int] = (64, 48),
     encoder: str = "libx264",
-    break_before: int | None = None,  # frame that is shown ten minutes late, with all behind it
+    break_before: int | None = None,  # frame that is shown ten minutes late, with all after it
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     width, height = size

@@ -57,7 +57,7 @@ def infer_on_a_rank(folder: Path, out: str) -> None:
 def test_any_number_of_ranks_and_threads_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "stage1.inference.run.device_name", lambda _: "the same"
-    )  # it tells torch's threads, which ranks set
+    )  # it shows torch's threads, which ranks set
     shards_and_model(tmp_path)
     infer(config(tmp_path, "alone"))
     expected = written(tmp_path / "alone")

@@ -71,7 +71,7 @@ def test_they_have_a_gradient_even_where_nothing_moves() -> None:
 def test_the_classifier_is_fitted_at_once_and_counts_by_its_share_outside_training() -> None:
     generator = np.random.default_rng(0)
     statistics = generator.normal(size=(60, COUNT)).astype(np.float32)
-    statistics[:, 3] = 5  # tells nothing
+    statistics[:, 3] = 5  # uninformative
     labels = (statistics[:, 0] + 0.3 * generator.normal(size=60) > 0.5).astype(np.int64)
     classifier = MotionClassifier()
     assert classifier(EVEN).tolist() == [0.0]

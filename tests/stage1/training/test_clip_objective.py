@@ -62,7 +62,7 @@ def test_the_loss_is_weighted_and_padding_counts_nothing() -> None:
 
 
 def test_the_accuracy_with_mixup_is_that_of_clips_as_they_are() -> None:
-    objective = make_objective(mixup=50.0)  # shares near a half: a mixed pair is as bright as 5, and tells nothing
+    objective = make_objective(mixup=50.0)  # shares near a half: a mixed pair is as bright as 5, and shows nothing
     loss = objective.loss(torch.nn.Identity(), forward, BATCH, 0)
     assert (int(loss.num_right), int(loss.num_known)) == (2, 3)
     share = shares([3, 5], alpha=50.0)[0]
@@ -74,7 +74,7 @@ def test_the_accuracy_with_mixup_is_that_of_clips_as_they_are() -> None:
         mixed_loss += part * sum(
             w * float(term) for w, term in zip([1 + 2 * label for label in labels], terms, strict=True)
         )
-    alone = float(torch.nn.functional.softplus(torch.tensor(5.0)))  # the third clip, beside padding
+    alone = float(torch.nn.functional.softplus(torch.tensor(5.0)))  # the third clip, next to padding
     assert float(loss.loss_sum) == pytest.approx(mixed_loss + alone, rel=1e-5)
     assert float(loss.weight) == pytest.approx(5.0)
 

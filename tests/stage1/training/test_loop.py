@@ -259,7 +259,7 @@ def test_a_second_run_moves_the_first_one_aside(
     told = capsys.readouterr().out
     assert f"The earlier result in {out} was moved to {out / 'earlier-4'}" in told
     assert f"{out / 'earlier-1'} was removed: the last 3 earlier results are kept" in told
-    train(config(shards, out, epochs=2, seed=4, resume=True))  # goes on
+    train(config(shards, out, epochs=2, seed=4, resume=True))  # resumes
     assert sorted(path.name for path in out.glob("earlier-*")) == sorted(kept)
 
 
@@ -330,7 +330,7 @@ def test_a_run_stopped_at_any_step_ends_as_if_never_stopped(
     whole = train(config(shards, tmp_path / "whole", **options))
     expected = load_checkpoint(whole.with_name(LAST_NAME))
     assert expected.step == 8
-    for step in (1, 3, 4, 6, 8):  # within an epoch, and its last one: then validation is what is left
+    for step in (1, 3, 4, 6, 8):  # within an epoch, and its last step, after which only validation remains
         out = tmp_path / f"cut{step}"
         told = stopped_train(config(shards, out, **options), step, monkeypatch)
         assert told.startswith(f"stopped by SIGTERM after {step} steps; run the same command with `resume`")

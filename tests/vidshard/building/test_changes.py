@@ -74,7 +74,7 @@ def test_what_was_repaired_gives_the_set_as_if_it_never_failed(how: Any, whole: 
     assert build(config).videos["failed"] == 1
     kept = identity(tmp_path / "out" / "shard-000000.tar")
     repair(source, "NormalVideos/m.mp4")
-    if how is make_broken_video:  # its size tells
+    if how is make_broken_video:  # its size shows it
         with pytest.raises(UserError, match="other files where videos failed; try those again with `retry_failed`"):
             build(config)
     report = build(BuildConfig(source=source, out=tmp_path / "out", retry_failed=True, **SMALL))
