@@ -1,4 +1,5 @@
-"""Files of JSON that are read back, held to the published JSON Schemas (docs/schemas), of which this knows a part."""
+"""Reader of JSON files that checks them against the published JSON Schemas (docs/schemas); it supports the keywords
+used there."""
 
 from __future__ import annotations
 
@@ -73,7 +74,7 @@ def _is_of(value: Any, name: str) -> bool:
 
 
 def _is_allowed(value: Any, schema: Mapping[str, Any]) -> bool:
-    """Check a value apart from its parts."""
+    """Check a value itself, but not its parts."""
     if ("const" in schema and value != schema["const"]) or value not in schema.get("enum", [value]):
         return False
     if isinstance(value, str):
@@ -110,4 +111,4 @@ def _schema(name: str) -> dict[str, Any]:
 
 
 def _refuse_constant(text: str) -> None:
-    raise ValueError(f"{text} is no number of JSON")
+    raise ValueError(f"{text} is not a JSON number")

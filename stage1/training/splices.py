@@ -88,7 +88,7 @@ class Splicer:
         return mine if len(mine) else np.delete(self.every_normal, self.every_normal == row)
 
     def plan(self, labels_B: torch.Tensor, indices_B: torch.Tensor, *, num_frames: int, epoch: int) -> list[Composite]:
-        """Draw the composites of a batch; they depend on the seed, the epoch and the row of each clip only."""
+        """Draw the composites of a batch; they depend only on the seed, the epoch and the row of each clip."""
         if num_frames < MIN_FRAMES:
             return []
         seeds_B = clip_random.clip_seeds(indices_B.cpu(), seed=self.seed, epoch=epoch)

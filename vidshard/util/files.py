@@ -1,4 +1,4 @@
-"""Reading of files that others have made."""
+"""Reading of untrusted files."""
 
 from __future__ import annotations
 
