@@ -1,5 +1,4 @@
-"""Reader of JSON files that checks them against the published JSON Schemas (docs/schemas); it supports the keywords
-used there."""
+"""Reader of JSON files that checks them against the published schemas (docs/schemas), with part of JSON Schema."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_clips_whose_review_label_contradicts_their_label_are_left_out(tmp_path:
             (FALSE_FIGHT, FALSE_FIGHT.replace("false", "true")),
             "line 3: .* has two contradictory marks",
         ),
-        ((), "marks no clip"),
+        ((), "contains no marks"),
     ],
 )
 def test_a_file_that_cannot_be_meant_is_refused(tmp_path: Path, rows: tuple[str, ...], message: str) -> None:
