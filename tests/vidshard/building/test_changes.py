@@ -170,7 +170,7 @@ def test_extend_refuses_anything_but_additions(whole: Path, tmp_path: Path) -> N
         build(BuildConfig(source=source, out=out, extend=True, frame_size=64, sampling=SamplingConfig(clip_len=4)))
     with pytest.raises(UserError, match="contains no finished set"):
         build(BuildConfig(source=source, out=tmp_path / "new", extend=True, **SMALL))
-    with pytest.raises(UserError, match="extend excludes"):
+    with pytest.raises(UserError, match="extend cannot be combined with"):
         BuildConfig(source=source, extend=True, limit=3)
     (source / "Abuse" / "b.mp4").unlink()
     with pytest.raises(UserError, match=r"videos that are gone \(1 gone: Abuse/b.mp4\)"):
