@@ -1,4 +1,4 @@
-"""A threshold for one's own cameras, chosen on their normal footage."""
+"""Choice of a threshold on normal footage of the user's cameras."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def calibrate(config: CalibrateConfig) -> CalibrateReport:
     """Choose the threshold on normal footage, store it in the checkpoint, and return the false alarms by camera.
 
     It is the lowest threshold at which `stage1 infer` reports at most ``config.false_alarms_per_hour`` events per hour
-    of this footage. Raises UserError if the footage is too short to support the rate, or not only normal.
+    of this footage. Raises UserError if the footage is too short to support the rate, or not entirely normal.
     """
     checkpoint = load_checkpoint(config.checkpoint)
     reader = ClipReader(config.normal_shards)
@@ -62,7 +62,8 @@ def calibrate(config: CalibrateConfig) -> CalibrateReport:
 def false_alarms_by_camera(
     clips: ScoredClips, before: float, after: float, config: EvaluateConfig
 ) -> dict[str, dict[str, Any]]:
-    """Return the clips called crime and the false alarms of each camera (recording, else video), and of all."""
+    """Return the clips detected as crime and the false alarms of each camera (recording or, if unknown, video), and
+    of all."""
     groups = np.array(clips.groups)
     cameras = {}
     for name in (*np.unique(groups).tolist(), "all"):

@@ -1,9 +1,9 @@
 """Reader of score files of any model, from a folder or a table, with one score per frame, snippet or clip.
 
-A folder holds one file per video, named after it (`Abuse028_x264.npy`, or `.txt` or `.csv` with one number per line). A
-table is a CSV with one row per score and the columns `video` (or `source`) and `score` (or `confidence`). If clips do
-not follow one another without gaps, it also has `first_frame` and `last_frame` (or `start_seconds` and `end_seconds`,
-as in the predictions.csv of `stage1 infer`).
+A folder contains one file per video, named after it (`Abuse028_x264.npy`, or `.txt` or `.csv` with one number per
+line). A table is a CSV with one row per score and the columns `video` (or `source`) and `score` (or `confidence`). If
+clips do not follow one another without gaps, it also has `first_frame` and `last_frame` (or `start_seconds` and
+`end_seconds`, as in the predictions.csv of `stage1 infer`).
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ def leak_warnings(config: ExtractConfig, classes: set[str]) -> list[str]:
                 )
     elif classes & UCF_CRIMES:
         warnings.append(
-            "these are classes of UCF-Crime: its official folds for stage 2 (action recognition) hold 121 to 145 of "
+            "these are classes of UCF-Crime: its official folds for stage 2 (action recognition) contain 121 to 145 of "
             "the 290 videos that stage 1 is tested on; compare yours by `stage2_list` FILE `test_list` Anomaly_Test.txt"
         )
     return warnings

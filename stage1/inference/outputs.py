@@ -86,7 +86,7 @@ class OutputFiles:
 
 
 def is_run_on(folder: Path, digest: str) -> bool:
-    """Return True if `folder` holds a finished run on the shard set with this digest."""
+    """Return True if `folder` contains a finished run on the shard set with this digest."""
     try:
         return bool(json.loads(OutputFiles(folder=folder).run.read_bytes())["shards"]["digest"] == digest)
     except (OSError, ValueError, KeyError, TypeError):

@@ -50,7 +50,7 @@ def clip_name(source: str, number: int) -> str:
 def write_clips(config: ClipsConfig) -> ClipsResult:
     """Cut every event of the run in ``config.folder``, with ``config.seconds`` before and after it.
 
-    Raises UserError if the folder has no finished run.
+    Raises UserError if the folder contains no finished run.
     """
     files = OutputFiles(folder=config.folder)
     if not files.run.is_file():

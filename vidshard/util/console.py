@@ -1,7 +1,7 @@
 """Terminal behaviour shared by both commands: exit codes, one-line errors, log messages, progress.
 
 Exit codes: 0 success; 2 finished, but some videos or clips failed; 75 (EX_TEMPFAIL of sysexits.h) stopped by SIGTERM
-or SIGUSR1 with all finished work kept, so that the same command resumes; 1 any other error, wrong usage included.
+or SIGUSR1 with all finished work kept, so that the same command resumes; 1 any other error, including incorrect usage.
 """
 
 from __future__ import annotations

@@ -72,9 +72,9 @@ def test_clips_whose_review_label_contradicts_their_label_are_left_out(tmp_path:
         ((FALSE_FIGHT.replace(",0,0.3", ",0,"),), "line 2: expected key, mark"),
         (
             (FALSE_FIGHT, FALSE_FIGHT.replace("false", "true")),
-            "line 3: .* has two contradictory marks",
+            "has two contradictory marks",
         ),
-        ((), "marks no clip"),
+        ((), "contains no marks"),
     ],
 )
 def test_a_file_that_cannot_be_meant_is_refused(tmp_path: Path, rows: tuple[str, ...], message: str) -> None:
@@ -99,7 +99,7 @@ def test_review_labels_may_exclude_all_clips_held_out(tmp_path: Path) -> None:
     assert f"{path} excludes all clips held out for validation, so the last epoch is kept" in data.warnings
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         read_review_labels([tmp_path / "none.csv"])
 

@@ -131,7 +131,7 @@ def test_numbers_that_cannot_be_are_refused(folder: Path, change: tuple[bytes, b
 
 
 def signed(**changes: Any) -> bytes:
-    """Return a manifest with `changes` and the right digest, as somebody may make who knows the format."""
+    """Return a manifest with `changes` and the right digest, as somebody who knows the format could make it."""
     fields = {**json.loads(small_manifest().to_bytes()), **changes}
     fields.pop("digest")
     text = json.dumps(fields, indent=1, sort_keys=True) + "\n"
