@@ -29,6 +29,7 @@ from stage1.model.checkpoint import Checkpoint
 from stage1.model.config import SIZES, ModelConfig
 from stage1.model.network import Stage1Model
 from stage1.review import film_strip
+from stage1.review.config import VisualizeConfig
 from stage1.training import config as training_options
 from stage1.training import loop
 from stage1.training.config import PRESETS, TrainConfig
@@ -208,4 +209,4 @@ def visualize(folder: PathLike = "stage1_output") -> Path:
     Raises:
         UserError: The folder holds no finished run. `FormatError`, a subclass, if its files do not belong together.
     """
-    return film_strip.visualize(Path(folder))[0]
+    return film_strip.visualize(VisualizeConfig(folder=Path(folder)))[0]
