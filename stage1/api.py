@@ -65,7 +65,8 @@ def train(
         transform: A `TransformConfig` or a mapping of its fields; or a function that replaces the augmentation. It is
             called on float32 (B, 3, T, H, W), RGB in [0, 1], on the device, and returns float (B, 3, T, H', W'). The
             result is normalised by ``mean`` and ``std`` of the `TransformConfig`. Validation and inference normalise
-            only. A resumed run needs the function again, and repeats its random numbers only from an epoch's start.
+            only. A resumed run needs the function again, and reproduces its random numbers only from the start of an
+            epoch.
         options: Fields of `TrainConfig`: ``shards``, ``val_shards``, ``out``, ``epochs``, ``batch_size`` in clips,
             ``lr``, ``model={"dropout": 0.3}``, … Also ``preset``, ``model_size`` and ``backbone``, as on the command
             line.
@@ -74,7 +75,7 @@ def train(
         Path: ``<out>/binary_stage1_with_attention.pt``.
 
     Raises:
-        UserError: An unknown option, a bad value, unusable shards, or `out` holds another run.
+        UserError: An unknown option, a bad value, unusable shards, or `out` contains another run.
         RunStopped: SIGTERM or SIGUSR1 arrived. A checkpoint was saved; call again with ``resume=True``.
     """
     function = transform if callable(transform) else None
@@ -127,7 +128,7 @@ def infer(config: InferConfig | None = None, **options: Any) -> InferReport | No
         if events:
             options["events"] = dataclasses.replace(options.get("events", EventConfig()), **events)
         if options.get("videos") and "shards" in options:
-            raise UserError("shards and videos exclude each other: give one of them")
+            raise UserError("shards and videos cannot be combined: pass one of them")
         config = make_config(InferConfig, options, function="infer")
     else:
         check_names(options, (), function="infer with an InferConfig")
@@ -135,7 +136,7 @@ def infer(config: InferConfig | None = None, **options: Any) -> InferReport | No
 
 
 def evaluate(config: EvaluateConfig | ScoresConfig | None = None, **options: Any) -> EvaluateReport | ScoresReport:
-    """Evaluate a checkpoint on a shard set, or anyone's scores against annotations, with 95 % confidence intervals.
+    """Evaluate a checkpoint on a shard set, or any model's scores against annotations, with 95 % confidence intervals.
 
     Args:
         config: An `EvaluateConfig` or `ScoresConfig`; then pass no options.
@@ -164,7 +165,7 @@ def evaluate(config: EvaluateConfig | ScoresConfig | None = None, **options: Any
 
 
 def load_checkpoint(path: PathLike, map_location: str | torch.device = "cpu") -> Checkpoint:
-    """Read a checkpoint of `train`.
+    """Read a checkpoint written by `train`.
 
     ``checkpoint.build_model()`` is the `Stage1Model` with its weights, in evaluation mode on the CPU;
     ``checkpoint.build_transform()`` turns uint8 clips (B, T, H, W, 3) into its input, float (B, 3, T, H, W).
@@ -174,7 +175,7 @@ def load_checkpoint(path: PathLike, map_location: str | torch.device = "cpu") ->
         map_location: Device of the tensors.
 
     Raises:
-        UserError: No such file, or it is damaged or something else.
+        UserError: The file is missing, damaged or not a checkpoint.
     """
     return checkpoint.load_checkpoint(Path(path), map_location)
 
@@ -188,11 +189,13 @@ def load_attention_data(path: PathLike, *, for_training: bool = False) -> Attent
 
     Args:
         path: Output folder of `infer`, or its file of tensors or folder of attention shards.
-        for_training: Refuse detections that stage 2 must not be trained on: of the Test split, and of videos that the
+        for_training: Refuse detections that stage 2 must not be trained on: those of the Test split, and of videos
+        that the
             model was (or may have been) trained on.
 
     Raises:
-        UserError: No such file, or refused. `FormatError`, a subclass, if it is another kind of file or damaged.
+        UserError: No such file, or its detections are refused. `FormatError`, a subclass, if it is damaged or another
+        kind of file.
     """
     return attention_data.load_attention_data(path, for_training=for_training)
 
@@ -204,9 +207,9 @@ def visualize(folder: PathLike = "stage1_output") -> Path:
         folder: Output folder of `infer`.
 
     Returns:
-        Path: ``<folder>/attention_visualization.png``. Without detections the picture says so.
+        Path: ``<folder>/attention_visualization.png``. If there are no detections, the picture says so.
 
     Raises:
-        UserError: The folder holds no finished run. `FormatError`, a subclass, if its files do not belong together.
+        UserError: The folder contains no finished run. `FormatError`, a subclass, if its files do not belong together.
     """
     return film_strip.visualize(VisualizeConfig(folder=Path(folder)))[0]

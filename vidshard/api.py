@@ -53,7 +53,7 @@ def build(source: Place | BuildConfig, **options: Any) -> BuildReport:
 
     Raises:
         UserError: An unknown option or a bad value, no videos, doubtful labels (pass ``yes=True`` to accept them), or
-            `out` holds another build.
+            `out` contains another build.
         OSError: The disk is full.
         KeyboardInterrupt: Ctrl-C or SIGTERM. Finished shards stay on disk.
     """
@@ -87,7 +87,7 @@ def _build_config(source: Place | BuildConfig, options: dict[str, Any], function
     if not isinstance(sampling, SamplingConfig):
         sampling = {"mode": sampling, **cut}
     elif cut:
-        raise UserError(f"sampling is a SamplingConfig: give it {', '.join(sorted(cut))}, not {function}")
+        raise UserError(f"sampling is a SamplingConfig: pass it {', '.join(sorted(cut))}, not {function}")
     return make_config(BuildConfig, {"source": source, "sampling": sampling, **options}, function=function)
 
 

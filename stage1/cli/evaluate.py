@@ -31,14 +31,14 @@ def evaluate(**options: Any) -> None:
     of_lists = option_names(ScoresConfig)
     if options["scores"] is not None or (names and names <= of_lists and "annotations" in names):
         if wrong := sorted(names - of_lists):
-            raise click.UsageError(f"--{wrong[0].replace('_', '-')} and --scores exclude each other")
+            raise click.UsageError(f"--{wrong[0].replace('_', '-')} and --scores cannot be combined")
         if options["annotations"] is None:
             raise click.UsageError("--scores needs --annotations: the ground truth to evaluate against")
         scores_config = from_options(ScoresConfig, options)
         config = None
     else:
         if wrong := sorted(names & set(_SCORES_ONLY)):
-            raise click.UsageError(f"--{wrong[0].replace('_', '-')} is an option of --scores and --annotations alone")
+            raise click.UsageError(f"--{wrong[0].replace('_', '-')} needs --scores, or --annotations alone")
         config = from_options(EvaluateConfig, options)
     from stage1.common import distributed
     from stage1.evaluation import foreign_scores, run

@@ -35,7 +35,10 @@ def export(format_: str, checkpoint: Path, out: Path, shards: Any, num_checked: 
 
     The exported model takes uint8 clips and returns P(crime) and attention.
     """
+    from stage1.common import distributed
     from stage1.model.onnx import export
+
+    distributed.expect_one_process("export")
 
     console.echo(export(checkpoint, out, shards=shards, num_checked=num_checked).summary)
     console.show_next("stage1", "infer", *given(shards=shards or DEFAULT_SHARDS, checkpoint=checkpoint))

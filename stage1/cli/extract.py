@@ -20,7 +20,10 @@ def extract(**options: Any) -> int:
     Exit codes: 0 success; 2 finished, but some detections could not be written; 1 error.
     """
     config = from_options(ExtractConfig, options)
+    from stage1.common import distributed
     from stage1.inference.extract import extract
+
+    distributed.expect_one_process("extract")
 
     report = extract(config)
     for line in report.problems:

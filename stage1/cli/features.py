@@ -22,7 +22,10 @@ def features(**options: Any) -> int:
     Exit codes: 0 success; 2 finished, but some clips could not be read; 1 error.
     """
     config = from_options(FeaturesConfig, options)
+    from stage1.common import distributed
     from stage1.inference.features import features
+
+    distributed.expect_one_process("features")
 
     report = features(config, confirm=click.confirm)
     for line in [*report.notes, *(f"not scored: {reason}" for reason in report.unscored.values())]:

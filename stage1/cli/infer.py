@@ -27,11 +27,11 @@ def infer(more_videos: tuple[str, ...], videos: tuple[str, ...], **options: Any)
     if more_videos and not videos:
         raise click.UsageError(f"unexpected argument {more_videos[0]!r}; name MP4s with --videos PATH…")
     if videos and "shards" in given_options():
-        raise click.UsageError("--shards and --videos exclude each other: give one of them")
+        raise click.UsageError("--shards and --videos cannot be combined: pass one of them")
     if videos and options["video_root"] is not None:
-        raise click.UsageError("--video-root and --videos exclude each other: --videos says where the videos are")
+        raise click.UsageError("--video-root and --videos cannot be combined: --videos says where they are")
     if not videos and options["workers"] is not None:
-        raise click.UsageError("--workers is an option of --videos: there is nothing to decode in shards")
+        raise click.UsageError("--workers needs --videos: shards are already decoded")
     config = from_options(InferConfig, {**options, "videos": videos + more_videos})
     from stage1.inference.run import infer
 

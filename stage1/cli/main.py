@@ -1,4 +1,4 @@
-"""The `stage1` command. Each of its commands is a module of this folder: options → config → one call, no logic."""
+"""The `stage1` command. Each command is a module in this folder: options → config → one call, no logic."""
 
 from __future__ import annotations
 
@@ -10,7 +10,18 @@ from vidshard.util.options import CommandGroup
 
 # In the order of the work.
 COMMANDS = (
-    *("preview-augment", "train", "infer", "visualize", "clips", "report", "evaluate", "crossval", "explain"),
+    *(
+        "preview-augment",
+        "train",
+        "infer",
+        "visualize",
+        "clips",
+        "report",
+        "evaluate",
+        "calibrate",
+        "crossval",
+        "explain",
+    ),
     *("extract", "features", "export"),
 )
 

@@ -36,7 +36,7 @@ SETTINGS = click.option(
 
 
 def given(**options: Any) -> list[str]:
-    """Return the words that give these options of `stage1 infer` on a command line, except those at their defaults."""
+    """Return these options of `stage1 infer` as command-line arguments, except those at their defaults."""
     defaults = {"shards": DEFAULT_SHARDS, "checkpoint": DEFAULT_CHECKPOINT}
     left = {name: value for name, value in options.items() if value != defaults[name]}
     return [word for name, value in left.items() for word in (f"--{name}", str(value))]

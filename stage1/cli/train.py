@@ -93,7 +93,7 @@ def train(
 
 
 def _shards_to_score(config: TrainConfig) -> Location:
-    """Return the Test set beside the training shards or, without one, shards that were validated or trained on."""
+    """Return the Test set next to the training shards or, if there is none, those that were validated or trained on."""
     first = config.shards[0]
     test = first.with_name("Test") if isinstance(first, Path) else None
     return test if test and (test / "manifest.json").is_file() else config.val_shards or first

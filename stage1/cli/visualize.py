@@ -20,8 +20,10 @@ def visualize(**options: Any) -> None:
     DIR is the output folder of `stage1 infer`, by default stage1_output.
     """
     config = from_options(VisualizeConfig, options)
+    from stage1.common import distributed
     from stage1.review.film_strip import visualize
 
+    distributed.expect_one_process("visualize")
     picture, num_shown = visualize(config)
     if not num_shown:
         click.echo(f"No clip was detected as crime: see {config.folder / 'predictions.csv'} for all confidences")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from vidshard.util.errors import UserError
+from vidshard.util.text import counted
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -41,7 +42,7 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     threads = torch.get_num_threads()
-    return f"CPU ({platform.machine()}, {threads} thread{'' if threads == 1 else 's'})"
+    return f"CPU ({platform.machine()}, {counted(threads, 'thread')})"
 
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -1,4 +1,4 @@
-"""Process-group helpers; the only user of `torch.distributed`.
+"""Process-group helpers; the only module that uses `torch.distributed`.
 
 In a run of one process every function works without a process group, as rank 0 of world size 1.
 """
@@ -57,7 +57,7 @@ def expect_one_process(command: str) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             f"stage1 {command} runs as one process, but WORLD_SIZE is {os.environ['WORLD_SIZE']}; start it without "
-            "torchrun (only train and infer share their work)"
+            "torchrun (only train and infer can run distributed)"
         )
 
 
@@ -71,7 +71,7 @@ def device_of_rank(device: torch.device) -> torch.device:
     index = int(os.environ.get("LOCAL_RANK", "0"))
     if index >= torch.cuda.device_count():
         raise UserError(
-            f"process {index} of this machine has no GPU: there are {torch.cuda.device_count()}, counted from 0; start "
+            f"process {index} of this machine has no GPU: it has {torch.cuda.device_count()}, numbered from 0; start "
             "at most that many processes (--nproc-per-node), or use `device` cpu"
         )
     own = torch.device("cuda", index)
@@ -188,7 +188,7 @@ class _FailureWatch:
     holds the store through which the ranks communicate, so it leaves last.
 
     If the network is cut, nothing fails and everything waits. So each rank increments a heartbeat counter in the store,
-    which rank 0 watches, and a second thread ends a rank whose own requests to the store are not answered.
+    which rank 0 watches, and a second thread ends a rank whose own requests to the store go unanswered.
     """
 
     def __init__(self, store: Any, rank: int, num_ranks: int) -> None:
@@ -244,7 +244,7 @@ class _FailureWatch:
                         self._other_failure = text
                         self._store.add(_KNOWN, 1)
                 except RuntimeError:
-                    gone = "rank 0, which holds the run together, is gone: see its output"
+                    gone = "rank 0, which coordinates the run, has ended: see its output"
                     self._other_failure = self._other_failure or gone
             return self._other_failure
 
@@ -266,8 +266,8 @@ class _FailureWatch:
         while not self._closed.wait(POLL_SECONDS):
             if time.monotonic() - self._last_answer > MAX_SILENT_SECONDS:
                 logger.error(
-                    f"rank {self._rank} hears nothing of rank 0, which holds the run together, for "
-                    f"{MAX_SILENT_SECONDS:.0f} s; is this host cut off from that one?"
+                    f"rank {self._rank} has not heard from rank 0, which coordinates the run, for "
+                    f"{MAX_SILENT_SECONDS:.0f} s; is this host cut off from that of rank 0?"
                 )
                 _end_stuck_agent()
                 os._exit(1)
@@ -277,7 +277,7 @@ class _FailureWatch:
             self._wait_for(_KNOWN, self._num_ranks - 1, seconds=GRACE_SECONDS)
 
     def _wait_for(self, counter: str, number: int, *, seconds: float) -> None:
-        """Wait until `number` ranks have counted themselves, but no longer than `seconds`."""
+        """Wait until `number` ranks have checked in, but no longer than `seconds`."""
         until = time.monotonic() + seconds
         with contextlib.suppress(RuntimeError):
             while time.monotonic() < until:

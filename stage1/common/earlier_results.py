@@ -1,6 +1,6 @@
-"""Earlier results of a folder: moved aside by a new run instead of replaced, and kept for three runs.
+"""Earlier results of a folder: moved aside by a new run instead of being replaced, and kept for three runs.
 
-The files of a result move together into a folder `earlier-N` beside them, with increasing N, so that their relative
+The files of a result move together into a folder `earlier-N` next to them, with increasing N, so that their relative
 links still hold. A single page moves to a numbered name in its own folder instead, as it links to the files beside it.
 """
 
@@ -21,10 +21,10 @@ MAX_KEPT = 3
 
 
 def set_aside(folder: Path, names: Sequence[str]) -> Path | None:
-    """Move those of `names`, files and folders, that `folder` holds to `earlier-N` in it; return that folder.
+    """Move the files and folders `names` that are in `folder` to `earlier-N` inside it; return the latter.
 
-    The first of `names` is the file without which there is no result: then nothing moves, and None is returned. A
-    killed move is finished by the next call. Only the last three results are kept.
+    Without the first of `names` there is no result: nothing moves, and None is returned. The
+    next call finishes an interrupted move. Only the last three results are kept.
     """
     held = [name for name in names if os.path.lexists(folder / name)]
     moving = sorted(folder.glob(f"earlier-*{atomic.PARTIAL_SUFFIX}"))

@@ -1,14 +1,19 @@
-"""File names of a run, and the check that its folder is writable. Imports no torch, as --help needs these names."""
+"""File names of a run, and the check that its folder is writable. Does not import torch, because --help needs these
+names."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import io
 import os
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar, cast
 
+from vidshard.util import lock
 from vidshard.util.errors import UserError
 
 BEST_NAME = "binary_stage1_with_attention.pt"
@@ -21,6 +26,9 @@ TENSORBOARD_NAME = "tensorboard"
 # All files of a run.
 RUN_NAMES = (BEST_NAME, LAST_NAME, PREVIOUS_NAME, CONFIG_NAME, METRICS_NAME, CURVES_NAME, TENSORBOARD_NAME)
 EVALUATION_NAMES = ("evaluation.json", "evaluation.png")
+
+LOCK_NAME = ".lock"  # while a command writes to a folder
+_HELD: set[Path] = set()  # locks of this process
 
 # Default output of `stage1 train` and default input of `stage1 infer`.
 DEFAULT_RUN = Path("checkpoints")
@@ -44,11 +52,51 @@ def check_out(folder: Path) -> None:
         ) from error
 
 
+@contextlib.contextmanager
+def hold_out(folder: Path, *, name: str = LOCK_NAME) -> Iterator[None]:
+    """Check that `folder` can be written to, and hold its lock while the block runs, on rank 0.
+
+    `name` is that of the lock, for commands that write a single file to a folder of others. Raises UserError, which
+    names the other process, if one writes there, and does not leave a folder behind that was not there before.
+    """
+    check_out(folder)
+    path = folder.absolute() / name
+    if os.environ.get("RANK", "0") != "0" or path in _HELD:
+        yield
+        return
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    _HELD.add(path)
+    try:
+        with lock.hold_lock(path, what=f"`out` {folder}", verb="written"):
+            yield
+    finally:
+        _HELD.discard(path)
+        with contextlib.suppress(OSError):
+            for parent in made:
+                parent.rmdir()
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def holds_out(function: _Function) -> _Function:
+    """Make a function of a config run inside `hold_out` of ``config.out``."""
+
+    @functools.wraps(function)
+    def run(config: Any, *args: Any, **options: Any) -> Any:
+        with hold_out(config.out):
+            return function(config, *args, **options)
+
+    return cast(_Function, run)
+
+
 class HashingFile(io.RawIOBase):
     """File that forwards writes to another file, and keeps track of the size and SHA-256 of all bytes written."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._sha256, self.size = file, hashlib.sha256(), 0
+        self.error: OSError | None = None  # of the last write
 
     def writable(self) -> bool:
         """Return True, as `io.RawIOBase` requires of a writable file."""
@@ -58,7 +106,25 @@ class HashingFile(io.RawIOBase):
         """Write `data` to the other file, and return the number of bytes."""
         self._sha256.update(data)
         self.size += len(data)
-        return self._file.write(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def hexdigest(self) -> str:
         return self._sha256.hexdigest()
+
+
+def save_tensors(fields: dict[str, Any], file: IO[bytes]) -> HashingFile:
+    """Write `fields` as `torch.save` does. Raises OSError, where torch raises an error of its own, on a full disk."""
+    import torch
+
+    hashing = HashingFile(file)
+    try:
+        torch.save(fields, cast(IO[bytes], hashing))
+    except RuntimeError:
+        if hashing.error is not None:
+            raise hashing.error from None
+        raise
+    return hashing

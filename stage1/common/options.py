@@ -1,4 +1,4 @@
-"""Options that several configs share, each declared once. Loads no torch: --help needs them."""
+"""Options that several configs share, each declared once. Does not import torch, because --help needs them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vidshard.util.options import check_options, option
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckedConfig:
-    """Base of configs, which checks the ranges and choices of their options."""
+    """Base class of configs, which checks the ranges and choices of their options."""
 
     def __post_init__(self) -> None:
         check_options(self)

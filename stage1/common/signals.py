@@ -22,7 +22,7 @@ class StopSignal:
     """Context manager that records a stop signal received while its block runs.
 
     It has no effect outside the main thread, where Python allows no signal handlers. While shutdown is pending, a
-    second Ctrl-C raises KeyboardInterrupt, and any other signal changes nothing; SIGKILL ends the process at once.
+    second Ctrl-C raises KeyboardInterrupt, and other signals have no effect; SIGKILL ends the process at once.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
-"""Per-clip random numbers, which depend on (seed, epoch, row of the index) only.
+"""Per-clip random numbers, which depend only on (seed, epoch, row of the index).
 
-A clip therefore gets the same augmentation and dropout at any place in a batch, with any batch size, number of ranks
+A clip therefore gets the same augmentation and dropout at any position in a batch, with any batch size, number of ranks
 and device, and a run that resumes mid-epoch needs no generator state. The generator is counter-based and uses integer
 arithmetic on the device of the rows: each number is a hash (the finaliser of SplitMix64: Steele et al., "Fast
 Splittable Pseudorandom Number Generators", OOPSLA 2014) of its clip, its stream and its position.
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 # Independent streams of one clip; the i-th dropout layer uses the stream DROPOUT + i.
-AUGMENTATION, MIXUP, DROPOUT = 0, 1, 100
+AUGMENTATION, MIXUP, SPLICES, DROPOUT = 0, 1, 2, 100
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)

@@ -1,4 +1,4 @@
-"""Options of preprocessing and augmentation. Loads no torch: --help needs them."""
+"""Options of preprocessing and augmentation. Does not import torch, because --help needs them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ReviewLabelUse = Literal["labels", "exclusions"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformConfig:
-    """Normalisation and augmentation of clips. `mean` and `std` are of RGB in [0, 1]; the rest is augmentation.
+    """Normalisation and augmentation of clips. `mean` and `std` apply to RGB in [0, 1]; the rest is augmentation.
 
     Augmentation is for training only. Probabilities apply per clip. A probability or range of 0 disables that part.
     """
@@ -57,7 +57,7 @@ class TransformConfig:
 
     @property
     def for_evaluation(self) -> TransformConfig:
-        """The same without augmentation."""
+        """This config without augmentation."""
         return dataclasses.replace(self, augment=False)
 
     @classmethod

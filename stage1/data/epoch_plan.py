@@ -70,7 +70,7 @@ def clips_of_epoch(videos: Rows, *, per_video: int, seed: int, epoch: int) -> Ro
     """Return the positions of an epoch's clips: `per_video` of each video, or all clips of a shorter video.
 
     Each video has a fixed random order, and each epoch takes the next clips of it, cyclically. So no clip is repeated
-    before all clips of its video were used. `videos` holds the video of each clip.
+    before all clips of its video have been used. `videos` holds the video of each clip.
 
     >>> videos = np.array([7, 7, 7, 9])
     >>> [clips_of_epoch(videos, per_video=1, seed=0, epoch=epoch).tolist() for epoch in range(4)]

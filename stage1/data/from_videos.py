@@ -49,8 +49,9 @@ def temporary_shards(
 ) -> Iterator[TemporaryShards]:
     """Build shards of the videos in `paths` in a temporary folder, which lasts as long as the block.
 
-    Clips have the given `shape` and are cut by `sampling`; `settings`, of a manifest, say how frames become square and
-    which decoder and codec to use. Raises UserError if a path matches no video, or if no video can be decoded.
+    Clips have the given `shape` and are cut by `sampling`; `settings`, from a manifest, say how frames are made
+    square and which decoder and codec to use. Raises UserError if a path matches no video, or if no video can be
+    decoded.
     """
     from vidshard.building import run
 
@@ -83,7 +84,7 @@ def _build(source: Source, out: Path, config: BuildConfig) -> SetReport:
         with open(reasons, newline="", encoding="utf-8", errors="surrogateescape") as file:
             failed = [f"{row['path']}: {row['message']}" for row in csv.DictReader(file) if row["outcome"] == "failed"]
         more = f"; and {len(failed) - 3:,} more" if len(failed) > 3 else ""
-        raise UserError(f"no video could be decoded: {'; '.join(failed[:3])}{more}; pass videos that play") from error
+        raise UserError(f"no video could be decoded: {'; '.join(failed[:3])}{more}; pass playable videos") from error
 
 
 def sampling_config(
@@ -91,23 +92,26 @@ def sampling_config(
 ) -> SamplingConfig:
     """Return the sampling of videos of any length for a model trained on clips with the `settings` of a manifest.
 
-    A video gets windows whose frames are `gap_seconds` apart, the median of the training clips, one every `stride`
-    frames of these (None: half a clip). A video that is not longer than a window gives one clip, with frames spread
-    over it if the training clips were cut so. If the gap is 0, that is, unknown, videos are sampled by `settings`
-    alone. Raises UserError if `vidshard build` cannot cut clips of `shape`.
+    A video gets windows whose frames are `gap_seconds` apart, the median of the training clips, one window every
+    `stride` of these frames (None: half a clip). A video that is not longer than a window gives one clip, with frames
+    spread over it if the training clips were cut that way. If the gap is 0, that is, unknown, videos are sampled by
+    `settings` alone. Raises UserError if `vidshard build` cannot cut clips of `shape`.
     """
     from vidshard.video.sampling import SamplingConfig
 
     if shape.height != shape.width or settings.get("clip_len") != shape.num_frames:
         raise UserError(
-            f"the checkpoint takes clips of {shape}, which `vidshard build` cannot cut out of videos (square frames, "
-            f"{settings.get('clip_len')} of them); build the shards another way and pass them as `shards`"
+            f"the checkpoint takes clips of {shape}, which `vidshard build` cannot cut from videos (it needs square "
+            f"frames, {settings.get('clip_len')} of them); build the shards another way and pass them as `shards`"
         )
     names = {field.name for field in dataclasses.fields(SamplingConfig)}
     trained = SamplingConfig(**{name: value for name, value in settings.items() if name in names})
     if gap_seconds <= 0:
         if stride is not None:
-            raise UserError("`stride` needs the time between the frames of training clips, which the checkpoint lacks")
+            raise UserError(
+                "`stride` needs the time between the frames of training clips, which the checkpoint does not record; "
+                "omit it"
+            )
         return trained
     return SamplingConfig(
         mode="dense",
@@ -132,7 +136,7 @@ def find_videos(paths: Sequence[str]) -> Source:
     urls = [place for place in places if isinstance(place, Url)]
     if urls:
         if len(urls) < len(places):
-            raise UserError("`videos` holds paths and URLs, expected one kind; pass them in two commands")
+            raise UserError("`videos` mixes paths and URLs, expected one kind; pass them in two commands")
         return _find_remote_videos(urls)
     videos: set[str] = set()
     skipped: dict[str, Failure] = {}
@@ -145,7 +149,7 @@ def find_videos(paths: Sequence[str]) -> Source:
         root = os.path.commonpath([os.path.dirname(video) for video in videos])
     except ValueError:
         raise UserError(
-            "the videos are on different drives, expected one; pass the videos of one drive at a time"
+            "the videos are on different drives, expected a single one; pass those of one drive at a time"
         ) from None
 
     def relative(path: str) -> str:
@@ -167,12 +171,12 @@ def _check_not_live(path: str) -> None:
     if scheme in LIVE_SCHEMES or is_camera:
         raise UserError(
             f"`videos` {redact_credentials(path)} is a live {'camera' if is_camera else 'stream'}, expected files; "
-            "record it first, such as with `ffmpeg -i URL -t 3600 -c copy camera.mp4`, and pass the file"
+            "record it first, for example with `ffmpeg -i URL -t 3600 -c copy camera.mp4`, and pass the file"
         )
 
 
 def _find_remote_videos(urls: Sequence[Url]) -> Source:
-    """Find the videos below these URLs, or that they name."""
+    """Find the videos at or below these URLs."""
     from vidshard.sources.folders import Source, Video
     from vidshard.sources.urls import find_remote_sources
 
@@ -182,8 +186,8 @@ def _find_remote_videos(urls: Sequence[Url]) -> Source:
     while not all(f"{one.as_posix()}/".startswith(f"{root.as_posix()}/") for one in roots):
         if root.parent == root or "?" in "".join(one.full for one in roots):
             raise UserError(
-                f"the videos are at {len(roots)} places, such as {roots[0]} and {roots[1]}, expected one; pass those "
-                "of one place at a time"
+                f"the videos are at {len(roots)} locations, such as {roots[0]} and {roots[1]}, expected one; pass "
+                "those of one location at a time"
             )
         root = root.parent
     videos: dict[str, Video] = {}
@@ -206,7 +210,7 @@ def _find_remote_videos(urls: Sequence[Url]) -> Source:
 def _matches(path: str) -> list[str]:
     """Return `path` if it exists, or the videos that it matches as a glob, which not every shell expands.
 
-    Raises UserError if there is neither.
+    Raises UserError if neither exists.
     """
     from vidshard.sources.folders import VIDEO_SUFFIXES
 

@@ -51,9 +51,9 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
     """Iterable over the batches of an epoch: a WebDataset pipeline whose source reads by a plan.
 
     Every clip appears exactly once per epoch, in `len(loader)` steps on every rank. Each iteration is one epoch, and
-    the next iteration is the next epoch, unless `set_epoch` changes it. Errors of reading ahead are raised by the
-    iteration. ``loader.compose(wds.map(…))`` adds stages. Release a batch (``del batch``) before requesting the next
-    one, which then reuses its buffer while that is still in the processor's cache.
+    the next iteration is the next epoch, unless `set_epoch` changes it. The iteration raises errors that occurred
+    while reading ahead. ``loader.compose(wds.map(…))`` adds stages. Release a batch (``del batch``) before requesting
+    the next one, which then reuses its buffer while that is still in the processor's cache.
 
     For evaluation and inference, on any number of ranks, use ``ClipLoader(reader, batch_size=8, shuffle=False,
     pad=True, rank=distributed.rank(), world_size=distributed.world_size(), max_bad_clips=None)``. Clips then follow the
@@ -79,7 +79,8 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
         number, and leaves it to the caller to report `bad_clips`.
     num_threads: threads that read ahead; 0 reads on request, which is faster without a spare core.
     num_processes: DataLoader processes to use instead of threads; slower, as nothing is decoded, unless further stages
-        are expensive.
+        are expensive. In a ``DataLoader(loader, batch_size=None, num_workers=N)`` of your own, the processes share the
+        batches in the same way, but call `set_epoch` before each epoch.
     device: device of the batches. For CUDA they are copied through pinned buffers while the previous step computes.
 
     Raises ValueError if an argument is out of range.
@@ -194,7 +195,7 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
 
     @property
     def plan_digest(self) -> str:
-        """Digest of everything that decides the order, except data set, seed and epoch."""
+        """Digest of everything that determines the order, except data set, seed and epoch."""
         digest = hashlib.sha256(repr((self.shuffle, self.block_shards, self.clips_per_video)).encode())
         for column in (self.rows, self.labels, *((self.balance.groups,) if self.balance else ())):
             digest.update(np.ascontiguousarray(column, "<i8").tobytes())
@@ -266,8 +267,12 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
     def _iterate(self) -> Iterator[Batch]:
         """Yield the batches of the plan: the first stage of the pipeline."""
         self.reader.fetch_ahead(self.order()[self._start :])
+        if self.shuffle and not self.num_processes and torch.utils.data.get_worker_info() is None:
+            self.reader.keep_clips()
         if self.num_processes:  # a DataLoader asks its workers in turn, which keeps the order of the plan
             batches = iter(wds.WebLoader(_StepsOfWorker(self), batch_size=None, num_workers=self.num_processes))
+        elif torch.utils.data.get_worker_info() is not None:  # the caller's DataLoader does the same
+            batches = iter(_StepsOfWorker(self))
         else:
             batches = self.read_ahead(self.plan())
         if self.device.type == "cuda":

@@ -1,15 +1,17 @@
 """Random access to the clips of a shard folder, with one copy from the page cache into the caller's buffer.
 
-A clip is first read with `preadv`, which reports failing disks, and verified. If the set fits into memory, later reads
-copy the clip from a memory map of its shard, which takes a quarter less time.
+A clip is read with `preadv`, which reports failing disks, and verified. Readers that reread clips keep them in memory
+if the set fits, which is faster than the page cache. Memory-mapping the shards would be as fast, but
+truncating a mapped shard kills the process, and overwriting it changes its clips.
 """
 
 from __future__ import annotations
 
 import contextlib
-import mmap
+import itertools
 import os
 import threading
+import weakref
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -30,8 +32,7 @@ from vidshard.util.errors import FormatError, UserError
 CHECKSUMS = ("first", "always", "never")
 MAX_OPEN_SHARDS = 64  # per thread; below any limit on open files
 _NOTHING = contextlib.nullcontext()
-MAX_MAPPED_SHARDS = 256  # each map keeps a file open
-MAPPED_SHARE_OF_MEMORY = 0.5  # larger sets are not mapped, because evicted pages are slow to read back
+KEPT_SHARE_OF_MEMORY = 1 / 3  # limit of all clips that the processes of a machine keep in memory
 _READS_AT_OFFSET = hasattr(os, "preadv")  # Linux, macOS; elsewhere seek and readinto
 _ADVISES = hasattr(os, "posix_fadvise")  # Linux
 
@@ -53,6 +54,7 @@ class ClipSource(Protocol):
     def read_clips(self, rows: Sequence[int] | Rows, out: Pixels | Sequence[Pixels]) -> None: ...
     def will_read(self, rows: Rows) -> None: ...
     def fetch_ahead(self, rows: Rows) -> None: ...
+    def keep_clips(self) -> None: ...
 
 
 class ClipReader:
@@ -63,7 +65,8 @@ class ClipReader:
     manifest names are opened. A reader may be used from several threads at once.
 
     `checksums` says when pixels are verified: the ``first`` time a clip is read, ``always``, or ``never``. `cache`
-    configures the download cache of a set behind a URL. Raises UserError if the folder holds no shard set, and
+    configures the download cache of a set behind a URL. Clips of a shard that changes meanwhile are verified at each
+    read, even with ``first``. Raises UserError if the folder holds no shard set, and
     FormatError if its manifest or index is damaged.
     """
 
@@ -84,15 +87,15 @@ class ClipReader:
         self.shards: Rows = clips["shard"].astype(np.int64)  # [N]
         self.labels = clips["label"].astype(np.int64)  # [N]
         self.videos: Rows = clips["video"].astype(np.int64)  # [N], rows of index.videos
-        self._checks_again = checksums == "always"
+        self._checksums = checksums
         self._trusted = np.full(len(clips), checksums == "never")
-        self._maps_shards = (
-            self._is_raw
-            and self.shard_set.may_pin
-            and _fits_into_memory([shard.bytes for shard in self.manifest.shards])
-        )
-        self._maps: dict[int, tuple[mmap.mmap, Pixels] | None] = {}
+        self.keeps_clips = False
+        self._kept = np.zeros(len(clips), bool)
+        self._memory: dict[int, Pixels] = {}  # the bytes of the kept clips, at their offsets in their shards
+        self._versions: dict[int, tuple[int, ...]] = {}  # of the files, when they were first opened
         self._thread = threading.local()
+        self._files: set[IO[bytes]] = set()  # of all threads
+        weakref.finalize(self, _close_files, self._files)
         self._ahead: Prefetch | None = None
 
     @property
@@ -118,16 +121,16 @@ class ClipReader:
         """
         picked = np.asarray(rows, np.int64)
         shards, offsets = self.shards[picked].tolist(), self._offsets[picked].tolist()
-        trusted = self._trusted[picked].tolist()
-        maps = self._mapped(shards) if self._maps_shards and any(trusted) else {}
+        kept = self._kept[picked].tolist() if self.keeps_clips else [False] * len(picked)
+        unchanged = {shard for shard in set(itertools.compress(shards, kept)) if self._is_unchanged(shard)}
         before, length = len(self._header), self.clip_shape.num_bytes
-        for row, shard, offset, is_trusted, pixels in zip(
-            picked.tolist(), shards, offsets, trusted, self._flat(out, len(picked)), strict=True
+        for row, shard, offset, is_kept, pixels in zip(
+            picked.tolist(), shards, offsets, kept, self._flat(out, len(picked)), strict=True
         ):
-            if is_trusted and shard in maps:
-                pixels[:] = maps[shard][offset + before : offset + before + length]
+            if is_kept and shard in unchanged:
+                pixels[:] = self._memory[shard][offset + before : offset + before + length]
             else:
-                self._read_clip(row, shard, offset, pixels, trusted=is_trusted)
+                self._read_clip(row, shard, offset, pixels)
 
     def _flat(self, out: Pixels | Sequence[Pixels], num_clips: int) -> Pixels | list[Pixels]:
         """Return `out` with the pixels of each clip as one row. Raises ValueError if it does not fit `num_clips`."""
@@ -141,15 +144,13 @@ class ClipReader:
             got = f"{len(out)} buffers"
         raise ValueError(f"buffer is {got}, expected uint8 {(num_clips, *self.clip_shape.thwc)}, contiguous")
 
-    def _read_clip(self, row: int, shard: int, offset: int, pixels: Pixels, *, trusted: bool) -> None:
+    def _read_clip(self, row: int, shard: int, offset: int, pixels: Pixels) -> None:
         """Read one clip into `pixels`, a row of bytes. Raises FormatError if the clip cannot be read or is damaged."""
         try:
-            with self._in_use(shard) if self._is_cached else _NOTHING:
-                if self._is_raw:
-                    sound = _read_at(self._open(shard), offset + len(self._header), pixels.data)
-                    sound = sound and (trusted or self._is_sound(row, pixels))
-                else:
-                    sound = self._read_encoded(row, shard, offset, pixels, trusted=trusted)
+            sound = self._read_file(row, shard, offset, pixels)
+            if not sound and isinstance(self.shard_set, RemoteSet):  # its copy was damaged in the cache
+                self.shard_set.discard(shard)
+                sound = self._read_file(row, shard, offset, pixels)
         except OSError as error:
             raise FormatError(f"{self._where(row)} cannot be read: {error.strerror}") from error
         if not sound:
@@ -157,12 +158,24 @@ class ClipReader:
                 f"{self._where(row)} does not match its checksum: the shard was changed or damaged after it was "
                 "written; restore it, or build again"
             )
+        if self.keeps_clips:
+            place = offset + len(self._header)
+            self._memory[shard][place : place + len(pixels)] = pixels
+            self._kept[row] = True
 
-    def _read_encoded(self, row: int, shard: int, offset: int, pixels: Pixels, *, trusted: bool) -> bool:
+    def _read_file(self, row: int, shard: int, offset: int, pixels: Pixels) -> bool:
+        """Read one clip from its shard; return False if it does not match its checksum. Raises OSError."""
+        with self._in_use(shard) if self._is_cached else _NOTHING:
+            if not self._is_raw:
+                return self._read_encoded(row, shard, offset, pixels)
+            complete = _read_at(self._open(shard), offset + len(self._header), pixels.data)
+            return complete and (self._is_trusted(row, shard) or self._is_sound(row, pixels))
+
+    def _read_encoded(self, row: int, shard: int, offset: int, pixels: Pixels) -> bool:
         payload = bytearray(int(self._sizes[row]))
         if not _read_at(self._open(shard), offset, memoryview(payload)):
             return False
-        if not trusted and not self._note(row, zlib.crc32(payload)):
+        if not self._is_trusted(row, shard) and not self._note(row, zlib.crc32(payload)):
             return False
         pixels[:] = layout.decode_clip(
             memoryview(payload), self.clip_shape, codec=self.manifest.codec, where=self._where(row)
@@ -190,6 +203,17 @@ class ClipReader:
             shards, first = np.unique(self.shards[rows], return_index=True)
             self.close_ahead()
             self._ahead = self.shard_set.prefetch(shards[np.argsort(first)].tolist())
+
+    def keep_clips(self) -> None:
+        """Keep clips in memory once they are read, if those of the whole set fit; for loaders that read them again."""
+        if self.keeps_clips or not self._is_raw or self._checksums == "always":
+            return
+        sizes = [sum(shard.bytes for shard in reader.manifest.shards) for reader in (self, *_KEEPING)]
+        if sum(sizes) * int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= KEPT_SHARE_OF_MEMORY * _memory_bytes():
+            _KEEPING.add(self)
+            # Untouched pages take no memory.
+            self._memory = {n: np.empty(shard.bytes, np.uint8) for n, shard in enumerate(self.manifest.shards)}
+            self.keeps_clips = True
 
     def close_ahead(self) -> None:
         """Stop downloading shards ahead of their use."""
@@ -247,6 +271,13 @@ class ClipReader:
         """Return the median time between consecutive frames of the clips, in seconds; 0.0 without clips."""
         return float(np.median(self.index.clips["frame_gap_seconds"])) if len(self) else 0.0
 
+    def video_seconds(self) -> npt.NDArray[np.float64]:
+        """Return the length of every video in seconds, [number of videos]; infinite if its frame rate is unknown."""
+        fps = self.index.videos["fps"].astype(np.float64)
+        seconds = np.full(len(fps), np.inf)
+        np.divide(self.index.videos["num_frames"], fps, out=seconds, where=fps > 0)
+        return seconds
+
     def _check_index(self) -> None:
         """Raise FormatError if a raw clip is not of the size of its shape."""
         clips = self.index.clips
@@ -268,32 +299,21 @@ class ClipReader:
     def _note(self, row: int, crc32: int) -> bool:
         """Return True if `crc32` matches the index, and then skip the check at the next read (unless "always")."""
         sound = crc32 == int(self.index.clips["crc32"][row])
-        self._trusted[row] = sound and not self._checks_again
+        self._trusted[row] = sound and self._checksums != "always"
         return sound
 
-    def _mapped(self, shards: Sequence[int]) -> dict[int, Pixels]:
-        """Return the mapped bytes of those of `shards` that are mapped and have kept their length.
+    def _is_trusted(self, row: int, shard: int) -> bool:
+        """Return True if pixels just read need no check: they were verified before, and the file has not changed."""
+        return bool(self._trusted[row]) and (self._checksums == "never" or self._is_unchanged(shard))
 
-        Accessing a map beyond the end of a truncated file would kill the process, whereas reading raises an error.
-        """
-        found = {}
-        for shard in set(shards):
-            if shard not in self._maps:
-                self._maps[shard] = self._map(shard)
-            mapped = self._maps[shard]
-            if mapped is not None and mapped[0].size() == len(mapped[1]):
-                found[shard] = mapped[1]
-        return found
-
-    def _map(self, shard: int) -> tuple[mmap.mmap, Pixels] | None:
+    def _is_unchanged(self, shard: int) -> bool:
+        """Return True if the file of a shard is as it was when it was first opened. Cached files are trusted."""
+        if self._is_cached:
+            return True
         try:
-            with self.shard_set.open_shard(shard) as file:
-                if not self.shard_set.pin(file):
-                    return None
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError):  # too many open files, or an empty file: clips are read instead
-            return None
-        return mapped, np.frombuffer(mapped, np.uint8)
+            return _version(self._open(shard)) == self._versions[shard]
+        except OSError:
+            return False
 
     def _open(self, shard: int) -> IO[bytes]:
         """Return the open file of a shard. Each thread has its own, as seeking moves the file's position."""
@@ -304,9 +324,21 @@ class ClipReader:
             files.move_to_end(shard)
         else:
             files[shard] = self.shard_set.open_shard(shard)
+            self._files.add(files[shard])
+            self._versions.setdefault(shard, _version(files[shard]))
             if len(files) > MAX_OPEN_SHARDS:
-                files.popitem(last=False)[1].close()
+                self._close(files.popitem(last=False)[1])
         return files[shard]
+
+    def _close(self, file: IO[bytes]) -> None:
+        file.close()
+        self._files.discard(file)
+
+    def close(self) -> None:
+        """Stop downloads and close all shards; reading opens them again."""
+        self.close_ahead()
+        self._thread = threading.local()
+        _close_files(self._files)
 
     @contextlib.contextmanager
     def _in_use(self, shard: int) -> Iterator[None]:
@@ -318,7 +350,7 @@ class ClipReader:
                 if is_there:
                     yield
                     return
-            self._thread.files.pop(shard).close()  # the cache has deleted the file: open it again
+            self._close(self._thread.files.pop(shard))  # the cache has deleted the file: open it again
         yield
 
     def _where(self, row: int) -> str:
@@ -326,11 +358,14 @@ class ClipReader:
         return f"clip {self.index.key(row)!r} at byte {clip['offset']} of {self.shard_set.shard_where(clip['shard'])}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_thread", "_ahead", "_maps")}
+        own: dict[str, Any] = {"_thread": None, "_ahead": None, "_memory": {}, "_files": set()}
+        own |= {"keeps_clips": False, "_kept": np.zeros(len(self), bool)}
+        return {**self.__dict__, **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _ahead=None, _maps={})
+        self.__dict__.update(state)
         self._thread = threading.local()
+        weakref.finalize(self, _close_files, self._files)
 
 
 class JoinedReader:
@@ -368,27 +403,31 @@ class JoinedReader:
         return self.readers[0].settings
 
     def video_id(self, video: int) -> str:
-        """Return the same name as `ClipReader.video_id` for a number of `videos`."""
+        """Return the same name as `ClipReader.video_id` for an entry of `videos`."""
         reader, own = self._of_video(video)
         return reader.video_id(own)
 
     def recording_or_video(self, video: int) -> str:
-        """Return the same name as `ClipReader.recording_or_video` for a number of `videos`."""
+        """Return the same name as `ClipReader.recording_or_video` for an entry of `videos`."""
         reader, own = self._of_video(video)
         return reader.recording_or_video(own)
 
     def class_name(self, video: int) -> str | None:
-        """Return the class of a number of `videos`."""
+        """Return the class of an entry of `videos`."""
         reader, own = self._of_video(video)
         return reader.class_name(own)
 
+    def video_seconds(self) -> npt.NDArray[np.float64]:
+        """Return the length of every video in seconds, by the numbers of `videos`."""
+        return np.concatenate([reader.video_seconds() for reader in self.readers])
+
     def _of_video(self, video: int) -> tuple[ClipReader, int]:
-        """Return the reader of a number of `videos`, and its number there."""
+        """Return the reader of an entry of `videos`, and its number there."""
         for reader in self.readers:
             if video < len(reader.index.videos):
                 return reader, video
             video -= len(reader.index.videos)
-        raise IndexError(f"video number is {video + 1} above the highest one")
+        raise IndexError(f"the video number exceeds the highest one by {video + 1}")
 
     @property
     def where(self) -> str:
@@ -412,7 +451,7 @@ class JoinedReader:
         """Read clips as `ClipReader.read_clips` does."""
         picked = np.asarray(rows, np.int64)
         if len(picked) != len(out):
-            raise ValueError(f"buffer is for {len(out)} clips, expected {len(picked)}")
+            raise ValueError(f"buffer has room for {len(out)} clips, expected {len(picked)}")
         sets = self.sets[picked]
         for number in np.unique(sets).tolist():
             here = np.flatnonzero(sets == number)
@@ -422,6 +461,11 @@ class JoinedReader:
         """Advise the system as `ClipReader.will_read` does."""
         for number, reader in enumerate(self.readers):
             reader.will_read(rows[self.sets[rows] == number] - self._first_rows[number])
+
+    def keep_clips(self) -> None:
+        """Keep clips as `ClipReader.keep_clips` does."""
+        for reader in self.readers:
+            reader.keep_clips()
 
     def fetch_ahead(self, rows: Rows) -> None:
         """Start downloads as `ClipReader.fetch_ahead` does."""
@@ -435,15 +479,8 @@ def _stacked(columns: Sequence[Rows], sizes: Sequence[int]) -> Rows:
     return np.concatenate([column + first for column, first in zip(columns, firsts, strict=True)])
 
 
-def _fits_into_memory(shard_bytes: Sequence[int]) -> bool:
-    """Return True if all shards can be mapped and stay in memory, so that mapping is faster than reading."""
-    if os.name != "posix" or len(shard_bytes) > MAX_MAPPED_SHARDS:  # Windows cannot replace a file that is mapped
-        return False
-    return sum(shard_bytes) <= MAPPED_SHARE_OF_MEMORY * _memory_bytes()
-
-
 def _memory_bytes() -> int:
-    """Return the bytes of memory that this process may use: the machine's, or the limit of its cgroup (Linux)."""
+    """Return how many bytes of memory this process may use: the machine's, or the limit of its cgroup (Linux)."""
     limits = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]  # in a container
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
@@ -457,6 +494,20 @@ def _memory_bytes() -> int:
         with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
             sizes.append(int(limit.read_text(encoding="ascii")))
     return min(sizes)
+
+
+def _version(file: IO[bytes]) -> tuple[int, ...]:
+    """Return what changes when an open file is written to, or another one takes its name."""
+    about = os.fstat(file.fileno())
+    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
+
+
+def _close_files(files: set[IO[bytes]]) -> None:
+    while files:
+        files.pop().close()
+
+
+_KEEPING: weakref.WeakSet[ClipReader] = weakref.WeakSet()
 
 
 def _read_at(file: IO[bytes], offset: int, buffer: memoryview) -> bool:

@@ -124,7 +124,7 @@ def _read(path: Path) -> dict[tuple[str, str], ReviewLabel]:
             ) from error
         if labels.setdefault(clip, label) != label:
             raise UserError(
-                f"`marks` {path}, line {line}: {clip[1]} is marked twice, differently; remove one of the rows"
+                f"`marks` {path}, line {line}: {clip[1]} has two contradictory marks; remove one of the rows"
             )
     return labels
 

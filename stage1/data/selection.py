@@ -19,7 +19,7 @@ from vidshard.util.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Balance:
-    """Shares of an epoch by group. Raises UserError if weights and groups do not fit together."""
+    """Shares of an epoch by group. Raises UserError if weights and groups do not match."""
 
     groups: Rows  # [N], the group of every row of the index, from 0
     weights: tuple[float, ...]  # one per group

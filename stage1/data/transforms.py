@@ -68,8 +68,8 @@ class BatchTransform:
         unwanted = [name for name in parts if name in ("ToTensor", "PILToTensor", "ToImage", "Normalize")]
         if unwanted:
             raise UserError(
-                f"transform holds {' and '.join(unwanted)}, but it is called on float clips (B, 3, T, H, W) in [0, 1] "
-                "that are normalised afterwards. Remove them; to normalise by different values, pass "
+                f"transform contains {' and '.join(unwanted)}, but it is called on float clips (B, 3, T, H, W) in [0, "
+                "1] that are normalised afterwards. Remove them; to normalise by different values, pass "
                 f'transform={{"mean": {list(config.mean)}, "std": {list(config.std)}}} with your values'
             )
 

@@ -1,7 +1,7 @@
 """Shortcut baselines: file metadata, one frame, the border, motion numbers. A model must beat them to be meaningful.
 
 Each baseline is fitted on the training clips and scores the clips on which the model is evaluated. Its score is the
-mean of a logistic regression and a random forest, neither of them tuned. Everything is read from shards.
+mean of a logistic regression and a random forest, neither tuned. Everything is read from shards.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def fit_and_score(train: Features, labels: npt.NDArray[np.int64], test: Features
 
 
 def flags(rows: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
-    """Return a warning for each shortcut that the model does not exceed, in a paired comparison at 95 %."""
+    """Return a warning for each shortcut that the model does not beat in a paired comparison at 95 %."""
     above = {row["name"]: Interval(**row["model_above"]) for row in rows}
     return [
         f"not above the shortcut {name!r}: {metric} differs by {interval.text()}"
@@ -107,7 +107,7 @@ def first_frame(clip: Clip) -> Array:
 
 
 def border_only(clip: Clip) -> Array:
-    """Describe the first frame with its inside blacked out: clocks, logos, bars, the edge of the scene."""
+    """Describe the first frame with its interior blacked out: clocks, logos, bars, the edge of the scene."""
     frame = clip[0].copy()
     height, width = (max(1, side // BORDER_SHARE) for side in frame.shape[:2])
     frame[height:-height, width:-width] = 0
@@ -115,7 +115,7 @@ def border_only(clip: Clip) -> Array:
 
 
 def motion_numbers(clip: Clip) -> Array:
-    """Return the largest, mean and deviation of the change between frames, and the largest over the median."""
+    """Return maximum, mean and deviation of the change between frames, and the ratio of maximum to median."""
     changes = frame_changes(clip) + 1e-6
     return np.log([changes.max(), changes.mean(), changes.std() + 1e-6, changes.max() / np.median(changes)])
 

@@ -1,4 +1,4 @@
-"""Options of evaluation, cross-validation and explanation. Loads no torch: --help needs them."""
+"""Options of evaluation, cross-validation and explanation. Does not import torch, because --help needs them."""
 
 from __future__ import annotations
 
@@ -71,7 +71,24 @@ class EvaluateConfig(CheckedConfig):
         super().__post_init__()
         if (self.target is not None or self.prior is not None) and self.val_shards is None:
             name = "target" if self.target is not None else "prior"
-            raise UserError(f"`{name}` needs `val_shards`, because nothing may be chosen on the evaluated clips")
+            raise UserError(f"`{name}` needs `val_shards`, because the evaluated clips must not influence the results")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalibrateConfig(CheckedConfig):
+    """Options of the choice of a threshold on normal footage."""
+
+    checkpoint: Path = checkpoint_option()
+    normal_shards: Location = option(
+        Path("shards/Normal"),
+        help="Shards of normal footage only, some hours of each camera.",
+        type=location,
+        metavar="PLACE",
+    )
+    false_alarms_per_hour: float = option(1.0, help="Highest rate of false alarms on this footage.", above=0)
+    batch_size: int = batch_size_option()
+    device: str = device_option()
+    num_resamples: int = _NUM_RESAMPLES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,10 +150,12 @@ class CrossvalConfig(CheckedConfig):
         if not self.shards:
             raise UserError("shards is empty, expected at least one shard set")
         if self.training.seed + self.seeds - 1 > MAX_SEED:
-            raise UserError(f"seed is {self.training.seed}, expected at most {MAX_SEED} with all seeds ({self.seeds})")
+            raise UserError(
+                f"seed is {self.training.seed}, expected at most {MAX_SEED} with all repetitions ({self.seeds})"
+            )
         if self.training.marks:
             marks = ", ".join(map(str, self.training.marks))
-            raise UserError(f"marks are {marks}, but stage1 crossval takes the labels of the shards")
+            raise UserError(f"marks are {marks}, but stage1 crossval uses the labels of the shards; omit marks")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,9 @@
 """Grouped, stratified cross-validation, to estimate the accuracy on new recordings.
 
-Videos cut from one recording share camera, place and people, so a random split would test on recordings that were
-trained on. Folds therefore consist of whole recordings. The model of the last epoch is scored; nothing is chosen on
-held-out clips. The out-of-fold predictions of a seed are pooled, and recordings are resampled for intervals. Finished
-runs are kept, so that the same command resumes an interrupted cross-validation.
+Videos cut from one recording share camera, place and people, so a random split would test the model on recordings
+that it was trained on. Folds therefore consist of whole recordings. The model of the last epoch is scored; nothing is
+chosen on held-out clips. The out-of-fold predictions of a seed are pooled, and recordings are resampled for
+intervals. Finished runs are kept, so that the same command resumes an interrupted cross-validation.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from vidshard.storage.cache import CacheConfig
 from vidshard.storage.urls import Location
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
+from vidshard.util.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -87,12 +88,12 @@ class HeldOutScores:
     confidences: Array  # P(crime)
 
 
+@files.holds_out
 def crossval(config: CrossvalConfig) -> str:
     """Train and score all splits, write crossval.json and crossval.txt to ``config.out``, and return the table.
 
     Raises UserError on unusable input, or if the folder contains a cross-validation with different options.
     """
-    files.check_out(config.out)
     cache = CacheConfig(folder=config.training.cache_dir, limit_gb=config.training.cache_gb)
     clips = open_clips([ClipReader(place, cache=cache) for place in config.shards])
     test = None if config.test_shards is None else open_clips([ClipReader(config.test_shards, cache=cache)])
@@ -154,8 +155,8 @@ def _fold_splits(kind: str, labels: Rows, groups: Rows, *, folds: int, seed: int
         train_rows = np.setdiff1d(np.arange(len(labels)), held)
         if len(np.unique(labels[train_rows])) < 2:
             raise UserError(
-                f"without fold {fold} only one class is left to train on, expected both; add recordings of the "
-                "other, or fewer `folds`"
+                f"without fold {fold} only one class remains to train on, expected both; add recordings of the "
+                "other class, or use fewer `folds`"
             )
         yield Split(kind=kind, seed=seed, fold=fold, train_rows=train_rows, held_rows=held)
 
@@ -181,7 +182,7 @@ def _check(clips: GroupedClips, test: GroupedClips | None, config: CrossvalConfi
     sets = [*zip(clips.reader.readers, config.shards, strict=True)]
     for (one, place), (other, other_place) in itertools.combinations(sets, 2):
         if one.digest == other.digest:
-            raise UserError(f"`shards` {place} and {other_place} are the same set, expected each once")
+            raise UserError(f"`shards` {place} and {other_place} are the same set; pass it only once")
         if config.save_attention and (both := _video_ids(one) & _video_ids(other)):
             raise UserError(
                 f"{place} and {other_place} both contain a video {min(both)!r}, so `save_attention` cannot distinguish "
@@ -203,7 +204,7 @@ def _check(clips: GroupedClips, test: GroupedClips | None, config: CrossvalConfi
         if videos := shared_videos(one, other):
             warnings.append(
                 f"{len(videos)} of {len(other.index.videos)} videos of {other_place} are in {place} too (such as "
-                f"{videos[0]!r}): if one copy is trained on, the score of the other is too good"
+                f"{videos[0]!r}): if one copy is trained on, the score of the other is too optimistic"
             )
     return warnings
 
@@ -420,13 +421,13 @@ def _mean(statistics: list[metrics.Statistic]) -> metrics.Statistic:
 
 
 def format_table(result: dict[str, Any]) -> str:
-    """Format the results as text: one row per seed and their mean, and the leaking split last."""
+    """Format the results as text: one row per seed, their mean, and last the leaking split."""
     titles = {
-        GROUPED: f"{result['folds']} folds of {result['num_clips']} clips, {result['num_groups']} recordings",
+        GROUPED: f"{result['folds']} folds, {result['num_clips']} clips, {counted(result['num_groups'], 'recording')}",
         TEST: f"trained on all of these → {result['num_test_clips']} test clips, {result['num_test_groups']} groups",
         RANDOM: "RANDOM SPLIT: the same recordings on both sides. It leaks; never report it",
     }
-    lines = [f"{result['epochs']} epochs each. Conventions: {result['conventions']}."]
+    lines = [f"{counted(result['epochs'], 'epoch')} each. Conventions: {result['conventions']}."]
     lines += [f"WARNING: {warning}" for warning in result["warnings"]]
     lines += [f"FLAG: {flag}" for flag in result["flags"]]
     columns = {"accuracy": "accuracy", "auc": "AUC", "auc_within_group": "AUC within recording"}

@@ -2,8 +2,8 @@
 
 For each clip and each number k, the k most important frames are *frozen*: each is replaced by the nearest remaining
 frame, which removes its motion without adding artificial pictures. The fall of P(crime) is compared with that for
-random frames in as many runs of the same lengths, because one long run affects the score differently than scattered
-frames. The mean gap over k measures an order of frames. (Deletion and insertion curves: Petsiuk et al., "RISE", BMVC
+random frames in as many runs of the same lengths, because one long run affects the score differently from scattered
+frames. The mean gap over k rates an order. (Deletion and insertion curves: Petsiuk et al., "RISE", BMVC
 2018.)
 """
 
@@ -21,7 +21,7 @@ from stage1.common import files
 from stage1.common.device import choose_device
 from stage1.data.epoch_plan import evenly_spaced
 from stage1.data.loader import ClipReader
-from stage1.evaluation import plots
+from stage1.evaluation import plots, splice_test
 from stage1.evaluation.config import ExplainConfig as ExplainConfig
 from stage1.evaluation.text import EvaluationReport
 from stage1.inference.scoring import crime_probabilities
@@ -71,17 +71,17 @@ class ExplainedClip:
     attention_on_event: float | None
 
 
+@files.holds_out
 def explain(config: ExplainConfig) -> ExplainReport:
     """Measure, write explanation.json and explanation.png into ``config.out``, and return the report.
 
     Raises UserError on unusable input, and if the model detects no crime that could be explained.
     """
-    files.check_out(config.out)
     checkpoint = load_checkpoint(config.checkpoint)
     reader = ClipReader(config.shards)
     check_clip_shape(checkpoint, config.checkpoint, reader.clip_shape, where=str(config.shards))
     if not steps(checkpoint.shape.num_frames):
-        raise UserError(f"clips in {config.shards} have one frame, expected at least two to order; name other shards")
+        raise UserError(f"clips in {config.shards} have one frame, expected at least two; pass other shards")
     events = read_ground_truth(config.annotations, reader)
     explainer = Explainer(checkpoint, torch.device(choose_device(config.device)), config)
     rows, probabilities = _detected_crimes(reader, checkpoint, explainer, config)
@@ -91,9 +91,20 @@ def explain(config: ExplainConfig) -> ExplainReport:
             clips.append(explainer.explain(reader, row, probabilities[row], events))
             progress.advance()
     fields = {"pooling": explainer.model.config.pooling, **summarise(clips, config)}
+    fields["splices"] = _splice_test(reader, explainer, config)
     atomic.write_json(config.out / "explanation.json", fields)
     plots.plot_explanation(fields, config.out / "explanation.png")
     return ExplainReport(text=to_text(fields, config), fields=fields)
+
+
+def _splice_test(reader: ClipReader, explainer: Explainer, config: ExplainConfig) -> dict[str, Any] | None:
+    """Test attention on composites; return None if no recording has clips of both classes."""
+    rows = splice_test.chosen_rows(reader, max_crimes=config.max_clips)
+    if not len(rows):
+        return None
+    test = splice_test.AttentionTest(explainer.model, explainer.transform, explainer.device)
+    found = test.run(reader, rows, seed=config.seed)
+    return splice_test.summarise([found], num_resamples=config.num_resamples, seed=config.seed)
 
 
 class Explainer:
@@ -121,7 +132,6 @@ class Explainer:
         self, reader: ClipReader, row: int, probability: float, events: Mapping[int, VideoGroundTruth]
     ) -> ExplainedClip:
         clip = torch.from_numpy(reader[row])
-        T = len(clip)
         orders, attention_T, permuted = self.orders(clip, seed=row)
         share, mass = None, None
         video = int(reader.videos[row])
@@ -131,18 +141,7 @@ class Explainer:
             inside = labels[indices] == 1
             share, mass = float(inside.mean()), float(attention_T[inside].sum())
             orders[EVENT] = np.argsort(-depth(inside), kind="stable").tolist()
-        ks = steps(T)
-        jobs: list[list[int]] = []  # frozen frames of every clip to be scored
-        for order in orders.values():
-            for k in ks:
-                chosen = sorted(order[:k])
-                # Methods with equal runs get equal random frames.
-                generator = np.random.default_rng((self.config.seed, row, k))
-                randoms = [matched_frames(chosen, T, generator) for _ in range(self.config.random_sets)]
-                jobs += [chosen, *randoms]
-                jobs += [_others(frames, T) for frames in (chosen, *randoms)]  # insertion: only these are left
-        scores = self.predict(torch.stack([freeze(clip, frames) for frames in jobs]))
-        table = scores.reshape(len(orders), len(ks), 2, 1 + self.config.random_sets)
+        table = self.frozen_scores(clip, orders, seed=row)
         curves = [
             {name: (table[m, :, kind, 0], table[m, :, kind, 1:].mean(1)) for m, name in enumerate(orders)}
             for kind in (0, 1)
@@ -159,8 +158,32 @@ class Explainer:
             attention_on_event=mass,
         )
 
+    def frozen_scores(self, clip: torch.Tensor, orders: Mapping[str, list[int]], *, seed: int) -> Array:
+        """Return the log-odds of crime with frames frozen, (methods, K, deletion and insertion, 1 + random sets)."""
+        T = len(clip)
+        ks = steps(T)
+        jobs: list[list[int]] = []  # frozen frames of every clip to be scored
+        for order in orders.values():
+            for k in ks:
+                chosen = sorted(order[:k])
+                # Methods with equal runs get equal random frames.
+                generator = np.random.default_rng((self.config.seed, seed, k))
+                randoms = [matched_frames(chosen, T, generator) for _ in range(self.config.random_sets)]
+                jobs += [chosen, *randoms]
+                jobs += [_others(frames, T) for frames in (chosen, *randoms)]  # insertion: only these are left
+        scores = self.predict(torch.stack([freeze(clip, frames) for frames in jobs]))
+        return scores.reshape(len(orders), len(ks), 2, 1 + self.config.random_sets)
+
+    def deletion_gaps(self, clip: torch.Tensor, *, seed: int) -> dict[str, float]:
+        """Return the deletion gap of attention over random frames, and how far it is above that of other orders."""
+        orders, _, _ = self.orders(clip, seed=seed)
+        table = self.frozen_scores(clip, orders, seed=seed)[:, :, 0]
+        gaps = dict(zip(orders, (table[:, :, 1:].mean(2) - table[:, :, 0]).mean(1).tolist(), strict=True))
+        own = gaps["attention"]
+        return {"attention": own} | {f"attention above {name}": own - gaps[name] for name in METHODS[1:]}
+
     def orders(self, clip: torch.Tensor, *, seed: int) -> tuple[dict[str, list[int]], Array, float]:
-        """Return frames by falling importance for each method; attention [T]; P(crime) with permuted attention."""
+        """Return frames by decreasing importance for each method; attention [T]; P(crime) with permuted attention."""
         T = len(clip)
         pixels = self.transform(clip[None].to(self.device)).detach().requires_grad_(True)
         features: list[torch.Tensor] = []
@@ -232,7 +255,7 @@ def depth(inside: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
 
 
 def run_lengths(frames: Sequence[int]) -> list[int]:
-    """Return the lengths of the runs of consecutive numbers in `frames`, which must rise.
+    """Return the lengths of the runs of consecutive numbers in `frames`, which must be ascending.
 
     >>> run_lengths([0, 1, 4, 6, 7, 8])
     [2, 1, 3]
@@ -295,16 +318,16 @@ def _detected_crimes(
     """Return index rows of at most `max_clips` detected crimes, evenly spaced, and P(crime) of each."""
     crimes = np.flatnonzero(reader.labels == CRIME_LABEL).tolist()
     if not crimes:
-        raise UserError(
-            f"no clip of {config.shards} is labelled crime, expected at least one to explain; name other shards"
-        )
+        raise UserError(f"no clip of {config.shards} is labelled crime, expected at least one; pass other shards")
     raw = crime_probabilities(
         checkpoint, reader, np.array(crimes), batch_size=config.batch_size, device=explainer.device
     )
     scores = explainer.calibration.apply(raw)
     found = {row: score for row, score in zip(crimes, scores.tolist(), strict=True) if score >= checkpoint.threshold}
     if not found:
-        raise UserError(f"the model detects none of the {len(crimes)} crimes of {config.shards}: nothing to explain")
+        raise UserError(
+            f"the model detects none of the {len(crimes)} crimes in {config.shards}, so there is nothing to explain"
+        )
     rows = sorted(found)
     return [rows[i] for i in evenly_spaced(len(rows), config.max_clips).tolist()], found
 
@@ -404,6 +427,10 @@ def to_text(fields: Mapping[str, Any], config: ExplainConfig) -> str:
             f"Attention on the event, if it fills {low:.0%} to {high:.0%} of the frames ({event['clips']} clips): "
             f"{interval_text(event['mass'])}; uniform attention: {event['even_attention']:.3f}"
         )
+    if fields["splices"] is not None:
+        lines += splice_test.to_lines(fields["splices"])
+    else:
+        lines.append("No recording has clips of both classes, so attention cannot be tested on composites")
     claims = fields["claims"]
     if fields["pooling"] in ("mean", "max"):
         lines.append(

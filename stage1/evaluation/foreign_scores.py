@@ -47,12 +47,12 @@ class ScoresReport(EvaluationReport):
     """Results of `evaluate_scores`."""
 
 
+@files.holds_out
 def evaluate_scores(config: ScoresConfig) -> ScoresReport:
     """Evaluate, write evaluation.json and evaluation.png into ``config.out``, and return the report.
 
     Raises UserError on unusable files, and if a list of training videos names a test video.
     """
-    files.check_out(config.out)
     listed = read_annotations(config.annotations, config.frame_counts)
     refuse_overlap(listed, config.trained_on)
     scores = score_files.read_scores(config.scores, fps=config.fps) if config.scores is not None else None
@@ -96,7 +96,7 @@ def _check_scores(scores: Mapping[str, ForeignScores], annotations: Annotations,
     if missing:
         raise UserError(
             f"{config.scores} lacks {len(missing):,} of the {len(annotations.videos):,} annotated videos "
-            f"({', '.join(missing[:3])}); expected one file, or rows, for each: omitting some changes the metrics"
+            f"({', '.join(missing[:3])}); expected a file or rows for each, because omitting any changes the metrics"
         )
     for video in annotations.videos:
         _layout(scores[video.stem], video.num_frames, config.snippet_frames, where=video.stem)
@@ -119,8 +119,8 @@ def _layout(scores: ForeignScores, num_frames: int, snippet_frames: int, *, wher
         return f"{snippet_frames}-frame snippets"
     raise UserError(
         f"{where} has {count:,} scores for {num_frames:,} frames: neither one per frame nor one for each "
-        f"{snippet_frames} frames ({num_frames / snippet_frames:.1f}), nor {SEGMENTS} segments; give the length of a "
-        "snippet by `snippet_frames`, or give first_frame and last_frame in a CSV"
+        f"{snippet_frames} frames ({num_frames / snippet_frames:.1f}), nor {SEGMENTS} segments; pass the snippet "
+        "length as `snippet_frames`, or a CSV with first_frame and last_frame"
     )
 
 

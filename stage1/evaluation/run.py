@@ -1,6 +1,6 @@
 """Evaluation of a checkpoint on clips, videos and frames, with calibration and threshold from validation data only.
 
-Reads like a table of contents in `evaluate`. docs/EVALUATION.md explains every figure.
+`evaluate` reads like a table of contents; docs/EVALUATION.md explains every figure.
 """
 
 from __future__ import annotations
@@ -30,16 +30,19 @@ from stage1.metrics import frames as frame_metrics
 from stage1.metrics.annotations import VideoGroundTruth, read_annotations, refuse_overlap
 from stage1.metrics.calibration import MIN_ALARM_SECONDS, Calibration, Target
 from stage1.metrics.clips import Array, Interval
+from stage1.metrics.events import Prediction, average_precision, best_overlaps
 from stage1.metrics.frames import FrameMetrics, ScoredVideo
 from stage1.metrics.ground_truth import read_ground_truth
 from stage1.model.checkpoint import Checkpoint, check_clip_shape, load_checkpoint, save_checkpoint
 from stage1.training.data import shared_videos
 from vidshard.util import atomic, console
 from vidshard.util.errors import UserError
+from vidshard.util.text import counted
 
 BASELINE_CLIPS = 8  # clips of a training video to which shortcuts are fitted
 # A video's score is the mean of its highest-scoring 1/16 of clips, at least one, as in RTFM (Tian et al., ICCV 2021).
 VIDEO_TOP_SHARE = 1 / 16
+EVENT_IOUS = (0.1, 0.2, 0.3, 0.4, 0.5)  # of the average precision of events
 GroundTruth = Mapping[int, VideoGroundTruth]  # by row of the index's videos
 
 
@@ -92,13 +95,13 @@ class Decision:
     chosen_for: str  # target of the threshold, and where it was chosen
 
 
+@files.holds_out
 def evaluate(config: EvaluateConfig) -> EvaluateReport:
     """Evaluate, write evaluation.json and evaluation.png into ``config.out``, and return the report.
 
     With ``config.target``, calibration and threshold are stored in the checkpoint. Raises UserError on unusable input,
     before anything is written.
     """
-    files.check_out(config.out)
     checkpoint = load_checkpoint(config.checkpoint)
     target = calibration.parse_target(config.target) if config.target is not None else None
     readers = _open_readers(config, checkpoint)
@@ -247,12 +250,15 @@ def choose_threshold(validation: ScoredClips, target: Target) -> float:
     if target.name != "false-alarms-per-hour":
         return calibration.choose_threshold(validation.labels, validation.scores, target)
     assert target.value is not None
-    hours = sum(_alarm_hours(validation.reader).values())
+    hours = sum(_alarm_hours_of(validation).values())
     calibration.check_support(target, num_normal=0, num_crime=0, normal_hours=hours)
-    for threshold in calibration.candidate_thresholds(validation.scores):
-        if sum(_alarms(validation, float(threshold)).values()) / hours <= target.value:
-            return float(threshold)
-    return 1.0
+    chosen = 1.0
+    # From the highest down, since alarms merge as the threshold falls, until a single one fills the whole video.
+    for threshold in sorted(calibration.candidate_thresholds(validation.scores).tolist(), reverse=True):
+        if sum(_alarms(validation, threshold).values()) / hours > target.value:
+            break
+        chosen = threshold
+    return chosen
 
 
 # --- figures ------------------------------------------------------------------------------------------------------
@@ -302,7 +308,7 @@ def scored_videos(clips: ScoredClips, ground_truth: GroundTruth) -> list[ScoredV
 
 def false_alarms(clips: ScoredClips, threshold: float, config: EvaluateConfig) -> dict[str, Any]:
     """Return false alarms per hour of normal footage, or a reason if no normal video is long enough."""
-    hours = _alarm_hours(clips.reader)
+    hours = _alarm_hours_of(clips)
     if not hours:
         return {"per_hour": None, "reason": f"no normal video of {MIN_ALARM_SECONDS:g} s or more"}
     alarms = _alarms(clips, threshold)
@@ -326,6 +332,12 @@ def false_alarms(clips: ScoredClips, threshold: float, config: EvaluateConfig) -
     }
 
 
+def _alarm_hours_of(clips: ScoredClips) -> dict[int, float]:
+    """Return `_alarm_hours` of the videos of `clips`."""
+    there = set(clips.videos.tolist())
+    return {number: hours for number, hours in _alarm_hours(clips.reader).items() if number in there}
+
+
 def _alarm_hours(reader: ClipReader) -> dict[int, float]:
     """Return the hours of each normal video that is long enough."""
     hours = {}
@@ -338,8 +350,14 @@ def _alarm_hours(reader: ClipReader) -> dict[int, float]:
 
 
 def _alarms(clips: ScoredClips, threshold: float) -> dict[int, int]:
-    """Count the events that `stage1 infer` would report in each normal video that is long enough."""
-    return {number: len(video_events(clips, number, threshold)) for number in _alarm_hours(clips.reader)}
+    """Count the events that `stage1 infer` would report in each normal video that is long enough, by started minute."""
+    return {
+        number: sum(
+            math.ceil((event.end_seconds - event.start_seconds) / 60)
+            for event in video_events(clips, number, threshold)
+        )
+        for number in _alarm_hours_of(clips)
+    }
 
 
 def video_events(clips: ScoredClips, number: int, threshold: float) -> list[Event]:
@@ -362,24 +380,36 @@ def video_events(clips: ScoredClips, number: int, threshold: float) -> list[Even
 def events_found(
     clips: ScoredClips, ground_truth: GroundTruth, threshold: float, config: EvaluateConfig
 ) -> dict[str, Any]:
-    """Return the share of true events that overlap an event that `stage1 infer` would report."""
-    hits, groups = [], []
+    """Compare the true events with those that `stage1 infer` would report.
+
+    Return the share that overlaps one, the mean temporal IoU with the best one, and the average precision by IoU.
+    """
+    hits, overlaps, groups = [], [], []
+    predictions, true = [], []
     for number, video in ground_truth.items():
-        predicted = video_events(clips, number, threshold) if video.is_crime else []
-        for first, last in video.events:
-            hits.append(float(any(event.start_frame <= last and first <= event.end_frame for event in predicted)))
-            groups.append(clips.reader.recording_or_video(number))
+        reported = video_events(clips, number, threshold)
+        segments = [(event.start_frame, event.end_frame) for event in reported]
+        confidences = [event.peak_confidence for event in reported]
+        predictions += [Prediction(number, *one) for one in zip(segments, confidences, strict=True)]
+        true += [(number, event) for event in video.events]
+        best = best_overlaps(video.events, segments)
+        hits += [float(overlap > 0) for overlap in best]
+        overlaps += best
+        groups += [clips.reader.recording_or_video(number)] * len(best)
     return {
         "events": len(hits),
         "found": int(sum(hits)),
         "share": dataclasses.asdict(_interval(metrics.mean_statistic(hits), groups, config)),
+        "mean_iou": dataclasses.asdict(_interval(metrics.mean_statistic(overlaps), groups, config)),
+        "average_precision": {f"{iou:.1f}": average_precision(predictions, true, min_iou=iou) for iou in EVENT_IOUS},
     }
 
 
 def per_class(
     clips: ScoredClips, videos: VideoScores, threshold: float, config: EvaluateConfig
 ) -> list[dict[str, Any]]:
-    """Return, for each class, the number of videos, their accuracy, and a crime's AUC against all normal videos."""
+    """Return, for each class, the number of videos, their accuracy and, for crimes, the AUC against all normal
+    videos."""
     index = clips.reader.index
     names = [index.class_name(number) or "" for number in videos.numbers]
     rows = []
@@ -436,7 +466,7 @@ def _baselines(
     train = readers["train"]
     rows = baselines.some_rows(train, per_video=BASELINE_CLIPS)
     if len(set(train.labels[rows].tolist())) < 2:
-        raise UserError(f"{config.train_shards} has clips of one class only, expected both to fit baselines")
+        raise UserError(f"{config.train_shards} contains clips of only one class, but baselines need both")
     model = video_scores(clips)
     model_auc = metrics.roc_auc_statistic(model.labels, model.scores)
     found = []
@@ -469,7 +499,7 @@ def _baselines(
 
 
 def _open_readers(config: EvaluateConfig, checkpoint: Checkpoint) -> dict[str, ClipReader]:
-    """Open the sets by role. Raises UserError if one does not fit the checkpoint, or must not be chosen on."""
+    """Open the sets by role. Raises UserError if one does not fit the checkpoint, or must not be used for choosing."""
     places = {"shards": config.shards, "validation": config.val_shards, "train": config.train_shards}
     readers = {role: ClipReader(place) for role, place in places.items() if place is not None}
     for reader in readers.values():
@@ -478,12 +508,12 @@ def _open_readers(config: EvaluateConfig, checkpoint: Checkpoint) -> dict[str, C
         if "Test" in readers["validation"].splits:
             raise UserError(
                 f"`val_shards` {config.val_shards} is marked Test: calibration and threshold must not be chosen on it; "
-                "name a Validation split"
+                "pass a Validation split"
             )
         if readers["validation"].digest == readers["shards"].digest:
             raise UserError(
                 f"`shards` and `val_shards` are the same set ({config.shards}): a threshold must not be evaluated on "
-                "the clips on which it was chosen; name a different set"
+                "the clips that it was chosen on; pass a different set"
             )
     return readers
 
@@ -510,7 +540,7 @@ def _read_ground_truth(config: EvaluateConfig, reader: ClipReader) -> GroundTrut
     known = read_ground_truth(config.annotations, reader)
     found = {n: known[n] for n in np.unique(reader.videos[reader.labels >= 0]).tolist() if n in known}
     if not found:
-        raise UserError(f"`annotations` {config.annotations} names no video of {config.shards} that has a label")
+        raise UserError(f"`annotations` {config.annotations} lists no labelled video of {config.shards}")
     return found
 
 
@@ -529,9 +559,9 @@ def _warnings(
             f"{config.shards} is the training set of the checkpoint, so these metrics say nothing about new videos"
         )
     elif clips.reader.digest in set(checkpoint.data_digests.values()):
-        warnings.append(f"the checkpoint was chosen on {config.shards}, so these metrics are too good")
+        warnings.append(f"the checkpoint was chosen on {config.shards}, so these metrics are too optimistic")
     else:
-        warnings += _trained_on(checkpoint, clips.reader, "these metrics are too good")
+        warnings += _trained_on(checkpoint, clips.reader, "these metrics are too optimistic")
     if validation is not None:
         warnings += _trained_on(checkpoint, validation.reader, "what was chosen on them is overconfident")
         if both := shared_videos(validation.reader, clips.reader):
@@ -545,7 +575,9 @@ def _warnings(
             "cut from one recording; build with `source_groups`"
         )
     elif levels["clips"]["auc"]["num_units"] < 10:
-        warnings.append(f"only {levels['clips']['auc']['num_units']} recordings: intervals are rough with so few")
+        warnings.append(
+            f"only {counted(levels['clips']['auc']['num_units'], 'recording')}: intervals are rough with so few"
+        )
     if config.train_shards is None:
         warnings.append("there are no shortcut baselines; pass the training shards as `train_shards`")
     if config.val_shards is None:
@@ -573,4 +605,5 @@ def store(path: Path, chosen: Calibration, threshold: float, target: Target, *, 
     """Store calibration and threshold (of `relative` scores) in the checkpoint, which is replaced atomically."""
     fields = {"calibration": chosen.to_dict(), "threshold": threshold, "threshold_target": str(target)}
     changes: dict[str, Any] = {"relative": fields} if relative else fields
-    save_checkpoint(path, dataclasses.replace(load_checkpoint(path), **changes))
+    with files.hold_out(path.parent, name=f".{path.name}.lock"):
+        save_checkpoint(path, dataclasses.replace(load_checkpoint(path), **changes))

@@ -91,7 +91,7 @@ def _read_table(path: Path, fps: float) -> dict[str, ForeignScores]:
         try:
             value, (first, last) = float(row[score]), _frames(row, frame_columns, fps)
             if not np.isfinite(value) or last < first or first < 0:
-                raise ValueError("expected finite scores, and frames from 0 that do not run backwards")
+                raise ValueError("expected a finite score and 0 ≤ first_frame ≤ last_frame")
         except (TypeError, ValueError) as error:
             raise UserError(f"line {number} of {path} cannot be read: {error}") from error
         stem = PurePosixPath(row[video].replace("\\", "/")).name

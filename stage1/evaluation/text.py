@@ -11,6 +11,7 @@ from stage1.inference.config import EventConfig
 from stage1.metrics import calibration, centred_scores
 from stage1.metrics.annotations import DEFAULT_CONVENTION, EVENT_CONVENTIONS
 from stage1.metrics.clips import interval_text
+from vidshard.util.text import counted
 
 METRIC_CONVENTIONS = {
     "intervals": "95 % percentile bootstrap over source groups (recordings), else videos",
@@ -21,8 +22,8 @@ METRIC_CONVENTIONS = {
     "within recording": "pairs of a crime and a normal clip or video of the same source group, equally weighted",
     "events": f"as in stage1 infer: scores per second, mean over {EventConfig().smooth_seconds:g} s, at least "
     f"{EventConfig().min_seconds:g} s long; a true event is found if one of its frames lies in a predicted event",
-    "false alarms": f"predicted events in normal videos of {calibration.MIN_ALARM_SECONDS:g} s or more; interval: the "
-    "wider of exact Poisson and bootstrap over recordings at each end",
+    "false alarms": f"predicted events in normal videos of {calibration.MIN_ALARM_SECONDS:g} s or more, one "
+    "for each started minute; interval: the wider of exact Poisson and bootstrap over recordings at each end",
     "relative": centred_scores.CONVENTION,
     "ece": f"{calibration.NUM_BINS} bins of equal width in P(crime)",
 }
@@ -57,6 +58,11 @@ def evaluation_text(fields: Mapping[str, Any], config: EvaluateConfig) -> str:
     if (events := fields["events"]) is not None:
         share = interval_text(events["share"])
         lines.append(f"Events found: {events['found']} of {events['events']}, a share of {share}")
+        precisions = ", ".join(
+            f"{'n/a' if value is None else f'{value:.3f}'} at {iou}"
+            for iou, value in events["average_precision"].items()
+        )
+        lines.append(f"  temporal IoU {interval_text(events['mean_iou'])}; AP at IoU: {precisions}")
     lines += [_false_alarm_line(fields["false_alarms"]), ""]
     lines += [_threshold_line(fields["threshold"], config), _calibration_line(fields["calibration"])]
     lines += ["", "By class:", *_class_table(fields)]
@@ -90,7 +96,8 @@ def _frame_lines(frames: Mapping[str, Any]) -> list[str]:
     text = {name: interval_text(value) for name, value in frames.items() if isinstance(value, Mapping)}
     return [
         "",
-        f"Frames: {frames['num_frames']:,} in {frames['num_videos']} videos, {frames['num_event_frames']:,} in events",
+        f"Frames: {frames['num_frames']:,} in {counted(frames['num_videos'], 'video')}, "
+        f"{frames['num_event_frames']:,} in events",
         f"  all videos:             AUC {text['auc']}, AP {text['average_precision']}",
         f"  anomalous videos alone: AUC {text['auc_anomalous']}, AP {text['average_precision_anomalous']}, "
         f"mean AUC of single videos {text['mean_auc_of_anomalous_videos']}",
@@ -102,7 +109,7 @@ def _false_alarm_line(alarms: Mapping[str, Any]) -> str:
     if alarms["per_hour"] is None:
         return line + f"not available, {alarms['reason']}"
     line += f"{interval_text(alarms['per_hour'], 1)}, {alarms['alarms']} in {alarms['hours']:.2f} hours"
-    return line + f" of {alarms['videos']} videos"
+    return line + f" of {counted(alarms['videos'], 'video')}"
 
 
 def _threshold_line(threshold: Mapping[str, Any], config: EvaluateConfig) -> str:

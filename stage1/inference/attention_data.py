@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from stage1.common.files import HashingFile
+from stage1.common.files import HashingFile, save_tensors
 from stage1.inference.outputs import SCHEMA_VERSION, Detection
 from vidshard.shards import layout
 from vidshard.shards.layout import ClipShape
@@ -161,7 +161,7 @@ def write_file(
     columns = _columns(map(_record, detections, trained_on), len(trained_on), source.clip_shape.num_frames)
     with atomic.atomic_open(path) as file, _spooled_clips(path, len(trained_on), read_clips, source) as clips:
         fields = {"schema_version": SCHEMA_VERSION, **columns, "clips": clips, **_provenance(source)}
-        torch.save(fields, file)
+        save_tensors(fields, file)
 
 
 def _record(detection: Detection, trained_on: int) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def _spooled_clips(
         return
     spool = atomic.partial_path(path.with_name(path.name + ".clips"))
     try:
-        with open(spool, "wb") as file:
+        with atomic.create(spool) as file:
             for rows, clips in _read_in_pieces(num_clips, read_clips, source.clip_shape):
                 file.write(clips[: len(rows)].tobytes())
         yield torch.from_numpy(np.memmap(spool, np.uint8, "c", shape=shape))
@@ -341,13 +341,15 @@ def _load_shards(folder: Path) -> AttentionData:
     try:
         manifest = json.loads(path.read_bytes())
         if manifest["format"] != ATTENTION_FORMAT:
-            raise FormatError(f"{path} is of {manifest['format']!r}, expected {ATTENTION_FORMAT!r}")
+            raise FormatError(f"{path} has format {manifest['format']!r}, expected {ATTENTION_FORMAT!r}")
         shape = ClipShape(**manifest["clip_shape"])
         records: list[dict[str, Any]] = []
         places: list[tuple[Path, int]] = []
         for number, shard in enumerate(manifest["shards"]):
             if shard["name"] != layout.shard_name(number):  # not joined to the folder unless it is ours
-                raise FormatError(f"{path} names shard {number} {shard['name']!r:.100}")
+                raise FormatError(
+                    f"{path} calls shard {number} {shard['name']!r:.100}, expected {layout.shard_name(number)}"
+                )
             for record, offset in _read_shard(folder / shard["name"], shard["bytes"], shape):
                 records.append({**record, "trained_on": TRAINED_ON[record["trained_on"]]})
                 places.append((folder / shard["name"], offset))
@@ -393,9 +395,9 @@ def _checked(path: Path, version: object, fields: dict[str, Any]) -> AttentionDa
     try:
         data = AttentionData(**fields)
     except TypeError as error:
-        raise FormatError(f"{path} lacks or has an unknown field: {error}") from error
+        raise FormatError(f"{path} has a missing or unknown field: {error}") from error
     if (key := next((key for key in data.keys if not layout.KEY_PATTERN.fullmatch(str(key))), None)) is not None:
-        raise FormatError(f"{path} holds the key {key!r:.100}, which no clip has; do not use it")
+        raise FormatError(f"{path} contains {key!r:.100}, which is not a valid clip key; do not use it")
     fault = _wrong_length(data)
     if fault:
         raise FormatError(f"{path} is damaged: {fault}; run `stage1 infer` again")

@@ -1,4 +1,4 @@
-"""Options of inference, of features and of frames for stage 2. Loads no torch: --help needs them."""
+"""Options of inference, of features and of frames for stage 2. Does not import torch, because --help needs them."""
 
 from __future__ import annotations
 
@@ -163,4 +163,4 @@ class ExtractConfig(CheckedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.stage2_lists and self.test_list is None:
-            raise UserError("stage2_list needs test_list: the videos that must not be in it")
+            raise UserError("stage2_list needs test_list, which lists the videos that must not be in it")

@@ -54,8 +54,8 @@ class ClipScores:
 def second_scores(clips: ClipScores) -> Array:
     """Return the score of each second of the video, [ceil(duration)]: the mean confidence of the clips in it.
 
-    Clips are weighted by their overlap with the second. They last from the start of their first to the end of their
-    last frame, which stands for the time up to the next one, as a resampled video leaves frames out. Seconds without a
+    Clips are weighted by their overlap with the second. A clip lasts from the start of its first frame to the end of
+    its last. A frame lasts until the next one, because resampling leaves frames out. Seconds without a
     clip are NaN.
     """
     num_seconds = max(1, math.ceil(clips.duration_seconds - 1e-6))
@@ -70,7 +70,7 @@ def second_scores(clips: ClipScores) -> Array:
 
 
 def _covered(times: Array, begins: Array, ends: Array, values: Array) -> Array:
-    """Integrate, up to each of `times`, the sum of `values`, each of which lasts from its begin to its end."""
+    """Integrate, up to each of `times`, the sum of `values`, each of which lasts from its start to its end."""
     points = np.concatenate([begins, ends])
     order = np.argsort(points, kind="stable")
     points, slopes = points[order], np.cumsum(np.concatenate([values, -values])[order])

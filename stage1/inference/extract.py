@@ -16,13 +16,14 @@ from stage1.common import files
 from stage1.data import from_videos
 from stage1.inference.attention_data import TRAINED_ON, AttentionData, load_attention_data
 from stage1.inference.config import ExtractConfig as ExtractConfig
-from stage1.inference.outputs import OutputFiles, top_indices
+from stage1.inference.outputs import OutputFiles, top_indices, without_formulas
 from vidshard import __version__
 from vidshard.shards import codecs
 from vidshard.shards.layout import SampleRecord
 from vidshard.shards.set_writer import ShardSetWriter
 from vidshard.util import atomic, console, lists
 from vidshard.util.errors import UserError
+from vidshard.util.text import counted
 
 COLUMNS = (
     *("file", "class", "label", "split", "key", "source", "video_path", "clip_index", "position", "frame_index"),
@@ -62,18 +63,18 @@ class ExtractReport:
     def summary(self) -> str:
         counts = ", ".join(f"{name} {count:,}" for name, count in self.classes.items()) or "none"
         return (
-            f"✓ {self.num_frames:,} frames of {sum(self.classes.values()):,} detections in {self.folder} ({counts}); "
-            f"{self.missed_crimes:,} clips of crimes were missed by stage 1 and are not here"
+            f"✓ {counted(self.num_frames, 'frame')} of {counted(sum(self.classes.values()), 'detection')} in "
+            f"{self.folder} ({counts}); {self.missed_crimes:,} crime clips were missed by stage 1 and are not included"
         )
 
 
+@files.holds_out
 def extract(config: ExtractConfig) -> ExtractReport:
     """Write `frames/<Class>/<key>-<position>.jpg`, `frames.csv` and `shards/` below ``config.out``.
 
     Raises UserError if ``config.out`` is not empty, or if the data must not be used for training.
     """
-    files.check_out(config.out)
-    if config.out.is_dir() and any(config.out.iterdir()):
+    if any(path.name != files.LOCK_NAME for path in config.out.iterdir()):
         raise UserError(f"`out` {config.out} is not empty; choose another folder, or remove this one")
     data = load_attention_data(config.folder, for_training=not config.for_looking)
     warnings = leak_warnings(config, {name for name in data.classes if name})
@@ -127,7 +128,8 @@ def _write_picture(path: Path, frame: npt.NDArray[np.uint8]) -> None:
     """Write a JPEG atomically, but without fsync: frames.csv, written last, proves that all pictures are complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = atomic.partial_path(path)
-    temporary.write_bytes(codecs.jpeg_encode(frame))
+    with atomic.create(temporary) as file:
+        file.write(codecs.jpeg_encode(frame))
     temporary.replace(path)
 
 
@@ -153,7 +155,7 @@ def leak_warnings(config: ExtractConfig, classes: set[str]) -> list[str]:
 
 
 def _frames(config: ExtractConfig, data: AttentionData, i: int, positions: list[int]) -> list[Frames]:
-    """Read the frames of a detection at `positions` (rising), from its clip or from its video."""
+    """Read the frames of a detection at `positions` (ascending), from its clip or from its video."""
     if config.frames_from == "clip":
         return [frame.numpy() for frame in data.clips[i][positions]]
     wanted = [int(data.frame_indices[i][position]) for position in positions]
@@ -228,5 +230,5 @@ def _write_csv(path: Path, rows: list[dict[str, object]]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(map(without_formulas, rows))
     atomic.write_text(path, text.getvalue())

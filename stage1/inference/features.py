@@ -31,6 +31,7 @@ from vidshard.shards import layout
 from vidshard.util import atomic, console
 from vidshard.util.errors import FormatError, UserError
 from vidshard.util.hashing import file_sha256
+from vidshard.util.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -58,18 +59,18 @@ class FeaturesReport:
     @property
     def summary(self) -> str:
         return (
-            f"✓ Features of {self.num_clips:,} clips of {self.num_videos:,} videos, {self.dimensions} numbers a clip, "
-            f"in {self.folder} (see {SUMMARY_NAME})"
+            f"✓ Features of {counted(self.num_clips, 'clip')} of {counted(self.num_videos, 'video')}, "
+            f"{self.dimensions} numbers per clip, in {self.folder} (see {SUMMARY_NAME})"
         )
 
 
+@files.holds_out
 def features(config: FeaturesConfig, *, confirm: backbones.Confirm = lambda _: False) -> FeaturesReport:
     """Write the features of every video of the shards to ``config.out``, and skip videos that are already there.
 
     `confirm` is called with a question before weights are downloaded, and returns True to allow it. Raises UserError if
     the clips do not fit the model, or if the folder contains features of a different model or set.
     """
-    files.check_out(config.out)
     device = choose_device(config.device)
     reader = ClipReader(config.shards)
     extract, facts, notes = _extractor(config, reader, device, confirm)
@@ -81,7 +82,7 @@ def features(config: FeaturesConfig, *, confirm: backbones.Confirm = lambda _: F
     }
     _start(config.out, facts)
     run = _FeaturesRun(config, reader, device, extract, known)
-    logger.info(f"Features of {len(reader):,} clips on {device_name(device)}")
+    logger.info(f"Features of {counted(len(reader), 'clip')} on {device_name(device)}")
     run.compute()
     # Read all arrays again for the summary, which also counts the videos of earlier runs.
     return run.finish(facts, notes)
@@ -104,8 +105,8 @@ def _extractor(
     path = Path(config.backbone)
     if not path.is_file():
         raise UserError(
-            f"`backbone` {config.backbone}: no such file, and none of {', '.join(backbones.NAMES)}; expected one of "
-            "these, or a file of torch.export.save whose program maps uint8 clips (B, T, H, W, 3) to features (B, D)"
+            f"`backbone` {config.backbone} is neither a file nor one of {', '.join(backbones.NAMES)}; expected one of "
+            "these, or a file by torch.export.save whose program maps uint8 clips (B, T, H, W, 3) to features (B, D)"
         )
     try:
         program = torch.export.load(path).module().to(device)
@@ -146,7 +147,7 @@ def _start(out: Path, facts: dict[str, Any]) -> None:
 
 
 class _FeaturesRun:
-    """One run, which processes video by video and keeps one batch and one video in memory."""
+    """One run, which processes one video at a time and keeps one batch and one video in memory."""
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,13 +20,16 @@ from typing import Any, TextIO
 import numpy as np
 import numpy.typing as npt
 
+from stage1.common import schema
 from stage1.common.earlier_results import set_aside
 from stage1.inference.events import Event
 from vidshard.shards import layout
-from vidshard.util import atomic
+from vidshard.util import atomic, files
 from vidshard.util.errors import FormatError, UserError
 
 SCHEMA_VERSION = 1
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+RUN_AGAIN = "run `stage1 infer` again"
 NUM_TOP_FRAMES = 5
 PREDICTION_COLUMNS = (
     *("key", "source", "clip_index", "class", "label", "split"),
@@ -131,7 +135,7 @@ class Detection(_ScoredClip):
 
     @property
     def stage2_class(self) -> str | None:
-        """Class for stage 2: Normal for a false alarm, whatever the name of its folder."""
+        """Class for stage 2: Normal for a false alarm, regardless of its folder's name."""
         return NORMAL_CLASS if self.label == layout.NORMAL_LABEL else self.class_name
 
     @property
@@ -258,28 +262,34 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
         writer.writeheader()
         for row in predictions:
             predicted = None if row.predicted is None else int(row.predicted)
-            writer.writerow({**vars(row), "class": row.class_name, "predicted": predicted})
+            writer.writerow(without_formulas({**vars(row), "class": row.class_name, "predicted": predicted}))
 
 
 def read_predictions(path: Path) -> list[Prediction]:
     """Read predictions.csv. Raises FormatError if it cannot be parsed."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with io.TextIOWrapper(files.open_file(path), "utf-8", "surrogateescape", newline="") as file:
             return [_prediction(fields) for fields in csv.DictReader(file)]
-    except (OSError, KeyError, ValueError, csv.Error) as error:
-        raise FormatError(f"{path} is not a table of predictions written by stage1 infer: {error!r}") from error
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
+        raise FormatError(f"{path} is not a table of predictions written by stage1 infer: {error!r:.300}") from error
 
 
 def _prediction(fields: Mapping[str, str]) -> Prediction:
+    key, source, class_name = (_unquoted(fields[name]) for name in ("key", "source", "class"))
     confidence, start, end = (
         float(fields[name]) if fields[name] else None for name in ("confidence", "start_seconds", "end_seconds")
     )
+    label, clip_index = int(fields["label"]), int(fields["clip_index"])
+    is_right = layout.KEY_PATTERN.fullmatch(key) and abs(label) <= 1 and clip_index >= 0
+    is_right = is_right and 0 <= (confidence or 0) <= 1 and 0 <= (start or 0) <= (end or 0) < math.inf
+    if not is_right or fields["predicted"] not in ("", "0", "1"):
+        raise ValueError(f"a row is {fields}")
     return Prediction(
-        key=fields["key"],
-        source=fields["source"],
-        clip_index=int(fields["clip_index"]),
-        class_name=fields["class"] or None,
-        label=int(fields["label"]),
+        key=key,
+        source=source,
+        clip_index=clip_index,
+        class_name=class_name or None,
+        label=label,
         split=fields["split"] or None,
         confidence=confidence,
         predicted=fields["predicted"] == "1" if fields["predicted"] else None,
@@ -297,13 +307,14 @@ def write_anomalies(path: Path, detections: Iterable[Detection]) -> None:
 
 def read_anomalies(path: Path) -> list[Detection]:
     """Read anomalies.json. Raises UserError if it does not exist, and FormatError if it cannot be parsed."""
-    try:
-        entries = json.loads(path.read_bytes())
-        return [Detection.from_json(fields) for fields in entries]
-    except FileNotFoundError:
-        raise UserError(f"no {path}: run `stage1 infer --out {path.parent}` first") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"{path} is not a list of detections written by stage1 infer: {error!r}") from error
+    if not path.exists():
+        raise UserError(f"no {path}: run `stage1 infer --out {path.parent}` first")
+    detections = [Detection.from_json(fields) for fields in schema.read_json(path, "anomalies", again=RUN_AGAIN)]
+    for detection in detections:
+        frames = (detection.attention_weights, detection.frame_indices, detection.seconds)
+        if len({*map(len, frames)}) != 1 or list(detection.seconds) != sorted(detection.seconds):
+            raise FormatError(f"{path}: the frames of {detection.key!r} contradict each other; {RUN_AGAIN}")
+    return detections
 
 
 def write_videos(
@@ -323,18 +334,31 @@ def write_videos(
 def _write_row(video: VideoScore, writer: csv.DictWriter[str], threshold: float) -> dict[str, Any]:
     """Write the row of a video to videos.csv, and return its entry for events.json."""
     confidence = video.confidence
-    writer.writerow(
-        {
-            **vars(video),
-            "class": video.class_name,
-            "confidence": confidence,
-            "mean_confidence": video.mean_confidence,
-            "predicted": None if confidence is None else int(confidence >= threshold),
-            "num_events": len(video.events),
-            "event_seconds": video.event_seconds,
-        }
-    )
+    row = {
+        **vars(video),
+        "class": video.class_name,
+        "confidence": confidence,
+        "mean_confidence": video.mean_confidence,
+        "predicted": None if confidence is None else int(confidence >= threshold),
+        "num_events": len(video.events),
+        "event_seconds": video.event_seconds,
+    }
+    writer.writerow(without_formulas(row))
     return video.to_json()
+
+
+def without_formulas(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Quote the texts of a CSV row that a spreadsheet would run, which a name may be.
+
+    >>> without_formulas({"source": "=1+1.mp4", "label": -1})
+    {'source': "'=1+1.mp4", 'label': -1}
+    """
+    quoted = {name: f"'{text}" for name, text in row.items() if isinstance(text, str) and _FORMULA.match(text)}
+    return {**row, **quoted}
+
+
+def _unquoted(text: str) -> str:
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
 def _write_list(text: TextIO, entries: Iterable[Mapping[str, Any]]) -> None:

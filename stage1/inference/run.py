@@ -47,6 +47,7 @@ from vidshard.storage.urls import Location, Url, redact_credentials
 from vidshard.util import atomic, console
 from vidshard.util.errors import UserError
 from vidshard.util.hashing import file_sha256
+from vidshard.util.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -120,15 +121,15 @@ class InferReport:
         lines = [f"warning: {warning}" for warning in self.warnings]
         lines += [f"not scored: {reason}" for reason in self.unscored.values()]
         lines += [f"not decoded: {failure.path}: {failure.message} ({failure.reason})" for failure in self.failures]
-        return "\n".join(lines)
+        return "\n".join(map(console.shown_line, lines))
 
     @property
     def summary(self) -> str:
         """Last lines of the output: metrics, if clips have labels, and the files written."""
         lines = _metrics_lines(self.metrics, self.threshold) if self.metrics else []
         lines.append(
-            f"Videos: {self.num_events:,} events in {self.num_videos:,} videos, see {shown_path(self.files.events)} "
-            "and videos.csv"
+            f"Videos: {counted(self.num_events, 'event')} in {counted(self.num_videos, 'video')}, see "
+            f"{shown_path(self.files.events)} and videos.csv"
         )
         return "\n".join(
             [
@@ -155,12 +156,12 @@ def shown_path(path: Path) -> str:
     return str(path) if path.is_absolute() else f"./{path.as_posix()}"
 
 
+@files.holds_out
 def infer(config: InferConfig) -> InferReport | None:
     """Score all clips, write the outputs to ``config.out``, and return the report; None on ranks other than 0.
 
     Raises UserError (which includes FormatError) before anything is written if the clips do not fit the checkpoint.
     """
-    files.check_out(config.out)
     fold = _load(Fold(checkpoint=config.checkpoint, rows=np.zeros(0, np.int64)))  # it scores all rows
     if not config.videos:
         return _on_all_ranks(config, [fold])
@@ -178,17 +179,17 @@ def infer(config: InferConfig) -> InferReport | None:
         return _InferenceRun(config, [fold], root=built.root, failures=built.failures).execute()
 
 
+@files.holds_out
 def infer_out_of_fold(config: InferConfig, folds: Sequence[Fold]) -> InferReport | None:
     """Score each clip with the checkpoint that was not trained on it, and write one set of outputs, for stage 2.
 
     ``config.checkpoint`` is ignored, and so are clips in no fold. Raises UserError if a clip is in two folds, if a
     checkpoint was trained on a video that it would score, or if the clips do not fit a checkpoint.
     """
-    files.check_out(config.out)
     if config.relative:
         raise UserError("relative scores need the threshold of a single checkpoint; score the folds without `relative`")
     if not folds:
-        raise UserError("there are 0 folds to score, expected at least one checkpoint with its clips")
+        raise UserError("there are no folds to score, expected at least one checkpoint with its clips")
     return _on_all_ranks(config, list(map(_load, folds)), out_of_fold=True)
 
 
@@ -268,7 +269,7 @@ class _InferenceRun:
         return "+".join(fold.sha256 for fold in self.folds)
 
     def _facts(self) -> dict[str, Any]:
-        """Return everything that decides the scores, which must be equal in a run that resumes another."""
+        """Return everything that determines the scores; a run that resumes another must have the same."""
         return {
             "shards": self.reader.digest,
             "checkpoint": self._sha256,
@@ -292,7 +293,7 @@ class _InferenceRun:
         distributed.check_agreement(self._facts())
         is_first = distributed.rank() == 0
         if is_first:
-            logger.info(f"Scoring {len(self.rows):,} clips on {device_name(self.device)}")
+            logger.info(f"Scoring {counted(len(self.rows), 'clip')} on {device_name(self.device)}")
             self.score_log.start(resume=self.config.resume)
         distributed.wait_for_all()  # until the score log is ready
         self.score_log.load()
@@ -612,7 +613,7 @@ def _check_folds(reader: ClipReader, folds: Sequence[LoadedFold]) -> None:
 
 
 def _check_sampling(reader: ClipReader, fold: LoadedFold, config: InferConfig) -> list[str]:
-    """Raise UserError if frames were resized differently than in training, or have a very different time between them.
+    """Raise UserError if frames were resized differently than in training, or are spaced very differently in time.
 
     For videos passed by the user, return warnings instead, because they were already sampled like the training clips.
     """
@@ -636,7 +637,7 @@ def _check_sampling(reader: ClipReader, fold: LoadedFold, config: InferConfig) -
     if not mismatches or config.videos or config.allow_sampling_mismatch:
         return [f"{mismatch}: the scores may be meaningless" for mismatch in mismatches]
     raise UserError(
-        f"{'; '.join(mismatches)}; build the shards like the training shards, by `vidshard build SOURCE "
+        f"{'; '.join(mismatches)}; build the shards like the training shards, with `vidshard build SOURCE "
         f"{build_options(checkpoint)}`, or continue with `allow_sampling_mismatch`"
     )
 
@@ -669,7 +670,7 @@ def _check_paths(paths: set[str], root: Location | None, config: InferConfig) ->
     if missing:
         return [
             f"{len(missing)} of {len(paths)} detected videos are missing, such as {missing[0]}; "
-            "name their folder with `video_root`"
+            "pass their folder as `video_root`"
         ]
     return []
 

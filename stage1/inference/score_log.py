@@ -112,7 +112,7 @@ class ScoreLog:
 
     @property
     def missing(self) -> npt.NDArray[np.int64]:
-        """Numbers of the batches that are not on disk, rising."""
+        """Numbers of the batches that are not on disk, ascending."""
         return np.flatnonzero(self._places < 0)
 
     # --- scoring
@@ -145,7 +145,7 @@ class ScoreLog:
         file.seek(int(self._places[batch]))
         record = _read_record(file)
         if record is None or record[0] != batch:
-            raise FormatError(f"{file.name} changed while it was read; run again with `resume`")
+            raise FormatError(f"{file.name} changed while it was being read; run again with `resume`")
         reasons = json.loads(record[2]) if record[2] else {}
         return ScoredBatch(
             rows=np.frombuffer(record[1], self._dtype),

@@ -46,7 +46,7 @@ class CheckpointClips:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoringConfig:
-    """Settings of scoring. Of these, batch size, device, precision and `log_odds` decide the scores."""
+    """Settings of scoring. Of these, batch size, device, precision and `log_odds` determine the scores."""
 
     device: torch.device
     batch_size: int = option(8, at_least=1)
@@ -87,7 +87,7 @@ class BatchPlan:
 
     @property
     def rows(self) -> Rows:
-        """Index rows of all parts, rising."""
+        """Index rows of all parts, ascending."""
         return np.flatnonzero(self.batch_of_row >= 0)
 
     def rows_of_part(self, number: int, batches: Rows) -> Rows:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from vidshard.util import lists as video_lists
 from vidshard.util.errors import UserError
 from vidshard.util.lists import ListedVideo
+from vidshard.util.text import counted
 
 EVENT_CONVENTIONS = {
     "inclusive": "frames count from 0, and an event includes its last frame",
@@ -77,7 +78,7 @@ class Annotations:
         return (
             f"{counts['videos']} videos, {counts['crime_videos']} with a crime ({counts['videos_with_two_events']} of "
             f"them with two events or more), {counts['frames']} frames, {counts['event_frames']} event frames; "
-            f"{counts['overruns_cut']} events run past the last frame and are cut there. "
+            f"{counted(self.overruns, 'event')} cut at the last frame. "
             f"Events: {EVENT_CONVENTIONS[self.convention]}."
         )
 
@@ -98,7 +99,8 @@ def read_annotations(path: Path, frame_counts: Path | None = None) -> list[Liste
         count = counts.get(video.stem)
         if None not in (count, video.num_frames) and count != video.num_frames:
             raise UserError(
-                f"{video.name} has {video.num_frames} frames in {path} but {count} in {frame_counts}; correct one file"
+                f"{video.name} has {video.num_frames} frames in {path} but {count} in {frame_counts}; correct one of "
+                "the files"
             )
         merged.append(dataclasses.replace(video, num_frames=count or video.num_frames))
     return merged
@@ -151,7 +153,7 @@ def make_annotations(
         )
     if not videos:
         raise UserError(
-            "the number of frames is known for none of the annotated videos; name a list of frame counts by "
+            "the number of frames is not known for any annotated video; pass a list of frame counts as "
             "`frame_counts`, such as UCF-Crime's test_frame_counts.txt (`Arson/Arson022_x264.mp4 8640 …`)"
         )
     return Annotations(videos=tuple(videos), convention=convention, overruns=overruns, notes=tuple(notes))
@@ -164,7 +166,7 @@ def refuse_overlap(annotations: Sequence[ListedVideo], lists: Sequence[Path]) ->
         shared = [name for stem, name in video_lists.read_list(path).items() if stem in tested]
         if shared:
             raise UserError(
-                f"{path} names {len(shared):,} of the {len(tested):,} test videos ({_first_names(shared)}): a model "
+                f"{path} lists {len(shared):,} of the {len(tested):,} test videos ({_first_names(shared)}): a model "
                 "must not be tested on its training videos; remove them from the list and train again"
             )
 

@@ -77,7 +77,7 @@ class Calibration:
         if self.prior is None:
             raise UserError(
                 "the checkpoint's probabilities are not calibrated, so their prior cannot be changed; calibrate it "
-                "first, by `stage1 evaluate --target`"
+                "first with `stage1 evaluate --target`"
             )
         shift = float(logits(np.array([prior]))[0] - logits(np.array([self.prior]))[0])
         return dataclasses.replace(self, shift=self.shift + shift, prior=prior)
@@ -254,8 +254,8 @@ def check_classes(*, num_normal: int, num_crime: int) -> None:
     """Raise UserError if the validation clips lack a class."""
     if not num_normal or not num_crime:
         raise UserError(
-            f"the validation clips are of one class only ({num_normal} normal, {num_crime} crime), expected both: "
-            "calibration and thresholds need clips of both; name other validation shards"
+            f"the validation clips belong to only one class ({num_normal} normal, {num_crime} crime), expected both: "
+            "calibration and thresholds need both; pass other validation shards"
         )
 
 
@@ -269,7 +269,7 @@ def check_support(target: Target, *, num_normal: int, num_crime: int, normal_hou
             raise UserError(
                 f"`target` {target} cannot be supported by {hours:.2f} hours of normal validation footage (videos of "
                 f"{MIN_ALARM_SECONDS:g} s or more): even without a false alarm in it, {possible}; "
-                f"expected at least {RULE_OF_THREE / target.value:.3g} hours, or a target of more alarms"
+                f"expected at least {RULE_OF_THREE / target.value:.3g} hours, or a less strict target"
             )
         return
     share, count, what = {
@@ -278,8 +278,8 @@ def check_support(target: Target, *, num_normal: int, num_crime: int, normal_hou
     }.get(target.name, (1.0, 10**9, ""))
     if share * count < RULE_OF_THREE:
         raise UserError(
-            f"`target` {target} cannot be supported by {count} {what} validation clips: even without an error in "
-            f"them, the error rate may be {RULE_OF_THREE / count:.2g}; expected at least "
+            f"`target` {target} cannot be supported by {count} {what} validation clips: even with no error among "
+            f"them, the true error rate may be {RULE_OF_THREE / count:.2g}; expected at least "
             f"{math.ceil(round(RULE_OF_THREE / share, 6))}, or a different target"
         )
 

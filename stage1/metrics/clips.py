@@ -169,7 +169,7 @@ def average_precision_statistic(labels: Labels, crime_probabilities: Floats) -> 
 def _weights_by_score(
     labels: Labels, crime_probabilities: Floats
 ) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-    """Return two functions from weights [N] to their sums at each distinct score, rising: of crimes, of normals."""
+    """Return two functions from weights [N] to their sums at each distinct score, ascending: of crimes, of normals."""
     labels_N = np.asarray(labels)
     values_S, place_N = np.unique(np.asarray(crime_probabilities, np.float64), return_inverse=True)
 

@@ -1,4 +1,5 @@
-"""Frame-level metrics. Runs of equal frames are merged into one weighted row, so that a million frames are fast."""
+"""Frame-level metrics. Runs of equal frames are merged into one weighted row, so that a million frames are processed
+quickly."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ class ScoredVideo:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrameMetrics:
-    """Metrics over all frames, and over the frames of anomalous videos only, where recognising the video is no help."""
+    """Metrics over all frames, and over the frames of anomalous videos only, where recognising the video does not
+    help."""
 
     num_videos: int
     num_frames: int
@@ -119,7 +121,7 @@ def spread_clips(
     """Return a score for each frame, [num_frames]: the mean score of the clips that cover it.
 
     A clip covers all frames from its first to its last. A frame without a clip has the score of the nearest covered
-    frame, the earlier one if two are equally near. Raises ValueError without clips.
+    frame, the earlier one if two are equally near. Raises ValueError if there are no clips.
 
     >>> spread_clips(np.array([0.2, 0.6]), np.array([0, 1]), np.array([1, 2]), 5).round(3).tolist()
     [0.2, 0.4, 0.6, 0.6, 0.6]

@@ -24,15 +24,15 @@ def read_ground_truth(path: Path | None, reader: ClipReader) -> dict[int, VideoG
         other = video_of_stem.setdefault(PurePosixPath(source).stem, video)
         if other != video:
             raise UserError(
-                f"`annotations` {path}: {PurePosixPath(source).stem} may be {paths[other]} or {source}; build them "
-                "into separate shard sets"
+                f"`annotations` {path}: {PurePosixPath(source).stem} is ambiguous: {paths[other]} or {source}; build "
+                "them into separate shard sets"
             )
     listed = [
         dataclasses.replace(video, num_frames=None) for video in read_annotations(path) if video.stem in video_of_stem
     ]
     if not listed:
         raise UserError(
-            f"`annotations` {path} names none of the {len(paths):,} videos of the shards; expected the annotations of "
+            f"`annotations` {path} lists none of the {len(paths):,} videos of the shards; expected the annotations of "
             "these videos, with their file names"
         )
     lengths = {stem: int(reader.index.videos["num_frames"][video]) for stem, video in video_of_stem.items()}

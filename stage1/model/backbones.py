@@ -114,7 +114,7 @@ def training_options(name: str, weights: str | None, *, confirm: Confirm) -> dic
     if name not in NAMES:
         raise UserError(
             f"`weights` needs `backbone` {', '.join(NAMES)}, but `backbone` is {name}, which is trained from scratch; "
-            "choose another backbone, or no weights"
+            "choose another backbone, or omit `weights`"
         )
     options: dict[str, Any] = {
         "model": {"backbone": name, "norm": "frozen" if weights else "group"},
@@ -155,7 +155,7 @@ def load_weights(backbone: TorchvisionBackbone, source: str, *, confirm: Confirm
     )
     if not any(value.ndim > 1 for value in loaded.values()):
         raise UserError(
-            f"{path} holds no weights of {backbone.name}: none of its {len(given)} tensors fits, such as "
+            f"{path} contains no weights for {backbone.name}: none of its {len(given)} tensors fits, such as "
             f"{_listed(tuple(given))}; expected names such as {_listed(tuple(own))}"
         )
     backbone.network.load_state_dict({**own, **loaded})
@@ -163,7 +163,7 @@ def load_weights(backbone: TorchvisionBackbone, source: str, *, confirm: Confirm
 
 
 def find_weights(network: str, name: str, *, confirm: Confirm) -> Path:
-    """Return the file of the weights `name`: a file with a state dict, or a name of torchvision.
+    """Return the file of the weights `name`: a file with a state dict, or a torchvision name.
 
     Weights with a name, such as ``KINETICS400_V1``, are taken from torch's cache, or downloaded if `confirm` returns
     True for a question that contains the URL. Raises UserError if the weights cannot be found or downloaded.
@@ -186,7 +186,7 @@ def find_weights(network: str, name: str, *, confirm: Confirm) -> Path:
     size = known[short].meta.get("_file_size", 0)
     if not confirm(f"Download {size:.0f} MB of weights from {url} to {path}?"):
         raise UserError(
-            f"weights {name} are not at {path}, and the download was declined; confirm it, or name a file of weights"
+            f"weights {name} are not at {path}, and the download was declined; confirm it, or pass a weights file"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     digest = path.stem.rpartition("-")[2]  # the file name contains the first digits of the SHA-256

@@ -1,8 +1,8 @@
 """Checkpoints, which rebuild the model with its preprocessing and resume a run.
 
-A checkpoint is written atomically and read with ``weights_only=True``, so that loading a stranger's file runs no code.
-What the file says is checked before it is used: its size when unpacked, the type of every field, and that the weights
-are finite and of the shapes of the model.
+A checkpoint is written atomically and read with ``weights_only=True``, so that loading an untrusted file runs no code.
+The content is checked before it is used: its size when unpacked, the type of every field, and that the weights are
+finite and have the shapes of the model.
 The file is that of `torch.save`, followed by a line with the SHA-256 of all bytes before it. `torch.load` ignores that
 line, but without it torch would load most damaged files without an error.
 """
@@ -20,17 +20,18 @@ import types
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, cast, get_args, get_origin, get_type_hints
+from typing import IO, Any, get_args, get_origin, get_type_hints
 
 import torch
 
-from stage1.common.files import BEST_NAME, LAST_NAME, PREVIOUS_NAME, HashingFile
+from stage1.common.files import BEST_NAME, LAST_NAME, PREVIOUS_NAME, save_tensors
 from stage1.data.transforms import ClipTransform, TransformConfig
 from stage1.metrics.calibration import Calibration
 from stage1.model.network import ModelConfig, Stage1Model
 from vidshard.shards.layout import ClipShape
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
+from vidshard.util.text import counted
 
 CHECKPOINT_FORMAT = "stage1 checkpoint"
 CHECKPOINT_VERSION = 2
@@ -82,7 +83,7 @@ class Checkpoint:
         _ = self.shape
 
     def check_model(self, num_bytes: int) -> None:
-        """Raise ValueError unless the fields, of a file of `num_bytes`, are those of a model with finite weights.
+        """Raise ValueError unless the fields, from a file of `num_bytes`, describe a model with finite weights.
 
         No memory is allocated for a model of the size that the file claims.
         """
@@ -96,7 +97,7 @@ class Checkpoint:
         if found.keys() != expected.keys():
             names = sorted(found.keys() ^ expected.keys(), key=str)
             raise ValueError(
-                f"its weights are of another layout: {len(names)} names differ, such as {reprlib.repr(names[0])}"
+                f"its weights have a different layout: {len(names)} names differ, such as {reprlib.repr(names[0])}"
             )
         for name, like in expected.items():
             weight = found[name]
@@ -104,7 +105,7 @@ class Checkpoint:
                 got = (weight.dtype, tuple(weight.shape)) if isinstance(weight, torch.Tensor) else weight
                 raise ValueError(f"{name} is {reprlib.repr(got)}, expected {like.dtype} {tuple(like.shape)}")
             if not weight.isfinite().all():
-                raise ValueError(f"{name} holds numbers that are not finite")
+                raise ValueError(f"{name} contains numbers that are not finite")
 
     def build_model(self) -> Stage1Model:
         """Build the model with its weights, in evaluation mode, on the CPU."""
@@ -162,7 +163,7 @@ def load_last(folder: Path) -> tuple[Checkpoint, str | None]:
         except UserError:
             raise error from None  # report the error of the newer file
         why = str(error).partition(";")[0] if last.is_file() else f"there is no {last}: the run was killed while saving"
-        return saved, f"{why}; resuming from {previous.name}, after {saved.step} steps"
+        return saved, f"{why}; resuming from {previous.name}, after {counted(saved.step, 'step')}"
 
 
 def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> Checkpoint:
@@ -192,7 +193,7 @@ def load_checkpoint(path: Path, map_location: str | torch.device = "cpu") -> Che
             f"{CHECKPOINT_VERSION}; install the stage1 version that wrote it, or train again"
         )
     if digest is None:
-        raise UserError(f"{path} is damaged: it does not end with the line of its SHA-256; {_REPLACE_IT}")
+        raise UserError(f"{path} is damaged: it does not end with its SHA-256 line; {_REPLACE_IT}")
     return _checked(fields, len(data), path)
 
 
@@ -221,8 +222,7 @@ def build_options(checkpoint: Checkpoint) -> str:
 
 def _write(file: IO[bytes], checkpoint: Checkpoint) -> None:
     fields = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
-    hashing = HashingFile(file)
-    torch.save({"format": CHECKPOINT_FORMAT, "format_version": CHECKPOINT_VERSION, **fields}, cast(IO[bytes], hashing))
+    hashing = save_tensors({"format": CHECKPOINT_FORMAT, "format_version": CHECKPOINT_VERSION, **fields}, file)
     file.write(_DIGEST_LINE % hashing.hexdigest().encode())
 
 
@@ -232,7 +232,8 @@ def _digest_at_the_end(data: bytes) -> bytes | None:
 
 
 def _checked(fields: dict[str, Any], num_bytes: int, path: Path) -> Checkpoint:
-    """Return the checkpoint of these fields of the file `path`. Raises UserError if they are not those of one."""
+    """Return the checkpoint with these fields, read from the file `path`. Raises UserError if they are not the fields
+    of a checkpoint."""
     try:
         checkpoint = Checkpoint(**fields)
     except TypeError as error:
@@ -241,23 +242,26 @@ def _checked(fields: dict[str, Any], num_bytes: int, path: Path) -> Checkpoint:
             "wrote it, or train again"
         ) from error
     except (ValueError, LookupError, UserError) as error:
-        raise UserError(f"{path} has a field that no stage1 checkpoint has: {error}; {_REPLACE_IT}") from error
+        raise UserError(f"{path} has an unexpected field: {error}; {_REPLACE_IT}") from error
     try:
         checkpoint.check_model(num_bytes)
     except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, RecursionError) as error:
-        raise UserError(f"{path} holds no model of this version of stage1: {error}; {_REPLACE_IT}") from error
+        raise UserError(
+            f"{path} contains no model that this version of stage1 can load: {error}; {_REPLACE_IT}"
+        ) from error
     return checkpoint
 
 
 def _check_unpacked_size(data: bytes) -> None:
-    """Raise ValueError unless `data` is an archive that unpacks to no more bytes: torch compresses nothing."""
+    """Raise ValueError unless `data` is an archive that unpacks to no more than its own size, as torch compresses
+    nothing."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         if sum(member.file_size for member in archive.infolist()) > len(data):
             raise ValueError("it would unpack to more bytes than the file has")
 
 
 def _check_tensors(fields: Mapping[str, Any], num_bytes: int) -> None:
-    """Raise ValueError if there is something else than plain values, or the tensors claim more than `num_bytes`."""
+    """Raise ValueError if there is anything but plain values, or the tensors claim more than `num_bytes`."""
     left, seen, claimed = [fields], set[int](), 0
     while left:
         value: Any = left.pop()
@@ -274,7 +278,7 @@ def _check_tensors(fields: Mapping[str, Any], num_bytes: int) -> None:
 
 
 def _check_like(example: Any, fields: Mapping[str, Any]) -> None:
-    """Raise ValueError if a field has another type than that of the dataclass `example`."""
+    """Raise ValueError if a field differs in type from that of the dataclass `example`."""
     for name, value in fields.items():
         like = getattr(example, name, None)
         is_right = like is None or _is_of_type(value, type(like))

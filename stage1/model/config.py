@@ -1,4 +1,4 @@
-"""Options of the model. Loads no torch: --help needs them."""
+"""Options of the model. Does not import torch, because --help needs them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class ModelConfig:
     motion_gain: float = 2.0  # factor of the frame differences, which are small compared with the pixels
     pooling: str = "attention"  # over the frames; gated is a variant of attention, mean and max are baselines
     attention_units: int = 64
-    motion_prior: float = 1.0  # initial attention score per standard deviation of a frame's motion
+    attention_motion: bool = True  # attention also sees the motion around each frame; learnt, with weights from 0
+    motion_prior: float = 0.0  # initial attention score per standard deviation of a frame's motion
     statistics_share: float = 0.75  # weight of the motion features' log-odds; the network has the rest
     dropout: float = 0.5
     norm: str = "group"  # normalisation of torchvision's backbones: one of NORMS
@@ -57,7 +58,11 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> ModelConfig:
         lists = {name: tuple(fields[name]) for name in ("channels", "temporal_stages")}
-        before = {"motion_prior": 0.0, "statistics_share": 0.0}  # of checkpoints that lack these fields
+        before = {
+            "attention_motion": False,
+            "motion_prior": 0.0,
+            "statistics_share": 0.0,
+        }  # of checkpoints that lack these fields
         return cls(**{**before, **fields, **lists})
 
 

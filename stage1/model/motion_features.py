@@ -1,6 +1,6 @@
 """29 hand-crafted motion features per clip, and a linear classifier on them.
 
-The features describe how sudden the motion is, where it is, and its directions. With few recordings, a linear
+The features describe how sudden the motion is, where it occurs and in which directions. With few recordings, a linear
 classifier on them is better than our network (docs/EXPERIMENTS.md). They are independent of the brightness and contrast
 of the scene, because grey pixels are standardised over the clip. Each clip is processed independently, and all
 operations can be exported to ONNX.

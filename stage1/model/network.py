@@ -15,6 +15,9 @@ from stage1.model.config import ModelConfig as ModelConfig
 from stage1.model.motion_features import MotionClassifier
 
 NUM_CLASSES = 2  # normal, crime
+NUM_MOTION = 6  # rows of `frame_motion`
+MOTION_CELL = 8  # side in pixels of the cells over which motion is averaged
+MOTION_SHARE = 0.05  # of the cells of a frame
 
 
 class Stage1Model(nn.Module):
@@ -37,7 +40,12 @@ class Stage1Model(nn.Module):
         features = int(self.backbone.features)
         self.features_norm = nn.LayerNorm(features)  # without it, attention collapses to one frame early in training
         if config.pooling in ("attention", "gated"):
-            self.attention = FrameAttention(features, config.attention_units, gated=config.pooling == "gated")
+            self.attention = FrameAttention(
+                features,
+                config.attention_units,
+                gated=config.pooling == "gated",
+                motion=config.attention_motion and config.backbone == "stage1",
+            )
         # Only our own network uses the motion prior and the motion classifier; torchvision's are left unchanged.
         self.has_motion_prior = bool(config.motion_prior) and hasattr(self, "attention") and config.backbone == "stage1"
         if self.has_motion_prior:
@@ -79,7 +87,7 @@ class Stage1Model(nn.Module):
         else:
             scores_BT = features_BTD.new_zeros(features_BTD.shape[:2])
             if self.config.pooling != "mean":
-                scores_BT = self.attention(features_BTD)
+                scores_BT = self.attention(features_BTD, clips_BCTHW)
                 if self.has_motion_prior:
                     scores_BT = scores_BT + self.motion_score * relative_motion(clips_BCTHW)
             if steps_BT is not None:
@@ -107,19 +115,25 @@ class Stage1Model(nn.Module):
 
 
 class FrameAttention(nn.Module):
-    """Score of each frame from its features: (B, T, D) → (B, T)."""
+    """Score of each frame from its features and, with `motion`, from the motion around it."""
 
-    def __init__(self, features: int, units: int, *, gated: bool) -> None:
+    def __init__(self, features: int, units: int, *, gated: bool, motion: bool) -> None:
         super().__init__()
         self.hidden = nn.Linear(features, units)
         self.gate = nn.Linear(features, units) if gated else None
+        self.motion = nn.Conv1d(NUM_MOTION, units, 5, padding=2, bias=False) if motion else None
+        if self.motion is not None:
+            nn.init.zeros_(self.motion.weight)  # so that training alone decides what motion means
         self.score = nn.Linear(units, 1)
         # The bias shifts all scores equally, which softmax ignores. Its gradient is rounding noise that AdamW follows.
         self.score.bias.requires_grad_(False)
 
-    def forward(self, features_BTD: torch.Tensor) -> torch.Tensor:
-        """Return scores (B, T) of features (B, T, D)."""
-        hidden = self.hidden(features_BTD).tanh()
+    def forward(self, features_BTD: torch.Tensor, clips_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, T) of features (B, T, D) of clips (B, 3, T, H, W)."""
+        hidden = self.hidden(features_BTD)
+        if self.motion is not None:
+            hidden = hidden + self.motion(frame_motion(clips_BCTHW)).transpose(1, 2)
+        hidden = hidden.tanh()
         if self.gate is not None:
             hidden = hidden * self.gate(features_BTD).sigmoid()
         scores_BT: torch.Tensor = self.score(hidden).squeeze(2)
@@ -172,7 +186,7 @@ def _without_padding(clips_BCTHW: torch.Tensor, frames_BT: torch.Tensor) -> torc
     Raises ValueError if a clip consists of padding only.
     """
     if not frames_BT.any(1).all():
-        raise ValueError("a clip has no frame that is not padding, expected at least one")
+        raise ValueError("a clip consists of padding only, expected at least one real frame")
     T = frames_BT.shape[1]
     places = torch.arange(T, device=frames_BT.device)
     before_BT = torch.where(frames_BT, places, -1).cummax(1).values
@@ -215,6 +229,32 @@ class Stage(nn.Module):
         if self.temporal is not None and self.temporal_norm is not None:
             pixels = torch.relu_(pixels + self.temporal_norm(self.temporal(pixels)))
         return _as_frames(pixels, shape)
+
+
+def frame_motion(clips_BCTHW: torch.Tensor) -> torch.Tensor:
+    """Return how each frame moves relative to its clip: (B, NUM_MOTION, T), with mean 0 and deviation 1 over frames.
+
+    The rows are first, second and fourth differences over time (speed, change of speed, suddenness): of each the mean
+    over the cells of the frame, and the mean over the MOTION_SHARE of the cells that move most.
+    """
+    grey_BTHW = functional.avg_pool2d(clips_BCTHW.mean(1), [min(MOTION_CELL, side) for side in clips_BCTHW.shape[3:]])
+    rows, differences, T = [], grey_BTHW, grey_BTHW.shape[1]
+    for order in range(1, 5):
+        if differences.shape[1] > 1:
+            differences = differences[:, 1:] - differences[:, :-1]
+        else:
+            differences = torch.zeros_like(differences)
+        if order == 3:
+            continue
+        cells_BTN = differences.abs().flatten(2)
+        most = cells_BTN.topk(max(1, round(MOTION_SHARE * cells_BTN.shape[2])), dim=2).values
+        before = (T - cells_BTN.shape[1] + 1) // 2
+        for values_BT in (cells_BTN.mean(2), most.mean(2)):
+            missing = (before, T - cells_BTN.shape[1] - before)
+            rows.append(functional.pad((values_BT[:, None] + 1e-8).sqrt(), missing, mode="replicate")[:, 0])
+    motion_BKT = torch.stack(rows, 1)
+    motion_BKT = motion_BKT - motion_BKT.mean(2, keepdim=True)
+    return motion_BKT / (motion_BKT.square().mean(2, keepdim=True).sqrt() + 1e-2)
 
 
 def relative_motion(clips_BCTHW: torch.Tensor) -> torch.Tensor:

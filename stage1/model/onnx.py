@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from stage1.common import files
 from stage1.data.epoch_plan import evenly_spaced
 from stage1.data.reader import ClipReader
 from stage1.model.checkpoint import Checkpoint, check_clip_shape, load_checkpoint
@@ -25,6 +26,7 @@ from vidshard.storage.urls import Location
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
 from vidshard.util.hashing import file_sha256
+from vidshard.util.text import counted
 
 TOLERANCE = 1e-4
 NUM_CHECKED = 32
@@ -44,8 +46,8 @@ class ExportReport:
     @property
     def summary(self) -> str:
         return (
-            f"✓ {self.path}: on {self.num_checked} clips within {self.probability_difference:.1e} (P(crime)) and "
-            f"{self.attention_difference:.1e} (attention) of the checkpoint"
+            f"✓ {self.path}: on {counted(self.num_checked, 'clip')} within {self.probability_difference:.1e} "
+            f"(P(crime)) and {self.attention_difference:.1e} (attention) of the checkpoint"
         )
 
 
@@ -99,7 +101,8 @@ def export(
             f"onnxruntime differs from {checkpoint_path} by {differences[0]:.1e} in P(crime) and {differences[1]:.1e} "
             f"in attention, expected at most {TOLERANCE:.0e}; nothing was written; try another version of onnxruntime"
         )
-    atomic.write_bytes(out, data)
+    with files.hold_out(out.parent, name=f".{out.name}.lock"):
+        atomic.write_bytes(out, data)
     return ExportReport(
         path=out,
         num_checked=len(clips),
@@ -122,7 +125,7 @@ def _run_by_onnxruntime(data: bytes, checkpoint_path: Path) -> Callable[[npt.NDA
             reason = str(error).partition("\n")[0][:200]
             raise UserError(
                 f"onnxruntime cannot run the export of {checkpoint_path} ({reason}); nothing was written; try another "
-                "version of onnxruntime, or a model of `backbone` stage1"
+                "version of onnxruntime, or a model with `backbone` stage1"
             ) from error
 
     return run

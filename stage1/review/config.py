@@ -1,4 +1,4 @@
-"""Options of the report. Loads no torch: --help needs them."""
+"""Options of the report. Does not import torch, because --help needs them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stage1.common.options import CheckedConfig
 from stage1.inference.config import DEFAULT_INFERENCE
+from vidshard.storage.urls import Location, location
 from vidshard.util.errors import UserError
 from vidshard.util.options import option
 
@@ -45,6 +46,13 @@ class ReportConfig(CheckedConfig):
     folder: Path = option(DEFAULT_INFERENCE, argument=True, metavar="[DIR]")
     out: Path | None = option(None, help="HTML page to write.", default_text="DIR/report.html")
     evaluation: Path | None = option(None, help="Output folder of `stage1 evaluate` on the same shards.")
+    shards: Location | None = option(
+        None,
+        help="The scored shards, if they were moved, or are at a URL.",
+        default_text="the folder that the run names",
+        type=location,
+        metavar="PLACE",
+    )
     max_items: int = option(1000, help="Maximum number of detections and misses to show, strongest first.", at_least=1)
 
     def __post_init__(self) -> None:

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from stage1.common.files import hold_out
 from stage1.data.from_videos import VideoCutter
 from stage1.inference.outputs import OutputFiles
 from stage1.review.config import ClipsConfig as ClipsConfig
 from vidshard.shards import layout
 from vidshard.util import console
 from vidshard.util.errors import FormatError, UserError
+from vidshard.util.text import counted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ class ClipsResult:
 
     @property
     def summary(self) -> str:
-        return f"✓ {len(self.paths):,} event clips saved to: {self.folder}"
+        return f"✓ {counted(len(self.paths), 'event clip')} saved to: {self.folder}"
 
 
 def clip_name(source: str, number: int) -> str:
@@ -51,6 +53,11 @@ def write_clips(config: ClipsConfig) -> ClipsResult:
 
     Raises UserError if the folder has no finished run.
     """
+    with hold_out(config.folder):
+        return _write_clips(config)
+
+
+def _write_clips(config: ClipsConfig) -> ClipsResult:
     files = OutputFiles(folder=config.folder)
     if not files.run.is_file():
         raise UserError(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from stage1.common.files import hold_out
 from stage1.data.reader import ClipReader
 from stage1.inference.attention_data import load_attention_data
 from stage1.inference.outputs import Detection, OutputFiles, read_anomalies, read_predictions
@@ -53,7 +54,7 @@ _FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Microsoft YaHei", "PingFang SC", "
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FilmStrip:
-    """One row of the picture. `shown` holds the positions in the clip of the drawn frames, rising."""
+    """One row of the picture. `shown` holds the positions in the clip of the drawn frames, ascending."""
 
     detection: Detection
     frames: npt.NDArray[np.uint8]  # (len(shown), H, W, 3) RGB
@@ -67,6 +68,11 @@ def visualize(config: VisualizeConfig) -> tuple[Path, int]:
     Returns the path of the picture and the number of clips in it. If there are no detections, the picture says so.
     Raises UserError if the folder has no finished run, and FormatError if its files come from different runs.
     """
+    with hold_out(config.folder):
+        return _visualize(config)
+
+
+def _visualize(config: VisualizeConfig) -> tuple[Path, int]:
     files = OutputFiles(folder=config.folder)
     if not files.run.is_file():
         raise UserError(
@@ -140,9 +146,9 @@ def strongest_miss(files: OutputFiles) -> FilmStrip | None:
 
 
 def strongest(detections: Sequence[Detection], count: int = MAX_DETECTIONS) -> list[int]:
-    """Return the positions of the detections to show: the best of each video, then the second ones, and so on.
+    """Return the positions of the detections to show: the best of each video, then the second best, and so on.
 
-    Six overlapping clips of one scene would say less than six scenes.
+    Six scenes show more than six overlapping clips of one scene.
     """
     by_confidence = sorted(range(len(detections)), key=lambda i: (-detections[i].confidence, i))
     seen: dict[str, int] = {}
@@ -262,7 +268,7 @@ def _draw_strip(figure: Figure, strip: FilmStrip, top: int, total: int) -> None:
         x, y = _MARGIN + left + frame_width / 2, top + _CAPTION + frame_height + 2 + _BARS + 12
         _text(figure, x, y, total, times[position], size=12, color=QUIET_COLOUR, align="center")
     if strip.is_miss:
-        y = top + _CAPTION + frame_height + 2 + _BARS / 2
+        y = top + _CAPTION + frame_height + 2 + _BARS // 2
         _text(
             figure, _MARGIN, y, total, "Missed: attention is written for detections only", size=13, color=QUIET_COLOUR
         )

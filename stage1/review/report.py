@@ -22,11 +22,12 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 
+from stage1.common import schema
 from stage1.common.earlier_results import set_file_aside
-from stage1.common.files import METRICS_NAME
+from stage1.common.files import METRICS_NAME, hold_out
 from stage1.data.reader import ClipReader
 from stage1.inference.attention_data import load_attention_data
-from stage1.inference.outputs import Detection, OutputFiles, Prediction, read_anomalies, read_predictions
+from stage1.inference.outputs import RUN_AGAIN, Detection, OutputFiles, Prediction, read_anomalies, read_predictions
 from stage1.metrics import centred_scores
 from stage1.metrics import clips as metrics
 from stage1.metrics.clips import interval_text
@@ -35,6 +36,7 @@ from stage1.review.config import ReportConfig as ReportConfig
 from stage1.review.event_clips import clip_name
 from stage1.review.film_strip import attended, shown_positions, time_texts
 from vidshard.storage import urls
+from vidshard.storage.urls import Location
 from vidshard.util import atomic, console
 from vidshard.util.errors import FormatError, UserError
 
@@ -60,18 +62,24 @@ def write_report(config: ReportConfig) -> ReportResult:
 
     Raises UserError if the folder has no finished run, and FormatError if its files are damaged or of different runs.
     """
+    with hold_out(config.path.parent):
+        return _write_report(config)
+
+
+def _write_report(config: ReportConfig) -> ReportResult:
     files = OutputFiles(folder=config.folder)
     if not files.run.is_file():
         raise UserError(
             f"{config.folder} contains no finished run of stage1 infer; run `stage1 infer --out {config.folder}` first"
         )
-    run, events = _read_json(files.run), _read_json(files.events)
+    run = schema.read_json(files.run, "run", again=RUN_AGAIN)
+    events = schema.read_json(files.events, "events", again=RUN_AGAIN)
     evaluation = _read_evaluation(config.evaluation, run) if config.evaluation is not None else None
     clips = read_predictions(files.predictions)
     detections = read_anomalies(files.anomalies)
     _check_one_run(files, clips, detections)
 
-    reader = _open_shards(run)
+    reader = _open_shards(run, config.shards)
     pictures = Pictures(files, reader, clips, detections)
     chosen = _choose(clips, config.max_items)
     num_shown = sum(clip.outcome is not None for clip in clips)
@@ -105,16 +113,6 @@ def write_report(config: ReportConfig) -> ReportResult:
     return ReportResult(path=config.path, num_shown=len(chosen), num_left_out=num_shown - len(chosen))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        fields = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise FormatError(f"{path} cannot be read ({error}); run `stage1 infer` again") from error
-    if not isinstance(fields, dict):
-        raise FormatError(f"{path} does not contain a JSON object; run `stage1 infer` again")
-    return fields
-
-
 def _check_one_run(files: OutputFiles, clips: Sequence[Prediction], detections: Sequence[Detection]) -> None:
     if [clip.key for clip in clips if clip.predicted] != [detection.key for detection in detections]:
         raise FormatError(
@@ -122,14 +120,25 @@ def _check_one_run(files: OutputFiles, clips: Sequence[Prediction], detections: 
         )
 
 
-def _open_shards(run: Mapping[str, Any]) -> ClipReader | None:
-    """Open the scored shards, which hold the frames of misses; return None if they are missing or have changed."""
-    path = run["shards"]["path"]
-    try:
-        reader = ClipReader(urls.location(path)) if path else None
-    except (UserError, OSError):
+def _open_shards(run: Mapping[str, Any], given: Location | None) -> ClipReader | None:
+    """Open the scored shards, which hold the frames of misses; return None if they are missing or have changed.
+
+    A URL that only the run names is not opened: the run may be a stranger's.
+    """
+    place = given if given is not None else urls.location(run["shards"]["path"] or "")
+    if given is None and (not run["shards"]["path"] or not isinstance(place, Path)):
         return None
-    return reader if reader is not None and reader.manifest.digest == run["shards"]["digest"] else None
+    try:
+        reader = ClipReader(place)
+    except (UserError, OSError):
+        if given is not None:
+            raise
+        return None
+    if reader.manifest.digest == run["shards"]["digest"]:
+        return reader
+    if given is not None:
+        raise UserError(f"`shards` {given} are not those that this run scored; pass those, or omit `shards`")
+    return None
 
 
 def _template() -> Any:
@@ -223,7 +232,10 @@ class Pictures:
         except FormatError as error:
             return None, f"No picture: {error}"
         if frames is None:
-            return None, "No picture: the shards were moved or deleted, and the attention data holds detections only."
+            return None, (
+                "No picture: the shards were moved or deleted, or are at a URL: pass `shards`. Attention data holds "
+                "detections only."
+            )
         self.aspect = round(frames.shape[2] / frames.shape[1], 4)
         data = encode_strip(frames[list(positions)])
         self._bytes += len(data)
@@ -302,7 +314,7 @@ def _span(event: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 
 def thinned(scores: Sequence[float | None], count: int) -> list[float | None]:
-    """Reduce scores to at most `count`: the highest of each of as many segments.
+    """Reduce scores to at most `count`: the highest in each of `count` segments.
 
     >>> thinned([0.1, 0.9, None, 0.2], 2), thinned([0.5], 2)
     ([0.9, 0.2], [0.5])
@@ -390,6 +402,8 @@ def _charts(run: Mapping[str, Any]) -> list[dict[str, Any]]:
             history = [json.loads(line) for line in lines]
             if history[: len(kept)] != kept:  # of a later run in the same folder
                 history = kept
+        if not all(isinstance(row, dict) for row in history):
+            return []
     except (UserError, OSError, TypeError):
         return []
     charts = [
@@ -406,7 +420,8 @@ def _charts(run: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _column(history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
-    return [(row["epoch"], row[name]) for row in history if row.get(name) is not None]
+    points = [(row.get("epoch"), row.get(name)) for row in history]
+    return [(x, y) for x, y in points if isinstance(x, int) and isinstance(y, int | float)]
 
 
 def line_chart(
@@ -414,7 +429,7 @@ def line_chart(
 ) -> dict[str, Any] | None:
     """Scale lines of (x, y) to a drawing of 400 × 150; return None if there are no points.
 
-    The axis of y begins at 0 (or below) and ends at `top`, else at the highest value.
+    The y axis begins at 0 (or below) and ends at `top`, else at the highest value.
     """
     lines = [(name, points) for name, points in lines if points and all(math.isfinite(y) for _, y in points)]
     if not lines:
@@ -444,16 +459,15 @@ def line_chart(
 
 
 def _read_evaluation(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the results of `stage1 evaluate`. Raises UserError if they are of different shards."""
+    """Read the results of `stage1 evaluate`. Raises UserError if they belong to different shards."""
     path = folder / "evaluation.json"
     if not path.is_file():
         raise UserError(f"no {path}: run `stage1 evaluate --out {folder}` first, or omit `evaluation`")
-    fields = _read_json(path)
-    digest = fields["shards"]["digest"] if "levels" in fields else None
-    if digest != run["shards"]["digest"]:
+    fields: dict[str, Any] = schema.read_json(path, "evaluation", again="run `stage1 evaluate` again")
+    if fields["shards"]["digest"] != run["shards"]["digest"]:
         raise UserError(
-            f"{path} is an evaluation of other shards than this run scored ({run['shards']['path']}); evaluate those, "
-            "or omit `evaluation`"
+            f"{path} evaluates different shards from those that this run scored ({run['shards']['path']}); evaluate "
+            "those, or omit `evaluation`"
         )
     return fields
 

@@ -39,12 +39,12 @@ class BagObjective(ClipObjective):
         super().__post_init__()
         given = [f"`{name}`" for name in ("mixup", "balanced", "marks") if getattr(self.config, name)]
         if given:
-            raise UserError(f"{given[0]} and `bags` exclude each other: a bag has one label and its clips have none")
+            raise UserError(f"{given[0]} and `bags` cannot be combined: a bag has one label and its clips have none")
         if self.config.block_shards:
-            raise UserError("`block_shards` and `bags` exclude each other: bags are read video by video")
+            raise UserError("`block_shards` and `bags` cannot be combined: bags are read video by video")
         if self.config.clips_per_video_per_epoch != TrainConfig.clips_per_video_per_epoch:
             raise UserError(
-                "`clips_per_video_per_epoch` and `bags` exclude each other: `bag_clips` sets the clips of a bag"
+                "`clips_per_video_per_epoch` and `bags` cannot be combined: `bag_clips` sets the clips of a bag"
             )
 
     def training_loader(self, data: TrainData, device: torch.device) -> ClipLoader:

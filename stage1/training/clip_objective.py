@@ -25,12 +25,13 @@ from stage1.data.transforms import ClipTransform
 from stage1.model import backbones
 from stage1.model.motion_features import LinearFit, fit_linear_classifier, motion_features
 from stage1.model.network import NUM_CLASSES, Stage1Model
-from stage1.training import optim
+from stage1.training import optim, splices
 from stage1.training.config import TrainConfig
 from stage1.training.data import TrainData
 from stage1.training.log import progress
 from vidshard.util.errors import UserError
 
+ATTENTION_WEIGHT = 2.0  # of the loss of attention on spliced clips, beside that of the label
 MAX_FITTED = 2048  # clips to which the motion classifier is fitted: enough for 29 features, and quick to read
 # float clips (B, C, T, H, W) → logits (B, 2) and attention (B, T), float32
 Forward = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -90,6 +91,7 @@ class ClipObjective:
     config: TrainConfig
     transform: Transform | None = None  # replaces the augmentation of the config, in training only
     class_weights: tuple[float, float] = (1.0, 1.0)
+    splicer: splices.Splicer | None = None
 
     def __post_init__(self) -> None:
         self._train_transform = self.transform or ClipTransform(self.config.transform, seed=self.config.seed)
@@ -105,13 +107,13 @@ class ClipObjective:
         if not isinstance(model.backbone, backbones.TorchvisionBackbone):
             raise UserError(
                 f"weights are {self.config.weights}, but the backbone {self.config.model.backbone} takes none; "
-                "name a backbone of torchvision by `backbone`, or no weights"
+                "pass a torchvision `backbone`, or omit `weights`"
             )
         report = backbones.load_weights(model.backbone, self.config.weights, confirm=backbones.never)
         if self.config.weights_sha256 not in ("", report.sha256):
             raise UserError(
                 f"{report.source} has the SHA-256 {report.sha256}, expected {self.config.weights_sha256}; restore the "
-                "file with which this run began"
+                "file that this run began with"
             )
         rank_zero_info(report.text)
 
@@ -154,6 +156,10 @@ class ClipObjective:
 
     def make_loaders(self, data: TrainData, device: torch.device) -> tuple[ClipLoader, ClipLoader | None]:
         loader = self.training_loader(data, device)
+        config = self.config
+        if config.splices and not (config.mixup or config.bags) and config.model.pooling in ("attention", "gated"):
+            self.splicer = splices.Splicer.of_clips(data.train, data.train_rows, data.labels, config=config)
+            rank_zero_info(f"Note: {self.splicer.note(data.train_rows, data.labels)}")
         self.class_weights = optim.class_weights(data.labels[loader.order()].astype(np.int64))
         return loader, self.validation_loader(data, device)
 
@@ -203,8 +209,11 @@ class ClipObjective:
         clips_BCTHW = self._train_transform(batch.clips, batch.indices, epoch)
         known_B = batch.labels >= 0
         if not self.config.mixup:
-            logits_BK, _ = forward(clips_BCTHW)
+            events_BT = self._splice(clips_BCTHW, batch, epoch)
+            logits_BK, attention_BT = forward(clips_BCTHW)
             loss_B, weight_B = self._cross_entropy(logits_BK, batch.labels)
+            if events_BT is not None:
+                loss_B = loss_B + weight_B * ATTENTION_WEIGHT * attention_loss(attention_BT, events_BT)
         else:
             share_B = shares_of_pairs(seeds_B, known_B, alpha=self.config.mixup)
             mixed_BK, _ = forward(mix_pairs(clips_BCTHW, share_B))
@@ -216,6 +225,25 @@ class ClipObjective:
                 logits_BK, _ = forward(clips_BCTHW)
         right_B = (logits_BK.argmax(1) == batch.labels) & known_B
         return BatchLoss(loss_B.sum(), weight_B.sum(), right_B.sum(), known_B.sum())
+
+    def _splice(self, clips_BCTHW: torch.Tensor, batch: Batch, epoch: int) -> torch.Tensor | None:
+        """Splice a share of the clips, in place, and return the frames of their crimes, 0 or 1 (B, T)."""
+        if self.splicer is None:
+            return None
+        T = clips_BCTHW.shape[2]
+        plans = self.splicer.plan(batch.labels, batch.indices, num_frames=T, epoch=epoch)
+        plans, partners = self.splicer.read_partners(plans)
+        if not plans:
+            return None
+        places = torch.tensor([plan.place for plan in plans], device=clips_BCTHW.device)
+        # By the row of the clip, not its own, so that both are cropped, flipped and shaded alike.
+        partners_BCTHW = self._train_transform(partners.to(clips_BCTHW.device), batch.indices[places], epoch)
+        splices.splice(clips_BCTHW, partners_BCTHW, plans)
+        events_BT = clips_BCTHW.new_zeros(len(clips_BCTHW), T)
+        for plan in plans:
+            if plan.is_crime:
+                events_BT[plan.place] = torch.from_numpy(splices.own_frames(plan, T) == 1)
+        return events_BT
 
     def score(self, forward: Forward, batch: Batch) -> torch.Tensor:
         return forward(self._evaluation_transform(batch.clips))[0]
@@ -237,6 +265,23 @@ class ClipObjective:
             label_smoothing=self.config.label_smoothing,
         )
         return loss_B, torch.where(labels_B >= 0, weights_K[labels_B.clamp(min=0)], 0.0)
+
+
+def attention_loss(attention_BT: torch.Tensor, events_BT: torch.Tensor) -> torch.Tensor:
+    """Return the divergence (KL) of attention (B, T') from an even weight on the frames of the crime, (B,).
+
+    `events_BT` (B, T) is 1 at these frames, and the loss of a clip without any is 0. A backbone that downsamples time
+    has attention for T' blocks of frames.
+
+    >>> events = torch.tensor([[1.0, 1, 0, 0], [0, 0, 0, 0]])
+    >>> attention_loss(torch.tensor([[0.25, 0.25, 0.25, 0.25], [1, 0, 0, 0]]), events).tolist()
+    [0.6931471824645996, -0.0]
+    """
+    steps_BT = functional.adaptive_avg_pool1d(events_BT[:, None], attention_BT.shape[1])[:, 0]
+    share_BT = steps_BT / steps_BT.sum(1, keepdim=True).clamp(min=1e-6)
+    cross_B = (share_BT * attention_BT.clamp(min=1e-6).log()).sum(1)
+    divergence_B: torch.Tensor = -torch.special.entr(share_BT).sum(1) - cross_B
+    return divergence_B
 
 
 def fitted_rows(rows: Rows, labels: Rows, videos: Rows) -> Rows:
@@ -272,7 +317,7 @@ def shares_of_pairs(seeds_B: torch.Tensor, known_B: torch.Tensor, *, alpha: floa
     """Draw the weight of each clip when neighbours (0 and 1, 2 and 3, …) are mixed, float32 (B,).
 
     Each pair draws from Beta(alpha, alpha) with the seed of its first clip, so that the result does not depend on the
-    number of ranks if batches are even. The weight is 1 for the last clip of an odd batch, and next to padding.
+    number of ranks if batch sizes are even. The weight is 1 for the last clip of an odd batch, and next to padding.
     """
     pairs = len(seeds_B) // 2
     draws = [

@@ -39,10 +39,10 @@ class TrainConfig:
         metavar="PLACE",
     )
     val_shards: Location | None = option(
-        None, help="Shards to validate on; the best epoch is kept.", type=location, metavar="PLACE"
+        None, help="Shards to validate on after each epoch.", type=location, metavar="PLACE"
     )
     out: Path = option(files.DEFAULT_RUN, help="Output folder.")
-    epochs: int = option(5, help="Passes over the training clips.", at_least=1)
+    epochs: int = option(12, help="Passes over the training clips.", at_least=1)
     batch_size: int = option(8, help="Clips per batch, in each process.", at_least=1)
     accumulate: int = option(1, help="Gradient accumulation steps.", group=_OPTIMISATION, at_least=1)
     lr: float = option(1e-3, help="Peak learning rate.", above=0, below=math.inf)
@@ -59,6 +59,20 @@ class TrainConfig:
         group=_REGULARISATION,
         at_least=0,
     )
+    splices: float = option(
+        0.5,
+        help="Share of the clips that training splices with normal clips of the same recording, which teaches "
+        "attention the frames of a crime; 0 disables splicing.",
+        group=_REGULARISATION,
+        at_least=0,
+        at_most=1,
+    )
+    trimmed_seconds: float = option(
+        4.0,
+        help="Crime videos shorter than this are taken to show the crime in all frames; only these are spliced.",
+        group=_REGULARISATION,
+        at_least=0,
+    )
     ema: float = option(
         0.0,
         help="Per-step decay of a running average of the weights, e.g. 0.99; 0 disables averaging.",
@@ -68,7 +82,8 @@ class TrainConfig:
     )
     patience: int = option(
         0,
-        help="Stop after N epochs without improvement; 0 disables early stopping.",
+        help="Stop after N epochs without a lower validation loss, and keep the best epoch; 0 disables early "
+        "stopping, and keeps the last epoch.",
         group=_REGULARISATION,
         at_least=0,
         metavar="N",
@@ -172,7 +187,7 @@ class TrainConfig:
         if self.bags not in ("", "topk", "attention"):
             raise UserError(f"bags is {self.bags!r}, expected topk or attention")
         if self.bag_clips and not self.bags:
-            raise UserError(f"bag_clips is {self.bag_clips}, but bags is not set, expected topk or attention")
+            raise UserError(f"bag_clips is {self.bag_clips}, but bags is not set; set it to topk or attention")
         if self.resume not in (False, True, "auto"):
             raise UserError(f"resume is {self.resume!r}, expected True, False or 'auto'")
 
@@ -194,7 +209,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "notebook": {
         **{"epochs": 5, "batch_size": 4, "lr": 1e-4, "grad_clip": 1.0},
-        **{"label_smoothing": 0.0, "mixup": 0.0, "ema": 0.0},
+        **{"label_smoothing": 0.0, "mixup": 0.0, "ema": 0.0, "splices": 0.0},
+        "model": {"inputs": "rgb", "statistics_share": 0.0, "motion_prior": 0.0, "attention_motion": False},
     },
 }
 # A resumed run may differ in these; all others affect the weights. The product of batch_size, accumulate and the number
@@ -289,5 +305,5 @@ def merge(*options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_config(options: Mapping[str, Any]) -> TrainConfig:
-    """Make a config of nested options. Raises UserError on unknown names and wrong values."""
+    """Make a config from nested options. Raises UserError on unknown names and wrong values."""
     return config_options.make_config(TrainConfig, options, function="train")

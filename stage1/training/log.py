@@ -11,6 +11,7 @@ from typing import Any
 from stage1.common import distributed, files, plots
 from vidshard.util import atomic, console
 from vidshard.util.errors import UserError
+from vidshard.util.text import counted
 
 SECONDS_BETWEEN_DRAWINGS = 30.0  # shortest time between two plots of the curves
 
@@ -29,28 +30,35 @@ def epoch_line(entry: dict[str, Any]) -> str:
     line = f"Epoch {entry['epoch']} | Loss: {entry['loss']:.4f} | Accuracy: {entry['accuracy']:.2%}"
     line += f" | LR: {entry['lr']:.6f}"
     if "val_loss" in entry:
-        auc = "n/a" if entry["val_auc"] is None else f"{entry['val_auc']:.3f}"
-        line += f" | Val Accuracy: {entry['val_accuracy']:.2%} | Val AUC: {auc}"
+        line += f" | Val Accuracy: {entry['val_accuracy']:.2%} | Val AUC: {_auc_text(entry['val_auc'])}"
+    if "network_val_loss" in entry:
+        line += f" (network alone: {entry['network_val_accuracy']:.2%}, {_auc_text(entry['network_val_auc'])})"
     return line
 
 
-def kept_text(history: Sequence[dict[str, Any]], *, epochs: int) -> str:
+def kept_text(history: Sequence[dict[str, Any]], *, epochs: int, patience: int) -> str:
     """Say which epoch is kept, why, and its metrics on the validation clips.
 
-    >>> kept_text([{"epoch": 1, "best": True}, {"epoch": 2, "best": True}], epochs=2)
-    'Kept epoch 2 of 2: the last one, as there are no validation clips'
+    >>> kept_text([{"epoch": 1, "best": True}, {"epoch": 2, "best": True}], epochs=2, patience=0)
+    'Kept epoch 2 of 2, the last one'
     """
     kept = next(row for row in reversed(history) if row["best"])
     last = len(history)
     text = f"Kept epoch {kept['epoch']} of {last}"
     if last < epochs:
-        text += f" (stopped early, after {last - kept['epoch']} epochs without improvement)"
+        text += f" (stopped early, after {counted(last - kept['epoch'], 'epoch')} without improvement)"
+    by_loss = patience and "val_loss" in kept
+    text += ", the one with the lowest validation loss" if by_loss else ", the last one"
     if "val_loss" not in kept:
-        return f"{text}: the last one, as there are no validation clips"
-    accuracy, loss = f"{100 * kept['val_accuracy']:.1f} %", f"{kept['val_loss']:.4f}"
-    if kept["val_auc"] is None:
-        return f"{text}: the lowest validation loss, {loss}; validation accuracy {accuracy}"
-    return f"{text}: the highest validation AUC, {kept['val_auc']:.3f}; validation accuracy {accuracy}, loss {loss}"
+        return text
+    return (
+        f"{text}; validation loss {kept['val_loss']:.4f}, accuracy {kept['val_accuracy']:.1%}, "
+        f"AUC {_auc_text(kept['val_auc'])}"
+    )
+
+
+def _auc_text(auc: float | None) -> str:
+    return "n/a" if auc is None else f"{auc:.3f}"
 
 
 class RunLog:

@@ -30,6 +30,7 @@ from stage1.common.signals import StopSignal
 from stage1.data.loader import Batch, ClipLoader
 from stage1.metrics import clips
 from stage1.model.checkpoint import Checkpoint, load_last, save_checkpoint, save_last
+from stage1.model.network import NUM_CLASSES
 from stage1.training import log as train_log
 from stage1.training import optim
 from stage1.training.bag_objective import BagObjective
@@ -39,12 +40,13 @@ from stage1.training.data import TrainData, open_data
 from stage1.training.log import RunLog
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
+from vidshard.util.text import counted
 
 __all__ = ["RunStopped", "TrainConfig", "TrainingRun", "train"]
 
 
 class RunStopped(Exception):  # noqa: N818 (it is no error)
-    """The end of a run that a signal stopped after it saved a checkpoint. Its text is for the user."""
+    """A run that a signal stopped, after a checkpoint was saved. Its text is for the user."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -108,6 +110,7 @@ class TrainingRun:
         return logits_BK.float(), attention_BT.float()
 
 
+@files.holds_out
 def train(
     config: TrainConfig,
     *,
@@ -145,7 +148,7 @@ def train(
         run.log.close()
         path = config.out / files.BEST_NAME
         if stopped is None:  # inside the process group, so that only rank 0 prints
-            rank_zero_info(train_log.kept_text(run.history, epochs=config.epochs))
+            rank_zero_info(train_log.kept_text(run.history, epochs=config.epochs, patience=config.patience))
             rank_zero_info(f"✓ Model checkpoint saved to: {path}")
     if stopped is not None:
         raise stopped
@@ -162,7 +165,6 @@ def check_out(config: TrainConfig) -> bool:
 
     Raises UserError if the folder is not writable, or has no run to resume.
     """
-    files.check_out(config.out)
     can_resume = any((config.out / name).exists() for name in (files.LAST_NAME, files.PREVIOUS_NAME))
     if config.resume is True and not can_resume:
         raise UserError(f"nothing to resume: no {config.out / files.LAST_NAME}; start the run without `resume`")
@@ -249,7 +251,7 @@ def begin(run: TrainingRun) -> None:
         rank_zero_warn(warning)
     if run.step:
         where = f"in epoch {len(run.history) + 1}" if run.totals.loader_state else f"after epoch {len(run.history)}"
-        rank_zero_info(f"Resumed {where} of {config.epochs}, after {run.step} steps")
+        rank_zero_info(f"Resumed {where} of {config.epochs}, after {counted(run.step, 'step')}")
     if distributed.rank() == 0 and not is_finished(run):  # else the file describes the run that gave the weights
         if not run.step:
             held = [name for name in files.RUN_NAMES if (config.out / name).exists()]
@@ -361,22 +363,45 @@ def validate(run: TrainingRun) -> dict[str, Any]:
         return {}
     model = run.best_weights.eval()
     results, indices = [], []
-    for batch in run.validation_loader:
-        if _is_asked_to_stop(run):
-            stop_run(run)
-        on_device = Batch(*(tensor.to(run.device) for tensor in batch))
-        logits_BK = run.objective.score(model, on_device).double()
-        results.append(torch.cat([logits_BK, on_device.labels[:, None]], dim=1))
-        indices.append(on_device.indices)
+    with _network_logits(model) as network:  # of the last batch
+        for batch in run.validation_loader:
+            if _is_asked_to_stop(run):
+                stop_run(run)
+            on_device = Batch(*(tensor.to(run.device) for tensor in batch))
+            logits_BK = run.objective.score(model, on_device)
+            parts = [on_device.labels[:, None], logits_BK, *network[-1:]]
+            results.append(torch.cat([part.double() for part in parts], dim=1))
+            indices.append(on_device.indices)
     num_rows = len(run.validation_loader.labels)
     table, is_scored = distributed.merge_rows(torch.cat(results), torch.cat(indices), num_rows=num_rows)
-    logits_NK, labels_N = table[is_scored, :-1].cpu(), table[is_scored, -1].long().cpu()
-    if not torch.isfinite(logits_NK).all():  # before anything is saved, so that the run can be resumed
+    rows_N, table = is_scored.nonzero()[:, 0].cpu(), table[is_scored].cpu()
+    if not torch.isfinite(table).all():  # before anything is saved, so that the run can be resumed
         raise UserError(
             f"the model's outputs on the validation clips are not finite numbers after step {run.step} of the run; "
             f"lower `lr` (now {run.config.lr:g}) and start again in another `out`"
         )
-    logits_NK, labels_N = run.objective.aggregate(logits_NK, labels_N, is_scored.nonzero()[:, 0].cpu())
+    labels_N = table[:, 0].long()
+    both, *alone = (
+        _validation_metrics(*run.objective.aggregate(logits_NK, labels_N, rows_N))
+        for logits_NK in torch.split(table[:, 1:], NUM_CLASSES, dim=1)
+    )
+    return both | {f"network_{name}": one[name] for one in alone for name in ("val_loss", "val_accuracy", "val_auc")}
+
+
+@contextlib.contextmanager
+def _network_logits(model: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Collect the logits of the network alone, if `model` adds those of a motion classifier to them."""
+    found: list[torch.Tensor] = []
+    if getattr(model, "motion_classifier", None) is None:
+        yield found
+        return
+    hook = model.get_submodule("classifier").register_forward_hook(lambda _module, _inputs, out: found.append(out))
+    with contextlib.ExitStack() as stack:
+        stack.callback(hook.remove)
+        yield found
+
+
+def _validation_metrics(logits_NK: torch.Tensor, labels_N: torch.Tensor) -> dict[str, Any]:
     scores = clips.score(labels_N.numpy(), logits_NK.softmax(1)[:, 1].numpy())
     loss_sum = float(functional.cross_entropy(logits_NK, labels_N, ignore_index=-1, reduction="sum"))
     return {
@@ -389,7 +414,7 @@ def validate(run: TrainingRun) -> dict[str, Any]:
 
 def finish_epoch(run: TrainingRun, entry: dict[str, Any]) -> None:
     """Log the epoch, and write the files of the run: last.pt first, as `resume` can write the others from it."""
-    entry["best"] = is_best(entry, run.history)
+    entry["best"] = is_best(entry, run.history, patience=run.config.patience)
     run.history.append(entry)
     run.totals = EpochTotals()
     run.log.add_epoch(entry, run.step)
@@ -405,19 +430,24 @@ def write_derived_files(run: TrainingRun, last: Checkpoint) -> None:
     run.log.write(run.history, last=is_finished(run))
 
 
-def is_best(entry: dict[str, Any], history: Sequence[dict[str, Any]]) -> bool:
-    """Return True if the checkpoint of `entry` is the best: highest validation AUC, then lowest validation loss.
+def is_best(entry: dict[str, Any], history: Sequence[dict[str, Any]], *, patience: int) -> bool:
+    """Return True if the checkpoint of `entry` is to be kept in place of those of `history`.
 
-    Without validation, the last one is the best. If the AUC is undefined (with one class), the loss decides.
+    It is the last one, as the learning rate has then fallen to almost nothing, and a choice by few validation clips is
+    a choice by chance. With early stopping (`patience` above 0) it is the one with the lowest validation loss, that of
+    the network alone where motion features are added to it, since they do not change in training.
 
-    >>> is_best({"val_auc": 0.8, "val_loss": 0.5}, [{"val_auc": 0.8, "val_loss": 0.6}])
-    True
+    >>> is_best({"val_loss": 0.6}, [{"val_loss": 0.5}], patience=0), is_best({"val_loss": 0.6}, [], patience=3)
+    (True, True)
+    >>> is_best({"val_loss": 0.6}, [{"val_loss": 0.5}], patience=3)
+    False
     """
 
-    def rank(row: dict[str, Any]) -> tuple[float, float]:
-        return (-1.0 if row["val_auc"] is None else row["val_auc"], -row["val_loss"])
+    def loss(row: dict[str, Any]) -> float:
+        found: float = row.get("network_val_loss", row["val_loss"])
+        return found
 
-    return "val_loss" not in entry or all(rank(entry) > rank(row) for row in history)
+    return not patience or "val_loss" not in entry or all(loss(entry) < loss(row) for row in history)
 
 
 # --- checkpoints --------------------------------------------------------------------------------------------------
@@ -437,7 +467,7 @@ def stop_run(run: TrainingRun) -> NoReturn:
     save(run)
     distributed.wait_for_all()  # torchrun may kill the other ranks when one ends early
     raise RunStopped(
-        f"stopped by {run.stop.received or 'a signal to another process'} after {run.step} steps; "
+        f"stopped by {run.stop.received or 'a signal to another process'} after {counted(run.step, 'step')}; "
         + how_to_resume(run.config)
     )
 
@@ -511,7 +541,7 @@ def _check_same_run(run: TrainingRun, saved: Checkpoint, path: Path) -> None:
     for role, digest in run.data.digests.items():
         if saved.data_digests.get(role) != digest:
             raise UserError(
-                f"the {role} shards differ from those with which {path} was trained; name those, or another `out`"
+                f"the {role} shards differ from those that {path} was trained on; pass the same ones, or another `out`"
             )
     now = {name: value for name, value in run.config.to_dict().items() if name not in FREE_ON_RESUME}
     changed = changed_options(saved.train_config, now)

@@ -23,7 +23,11 @@ def preview_augment(shards: Location, transform: TransformConfig, path: Path, *,
 
     It shows the middle frame of every clip, and below them one clip over time. Raises UserError without clips.
     """
-    files.check_out(path.parent)
+    with files.hold_out(path.parent, name=f".{path.name}.lock"):
+        return _preview_augment(shards, transform, path, seed)
+
+
+def _preview_augment(shards: Location, transform: TransformConfig, path: Path, seed: int) -> Path:
     if path.is_dir():
         raise UserError(f"`out` {path} is a folder, expected the PNG to write, such as {path / 'augmentation.png'}")
     reader = ClipReader(shards)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from fake_shards import moving_clips, write_shards
 from inference_runs import place as place
 from inference_runs import stage1
 from vidshard.shards.manifest import open_shards
@@ -41,3 +45,30 @@ def test_a_record_that_says_something_else_than_the_index_is_refused(
     assert done.exit_code == 2, done.output
     assert f"not scored: clip '{key}'" in done.output
     assert why in done.output
+
+
+TRAIN = ["-c", "from stage1.cli.main import main; main()", "train", "--shards", "shards", "--val-fraction", "0"]
+
+
+@pytest.mark.parametrize("change", ["cut", "overwritten"])
+def test_training_stops_when_a_shard_changes_under_it(tmp_path: Path, change: str) -> None:
+    clips, labels = moving_clips(24)
+    path = write_shards(tmp_path / "shards", clips, labels) / "shard-000001.tar"
+    command = [sys.executable, *TRAIN, "--device", "cpu", "--epochs", "200", "--model-size", "small"]
+    with open(tmp_path / "errors", "w") as file:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=file, text=True)
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("Epoch 2 "):
+        pass
+    if change == "cut":
+        os.truncate(path, 1000)
+    else:
+        with open(path, "r+b") as file:
+            file.write(bytes(path.stat().st_size))
+    process.communicate(timeout=100)
+    errors = [
+        line for line in (tmp_path / "errors").read_text().splitlines() if not line.startswith(("Epoch", "Motion"))
+    ]
+    assert process.returncode == 1, errors
+    assert len(errors) == 1, errors
+    assert "shard-000001.tar does not match its checksum: the shard was changed or damaged" in errors[0]

@@ -55,7 +55,7 @@ def share_one_number(fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (rename_weights, "its weights are of another layout"),
+        (rename_weights, "its weights have a different layout"),
         (share_one_number, "has more numbers than the file"),
         (set_field("model_config", "channels", value=[1 << 20, 1 << 20]), "expected torch.float32 (1048576,"),
         (set_field("model_config", "groups", value=0), "groups is 0, expected 1 or more"),

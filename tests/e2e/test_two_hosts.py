@@ -174,4 +174,4 @@ def test_when_a_host_is_cut_off_both_end_with_a_word_within_a_minute(
         end(agents)
     assert all(codes), codes
     assert "error: rank 1 stopped: no heartbeat for 30 s; is its host cut off" in paths[0].read_text()
-    assert "error: rank 1 hears nothing of rank 0, which holds the run together, for 30 s" in paths[1].read_text()
+    assert "error: rank 1 has not heard from rank 0, which coordinates the run, for 30 s" in paths[1].read_text()

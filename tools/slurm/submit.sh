@@ -11,6 +11,7 @@ usage() { sed -n '4,6s/^#  *//p' "$0" >&2; exit 1; }
 [ $# -ge 1 ] && [ -f "$1" ] || usage
 SETTINGS=$(realpath -- "$1"); shift
 HERE=$(dirname "$(realpath -- "$0")")
+export SETTINGS HERE # not by name in --export, where a comma in a path would end it
 source "$SETTINGS"
 array=0-$((BUILD_TASKS - 1)) from=build
 for argument; do
@@ -25,7 +26,7 @@ mkdir -p "$LOGS"
 after="" # the job that the next one waits for
 submit() { # NAME sbatch-option…
   local name=$1; shift
-  after=$(sbatch --parsable --job-name="$name" --export="ALL,SETTINGS=$SETTINGS,HERE=$HERE" \
+  after=$(sbatch --parsable --job-name="$name" --export=ALL \
     ${after:+--dependency="$after"} --kill-on-invalid-dep=yes ${SBATCH_OPTIONS[@]+"${SBATCH_OPTIONS[@]}"} "$@" \
     "$HERE/$name.sbatch")
   echo "$name $after"

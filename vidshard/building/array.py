@@ -1,4 +1,4 @@
-"""Build by an array of tasks on one folder, and `finalize`, which makes their shards one set.
+"""Build by an array of tasks on one folder, and `finalize`, which joins their shards into one set.
 
 No task waits for one that has not started: videos are probed in batches, each by the first task that claims it, and
 every task computes the same assignment of shards. `finalize` checks that everything is there and produces the same set,
@@ -23,9 +23,7 @@ from vidshard.building import existing_set, finish
 from vidshard.building.finish import CompleteBuild
 from vidshard.building.log import BuildLog
 from vidshard.building.run import BuildReport, BuildRun, SetReport, plan_outputs, video_seconds
-from vidshard.execution import lock
 from vidshard.execution.array_task import Numbering, TaskRequest
-from vidshard.execution.lock import LockHeldError
 from vidshard.planning import shard_plan
 from vidshard.planning.build_state import (
     BuildState,
@@ -44,9 +42,11 @@ from vidshard.shards.manifest import Failure
 from vidshard.sources.folders import Source, Video
 from vidshard.storage import urls
 from vidshard.storage.urls import Url
-from vidshard.util import atomic
+from vidshard.util import atomic, lock
 from vidshard.util.console import Progress
 from vidshard.util.errors import UserError
+from vidshard.util.lock import LockHeldError
+from vidshard.util.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class ArrayTaskReport:
 
 
 def build_task(config: BuildConfig, request: TaskRequest) -> tuple[ArrayTaskReport, ...]:
-    """Build this array task's share of the videos. `finalize` makes the shares one set.
+    """Build this array task's share of the videos. `finalize` joins the shares into one set.
 
     Raises the errors of `build`, and UserError if another process builds the same share, or the whole set.
     """
@@ -150,7 +150,7 @@ def _record_numbering(state: BuildState, numbering: Numbering, task: int) -> Non
         if others:
             raise UserError(
                 f"{state.out} is being built by an array of {recorded.count} tasks, {len(others)} of which are "
-                f"running; this task belongs to an array of {numbering.count}: wait for those tasks, or end them"
+                f"running; this task belongs to an array of {numbering.count}: wait for those tasks, or cancel them"
             )
     atomic.write_json(state.array_path, dataclasses.asdict(numbering))
 
@@ -218,7 +218,9 @@ class _ArrayTaskRun(BuildRun):
                 if len(left) == len(missing):
                     if time.monotonic() - last_log >= _LOG_SECONDS:
                         last_log = time.monotonic()
-                        logger.info(f"waiting for other tasks to probe {sum(len(batches[n]) for n in left):,} videos")
+                        logger.info(
+                            f"waiting for other tasks to probe {counted(sum(len(batches[n]) for n in left), 'video')}"
+                        )
                     time.sleep(_WAIT_SECONDS)
                 missing = left
 
@@ -248,17 +250,17 @@ def _probe_batches(num_videos: int) -> list[range]:
 
 
 def finalize(out: Path) -> BuildReport:
-    """Make the shards that array tasks built in `out`, or in its split folders, finished sets.
+    """Join the shards that array tasks built in `out`, or in its split folders, into finished sets.
 
     Raises UserError if shards are missing, listing the tasks to rerun; if the shards belong to different builds; if the
     videos have changed since; or if tasks still run. A finished set is left unchanged.
     """
     out = Path(out)
     if not out.is_dir():
-        raise UserError(f"no folder {out}; pass the `out` of the build; its default is shards/<name of SOURCE>")
+        raise UserError(f"no folder {out}; pass the `out` of the build (default: shards/<name of SOURCE>)")
     folders = [out] if _is_set(out) else sorted(folder for folder in out.iterdir() if _is_set(folder))
     if not folders:
-        raise UserError(f"{out} holds no build, finished or not; pass the `out` of the build")
+        raise UserError(f"{out} contains no build, finished or unfinished; pass the `out` of the build")
     # Find the gaps of all sets before finishing any, so that the user resubmits tasks only once; and before taking any
     # lock, since a killed task may still seem to hold one.
     gaps = []
@@ -329,7 +331,7 @@ def _finalize_set(out: Path) -> SetReport:
 
 
 def _remove_leftovers(state: BuildState) -> None:
-    """Delete what a `finalize` left that was killed after it had written the manifest, the last file of a set."""
+    """Delete the leftovers of a `finalize` that was killed after writing the manifest, the last file of a set."""
     left = [path for path in state.path.glob("*") if path != state.lock_path]
     if state.path.is_dir() and (state.source_path in left or not left):
         with lock.hold_whole(state.lock_path, state.tasks_path, what=str(state.out), wait=True):
@@ -398,7 +400,7 @@ def _check_unchanged(state: BuildState, source: Source, fingerprint: dict[str, A
 def _without_half_videos(state: BuildState, records: Sequence[ShardRecord]) -> list[ShardRecord]:
     """Remove the clips of videos that failed in another task; return the corrected records.
 
-    A video is ok or failed, never half. Its samples are cut out of the shard; nothing is decoded again.
+    A video succeeds or fails as a whole. Its samples are removed from the shard; nothing is decoded again.
     """
     failed: dict[int, VideoFailure] = {}
     for record in reversed(records):  # the first of several failures of a video counts

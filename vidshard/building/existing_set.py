@@ -126,7 +126,7 @@ class ExistingSet:
         return np.diff(starts).tolist()
 
     def unchanged(self, plan: Plan) -> dict[int, ShardRecord]:
-        """Return the records of the shards that stay unchanged: the plan skips them or gives the same samples."""
+        """Return the records of the shards that stay unchanged: the plan skips them or assigns the same samples."""
         planned: dict[int, list[tuple[int, int]]] = {shard: [] for shard in {chunk.shard for chunk in plan.chunks}}
         for chunk in plan.chunks:
             planned[chunk.shard] += [(chunk.video, clip) for clip in range(chunk.clip_start, chunk.clip_stop)]
@@ -149,7 +149,7 @@ class ExistingSet:
         return name
 
     def copy_job(self, number: int, chunks: Sequence[Chunk], fragment_paths: Sequence[Path]) -> CopyJob | None:
-        """Create the job that copies these chunks of a video; None if the set does not hold the video."""
+        """Create the job that copies these chunks of a video; None if the set does not contain the video."""
         rows = self._by_video.get(number)
         if rows is None:
             return None

@@ -87,7 +87,7 @@ def environment_error(error: Exception, trace: str, *, path: str) -> UserError |
     version = decoders.installed_version(library.distributions)
     return UserError(
         f"{library.title} {version} does not work with this vidshard: {error_text}, at {path}; {_install(library)}; "
-        "if only this video does it, move it out of SOURCE and report it"
+        "if only this video causes it, move it out of SOURCE and report it"
     )
 
 

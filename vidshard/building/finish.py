@@ -29,7 +29,7 @@ from vidshard.util.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class CompleteBuild:
-    """A build whose shards are all there."""
+    """A build with all of its shards."""
 
     source: Source
     fingerprint: dict[str, Any]
@@ -122,7 +122,7 @@ def commit(state: BuildState) -> None:
     """Apply a complete staged change to a finished set, or resume an interrupted one.
 
     If shards are only added, the old manifest describes a valid set until the new one replaces it. If some are
-    replaced, there is no manifest in between.
+    replaced, there is no manifest in the meantime.
     """
     if not (state.commit_path / layout.MANIFEST_NAME).exists():
         return

@@ -22,7 +22,7 @@ from vidshard.shards.writer import Rows
 class ShardJoiner:
     """Background joiner of fragments: writes each shard as soon as all its videos are settled.
 
-    A video is settled when all its chunks are decoded, or one failed: then none of its clips goes into any shard.
+    A video is settled when all its chunks are decoded, or one has failed: then no shard gets any of its clips.
     """
 
     def __init__(

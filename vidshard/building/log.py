@@ -15,7 +15,7 @@ from vidshard import __version__
 from vidshard.shards import layout
 from vidshard.storage import urls
 from vidshard.storage.urls import Location
-from vidshard.util import atomic
+from vidshard.util import atomic, console
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class BuildLog:
         """Write a line with the time, and log it at level DEBUG."""
         logger.debug(text)
         with contextlib.suppress(OSError):
-            self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {console.shown_line(text)}\n")
             self._file.flush()
 
     def add_seconds(self, path: str, seconds: float) -> None:

@@ -1,6 +1,6 @@
 """Orchestration of a build: from a folder of videos to a folder of shards.
 
-Each video ends as ok or failed, never half. Work is recorded only after it is committed, so that the same command
+Each video succeeds or fails as a whole. Work is recorded only after it is committed, so that the same command
 resumes after any crash; the plan does not depend on the run, so that the result is byte-identical.
 """
 
@@ -30,7 +30,6 @@ from vidshard.building.finish import CompleteBuild
 from vidshard.building.join import ShardJoiner
 from vidshard.building.log import BuildLog
 from vidshard.building.worker import Decoded, DecodeJob, ProbeJob
-from vidshard.execution import lock
 from vidshard.execution.base import (
     Executor,
     ExecutorConfig,
@@ -63,8 +62,10 @@ from vidshard.sources.folders import (
 )
 from vidshard.sources.urls import find_remote_sources
 from vidshard.storage.urls import Location, Url
+from vidshard.util import lock
 from vidshard.util.console import Progress
 from vidshard.util.errors import UserError
+from vidshard.util.text import counted
 from vidshard.video import decoders
 
 logger = logging.getLogger(__name__)
@@ -186,7 +187,7 @@ def dry_run(config: BuildConfig) -> tuple[Estimate, ...]:
     """Estimate what `build` would do: read all packets, and decode randomly chosen clips for some seconds.
 
     The output folders are neither read nor written; decoded clips go to the system's temporary folder and are deleted.
-    Raises UserError on wrong sources or options, and OSError.
+    Raises UserError on invalid sources or options, and OSError.
     """
     return tuple(_estimate(source, folder, config) for source, folder in plan_outputs(config))
 
@@ -267,7 +268,7 @@ def output_folders(config: BuildConfig, sources: Sequence[Source]) -> list[Locat
 def build_set(source: Source, out: Location, config: BuildConfig) -> SetReport:
     """Build one source of `plan_outputs` into the shard folder `out`; `config.source` and `config.out` are ignored.
 
-    Raises the same errors as `build`. A folder with the same build, finished, is left unchanged.
+    Raises the same errors as `build`. A finished folder of the same build is left unchanged.
     """
     start = time.monotonic()
     report = _send_set(source, out, config) if isinstance(out, Url) else _build_folder(source, out, config)
@@ -285,7 +286,7 @@ def _send_set(source: Source, url: Url, config: BuildConfig) -> SetReport:
         upload.download_set(url, staging)
     report = _build_folder(source, staging, config)
     uploaded = upload.upload_set(staging, url)
-    logger.info(f"{url}: {uploaded.sent:,} objects uploaded, {uploaded.kept:,} unchanged")
+    logger.info(f"{url}: {counted(uploaded.sent, 'object')} uploaded, {uploaded.kept:,} unchanged")
     if config.staging is None:
         shutil.rmtree(staging)
     return dataclasses.replace(report, url=url, already_finished=False)
@@ -335,7 +336,7 @@ def _build_locked(source: Source, config: BuildConfig, state: BuildState, finish
         existing = ExistingSet(finished, source)
         state = BuildState(state.out, staged=True)
     elif config.extend:
-        raise UserError(f"{state.out} holds no finished set to extend; build it first, without `extend`")
+        raise UserError(f"{state.out} contains no finished set to extend; build it first, without `extend`")
     fingerprint = make_fingerprint(source, config, change=change)
     state.start(fingerprint, retry_failed=config.retry_failed)
     with BuildRun.open(source, config, state, existing) as run:
@@ -367,7 +368,7 @@ class BuildRun:
     def open(
         cls, source: Source, config: BuildConfig, state: BuildState, existing: ExistingSet | None = None
     ) -> Iterator[Self]:
-        """Run with a log and worker processes while the block runs; SIGTERM raises KeyboardInterrupt."""
+        """Provide a log and worker processes while the block runs; SIGTERM raises KeyboardInterrupt."""
         log_folder = manifest.log_folder(state.out)
         name = "workers.log" if state.task is None else f"workers.task-{state.task:05d}.log"
         with (
@@ -515,7 +516,7 @@ class BuildRun:
                     self.decoded_clips += sum(chunk.num_clips for chunk in job.chunks)
                 joiner.settle(job, outcome)
                 decoded_seconds += sum(seconds[chunk.video] * chunk.num_clips for chunk in job.chunks)
-                note = f"{self.decoded_clips:,} clips, {len(joiner.failures):,} videos failed"
+                note = f"{counted(self.decoded_clips, 'clip')}, {counted(len(joiner.failures), 'video')} failed"
                 progress.advance(int(decoded_seconds + 1e-3) - progress.done, note=note)
                 self._check_max_failures(joiner.failures)
             return joiner.wait()
@@ -626,7 +627,7 @@ class BuildRun:
         finish.write_failures(path, list(self.new_failures.values()))
         reason, count = Counter(failure.reason for failure in self.new_failures.values()).most_common(1)[0]
         raise UserError(
-            f"{len(self.new_failures):,} videos of {self.source.root} failed, more than `max_failures` "
+            f"{counted(len(self.new_failures), 'video')} of {self.source.root} failed, more than `max_failures` "
             f"{self.config.max_failures} allows, most often ({count:,} times) because of {reason}; all are in {path}; "
             "finished shards are kept: the same command continues without retrying these videos"
         )
@@ -639,7 +640,7 @@ class BuildRun:
         if needed > free:
             num_clips = sum(chunk.num_clips for chunk in chunks)
             raise UserError(
-                f"not enough free disk for {self.state.out}: {num_clips:,} clips need {_size(needed)}, "
+                f"not enough free disk space for {self.state.out}: {num_clips:,} clips need {_size(needed)}, "
                 f"{_size(free)} are free; free some space, choose another `out`, or build fewer or smaller clips"
             )
 

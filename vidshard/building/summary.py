@@ -9,6 +9,8 @@ from vidshard.building.array import ArrayTaskReport
 from vidshard.building.run import BuildReport, Estimate, SetReport
 from vidshard.shards.layout import FAILURES_NAME
 from vidshard.shards.manifest import Failure, Manifest
+from vidshard.util.console import shown_line
+from vidshard.util.text import counted
 
 _NUM_SHOWN = 5  # failures that are listed
 
@@ -24,7 +26,9 @@ def _lines(one: SetReport) -> list[str]:
     lines = [f"✓ {one.where}" + (": finished before, nothing to do" if one.already_finished else "")]
     lines.append(f"  videos: {counts}")
     size = f"{one.num_bytes / 1e6:,.1f} MB"
-    lines.append(f"  clips:  {built.num_clips:,} of {built.clip_shape} in {len(built.shards):,} shards, {size}")
+    lines.append(
+        f"  clips:  {built.num_clips:,} of {built.clip_shape} in {counted(len(built.shards), 'shard')}, {size}"
+    )
     if not one.already_finished:
         rates = f", {one.decoded_clips / one.seconds:,.1f} clips/s, {built.videos_ok / one.seconds:,.1f} videos/s"
         lines.append(f"  time:   {one.seconds:.1f} s{rates if one.decoded_clips else ''}")
@@ -44,7 +48,8 @@ def _breaks_text(built: Manifest) -> str:
 
 
 def _failed_lines(failed: Sequence[Failure], where: str) -> list[str]:
-    lines = [f"  failed: {failure.path}: {failure.reason}: {failure.message}" for failure in failed[:_NUM_SHOWN]]
+    lines = [f"  failed: {one.path}: {one.reason}: {one.message}" for one in failed[:_NUM_SHOWN]]
+    lines = list(map(shown_line, lines))
     if failed:
         more = f"{len(failed) - _NUM_SHOWN:,} more; " if len(failed) > _NUM_SHOWN else ""
         lines.append(f"          {more}{where}")
@@ -79,11 +84,12 @@ def _estimate_lines(one: Estimate) -> list[str]:
     unreadable = f", {one.unreadable:,} of them cannot be read" if one.unreadable else ""
     lines = [f"{one.folder} (dry run, nothing written)"]
     lines.append(f"  videos: {one.videos:,}{unreadable}, {one.hours:,.2f} hours")
-    lines.append(f"  clips:  {one.clips:,} in {one.shards:,} shards, about {one.bytes / 1e6:,.1f} MB")
+    lines.append(f"  clips:  {one.clips:,} in {counted(one.shards, 'shard')}, about {one.bytes / 1e6:,.1f} MB")
     if one.seconds is not None:
-        workers = "1 worker" if one.workers == 1 else f"{one.workers:,} workers"
+        workers = counted(one.workers, "worker")
         lines.append(
-            f"  time:   about {_duration(one.seconds)} with {workers} (measured on {one.sampled_clips:,} clips)"
+            f"  time:   about {_duration(one.seconds)} with {workers} (measured on "
+            f"{counted(one.sampled_clips, 'clip')})"
         )
     elif one.clips:
         lines.append("  time:   unknown: none of the sampled clips could be decoded")

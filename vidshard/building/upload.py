@@ -43,7 +43,7 @@ def check_output(url: Url) -> None:
     foreign = sorted(name for name in urls.list_files(url) if not layout.is_set_name(name))
     if foreign:
         shown = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
-        raise UserError(f"the output {url} holds other objects ({shown}); choose another `out`")
+        raise UserError(f"the output {url} contains other objects ({shown}); choose another `out`")
 
 
 def upload_set(folder: Path, url: Url) -> Uploaded:

@@ -151,7 +151,7 @@ def decode_chunks(job: DecodeJob) -> Decoded | VideoFailure:
 
 
 class _Decoding:
-    """One decode job: tries the decoders in turn and settles every suspicion by sequential decoding."""
+    """One decode job: tries the decoders in turn and resolves every suspicion by sequential decoding."""
 
     def __init__(self, job: DecodeJob, path: Path) -> None:
         self.job = job

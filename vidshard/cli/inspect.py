@@ -23,6 +23,6 @@ def inspect(folder: Location, as_json: bool) -> None:
     from vidshard.inspection.contents import contents_text, inspect_shards
 
     about = inspect_shards(folder)
-    click.echo(json.dumps(about, indent=2) if as_json else contents_text(about))
+    console.echo(json.dumps(about, indent=2) if as_json else contents_text(about))
     if not as_json:
         console.show_next(*next_step("inspect", folder))

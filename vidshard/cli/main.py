@@ -1,4 +1,4 @@
-"""The `vidshard` command. Each of its commands is a module of this folder: options → config → one call, no logic."""
+"""The `vidshard` command. Each command is a module in this folder: options → config → one call, no logic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command that follows on a finished shard set."""
+"""The command to run next on a finished shard set."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vidshard.storage.urls import Location
 
 
 def next_step(command: str, place: Location) -> tuple[object, ...]:
-    """Return the words of the command to type after `command` on the set at `place`."""
+    """Return the words of the command to run after `command` on the set at `place`."""
     from vidshard.shards import layout, manifest
 
     if not isinstance(place, Path):

@@ -42,7 +42,7 @@ def split(sources: tuple[Path, ...], check: bool, **options: Any) -> int:
         report = splitting.split(config)
         console.echo(splitting.split_text(report))
         for warning in report.warnings:
-            click.echo(f"warning: {warning}", err=True)
+            console.echo(f"warning: {warning}", err=True)
         written = [splitting.list_path(config.out, name) for name in splitting.SPLITS]
     overlaps = splitting.check_lists(given, written=written) if check else []
     for overlap in overlaps:

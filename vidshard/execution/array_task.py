@@ -1,4 +1,4 @@
-"""Numbering of array tasks: which share of a build this process does.
+"""Numbering of array tasks: which share of a build this process handles.
 
 SLURM arrays, Kubernetes indexed Jobs and `torchrun` number their tasks in different ways, and a SLURM array that is
 resubmitted for its failed tasks (`--array=2,5`) looks like an array of two. So the first task in a folder records the
@@ -84,7 +84,7 @@ class TaskRequest:
             last = numbering.first + (numbering.count - 1) * numbering.step
             raise UserError(
                 f"{self.origin} is task {self.number}, expected {numbering.first} to {last} of "
-                f"{numbering.count} tasks; give `task_index` and `task_count`"
+                f"{numbering.count} tasks; pass `task_index` and `task_count`"
             )
         return index, numbering
 
@@ -106,7 +106,7 @@ class TaskRequest:
             return Numbering(count=self.count)
         raise UserError(
             f"{self.origin} is task {self.number} of an array with gaps, and no earlier array is recorded here: its "
-            "index cannot be determined; give `task_index` I `task_count` N, with I from 0"
+            "index cannot be determined; pass `task_index` I `task_count` N, with I from 0"
         )
 
 
@@ -139,7 +139,7 @@ def find_task(
         task = dataclasses.replace(task, count=count)
     if task.count is None and task.members is None:
         raise UserError(
-            f"{task.origin} is task {task.number} of a Job, but spec.completions is not visible here; give "
+            f"{task.origin} is task {task.number} of a Job, but spec.completions is not visible here; pass "
             "`task_count` COMPLETIONS, or `task_count` 1 to build everything here"
         )
     return task
@@ -170,7 +170,7 @@ def _scheduled_task(environment: Mapping[str, str], command: str) -> TaskRequest
             found.append(TaskRequest(origin=f"RANK={number} WORLD_SIZE={count}", number=number, count=count))
     if len(found) > 1:
         raise UserError(
-            f"{' and '.join(task.origin for task in found)} both number this process; choose its task with "
+            f"{' and '.join(task.origin for task in found)} both assign a number to this process; choose its task with "
             f"`task_index` and `task_count`, or `task_count` 1 to let {command} do everything in this process"
         )
     return found[0] if found else None
@@ -182,6 +182,6 @@ def _number(environment: Mapping[str, str], name: str) -> int:
         return int(text)
     except ValueError:
         raise UserError(
-            f"the environment variable {name} is {text!r}, expected a number; unset it, or give `task_index` and "
+            f"the environment variable {name} is {text!r}, expected a number; unset it, or pass `task_index` and "
             "`task_count`"
         ) from None

@@ -1,4 +1,4 @@
-"""Executors of tasks: their interface, limits and results. Loads no executor."""
+"""Executors of tasks: their interface, limits and results. Imports no executor."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def too_little_memory(memory_bytes: int) -> str:
 
 
 class Executor(Protocol):
-    """Executor of tasks. A context manager: no worker is left when it ends."""
+    """Executor of tasks. A context manager: no worker survives the block."""
 
     config: ExecutorConfig
 

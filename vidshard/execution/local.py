@@ -45,7 +45,7 @@ class WorkerStartError(UserError):
 
 
 class Supervisor:
-    """Executor in local child processes. A context manager: no child is left when it ends, however it ends.
+    """Executor in local child processes. A context manager: no child survives the block, however it ends.
 
     >>> with Supervisor(ExecutorConfig(workers=1)) as supervisor:
     ...     tasks = [Task(argument=word, timeout_seconds=60) for word in ("a", "bc")]
@@ -213,7 +213,7 @@ class _Child:
         return self.crash is not None
 
     def exit_crash(self) -> Crash:
-        """Describe why a child died that the parent did not kill."""
+        """Describe why a child that the parent did not kill has died."""
         self.process.join(1.0)
         code = self.process.exitcode
         if code is None:  # it closed its pipe but is still alive
@@ -256,9 +256,9 @@ def _interrupt_blocked() -> Iterator[None]:
 def _start_resource_tracker() -> None:
     """Start Python's resource tracker early, so that it can be ended before this process ends.
 
-    The tracker cleans up shared memory, which is not used here, and notices only afterwards that its parent is gone: it
-    would outlive a build by the time that a Python takes to exit, and by seconds on a busy machine. Newer Pythons wait
-    for it. A tracker that another library has started is left alone.
+    The tracker cleans up shared memory, which is not used here, and notices only afterwards that its parent is gone:
+    it would outlive a build by the time that Python takes to exit, and by seconds on a busy machine. Newer Python
+    versions wait for it. A tracker that another library has started is left alone.
     """
     if os.name != "posix":
         return

@@ -34,7 +34,7 @@ _OBJECT_BYTES = 100 << 20  # object store of a local cluster: results are small,
 
 
 class RayExecutor:
-    """Executor in the workers of a Ray cluster. A context manager: no worker is left when it ends.
+    """Executor in the workers of a Ray cluster. A context manager: no worker survives the block.
 
     RAY_ADDRESS names the cluster; without it, a local one is started and stopped again. Raises UserError if Ray is
     missing.

@@ -1,4 +1,4 @@
-"""Options of the preview page. Loads no NumPy: --help needs them."""
+"""Options of the preview page. Does not import NumPy, because --help needs them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ class PreviewConfig:
         if self.out is not None and self.out.is_dir():
             raise UserError(f"out {self.out} is a folder, expected a file name, such as {self.out / PREVIEW_NAME}")
         if self.out is not None and self.folder.resolve() in self.out.resolve().parents:
-            raise UserError(f"out {self.out} is inside the shard folder, which must hold nothing else; use another out")
+            raise UserError(
+                f"out {self.out} is inside the shard folder, which must contain nothing else; choose another out"
+            )
 
     @property
     def path(self) -> Path:

@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from vidshard.shards import layout, remote_set
 from vidshard.storage.urls import Location
+from vidshard.util import console
+from vidshard.util.text import counted
 
 _MAX_ROWS = 8  # entries of a list; the rest is summed
 
@@ -57,7 +59,7 @@ def contents_text(about: Mapping[str, Any]) -> str:
         f"{about['folder']}: split {about['split'] or 'none'}, clips uint8 {tuple(about['clip_shape'])}, "
         f"{about['codec']}",
         f"  videos       {', '.join(f'{count:,} {name}' for name, count in videos.items())}",
-        f"  clips        {about['clips']:,} in {about['shards']:,} shards, {about['bytes'] / 1e6:,.1f} MB",
+        f"  clips        {about['clips']:,} in {counted(about['shards'], 'shard')}, {about['bytes'] / 1e6:,.1f} MB",
         f"  sampling     {_sampling(about['settings'])}",
         "",
         *_class_table(about["classes"]),
@@ -72,7 +74,7 @@ def contents_text(about: Mapping[str, Any]) -> str:
         f"  repeats      {about['repeated_clips']:,} clips repeat frames: video, or part between breaks, too short",
         f"  failures     {_counts_text(about['failures']) or 'none'}",
     ]
-    return "\n".join(lines)
+    return "\n".join(map(console.shown_line, lines))
 
 
 def _spread(values: npt.NDArray[np.float64]) -> dict[str, float]:
@@ -105,9 +107,7 @@ def _sampling(settings: Mapping[str, Any]) -> str:
 def _breaks_text(breaks: int, videos: int) -> str:
     if not breaks:
         return "none known"
-    return (
-        f"{breaks:,} in {videos:,} video{'s' if videos > 1 else ''}: long gaps in the recording, or jumps of its clock"
-    )
+    return f"{breaks:,} in {counted(videos, 'video')}: long gaps in the recording, or jumps of its clock"
 
 
 def _spread_text(spread: Mapping[str, float], unit: str) -> str:

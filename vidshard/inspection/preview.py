@@ -99,7 +99,8 @@ def _template() -> Any:
 
 
 def draw_clips(shards: ShardSet, clips_per_class: int, *, seed: int) -> dict[str | None, list[int]]:
-    """Draw clips per class: class → ascending rows of the index, one clip per video in turn, to limit long videos."""
+    """Draw clips per class: class → ascending rows of the index, one clip per video in turn, so that long videos do
+    not dominate."""
     index = shards.index
     of_class: dict[str | None, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for row, video in enumerate(index.clips["video"].tolist()):

@@ -32,9 +32,11 @@ from vidshard.shards.manifest import Failure, Index, Manifest, Shard, read_manif
 from vidshard.storage import urls
 from vidshard.storage.urls import Location
 from vidshard.util import atomic
-from vidshard.util.console import Progress
+from vidshard.util import files as regular_files
+from vidshard.util.console import Progress, shown_line
 from vidshard.util.errors import FormatError
 from vidshard.util.hashing import file_sha256
+from vidshard.util.text import counted
 
 _MAX_THREADS = 4  # hashing and crc32 release the interpreter lock
 _MAX_BYTES = 256 << 20  # of the clips that all threads decode at once
@@ -127,22 +129,22 @@ def faults_text(report: VerifyReport) -> str:
     if not report.faults:
         checked = "checksums and every sample" if report.deep else "checksums"
         others = report.other_files
-        shown = ", ".join(others[:_SHOWN_FILES]) + (", …" if len(others) > _SHOWN_FILES else "")
+        shown = ", ".join(map(shown_line, others[:_SHOWN_FILES])) + (", …" if len(others) > _SHOWN_FILES else "")
         return (
-            f"✓ {report.folder}: {report.num_clips:,} clips in {report.num_shards:,} shards, "
+            f"✓ {report.folder}: {counted(report.num_clips, 'clip')} in {counted(report.num_shards, 'shard')}, "
             f"{report.num_bytes / 1e6:,.1f} MB: {checked} are correct"
             + (f"\n  files that do not belong to the set: {shown}" if others else "")
         )
     of_file: dict[str, list[Fault]] = defaultdict(list)
     for fault in report.faults:
         of_file[fault.file].append(fault)
-    plural = "" if len(report.faults) == 1 else "s"
-    lines = [f"✗ {report.folder}: {len(report.faults):,} fault{plural}"]
+    lines = [f"✗ {report.folder}: {counted(len(report.faults), 'fault')}"]
     for file, faults in of_file.items():
         for fault in faults[:_SHOWN_PER_FILE]:
-            lines.append(f"  {file}: {f'sample {fault.key}: ' if fault.key else ''}{fault.message}")
+            about = f"{file}: {f'sample {fault.key}: ' if fault.key else ''}{fault.message}"
+            lines.append(f"  {shown_line(about)}")
         if len(faults) > _SHOWN_PER_FILE:
-            lines.append(f"  {file}: {len(faults) - _SHOWN_PER_FILE:,} more faults; `json` lists all")
+            lines.append(f"  {file}: {counted(len(faults) - _SHOWN_PER_FILE, 'more fault')}; `json` lists all")
     if not all(fault.message.startswith((_NOT_LISTED, _LEFT_OVER)) for fault in report.faults):
         lines.append("damaged files can only be restored from a copy or rebuilt: delete the folder and build it again")
     return "\n".join(lines)
@@ -171,7 +173,7 @@ class SetFiles:
         """Return the content of a file. Raises OSError."""
         place = self._folder / name
         if isinstance(place, Path):
-            return place.read_bytes()
+            return regular_files.read_bytes(place)
         try:
             return urls.read_bytes(place)
         except urls.NotThereError as error:
@@ -246,7 +248,7 @@ def _check_index(manifest: Manifest, index: Index) -> list[Fault]:
 
     expect(len(rows) == manifest.num_clips, f"has {len(rows):,} clips, the manifest {manifest.num_clips:,}")
     expect(len(videos) == manifest.videos_ok, f"has {len(videos):,} videos, the manifest {manifest.videos_ok:,} ok")
-    expect(len(set(index.paths)) == len(index.paths), f"names a video twice: {_repeated(index.paths)}")
+    expect(len(set(index.paths)) == len(index.paths), f"lists a video twice: {_repeated(index.paths)}")
 
     known = manifest.classes
     counts = Counter(zip([index.class_name(v) for v in rows["video"].tolist()], rows["label"].tolist(), strict=True))

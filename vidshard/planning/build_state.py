@@ -127,7 +127,7 @@ class BuildState:
                 recorded = None
             elif difference:
                 raise UserError(
-                    f"{self.out} holds an unfinished build with different {difference}; "
+                    f"{self.out} contains an unfinished build with different {difference}; "
                     f"choose another `out`, or delete {self.out} to start again"
                 )
         self.drop_fragments()
@@ -219,7 +219,7 @@ class BuildState:
         atomic.sync_folder(self.path)
 
     def remove_all_but_lock(self) -> None:
-        """Delete the state. What marks it as that of an array goes last, so that `finalize` can do this again."""
+        """Delete the state. The file that marks it as an array's goes last, so that `finalize` can repeat this."""
         for entry in sorted(self.path.iterdir(), key=lambda entry: entry == self.source_path):
             if entry.is_dir():
                 shutil.rmtree(entry)
@@ -255,20 +255,20 @@ def check_output(out: Path) -> None:
     """Raise UserError if `out` cannot be the output of a build: it is a file, or holds foreign files."""
     above = next((folder for folder in Path(os.path.abspath(out)).parents if folder.exists()), None)
     if above is not None and not above.is_dir():
-        raise UserError(f"the output {out} is below {above}, which is a file, not a folder; choose another `out`")
+        raise UserError(f"the output {out} is inside {above}, which is a file, not a folder; choose another `out`")
     if not out.exists():
         return
     if not out.is_dir():
-        raise UserError(f"the output {out} is a file, expected a folder or nothing; choose another `out`")
+        raise UserError(f"the output {out} is a file, expected a folder; choose another `out`")
     names = (entry.name.removesuffix(atomic.PARTIAL_SUFFIX) for entry in out.iterdir())
     foreign = sorted(name for name in names if name != STATE_NAME and not layout.is_set_name(name))
     if foreign:
         shown = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
-        raise UserError(f"the output {out} holds other files ({shown}); choose another `out`")
+        raise UserError(f"the output {out} contains other files ({shown}); choose another `out`")
     started = any((out / STATE_NAME / name).exists() for name in ("fingerprint.json", "lock", "commit", "tasks"))
     finished = (out / layout.MANIFEST_NAME).exists()
     if not started and not finished and any(entry.name != STATE_NAME for entry in out.iterdir()):
-        raise UserError(f"the output {out} holds shards without a manifest; delete it, or choose another `out`")
+        raise UserError(f"the output {out} contains shards without a manifest; delete it, or choose another `out`")
 
 
 def describe_changes(new: Sequence[str], gone: Sequence[str], changed: Sequence[str] = ()) -> str:

@@ -1,4 +1,4 @@
-"""Options of a build. Loads neither NumPy nor a decoder: --help needs them."""
+"""Options of a build. Imports neither NumPy nor a decoder, because --help needs them."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class BuildConfig:
     def __post_init__(self) -> None:
         check_options(self)
         if self.extend and (self.retry_failed or self.limit is not None):
-            raise UserError("extend excludes retry_failed and limit; run them one after the other")
+            raise UserError("extend cannot be combined with retry_failed or limit; run them one after the other")
         if self.annotations is not None and self.sampling.mode != "annotated":
             raise UserError(f"annotations need annotated sampling, got {self.sampling.mode}")
         from vidshard.shards import codecs, layout

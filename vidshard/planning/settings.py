@@ -27,7 +27,7 @@ SOURCES = "sources_sha256"  # key of the source digests in a manifest's settings
 
 
 def build_settings(config: BuildConfig) -> dict[str, Any]:
-    """Return all settings that decide the bytes of a set, as stored in its manifest; the sources are separate."""
+    """Return all settings that determine the bytes of a set, as stored in its manifest; the sources are separate."""
     return {
         **config.sampling.to_settings(),
         "frame_size": config.frame_size,
@@ -69,7 +69,7 @@ def _videos_sha256(source: Source, videos: Sequence[Video], video_bytes: Mapping
 
 
 def _identity(num_bytes: int, video: Video) -> list[Any]:
-    """Return what the result depends on and may change: size, label, recording, events."""
+    """Return what affects the result and may change: size, label, recording, events."""
     return [num_bytes, video.label, video.recording, *video.events]
 
 
@@ -184,7 +184,8 @@ def _changed(shards: ShardSet, source: Source, failed: Collection[str]) -> str:
 
 def _another(out: Location, difference: str, hint: str = "") -> UserError:
     return UserError(
-        f"{out} holds a different build, with {difference}; {hint}choose another `out`, or delete {out} to rebuild it"
+        f"{out} contains a different build, with {difference}; {hint}choose another `out`, or delete {out} to rebuild "
+        "it"
     )
 
 

@@ -102,7 +102,8 @@ def check_codec(codec: str) -> None:
 
 
 def codec_packages(codec: str) -> dict[str, str]:
-    """Return the package versions that decide the bytes of `codec`, except those of the decoders (such as OpenCV)."""
+    """Return the package versions that determine the bytes of `codec`, except those of the decoders (such as
+    OpenCV)."""
     if codec != "zstd":
         return {}
     name, zstd = _load_zstd()

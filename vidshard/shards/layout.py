@@ -151,7 +151,7 @@ class ClipShape:
     def __post_init__(self) -> None:
         sizes = (self.num_frames, self.height, self.width)
         if not all(type(size) is int for size in sizes) or min(sizes) < 1:
-            raise ValueError(f"clip shape {self} must be of positive whole numbers")
+            raise ValueError(f"clip shape {self} must consist of positive whole numbers")
 
     @property
     def thwc(self) -> tuple[int, int, int, int]:
@@ -208,7 +208,7 @@ class SampleRecord:
             record._check_types()
             return record
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise FormatError(f"sample record is not one of format version {FORMAT_VERSION}: {error!r:.300}") from error
+            raise FormatError(f"the sample record is not in format version {FORMAT_VERSION}: {error!r:.300}") from error
 
     def _check_types(self) -> None:
         """Raise ValueError if a value is of the wrong type or out of range."""
@@ -232,7 +232,7 @@ class SampleRecord:
             raise ValueError(f"label is {self.label!r:.100}")
 
     def faults(self, shape: ClipShape, split: str | None) -> Iterator[str]:
-        """Yield impossible statements of the record, given the shape and split of the set.
+        """Yield statements of the record that cannot be true, given the shape and split of the set.
 
         >>> fields = dict(path="a.mp4", class_name=None, label=-1, split=None, clip_index=0, frame_gap_seconds=0.1)
         >>> record = SampleRecord(**fields, fps=9.0, frame_indices=(0, 9), timestamps_seconds=(0.0, 0.1), num_frames=5,

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from vidshard.shards import layout
 from vidshard.shards.layout import Clip, ClipShape, SampleRecord
-from vidshard.util import atomic
+from vidshard.util import atomic, files
 from vidshard.util.errors import FormatError, UserError
 from vidshard.util.lists import VIDEO_SUFFIXES
 
@@ -135,7 +135,7 @@ class Manifest:
     split: str | None
     clip_shape: ClipShape
     codec: str
-    settings: dict[str, Any]  # everything that decides the bytes: sampling, resize, seed, …
+    settings: dict[str, Any]  # everything that determines the bytes: sampling, resize, seed, …
     packages: dict[str, str]
     classes: tuple[ClassCount, ...]
     videos_found: int
@@ -291,7 +291,7 @@ def _is_sha256(value: Any) -> bool:
 
 
 def _is_video_path(value: Any) -> bool:
-    """Return True for a path below SOURCE; anything else may point to other files of a reader."""
+    """Return True for a path below SOURCE; anything else may point to other files on a reader's machine."""
     return _is_text(value) and not value.startswith("/") and "\0" not in value and ".." not in value.split("/")
 
 
@@ -420,11 +420,11 @@ class Index:
         columns = {"class": self.classes, "split": self.splits, "source_group": self.recordings}
         for name, table in {**columns, "decoder": self.decoders}.items():
             if len(videos) and (videos[name].min() < -1 or videos[name].max() >= len(table)):
-                raise FormatError(f"{where} has {name} numbers outside of its table of {len(table)}; build again")
+                raise FormatError(f"{where} has {name} numbers outside its table of {len(table)}; build again")
         if not (np.isfinite(videos["fps"]) & (videos["fps"] >= 0)).all():
             raise FormatError(f"{where} has a frame rate that is negative or not finite; build again")
         if (path := next(itertools.filterfalse(_is_video_path, self.paths), None)) is not None:
-            raise FormatError(f"{where} names a video {path!r:.200}, expected a path below the source; do not use it")
+            raise FormatError(f"{where} lists a video {path!r:.200}, expected a path inside the source; do not use it")
 
 
 # Field of `Index` → name in the file, in the order of the file.
@@ -458,18 +458,6 @@ class ShardSet:
     def shard_path(self, number: int) -> Path:
         return self.folder / self.manifest.shards[number].name
 
-    @property
-    def may_pin(self) -> bool:
-        """True if all shards may be protected from eviction at once."""
-        return True
-
-    def pin(self, file: IO[bytes]) -> bool:
-        """Protect an open shard from eviction until the file, its duplicates and its mappings are closed.
-
-        Returns False if it was evicted before.
-        """
-        return True
-
     def shard_where(self, number: int) -> str:
         """Return the display name of a shard for messages."""
         return str(self.shard_path(number))
@@ -502,8 +490,8 @@ class ShardSet:
     def read_record(self, row: int, file: IO[bytes]) -> SampleRecord:
         """Read the record of a row of the index from its open shard.
 
-        Records have no checksum of their own. Raises FormatError if this one cannot be read, contradicts the index, or
-        says what cannot be.
+        Records have no checksum of their own. Raises FormatError if this one cannot be read, contradicts the index,
+        or contains impossible values.
         """
         clip = self.index.clips[row]
         where = f"clip {self.index.key(row)!r} at byte {clip['offset']} of {self.shard_where(int(clip['shard']))}"
@@ -537,9 +525,9 @@ def open_shards(folder: Path) -> ShardSet:
     manifest = read_manifest(folder)
     index_path = folder / manifest.index_name
     try:
-        data = index_path.read_bytes()
+        data = files.read_bytes(index_path)
     except OSError as error:
-        raise FormatError(f"{index_path} cannot be read: {error.strerror}; the manifest names it") from error
+        raise FormatError(f"{index_path} cannot be read: {error.strerror}, although the manifest lists it") from error
     if len(data) != manifest.index_bytes or hashlib.sha256(data).hexdigest() != manifest.index_sha256:
         raise FormatError(f"{index_path} does not match its manifest: it was changed or damaged; build again")
     for shard in manifest.shards:
@@ -575,9 +563,9 @@ def _no_shards(folder: Path) -> str:
     if sets:
         do, which = ("does", "it") if len(sets) == 1 else ("do", "one of them")
         shown = ", ".join(map(str, sets[:_MAX_SUGGESTIONS])) + (", …" if len(sets) > _MAX_SUGGESTIONS else "")
-        return f"{folder} holds no shards, but {shown} {do}: did you mean {which}?"
+        return f"{folder} contains no shards, but {shown} {do}: did you mean {which}?"
     if holds_videos:
-        return f"{folder} holds videos, not shards; build shards first: vidshard build {folder}"
+        return f"{folder} contains videos, not shards; build shards first: vidshard build {folder}"
     return f"{folder} has no {layout.MANIFEST_NAME}; is it a shard folder?"
 
 

@@ -19,7 +19,6 @@ from vidshard.util.errors import FormatError, UserError
 from vidshard.util.lists import VIDEO_SUFFIXES
 
 _THREADS = 4  # number of download threads
-_PINNED_SHARE = 0.4  # of the cache: sets up to this size are kept whole; two of them fit
 _AHEAD_SHARE = 0.5  # of the cache: limit of prefetched data
 
 
@@ -35,7 +34,13 @@ def open_location(where: Location, *, cache: CacheConfig | None = None) -> Shard
     url = where / about.index_name
     path = kept.fetch(url, size=about.index_bytes, sha256=about.index_sha256)
     assert path is not None
-    index = Index.from_bytes(path.read_bytes(), where=str(url), about=about)
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != about.index_sha256:  # the copy was damaged in the cache
+        kept.discard(url, about.index_sha256)
+        path = kept.fetch(url, size=about.index_bytes, sha256=about.index_sha256)
+        assert path is not None
+        data = path.read_bytes()
+    index = Index.from_bytes(data, where=str(url), about=about)
     return RemoteSet(folder=path.parent, manifest=about, index=index, url=where, cache=kept)
 
 
@@ -55,9 +60,9 @@ def _no_shards(url: Url) -> str:
     sets = sorted(str(url / name.removesuffix(below)) for name in names if name.endswith(below))
     if sets:
         do = "does: did you mean it?" if len(sets) == 1 else "do: did you mean one of them?"
-        return f"{url} holds no shards, but {', '.join(sets[:4])} {do}"
+        return f"{url} contains no shards, but {', '.join(sets[:4])} {do}"
     if any(name.lower().endswith(VIDEO_SUFFIXES) for name in names):
-        return f"{url} holds videos, not shards; build shards first: vidshard build {url}"
+        return f"{url} contains videos, not shards; build shards first: vidshard build {url}"
     return (
         f"{url} has no {layout.MANIFEST_NAME}: build it first with `vidshard build SOURCE --out {url}`; if that "
         "was interrupted, run the same command again"
@@ -107,13 +112,6 @@ class RemoteSet(ShardSet):
     def is_cached(self) -> bool:
         return True
 
-    @property
-    def may_pin(self) -> bool:
-        return sum(shard.bytes for shard in self.manifest.shards) <= _PINNED_SHARE * self.cache.limit_bytes
-
-    def pin(self, file: IO[bytes]) -> bool:
-        return self.cache.pin(file)
-
     def shard_path(self, number: int) -> Path:
         return self.cache.path(self._shard_url(number), self.manifest.shards[number].sha256)
 
@@ -129,6 +127,10 @@ class RemoteSet(ShardSet):
 
     def in_use(self, file: IO[bytes]) -> AbstractContextManager[bool]:
         return self.cache.in_use(file)
+
+    def discard(self, number: int) -> None:
+        """Delete the damaged copy of a shard, so that it is downloaded again."""
+        self.cache.discard(self._shard_url(number), self.manifest.shards[number].sha256)
 
     def fetch(self, number: int, *, wait: bool) -> bool:
         """Download a shard to the cache; return False if `wait` is False and another process is downloading it."""
@@ -153,9 +155,9 @@ def check_room(shards: ShardSet, *, block_shards: int) -> None:
         fitting = limit // (2 * largest)
         block = f"`block_shards` {fitting}, " if fitting else ""
         raise UserError(
-            f"{shards.where} has {sum(sizes) / 1e9:.3g} GB, the cache {shards.cache.folder} holds {limit / 1e9:.3g}: "
-            f"in random order, shards would be downloaded repeatedly; use {block}a larger `cache_gb`, or another "
-            "`cache_dir`"
+            f"{shards.where} has {sum(sizes) / 1e9:.3g} GB, but the cache {shards.cache.folder} only "
+            f"{limit / 1e9:.3g}: read in random order, shards would be downloaded repeatedly; use {block}a larger "
+            "`cache_gb`, or another `cache_dir`"
         )
 
 

@@ -213,18 +213,18 @@ class ShardSetWriter:
             class_name: Class of the video, such as "Fighting".
             recording: Recording that the video was cut from. Splits keep videos of one recording together.
             clip_index: Number of the clip within its video, from 0. Default: the previous clip's plus 1.
-            frame_indices: T indices within the video, from 0, never falling. Default: consecutive clips without gaps.
-            timestamps_seconds: T seconds since the start of the video, never falling. Default: ``frame_indices / fps``.
-            fps: Mean frame rate of the video, frames per second.
-            num_frames: Length of the whole video in frames; give it if a video has several clips. Default: up to the
+            frame_indices: T indices within the video, from 0, never decreasing. Default: consecutive clips without
+            gaps. timestamps_seconds: T seconds since the start of the video, never decreasing. Default:
+            ``frame_indices / fps``. fps: Mean frame rate of the video, frames per second.
+            num_frames: Length of the whole video in frames; pass it if a video has several clips. Default: up to the
                 last frame of its first clip.
             flags: Any of "repeated", "damaged", "estimated_times".
 
         `label`, `class_name`, `recording`, `fps` and `num_frames` describe the video: the same for all its clips.
 
         Raises:
-            ValueError: A wrong shape, type, length, order or label, or other values for a video than before.
-            OSError: The disk is full.
+            ValueError: A wrong shape, type, length, order or label, or values that contradict earlier clips of the
+            video. OSError: The disk is full.
         """
         before = self._last if self._last is not None and self._last.path == video else None
         if clip_index is None:
@@ -235,7 +235,7 @@ class ShardSetWriter:
             raise ValueError(f"fps of {video!r} is {fps!r}, expected more than 0")
         if unknown := set(flags) - set(layout.FLAGS):
             raise ValueError(
-                f"flags of {video!r} hold {', '.join(sorted(unknown))}, expected {', '.join(layout.FLAGS)}"
+                f"flags of {video!r} contain {', '.join(sorted(unknown))}, expected {', '.join(layout.FLAGS)}"
             )
         length = self.clip_shape.num_frames
         if frame_indices is None:
@@ -274,7 +274,7 @@ class ShardSetWriter:
             raise ValueError(f"{len(indices)} frame indices and {len(seconds)} timestamps, expected {length} of each")
         if min(indices) < 0 or list(indices) != sorted(indices) or list(seconds) != sorted(seconds):
             raise ValueError(
-                f"frame indices {indices} and timestamps {seconds} of {clip}: expected 0 or more, never falling"
+                f"frame indices {indices} and timestamps {seconds} of {clip}: expected ascending values of 0 or more"
             )
         if indices[-1] >= num_frames:
             raise ValueError(
@@ -288,7 +288,7 @@ class ShardSetWriter:
         if last is None:
             return
         if record.key in self._keys:
-            raise ValueError(f"clip {record.key!r} was added before")
+            raise ValueError(f"clip {record.key!r} was already added")
         if (_bytes(record.path), record.clip_index) < (_bytes(last.path), last.clip_index):
             raise ValueError(
                 f"clip {record.clip_index} of {record.path!r} was added after clip {last.clip_index} of {last.path!r}; "
@@ -298,12 +298,14 @@ class ShardSetWriter:
             for name in ("label", "class_name", "recording", "fps", "num_frames"):
                 got, expected = getattr(record, name), getattr(last, name)
                 if got != expected:
-                    raise ValueError(f"{name} of {record.path!r} is {got!r}, expected {expected!r} as before")
+                    raise ValueError(
+                        f"{name} of {record.path!r} is {got!r}, expected {expected!r} as in its earlier clips"
+                    )
 
     def append(self, record: SampleRecord, clip: Clip) -> str:
         """Write one clip with a complete record (docs/SHARD_FORMAT.md) and return its key.
 
-        The caller keeps the order of `add`, and the properties of a video the same in all its records. Raises
+        The caller must keep the order of `add`, and the properties of a video the same in all its records. Raises
         ValueError if the clip has the wrong shape or type or its key was written before; OSError if the disk is full.
         """
         if clip.shape != self.clip_shape.thwc or clip.dtype != np.uint8:
@@ -312,7 +314,7 @@ class ShardSetWriter:
                 "the axes are T, H, W, RGB"
             )
         if record.key in self._keys:
-            raise ValueError(f"clip {record.key!r} was added before")
+            raise ValueError(f"clip {record.key!r} was already added")
         if self._fragment is None:
             self._fragment = writer.FragmentWriter(self._fragment_path, codec=self.codec)
         self._fragment.append(record, clip)

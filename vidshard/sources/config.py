@@ -1,4 +1,4 @@
-"""Options of a split. Loads no NumPy: --help needs them."""
+"""Options of a split. Does not import NumPy, because --help needs them."""
 
 from __future__ import annotations
 

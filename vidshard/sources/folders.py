@@ -26,6 +26,7 @@ from vidshard.storage.urls import Location
 from vidshard.util.errors import UserError
 from vidshard.util.lists import SHOWN_SUFFIXES, read_text
 from vidshard.util.lists import VIDEO_SUFFIXES as VIDEO_SUFFIXES
+from vidshard.util.text import counted
 from vidshard.video import containers
 from vidshard.video.containers import VideoError
 
@@ -237,7 +238,7 @@ def check_labels(source: Source, *, normal: str | None, yes: bool) -> None:
     classes = {video.class_name: video.label for video in source.videos if video.class_name is not None}
     if normal is not None and normal not in classes:
         names = ", ".join(sorted(classes, key=path_bytes)) or "none"
-        raise UserError(f"`normal` {normal} names no class folder of {source.root}; the classes are: {names}")
+        raise UserError(f"`normal` {normal} is not a class folder of {source.root}; the classes are: {names}")
     if not classes or yes or normal is not None:
         return
     doubts = []
@@ -267,7 +268,7 @@ def why_no_video(name: str, read_head: Callable[[], bytes]) -> tuple[str, str] |
     """
     suffix = os.path.splitext(name)[1].lower()
     if suffix in _TEXT_TOO and _is_text(read_head()):
-        return "not_a_video", "it is text, although its name is that of a video; nothing to do"
+        return "not_a_video", "it is a text file with a video suffix; nothing to do"
     if suffix in VIDEO_SUFFIXES or (suffix not in OTHER_SUFFIXES and _begins_like_video(read_head())):
         return None
     return "not_a_video_name", "its name is not that of a video; if it is one, rename it so that it ends in .mp4"
@@ -332,8 +333,8 @@ def _split_folders(root: Path, leave_out: Collection[str], follow_links: bool) -
             )
         if split in splits:
             raise UserError(
-                f"{root} holds {splits[split].name}/ and {entry.name}/, which are the same split; "
-                "build them one by one, or merge them"
+                f"{root} contains {splits[split].name}/ and {entry.name}/, which are the same split; "
+                "build them separately, or merge them"
             )
         splits[split] = Path(entry.path)
     if not splits:
@@ -343,8 +344,9 @@ def _split_folders(root: Path, leave_out: Collection[str], follow_links: bool) -
     if outside.videos:
         shown = ", ".join(outside.videos[:3]) + (", …" if len(outside.videos) > 3 else "")
         raise UserError(
-            f"{root} holds {', '.join(f'{name}/' for name in sorted(used))} and {len(outside.videos):,} videos outside "
-            f"them ({shown}); move those into a split, or build each folder separately"
+            f"{root} contains {', '.join(f'{name}/' for name in sorted(used))} and "
+            f"{counted(len(outside.videos), 'video')} outside them ({shown}); move those into a split, or build each "
+            "folder separately"
         )
     return splits
 
@@ -390,8 +392,8 @@ def _nothing_found(root: Location, skipped: Collection[Failure]) -> str:
     pictures = [f.path for f in skipped if f.path.lower().endswith(PICTURE_SUFFIXES)]
     if pictures:
         return (
-            f"{root} holds {len(pictures):,} pictures (such as {pictures[0]}) and no video: folders of frames cannot "
-            f"be built, because the frame times are unknown; pass the videos ({SHOWN_SUFFIXES})"
+            f"{root} contains {len(pictures):,} pictures (such as {pictures[0]}) and no video: folders of frames "
+            f"cannot be built, because the frame times are unknown; pass the videos ({SHOWN_SUFFIXES})"
         )
     reasons = Counter(failure.reason for failure in skipped)
     found = f"; skipped: {', '.join(f'{n:,} {reason}' for reason, n in sorted(reasons.items()))}" if reasons else ""
@@ -521,9 +523,9 @@ class Recordings:
         if known:
             return [
                 f"{self.where} was read: {len(known):,} of {len(videos):,} videos are cut from "
-                f"{len(set(known)):,} recordings"
+                f"{counted(len(set(known)), 'recording')}"
             ]
-        fault = self.fault or f"{self.where} names none of the videos; expected paths such as {videos[0].path}"
+        fault = self.fault or f"{self.where} lists none of the videos; expected paths such as {videos[0].path}"
         return [f"WARNING: videos are not grouped by recording: {fault}"]
 
 
@@ -556,7 +558,7 @@ def parse_recordings(text: str, *, where: str) -> dict[str, str]:
     except (ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
         raise UserError(
             f'{where} is not a list of {{"file": …, "source": …}}, or a CSV with these columns, which names the '
-            f"recording each video was cut from ({error!r}); correct it, or rename it if it is about something else"
+            f"recording each video was cut from ({error!r}); correct it, or rename it if it has another purpose"
         ) from error
 
 

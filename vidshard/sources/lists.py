@@ -1,6 +1,6 @@
 """Lists supplied with videos: members of a split, recordings, annotations.
 
-The names in such lists rarely are the local paths, so they are matched from their end: `Train/Abuse/a.mp4` in a list
+The names in such lists are rarely the local paths, so they are matched from their end: `Train/Abuse/a.mp4` in a list
 means `/data/ucf/Abuse/a.mp4`, as long as the match is unique.
 """
 
@@ -16,6 +16,7 @@ from vidshard.shards.layout import NORMAL_LABEL, UNKNOWN_LABEL
 from vidshard.sources.folders import Source, read_recordings, skip_videos
 from vidshard.util.errors import UserError
 from vidshard.util.lists import listed_name, parse_lines, read_lines
+from vidshard.util.text import counted
 
 _MAX_NAMES = 5
 Events = tuple[tuple[int, int], ...]  # first and last frame of each
@@ -56,8 +57,8 @@ def apply_split_list(sources: Sequence[Source], path: Path) -> Matched:
     total = sum(len(source.videos) for source in sources)
     if not taken:
         raise UserError(
-            f"`split_list` {path} names none of the {total:,} videos (it has: {', '.join(names[:3]) or 'nothing'}"
-            "); expected one video per line, as in Anomaly_Train.txt of UCF-Crime"
+            f"`split_list` {path} lists none of the {total:,} videos (it has: "
+            f"{', '.join(names[:3]) or 'nothing'}); expected one video per line, as in Anomaly_Train.txt of UCF-Crime"
         )
     kept = []
     for number, source in enumerate(sources):
@@ -86,8 +87,8 @@ def apply_recordings(sources: Sequence[Source], path: Path) -> Matched:
             before = recording_of.get((number, row))
             if before is not None and before[0] == score and before[2] != recording:
                 raise UserError(
-                    f"{what} gives {sources[number].videos[row].path} two sources: {before[2]} ({before[1]}) and "
-                    f"{recording} ({names[stem]}); write more of the path in the file, or remove one row"
+                    f"{what} assigns two recordings to {sources[number].videos[row].path}: {before[2]} ({before[1]}) "
+                    f"and {recording} ({names[stem]}); write a longer path in the file, or remove one row"
                 )
             if before is None or score > before[0]:
                 recording_of[number, row] = (score, names[stem], recording)
@@ -102,9 +103,10 @@ def apply_recordings(sources: Sequence[Source], path: Path) -> Matched:
         for number, source in enumerate(sources)
     ]
     unknown = [video.path for source in grouped for video in source.videos if video.recording is None]
-    note = f"{path.name}: {len(recording_of):,} videos of {len({g for *_, g in recording_of.values()}):,} recordings"
+    num_recordings = len({recording for *_, recording in recording_of.values()})
+    note = f"{path.name}: {counted(len(recording_of), 'video')} of {counted(num_recordings, 'recording')}"
     if unknown:
-        note += f"\nWARNING: {path.name} has no row for {len(unknown):,} videos: {shown(unknown)}"
+        note += f"\nWARNING: {path.name} has no row for {counted(len(unknown), 'video')}: {shown(unknown)}"
     return Matched(sources=grouped, note=note)
 
 
@@ -127,8 +129,8 @@ def apply_annotations(sources: Sequence[Source], path: Path) -> Matched:
             of_video = events.get((number, row))
             if video.label == NORMAL_LABEL and of_video:
                 raise UserError(
-                    f"{path} says that {video.path} holds a crime, but its class {video.class_name} is normal; correct "
-                    "the file, move the video, or name the normal class with `normal` CLASS"
+                    f"{path} says that {video.path} contains a crime, but its class {video.class_name} is normal; "
+                    "correct the file, move the video, or name the normal class with `normal` CLASS"
                 )
             if of_video or video.label == NORMAL_LABEL or (video.label == UNKNOWN_LABEL and of_video is not None):
                 videos.append(dataclasses.replace(video, events=of_video or ()))
@@ -143,7 +145,8 @@ def apply_annotations(sources: Sequence[Source], path: Path) -> Matched:
             "videos; is it the right file?"
         )
     num_left_out = sum(len(a.videos) - len(b.videos) for a, b in zip(sources, annotated, strict=True))
-    note = f"{path.name}: {sum(len(video.events) for video in with_events):,} events in {len(with_events):,} videos"
+    num_events = sum(len(video.events) for video in with_events)
+    note = f"{path.name}: {counted(num_events, 'event')} in {counted(len(with_events), 'video')}"
     if num_left_out:
         note += f"\nWARNING: {num_left_out:,} crime videos are skipped: {path.name} has no event for them"
     note += _unmatched_note(path, missing, events_of)
@@ -168,7 +171,7 @@ def match_names(sources: Sequence[Source], names: Sequence[str], *, what: str) -
         if len(best) > 1:
             paths = [str(sources[number].root / sources[number].videos[row].path) for number, row in best]
             raise UserError(
-                f"{what}: {name} is ambiguous: {' or '.join(paths[:2])}; write more of its path, or build the folders "
+                f"{what}: {name} is ambiguous: {' or '.join(paths[:2])}; write a longer path, or build the folders "
                 "separately"
             )
         found[name] = best

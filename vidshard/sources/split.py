@@ -27,6 +27,7 @@ from vidshard.util import atomic
 from vidshard.util.errors import FormatError, UserError
 from vidshard.util.hashing import file_sha256
 from vidshard.util.lists import read_list
+from vidshard.util.text import counted
 from vidshard.video.sampling import frame_indices, resize_frame
 
 _MAX_WARNINGS = 20  # warnings of one kind; further ones are only counted
@@ -111,7 +112,7 @@ def split_text(report: SplitReport) -> str:
     ]
     written = ", ".join(list_path(report.out, name).name for name in SPLITS)
     return "\n".join(
-        [*report.notes, *table, "", f"✓ {written} in {report.out}; {report.num_groups:,} recordings assigned"]
+        [*report.notes, *table, "", f"✓ {written} in {report.out}; {counted(report.num_groups, 'recording')} assigned"]
     )
 
 
@@ -140,7 +141,7 @@ def _find_videos(config: SplitConfig, shards: ShardSet | None) -> tuple[list[Spl
     repeated = [path for path, count in Counter(video.path for _, video in found).items() if count > 1]
     if repeated:
         raise UserError(
-            f"{config.source} holds {repeated[0]} in two splits, which a list cannot distinguish; rename one of them"
+            f"{config.source} contains {repeated[0]} in two splits, which a list cannot distinguish; rename one of them"
         )
     videos = [
         SplitVideo(path=v.path, class_name=v.class_name, recording=v.recording, content=content)
@@ -212,7 +213,7 @@ def assign_groups(groups: Sequence[Mapping[str, int]], fractions: Sequence[float
     """Assign each group to a split; `groups` give the number of videos per class.
 
     Greedy: the largest groups first, in random order if equal; each goes to the split that lacks the most of its
-    classes and, of equal ones, to the least filled. Groups are never divided.
+    classes and, if several do, to the least filled. Groups are never divided.
 
     >>> groups = [{"Abuse": 4, "Normal": 2}, {"Abuse": 1}, {"Abuse": 1}, {"Normal": 2}, {"Normal": 1}, {"Normal": 1}]
     >>> assign_groups(groups, (0.7, 0.0, 0.3), seed=0)
@@ -269,7 +270,7 @@ def _thin_class_warnings(
                 count = sum(found.values())
                 yield (
                     f"class {name or '(no class)'} has no video in {split_name}: its {count:,} videos come from only "
-                    f"{num_groups[name]:,} recordings"
+                    f"{counted(num_groups[name], 'recording')}"
                 )
 
 
@@ -374,7 +375,7 @@ class Overlap:
     names: tuple[str, ...]  # as written in the first list
 
     def to_text(self) -> str:
-        lists = f"{self.first} ({self.num_first:,} videos) and {self.second} ({self.num_second:,})"
+        lists = f"{self.first} ({counted(self.num_first, 'video')}) and {self.second} ({self.num_second:,})"
         return "\n".join([f"{lists} share {len(self.names):,}:", *(f"  {name}" for name in self.names)])
 
 

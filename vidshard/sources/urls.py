@@ -14,6 +14,7 @@ from vidshard.storage import urls
 from vidshard.storage.urls import ObjectInfo, Url
 from vidshard.util.errors import UserError
 from vidshard.util.lists import SHOWN_SUFFIXES
+from vidshard.util.text import counted
 
 Listing = Mapping[str, ObjectInfo]  # name relative to a URL → size and version
 
@@ -56,15 +57,15 @@ def _split_folders(url: Url, listing: Listing) -> dict[str, str]:
         if split is not None:
             if split in splits:
                 raise UserError(
-                    f"{url} holds {splits[split]}/ and {folder}/, which are the same split; build them separately"
+                    f"{url} contains {splits[split]}/ and {folder}/, which are the same split; build them separately"
                 )
             splits[split] = folder
     outside = [name for name in sorted(listing) if splits and not _is_below(name, splits.values())]
     videos = [name for name in outside if _is_video(url, name)]
     if videos:
         raise UserError(
-            f"{url} holds {', '.join(sorted(splits.values()))} and {len(videos):,} videos outside them ({videos[0]}); "
-            "move those into a split, or build each separately"
+            f"{url} contains {', '.join(sorted(splits.values()))} and {counted(len(videos), 'video')} outside them "
+            f"({videos[0]}); move those into a split, or build each separately"
         )
     return splits
 

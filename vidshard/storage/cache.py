@@ -14,6 +14,7 @@ import os
 import random
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -56,10 +57,11 @@ class ShardCache:
             raise UserError(
                 "reading shards from a URL needs file locks that this system lacks; copy the shards to a folder"
             )
-        user = os.getuid() if hasattr(os, "getuid") else "user"
-        self.folder = config.folder or Path(tempfile.gettempdir()) / f"vidshard-cache-{user}"
+        self.folder = config.folder or Path(tempfile.gettempdir()) / f"vidshard-cache-{os.getuid()}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if config.folder is None:
+                _check_own(self.folder)
             free = shutil.disk_usage(self.folder).free
         except OSError as error:
             raise UserError(
@@ -92,7 +94,7 @@ class ShardCache:
             final.parent.mkdir(parents=True, exist_ok=True)
             return self._fetch(url, final, size, sha256, wait)
         except urls.NotThereError as error:
-            raise FormatError(f"{url} is missing, although its manifest names it; restore it or build again") from error
+            raise FormatError(f"{url} is missing, although its manifest lists it; restore it or build again") from error
         except OSError as error:
             if error.errno == errno.ENOSPC or error.errno == getattr(errno, "EDQUOT", -1):
                 raise self._disk_is_full(url, size) from error
@@ -115,7 +117,7 @@ class ShardCache:
             if time.monotonic() > deadline:
                 raise UserError(
                     f"the cache {self.folder} is full of shards in use (limit {_gb(self.limit_bytes)}); "
-                    "give a larger `cache_gb`"
+                    "set a larger `cache_gb`"
                 )
             time.sleep(random.uniform(0.05, 0.5))
 
@@ -129,15 +131,19 @@ class ShardCache:
             if about.size == size and "SHA-256" not in str(error):
                 raise
             raise FormatError(
-                f"{url} is not the object that its manifest names ({about.size} bytes, expected {size:,}): it was "
+                f"{url} is not the object that its manifest lists ({about.size} bytes, expected {size:,}): it was "
                 f"replaced or damaged; build again or restore it ({error})"
             ) from error
 
     def _disk_is_full(self, url: Url, size: int) -> UserError:
         return UserError(
-            f"the disk of the cache {self.folder} is full: {url} needs {_gb(size)}; free some space, give a smaller "
+            f"the disk of the cache {self.folder} is full: {url} needs {_gb(size)}; free some space, set a smaller "
             f"`cache_gb` (now {self.limit_bytes / 1e9:.3g}), or another `cache_dir`"
         )
+
+    def discard(self, url: Url, sha256: str) -> None:
+        """Delete a damaged copy, so that the object is downloaded again."""
+        _drop(self.path(url, sha256))
 
     # ---- reading
 
@@ -160,14 +166,6 @@ class ShardCache:
             yield is_there
         finally:
             fcntl.flock(file, fcntl.LOCK_UN)
-
-    def pin(self, file: IO[bytes]) -> bool:
-        """Protect an open copy from eviction until it, all its duplicates and all its mappings are closed.
-
-        Returns False if it was evicted before.
-        """
-        fcntl.flock(file, fcntl.LOCK_SH)
-        return os.fstat(file.fileno()).st_nlink > 0
 
     # ---- eviction
 
@@ -205,6 +203,16 @@ class ShardCache:
             with contextlib.suppress(OSError):
                 used += path.stat().st_size
         return used
+
+
+def _check_own(folder: Path) -> None:
+    """Raise UserError unless only this user may write to `folder`, whose name anyone could have taken before."""
+    about = folder.lstat()
+    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o022:
+        raise UserError(
+            f"the cache {folder} is a link, belongs to someone else, or others may write to it; remove it, or give a "
+            "`cache_dir` of your own"
+        )
 
 
 def _has_size(path: Path, size: int) -> bool:

@@ -25,21 +25,30 @@ def partial_path(path: Path) -> Path:
 def atomic_open(path: Path) -> Iterator[IO[bytes]]:
     """Open `path` for binary writing; the file appears under its name only if the block ends without an error.
 
-    Raises OSError (disk full, no permission) and leaves the old file, if any, unchanged.
+    Raises OSError (disk full, no permission), which names `path`, and leaves the old file, if any, unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = partial_path(path)
     try:
-        with open(temporary, "wb") as file:
+        with create(temporary) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)  # errors of writing name no file
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
     sync_folder(path.parent)
+
+
+def create(path: Path) -> IO[bytes]:
+    """Open a new file for writing, in place of what is left there of a killed process. Links are not followed."""
+    path.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)  # Windows
+    return os.fdopen(os.open(path, flags, 0o666), "wb")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

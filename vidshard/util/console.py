@@ -29,6 +29,8 @@ EXIT_STOPPED = 75  # not 0, so that jobs that depend on a finished run do not st
 PLAIN_LINE_SECONDS = 10.0  # interval between progress lines without a terminal
 FIRST_LINE_SECONDS = 2.0  # until the first, which says how long a long step will take
 LOGGERS = ("vidshard", "stage1")
+# C0 and C1 but line breaks and tabs, line separators, and what reverses the direction of text.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def with_flags(text: str) -> str:
@@ -42,7 +44,25 @@ def with_flags(text: str) -> str:
 
 def echo(text: str, *, err: bool = False) -> None:
     """Print a text made by a library, on standard output or, with `err`, on standard error."""
-    click.echo(with_flags(text), err=err)
+    click.echo(shown(with_flags(text)), err=err)
+
+
+def shown(text: str) -> str:
+    r"""Escape what a terminal would not show: control characters of names that others have chosen.
+
+    >>> print(shown("a\x1b[2Jb\r"))
+    a\x1b[2Jb\r
+    """
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def shown_line(text: str) -> str:
+    r"""Escape as `shown`, with line breaks.
+
+    >>> print(shown_line("a\nerror: no"))
+    a\nerror: no
+    """
+    return shown(text).replace("\n", "\\n")
 
 
 def show_next(*words: object, note: str = "") -> None:
@@ -58,7 +78,7 @@ class ConsoleHandler(logging.Handler):
     """Log handler of the commands: messages on standard output, warnings and errors on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = with_flags(record.getMessage())
+        text = shown(with_flags(record.getMessage()))
         if record.levelno < logging.WARNING:
             print(text, flush=True)
         else:
@@ -94,16 +114,13 @@ class ExitCodeGroup(click.Group):
             how = with_flags(_note_of(error.__cause__ or error)) or "run the same command again to continue"
             print(f"interrupted; {how}", file=sys.stderr)
         except UserError as error:
-            print(f"error: {with_flags(str(error))}", file=sys.stderr)
+            print(f"error: {shown_line(with_flags(str(error)))}", file=sys.stderr)
         except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
             sys.stdout = None
-        except OSError as error:
-            if error.errno not in _ERRORS_OF_THE_SYSTEM:
+        except (OSError, MemoryError, RuntimeError) as error:
+            if (text := _system_error(error)) is None:
                 raise
-            where = f": {error.filename}" if error.filename else ""
-            how = with_flags(_note_of(error)) or "run the same command again"
-            hint = f"; free some space and {how}" if error.errno == errno.ENOSPC else ""
-            print(f"error: {error.strerror}{where}{hint}", file=sys.stderr)
+            print(f"error: {shown_line(text)}", file=sys.stderr)
         else:
             sys.exit(code if isinstance(code, int) else EXIT_OK)
         sys.exit(EXIT_ERROR)
@@ -130,11 +147,27 @@ def _note_of(error: BaseException) -> str:
     return "; ".join(getattr(error, "__notes__", ()))
 
 
-# Errors of the disk, of permissions, or of an impossible path are not bugs: they get one line instead of a traceback.
-_ERRORS_OF_THE_SYSTEM = {
-    errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, getattr(errno, "EDQUOT", -1),
-    errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
-}  # fmt: skip
+def _system_error(error: Exception) -> str | None:
+    """Describe an error of the system, and what to do about it; None for a bug, which gets a traceback."""
+    how = with_flags(_note_of(error)) or "run the same command again"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error):
+        return f"the memory is used up; free some, or use smaller batches, and {how}"
+    if not isinstance(error, OSError) or error.errno not in _REMEDIES:
+        return None
+    where = f": {error.filename}" if error.filename else ""
+    return f"{error.strerror}{where}; {_REMEDIES[error.errno]} and {how}"
+
+
+# Errors of the disk, of permissions, of limits, or of an impossible path are not bugs.
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, getattr(errno, "EDQUOT", -1)), "free some space"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change the permissions, or choose another place,"),
+    **dict.fromkeys((errno.EIO, errno.ENODEV, errno.ENXIO), "check the disk"),
+    **dict.fromkeys((getattr(errno, "ESTALE", -1), errno.ETIMEDOUT), "check the network disk"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG), "choose another path"),
+    errno.ENOMEM: "free some memory",
+}
 
 
 class Progress:

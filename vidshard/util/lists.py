@@ -65,7 +65,7 @@ def read_list(path: Path) -> dict[str, str]:
     """
     found = [name for line in read_lines(path) if (name := listed_name(line))]
     if not found:
-        raise UserError(f"{path} names no video; expected a list with one Class/Name.mp4 per line")
+        raise UserError(f"{path} lists no video; expected a list with one Class/Name.mp4 per line")
     return {PurePosixPath(name).name: name for name in found}
 
 
@@ -74,10 +74,10 @@ def read_videos(path: Path) -> list[ListedVideo]:
     found: dict[str, ListedVideo] = {}
     for number, video in enumerate(parse_lines(path), start=1):
         if video.stem in found:
-            raise UserError(f"line {number} of {path} names {video.stem} a second time; expected one line per video")
+            raise UserError(f"line {number} of {path} names {video.stem} twice; expected one line per video")
         found[video.stem] = video
     if not found:
-        raise UserError(f"{path} names no video; expected one per line, such as: {_EXAMPLE}")
+        raise UserError(f"{path} lists no video; expected one per line, such as: {_EXAMPLE}")
     return list(found.values())
 
 

@@ -50,7 +50,7 @@ class Url:
 
     def as_posix(self) -> str:
         """Return the URL without query, user and trailing slash: it identifies the object without credentials."""
-        return redact_credentials(self.full).removesuffix("?…").rstrip("/")
+        return redact_credentials(self.full).removesuffix("?…").removesuffix(";…").rstrip("/")
 
     def __truediv__(self, name: str) -> Url:
         base, mark, query = self.full.partition("?") if self.is_web else (self.full, "", "")
@@ -86,12 +86,18 @@ def location(text: str | Path | Url) -> Location:
 
 
 def redact_credentials(text: str) -> str:
-    """Remove the query and the user from every URL in `text`.
+    """Remove the query, parameters and the user from every URL in `text`.
 
     >>> redact_credentials("503 for https://key:secret@host/a.mp4?X-Amz-Signature=abc, tried twice")
     '503 for https://host/a.mp4?…, tried twice'
+    >>> redact_credentials("s3://KEY:sec/ret@bucket/a.tar or https://me:p@ss@host:80/a@b.mp4;sig=abc")
+    's3://bucket/a.tar or https://host:80/a@b.mp4;…'
     """
-    text = re.sub(r"(://)[^/\s@'\"]*@", r"\1", text)
+    text = re.sub(r"(://)[^/\s'\"]*@", r"\1", text)
+    text = re.sub(
+        r"(://)[^/\s:'\"]+:(?!\d+(?:/|$))[^\s'\"]*@", r"\1", text
+    )  # a slash in the password, which is no port
+    text = re.sub(r"(://[^\s?'\";]*);\w+=[^\s'\",)]*", r"\1;…", text)
     return re.sub(r"(://[^\s?'\"]*)\?[^\s'\",)]*", r"\1?…", text)
 
 

@@ -1,8 +1,8 @@
 """Options, declared once on frozen dataclasses; command lines are made from them.
 
 A field made by `option` carries its help text, its range and its place in the help. `check_options` tests the values of
-a new config, `config_options` makes click options of them, and `from_options` makes a config of their values;
-`make_config` makes one of keywords or of a TOML file.
+a new config, `config_options` turns them into click options, and `from_options` makes a config from their values;
+`make_config` makes one from keywords or a TOML file.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def check_names(given: Iterable[str], known: Iterable[str], *, function: str) ->
 
 
 def make_config(config: type[T], options: Mapping[str, Any], *, function: str) -> T:
-    """Make a config of `options`, nested ones included; `function` names their receiver in messages.
+    """Make a config from `options`, nested ones included; `function` names their receiver in messages.
 
     Raises UserError if an option is unknown or has a wrong value.
     """
@@ -349,7 +349,7 @@ def _show_all(context: click.Context, _option: click.Parameter, given: bool) -> 
 
 
 def command(*, example: str) -> Callable[[Callable[..., Any]], Command]:
-    """Make a command of a function; the help ends with `example`."""
+    """Turn a function into a command, whose help ends with `example`."""
     return click.command(cls=Command, example=example)
 
 

@@ -1,4 +1,4 @@
-"""Options of sampling. Loads neither NumPy nor a decoder: --help needs them."""
+"""Options of sampling. Imports neither NumPy nor a decoder, because --help needs them."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         check_options(self)
         if self.mode == "uniform" and (self.stride is not None or self.frame_step != 1):
-            raise UserError("stride and frame_step are options of dense sampling; uniform has clips_per_video")
+            raise UserError("stride and frame_step apply to dense sampling; uniform sampling has clips_per_video")
         if self.mode != "uniform" and self.clips_per_video != 1:
-            raise UserError(f"clips_per_video is an option of uniform sampling; {self.mode} has stride")
+            raise UserError(f"clips_per_video applies to uniform sampling; {self.mode} sampling has stride")
         if self.fps is not None and (self.mode == "uniform" or self.frame_step != 1):
-            raise UserError("fps is an option of dense and annotated sampling, and excludes frame_step")
+            raise UserError("fps applies to dense and annotated sampling, and cannot be combined with frame_step")
 
     @property
     def dense_stride(self) -> int:
@@ -66,7 +66,7 @@ class SamplingConfig:
         return (self.clip_len - 1) * self.frame_step + 1
 
     def to_settings(self) -> dict[str, Any]:
-        """Return the settings stored in the manifest: only those that decide the clips."""
+        """Return the settings stored in the manifest: only those that determine the clips."""
         if self.mode == "uniform":
             return {"mode": "uniform", "clip_len": self.clip_len, "clips_per_video": self.clips_per_video}
         settings: dict[str, Any] = {"mode": self.mode, "clip_len": self.clip_len, "stride": self.dense_stride}

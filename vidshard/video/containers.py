@@ -108,7 +108,7 @@ def container_format(head: bytes) -> str:
     'mov'
     """
     if head[4:8] == b"ftyp" and head[8:12] in _PICTURE_BRANDS:
-        raise VideoError("not_a_video", "it is a picture (HEIF or AVIF), whatever its name says")
+        raise VideoError("not_a_video", "it is a picture (HEIF or AVIF), despite its name")
     if head[4:8] in _ISO_BOXES:
         return "mov"
     for magic, name in (

@@ -38,7 +38,7 @@ _MAX_ASPECT = 8.0  # of a pixel's width and height
 _MAX_SHEAR = 0.01  # of the picture: one pixel in a hundred
 _ASSUMED_RATE = 25.0  # frames/s, if the file does not say
 _SMALL_STEP_BACK = 10  # frames
-_OTHER_ORDER = "and the order of its frames is another when they are decoded"
+_OTHER_ORDER = "and decoding returns its frames in a different order"
 _PLACEHOLDER_BYTES = 8  # packets up to this size in an AVI of MPEG-4 are not frames
 
 
@@ -147,10 +147,10 @@ def _read_stream(container: Any, container_format: str, file_size: int) -> tuple
 
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
-        raise VideoError("no_video_stream", "it holds no video stream")
+        raise VideoError("no_video_stream", "it contains no video stream")
     stream = streams[0]
     if stream.codec_context is None:
-        raise VideoError("unsupported_codec", "its video is in a format that FFmpeg does not know")
+        raise VideoError("unsupported_codec", "its video has a format that FFmpeg does not support")
     width, height = stream.codec_context.width, stream.codec_context.height
     _check_size(width, height)
 
@@ -158,7 +158,7 @@ def _read_stream(container: Any, container_format: str, file_size: int) -> tuple
     in_order = np.sort(packets.rows, order="time", kind="stable")
     shown = in_order[~in_order["discard"]]
     if not len(shown):
-        raise VideoError("no_frames", "its video stream holds no frame to show")
+        raise VideoError("no_frames", "its video stream contains no frame to show")
     if width * height * len(shown) > MAX_VIDEO_PIXELS:
         raise VideoError("too_large", f"it has {len(shown):,} frames of {width}x{height}; cut it into parts")
     _check_pace(in_order["time"] * _time_base(stream))
@@ -230,7 +230,7 @@ _PACKET = np.dtype([("time", "<i8"), ("discard", "?"), ("key", "?")])
 
 @dataclasses.dataclass(frozen=True)
 class _Doubt:
-    """Reason why the packets of a video may not be its frames one to one, at their times."""
+    """Reason why the packets of a video may not match its frames one to one, at their times."""
 
     why: str
     # State of the times in the file: `complete`, so that decoding must confirm them; `unordered`, correct but in
@@ -251,35 +251,35 @@ class _Packets:
     has_placeholders: bool
 
     def doubt(self, container_format: str, stream: Any, in_order: npt.NDArray[np.void]) -> _Doubt | None:
-        """Return why the packets may not be the frames, one to one, at their times; None if there is no doubt."""
+        """Return why the packets may not match the frames one to one, at their times; None if there is no doubt."""
         reorders = bool(stream.codec_context.has_b_frames)
         if self.shown is None:
-            return _Doubt("its packets do not all tell when they are shown", "partial")
+            return _Doubt("some of its packets have no presentation time", "partial")
         if container_format == "avi" and (reorders or self.has_placeholders):
-            return _Doubt("an AVI does not tell when its frames are shown", "unordered")
+            return _Doubt("an AVI does not record when its frames are shown", "unordered")
         if reorders and self.decoded is not None and len(self.shown) > 1 and np.array_equal(self.shown, self.decoded):
-            return _Doubt("its packets tell when they are decoded, not when they are shown", "unordered")
+            return _Doubt("its packets have decoding times, but no presentation times", "unordered")
         why = self._contradiction(in_order)
         if why is not None:
             return _Doubt(why, "complete" if container_format in ("mov", "matroska") else "partial")
         if np.any(np.diff(in_order["time"]) == 0):
-            return _Doubt("its clock shows two frames at once", "partial")
+            return _Doubt("two of its frames have the same time", "partial")
         return None
 
     def _contradiction(self, in_order: npt.NDArray[np.void]) -> str | None:
         assert self.shown is not None
         if self.has_corrupt:
-            return "a packet of it is cut or damaged"
+            return "one of its packets is cut off or damaged"
         if self.decoded is not None and np.any(np.diff(self.decoded) <= 0):
-            return "its clock runs backwards"
+            return "its timestamps run backwards"
         if self.decoded is not None and not _is_steady(self.shown, self.decoded, self.rows["key"]):
-            return "its frames are decoded at a steady pace, but its clock shows them at another"
+            return "its frames are decoded at a steady pace, but not shown at one"
         hidden = in_order["discard"]
         if np.any(np.diff(hidden.astype(np.int8)) > 0) and np.any(np.diff(hidden.astype(np.int8)) < 0):
             return "its edit list shows several parts of it"
         moved = np.argsort(self.rows["time"], kind="stable") - np.arange(len(self.rows))
         if moved.max() > _MAX_REORDER:
-            return f"its clock puts a frame {moved.max()} places before those decoded ahead of it"
+            return f"its timestamps move a frame {moved.max()} places ahead of frames decoded before it"
         return None
 
 
@@ -423,7 +423,7 @@ def _check_length(table: PacketTable, promised: int) -> None:
     """Raise VideoError if a truncated AVI is shorter than its header says: `promised` units of time."""
     last = table.timestamps_seconds[-1] / table.time_base if table.time_base else 0.0
     if last + 2 * last / max(1, table.num_frames - 1) < promised:
-        raise VideoError(DAMAGED, f"the file ends early: its header promises {promised * table.time_base:,.1f} seconds")
+        raise VideoError(DAMAGED, f"the file ends early: its header declares {promised * table.time_base:,.1f} seconds")
 
 
 def _check_counts(path: Path, table: PacketTable, error_text: str) -> None:
@@ -497,7 +497,7 @@ def _orientation(frame: Any) -> tuple[int, bool]:
 
 
 def _settle(path: Path, table: PacketTable, doubt: _Doubt) -> PacketTable:
-    """Settle the doubt about a video's packets by decoding it in sequence, and return the corrected table.
+    """Resolve the doubt about a video's packets by decoding it in sequence, and return the corrected table.
 
     Raises VideoError `damaged` if frames are lost, or if the clock contradicts the decoding order.
     """

@@ -1,6 +1,6 @@
-"""Sequential decoding of a whole video, to settle doubts about its packets.
+"""Sequential decoding of a whole video, to resolve doubts about its packets.
 
-A message, a gap in the timestamps or an inconsistent table only raises suspicion. FFmpeg settles it here: the frames
+A message, a gap in the timestamps or an inconsistent table only raises suspicion. FFmpeg resolves it here: the frames
 that it decodes in sequence are the frames of the video, and any error that it logs meanwhile means damage to the frames
 that depend on the data. The rule is that of `ffmpeg -v error`: a video decoded without a message is intact.
 """
@@ -16,7 +16,7 @@ from typing import Any
 from vidshard.video import containers, damage
 from vidshard.video.containers import UNSUPPORTED, VideoError
 
-ZEROS = "a picture of it has a hole of zeros"
+ZEROS = "one of its pictures contains a run of zeros"
 ZERO_RUN = bytes(64)  # H.264 and HEVC never contain three zero bytes in a row
 
 

@@ -66,7 +66,7 @@ def test_the_sampling_of_a_manifest_comes_back() -> None:
     ):
         settings = {**sampling.to_settings(), "frame_size": 32, "resize": "squash", "seed": 0}
         assert sampling_config(settings, shape=shape, gap_seconds=0.0, stride=None) == sampling
-    with pytest.raises(UserError, match="cannot cut out of videos"):
+    with pytest.raises(UserError, match="cannot cut from videos"):
         sampling_config(settings, shape=ClipShape(num_frames=8, height=32, width=64), gap_seconds=0.1, stride=None)
     with pytest.raises(UserError, match="`stride` needs the time between"):
         sampling_config(settings, shape=shape, gap_seconds=0.0, stride=2)
@@ -259,7 +259,7 @@ def test_videos_behind_urls_are_scored(place: Path) -> None:
         assert {entry["source"] for entry in entries} == {"hall/a.mp4", "yard/b.mp4"}
         result = infer_videos(f"{url}/hall/a.mp4", "web/yard/b.mp4")
     assert result.exit_code == 1
-    assert "--videos holds paths and URLs, expected one kind" in result.stderr
+    assert "--videos mixes paths and URLs, expected one kind" in result.stderr
 
 
 @pytest.mark.parametrize("path", ["rtsp://me:secret@camera/1", "0", "/dev/video1"])

@@ -132,10 +132,10 @@ def test_a_signal_ends_it_with_exit_code_75_and_the_same_command_goes_on(
         patch.setattr(train_module, "begin", begin_with_stop)
         stopped = CliRunner().invoke(main, command)
     assert stopped.exit_code == 75
-    assert stopped.stderr.splitlines()[-1] == "stopped by SIGTERM after 1 steps; run the same command again to continue"
+    assert stopped.stderr.splitlines()[-1] == "stopped by SIGTERM after 1 step; run the same command again to continue"
     done = CliRunner().invoke(main, command)
     assert done.exit_code == 0
-    assert "Resumed in epoch 1 of 1, after 1 steps" in done.output
+    assert "Resumed in epoch 1 of 1, after 1 step" in done.output
 
 
 def test_another_configuration_in_the_same_folder_is_refused(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_sets_with_the_same_videos_are_told_before_anything_is_trained(
     again = _shards(tmp_path / "Again", groups=[f"group {i}" for i in range(12)])
     table = crossval(_config(tmp_path, one, again, seeds=1, random_split=False))
     assert "WARNING: 12 of 12 videos of" in table
-    assert "the score of the other is too good" in table
+    assert "the score of the other is too optimistic" in table
     marked = TrainConfig(shards=one, marks=tmp_path / "marks.csv")
     with pytest.raises(UserError, match="stage1 crossval takes the labels of the shards"):
         CrossvalConfig(shards=(one,), training=marked)
@@ -195,7 +195,7 @@ def test_shortcuts_are_judged_in_the_same_folds_and_a_model_not_above_them_is_fl
         assert of[kind, "first frame"]["auc"]["value"] == 1.0  # crimes are brighter: no model can be above it
         assert of[kind, "majority"]["auc"]["value"] == of[kind, "file metadata"]["auc"]["value"] == 0.5
         assert of[kind, "file metadata"]["auc"]["num_units"] == (12 if kind == "grouped" else 6)
-    assert "Shortcuts, first seed of: 2 folds of 24 clips" in table
+    assert "Shortcuts, first seed of: 2 folds, 24 clips" in table
     for kind in ("grouped", "test"):
         assert f"FLAG: not above the shortcut 'first frame': AUC ({kind}, first seed) differs by" in table
 

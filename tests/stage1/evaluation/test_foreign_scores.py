@@ -59,7 +59,7 @@ def test_the_quirks_of_official_lists(tmp_path: Path) -> None:
         "event_frames": 16 + 16 + 32,
         "overruns_cut": 1,
     }
-    assert "1 events run past the last frame" in report.text
+    assert "1 event cut at the last frame" in report.text
 
 
 def test_conventions_move_events_by_one_frame(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_list_that_was_trained_on_and_names_a_test_video_is_refused(tmp_path: 
         + [f"--{name.replace('_', '-')}={path}" for name, path in write_lists(tmp_path).items()],
     )
     assert result.exit_code == 1
-    assert "names 1 of the 3 test videos (Abuse/Abuse001_x264)" in result.output
+    assert "lists 1 of the 3 test videos (Abuse/Abuse001_x264)" in result.output
     assert not (tmp_path / "out" / "evaluation.json").exists()
 
 

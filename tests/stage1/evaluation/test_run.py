@@ -177,7 +177,7 @@ def test_videos_trained_on_are_told_when_they_are_cut_otherwise(run: dict[str, P
     clips, labels = fake_shards.moving_clips(6, shape=SHAPE, seed=0)
     again = fake_shards.write_shards(tmp_path / "again", clips, labels, split="Train", prefix="train")
     for options, why in (
-        ({"shards": again}, "these metrics are too good"),
+        ({"shards": again}, "these metrics are too optimistic"),
         ({"val_shards": again}, "what was chosen on them is overconfident"),
     ):
         (warning,) = (w for w in evaluate(config(run, tmp_path, **options)).fields["warnings"] if "trained on" in w)
@@ -361,9 +361,9 @@ def test_majority_and_metadata_need_no_pixels_and_features_see_what_they_say() -
 
 def test_the_commands_tell_options_apart(run: dict[str, Path], tmp_path: Path) -> None:
     for arguments, message in (
-        (["--scores", "x", "--val-shards", "y", "--annotations", "z"], "--val-shards and --scores exclude each other"),
+        (["--scores", "x", "--val-shards", "y", "--annotations", "z"], "--val-shards and --scores cannot be combined"),
         (["--scores", "x"], "--scores needs --annotations"),
-        (["--shards", str(run["test"]), "--frame-counts", "x"], "--frame-counts is an option of --scores"),
+        (["--shards", str(run["test"]), "--frame-counts", "x"], "--frame-counts needs --scores"),
     ):
         result = CliRunner().invoke(main, ["evaluate", *arguments])
         assert result.exit_code != 0

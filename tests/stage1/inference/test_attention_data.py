@@ -119,7 +119,7 @@ def test_a_key_that_leads_to_another_folder_is_refused(tmp_path: Path, name: str
     path = write(
         tmp_path / name, [dataclasses.replace(detection(), key="../../a")], torch.zeros((1, 6, 4, 4, 3)).byte()
     )
-    with pytest.raises(FormatError, match=r"holds the key '\.\./\.\./a', which no clip has"):
+    with pytest.raises(FormatError, match=r"contains '\.\./\.\./a', which is not a valid clip key"):
         load_attention_data(path)
 
 

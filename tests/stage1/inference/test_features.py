@@ -103,7 +103,7 @@ def test_bad_use_is_one_line(tmp_path: Path) -> None:
     shards = ("--shards", tmp_path / "shards", "--out", tmp_path / "f")
     for args, text in (
         ((), "expected either checkpoint or backbone, such as --checkpoint FILE"),
-        (("--backbone", "resnet"), "no such file, and none of r3d_18"),
+        (("--backbone", "resnet"), "is neither a file nor one of r3d_18"),
         (("--backbone", tmp_path / "text.pt2"), "expected a file written by torch.export.save"),
         (("--backbone", "r3d_18", "--weights", tmp_path / "text.pt2"), "cannot be read as weights"),
     ):

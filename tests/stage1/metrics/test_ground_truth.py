@@ -42,6 +42,6 @@ def test_a_name_that_means_two_videos_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_about_other_videos_is_refused(tmp_path: Path) -> None:
     path = annotations(tmp_path, "b.mp4 Abuse 10 40 -1 -1")
-    with pytest.raises(UserError, match="names none of the 1 videos"):
+    with pytest.raises(UserError, match="lists none of the 1 videos"):
         read_ground_truth(path, reader("Abuse/a.mp4"))
     assert read_ground_truth(None, reader("Abuse/a.mp4")) == {}

@@ -75,7 +75,7 @@ def test_the_strongest_are_kept_and_the_rest_is_told(run_folder: Path) -> None:
     every = data_of(write_report(ReportConfig(folder=run_folder)).path)["items"]
     result = CliRunner().invoke(main, ["report", str(run_folder), "--max-items", "2"])
     assert result.exit_code == 0, result.output
-    assert f"{len(every) - 2} of lower confidence are left out; --max-items shows more" in result.output
+    assert f"{len(every) - 2} with lower confidence are left out; --max-items shows more" in result.output
     kept = data_of(run_folder / "report.html")["items"]
     strongest = sorted(every, key=lambda item: -item["confidence"])[:2]
     assert {item["key"] for item in kept} == {item["key"] for item in strongest}
@@ -105,7 +105,7 @@ def test_an_evaluation_is_shown_where_it_is_of_the_same_shards(run_folder: Path,
 
     others = write_shards(tmp_path / "others", random_clips(4), [0, 1, 1, 0])
     evaluate(dataclasses.replace(config, shards=others, out=tmp_path / "evaluation2"))
-    with pytest.raises(UserError, match="is an evaluation of other shards than this run scored"):
+    with pytest.raises(UserError, match="evaluates different shards from those that this run scored"):
         write_report(ReportConfig(folder=run_folder, evaluation=tmp_path / "evaluation2"))
     with pytest.raises(UserError, match="run `stage1 evaluate --out"):
         write_report(ReportConfig(folder=run_folder, evaluation=tmp_path / "none"))

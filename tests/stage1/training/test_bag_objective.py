@@ -127,9 +127,9 @@ def test_a_bag_classifier_is_found_by_what_few_clips_of_a_video_show(bags: str) 
 
 
 def test_what_makes_no_sense_with_bags_is_refused() -> None:
-    with pytest.raises(UserError, match="`mixup` and `bags` exclude each other"):
+    with pytest.raises(UserError, match="`mixup` and `bags` cannot be combined"):
         make_objective(TrainConfig(shards=Path(), bags="topk", mixup=0.2))
-    with pytest.raises(UserError, match="`block_shards` and `bags` exclude each other"):
+    with pytest.raises(UserError, match="`block_shards` and `bags` cannot be combined"):
         make_objective(TrainConfig(shards=Path(), bags="topk", block_shards=2))
     with pytest.raises(UserError, match="exclude"):
         make_objective(TrainConfig(shards=Path(), bags="topk", clips_per_video_per_epoch=0))

@@ -121,7 +121,7 @@ def test_the_epoch_line(tmp_path: Path, shards: Path, capsys: pytest.CaptureFixt
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Epoch"))
     assert re.fullmatch(
         r"Epoch 1 \| Loss: \d+\.\d{4} \| Accuracy: \d+\.\d{2}% \| LR: \d+\.\d{6}"
-        r" \| Val Accuracy: \d+\.\d{2}% \| Val AUC: \d\.\d{3}",
+        r" \| Val Accuracy: \d+\.\d{2}% \| Val AUC: \d\.\d{3} \(network alone: \d+\.\d{2}%, \d\.\d{3}\)",
         line,
     )
 
@@ -418,7 +418,7 @@ def test_ctrl_c_saves_a_checkpoint_and_a_second_one_stops_at_once(
         stopped = ""
     except (KeyboardInterrupt, RunStopped) as error:
         stopped = str(error)
-    assert stopped.startswith("stopped by SIGINT after 1 steps; run the same command with `resume`")
+    assert stopped.startswith("stopped by SIGINT after 1 step; run the same command with `resume`")
     assert load_checkpoint(tmp_path / "out" / LAST_NAME).step == 1
     assert "press Ctrl-C again to stop at once" in capsys.readouterr().err
     presses = 2
@@ -847,9 +847,14 @@ def test_a_gradient_that_overflows_in_fp16_leaves_the_step_out(tmp_path: Path, s
 def test_it_stops_early_when_nothing_gets_better(
     tmp_path: Path, shards: Path, val_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    aucs = iter([0.5, 0.9, 0.8, 0.9, 0.7, 0.95])
+    losses_of_network = iter([0.9, 0.5, 0.6, 0.5, 0.7, 0.4])
     monkeypatch.setattr(
-        train_module, "validate", lambda _run: {"val_loss": 1.0, "val_auc": next(aucs), "val_accuracy": 0.5}
+        train_module,
+        "validate",
+        lambda _run: (
+            {"val_loss": 1.0, "network_val_loss": next(losses_of_network), "val_auc": 0.5, "val_accuracy": 0.5}
+            | {"network_val_auc": 0.5, "network_val_accuracy": 0.5}
+        ),
     )
     path = train(config(shards, tmp_path / "out", val_shards=val_shards, epochs=6, patience=3))
     assert len(losses(path)) == 5
@@ -886,13 +891,14 @@ def test_a_checkpoint_says_what_made_it(tmp_path: Path, shards: Path) -> None:
 # --- small things -------------------------------------------------------------------------------------------------
 
 
-def test_the_best_has_the_highest_auc_then_the_lowest_loss() -> None:
-    history = [{"val_auc": 0.8, "val_loss": 0.5}, {"val_auc": 0.7, "val_loss": 0.1}]
-    assert is_best({"val_auc": 0.9, "val_loss": 2.0}, history)
-    assert is_best({"val_auc": 0.8, "val_loss": 0.4}, history)
-    assert not is_best({"val_auc": 0.8, "val_loss": 0.5}, history)
-    assert not is_best({"val_auc": None, "val_loss": 0.01}, history)
-    assert is_best({"loss": 1.0}, [{"loss": 0.5}])
+def test_the_last_epoch_is_kept_or_with_early_stopping_the_one_with_the_lowest_loss() -> None:
+    history = [{"val_loss": 0.5, "network_val_loss": 0.3}, {"val_loss": 0.1, "network_val_loss": 0.4}]
+    better, worse = {"val_loss": 0.6, "network_val_loss": 0.2}, {"val_loss": 0.05, "network_val_loss": 0.3}
+    assert is_best(better, history, patience=2)
+    assert not is_best(worse, history, patience=2)
+    assert is_best(worse, history, patience=0)
+    assert is_best({"val_loss": 0.4}, [{"val_loss": 0.5}], patience=2)  # of a model without motion features
+    assert is_best({"loss": 1.0}, [{"loss": 0.5}], patience=2)
 
 
 def test_one_class_in_validation_prints_na_and_writes_null(

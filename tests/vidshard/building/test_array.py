@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from vidshard import SamplingConfig
 from vidshard.building import array, run
 from vidshard.building.run import BuildConfig
 from vidshard.cli import main
-from vidshard.execution import lock as folder_lock
 from vidshard.execution.array_task import find_task
 from vidshard.planning import build_state, settings
+from vidshard.util import lock as folder_lock
 from vidshard.util.errors import UserError
 
 VIDEOS = {f"{name}/{name}{n}.mp4": count for name in ("Abuse", "NormalVideos") for n, count in enumerate((70, 33, 5))}
@@ -204,12 +205,12 @@ def test_a_plain_build_and_tasks_exclude_each_other(source: Path, parts: Path, t
     state = build_state.BuildState(out)
     with (
         folder_lock.hold_lock(state.task_lock_path(1), what="task 1"),
-        pytest.raises(UserError, match=r"by array tasks that still run: task-00001 \(process \d+ on "),
+        pytest.raises(UserError, match=r"by array tasks that are still running: task-00001 \(process \d+ on "),
     ):
         run.build(BuildConfig(source=source, out=out, **OPTIONS))
     with (
         folder_lock.hold_lock(state.task_lock_path(1), what="task 1"),
-        pytest.raises(UserError, match="array tasks that still run: task-00001"),
+        pytest.raises(UserError, match="array tasks that are still running: task-00001"),
     ):
         array.finalize(out)
     with (
@@ -292,7 +293,7 @@ def test_finalize_of_nothing(tmp_path: Path) -> None:
         array.finalize(tmp_path)
 
 
-# ----- killed -----------------------------------------------------------------------------------------------------------
+# ----- killed ------------------------------------------------------------
 
 
 def finalize_killed_at(out: Path, step: int) -> bool:
@@ -300,16 +301,16 @@ def finalize_killed_at(out: Path, step: int) -> bool:
     pid = os.fork()
     if pid == 0:
         left = step
+
+        def counted(real: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os._exit(9)
+            real(*args, **kwargs)
+
         for name in ("replace", "unlink", "rmdir"):
-
-            def counted(*args: Any, _real: Any = getattr(os, name), **kwargs: Any) -> None:
-                nonlocal left
-                left -= 1
-                if left == 0:
-                    os._exit(9)
-                _real(*args, **kwargs)
-
-            setattr(os, name, counted)
+            setattr(os, name, functools.partial(counted, getattr(os, name)))
         array.finalize(out)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

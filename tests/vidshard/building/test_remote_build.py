@@ -81,7 +81,7 @@ def test_from_and_to_a_store_it_is_the_same_byte_for_byte(store: ObjectStore, tm
     assert json.loads(shown.output)["videos"] == {"found": 5, "ok": 3, "failed": 1, "skipped": 1}
     refused = build(local, "s3://bucket/shards/Train", "--seed", "1")
     assert refused.exit_code == 1
-    assert "s3://bucket/shards/Train holds a different build, with other settings (seed 0, now 1)" in refused.stderr
+    assert "s3://bucket/shards/Train contains a different build, with other settings (seed 0, now 1)" in refused.stderr
 
 
 @pytest.mark.slow
@@ -145,7 +145,7 @@ def test_every_damage_behind_a_url_is_named(store: ObjectStore, tmp_path: Path) 
     store.client().delete_object(Bucket="bucket", Key="hurt/shard-000000.tar")
     assert "shard-000000.tar: is missing; 8 samples are lost" in run("verify", "s3://bucket/hurt").output
     refused = build(tmp_path / "Train", "s3://bucket/hurt")
-    assert "s3://bucket/hurt holds other objects (other.txt)" in refused.stderr
+    assert "s3://bucket/hurt contains other objects (other.txt)" in refused.stderr
 
 
 def test_videos_that_cannot_be_fetched_fail_with_a_reason(
@@ -196,7 +196,7 @@ def test_what_a_store_lists_is_what_a_folder_holds(tmp_path: Path) -> None:
     assert "Abuse/recorder-0001" in [video.path for video in outer.videos]
     with pytest.raises(storage.UserError, match=rf"did you mean {url / 'Train'}\?"):
         folders.check_no_class_folder(url / "Train/Abuse", urls.find_remote_sources(url / "Train/Abuse"))
-    with pytest.raises(storage.UserError, match="holds videos, not shards; build shards first"):
+    with pytest.raises(storage.UserError, match="contains videos, not shards; build shards first"):
         remote_set.read_manifest(url / "Train")
     single = urls.find_remote_sources(url / "Train/Abuse/a.mp4")[0]
     assert [video.path for video in single.videos] == ["a.mp4"]

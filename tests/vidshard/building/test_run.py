@@ -27,9 +27,9 @@ from vidshard.building import run as builder
 from vidshard.building import worker
 from vidshard.building.run import BuildConfig, build
 from vidshard.execution.base import Task, TaskResult
-from vidshard.execution.lock import hold_lock
 from vidshard.shards import layout, manifest, writer
 from vidshard.util.errors import FormatError, UserError
+from vidshard.util.lock import hold_lock
 from vidshard.video import sampling as clips
 from vidshard.video.decoders.decord_decoder import DecordDecoder
 from vidshard.video.packets import VideoError
@@ -337,7 +337,7 @@ def test_too_little_disk_is_told_before_decoding(source: Path, tmp_path: Path, m
         free = 1_000_000
 
     monkeypatch.setattr(builder.shutil, "disk_usage", lambda path: Usage)
-    with pytest.raises(UserError, match=r"not enough free disk for .*: 38 clips need 4.* MB, 1.0 MB are free"):
+    with pytest.raises(UserError, match=r"not enough free disk space for .*: 38 clips need 4.* MB, 1.0 MB are free"):
         build(BuildConfig(source=source, out=tmp_path / "out", **SMALL))
 
 
@@ -384,7 +384,7 @@ def test_max_failures_stops_and_the_same_command_goes_on(tmp_path: Path) -> None
 
 
 def test_max_failures_holds_for_what_is_no_video_too(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"1 videos of .* more than `max_failures` 0 .* of not_a_video"):
+    with pytest.raises(UserError, match=r"1 video of .* more than `max_failures` 0 .* of not_a_video"):
         build(BuildConfig(source=source, out=tmp_path / "out", max_failures=0, **SMALL))
 
 

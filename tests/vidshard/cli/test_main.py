@@ -49,7 +49,7 @@ def test_build_inspect_and_build_again(source: Path, tmp_path: Path, monkeypatch
     assert "Fighting      1 crime" in result.stdout
     assert f"✓ {Path('shards', 'Train')}" in result.stdout
     assert "videos: 3 found, 3 ok" in result.stdout
-    assert "clips:  3 of 16×112×112 in 1 shards" in result.stdout
+    assert "clips:  3 of 16×112×112 in 1 shard" in result.stdout
 
     about = json.loads(run("inspect", "shards/Train", "--json").stdout)
     assert about["videos"] == {"found": 3, "ok": 3, "failed": 0, "skipped": 0}
@@ -99,7 +99,7 @@ def test_shards_as_a_source_and_the_groups_of_recordings_are_told(source: Path, 
     rows = [{"file": f"Train/{path}", "source": "recording 1"} for path in GOOD]
     (tmp_path / "sources.json").write_text(json.dumps(rows))
     result = run("build", source, "--out", tmp_path / "out" / "Train", "--workers", 1)
-    assert "sources.json was read: 3 of 3 videos are cut from 1 recordings" in result.stdout
+    assert "sources.json was read: 3 of 3 videos are cut from 1 recording" in result.stdout
     check_error(run("build", tmp_path / "out"), "no video in", f"but finished shards ({tmp_path / 'out' / 'Train'})")
     check_error(run("inspect", tmp_path / "out"), f"but {tmp_path / 'out' / 'Train'} does: did you mean it?")
     (tmp_path / "sources.json").write_text('{"about": "something else"}')
@@ -133,7 +133,7 @@ def test_dry_run(source: Path, tmp_path: Path) -> None:
     for text in (
         "nothing written",
         "videos: 3, 0.00 hours",
-        "clips:  3 in 1 shards, about 1.8 MB",
+        "clips:  3 in 1 shard, about 1.8 MB",
         "with 1 worker",
     ):
         assert text in result.stdout
@@ -218,11 +218,11 @@ def test_every_video_bad(tmp_path: Path) -> None:
         (["--workers", "0"], "workers is 0, expected more than 0"),
         (["--clip-len", "0"], "clip_len is 0, expected at least 1"),
         (["--stride", "4"], "stride and frame_step are options of dense sampling"),
-        (["--fps", "5"], "fps is an option of dense and annotated sampling"),
+        (["--fps", "5"], "fps applies to dense and annotated sampling"),
         (["--annotations", "x.txt"], "annotations need annotated sampling"),
         (["--sampling", "annotated"], "annotated sampling needs a list of events"),
         (["--split-list", "no-such.txt"], "no-such.txt cannot be read"),
-        (["--sampling", "dense", "--clips-per-video", "2"], "clips_per_video is an option of uniform sampling"),
+        (["--sampling", "dense", "--clips-per-video", "2"], "clips_per_video applies to uniform sampling"),
     ],
 )
 def test_options_that_make_no_sense(arguments: list[str], expected: str, source: Path) -> None:

@@ -74,7 +74,7 @@ def test_there_is_none(environment: dict[str, str], options: tuple[int | None, i
         ({}, (3, 3), "`task_index` is 3, expected 0 to 2 with `task_count` 3"),
         ({}, (-1, 3), "`task_index` is -1, expected 0 to 2"),
         ({}, (None, 0), "`task_count` is 0, expected at least 1"),
-        (POD, (None, None), "give `task_count` COMPLETIONS"),
+        (POD, (None, None), "pass `task_count` COMPLETIONS"),
         (POD, (None, 2), "JOB_COMPLETION_INDEX=2 is task 2, expected 0 to 1"),
         ({**slurm(5, 0, 7, 8), **RANK}, (None, None), "both number this process"),
         ({**POD, "JOB_COMPLETION_INDEX": "x"}, (None, 4), "JOB_COMPLETION_INDEX is 'x', expected a number"),

@@ -15,7 +15,7 @@ import pytest
 
 from builds import OPTIONS, digests, run
 from tiny_videos import make_broken_video, make_tiny_videos
-from vidshard.execution.lock import process_start
+from vidshard.util.lock import process_start
 
 pytest.importorskip("ray", reason="ray is not installed: pip install '.[ray]'")
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the tests look for processes in /proc")

@@ -247,10 +247,10 @@ def test_a_folder_near_the_shards_names_them(tmp_path: Path) -> None:
     (tmp_path / "shards" / "Train.log").mkdir()
     train = re.escape(str(tmp_path / "shards" / "Train"))
     for folder in (tmp_path, tmp_path / "shards"):
-        with pytest.raises(UserError, match=rf"holds no shards, but {train} does: did you mean it\?"):
+        with pytest.raises(UserError, match=rf"contains no shards, but {train} does: did you mean it\?"):
             manifest.open_shards(folder)
     (tmp_path / "shards" / "Test" / "shard-000000.tar").touch()
-    with pytest.raises(UserError, match=rf"holds no shards, but .*Test, {train} do: did you mean one of them\?"):
+    with pytest.raises(UserError, match=rf"contains no shards, but .*Test, {train} do: did you mean one of them\?"):
         manifest.open_shards(tmp_path / "shards")
 
 
@@ -259,13 +259,15 @@ def test_videos_instead_of_shards_are_named(tmp_path: Path, monkeypatch: pytest.
     video = tmp_path / "Train" / "Abuse" / "a.AVI"
     video.touch()
     for folder in (tmp_path, tmp_path / "Train", tmp_path / "Train" / "Abuse"):
-        with pytest.raises(UserError, match=rf"holds videos, not shards; build shards first: vidshard build {folder}"):
+        with pytest.raises(
+            UserError, match=rf"contains videos, not shards; build shards first: vidshard build {folder}"
+        ):
             manifest.open_shards(folder)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "shards" / "Train").mkdir(parents=True)
     for name in ("manifest.json", "shard-000000.tar"):
         (tmp_path / "shards" / "Train" / name).touch()
-    with pytest.raises(UserError, match=r"Train holds no shards, but shards.Train does: did you mean it\?"):
+    with pytest.raises(UserError, match=r"Train contains no shards, but shards.Train does: did you mean it\?"):
         manifest.open_shards(tmp_path / "Train")
     with pytest.raises(UserError, match=r"a\.AVI is a video, not a shard folder; build shards first"):
         manifest.open_shards(video)

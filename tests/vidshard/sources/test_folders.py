@@ -96,7 +96,7 @@ def test_splits_are_built_each_by_itself(tmp_path: Path) -> None:
 
 def test_videos_beside_the_splits_are_not_lost(tmp_path: Path) -> None:
     make(tmp_path, "Train/Abuse/a.mp4", "Extra/Abuse/b.mp4")
-    with pytest.raises(UserError, match=r"Train/ and 1 videos outside them \(Extra/Abuse/b\.mp4\)"):
+    with pytest.raises(UserError, match=r"Train/ and 1 video outside them \(Extra/Abuse/b\.mp4\)"):
         find_sources(tmp_path)
 
 
@@ -110,10 +110,10 @@ def test_source_groups_come_from_sources_json(tmp_path: Path) -> None:
     (tmp_path / "sources.json").write_text('[{"file": "Train/Abuse/a.mp4", "source": "recording 1"}]')
     source = found(tmp_path / "Train")
     assert [v.recording for v in source.videos] == ["recording 1", None]
-    assert source.notes == (f"{tmp_path / 'sources.json'} was read: 1 of 2 videos are cut from 1 recordings",)
+    assert source.notes == (f"{tmp_path / 'sources.json'} was read: 1 of 2 videos are cut from 1 recording",)
     (tmp_path / "sources.json").write_text('[{"file": "Train/Arson/x.mp4", "source": "recording 1"}]')
     (note,) = found(tmp_path / "Train").notes
-    assert note.endswith("sources.json names none of the videos; expected paths such as Abuse/a.mp4")
+    assert note.endswith("sources.json lists none of the videos; expected paths such as Abuse/a.mp4")
     (tmp_path / "sources.json").write_bytes('{"größe": 1}'.encode("utf-16"))
     assert "sources.json" in found(tmp_path / "Train").notes[0]
     (tmp_path / "sources.json").write_text('{"a": 1}')
@@ -150,7 +150,7 @@ def test_normal_names_the_one_class_that_is_normal(tmp_path: Path) -> None:
     source = found(root, normal="Quiet")
     assert {v.class_name: v.label for v in source.videos} == {"Abnormal": 1, "Quiet": 0}
     check_labels(source, normal="Quiet", yes=False)
-    with pytest.raises(UserError, match=r"`normal` quiet names no class folder of .*; the classes are: Abnormal"):
+    with pytest.raises(UserError, match=r"`normal` quiet is not a class folder of .*; the classes are: Abnormal"):
         check_labels(source, normal="quiet", yes=True)
 
 

@@ -58,7 +58,7 @@ def test_entries_without_a_file_are_told(tmp_path: Path) -> None:
 
 def test_a_list_of_other_videos_is_refused(tmp_path: Path) -> None:
     root = make(tmp_path / "s", "Abuse/a.mp4")
-    with pytest.raises(UserError, match=r"names none of the 1 videos \(it has: zebra\)"):
+    with pytest.raises(UserError, match=r"lists none of the 1 videos \(it has: zebra\)"):
         apply_split_list(find_sources(root), write(tmp_path / "list.txt", "zebra"))
     with pytest.raises(UserError, match=r"list\.txt cannot be read: No such file"):
         apply_split_list(find_sources(root), tmp_path / "no" / "list.txt")
@@ -68,7 +68,7 @@ def test_of_videos_with_one_stem_the_longer_path_decides_or_none(tmp_path: Path)
     root = make(tmp_path / "s", "Abuse/a.mp4", "Arson/a.mp4")
     (source,) = apply_split_list(find_sources(root), write(tmp_path / "list.txt", "Train/Arson/a.mp4")).sources
     assert [video.path for video in source.videos] == ["Arson/a.mp4"]
-    with pytest.raises(UserError, match=r"a is ambiguous: .*Abuse/a\.mp4 or .*Arson/a\.mp4; write more of its path"):
+    with pytest.raises(UserError, match=r"a is ambiguous: .*Abuse/a\.mp4 or .*Arson/a\.mp4; write a longer path"):
         apply_split_list(find_sources(root), write(tmp_path / "list.txt", "a.mp4"))
 
 
@@ -104,14 +104,14 @@ def test_recordings_by_the_longest_suffix(kind: str, tmp_path: Path) -> None:
     groups = {v.path: v.recording for source in matched.sources for v in source.videos}
     assert groups == {"Abuse/a.mp4": "one", "Arson/a.mp4": "two", "Abuse/b.mp4": "one", "Abuse/c.mp4": None}
     assert "3 videos of 2 recordings" in matched.note
-    assert "has no row for 1 videos: Abuse/c.mp4" in matched.note
+    assert "has no row for 1 video: Abuse/c.mp4" in matched.note
 
 
 def test_recordings_that_are_not_clear_are_refused(tmp_path: Path) -> None:
     root = make(tmp_path / "s", "Abuse/a.mp4", "Arson/a.mp4")
     with pytest.raises(UserError, match=r"a is ambiguous: .*Abuse/a\.mp4 or .*Arson/a\.mp4"):
         apply_recordings(find_sources(root), write(tmp_path / "g.csv", "file,source", "a.mp4,one"))
-    with pytest.raises(UserError, match=r"gives Abuse/a\.mp4 two sources: .*one.* and .*two"):
+    with pytest.raises(UserError, match=r"assigns two recordings to Abuse/a\.mp4: .*one.* and .*two"):
         apply_recordings(
             find_sources(root), write(tmp_path / "g.csv", "file,source", "x/Abuse/a.mp4,one", "y/Abuse/a.mp4,two")
         )
@@ -140,7 +140,7 @@ def test_events_of_annotated_videos(tmp_path: Path) -> None:
         ("Abuse/c.mp4", "no_annotation"),
     ]
     assert matched.note.splitlines() == [
-        "t.txt: 2 events in 1 videos",
+        "t.txt: 2 events in 1 video",
         "WARNING: 2 crime videos are skipped: t.txt has no event for them",
         "WARNING: 1 of 4 entries of t.txt match no video: x",
     ]

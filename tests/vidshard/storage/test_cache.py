@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,13 +114,13 @@ def test_a_shard_that_was_replaced_is_named(url: Url, store: ObjectStore, tmp_pa
     name = f"sets/{tmp_path.name}/shard-000001.tar"
     one = reader(url, tmp_path)
     store.put(name, bytes(len(store.get(name))))
-    with pytest.raises(FormatError, match=r"shard-000001\.tar is not the object that its manifest names"):
+    with pytest.raises(FormatError, match=r"shard-000001\.tar is not the object that its manifest lists"):
         one[9]
     store.put(name, b"")
     with pytest.raises(FormatError, match=r"0 bytes, expected"):
         one[9]
     store.client().delete_object(Bucket="bucket", Key=name)
-    with pytest.raises(FormatError, match="is missing, although its manifest names it"):
+    with pytest.raises(FormatError, match="is missing, although its manifest lists it"):
         one[9]
 
 
@@ -207,18 +208,18 @@ def test_readers_in_threads_share_a_cache_for_two_shards(url: Url, tmp_path: Pat
     assert not wrong
 
 
-def test_a_mapped_shard_is_not_dropped(url: Url, store: ObjectStore, tmp_path: Path) -> None:
-    """Touching a mapping of a file that was cut would kill the process."""
+def test_clips_that_are_kept_in_memory_need_no_shard(url: Url, store: ObjectStore, tmp_path: Path) -> None:
     size = shard_bytes(reader(url, tmp_path))
     one = reader(url, tmp_path, limit_gb=13 * size / 1e9)
-    clips = [all_clips(one) for _ in range(2)]  # the first time checksums are verified, then shards are mapped
+    one.keep_clips()
+    clips = all_clips(one)
     other = write_shards(tmp_path / "other", random_clips(120, seed=1), LABELS * 3)
     store.put_folder(other, f"{tmp_path.name}/other")
     crowd = reader(Url(f"s3://bucket/{tmp_path.name}/other"), tmp_path, limit_gb=13 * size / 1e9)
     assert len(all_clips(crowd)) == 120
     assert cache_bytes(tmp_path / "cache") <= 13 * size
     store.gets.clear()
-    np.testing.assert_array_equal(all_clips(one), clips[0])
+    np.testing.assert_array_equal(all_clips(one), clips)
     assert not store.shard_gets()
 
 
@@ -312,3 +313,29 @@ def test_no_secret_is_shown_or_kept(store: ObjectStore, tmp_path: Path) -> None:
     shown = f"{error.value} {signed!r} {signed / 'a b.tar'} {urls.local_name(signed)} {signed.as_posix()}"
     assert not [word for word in ("hunter2", "abcdef", "AKIA", *CREDENTIALS.values()) if word in shown]
     assert (signed / "a b.tar").full == signed.full.replace("/set?", "/set/a%20b.tar?")
+
+
+def test_a_copy_that_was_damaged_in_the_cache_is_downloaded_again(url: Url, tmp_path: Path) -> None:
+    clips = all_clips(reader(url, tmp_path))
+    for path in (tmp_path / "cache").glob("*/*"):
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+    np.testing.assert_array_equal(all_clips(reader(url, tmp_path)), clips)
+
+
+@pytest.mark.parametrize("trap", ["link", "open to others"])
+def test_a_cache_that_another_user_may_have_made_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trap: str
+) -> None:
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    folder = tmp_path / f"vidshard-cache-{os.getuid()}"
+    if trap == "link":
+        (tmp_path / "elsewhere").mkdir()
+        folder.symlink_to(tmp_path / "elsewhere")
+    else:
+        folder.mkdir()
+        folder.chmod(0o777)
+    with pytest.raises(UserError, match=r"the cache .* is a link, belongs to someone else, or others may write to it"):
+        ShardCache(CacheConfig())
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "new"))
+    assert ShardCache(CacheConfig()).folder.is_dir()

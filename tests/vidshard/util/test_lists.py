@@ -41,5 +41,5 @@ def test_lines_that_are_no_annotation_are_named(line: str, tmp_path: Path) -> No
 def test_a_video_named_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "annotations.txt"
     path.write_text("x/a.mp4 Abuse 1 2\ny/a.mp4 Normal -1 -1\n", encoding="utf-8")
-    with pytest.raises(UserError, match="names a a second time"):
+    with pytest.raises(UserError, match="names a twice"):
         read_videos(path)

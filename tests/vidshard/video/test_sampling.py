@@ -93,9 +93,9 @@ def test_no_frames_no_clips() -> None:
         ({"clip_len": 0}, "clip_len is 0, expected at least 1"),
         ({"mode": "dense", "stride": 0}, "stride is 0, expected at least 1"),
         ({"mode": "uniform", "stride": 4}, "are options of dense sampling"),
-        ({"mode": "dense", "clips_per_video": 2}, "is an option of uniform sampling"),
-        ({"mode": "uniform", "fps": 5}, "fps is an option of dense and annotated sampling"),
-        ({"mode": "dense", "fps": 5, "frame_step": 2}, "excludes frame_step"),
+        ({"mode": "dense", "clips_per_video": 2}, "applies to uniform sampling"),
+        ({"mode": "uniform", "fps": 5}, "fps applies to dense and annotated sampling"),
+        ({"mode": "dense", "fps": 5, "frame_step": 2}, "cannot be combined with frame_step"),
         ({"mode": "dense", "fps": 0}, "fps is 0, expected more than 0"),
     ],
 )

@@ -48,7 +48,7 @@ class OpenCVDecoder:
                         next_index += 1
                     yield cv2.cvtColor(resize_frame(_retrieve(capture, table, index), height, width), cv2.COLOR_BGR2RGB)
                 if next_index == table.num_frames and capture.grab():
-                    raise VideoError(DAMAGED, f"OpenCV decodes more frames than the {next_index:,} of its packets")
+                    raise VideoError(DAMAGED, f"OpenCV decodes more frames than the {next_index:,} in its packets")
             finally:
                 capture.release()
 

@@ -156,7 +156,7 @@ def _frames_by_count(container: Any, stream: Any, table: PacketTable, frame_indi
 
 
 def _too_many(table: PacketTable) -> VideoError:
-    return VideoError(DAMAGED, f"PyAV decodes more frames than the {table.num_frames:,} of its packets")
+    return VideoError(DAMAGED, f"PyAV decodes more frames than the {table.num_frames:,} in its packets")
 
 
 def _decode(container: Any, stream: Any, wanted_pts: set[int] | None = None) -> Generator[Any, None, None]:

@@ -1,4 +1,4 @@
-"""Lock files that allow one builder per folder and are taken over from dead holders.
+"""Lock files that allow one writer per folder and are taken over from dead holders.
 
 A lock is a plain file created with O_EXCL: advisory locks differ between systems and are missing on some cluster disks.
 """
@@ -33,12 +33,13 @@ class LockHeldError(UserError):
 
 
 @contextlib.contextmanager
-def hold_lock(path: Path, *, what: str, watch: StalenessWatch | None = None) -> Iterator[None]:
+def hold_lock(path: Path, *, what: str, verb: str = "built", watch: StalenessWatch | None = None) -> Iterator[None]:
     """Hold the lock file `path` while the block runs. Raises LockHeldError, naming the other holder, if any.
 
-    `watch`: the caller's observations of the lock; a holder that was silent for too long is considered dead.
+    `what` is being built, or what `verb` says, for messages. `watch`: the caller's observations of the lock; a holder
+    that was silent for too long is considered dead.
     """
-    me = _take(path, what, watch)
+    me = _take(path, f"{what} is being {verb} by", watch)
     done = threading.Event()
     refresher = threading.Thread(target=_refresh, args=(path, done), daemon=True)
     refresher.start()
@@ -91,8 +92,8 @@ def hold_whole(path: Path, tasks_folder: Path, *, what: str, wait: bool = False)
             if not wait or not all(watch.may_end(lock) for lock in living):
                 tasks = ", ".join(f"{lock.stem} ({holder})" for lock, holder in list(living.items())[:8])
                 raise LockHeldError(
-                    f"{what} is being built by array tasks that still run: {tasks}; wait for them, or build into "
-                    f"another `out` (locks: {tasks_folder})"
+                    f"{what} is being built by array tasks that are still running: {tasks}; wait for them, or build "
+                    f"into another `out` (locks: {tasks_folder})"
                 )
             time.sleep(_WAIT_SECONDS)
         yield
@@ -130,7 +131,7 @@ def wait_for_lock(path: Path, *, what: str) -> contextlib.AbstractContextManager
 
 @contextlib.contextmanager
 def _hold_after(wait: Callable[[LockHeldError], None], path: Path, what: str, watch: StalenessWatch) -> Iterator[None]:
-    """Hold a lock, with a call of `wait` after each failed attempt."""
+    """Hold a lock, calling `wait` after each failed attempt."""
     with contextlib.ExitStack() as held:
         while True:
             try:
@@ -192,7 +193,7 @@ def _take(path: Path, what: str, watch: StalenessWatch | None) -> str:
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(me)
         return me
-    raise LockHeldError(f"{what} is locked by a series of other processes; run the same command again")
+    raise LockHeldError(f"{what} a series of other processes; run the same command again")
 
 
 def _remove_if_dead(path: Path, what: str, watch: StalenessWatch | None) -> None:
@@ -204,9 +205,7 @@ def _remove_if_dead(path: Path, what: str, watch: StalenessWatch | None) -> None
     holder = _parse(text)
     is_silent = watch is not None and watch.seconds(path, text, modified) > WATCHED_STALE_SECONDS
     if not is_silent and not _is_dead(holder, time.time() - modified):
-        raise LockHeldError(
-            f"{what} is being built by {_named(holder)}; wait for it, or build into another `out` (lock: {path})"
-        )
+        raise LockHeldError(f"{what} {_named(holder)}; wait for it, or choose another `out` (lock: {path})")
     # Renamed first and checked again: of two processes only one may take a dead lock, and none may take a new one.
     claimed = path.with_name(f"{path.name}.{os.getpid()}")
     with contextlib.suppress(FileNotFoundError):

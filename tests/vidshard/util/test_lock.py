@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from vidshard.execution import lock as folder_lock
-from vidshard.execution.lock import hold_lock
+from vidshard.util import lock as folder_lock
 from vidshard.util.errors import UserError
+from vidshard.util.lock import hold_lock
 
 
 def dead_pid() -> int:

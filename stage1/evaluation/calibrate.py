@@ -1,0 +1,99 @@
+"""A threshold for one's own cameras, chosen on their normal footage."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from stage1.data.reader import ClipReader
+from stage1.evaluation.config import CalibrateConfig as CalibrateConfig
+from stage1.evaluation.config import EvaluateConfig
+from stage1.evaluation.run import ScoredClips, choose_threshold, false_alarms, score_clips, shown_scores
+from stage1.evaluation.text import EvaluationReport, aligned
+from stage1.metrics.calibration import Target
+from stage1.metrics.clips import interval_text
+from stage1.model.checkpoint import check_clip_shape, load_checkpoint, save_checkpoint
+from vidshard.shards.layout import CRIME_LABEL
+from vidshard.util.errors import UserError
+
+
+class CalibrateReport(EvaluationReport):
+    """Results of `calibrate`."""
+
+
+def calibrate(config: CalibrateConfig) -> CalibrateReport:
+    """Choose the threshold on normal footage, store it in the checkpoint, and return the false alarms by camera.
+
+    It is the lowest threshold at which `stage1 infer` reports at most ``config.false_alarms_per_hour`` events per hour
+    of this footage. Raises UserError if the footage is too short to support the rate, or not only normal.
+    """
+    checkpoint = load_checkpoint(config.checkpoint)
+    reader = ClipReader(config.normal_shards)
+    check_clip_shape(checkpoint, config.checkpoint, reader.clip_shape, where=str(config.normal_shards))
+    crimes = int((reader.labels == CRIME_LABEL).sum())
+    if crimes:
+        raise UserError(f"{crimes} clips of {config.normal_shards} are labelled crime, expected normal footage only")
+    scoring = EvaluateConfig(
+        checkpoint=config.checkpoint,
+        shards=config.normal_shards,
+        batch_size=config.batch_size,
+        device=config.device,
+        num_resamples=config.num_resamples,
+    )
+    raw = score_clips(reader, checkpoint, scoring)
+    clips = raw.with_scores(shown_scores(checkpoint.build_calibration(), raw.scores))
+    target = Target(name="false-alarms-per-hour", value=config.false_alarms_per_hour)
+    threshold = choose_threshold(clips, target)
+    save_checkpoint(
+        config.checkpoint, dataclasses.replace(checkpoint, threshold=threshold, threshold_target=str(target))
+    )
+    fields = {
+        "target": str(target),
+        "threshold_before": checkpoint.threshold,
+        "threshold": threshold,
+        "cameras": false_alarms_by_camera(clips, checkpoint.threshold, threshold, scoring),
+    }
+    return CalibrateReport(text=_text(fields, config), fields=fields)
+
+
+def false_alarms_by_camera(
+    clips: ScoredClips, before: float, after: float, config: EvaluateConfig
+) -> dict[str, dict[str, Any]]:
+    """Return the clips called crime and the false alarms of each camera (recording, else video), and of all."""
+    groups = np.array(clips.groups)
+    cameras = {}
+    for name in (*np.unique(groups).tolist(), "all"):
+        here = np.ones(len(groups), np.bool_) if name == "all" else groups == name
+        own = _part(clips, here)
+        cameras[name] = {
+            "clips": int(here.sum()),
+            "called_crime_before": int((own.scores >= before).sum()),
+            "called_crime": int((own.scores >= after).sum()),
+            "false_alarms_before": false_alarms(own, before, config),
+            "false_alarms": false_alarms(own, after, config),
+        }
+    return cameras
+
+
+def _part(clips: ScoredClips, here: np.ndarray[Any, np.dtype[np.bool_]]) -> ScoredClips:
+    columns = ("rows", "labels", "videos", "scores", "first_frames", "last_frames", "seconds")
+    return dataclasses.replace(clips, **{name: getattr(clips, name)[here] for name in columns})
+
+
+def _text(fields: dict[str, Any], config: CalibrateConfig) -> str:
+    rows = [("camera", "clips", "called crime", "false alarms per hour")]
+    for name, found in fields["cameras"].items():
+        alarms = [found[key] for key in ("false_alarms_before", "false_alarms")]
+        rates = [one.get("reason") or interval_text(one["per_hour"], 1) for one in alarms]
+        called = f"{found['called_crime_before']} → {found['called_crime']}"
+        rows.append((name, f"{found['clips']:,}", called, " → ".join(dict.fromkeys(rates))))
+    lines = [
+        f"Threshold on P(crime): {fields['threshold_before']:.4f} → {fields['threshold']:.4f}, for at most "
+        f"{config.false_alarms_per_hour:g} false alarms per hour of {config.normal_shards}",
+        *aligned(rows),
+        "The figures after the arrow are on the footage that chose the threshold; new footage will give more.",
+        f"✓ Threshold stored in {config.checkpoint}",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,170 @@
+"""Composite clips that teach attention which frames show a crime.
+
+A label of a whole clip does not say where the crime is, and attention that is trained by such labels alone may look
+anywhere. In a composite it is known: some frames come from a crime, the others from a normal clip, of the same
+recording where there is one, so that nothing but the action tells them apart. Normal frames are put into normal clips
+as well, so that the seam says nothing about the label. (Splicing follows CutMix, Yun et al., ICCV 2019, along time.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from stage1.data import clip_random
+from stage1.data.epoch_plan import Rows
+from stage1.data.reader import ClipReader, JoinedReader
+from stage1.training.config import TrainConfig
+from vidshard.shards.layout import CRIME_LABEL, NORMAL_LABEL
+from vidshard.util.errors import FormatError
+
+MIN_FRAMES = 8  # of a clip; shorter clips are not spliced
+SHORTEST, LONGEST = 1 / 4, 1 / 2  # of the clip, that the inserted frames take
+
+
+class Composite(NamedTuple):
+    """Plan of one composite: frames `first` to `last` - 1 of one clip are inserted into another."""
+
+    place: int  # of the clip in its batch
+    partner: int  # row of the normal clip in the index
+    first: int
+    last: int
+    is_inserted: bool  # the clip of the batch gives the inserted frames, and the partner all others
+    blended: bool  # the frames at the seams are the mean of both clips
+    is_crime: bool = True  # the clip of the batch; the partner is normal
+
+
+@dataclasses.dataclass(frozen=True)
+class Splicer:
+    """Maker of composites from the clips of a batch and normal clips of the same set."""
+
+    reader: ClipReader | JoinedReader
+    rows: dict[str, Rows]  # recording → its normal clips
+    recordings: list[str]  # of every video of the set
+    every_normal: Rows
+    trimmed: npt.NDArray[np.bool_]  # of every video of the set: it is short enough to show the crime in all frames
+    share: float  # of the clips of a batch
+    seed: int
+    skip_damaged: bool
+
+    @classmethod
+    def of_clips(
+        cls,
+        reader: ClipReader | JoinedReader,
+        rows: Rows,
+        labels: Rows,
+        *,
+        config: TrainConfig,
+    ) -> Splicer:
+        """Create a splicer for the clips of `rows`; `labels` are those of every row of the index."""
+        normal = rows[labels[rows] == NORMAL_LABEL]
+        videos = reader.videos
+        names = [reader.recording_or_video(video) for video in range(int(videos.max()) + 1)]
+        found: dict[str, list[int]] = {}
+        for row in normal.tolist():
+            found.setdefault(names[videos[row]], []).append(row)
+        groups = {name: np.array(group) for name, group in found.items()}
+        trimmed = reader.video_seconds() < config.trimmed_seconds
+        any_trimmed = bool(trimmed[videos[rows[labels[rows] == CRIME_LABEL]]].any())
+        return cls(
+            reader=reader,
+            rows=groups,
+            recordings=names,
+            every_normal=normal,
+            trimmed=trimmed,
+            share=config.splices if any_trimmed else 0.0,  # without crimes, composites would teach nothing
+            seed=config.seed,
+            skip_damaged=config.max_bad_clips > 0,
+        )
+
+    def partners(self, row: int) -> Rows:
+        """Return the normal clips that the clip of `row` may be spliced with: of its recording, else all."""
+        mine: Rows = self.rows.get(self.recordings[self.reader.videos[row]], self.every_normal)
+        mine = mine[mine != row]
+        return mine if len(mine) else np.delete(self.every_normal, self.every_normal == row)
+
+    def plan(self, labels_B: torch.Tensor, indices_B: torch.Tensor, *, num_frames: int, epoch: int) -> list[Composite]:
+        """Draw the composites of a batch; they depend on the seed, the epoch and the row of each clip only."""
+        if num_frames < MIN_FRAMES:
+            return []
+        seeds_B = clip_random.clip_seeds(indices_B.cpu(), seed=self.seed, epoch=epoch)
+        drawn_BN = clip_random.uniform(seeds_B, 6, stream=clip_random.SPLICES).double().numpy()
+        plans = []
+        for place, (row, label) in enumerate(zip(indices_B.tolist(), labels_B.tolist(), strict=True)):
+            chosen, partner, length, first, side, blend = drawn_BN[place].tolist()
+            if chosen >= self.share or label < 0:
+                continue
+            if label == CRIME_LABEL and not self.trimmed[self.reader.videos[row]]:
+                continue
+            partners = self.partners(row)
+            if not len(partners):
+                continue
+            frames = round(num_frames * (SHORTEST + (LONGEST - SHORTEST) * length))
+            begin = int(first * (num_frames - frames + 1))
+            plans.append(
+                Composite(
+                    place=place,
+                    partner=int(partners[int(partner * len(partners))]),
+                    first=begin,
+                    last=begin + frames,
+                    is_inserted=side < 0.5,
+                    blended=blend < 0.5,
+                    is_crime=label == CRIME_LABEL,
+                )
+            )
+        return plans
+
+    def read_partners(self, plans: list[Composite]) -> tuple[list[Composite], torch.Tensor]:
+        """Read the partners of composites, uint8 (B', T, H, W, C), and return them with those plans.
+
+        With `skip_damaged`, composites whose partner is damaged are left out; otherwise FormatError is raised.
+        """
+        clips = np.empty((len(plans), *self.reader.clip_shape.thwc), np.uint8)
+        kept: list[Composite] = []
+        for plan in plans:
+            try:
+                self.reader.read_clips([plan.partner], clips[len(kept) : len(kept) + 1])
+            except FormatError:  # training itself reports it, when it comes to that clip
+                if not self.skip_damaged:
+                    raise
+            else:
+                kept.append(plan)
+        return kept, torch.from_numpy(clips[: len(kept)])
+
+    def note(self, rows: Rows, labels: Rows) -> str:
+        """Say how many of the crimes among `rows` are spliced, and with which clips."""
+        videos = self.reader.videos[rows[labels[rows] == CRIME_LABEL]]
+        trimmed = videos[self.trimmed[videos]]
+        own = sum(self.recordings[video] in self.rows for video in trimmed.tolist())
+        text = f"attention is taught by composites of {len(trimmed)} of {len(videos)} crime clips"
+        if len(trimmed):
+            text += f" with normal clips of their recording ({own}) or of any camera ({len(trimmed) - own})"
+        if len(trimmed) < len(videos):
+            text += "; the others are from longer videos (`trimmed_seconds`), most of which may be normal"
+        return text
+
+
+def splice(clips_BCTHW: torch.Tensor, partners_BCTHW: torch.Tensor, plans: list[Composite]) -> None:
+    """Replace clips of a batch by their composites, in place."""
+    for partner_CTHW, plan in zip(partners_BCTHW, plans, strict=True):
+        clip_CTHW = clips_BCTHW[plan.place]
+        weights_T = torch.from_numpy(own_frames(plan, clip_CTHW.shape[1])).to(clip_CTHW)
+        clip_CTHW.mul_(weights_T[:, None, None]).add_(partner_CTHW * (1 - weights_T)[:, None, None])
+
+
+def own_frames(plan: Composite, num_frames: int) -> npt.NDArray[np.float32]:
+    """Return the share of the clip of the batch in each frame of its composite, [T].
+
+    >>> own_frames(Composite(0, 0, 2, 4, is_inserted=True, blended=True), 6).tolist()
+    [0.0, 0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+    inserted_T = np.zeros(num_frames, np.float32)
+    inserted_T[plan.first : plan.last] = 1
+    if plan.blended:
+        inserted_T[max(0, plan.first - 1) : plan.first] = 0.5
+        inserted_T[plan.last : plan.last + 1] = 0.5
+    return inserted_T if plan.is_inserted else 1 - inserted_T

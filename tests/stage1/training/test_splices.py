@@ -1,0 +1,140 @@
+"""Composites: which frames come from which clip, who is whose partner, and what attention is taught."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fake_shards import write_shards
+from stage1.data.loader import Batch
+from stage1.data.reader import ClipReader
+from stage1.training.clip_objective import ATTENTION_WEIGHT, ClipObjective, attention_loss
+from stage1.training.config import TrainConfig
+from stage1.training.splices import Composite, Splicer, own_frames, splice
+from vidshard.util.errors import FormatError
+
+LABELS = [1, 0, 0, 1, 0, 0, 1, 0]
+RECORDINGS = ["A", "A", "A", "B", "B", "B", "C", None]  # C has no normal clip
+SHAPE = (8, 4, 4)
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> ClipReader:
+    """Clips whose pixels all have ten times the number of their row."""
+    clips = np.repeat(np.arange(8, dtype=np.uint8) * 10, np.prod((*SHAPE, 3))).reshape(8, *SHAPE, 3)
+    return ClipReader(write_shards(tmp_path / "s", clips, LABELS, source_groups=RECORDINGS))
+
+
+def splicer(reader: ClipReader, share: float = 1.0, **options: Any) -> Splicer:
+    config = TrainConfig(shards=Path("s"), splices=share, **options)
+    return Splicer.of_clips(reader, np.arange(8), reader.labels, config=config)
+
+
+def test_partners_are_normal_clips_of_the_recording_or_else_of_the_set(reader: ClipReader) -> None:
+    assert splicer(reader).partners(0).tolist() == [1, 2]
+    assert splicer(reader).partners(4).tolist() == [5]  # never itself
+    assert splicer(reader).partners(6).tolist() == [1, 2, 4, 5, 7]
+    assert splicer(reader).partners(7).tolist() == [1, 2, 4, 5]
+
+
+def test_composites_depend_on_seed_epoch_and_row_alone(reader: ClipReader) -> None:
+    def plan(rows: list[int], epoch: int = 0) -> list[Composite]:
+        indices = torch.tensor(rows)
+        return splicer(reader).plan(torch.tensor([LABELS[row] for row in rows]), indices, num_frames=8, epoch=epoch)
+
+    (alone,), together = plan([3]), plan([5, 3, 1])
+    assert together[1] == alone._replace(place=1)
+    assert plan([3], epoch=1) != [alone]
+    assert plan(list(range(8))) == plan(list(range(8)))
+
+
+def test_a_share_of_the_clips_is_spliced_and_no_clip_without_label(reader: ClipReader) -> None:
+    rows = torch.arange(8)
+    plans = [splicer(reader, 0.25).plan(torch.tensor(LABELS), rows, num_frames=8, epoch=epoch) for epoch in range(200)]
+    assert sum(map(len, plans)) / 1600 == pytest.approx(0.25, abs=0.04)
+    assert splicer(reader).plan(torch.full((8,), -1), rows, num_frames=8, epoch=0) == []
+    assert splicer(reader).plan(torch.tensor(LABELS), rows, num_frames=4, epoch=0) == []  # too short
+    lengths = {plan.last - plan.first for epoch in plans for plan in epoch}
+    assert lengths == {2, 3, 4}
+    assert {plan.is_inserted for epoch in plans for plan in epoch} == {False, True}
+
+
+def test_frames_come_from_the_clip_that_the_plan_says() -> None:
+    clips = torch.full((1, 1, 6, 1, 1), 8.0)
+    splice(clips, torch.zeros(1, 1, 6, 1, 1), [Composite(0, 0, 2, 4, is_inserted=True, blended=True)])
+    assert clips.flatten().tolist() == [0, 4, 8, 8, 4, 0]
+    outside = Composite(0, 0, 0, 2, is_inserted=False, blended=False)
+    assert own_frames(outside, 4).tolist() == [0, 0, 1, 1]
+
+
+def test_attention_is_taught_the_frames_of_the_crime(reader: ClipReader) -> None:
+    """The loss grows by the divergence of attention from the crime's frames, found here from the pixels."""
+    config = TrainConfig(shards=Path("s"), splices=1.0)
+    seen = []
+
+    def forward(clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(clips[:, 0, :, 0, 0].clone())
+        return torch.zeros(len(clips), 2), torch.full((len(clips), 8), 1 / 8)
+
+    def loss(splicing: Splicer | None) -> float:
+        objective = ClipObjective(
+            config=config, transform=lambda clips, _rows, _epoch: clips.permute(0, 4, 1, 2, 3).float()
+        )
+        objective.splicer = splicing
+        clips = torch.from_numpy(np.stack([reader[0], reader[1]]))
+        batch = Batch(clips, torch.tensor([1, 0]), torch.tensor([0, 1]))
+        return float(objective.loss(torch.nn.Identity(), forward, batch, 0).loss_sum)
+
+    plain, taught = loss(None), loss(splicer(reader))
+    crime, normal = seen[-1]
+    num_crime = int((crime == 0).sum())  # row 0 is black, and its partner is not
+    assert 0 < num_crime < 8
+    assert set(normal.tolist()) <= {10, 15, 20}  # a normal clip keeps normal frames
+    assert taught - plain == pytest.approx(ATTENTION_WEIGHT * np.log(8 / num_crime), rel=1e-5)
+
+
+def test_the_loss_of_attention_is_smallest_where_attention_is_right() -> None:
+    events = torch.tensor([[0.0, 1, 1, 0]])
+    right = attention_loss(torch.tensor([[0, 0.5, 0.5, 0]]), events)
+    assert float(right) == pytest.approx(0, abs=1e-6)
+    blocks = torch.tensor([[1.0, 0]])  # of two frames each
+    assert float(attention_loss(blocks, torch.tensor([[1.0, 1, 0, 0]]))) == pytest.approx(0, abs=1e-6)
+    for other in ([0.25, 0.25, 0.25, 0.25], [0, 0.9, 0.1, 0], [0.5, 0, 0, 0.5]):
+        assert float(attention_loss(torch.tensor([other]), events)) > 0.1
+
+
+def test_a_damaged_partner_is_an_error_or_is_left_out_where_damage_is_tolerated(
+    reader: ClipReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = ClipReader.read_clips
+
+    def damaged(self: ClipReader, rows: Any, out: Any) -> None:
+        if 1 in rows:
+            raise FormatError("clip 1 is damaged")
+        read(self, rows, out)
+
+    monkeypatch.setattr(ClipReader, "read_clips", damaged)
+    plans = [Composite(0, 1, 0, 2, is_inserted=True, blended=False), Composite(1, 2, 0, 2, True, False)]
+    kept, clips = splicer(reader, max_bad_clips=1).read_partners(plans)
+    assert kept == plans[1:]
+    assert clips.unique().tolist() == [20]
+    with pytest.raises(FormatError, match="clip 1"):
+        splicer(reader).read_partners(plans)
+
+
+def test_training_says_where_the_partners_come_from(reader: ClipReader) -> None:
+    note = splicer(reader).note(np.arange(8), reader.labels)
+    assert "3 of 3 crime clips with normal clips of their recording (2) or of any camera (1)" in note
+    assert "longer" not in note
+
+
+def test_long_videos_are_not_spliced(reader: ClipReader) -> None:
+    """The videos last 0.8 seconds."""
+    assert splicer(reader, trimmed_seconds=0.9).share == 1
+    long = splicer(reader, trimmed_seconds=0.7)
+    assert long.plan(torch.tensor(LABELS), torch.arange(8), num_frames=8, epoch=0) == []
+    assert "0 of 3 crime clips; the others are from longer videos" in long.note(np.arange(8), reader.labels)
