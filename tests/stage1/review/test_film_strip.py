@@ -122,6 +122,11 @@ def test_a_miss_is_drawn_from_the_shards_and_says_so(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "shards", some_clips(), LABELS)
     model = write_checkpoint(tmp_path / "model.pt")
     infer(InferConfig(shards=shards, checkpoint=model, out=tmp_path / "run"))
+    crimes = [
+        clip.confidence for clip in output.read_predictions(tmp_path / "run" / "predictions.csv") if clip.label == 1
+    ]
+    lowest = min(confidence for confidence in crimes if confidence is not None)
+    infer(InferConfig(shards=shards, checkpoint=model, out=tmp_path / "run", threshold=lowest + 1e-4))
     miss = film_strip.strongest_miss(OutputFiles(folder=tmp_path / "run"))
     clips = [clip for clip in output.read_predictions(tmp_path / "run" / "predictions.csv") if clip.outcome == "miss"]
     assert miss is not None
