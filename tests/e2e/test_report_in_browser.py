@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fake_shards import write_shards
 from inference_runs import write_checkpoint
@@ -21,6 +22,9 @@ from stage1.data.reader import ClipReader
 from stage1.data.review_labels import apply_review_labels, read_review_labels
 from stage1.inference.run import InferConfig, infer
 from stage1.review.report import ReportConfig, write_report
+from stage1.training.clip_objective import ClipObjective
+from stage1.training.config import TrainConfig
+from stage1.training.data import open_data
 
 selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 selenium_keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
@@ -189,6 +193,26 @@ def test_the_page_has_names_for_those_who_hear_it(report: Path, browser: Any) ->
     assert nameless == []
     assert browser.execute_script("return [...document.images].filter((i) => !i.alt).length") == 0
     assert browser.execute_script("return document.documentElement.lang") == "en"
+
+
+def test_labels_of_new_footage_are_in_the_batches_of_the_next_training(tmp_path: Path, browser: Any) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (14, 4, 16, 16, 3), np.uint8)
+    known = write_shards(tmp_path / "known", noise[:8], [0, 1] * 4)
+    new = write_shards(tmp_path / "new", noise[8:], [-1] * 6, prefix="new-")
+    checkpoint = write_checkpoint(tmp_path / "model.pt")
+    infer(InferConfig(shards=new, checkpoint=checkpoint, out=tmp_path / "run", threshold=0.0))
+    browser.get(write_report(ReportConfig(folder=tmp_path / "run")).path.as_uri())
+    choose(browser, "sort", "video")
+    press(browser, "jtftsf" + "e")
+    download = tmp_path / "downloads" / "marks.csv"
+    wait(download.is_file)
+
+    config = TrainConfig(shards=(known, new), marks=(download,), val_fraction=0.0, batch_size=12)
+    loader, _ = ClipObjective(config=config).make_loaders(open_data(config), torch.device("cpu"))
+    (batch,) = loader
+    labels = dict(zip(batch.indices.tolist(), batch.labels.tolist(), strict=True))
+    assert {row: labels.get(row) for row in range(8, 14)} == {8: 1, 9: 0, 10: 1, 11: None, 12: 0, 13: None}
+    assert [labels[row] for row in range(8)] == [0, 1] * 4
 
 
 def test_frames_loop_on_focus_but_not_for_those_who_want_no_motion(report: Path, browser: Any) -> None:
