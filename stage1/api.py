@@ -75,8 +75,8 @@ def train(
         Path: ``<out>/binary_stage1_with_attention.pt``.
 
     Raises:
-        UserError: An unknown option, a bad value, unusable shards, or `out` contains another run.
-        RunStopped: SIGTERM or SIGUSR1 arrived. A checkpoint was saved; call again with ``resume=True``.
+        UserError: An unknown option, a bad value, or unusable shards. An earlier run in `out` is moved aside.
+        RunStopped: Ctrl-C, SIGTERM or SIGUSR1 arrived. A checkpoint was saved; call again with ``resume=True``.
     """
     function = transform if callable(transform) else None
     if transform is not None and function is None:
