@@ -21,8 +21,10 @@ def clips(**options: Any) -> int:
     Exit codes: 0 success; 2 finished, but some events could not be cut; 1 error.
     """
     config = from_options(ClipsConfig, options)
+    from stage1.common import distributed
     from stage1.review.event_clips import write_clips
 
+    distributed.expect_one_process("clips")
     result = write_clips(config)
     for failure in result.failures:
         console.echo(f"not cut: {failure}", err=True)

@@ -15,7 +15,7 @@ import stage1.cli.main
 import vidshard.cli.main
 from stage1.evaluation.config import CrossvalConfig, EvaluateConfig, ExplainConfig, ScoresConfig
 from stage1.inference.config import EventConfig, ExtractConfig, FeaturesConfig, InferConfig
-from stage1.review.config import ReportConfig
+from stage1.review.config import ClipsConfig, ReportConfig, VisualizeConfig
 from stage1.training.config import TrainConfig
 from vidshard.inspection.config import PreviewConfig
 from vidshard.planning.config import BuildConfig
@@ -31,6 +31,8 @@ CONFIGS = {
     ("vidshard", "preview"): (PreviewConfig,),
     ("stage1", "train"): (TrainConfig,),
     ("stage1", "infer"): (InferConfig, EventConfig),
+    ("stage1", "visualize"): (VisualizeConfig,),
+    ("stage1", "clips"): (ClipsConfig,),
     ("stage1", "report"): (ReportConfig,),
     ("stage1", "evaluate"): (EvaluateConfig, ScoresConfig),
     ("stage1", "crossval"): (CrossvalConfig,),

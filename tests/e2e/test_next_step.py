@@ -29,6 +29,7 @@ COMMANDS = (
     "stage1 visualize",
     "stage1 evaluate --val-shards shards/Validation",
     "stage1 report --evaluation evaluation",
+    "stage1 clips",
     "stage1 extract --for-looking",
     "stage1 features --shards shards/Test --checkpoint checkpoints/binary_stage1_with_attention.pt --out features",
     "stage1 infer --shards shards/Validation --out other --threshold 0",
