@@ -29,6 +29,7 @@ from stage1.model.checkpoint import Checkpoint
 from stage1.model.config import SIZES, ModelConfig
 from stage1.model.network import Stage1Model
 from stage1.review import film_strip
+from stage1.review.config import VisualizeConfig
 from stage1.training import config as training_options
 from stage1.training import loop
 from stage1.training.config import PRESETS, TrainConfig
@@ -74,8 +75,8 @@ def train(
         Path: ``<out>/binary_stage1_with_attention.pt``.
 
     Raises:
-        UserError: An unknown option, a bad value, unusable shards, or `out` contains another run.
-        RunStopped: SIGTERM or SIGUSR1 arrived. A checkpoint was saved; call again with ``resume=True``.
+        UserError: An unknown option, a bad value, or unusable shards. An earlier run in `out` is moved aside.
+        RunStopped: Ctrl-C, SIGTERM or SIGUSR1 arrived. A checkpoint was saved; call again with ``resume=True``.
     """
     function = transform if callable(transform) else None
     if transform is not None and function is None:
@@ -211,4 +212,4 @@ def visualize(folder: PathLike = "stage1_output") -> Path:
     Raises:
         UserError: The folder contains no finished run. `FormatError`, a subclass, if its files do not belong together.
     """
-    return film_strip.visualize(Path(folder))[0]
+    return film_strip.visualize(VisualizeConfig(folder=Path(folder)))[0]

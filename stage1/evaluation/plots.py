@@ -10,6 +10,7 @@ from stage1.common.plots import AUC_COLOUR as GREEN
 from stage1.common.plots import GREY, make_figure, save, set_title
 from stage1.common.plots import TRAIN_COLOUR as BLUE
 from stage1.common.plots import VALIDATION_COLOUR as RED
+from stage1.metrics.calibration import MassBin, equal_mass_bins
 from stage1.metrics.clips import interval_text, roc_curve
 
 
@@ -46,7 +47,7 @@ def plot_evaluation(fields: Mapping[str, Any], clips: Any, videos: Any, path: Pa
     """
     figure, axes = make_figure((10.4, 8.4), rows=2, columns=2)
     _draw_roc(axes[0], fields, {"clips": clips, "videos": videos})
-    _draw_reliability(axes[1], fields["calibration"])
+    _draw_reliability(axes[1], fields["calibration"], equal_mass_bins(clips.labels, clips.scores))
     _draw_scores(axes[2], videos, fields["threshold"]["value"])
     _draw_baselines(axes[3], fields)
     save(figure, path)
@@ -69,25 +70,28 @@ def _draw_roc(axes: Any, fields: Mapping[str, Any], levels: Mapping[str, Any]) -
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, loc="lower right")
     else:
-        axes.text(0.5, 0.25, "undefined: the clips are of one class only", ha="center", color=GREY)
+        axes.text(0.5, 0.25, "undefined: the clips belong to only one class", ha="center", color=GREY)
 
 
-def _draw_reliability(axes: Any, calibration: Mapping[str, Any]) -> None:
+def _draw_reliability(axes: Any, calibration: Mapping[str, Any], bins: Sequence[MassBin]) -> None:
+    """Plot the share of crime in bins of equal size, with its interval; the dotted line is perfect calibration."""
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
+    probabilities = [one.mean_probability for one in bins]
+    shares = [one.crime_share for one in bins]
+    below, above = [[one.crime_share - one.low for one in bins], [one.high - one.crime_share for one in bins]]
     calibrated = calibration["prior"] is not None
-    for name, colour in (("before", GREY), ("after", GREEN)) if calibrated else (("before", GREY),):
-        curve = calibration[name]
-        bins = zip(curve["mean_probability"], curve["crime_share"], curve["counts"], strict=True)
-        probabilities, shares, counts = zip(*(values for values in bins if values[2]), strict=True)
-        axes.plot(probabilities, shares, color=colour, linewidth=1)
-        label = f"{name}: ECE {curve['ece']:.3f}" if calibrated else f"ECE {curve['ece']:.3f}"
-        sizes = [15 + 150 * count / max(counts) for count in counts]
-        # Without clipping, points at 0 and 1 stay whole.
-        axes.scatter(probabilities, shares, s=sizes, color=colour, label=label, zorder=3, clip_on=False)
+    label = f"ECE {calibration['after' if calibrated else 'before']['ece']:.3f}"
+    label += f" (before calibration {calibration['before']['ece']:.3f})" if calibrated else ""
+    # Without clipping, points at 0 and 1 stay whole.
+    axes.errorbar(
+        probabilities, shares, yerr=[below, above], color=GREEN if calibrated else GREY, marker="o", linewidth=1,
+        capsize=3, label=label, clip_on=False,
+    )  # fmt: skip
     axes.set(xlabel="P(crime)", ylabel="Share of crime", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     how = f"temperature {calibration['temperature']:.2f}" if calibrated else "not calibrated"
-    set_title(axes, f"Calibration of clips, {how}")
-    axes.legend(loc="best", framealpha=0.85, edgecolor="none", markerscale=0.6)  # where fewest points are
+    size = f"{len(bins)} bins of {bins[0].count} clips" if len(bins) > 1 else "1 bin"
+    set_title(axes, f"Calibration of clips, {how}\n{size}, 95 % intervals", fontsize=10)
+    axes.legend(loc="best", framealpha=0.85, edgecolor="none")
 
 
 def _draw_scores(axes: Any, videos: Any, threshold: float) -> None:

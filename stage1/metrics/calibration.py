@@ -18,6 +18,8 @@ from stage1.metrics.clips import Array, Floats, Labels
 from vidshard.util.errors import UserError
 
 NUM_BINS = 15
+MAX_MASS_BINS, MIN_MASS = 10, 10  # bins of equal size, and clips of one
+_Z = 1.959964  # 95 % of a normal distribution lie within so many standard deviations
 MAX_TEMPERATURE = 100.0
 MIN_ALARM_SECONDS = 10.0  # shortest video that counts for false alarms per hour
 _EPSILON = 1e-12  # smallest distance of a probability from 0 and 1, which keeps its logit finite
@@ -140,6 +142,42 @@ def reliability(labels: Labels, crime_probabilities: Floats, *, num_bins: int = 
         crime_share=tuple(float(c / n) if n else None for c, n in zip(crimes, counts, strict=True)),
         ece=ece,
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MassBin:
+    """Clips of neighbouring P(crime), with the share of crime among them and its 95 % interval."""
+
+    count: int
+    mean_probability: float
+    crime_share: float
+    low: float
+    high: float
+
+
+def equal_mass_bins(labels: Labels, crime_probabilities: Floats) -> list[MassBin]:
+    """Divide clips by P(crime) into at most MAX_MASS_BINS bins of equal size, of at least MIN_MASS clips if possible.
+
+    Intervals are Wilson's, which are never empty, not even at a share of 0 or 1.
+
+    >>> bins = equal_mass_bins([0] * 10 + [1] * 10, [0.1] * 10 + [0.9] * 10)
+    >>> [(one.count, one.crime_share, round(one.high, 2)) for one in bins]
+    [(10, 0.0, 0.28), (10, 1.0, 1.0)]
+    """
+    labels_N, probabilities_N = np.asarray(labels, np.float64), np.asarray(crime_probabilities, np.float64)
+    order = np.argsort(probabilities_N, kind="stable")
+    num_bins = min(MAX_MASS_BINS, max(1, len(order) // MIN_MASS))
+    bins = []
+    for rows in np.array_split(order, num_bins):
+        if not len(rows):
+            continue
+        n, share = len(rows), float(labels_N[rows].mean())
+        centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+        half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n * n))
+        low, high = max(0.0, centre - half), min(1.0, centre + half)
+        mean = float(probabilities_N[rows].mean())
+        bins.append(MassBin(count=n, mean_probability=mean, crime_share=share, low=low, high=high))
+    return bins
 
 
 def logits(probabilities: Array) -> Array:

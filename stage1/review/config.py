@@ -12,6 +12,23 @@ from vidshard.storage.urls import Location, location
 from vidshard.util.errors import UserError
 from vidshard.util.options import option
 
+MAX_DETECTIONS = 6
+SORTS = ("strongest", "weakest", "time")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisualizeConfig(CheckedConfig):
+    """Options of the picture of a run of inference."""
+
+    folder: Path = option(DEFAULT_INFERENCE, argument=True, metavar="[DIR]")
+    num: int = option(MAX_DETECTIONS, help="Number of clips to draw.", at_least=1)
+    sort: str = option(
+        "strongest",
+        help="Which detections to draw. strongest: of different videos, and a false alarm and a miss, if any.",
+        choices=SORTS,
+    )
+    out: Path | None = option(None, help="Picture to write.", default_text="DIR/attention_visualization.png")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipsConfig(CheckedConfig):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from stage1.common.files import hold_out
 from stage1.data.from_videos import VideoCutter
 from stage1.inference.outputs import OutputFiles
 from stage1.review.config import ClipsConfig as ClipsConfig
@@ -50,8 +51,13 @@ def clip_name(source: str, number: int) -> str:
 def write_clips(config: ClipsConfig) -> ClipsResult:
     """Cut every event of the run in ``config.folder``, with ``config.seconds`` before and after it.
 
-    Raises UserError if the folder has no finished run.
+    Raises UserError if the folder contains no finished run.
     """
+    with hold_out(config.folder):
+        return _write_clips(config)
+
+
+def _write_clips(config: ClipsConfig) -> ClipsResult:
     files = OutputFiles(folder=config.folder)
     if not files.run.is_file():
         raise UserError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import itertools
+import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from stage1.common.files import hold_out
+from stage1.data.reader import ClipReader
 from stage1.inference.attention_data import load_attention_data
-from stage1.inference.outputs import Detection, OutputFiles, read_anomalies
+from stage1.inference.outputs import Detection, OutputFiles, read_anomalies, read_predictions
+from stage1.review.config import MAX_DETECTIONS, VisualizeConfig
 from vidshard.shards import layout
+from vidshard.storage import urls
 from vidshard.util import atomic
 from vidshard.util.errors import FormatError, UserError
 
@@ -24,7 +28,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAX_DETECTIONS = 6
 MAX_FRAMES = 16  # more than fit side by side at a readable size
 
 # Okabe and Ito's orange and blue are distinguishable with every kind of colour blindness, and in grey.
@@ -56,36 +59,90 @@ class FilmStrip:
     detection: Detection
     frames: npt.NDArray[np.uint8]  # (len(shown), H, W, 3) RGB
     shown: tuple[int, ...]
+    is_miss: bool = False  # its attention is not among the outputs
 
 
-def visualize(folder: Path) -> tuple[Path, int]:
-    """Draw the strongest detections below the output folder of `stage1 infer`.
+def visualize(config: VisualizeConfig) -> tuple[Path, int]:
+    """Draw detections of a run as film strips: by default the strongest, among them a false alarm and a miss.
 
-    Returns the path of the picture and the number of detections in it. If there are no detections, the picture says so.
+    Returns the path of the picture and the number of clips in it. If there are no detections, the picture says so.
     Raises UserError if the folder has no finished run, and FormatError if its files come from different runs.
     """
-    with hold_out(folder):
-        return _visualize(folder)
+    with hold_out(config.folder):
+        return _visualize(config)
 
 
-def _visualize(folder: Path) -> tuple[Path, int]:
-    files = OutputFiles(folder=folder)
+def _visualize(config: VisualizeConfig) -> tuple[Path, int]:
+    files = OutputFiles(folder=config.folder)
     if not files.run.is_file():
-        raise UserError(f"{folder} contains no finished run of stage1 infer; run `stage1 infer --out {folder}` first")
+        raise UserError(
+            f"{config.folder} contains no finished run of stage1 infer; run `stage1 infer --out {config.folder}` first"
+        )
     detections = read_anomalies(files.anomalies)
-    data = load_attention_data(folder)
+    data = load_attention_data(config.folder)
     if [detection.key for detection in detections] != data.keys:
         raise FormatError(
-            f"{files.anomalies} and the attention data of {folder} come from different runs; run `stage1 infer` again"
+            f"{files.anomalies} and the attention data of {config.folder} come from different runs; run `stage1 infer` "
+            "again"
         )
+    miss = strongest_miss(files) if detections else None
+    rows = chosen(detections, config.num - (miss is not None and config.num > 1), sort=config.sort)
     strips = []
-    for row in strongest(detections):
+    for row in rows:
         shown = shown_positions(detections[row].attention_weights)
         strips.append(
             FilmStrip(detection=detections[row], frames=data.clips[row][list(shown)].numpy().copy(), shown=shown)
         )
-    atomic.write_bytes(files.picture, draw(strips, num_detections=len(detections)))
-    return files.picture, len(strips)
+    if miss is not None and len(strips) < config.num:
+        strips.append(miss)
+    picture = config.out or files.picture
+    atomic.write_bytes(picture, draw(strips, num_detections=len(detections)))
+    return picture, len(strips)
+
+
+def chosen(detections: Sequence[Detection], count: int, *, sort: str = "strongest") -> list[int]:
+    """Return the positions of the detections to show; a false alarm is among them if there is one."""
+    if sort == "time":
+        return list(range(len(detections)))[:count]
+    if sort == "weakest":
+        return sorted(range(len(detections)), key=lambda i: (detections[i].confidence, i))[:count]
+    rows = strongest(detections, count)
+    alarms = [i for i in range(len(detections)) if detections[i].label == layout.NORMAL_LABEL]
+    if alarms and count > 1 and not set(rows) & set(alarms):
+        rows = [*rows[: count - 1], max(alarms, key=lambda i: (detections[i].confidence, -i))]
+    return rows
+
+
+def strongest_miss(files: OutputFiles) -> FilmStrip | None:
+    """Return the missed crime of highest confidence, without attention; None if there is none, or no shards."""
+    try:
+        clips = read_predictions(files.predictions)
+        missed = [row for row, clip in enumerate(clips) if clip.outcome == "miss" and clip.confidence is not None]
+        run = json.loads(files.run.read_bytes())["shards"]
+        reader = ClipReader(urls.location(run["path"])) if missed and run["path"] else None
+        if reader is None or reader.digest != run["digest"] or len(reader) != len(clips):
+            return None
+        row = max(missed, key=lambda row: (clips[row].confidence or 0.0, -row))
+        record, frames = reader.read_record(row), reader[row]
+    except (UserError, OSError, ValueError, KeyError, TypeError):
+        return None
+    num_frames = len(record.timestamps_seconds)
+    shown = shown_positions([0.0] * num_frames)
+    miss = Detection(
+        video_path=record.path,
+        key=record.key,
+        source=record.path,
+        clip_index=record.clip_index,
+        class_name=record.class_name,
+        label=record.label,
+        split=record.split,
+        confidence=clips[row].confidence or 0.0,
+        attention_weights=(1 / num_frames,) * num_frames,
+        frame_indices=record.frame_indices,
+        seconds=record.timestamps_seconds,
+        fps=record.fps,
+    )
+    return FilmStrip(detection=miss, frames=frames[list(shown)], shown=shown, is_miss=True)
 
 
 def strongest(detections: Sequence[Detection], count: int = MAX_DETECTIONS) -> list[int]:
@@ -101,6 +158,12 @@ def strongest(detections: Sequence[Detection], count: int = MAX_DETECTIONS) -> l
         seen[detections[i].source] = turn[i] + 1
     chosen = sorted(by_confidence, key=lambda i: turn[i])[:count]
     return sorted(chosen, key=lambda i: (-detections[i].confidence, i))
+
+
+def attended(detection: Detection) -> list[int]:
+    """Return the positions of the frames to mark as attended: the top ones that exceed an equal share."""
+    weights = detection.attention_weights
+    return [i for i in detection.top_attention_indices if weights[i] > 1 / len(weights)]
 
 
 def shown_positions(weights: Sequence[float], count: int = MAX_FRAMES) -> tuple[int, ...]:
@@ -162,15 +225,17 @@ def draw(strips: Sequence[FilmStrip], *, num_detections: int) -> bytes:
 
 
 def _draw_head(figure: Figure, strips: Sequence[FilmStrip], num_detections: int, total: int) -> None:
-    num_shown = len(strips)
+    num_shown = sum(not strip.is_miss for strip in strips)
     if not strips:
         title, legend = "No clip was detected as crime", "Every clip scored below the threshold: see predictions.csv"
     else:
-        which = f"the {num_shown} strongest of {num_detections}" if num_shown < num_detections else f"all {num_shown}"
+        which = f"{num_shown} of {num_detections}" if num_shown < num_detections else f"all {num_shown}"
         title = f"Clips detected as crime: {which}" if num_detections > 1 else "The clip detected as crime"
         legend = (
             "Bars: attention, how the network weighs the frames; those of a clip sum to 100 %. Dashed: equal shares."
         )
+        if num_shown < len(strips):
+            title += ", and a missed crime"
         num_frames = len(strips[0].detection.attention_weights)
         if num_frames > len(strips[0].shown):
             legend += f" Shown: {len(strips[0].shown)} of {num_frames} frames."
@@ -186,10 +251,10 @@ def _draw_strip(figure: Figure, strip: FilmStrip, top: int, total: int) -> None:
     num_shown = len(strip.shown)
     width = num_shown * frame_width + (num_shown - 1) * _FRAME_GAP
     lefts = [i * (frame_width + _FRAME_GAP) for i in range(num_shown)]
-    highlighted = [position in detection.top_attention_indices for position in strip.shown]
+    highlighted = [position in attended(detection) for position in strip.shown]
 
     _text(figure, _MARGIN, top + 12, total, _name(detection), size=17, weight="bold")
-    _text(figure, _WIDTH - _MARGIN, top + 12, total, _facts(detection), size=17, align="right")
+    _text(figure, _WIDTH - _MARGIN, top + 12, total, _facts(strip), size=17, align="right")
 
     frames = _pixel_axes(figure, _MARGIN, top + _CAPTION, width, frame_height, total)
     for left, frame, is_top in zip(lefts, strip.frames, highlighted, strict=True):
@@ -198,6 +263,16 @@ def _draw_strip(figure: Figure, strip: FilmStrip, top: int, total: int) -> None:
             _box(frames, left + 2, 2, frame_width - 4, frame_height - 4, fill=False, linewidth=2.9, zorder=2)
     frames.set(xlim=(0, width), ylim=(frame_height, 0), aspect="auto")
 
+    times = time_texts(detection.seconds)
+    for left, position in zip(lefts, strip.shown, strict=True):
+        x, y = _MARGIN + left + frame_width / 2, top + _CAPTION + frame_height + 2 + _BARS + 12
+        _text(figure, x, y, total, times[position], size=12, color=QUIET_COLOUR, align="center")
+    if strip.is_miss:
+        y = top + _CAPTION + frame_height + 2 + _BARS // 2
+        _text(
+            figure, _MARGIN, y, total, "Missed: attention is written for detections only", size=13, color=QUIET_COLOUR
+        )
+        return
     bars = _pixel_axes(figure, _MARGIN, top + _CAPTION + frame_height + 2, width, _BARS, total)
     weights = np.asarray(detection.attention_weights)
     equal_share = 1 / len(weights)
@@ -222,11 +297,6 @@ def _draw_strip(figure: Figure, strip: FilmStrip, top: int, total: int) -> None:
     bars.axhline(equal_share * scale, color=LINE_COLOUR, linewidth=0.8, linestyle=(0, (4, 4)), zorder=0)
     bars.set(xlim=(0, width), ylim=(0, _BARS))
 
-    times = time_texts(detection.seconds)
-    for left, position in zip(lefts, strip.shown, strict=True):
-        x, y = _MARGIN + left + frame_width / 2, top + _CAPTION + frame_height + 2 + _BARS + 12
-        _text(figure, x, y, total, times[position], size=12, color=QUIET_COLOUR, align="center")
-
 
 def _row_height(strip: FilmStrip) -> int:
     return _CAPTION + _frame_size(strip)[1] + 2 + _BARS + _TIMES
@@ -247,10 +317,11 @@ def _name(detection: Detection) -> str:
     return name if len(name) <= 70 else f"{name[:30]}…{name[-39:]}"
 
 
-def _facts(detection: Detection) -> str:
-    """Format class, time and confidence of a detection in one line."""
+def _facts(strip: FilmStrip) -> str:
+    """Format class, time and confidence of a clip in one line."""
+    detection = strip.detection
     times = time_texts(detection.seconds)
-    note = " (false alarm)" if detection.label == layout.NORMAL_LABEL else ""
+    note = " (missed)" if strip.is_miss else " (false alarm)" if detection.label == layout.NORMAL_LABEL else ""
     class_name = [f"{detection.class_name}{note}"] if detection.class_name else []
     return "   ·   ".join([*class_name, f"{times[0]} – {times[-1]}", f"confidence {100 * detection.confidence:.1f} %"])
 

@@ -13,9 +13,11 @@ import io
 import itertools
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +33,8 @@ from stage1.metrics import clips as metrics
 from stage1.metrics.clips import interval_text
 from stage1.model.checkpoint import load_checkpoint
 from stage1.review.config import ReportConfig as ReportConfig
-from stage1.review.film_strip import shown_positions, time_texts
+from stage1.review.event_clips import clip_name
+from stage1.review.film_strip import attended, shown_positions, time_texts
 from vidshard.storage import urls
 from vidshard.storage.urls import Location
 from vidshard.util import atomic, console
@@ -39,9 +42,9 @@ from vidshard.util.errors import FormatError, UserError
 
 MAX_IMAGE_BYTES = 40 * 2**20  # of all pictures, so that the page stays below 60 MB in base64
 MAX_POINTS = 500  # in the score curve of a video; longer curves keep the maximum of each segment
-FRAME_PIXELS = (96, 72)  # height of a frame, and for more than MANY_ITEMS
-MANY_ITEMS = 400
-STRIP_JPEG_QUALITY = 72
+FRAME_PIXELS = (112, 80, 56)  # heights of a frame: the largest whose strip is small enough
+STRIP_BYTES = 18_000  # of a JPEG, 24 kB in base64, where a lower quality reaches that
+STRIP_QUALITIES = (72, 60, 48, 36)
 RESAMPLES = 1000
 
 
@@ -57,7 +60,8 @@ class ReportResult:
 def write_report(config: ReportConfig) -> ReportResult:
     """Write the page, and return its path and counts.
 
-    Raises UserError if the folder has no finished run, and FormatError if its files are damaged or of different runs.
+    Raises UserError if the folder has no finished run, and FormatError if its files are damaged or belong to
+    different runs.
     """
     with hold_out(config.path.parent):
         return _write_report(config)
@@ -82,9 +86,10 @@ def _write_report(config: ReportConfig) -> ReportResult:
     num_shown = sum(clip.outcome is not None for clip in clips)
     data = {
         "run": run_name(run),
+        "shards": run["shards"]["digest"],
         "threshold": run["threshold"],
         "items": list(_items(chosen, clips, {d.key: d for d in detections}, pictures)),
-        "videos": [_video(row, video) for row, video in enumerate(events["videos"])],
+        "videos": [_video(row, video, files, config.path) for row, video in enumerate(events["videos"])],
     }
     page = _template().render(
         name=_name(run),
@@ -163,14 +168,13 @@ def _items(
     rows: Sequence[int], clips: Sequence[Prediction], detections: Mapping[str, Detection], pictures: Pictures
 ) -> Iterator[dict[str, Any]]:
     """Return the data of each clip that the page shows."""
-    height = FRAME_PIXELS[len(rows) > MANY_ITEMS]
     for row in rows:
         clip, detection = clips[row], detections.get(clips[row].key)
         seconds = list(detection.seconds) if detection else pictures.seconds(row)
         attention = list(detection.attention_weights) if detection else None
         positions = shown_positions(attention or [0.0] * len(seconds))
-        image, no_image = pictures.strip(row, positions, height)
-        top = detection.top_attention_indices if detection else []
+        image, no_image = pictures.strip(row, positions)
+        top = attended(detection) if detection else []
         times = time_texts(seconds)
         yield {
             "row": row,
@@ -187,6 +191,7 @@ def _items(
             "attention": [round(attention[i], 4) for i in positions] if attention else None,
             "top": [place for place, i in enumerate(positions) if i in top],
             "image": image,
+            "aspect": pictures.aspect,
             "no_image": no_image,
         }
 
@@ -208,6 +213,7 @@ class Pictures:
         if self._reader is None and detections:
             self._attention_data = load_attention_data(files.folder)
         self._bytes = 0
+        self.aspect = 1.0  # width of a frame divided by its height
         self.num_left_out = 0  # because of the limit on the size of the page
 
     def seconds(self, row: int) -> list[float]:
@@ -217,7 +223,7 @@ class Pictures:
                 return list(self._reader.read_record(row).timestamps_seconds)
         return [self._clips[row].start_seconds or 0.0, self._clips[row].end_seconds or 0.0]
 
-    def strip(self, row: int, positions: Sequence[int], height: int) -> tuple[str | None, str]:
+    def strip(self, row: int, positions: Sequence[int]) -> tuple[str | None, str]:
         """Return frames side by side as a base64 JPEG, or None and the reason."""
         if self._bytes > MAX_IMAGE_BYTES:
             self.num_left_out += 1
@@ -228,10 +234,11 @@ class Pictures:
             return None, f"No picture: {error}"
         if frames is None:
             return None, (
-                "No picture: the shards were moved or deleted, or are at a URL: pass `shards`. Attention data holds "
-                "detections only."
+                "No picture: the shards were moved or deleted, or are at a URL: pass `shards`. The attention data "
+                "contains detections only."
             )
-        data = encode_strip(frames[list(positions)], height)
+        self.aspect = round(frames.shape[2] / frames.shape[1], 4)
+        data = encode_strip(frames[list(positions)])
         self._bytes += len(data)
         return base64.b64encode(data).decode("ascii"), ""
 
@@ -245,20 +252,21 @@ class Pictures:
         return frames
 
 
-def encode_strip(frames: npt.NDArray[np.uint8], height: int) -> bytes:
-    """Encode frames, uint8 (N, H, W, 3) RGB, side by side as one JPEG of this height.
+def encode_strip(frames: npt.NDArray[np.uint8]) -> bytes:
+    """Encode frames, uint8 (N, H, W, 3) RGB, side by side as one JPEG of at most STRIP_BYTES, if possible.
 
-    >>> encode_strip(np.zeros((2, 8, 8, 3), np.uint8), 8)[:3]
+    >>> encode_strip(np.zeros((2, 8, 8, 3), np.uint8))[:3]
     b'\\xff\\xd8\\xff'
     """
     from PIL import Image
 
-    gap = np.full((frames.shape[1], max(1, frames.shape[2] // 56), 3), 255, np.uint8)
-    parts = [part for frame in frames for part in (frame, gap)]
-    strip = Image.fromarray(np.concatenate(parts[:-1], axis=1))
-    strip = strip.resize((round(strip.width * height / strip.height), height), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    strip.save(buffer, "JPEG", quality=STRIP_JPEG_QUALITY)
+    whole = Image.fromarray(np.concatenate(list(frames), axis=1))
+    for height, quality in itertools.product(FRAME_PIXELS, STRIP_QUALITIES):
+        width = max(1, round(frames.shape[2] * height / frames.shape[1])) * len(frames)  # frames of whole pixels
+        buffer = io.BytesIO()
+        whole.resize((width, height), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=quality)
+        if buffer.tell() <= STRIP_BYTES:
+            break
     return buffer.getvalue()
 
 
@@ -274,7 +282,7 @@ def _items_note(num_chosen: int, num_shown: int, pictures: Pictures) -> str:
 # --- the videos ---------------------------------------------------------------------------------------------------
 
 
-def _video(row: int, video: Mapping[str, Any]) -> dict[str, Any]:
+def _video(row: int, video: Mapping[str, Any], files: OutputFiles, page: Path) -> dict[str, Any]:
     scores = [None if score is None else round(score, 4) for score in video["scores"]]
     known = [score for score in scores if score is not None]
     return {
@@ -285,9 +293,18 @@ def _video(row: int, video: Mapping[str, Any]) -> dict[str, Any]:
         "length": console.time_text(video["duration_seconds"]),
         "highest": max(known, default=None),
         "scores": thinned(scores, MAX_POINTS),
-        "events": [_span(event, "predicted") for event in video["events"]],
+        "uri": path.as_uri() if (path := Path(video["video_path"])).is_absolute() and path.is_file() else None,
+        "events": [
+            {**_span(event, "predicted"), "clip": _link(files.clips / clip_name(video["source"], number), page)}
+            for number, event in enumerate(video["events"])
+        ],
         "truth": None if video["truth"] is None else [_span(event, "true") for event in video["truth"]],
     }
+
+
+def _link(clip: Path, page: Path) -> str | None:
+    """Return a relative link from the page to an event clip; None if `stage1 clips` has not written it."""
+    return quote(os.path.relpath(clip, page.parent).replace(os.sep, "/")) if clip.is_file() else None
 
 
 def _span(event: Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -377,7 +394,7 @@ def _tables(clips: Sequence[Prediction]) -> Iterator[dict[str, Any]]:
 
 
 def _charts(run: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the training curves: those of the whole run, or up to the kept epoch if its metrics are not there."""
+    """Return the training curves: those of the whole run, or up to the kept epoch if its metrics are missing."""
     try:
         path = Path(run["checkpoint"]["path"])
         history = kept = load_checkpoint(path).run_state.get("history", [])
@@ -413,7 +430,7 @@ def line_chart(
 ) -> dict[str, Any] | None:
     """Scale lines of (x, y) to a drawing of 400 × 150; return None if there are no points.
 
-    The y axis begins at 0 (or below) and ends at `top`, else at the highest value.
+    The y axis begins at 0 (or below) and ends at `top` or, without it, at the highest value.
     """
     lines = [(name, points) for name, points in lines if points and all(math.isfinite(y) for _, y in points)]
     if not lines:

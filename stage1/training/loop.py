@@ -122,7 +122,7 @@ def train(
 
     `transform` replaces the augmentation of training; validation and inference keep the one of ``config.transform``.
     `data` replaces all clips of the config's shards, and `objective` replaces the one that the config names.
-    Raises UserError on unusable input, and RunStopped after SIGTERM or SIGUSR1, when a checkpoint has been saved.
+    Raises UserError on unusable input, and RunStopped after Ctrl-C or SIGTERM, when a checkpoint has been saved.
     """
     device = distributed.device_of_rank(choose_device(config.device))
     resuming = check_out(config)

@@ -15,7 +15,7 @@ import stage1.cli.main
 import vidshard.cli.main
 from stage1.evaluation.config import CrossvalConfig, EvaluateConfig, ExplainConfig, ScoresConfig
 from stage1.inference.config import EventConfig, ExtractConfig, FeaturesConfig, InferConfig
-from stage1.review.config import ReportConfig
+from stage1.review.config import ClipsConfig, ReportConfig, VisualizeConfig
 from stage1.training.config import TrainConfig
 from vidshard.inspection.config import PreviewConfig
 from vidshard.planning.config import BuildConfig
@@ -31,6 +31,8 @@ CONFIGS = {
     ("vidshard", "preview"): (PreviewConfig,),
     ("stage1", "train"): (TrainConfig,),
     ("stage1", "infer"): (InferConfig, EventConfig),
+    ("stage1", "visualize"): (VisualizeConfig,),
+    ("stage1", "clips"): (ClipsConfig,),
     ("stage1", "report"): (ReportConfig,),
     ("stage1", "evaluate"): (EvaluateConfig, ScoresConfig),
     ("stage1", "crossval"): (CrossvalConfig,),
@@ -108,7 +110,7 @@ def test_every_option_of_a_config_is_in_help_all(command: tuple[str, str]) -> No
         for name in option_names(config):
             parameter = parameters[name]
             assert isinstance(parameter, click.Argument) or parameter.opts[0] in options_in(text)
-        # A new field is an option, or stands in NO_OPTION.
+        # A new field is an option, or is listed in NO_OPTION.
         fields = {field.name for field in dataclasses.fields(config) if "option" not in field.metadata}
         assert fields == NO_OPTION.get(config, set())
 

@@ -1,4 +1,4 @@
-"""The line that each command ends with: it works when typed, and stands on standard error alone."""
+"""The last line of each command: it works when typed, and goes to standard error only."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ COMMANDS = (
     "stage1 visualize",
     "stage1 evaluate --val-shards shards/Validation",
     "stage1 report --evaluation evaluation",
+    "stage1 clips",
     "stage1 extract --for-looking",
     "stage1 features --shards shards/Test --checkpoint checkpoints/binary_stage1_with_attention.pt --out features",
     "stage1 infer --shards shards/Validation --out other --threshold 0",

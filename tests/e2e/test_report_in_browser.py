@@ -1,17 +1,19 @@
-"""The report in headless Chromium, from file://: what a reviewer does with it, and that nothing else is asked for."""
+"""The report in headless Chromium, from file://: what a reviewer does with it, and that nothing else is requested."""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fake_shards import write_shards
 from inference_runs import write_checkpoint
@@ -20,8 +22,12 @@ from stage1.data.reader import ClipReader
 from stage1.data.review_labels import apply_review_labels, read_review_labels
 from stage1.inference.run import InferConfig, infer
 from stage1.review.report import ReportConfig, write_report
+from stage1.training.clip_objective import ClipObjective
+from stage1.training.config import TrainConfig
+from stage1.training.data import open_data
 
 selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+selenium_keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.slow,
@@ -73,6 +79,23 @@ def keys_shown(browser: Any) -> list[str]:
     return found
 
 
+def count_shown(browser: Any) -> str:
+    text: str = browser.execute_script("return document.getElementById('count').textContent")
+    return text
+
+
+def active_key(browser: Any) -> str:
+    key: str = browser.execute_script("return document.activeElement.dataset.key")
+    return key
+
+
+def wait(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
 def press(browser: Any, keys: str) -> None:
     selenium.ActionChains(browser).send_keys(keys).perform()
 
@@ -89,14 +112,17 @@ def choose(browser: Any, element: str, value: str) -> None:
 def test_a_reviewer_finds_marks_and_exports(report: Path, browser: Any, tmp_path: Path) -> None:
     assert report.stat().st_size < MAX_BYTES
     browser.get(report.as_uri())
-    assert (
-        browser.execute_script("return document.getElementById('count').textContent")
-        == "1,000 of 1,000 shown, 0 marked"
-    )
+    assert count_shown(browser) == "1,000 of 1,000 shown, 0 labelled"
     assert len(keys_shown(browser)) == 40  # the page draws no more at once, so it opens as quickly as a short one
+
+    # Ground truth is hidden until asked for: no class, no outcome, and no name of a video that may hold the class.
+    assert not re.search("Fighting|Robbery|Normal|alarm|hit", browser.find_element("id", "items").text)
+    browser.find_element("id", "truth").click()
+    assert "Robbery/video-" in browser.find_element("id", "items").text
 
     # Sorting and filtering.
     of_key = {item["key"]: item for item in browser.execute_script("return data.items.map(i => ({...i, image: ''}))")}
+    choose(browser, "sort", "strongest")
     confidences = [of_key[key]["confidence"] for key in keys_shown(browser)]
     assert confidences == sorted(confidences, reverse=True)
     choose(browser, "sort", "weakest")
@@ -110,16 +136,23 @@ def test_a_reviewer_finds_marks_and_exports(report: Path, browser: Any, tmp_path
     choose(browser, "query", "video-007")
     assert {of_key[key]["source"] for key in keys_shown(browser)} == {"Robbery/video-007.mp4"}
     choose(browser, "query", "")
+    browser.find_element("id", "truth").click()
 
-    # Marking with the keyboard alone: the first true, the second false, the third true and then not; over a page's end.
+    # Labelling with the keyboard alone: crime, not crime, unsure with a note; then one too many, and back.
     choose(browser, "sort", "strongest")
-    marked = keys_shown(browser)[:3]
-    press(browser, "jtjfjtu")
+    labelled = keys_shown(browser)[:4]
+    press(browser, "jtfsku")
+    assert count_shown(browser).endswith("2 labelled")
+    press(browser, "s" + "km" + "dark, far" + selenium_keys.ENTER)
+    press(browser, "jt" + "u")
+    assert active_key(browser) == labelled[3]
+    press(browser, "kkkg")
+    assert active_key(browser) == labelled[3]
     press(browser, "j" * 40)
     assert browser.execute_script("return document.getElementById('page').textContent") == "page 2 of 25"
-    assert browser.execute_script("return document.activeElement.dataset.key") == keys_shown(browser)[2]
+    assert active_key(browser) == keys_shown(browser)[3]
     choose(browser, "marked", "true")
-    assert keys_shown(browser) == marked[:1]
+    assert keys_shown(browser) == labelled[:1]
     choose(browser, "marked", "")
     press(browser, "e")
     download = tmp_path / "downloads" / "marks.csv"
@@ -128,15 +161,22 @@ def test_a_reviewer_finds_marks_and_exports(report: Path, browser: Any, tmp_path
             break
         time.sleep(0.1)
     with open(download, newline="", encoding="utf-8") as file:
-        rows = {row["key"]: row["mark"] for row in csv.DictReader(file)}
-    assert rows == {marked[0]: "true", marked[1]: "false"}
+        rows = {row["key"]: (row["mark"], row["note"]) for row in csv.DictReader(file)}
+    assert rows == {labelled[0]: ("true", ""), labelled[1]: ("false", ""), labelled[2]: ("unsure", "dark, far")}
     check_rows(download, "marks")
     reader = ClipReader(report.parent.parent / "shards")
-    assert apply_review_labels(reader, read_review_labels(download), use="labels", path=download).num_found == 2
+    assert apply_review_labels([reader], read_review_labels([download]), use="labels").num_found == 2
+
+    # What was exported is imported again.
+    browser.execute_script("localStorage.clear()")
+    browser.refresh()
+    assert count_shown(browser).endswith("0 labelled")
+    browser.find_element("id", "import").send_keys(str(download))
+    wait(lambda: count_shown(browser).endswith("3 labelled"))
 
     # Marks outlast the page; nothing was asked for but the page; nothing went wrong.
     browser.refresh()
-    assert browser.execute_script("return document.getElementById('count').textContent").endswith("2 marked")
+    assert count_shown(browser).endswith("3 labelled")
     # chrome: is the browser's own first page, which a page from file:// may not load.
     asked = {url.split(":")[0] for url in requests(browser)} - {"chrome"}
     assert asked <= {"file", "data", "blob"}, asked
@@ -153,3 +193,59 @@ def test_the_page_has_names_for_those_who_hear_it(report: Path, browser: Any) ->
     assert nameless == []
     assert browser.execute_script("return [...document.images].filter((i) => !i.alt).length") == 0
     assert browser.execute_script("return document.documentElement.lang") == "en"
+
+
+def test_labels_of_new_footage_are_in_the_batches_of_the_next_training(tmp_path: Path, browser: Any) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (14, 4, 16, 16, 3), np.uint8)
+    known = write_shards(tmp_path / "known", noise[:8], [0, 1] * 4)
+    new = write_shards(tmp_path / "new", noise[8:], [-1] * 6, prefix="new-")
+    checkpoint = write_checkpoint(tmp_path / "model.pt")
+    infer(InferConfig(shards=new, checkpoint=checkpoint, out=tmp_path / "run", threshold=0.0))
+    browser.get(write_report(ReportConfig(folder=tmp_path / "run")).path.as_uri())
+    choose(browser, "sort", "video")
+    press(browser, "jtftsf" + "e")
+    download = tmp_path / "downloads" / "marks.csv"
+    wait(download.is_file)
+
+    config = TrainConfig(shards=(known, new), marks=(download,), val_fraction=0.0, batch_size=12)
+    loader, _ = ClipObjective(config=config).make_loaders(open_data(config), torch.device("cpu"))
+    (batch,) = loader
+    labels = dict(zip(batch.indices.tolist(), batch.labels.tolist(), strict=True))
+    assert {row: labels.get(row) for row in range(8, 14)} == {8: 1, 9: 0, 10: 1, 11: None, 12: 0, 13: None}
+    assert [labels[row] for row in range(8)] == [0, 1] * 4
+
+
+def test_frames_loop_on_focus_but_not_for_those_who_want_no_motion(report: Path, browser: Any) -> None:
+    frame = "return document.querySelector('.item.current .loop').style.backgroundPosition"
+    browser.get(report.as_uri())
+    press(browser, "j")
+    seen = set()
+    wait(lambda: len(seen.add(browser.execute_script(frame)) or seen) > 2)
+    press(browser, " ")
+    still = browser.execute_script(frame)
+    time.sleep(0.6)
+    assert browser.execute_script(frame) == still
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-reduced-motion", "value": "reduce"}]}
+    )
+    press(browser, "j")
+    still = browser.execute_script(frame)
+    time.sleep(0.6)
+    assert browser.execute_script(frame) == still
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (1440, "dark"), (390, "light"), (390, "dark")])
+def test_the_page_fits_wide_and_narrow_screens(report: Path, browser: Any, width: int, scheme: str) -> None:
+    size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 700}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    browser.get(report.as_uri())
+    for tab in ("detections", "figures"):
+        browser.find_element("id", f"tab-{tab}").click()
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        picture = report.with_name(f"{tab}-{width}-{scheme}.png")
+        browser.save_screenshot(str(picture))
+    browser.find_element("id", "tab-detections").click()
+    assert browser.execute_script("return document.querySelector('.loop').getBoundingClientRect().width") >= 100
+    assert browser.execute_script("return document.getElementById('filters').open") == (width > 700)

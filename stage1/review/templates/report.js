@@ -2,6 +2,8 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 const OUTCOMES = { hit: "hit", alarm: "false alarm", miss: "miss", unknown: "no label" };
+const MARKS = { true: "Crime", false: "Not crime", unsure: "Unsure" };
+const FRAME_MS = 130; // of a frame in the loop
 const PAGE = 40, VIDEO_PAGE = 25;
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -21,24 +23,39 @@ function draw(parent, tag, attributes) {
 
 // ---- review labels (marks), stored in this browser for each run
 
-const marks = new Map();
+const marks = new Map(); // key → { mark: "true", "false", "unsure" or null, note }
+const before = []; // for undo: [key, entry]
 const store = "stage1-marks-" + data.run;
 try {
-  for (const [key, mark] of Object.entries(JSON.parse(localStorage.getItem(store) || "{}"))) marks.set(key, mark);
+  for (const [key, entry] of Object.entries(JSON.parse(localStorage.getItem(store) || "{}"))) {
+    marks.set(key, typeof entry === "string" ? { mark: entry, note: "" } : entry);
+  }
 } catch { /* without local storage, marks last as long as the page */ }
 
-function setMark(item, mark) {
-  if (mark === null) marks.delete(item.key); else marks.set(item.key, mark);
+function markOf(key) { return marks.get(key)?.mark ?? null; }
+
+function setEntry(key, entry, remember = true) {
+  if (remember) before.push([key, marks.get(key)]);
+  if (!entry || (!entry.mark && !entry.note)) marks.delete(key); else marks.set(key, entry);
   try { localStorage.setItem(store, JSON.stringify(Object.fromEntries(marks))); } catch { /* as above */ }
-  const card = $("items").querySelector(`[data-key="${item.key}"]`);
-  if (card) showMark(card, item);
+  const card = $("items").querySelector(`[data-key="${key}"]`);
+  if (card) showMark(card, key);
   showCount();
 }
 
-function showMark(card, item) {
-  const mark = marks.get(item.key);
-  card.querySelector(".true").setAttribute("aria-pressed", mark === "true");
-  card.querySelector(".false").setAttribute("aria-pressed", mark === "false");
+function setMark(item, mark) { setEntry(item.key, { mark, note: marks.get(item.key)?.note ?? "" }); }
+
+function undo() {
+  const last = before.pop();
+  if (!last) return;
+  setEntry(last[0], last[1], false);
+  const position = shown.findIndex((item) => item.key === last[0]);
+  if (position >= 0) select(position);
+}
+
+function showMark(card, key) {
+  for (const mark of Object.keys(MARKS)) card.querySelector("." + mark).setAttribute("aria-pressed", markOf(key) === mark);
+  card.querySelector(".note input").value = marks.get(key)?.note ?? "";
 }
 
 function csvCell(value) {
@@ -46,12 +63,14 @@ function csvCell(value) {
   return /[",\r\n]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text;
 }
 
+const COLUMNS = ["shards", "key", "mark", "source", "clip_index", "start_seconds", "end_seconds", "confidence", "class", "label", "note"];
+
 function marksAsCsv() {
-  const rows = [["key", "mark", "source", "clip_index", "start_seconds", "end_seconds", "confidence", "class", "label"]];
+  const rows = [COLUMNS];
   for (const item of data.items) {
-    if (!marks.has(item.key)) continue;
-    rows.push([item.key, marks.get(item.key), item.source, item.clip_index, item.seconds[0], item.seconds[item.seconds.length - 1],
-      item.confidence, item.class, item.label]);
+    if (!markOf(item.key)) continue;
+    rows.push([data.shards, item.key, markOf(item.key), item.source, item.clip_index, item.seconds[0], item.seconds[item.seconds.length - 1],
+      item.confidence, item.class, item.label, marks.get(item.key).note]);
   }
   return rows.map((row) => row.map(csvCell).join(",")).join("\n") + "\n";
 }
@@ -64,25 +83,65 @@ function exportMarks() {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
+function parseCsv(text) {
+  const rows = [[""]];
+  let quoted = false;
+  for (let i = 0; i < text.length; i++) {
+    const row = rows[rows.length - 1], letter = text[i];
+    if (quoted) {
+      if (letter !== '"') row[row.length - 1] += letter;
+      else if (text[i + 1] === '"') { row[row.length - 1] += '"'; i++; } else quoted = false;
+    } else if (letter === '"') quoted = true;
+    else if (letter === ",") row.push("");
+    else if (letter === "\n") rows.push([""]);
+    else if (letter !== "\r") row[row.length - 1] += letter;
+  }
+  return rows.filter((row) => row.length > 1);
+}
+
+async function importMarks(file) {
+  const [head, ...rows] = parseCsv(await file.text());
+  const known = new Set(data.items.map((item) => item.key));
+  for (const row of rows) {
+    const fields = Object.fromEntries(head.map((name, i) => [name, row[i]]));
+    if (known.has(fields.key) && MARKS[fields.mark] && (!fields.shards || fields.shards === data.shards)) {
+      setEntry(fields.key, { mark: fields.mark, note: fields.note ?? "" });
+    }
+  }
+}
+
 // ---- detections
+
+const videoOf = new Map(data.videos.map((video) => [video.source, video]));
+const best = new Map(), sizes = new Map(); // group → highest confidence, and number of clips
+for (const item of data.items) {
+  const video = videoOf.get(item.source), end = item.seconds[item.seconds.length - 1];
+  item.event = video ? video.events.find((event) => event.start <= end && event.end >= item.seconds[0]) ?? null : null;
+  item.group = item.source + "\n" + (item.event ? item.event.start : "");
+  best.set(item.group, Math.max(best.get(item.group) ?? 0, item.confidence));
+  sizes.set(item.group, (sizes.get(item.group) ?? 0) + 1);
+}
+const numbers = new Map(data.videos.map((video, i) => [video.source, i + 1]));
+// The path of a video with a class may name the class, so it is hidden with the ground truth.
+const nameOf = (source, className) => className === null || truth() ? source : `video ${numbers.get(source) ?? ""}`;
+const truth = () => $("truth").checked;
 
 let shown = data.items, page = 0, current = -1; // current: position in `shown`
 
 function matches(item) {
-  const mark = marks.get(item.key) || "none";
   const text = $("query").value.trim().toLowerCase();
-  return (!$("class").value || (item.class || "") === $("class").value.slice(1))
+  return (!truth() || ((!$("class").value || (item.class || "") === $("class").value.slice(1)) && $("outcome-" + item.outcome).checked))
+    && (truth() || item.outcome !== "miss") // a miss is known by the ground truth alone
     && item.confidence * 100 >= Number($("confidence").value)
-    && $("outcome-" + item.outcome).checked
-    && (!$("marked").value || $("marked").value === mark)
-    && (!text || item.source.toLowerCase().includes(text) || item.key.toLowerCase().includes(text));
+    && (!$("marked").value || $("marked").value === (markOf(item.key) ?? "none"))
+    && (!text || nameOf(item.source, item.class).toLowerCase().includes(text) || (truth() && item.key.toLowerCase().includes(text)));
 }
 
 const ORDERS = {
+  event: (a, b) => best.get(b.group) - best.get(a.group) || (a.group < b.group ? -1 : a.group > b.group ? 1 : 0),
   strongest: (a, b) => b.confidence - a.confidence,
   weakest: (a, b) => a.confidence - b.confidence,
   video: (a, b) => a.row - b.row,
-  class: (a, b) => (a.class || "").localeCompare(b.class || "") || b.confidence - a.confidence,
 };
 
 function refilter() {
@@ -94,13 +153,14 @@ function refilter() {
 }
 
 function showCount() {
-  const count = data.items.filter((item) => marks.has(item.key)).length;
-  $("count").textContent = `${shown.length.toLocaleString("en")} of ${data.items.length.toLocaleString("en")} shown, ${count} marked`;
+  const count = data.items.filter((item) => markOf(item.key)).length;
+  $("count").textContent = `${shown.length.toLocaleString("en")} of ${data.items.length.toLocaleString("en")} shown, ${count} labelled`;
 }
 
 function showPage() {
   const last = Math.max(0, Math.ceil(shown.length / PAGE) - 1);
   page = Math.min(page, last);
+  stopLoops();
   $("items").replaceChildren(...shown.slice(page * PAGE, (page + 1) * PAGE).map((item, i) => card(item, page * PAGE + i)));
   $("page").textContent = `page ${page + 1} of ${last + 1}`;
   $("previous").disabled = page === 0;
@@ -109,46 +169,130 @@ function showPage() {
 }
 
 function card(item, position) {
-  const article = make("article", `item ${item.outcome}`);
+  const article = make("article", `item ${item.outcome}`), name = nameOf(item.source, item.class);
   article.setAttribute("role", "listitem");
   article.dataset.key = item.key;
   article.tabIndex = -1;
-  article.setAttribute("aria-label", `${item.source}, ${item.when}, confidence ${percent(item.confidence)}, ${OUTCOMES[item.outcome]}`);
+  article.setAttribute("aria-label", `${name}, ${item.when}, confidence ${percent(item.confidence)}` + (truth() ? `, ${OUTCOMES[item.outcome]}` : ""));
+  const previous = shown[position - 1];
+  if ($("sort").value === "event" && sizes.get(item.group) > 1 && (!previous || previous.group !== item.group || position % PAGE === 0)) {
+    article.appendChild(make("div", "group", name + (item.event ? ` · ${item.event.text}` : "")));
+  }
   const header = article.appendChild(make("header"));
-  header.appendChild(make("h3", "", item.source));
-  header.appendChild(make("span", `badge ${item.outcome}`, OUTCOMES[item.outcome]));
+  header.appendChild(make("h3", "", name));
+  header.appendChild(make("span", `badge of-truth ${item.outcome}`, OUTCOMES[item.outcome]));
   const facts = header.appendChild(make("span", "facts"));
-  if (item.class) facts.append(item.class + " · ");
+  if (item.class) facts.appendChild(make("span", "of-truth", item.class + " · "));
   facts.append(item.when + " · ");
   facts.appendChild(make("b", "", percent(item.confidence)));
   const buttons = header.appendChild(make("span", "marks"));
-  for (const [mark, label] of [["true", "True"], ["false", "False"]]) {
+  for (const [mark, label] of Object.entries(MARKS)) {
     const button = buttons.appendChild(make("button", mark, label));
     button.type = "button";
-    button.setAttribute("aria-label", `Mark as ${mark === "true" ? "a true" : "no true"} crime: ${item.source}, ${item.when}`);
-    button.addEventListener("click", () => {
-      select(position, false);
-      setMark(item, marks.get(item.key) === mark ? null : mark);
-    });
+    button.setAttribute("aria-label", `Label as ${label.toLowerCase()}: ${name}, ${item.when}`);
+    button.addEventListener("click", () => { select(position, false); setMark(item, markOf(item.key) === mark ? null : mark); });
   }
-  showMark(article, item);
+  if (sourceOf(item)) {
+    const play = buttons.appendChild(make("button", "", "Play"));
+    play.type = "button";
+    play.setAttribute("aria-label", `Play the video: ${name}, ${item.when}`);
+    play.addEventListener("click", () => playItem(item));
+  }
+  const note = header.appendChild(make("div", "note")).appendChild(make("input"));
+  note.placeholder = "Note";
+  note.setAttribute("aria-label", `Note on ${name}, ${item.when}`);
+  note.addEventListener("change", () => setEntry(item.key, { mark: markOf(item.key), note: note.value.trim() }));
+  showMark(article, item.key);
   article.append(...strip(item));
   article.addEventListener("focusin", () => { if (current !== position) select(position, false); });
+  if (!stillness.matches) {
+    article.addEventListener("mouseenter", () => startLoop(article, item));
+    article.addEventListener("mouseleave", () => { if (current !== position) stopLoop(article, item); });
+  }
   return article;
 }
 
 function strip(item) {
   if (!item.image) return [make("div", "none", item.no_image)];
-  const frame = make("div", "strip");
-  const image = frame.appendChild(make("img"));
-  image.src = "data:image/jpeg;base64," + item.image;
-  image.alt = `${item.times.length} frames, ${item.when}`;
+  const body = make("div", "body"), n = item.times.length;
+  body.style.setProperty("--strip", `url("data:image/jpeg;base64,${item.image}")`);
+  body.style.setProperty("--n", n);
+  const loop = body.appendChild(make("button", "loop"));
+  loop.type = "button";
+  loop.setAttribute("aria-label", `Enlarge: ${n} frames, ${item.when}`);
+  loop.addEventListener("click", () => loop.closest(".item").classList.toggle("large"));
+  const side = body.appendChild(make("div"));
+  const frames = side.appendChild(make("div", "strip"));
+  frames.setAttribute("role", "img");
+  frames.setAttribute("aria-label", `${n} frames, ${item.when}`);
+  for (let i = 0; i < n; i++) {
+    const frame = frames.appendChild(make("i", item.top.includes(i) ? "top" : ""));
+    frame.style.backgroundPosition = place(i, n);
+    frame.style.aspectRatio = item.aspect;
+  }
+  loop.style.aspectRatio = item.aspect;
   const times = make("div", "times");
   times.setAttribute("aria-hidden", "true");
   item.times.forEach((time, i) => times.appendChild(make(item.top.includes(i) ? "b" : "span", "", time)));
-  if (!item.attention) return [frame, times, make("div", "none", "Not detected: its attention is not among the outputs.")];
-  return [frame, bars(item), times];
+  if (item.attention) side.append(bars(item), times);
+  else side.append(times, make("div", "none", "Not detected: its attention is not among the outputs."));
+  showFrame(body, item, item.top.length ? item.top[0] : Math.floor(n / 2));
+  return [body];
 }
+
+// ---- the loop of frames
+
+const stillness = matchMedia("(prefers-reduced-motion: reduce)");
+const loops = new Map(); // card → timer
+
+function place(i, n) { return n > 1 ? `${100 * i / (n - 1)}% 0` : "0 0"; }
+
+function showFrame(card, item, i) {
+  card.querySelector(".loop").style.backgroundPosition = place(i, item.times.length);
+  card.querySelectorAll(".strip i").forEach((frame, j) => frame.classList.toggle("now", j === i && loops.has(card)));
+}
+
+function startLoop(card, item) {
+  if (!item.image || loops.has(card)) return;
+  let i = 0;
+  loops.set(card, setInterval(() => showFrame(card, item, i++ % item.times.length), FRAME_MS));
+}
+
+function stopLoop(card, item) {
+  if (!loops.has(card)) return;
+  clearInterval(loops.get(card));
+  loops.delete(card);
+  showFrame(card, item, item.top.length ? item.top[0] : Math.floor(item.times.length / 2));
+}
+
+function stopLoops() {
+  for (const timer of loops.values()) clearInterval(timer);
+  loops.clear();
+}
+
+function toggleLoop() {
+  const card = $("items").children[current - page * PAGE], item = shown[current];
+  if (!card || !item) return;
+  if (loops.has(card)) stopLoop(card, item); else startLoop(card, item);
+}
+
+// ---- the video itself
+
+function sourceOf(item) { return item.event?.clip ?? videoOf.get(item.source)?.uri ?? null; }
+
+function playItem(item) {
+  if (item.event?.clip) play(item.event.clip, 0); else play(videoOf.get(item.source)?.uri, item.seconds[0]);
+}
+
+function play(uri, seconds) {
+  if (!uri) return;
+  $("player-note").textContent = "";
+  $("video").src = `${uri}#t=${seconds}`;
+  $("player").showModal();
+  $("video").play().catch(() => { $("player-note").textContent = `This browser cannot play ${uri}`; });
+}
+
+$("player").addEventListener("close", () => { $("video").removeAttribute("src"); $("video").load(); });
 
 function bars(item) {
   const n = item.attention.length, highest = Math.max(2 / n, ...item.attention);
@@ -174,7 +318,11 @@ function select(position, focus = true) {
   position = Math.max(0, Math.min(shown.length - 1, position));
   if (Math.floor(position / PAGE) !== page) { page = Math.floor(position / PAGE); showPage(); }
   current = position;
-  [...$("items").children].forEach((card, i) => card.classList.toggle("current", page * PAGE + i === position));
+  [...$("items").children].forEach((card, i) => {
+    const isCurrent = page * PAGE + i === position;
+    card.classList.toggle("current", isCurrent);
+    if (!isCurrent) stopLoop(card, shown[page * PAGE + i]); else if (!stillness.matches) startLoop(card, shown[position]);
+  });
   if (focus) {
     const card = $("items").children[position - page * PAGE];
     card.focus({ preventScroll: true });
@@ -192,17 +340,29 @@ function turn(pages, focus) {
 
 const KEYS = {
   j: () => select(current + 1), k: () => select(current - 1),
-  t: () => markCurrent("true"), f: () => markCurrent("false"), u: () => markCurrent(null),
-  n: () => turn(1, true), p: () => turn(-1, true), e: exportMarks, "/": () => $("query").focus(),
+  t: () => markCurrent("true"), f: () => markCurrent("false"), s: () => markCurrent("unsure"), u: undo, g: nextUnlabelled,
+  m: () => $("items").querySelector(".current .note input")?.focus(), " ": toggleLoop, Enter: () => { if (shown[current]) playItem(shown[current]); },
+  n: () => turn(1, true), p: () => turn(-1, true), e: exportMarks, "/": () => { $("filters").open = true; $("query").focus(); },
 };
 
-function markCurrent(mark) { if (current >= 0 && shown[current]) setMark(shown[current], mark); }
+function markCurrent(mark) {
+  if (current < 0 || !shown[current]) return;
+  setMark(shown[current], mark);
+  select(current + 1);
+}
+
+function nextUnlabelled() {
+  const order = [...shown.keys()].map((i) => (current + 1 + i) % shown.length);
+  const position = order.find((i) => !markOf(shown[i].key));
+  if (position !== undefined) select(position);
+}
 
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input[type=search], select")) {
-    if (event.key === "Escape") event.target.blur();
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input[type=search], .note input, select, dialog")) {
+    if (event.key === "Escape" || (event.key === "Enter" && event.target.closest(".note"))) event.target.blur();
     return;
   }
+  if ([" ", "Enter"].includes(event.key) && event.target.closest("button, summary, label, input")) return;
   if (KEYS[event.key]) { event.preventDefault(); KEYS[event.key](); }
 });
 
@@ -229,6 +389,20 @@ for (const id of ["query", "confidence"]) $(id).addEventListener("input", refilt
 $("previous").addEventListener("click", () => turn(-1, false));
 $("next").addEventListener("click", () => turn(1, false));
 $("export").addEventListener("click", exportMarks);
+$("import").addEventListener("change", () => { if ($("import").files[0]) importMarks($("import").files[0]); });
+$("undo").addEventListener("click", undo);
+$("next-unlabelled").addEventListener("click", nextUnlabelled);
+$("truth").addEventListener("change", () => { document.body.classList.toggle("truth", truth()); refilter(); refilterVideos(); });
+$("filters").open = matchMedia("(min-width: 701px)").matches;
+const TABS = ["detections", "figures"];
+for (const name of TABS) {
+  $("tab-" + name).addEventListener("click", () => {
+    for (const other of TABS) {
+      $(other).hidden = other !== name;
+      $("tab-" + other).setAttribute("aria-selected", other === name);
+    }
+  });
+}
 
 // ---- videos over time
 
@@ -236,7 +410,7 @@ let videos = [], videoPage = 0;
 
 function refilterVideos() {
   const text = $("video-query").value.trim().toLowerCase();
-  videos = data.videos.filter((video) => !text || video.source.toLowerCase().includes(text));
+  videos = data.videos.filter((video) => !text || nameOf(video.source, video.class).toLowerCase().includes(text));
   if ($("video-sort").value === "score") videos.sort((a, b) => (b.highest ?? -1) - (a.highest ?? -1) || a.row - b.row);
   videoPage = 0;
   showVideos();
@@ -256,17 +430,22 @@ function timeline(video) {
   const section = make("section", "panel video");
   section.setAttribute("role", "listitem");
   const header = section.appendChild(make("header"));
-  header.appendChild(make("h3", "", video.source));
+  const name = nameOf(video.source, video.class);
+  header.appendChild(make("h3", "", name));
   const found = `${video.events.length} event${video.events.length === 1 ? "" : "s"} found`;
-  const truth = video.truth === null ? "no ground truth" : `${video.truth.length} true`;
-  header.appendChild(make("span", "soft small", [video.class, video.length, found, truth].filter(Boolean).join(" · ")));
+  const known = video.truth === null ? "no ground truth" : `${video.truth.length} true`;
+  header.appendChild(make("span", "soft small", (truth() ? [video.class, video.length, found, known] : [video.length, found]).filter(Boolean).join(" · ")));
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("class", "timeline");
   svg.setAttribute("viewBox", "0 0 1000 74");
   svg.setAttribute("preserveAspectRatio", "none");
   svg.setAttribute("role", "img");
-  svg.setAttribute("aria-label", `${video.source}: highest score ${video.highest === null ? "none" : percent(video.highest)}; ${found}`
-    + video.events.map((event) => `, ${event.text}`).join("") + `; ${truth}` + (video.truth || []).map((event) => `, ${event.text}`).join(""));
+  svg.setAttribute("aria-label", `${name}: highest score ${video.highest === null ? "none" : percent(video.highest)}; ${found}`
+    + video.events.map((event) => `, ${event.text}`).join("") + (truth() ? `; ${known}` + (video.truth || []).map((event) => `, ${event.text}`).join("") : ""));
+  if (video.uri) {
+    svg.classList.add("seeks");
+    svg.addEventListener("click", (event) => play(video.uri, video.duration * event.offsetX / svg.clientWidth));
+  }
   const x = (seconds) => 1000 * seconds / video.duration, y = (score) => 50 - 46 * score;
   draw(svg, "rect", { class: "rail", x: 0, width: 1000, y: 54, height: 8 });
   draw(svg, "rect", { class: "rail", x: 0, width: 1000, y: 65, height: 8 });

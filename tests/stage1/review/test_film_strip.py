@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ import pytest
 import torch
 
 from attention_files import write as write_attention_data
+from fake_shards import write_shards
+from inference_runs import LABELS, some_clips, write_checkpoint
 from stage1.inference import outputs as output
 from stage1.inference.outputs import Detection, OutputFiles
+from stage1.inference.run import InferConfig, infer
 from stage1.review import film_strip
-from stage1.review.film_strip import FilmStrip
+from stage1.review.config import VisualizeConfig
+from stage1.review.film_strip import FilmStrip, attended
 from vidshard.util.errors import FormatError, UserError
 
 
@@ -93,36 +98,68 @@ def test_of_a_long_clip_the_most_attended_frames_are_shown() -> None:
 
 def test_visualize_draws_what_infer_wrote(tmp_path: Path) -> None:
     files = write_run(tmp_path, [detection(i, confidence=0.5 + i / 20) for i in range(8)])
-    assert film_strip.visualize(tmp_path) == (files.picture, 6)
+    assert film_strip.visualize(VisualizeConfig(folder=tmp_path)) == (files.picture, 6)
     first = files.picture.read_bytes()
-    film_strip.visualize(tmp_path)
+    film_strip.visualize(VisualizeConfig(folder=tmp_path))
     assert files.picture.read_bytes() == first  # nothing in it varies from run to run
     assert pixels(first).shape[1] == 1600
+
+
+def test_only_frames_above_the_equal_share_are_marked_as_attended() -> None:
+    one = detection(num_frames=4, top=2, attention_weights=(0.25, 0.24, 0.27, 0.24))
+    assert len(one.top_attention_indices) == 4
+    assert attended(one) == [2]
+
+
+def test_a_false_alarm_is_among_the_strongest() -> None:
+    detections = [detection(i, confidence=0.9 - i / 100, label=int(i != 8)) for i in range(10)]
+    assert film_strip.chosen(detections, 6) == [0, 1, 2, 3, 4, 8]
+    assert film_strip.chosen(detections, 2, sort="weakest") == [9, 8]
+    assert film_strip.chosen(detections, 3, sort="time") == [0, 1, 2]
+
+
+def test_a_miss_is_drawn_from_the_shards_and_says_so(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "shards", some_clips(), LABELS)
+    model = write_checkpoint(tmp_path / "model.pt")
+    infer(InferConfig(shards=shards, checkpoint=model, out=tmp_path / "run"))
+    crimes = [
+        clip.confidence for clip in output.read_predictions(tmp_path / "run" / "predictions.csv") if clip.label == 1
+    ]
+    lowest = min(confidence for confidence in crimes if confidence is not None)
+    infer(InferConfig(shards=shards, checkpoint=model, out=tmp_path / "run", threshold=lowest + 1e-4))
+    miss = film_strip.strongest_miss(OutputFiles(folder=tmp_path / "run"))
+    clips = [clip for clip in output.read_predictions(tmp_path / "run" / "predictions.csv") if clip.outcome == "miss"]
+    assert miss is not None
+    assert miss.detection.confidence == max(clip.confidence or 0 for clip in clips)
+    config = VisualizeConfig(folder=tmp_path / "run", num=2, out=tmp_path / "two.png")
+    assert film_strip.visualize(config) == (tmp_path / "two.png", 2)
+    shutil.rmtree(shards)
+    assert film_strip.strongest_miss(OutputFiles(folder=tmp_path / "run")) is None
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
 def test_names_of_any_kind_are_drawn(tmp_path: Path) -> None:
     names = ["Fighting/$x^{.mp4", "Fighting/\udcff普.mp4", "Fighting/" + "n" * 300 + ".mp4"]
     write_run(tmp_path, [detection(i, source=name) for i, name in enumerate(names)])
-    assert film_strip.visualize(tmp_path)[1] == 3
+    assert film_strip.visualize(VisualizeConfig(folder=tmp_path))[1] == 3
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 40])
 def test_clips_of_any_length_are_drawn(tmp_path: Path, num_frames: int) -> None:
     write_run(tmp_path, [detection(num_frames=num_frames, top=0)], num_frames=num_frames)
-    assert film_strip.visualize(tmp_path)[1] == 1
+    assert film_strip.visualize(VisualizeConfig(folder=tmp_path))[1] == 1
 
 
-def test_no_detection_is_a_picture_that_says_so(tmp_path: Path) -> None:
+def test_without_detections_the_picture_says_so(tmp_path: Path) -> None:
     files = write_run(tmp_path, [])
-    assert film_strip.visualize(tmp_path) == (files.picture, 0)
+    assert film_strip.visualize(VisualizeConfig(folder=tmp_path)) == (files.picture, 0)
     assert (pixels(files.picture.read_bytes()) < 100).any()
 
 
 def test_a_folder_without_a_finished_run_or_of_two_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no finished run of stage1 infer; run `stage1 infer --out"):
-        film_strip.visualize(tmp_path)
+        film_strip.visualize(VisualizeConfig(folder=tmp_path))
     files = write_run(tmp_path, [detection(0)])
     output.write_anomalies(files.anomalies, [detection(1)])
     with pytest.raises(FormatError, match="different runs"):
-        film_strip.visualize(tmp_path)
+        film_strip.visualize(VisualizeConfig(folder=tmp_path))
