@@ -528,7 +528,9 @@ def open_shards(folder: Path) -> ShardSet:
     try:
         data = files.read_bytes(index_path)
     except OSError as error:
-        raise FormatError(f"{index_path} cannot be read: {error.strerror}, although the manifest lists it") from error
+        raise FormatError(
+            f"{index_path} cannot be read: {error.strerror}, although the manifest lists it; restore it, or build again"
+        ) from error
     if len(data) != manifest.index_bytes or hashlib.sha256(data).hexdigest() != manifest.index_sha256:
         raise FormatError(f"{index_path} does not match its manifest: it was changed or damaged; build again")
     for shard in manifest.shards:
