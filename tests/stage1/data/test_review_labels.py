@@ -72,7 +72,7 @@ def test_clips_whose_review_label_contradicts_their_label_are_left_out(tmp_path:
         ((FALSE_FIGHT.replace(",0,0.3", ",0,"),), "line 2: expected key, mark"),
         (
             (FALSE_FIGHT, FALSE_FIGHT.replace("false", "true")),
-            "line 3: .* has two contradictory marks",
+            "line 3: Fighting__video-001-000000 has two contradictory marks",
         ),
         ((), "marks no clip"),
     ],
