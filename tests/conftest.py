@@ -1,4 +1,4 @@
-"""Shared by all tests: what one test sets up for the whole process does not reach the next."""
+"""Shared by all tests: process-wide changes of one test do not affect the next."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vidshard.util.console import LOGGERS
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make every warning an error in CI, the ignored ones apart."""
+    """Make every warning an error in CI, except the ignored ones."""
     if os.environ.get("CI"):
         config.getini("filterwarnings").insert(0, "error")
 

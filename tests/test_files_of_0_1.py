@@ -1,4 +1,4 @@
-"""Files that version 0.1 wrote, kept under tests/fixtures/0.1: each is read from now on.
+"""Files written by version 0.1, in tests/fixtures/0.1: they must remain readable.
 
 They come from four numbered videos of 64 × 64 pixels (`numbered_videos.py`): a finished set of clips of 4 × 16 × 16
 pixels; the checkpoint of one epoch on it; labels that a reviewer exported from a report on it; and another build of the

@@ -19,7 +19,7 @@ LAYERS = {
     ),
     "stage1": ("cli", "evaluation", "review", "training", "inference", "model", "metrics", "data", "common"),
 }  # fmt: skip
-# What `stage1` sees of `vidshard`: the shard format and what it stands on. Videos are reached through the modules named
+# What `stage1` uses of `vidshard`: the shard format and what it builds on. Videos are reached through the modules named
 # in REACHES_VIDEOS alone, inside functions.
 SHARED = {"shards", "storage", "util"}
 REACHES_VIDEOS = {"stage1.data.from_videos"}

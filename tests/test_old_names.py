@@ -1,4 +1,4 @@
-"""Names of version 0.1: the two modules of its README still import, with a warning; no other old path is left."""
+"""Names of version 0.1: the two modules of its README still import, with a warning; no other old path remains."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def text_files() -> list[Path]:
     return [ROOT / name for name in names if Path(name).suffix in kinds and not name.startswith("tests/fixtures/")]
 
 
-def test_no_old_import_path_is_left() -> None:
+def test_no_old_import_path_remains() -> None:
     paths = sorted(old_paths())
     dotted = "|".join(path.replace(".", "[./]") for path in paths)
     named = "|".join(path.partition(".")[2] for path in paths)
@@ -123,7 +123,7 @@ def test_the_packages_under_test_are_those_of_the_checkout() -> None:
 
     for package in (vidshard, stage1):
         assert Path(package.__file__ or "").resolve() == ROOT / package.__name__ / "__init__.py"
-    # A folder of tests that can be imported as a package would stand before the package on some paths.
+    # A folder of tests that can be imported as a package would shadow the package on some paths.
     assert not [str(path) for path in (ROOT / "tests").rglob("__init__.py")]
     on_path = [Path(folder) for folder in sys.path if folder and Path(folder).is_relative_to(ROOT)]
     assert not [

@@ -72,7 +72,7 @@ def test_the_newest_versions_pin_every_requirement(python: str) -> None:
 def test_decord_where_there_are_wheels_and_never_two(
     system: str, machine: str, python: str, expected: set[str]
 ) -> None:
-    """As the package index had them in November 2026."""
+    """Versions available in November 2026."""
     environment = {"sys_platform": system, "platform_machine": machine, "python_version": python}
     asked = {one.name for one in requirements() if applies(one, environment)}
     assert asked & {"decord", "decord2"} == expected

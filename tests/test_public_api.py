@@ -123,7 +123,7 @@ def test_unknown_names_are_attribute_errors() -> None:
         (lambda: stage1.load_checkpoint("nowhere.pt"), "no checkpoint nowhere.pt"),
     ],
 )
-def test_wrong_use_is_a_user_error_that_says_what_was_expected(call: Any, message: str, tmp_path: Path) -> None:
+def test_wrong_use_is_a_user_error_that_states_what_was_expected(call: Any, message: str, tmp_path: Path) -> None:
     os.chdir(tmp_path)
     with pytest.raises(vidshard.UserError, match=re.escape(message)):
         call()
@@ -190,7 +190,7 @@ def test_a_transform_gets_float_batches_and_its_result_is_normalised(
 def test_the_guides_compose_is_refused_with_what_to_write(shards: Path, tmp_path: Path) -> None:
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     guide = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
-    with pytest.raises(vidshard.UserError, match=r"holds ToTensor and Normalize, .* normalised afterwards") as refused:
+    with pytest.raises(vidshard.UserError, match=r"contains ToTensor and Normalize, .* normalised after") as refused:
         small_run(shards, tmp_path / "refused", transform=guide)
     (written,) = re.findall(r"transform=(\{.*\})", str(refused.value))
     assert json.loads(written) == {"mean": mean, "std": std}

@@ -1,4 +1,4 @@
-"""Build a tree of hostile and damaged videos and judge the result by what is known of each.
+"""Build a tree of hostile and damaged videos and check the result against what is known of each.
 
     python tools/bad_inputs.py TREE [--decoder auto] [--workers 2]
 
@@ -44,7 +44,7 @@ Pictures = npt.NDArray[np.uint8]  # (T, H, W, 3) RGB
 
 @dataclass(frozen=True)
 class Time:
-    """The wall time of one task, from when it was handed out to when its result was there."""
+    """Wall time of one task, from its assignment to its result."""
 
     path: Path
     seconds: float
@@ -56,7 +56,7 @@ class Time:
 
 
 class Stopwatch:
-    """A executor that notes the time of each task of another."""
+    """Wrapper of an executor that records the time of each task."""
 
     def __init__(self, executor: Executor, times: list[Time]) -> None:
         self.executor, self.times = executor, times
@@ -90,7 +90,7 @@ class Stopwatch:
 
 @dataclass
 class Seen:
-    """What a build made of one video."""
+    """Outcome of a build for one video."""
 
     num_frames: int = 0
     frames: dict[int, Pictures] = field(default_factory=dict)  # frame index → picture
@@ -98,7 +98,7 @@ class Seen:
     decoder: str = ""
 
 
-# short: frames are missing, and those that are there are right; crashed: a worker died of it, or took too long.
+# short: frames are missing, and the rest are correct; crashed: a worker died or took too long.
 VERDICTS = ("right", "refused", "flagged", "wrong", "short", "crashed", "lost")
 CRASHES = ("timeout", "exited", "killed_by_")
 
@@ -113,7 +113,7 @@ class Verdict:
 
     @property
     def is_bad(self) -> bool:
-        """Whether the builder may not do this to such an input."""
+        """True if this verdict is not acceptable for such an input."""
         allowed = {"decode": {"right"}, "refuse": {"refused"}, "either": {"right", "refused", "flagged"}}
         return self.verdict not in allowed[self.expect]
 
@@ -155,12 +155,12 @@ def judge(
 
 
 def may_read_all() -> bool:
-    """Whether this process is root, whom no permission keeps out."""
+    """Return True if this process is root, which no permission restricts."""
     return hasattr(os, "geteuid") and os.geteuid() == 0
 
 
 def read_back(folder: Path) -> dict[str, Seen]:
-    """Path of each video → its frames, as they lie in the shards of `folder`."""
+    """Read the frames of each video, by path, from the shards of `folder`."""
     shards = open_shards(folder)
     seen: dict[str, Seen] = {}
     for shard in shards.manifest.shards:
@@ -190,7 +190,7 @@ def verdict(row: dict[str, Any], tree: Path, seen: dict[str, Seen], failures: di
 
 
 def what_is_wrong(row: dict[str, Any], video: Seen) -> str | None:
-    """How the frames of a build differ from the truth; None if they do not."""
+    """Describe how the frames of a build differ from the truth; None if they do not."""
     if row["frames"] is None:
         return "it is no video"
     if video.num_frames != row["frames"]:
@@ -214,7 +214,7 @@ def what_is_wrong(row: dict[str, Any], video: Seen) -> str | None:
 
 
 def is_part(video: Seen, truth: npt.NDArray[np.float32]) -> bool:
-    """Whether a video lacks frames, and each that it has is one of `truth`, in order."""
+    """Return True if a video lacks frames, and those that it has are frames of `truth`, in order."""
     place = -1
     for _, frame in sorted(video.frames.items()):
         picture = thumb(frame)
@@ -238,7 +238,7 @@ def true_thumbs(path: str) -> npt.NDArray[np.float32]:
 
 
 def thumb(frame: Pictures) -> npt.NDArray[np.float32]:
-    """Points of a picture (H, W, 3) on the grid on which the generator of bad inputs compares."""
+    """Sample a picture (H, W, 3) on the grid that the generator of bad inputs uses for comparison."""
     height, width = frame.shape[:2]
     ys = ((np.arange(GRID[0]) + 0.5) * height / GRID[0]).astype(int)
     xs = ((np.arange(GRID[1]) + 0.5) * width / GRID[1]).astype(int)

@@ -1,4 +1,4 @@
-"""Put real MP4s into another container, damage some of them, build them all, and judge what came out.
+"""Put real MP4s into another container, damage some of them, build them all, and check the results.
 
     python tools/bad_remuxes.py FOLDER --container mkv --damaged 60 --sound 20 --seed 1
 

@@ -1,4 +1,4 @@
-"""Time loader, training and inference beside another checkout of this repository.
+"""Time loader, training and inference, alternating with another checkout of this repository.
 
     python tools/bench_against.py CHECKOUT [--quick] [--shards FOLDER] [--alternations 7]
 

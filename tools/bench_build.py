@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""How fast `vidshard build` decodes, against the least that decoding takes and against what others do.
+"""Decoding speed of `vidshard build`, compared with the minimum and with other tools.
 
     python tools/bench_build.py [--videos FOLDER] [--only dense sparse …] [--quick] [--video2dataset PYTHON]
-    python tools/bench_build.py [--other-python PATH] [--other-checkout FOLDER]   # another environment beside this one
+    python tools/bench_build.py [--other-python PATH] [--other-checkout FOLDER]   # another environment to compare
+    with this one
 
 All is measured side by side in one run, in turns, and medians of five are taken; it takes about six minutes. Videos:
 short ones of two seconds and long ones of four minutes at about 0.2 and 1.4 Mb/s, all 320×240 at 30 frames/s with

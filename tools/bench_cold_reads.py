@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How fast a block-shuffled epoch comes from a disk that nothing of is cached: against plain sequential reads of it.
+"""Speed of a block-shuffled epoch from a disk with a cold cache, compared with sequential reads.
 
     python tools/bench_cold_reads.py [--num-clips 5000] [--memory-mb 1024] [--alternations 5] [--work FOLDER]
 
@@ -123,7 +123,7 @@ def drop_from_page_cache(folder: Path) -> None:
 
 
 def is_cached(path: Path) -> bool:
-    """Whether some page of a file is in the page cache. (A read that may not wait would start to fetch it.)"""
+    """Return True if a page of a file is in the page cache. (A non-blocking read would start to fetch it.)"""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
         content = np.frombuffer(mapped, np.uint8)
         pages = np.zeros(-(-len(content) // mmap.PAGESIZE), np.uint8)

@@ -1,4 +1,4 @@
-"""The exported model beside the checkpoint: how near, and how fast on the CPU.
+"""The exported model compared with the checkpoint: differences, and speed on the CPU.
 
     python tools/bench_export.py [--checkpoint PT --shards DIR] [--clips 200] [--alternations 3]
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How long it takes to open a large set and to plan an epoch of it, and how much memory: `bench_index.py [--clips N]`.
+"""Time and memory needed to open a large set and to plan an epoch of it: `bench_index.py [--clips N]`.
 
 A synthetic set of N clips (a million: in 9,010 shards): its index and manifest are real, its shards are empty files of
 the right size that take no disk. `ShardSetWriter` cannot write it: it would need 600 GB of clips. Measured in fresh

@@ -201,7 +201,7 @@ def minute(folder: Path, alternations: int) -> float:
 
 
 def memory(folder: Path, num_clips: int) -> float:
-    """How much the resident memory of a process grows after its first 1,000 clips, in MB (10⁶ bytes)."""
+    """Measure how much the resident memory of a process grows after its first 1,000 clips, in MB (10⁶ bytes)."""
     place = folder / "many"
     write_shards(place / "shards", random_clips(NUM_DISTINCT), [0, 1] * (NUM_DISTINCT // 2))
     repeat_index(place / "shards", num_clips)

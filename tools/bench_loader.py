@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How fast clips get into batches: our loader, others, and the limit, in turns in one run on one core.
+"""Speed of loading clips into batches: our loader, others, and the limit, alternating in one run on one core.
 
     python tools/bench_loader.py [--quick] [--videos FOLDER_OF_CLASSES] [--num-clips 2000] [--alternations 7]
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Our model beside torchvision's 3D ResNets in one run: speed, size, memory; by option, AUC in equal time.
+"""Our model compared with torchvision's 3D ResNets in one run: speed, size, memory; by option, AUC in equal time.
 
     python tools/bench_model.py [--preset default] [--rounds 3] [--steps 2] [--batch-size 4] [--threads 2]
     python tools/bench_model.py --rounds 0 --auc-minutes 20 --shards shards/Train --shards shards/Validation

@@ -1,4 +1,4 @@
-"""How fast shards behind a URL are read, compared with the same shards in a folder.
+"""Read speed of shards behind a URL, compared with the same shards in a folder.
 
     python tools/bench_object_store.py
 
@@ -58,7 +58,7 @@ def start_server() -> None:
 @click.option("--epochs", default=20, show_default=True, help="Of one measurement.")
 @click.option("--batch-size", default=32, show_default=True)
 def main(clips: int, turns: int, epochs: int, batch_size: int) -> None:
-    """Read epochs from a folder and through the cache, by turns."""
+    """Read epochs alternately from a folder and through the cache."""
     start_server()
     with tempfile.TemporaryDirectory() as folder:
         local = write_shards(

@@ -1,4 +1,4 @@
-"""What --precision, --channels-last and --compile do for a training step, side by side in one run.
+"""Effect of --precision, --channels-last and --compile on a training step, side by side in one run.
 
     python tools/bench_train_options.py [--batch-size 8] [--alternations 5] [--device auto]
 

@@ -67,7 +67,7 @@ NO_CONTAINERS = ("image2", "gif", "tty", "concat", "hls", "dash", "webvtt")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What one reader made of one video."""
+    """Result of one reader for one video."""
 
     verdict: Literal["right", "wrong", "refused"]
     why: str = ""  # which checks failed, or the reason of the refusal
@@ -173,7 +173,8 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def has_video(path: Path) -> bool:
-    """Whether the file is a container with a video stream that is no cover picture. Raises ValueError if unreadable."""
+    """Return True if the file is a container with a video stream other than a cover picture. Raises ValueError if
+    unreadable."""
     entries = "format=format_name:stream=codec_type:stream_disposition=attached_pic"
     command = ["ffprobe", "-v", "error", "-show_entries", entries, "-of", "json", f"file:{path}"]
     done = subprocess.run(command, capture_output=True, check=False)
@@ -524,7 +525,7 @@ def _run_and_send(loop: Loop, video: Path, max_frames: int, connection: Any) -> 
 
 
 def is_good(results: Mapping[Path, Mapping[str, Outcome]]) -> bool:
-    """Whether vidshard gave nothing wrong and `auto` refused nothing."""
+    """Return True if vidshard returned nothing wrong and `auto` refused nothing."""
     return not any(
         reader.startswith("vidshard")
         and (outcome.verdict == "wrong" or (outcome.verdict == "refused" and reader == f"vidshard {AUTO}"))

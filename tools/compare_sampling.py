@@ -57,7 +57,9 @@ def main() -> None:
     parser.add_argument("--source-groups", type=Path)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument("--work", type=Path, help="keeps shards and runs, to go on later; default: a temporary folder")
+    parser.add_argument(
+        "--work", type=Path, help="folder that keeps shards and runs, to resume later; default: a temporary folder"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The promises of our loader, and what stock webdataset does with the same shards: a record, not a test.
+"""Guarantees of our loader, compared with stock webdataset on the same shards: a record, not a test.
 
     python tools/compare_stock_webdataset.py
 

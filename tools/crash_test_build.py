@@ -1,4 +1,4 @@
-"""Kill builds at random moments and hold what is left to its word.
+"""Kill builds at random moments, and check that what remains is consistent.
 
     python tools/crash_test_build.py            # 50 moments, some minutes
     python tools/crash_test_build.py --moments 5 --seed 7
@@ -59,7 +59,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def wait_for_first_shard(process: subprocess.Popen[bytes], out: Path) -> bool:
-    """Whether the first shard began before the build ended."""
+    """Return True if the first shard began before the build ended."""
     while process.poll() is None:
         if any(out.glob("shard-*")):
             return True

@@ -4,8 +4,8 @@
 
 Kills: a child process saves the checkpoints of a run (last.pt and previous.pt), says each number when it is saved, and
 is killed by SIGKILL at a random moment; then the run must be loadable, at the number said last or a later one, and the
-next child goes on from there. Flips: one bit of a checkpoint file is flipped, at random places; loading it must be
-refused, and the run must go on from the previous checkpoint. Exits with 1 when one was lost or one flip went unseen.
+next child resumes from there. Flips: one bit of a checkpoint file is flipped, at random places; loading it must be
+refused, and the run must resume from the previous checkpoint. Exits with 1 when one was lost or one flip went unseen.
 The last line is JSON.
 """
 

@@ -1,4 +1,5 @@
-"""Kill `stage1 infer` at random moments and go on with --resume: the outputs must be those of a run left alone.
+"""Kill `stage1 infer` at random moments and continue with --resume: the outputs must equal those of an uninterrupted
+run.
 
     python tools/crash_test_infer.py [--moments 20] [--seed 0]
 

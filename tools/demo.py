@@ -1,4 +1,4 @@
-"""What `make demo` runs: the whole way, from videos to explained detections, in the folder `demo`.
+"""Script of `make demo`: the whole workflow, from videos to explained detections, in the folder `demo`.
 
 The videos are generated (see synthetic_videos.py); the rest are the two commands, as a user would type them. Ends with
 exit code 1 when a command fails, or the result is below LEAST_ACCURACY or LEAST_ATTENTION.
@@ -30,7 +30,7 @@ COMMANDS = (
     "stage1 report --evaluation evaluation",
 )
 MADE = ("videos", "shards", "shards.log", "checkpoints", "stage1_output", "evaluation")
-MOST_EVENT = 0.4  # of the frames of a clip: where the event fills more, finding it is no feat
+MOST_EVENT = 0.4  # share of a clip's frames: if the event fills more, finding it is trivial
 
 LEAST_ACCURACY = 0.9
 LEAST_ATTENTION = 0.6  # mean share of attention on the frames of the event
@@ -38,13 +38,13 @@ LEAST_ATTENTION = 0.6  # mean share of attention on the frames of the event
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """How well the held-out videos were judged, and how much of the attention lay on the event."""
+    """Accuracy on the held-out videos, and the share of attention on the event."""
 
     num_videos: int
     accuracy: float
     num_events: int  # detected crime clips with an event in at most MOST_EVENT of their frames
     attention: float  # mean share of attention on frames of the event, over these clips; nan if there are none
-    event_frames: float  # mean share of frames that belong to the event: what attention spread evenly would give
+    event_frames: float  # mean share of frames that belong to the event: what uniform attention would give
 
 
 def main() -> int:
@@ -68,7 +68,7 @@ def main() -> int:
 
 
 def remove_last_run(folder: Path) -> None:
-    """Remove what an earlier demo made, and nothing else: `stage1 train` refuses a folder that holds another run."""
+    """Remove only what an earlier demo made: `stage1 train` refuses a folder with another run."""
     for name in MADE:
         if (folder / name).exists():
             shutil.rmtree(folder / name)
@@ -106,7 +106,7 @@ def judge(folder: Path) -> Result:
 
 
 def faults(result: Result) -> list[str]:
-    """List the figures of the result that are below what the demo has to reach."""
+    """List the figures of the result that miss the demo's targets."""
     found = []
     if result.accuracy < LEAST_ACCURACY:
         found.append(f"the accuracy is {result.accuracy:.1%}, expected at least {LEAST_ACCURACY:.0%}")

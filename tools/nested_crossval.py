@@ -1,4 +1,4 @@
-"""Score the model on recordings that chose nothing: nested cross-validation.
+"""Score the model on recordings that did not influence any choice: nested cross-validation.
 
     python tools/nested_crossval.py --shards A/Train --shards A/Test --out FOLDER [--folds 5] [--inner-folds 3]
         [--seeds 3] [--set NAME=VALUE …] [--minutes M]
@@ -6,7 +6,7 @@
 Outer folds of whole recordings are held out in turn. For each, the share of the motion features in the score is chosen
 by inner folds of the other recordings, with one seed; then one model per seed is trained on all of them and scored on
 the held-out ones, together with the tests of its attention. Every finished training is kept in FOLDER, so that the same
-command goes on where it stopped; `--minutes` ends it after about that time.
+command resumes where it stopped; `--minutes` ends it after about that time.
 
 Last line: JSON of all results, which is also in FOLDER/nested.json.
 """
@@ -105,7 +105,7 @@ def finished(
         found: dict[str, Any] = json.loads(path.read_bytes())
         return found
     if time.monotonic() - begin > options.minutes * 60:
-        raise SystemExit(f"{options.minutes:g} minutes are over; the same command goes on with {name}")
+        raise SystemExit(f"{options.minutes:g} minutes are over; the same command continues with {name}")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "run")
         data = TrainData(

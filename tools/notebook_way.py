@@ -1,4 +1,4 @@
-"""How the notebook reads a video: the baseline of the benchmarks."""
+"""Video reading as in the notebook: the baseline of the benchmarks."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a data set costs, on paper: the tables of docs/SCALING.md, from the measured constants below.
+"""Calculated cost of a data set: the tables of docs/SCALING.md, from the measured constants below.
 
     python tools/scaling.py                    # the tables
     python tools/scaling.py --measure VIDEO    # measure again, on this machine: what reading its packets costs
@@ -46,7 +46,7 @@ TRAIN_GFLOP_PER_CLIP = 7.2
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How clips are cut: `clips` of a mean video, `frames` that must be decoded for them."""
+    """Sampling of clips: `clips` of a mean video, `frames` that must be decoded for them."""
 
     name: str
     clips: float

@@ -1,4 +1,4 @@
-"""How far shortcuts get on a set of synthetic videos: file facts or a single frame, instead of motion.
+"""Accuracy of shortcuts on synthetic videos: file metadata or a single frame, instead of motion.
 
     python tools/shortcut_baselines.py FOLDER
 
@@ -29,7 +29,7 @@ Array = npt.NDArray[Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoFacts:
-    """What the classifiers see of one video."""
+    """Features of one video that the classifiers see."""
 
     is_crime: bool
     container: Array  # [F] facts that need no decoding

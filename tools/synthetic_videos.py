@@ -50,7 +50,8 @@ Frames = npt.NDArray[np.uint8]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoConfig:
-    """What all videos of a set share. Lengths in frames; `num_frames` and `event_fraction` are ranges to draw from."""
+    """Properties shared by all videos of a set. Lengths are in frames; `num_frames` and `event_fraction` are ranges
+    to draw from."""
 
     width: int = 160
     height: int = 120
@@ -109,7 +110,8 @@ def make_dataset(
 
 
 def plan_dataset(num_videos: Mapping[str, int], *, seed: int, config: VideoConfig) -> list[VideoPlan]:
-    """Names, lengths and event windows. Numbers go on across the splits: annotations know a video by its name alone.
+    """Names, lengths and event windows. Numbers continue across the splits, because annotations identify a video by
+    its name alone.
 
     >>> plans = plan_dataset({"Train": 4, "Test": 2}, seed=0, config=VideoConfig())
     >>> [plan.path for plan in plans][:3]
@@ -225,7 +227,7 @@ def render_video(plan: VideoPlan, config: VideoConfig) -> Frames:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Person:
-    """How somebody looks; the height is in pixels at the lower edge of the picture."""
+    """Appearance of a person; the height is in pixels at the lower edge of the picture."""
 
     height: float
     width: float  # of the shoulders, as a part of the height

@@ -4,9 +4,10 @@
 
 TRAIN, VALIDATION and TEST hold CLASS/NAME.mp4 and temporal_annotations.txt in UCF-Crime's form; a sources.json beside
 or in them names recordings. All ways learn from the labels of videos alone and see as many clips in an epoch; clip
-labels means that every clip of a crime video is called crime. Every way is judged twice, as it is and relative to the
-median of each video (`stage1 evaluate --relative`), with thresholds chosen on VALIDATION. What is compared with clip
-labels at the end is the aggregator that was better on VALIDATION. TEST is judged once, WORK keeps what was done.
+labels means that every clip of a crime video is called crime. Every method is evaluated twice, as it is and relative
+to the median of each video (`stage1 evaluate --relative`), with thresholds chosen on VALIDATION. What is compared
+with clip labels at the end is the aggregator that was better on VALIDATION. TEST is evaluated once; WORK keeps
+finished work.
 
 AUC: frames; "anomalous": of the videos that hold an event alone. Intervals: 95 %, by resampling recordings (else
 videos). Beside them the shortcut baselines, and one number that learnt nothing: how suddenly the 3 % of a frame's cells
@@ -151,7 +152,7 @@ def as_mode(clips: ScoredClips, mode: str) -> ScoredClips:
 
 @dataclasses.dataclass
 class Judge:
-    """What is true of the videos of a split, and how well scores tell it."""
+    """Ground truth of the videos of a split, and how well scores match it."""
 
     reader: ClipReader
     folder: Path

@@ -17,7 +17,8 @@ EXAMPLE = "stage1 calibrate --normal-shards shards/OurCameras --false-alarms-per
 def calibrate(**options: Any) -> None:
     """Choose a threshold on normal footage of your own cameras.
 
-    Stores in --checkpoint the lowest threshold that keeps to the rate of false alarms, and prints them by camera.
+    Stores in --checkpoint the lowest threshold that keeps to the false-alarm rate, and prints the false alarms of
+    each camera.
     """
     config = from_options(CalibrateConfig, options)
     from stage1.common import distributed

@@ -16,7 +16,7 @@ def clips(**options: Any) -> int:
     """Cut each event out of its video.
 
     DIR is the output folder of `stage1 infer`, by default stage1_output. Writes DIR/clips/*.mp4, which the report
-    links. Each begins at the last keyframe before the event, as the video is not re-encoded.
+    links. Each begins at the last keyframe before the event, because the video is not re-encoded.
 
     Exit codes: 0 success; 2 finished, but some events could not be cut; 1 error.
     """

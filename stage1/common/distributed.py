@@ -1,6 +1,6 @@
 """Process-group helpers; the only module that uses `torch.distributed`.
 
-In a run of one process every function works without a process group, as rank 0 of world size 1.
+In a single-process run, every function works without a process group, as rank 0 of world size 1.
 """
 
 from __future__ import annotations
@@ -300,7 +300,7 @@ def _end_stuck_agent() -> None:
     """Kill the `torchrun` that started this process, if it is cut off from its store.
 
     Between two checks of its processes, `torchrun` queries that store without a timeout and ignores SIGTERM. It would
-    notice that they have ended only when the system gives up the connection, a quarter of an hour later.
+    notice that they have ended only when the system gives up on the connection, a quarter of an hour later.
     """
     agent = os.getppid()
     with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
 """Earlier results of a folder: moved aside by a new run instead of being replaced, and kept for three runs.
 
 The files of a result move together into a folder `earlier-N` next to them, with increasing N, so that their relative
-links still hold. A single page moves to a numbered name in its own folder instead, as it links to the files beside it.
+links still hold. A single page moves to a numbered name in its own folder instead, as it links to files next to it.
 """
 
 from __future__ import annotations

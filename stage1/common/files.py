@@ -56,8 +56,8 @@ def check_out(folder: Path) -> None:
 def hold_out(folder: Path, *, name: str = LOCK_NAME) -> Iterator[None]:
     """Check that `folder` can be written to, and hold its lock while the block runs, on rank 0.
 
-    `name` is that of the lock, for commands that write a single file to a folder of others. Raises UserError, which
-    names the other process, if one writes there, and does not leave a folder behind that was not there before.
+    `name` is that of the lock, for commands that write a single file to a shared folder. Raises UserError, which
+    names the other process, if one writes there, and then leaves no new folder behind.
     """
     check_out(folder)
     path = folder.absolute() / name
@@ -117,7 +117,8 @@ class HashingFile(io.RawIOBase):
 
 
 def save_tensors(fields: dict[str, Any], file: IO[bytes]) -> HashingFile:
-    """Write `fields` as `torch.save` does. Raises OSError, where torch raises an error of its own, on a full disk."""
+    """Write `fields` as `torch.save` does. Raises OSError on a full disk, where torch would raise an error of its
+    own."""
     import torch
 
     hashing = HashingFile(file)

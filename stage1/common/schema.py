@@ -1,4 +1,4 @@
-"""Files of JSON that are read back, held to the published JSON Schemas (docs/schemas), of which this knows a part."""
+"""Reader of JSON files that checks them against the published schemas (docs/schemas), with part of JSON Schema."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 
 
 def read_json(path: Path, name: str, *, again: str) -> Any:
-    """Return the content of a JSON file of the schema `name`. Raises FormatError if it cannot be, and says `again`."""
+    """Return the content of a JSON file of the schema `name`. Raises FormatError if that fails, and adds `again` as
+    advice."""
     try:
         value = json.loads(files.read_bytes(path), parse_constant=_refuse_constant)
     except OSError as error:
@@ -41,7 +42,7 @@ def read_json(path: Path, name: str, *, again: str) -> Any:
 
 
 def faults(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with a value, after its place in the file.
+    """Yield the faults of a value, each with its place in the file.
 
     >>> schema = {"type": "object", "properties": {"label": {"enum": [0, 1]}}, "required": ["label"]}
     >>> list(faults({"label": 2}, schema, schema)), list(faults({}, schema, schema))
@@ -72,8 +73,9 @@ def _is_of(value: Any, name: str) -> bool:
 
 
 def _is_allowed(value: Any, schema: Mapping[str, Any]) -> bool:
-    """Check a value apart from its parts."""
-    if ("const" in schema and value != schema["const"]) or value not in schema.get("enum", [value]):
+    """Check a value itself, but not its parts."""
+    choices = [schema["const"]] if "const" in schema else schema.get("enum", [value])
+    if not any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in choices):
         return False
     if isinstance(value, str):
         return len(value) >= schema.get("minLength", 0) and re.search(schema.get("pattern", ""), value) is not None
@@ -109,4 +111,4 @@ def _schema(name: str) -> dict[str, Any]:
 
 
 def _refuse_constant(text: str) -> None:
-    raise ValueError(f"{text} is no number of JSON")
+    raise ValueError(f"{text} is not a JSON number")

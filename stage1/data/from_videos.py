@@ -93,7 +93,7 @@ def sampling_config(
     """Return the sampling of videos of any length for a model trained on clips with the `settings` of a manifest.
 
     A video gets windows whose frames are `gap_seconds` apart, the median of the training clips, one window every
-    `stride` of these frames (None: half a clip). A video that is not longer than a window gives one clip, with frames
+    `stride` of these frames (None: half a clip). A video that is not longer than a window yields one clip, with frames
     spread over it if the training clips were cut that way. If the gap is 0, that is, unknown, videos are sampled by
     `settings` alone. Raises UserError if `vidshard build` cannot cut clips of `shape`.
     """
@@ -268,7 +268,8 @@ class VideoCutter:
             raise UserError(f"{path} cannot be cut: {error}") from error
 
     def cut(self, target: Path, start_seconds: float, end_seconds: float, *, draw: DrawFrame | None = None) -> float:
-        """Write the stretch to the MP4 `target`, and return where it begins: at the last keyframe before, as it is.
+        """Write the stretch to the MP4 `target`, unchanged from the last keyframe before it, and return where it
+        begins.
 
         With `draw`, frames are decoded, drawn on and encoded, from exactly `start_seconds` on. Raises UserError.
         """

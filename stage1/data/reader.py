@@ -64,9 +64,9 @@ class ClipReader:
     `labels` (0 normal, 1 crime, -1 unknown), `videos` and `shards` hold one number per row. Only shards that the
     manifest names are opened. A reader may be used from several threads at once.
 
-    `checksums` says when pixels are verified: the ``first`` time a clip is read, ``always``, or ``never``. `cache`
+    `checksums` decides when pixels are verified: the ``first`` time a clip is read, ``always``, or ``never``. `cache`
     configures the download cache of a set behind a URL. Clips of a shard that changes meanwhile are verified at each
-    read, even with ``first``. Raises UserError if the folder holds no shard set, and
+    read, even with ``first``. Raises UserError if the folder contains no shard set, and
     FormatError if its manifest or index is damaged.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -81,7 +82,8 @@ class ReviewedClips:
 def read_review_labels(paths: Sequence[Path]) -> ReviewLabels:
     """Read and merge the review labels of CSVs that reports exported. Clips marked unsure have no label.
 
-    Raises UserError if a file cannot be read, has a row that cannot be parsed, or marks a clip twice, differently.
+    Raises UserError if a file cannot be read, has a row that cannot be parsed, or contains contradictory marks of a
+    clip.
     """
     merged: dict[tuple[str, str], ReviewLabel] = {}
     contradictions: dict[tuple[str, str], None] = {}
@@ -95,7 +97,7 @@ def read_review_labels(paths: Sequence[Path]) -> ReviewLabels:
     sure = {clip: label for clip, label in merged.items() if label.label != LABEL_OF_ANSWER[UNSURE]}
     if not sure:
         raise UserError(
-            f"`marks` {', '.join(map(str, paths))} marks no clip; export the CSV again after marking clips in the "
+            f"`marks` {', '.join(map(str, paths))} contains no marks; export the CSV again after marking clips in the "
             "report"
         )
     return ReviewLabels(of_clip=sure, contradictions=tuple(key for _, key in contradictions), paths=tuple(paths))
@@ -117,6 +119,8 @@ def _read(path: Path) -> dict[tuple[str, str], ReviewLabel]:
                 end_seconds=float(row["end_seconds"]),
                 path=path,
             )
+            if not 0 <= label.start_seconds <= label.end_seconds < math.inf:
+                raise ValueError(f"from {label.start_seconds} to {label.end_seconds} s")
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise UserError(
                 f"`marks` {path}, line {line}: expected key, mark (true, false or unsure), start_seconds and "
@@ -134,8 +138,8 @@ def apply_review_labels(readers: Sequence[ClipReader], review: ReviewLabels, *, 
 
     The rows are those of the sets, one after the other. A label goes to the set that it names or, if that is not among
     them (it was extended, say), to the clip with its key. `use` is "labels" to replace and "exclusions" to exclude;
-    clips without any label are excluded, too. Raises UserError if no reviewed clip is in the sets, or if a clip of the
-    same key covers a different stretch of its video.
+    clips without any label are excluded, too. Raises UserError if no reviewed clip is in the sets, or if a clip with
+    the same key covers a different stretch of its video.
     """
     named = {reader.digest for reader in readers}
     elsewhere = {key: label for (digest, key), label in review.of_clip.items() if digest not in named}

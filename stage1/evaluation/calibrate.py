@@ -1,4 +1,4 @@
-"""A threshold for one's own cameras, chosen on their normal footage."""
+"""Choice of a threshold on normal footage of the user's cameras."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from stage1.common.files import hold_out
 from stage1.data.reader import ClipReader
 from stage1.evaluation.config import CalibrateConfig as CalibrateConfig
 from stage1.evaluation.config import EvaluateConfig
@@ -27,7 +28,7 @@ def calibrate(config: CalibrateConfig) -> CalibrateReport:
     """Choose the threshold on normal footage, store it in the checkpoint, and return the false alarms by camera.
 
     It is the lowest threshold at which `stage1 infer` reports at most ``config.false_alarms_per_hour`` events per hour
-    of this footage. Raises UserError if the footage is too short to support the rate, or not only normal.
+    of this footage. Raises UserError if the footage is too short to support the rate, or not entirely normal.
     """
     checkpoint = load_checkpoint(config.checkpoint)
     reader = ClipReader(config.normal_shards)
@@ -46,9 +47,9 @@ def calibrate(config: CalibrateConfig) -> CalibrateReport:
     clips = raw.with_scores(shown_scores(checkpoint.build_calibration(), raw.scores))
     target = Target(name="false-alarms-per-hour", value=config.false_alarms_per_hour)
     threshold = choose_threshold(clips, target)
-    save_checkpoint(
-        config.checkpoint, dataclasses.replace(checkpoint, threshold=threshold, threshold_target=str(target))
-    )
+    changed = dataclasses.replace(checkpoint, threshold=threshold, threshold_target=str(target))
+    with hold_out(config.checkpoint.parent, name=f".{config.checkpoint.name}.lock"):
+        save_checkpoint(config.checkpoint, changed)
     fields = {
         "target": str(target),
         "threshold_before": checkpoint.threshold,
@@ -61,7 +62,8 @@ def calibrate(config: CalibrateConfig) -> CalibrateReport:
 def false_alarms_by_camera(
     clips: ScoredClips, before: float, after: float, config: EvaluateConfig
 ) -> dict[str, dict[str, Any]]:
-    """Return the clips called crime and the false alarms of each camera (recording, else video), and of all."""
+    """Return the clips detected as crime and the false alarms of each camera (recording or, if unknown, video), and
+    of all."""
     groups = np.array(clips.groups)
     cameras = {}
     for name in (*np.unique(groups).tolist(), "all"):

@@ -70,7 +70,7 @@ def _draw_roc(axes: Any, fields: Mapping[str, Any], levels: Mapping[str, Any]) -
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, loc="lower right")
     else:
-        axes.text(0.5, 0.25, "undefined: the clips are of one class only", ha="center", color=GREY)
+        axes.text(0.5, 0.25, "undefined: the clips belong to only one class", ha="center", color=GREY)
 
 
 def _draw_reliability(axes: Any, calibration: Mapping[str, Any], bins: Sequence[MassBin]) -> None:

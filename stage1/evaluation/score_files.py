@@ -1,9 +1,9 @@
 """Reader of score files of any model, from a folder or a table, with one score per frame, snippet or clip.
 
-A folder holds one file per video, named after it (`Abuse028_x264.npy`, or `.txt` or `.csv` with one number per line). A
-table is a CSV with one row per score and the columns `video` (or `source`) and `score` (or `confidence`). If clips do
-not follow one another without gaps, it also has `first_frame` and `last_frame` (or `start_seconds` and `end_seconds`,
-as in the predictions.csv of `stage1 infer`).
+A folder contains one file per video, named after it (`Abuse028_x264.npy`, or `.txt` or `.csv` with one number per
+line). A table is a CSV with one row per score and the columns `video` (or `source`) and `score` (or `confidence`). If
+clips do not follow one another without gaps, it also has `first_frame` and `last_frame` (or `start_seconds` and
+`end_seconds`, as in the predictions.csv of `stage1 infer`).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _read_array(path: Path) -> Array:
             values = np.asarray(np.load(path, allow_pickle=False), np.float64)
         else:
             values = np.array([float(word) for word in read_text(path).replace(",", " ").split()])
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, MemoryError, EOFError) as error:
         raise UserError(f"{path} contains no numbers ({error}); expected one score per snippet") from error
     values = np.squeeze(values)
     values = values[None] if values.ndim == 0 else values
@@ -90,9 +90,9 @@ def _read_table(path: Path, fps: float) -> dict[str, ForeignScores]:
             continue  # a clip that could not be read has no score
         try:
             value, (first, last) = float(row[score]), _frames(row, frame_columns, fps)
-            if not np.isfinite(value) or last < first or first < 0:
+            if not np.isfinite(value) or not 0 <= first <= last < 1 << 31:
                 raise ValueError("expected a finite score and 0 ≤ first_frame ≤ last_frame")
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"line {number} of {path} cannot be read: {error}") from error
         stem = PurePosixPath(row[video].replace("\\", "/")).name
         rows.setdefault(stem.rpartition(".")[0] or stem, []).append((first, last, value))

@@ -1,7 +1,7 @@
 """Test of attention on composite clips, in which the frames of the crime are known.
 
-A few consecutive frames of a crime are inserted into a normal clip of the same recording, and the other way round. A
-model that finds the crime attends to the crime's frames in both; one that looks at whatever changes attends to the
+A few consecutive frames of a crime are inserted into a normal clip of the same recording, and vice versa. A
+model that finds the crime attends to the crime's frames in both; one that merely looks at changes attends to the
 inserted frames in both. Everything is compared with the frames' own motion, since most crimes move more than their
 surroundings, and with the attention of the same model before training.
 """
@@ -57,7 +57,8 @@ def composites(
 ) -> list[Composite]:
     """Draw PER_CLIP composites of each kind for every crime of `rows` whose recording also has normal clips.
 
-    With `motion_N`, the motion of each row, the partner is the normal clip of the nearest motion, not a random one.
+    With `motion_N`, the motion of each row, the partner is the normal clip with the most similar motion, not a random
+    one.
     """
     T = reader.clip_shape.num_frames
     recordings = {row: reader.recording_or_video(int(reader.videos[row])) for row in rows.tolist()}
@@ -80,7 +81,7 @@ def composites(
 
 
 class AttentionTest:
-    """Test of the attention of a model, beside motion and the same model before training."""
+    """Test of a model's attention, compared with motion and with the same model before training."""
 
     def __init__(self, model: Stage1Model, transform: ClipTransform, device: torch.device) -> None:
         self.model, self.transform, self.device = model.eval(), transform, device

@@ -1,6 +1,6 @@
 """Training data for stage 2: detections with their clips, as one file of tensors or as WebDataset shards of any size.
 
-Both formats hold the same data, and `load_attention_data` reads both; docs/OUTPUTS.md is the specification.
+Both formats contain the same data, and `load_attention_data` reads both; docs/OUTPUTS.md is the specification.
 """
 
 from __future__ import annotations
@@ -307,7 +307,7 @@ def why_not_for_training(splits: Sequence[str | None], trained_on: Sequence[int]
     """Return why stage 2 must not be trained on detections with these splits and `trained_on`; None if it may be."""
     test = sum(split == "Test" for split in splits)
     if test:
-        return f"{test:,} of {len(splits):,} detections are of the split Test"
+        return f"{test:,} of {len(splits):,} detections belong to the split Test"
     seen = sum(value != TRAINED_ON["no"] for value in trained_on)
     if seen:
         sure = "was" if TRAINED_ON["yes"] in trained_on else "may have been"
@@ -405,7 +405,7 @@ def _checked(path: Path, version: object, fields: dict[str, Any]) -> AttentionDa
 
 
 def _wrong_length(data: AttentionData) -> str | None:
-    """Return a fault if a field lacks one entry per detection or frame, else None."""
+    """Return a fault if a field lacks one entry per detection or frame, or None."""
     if data.clips.ndim != 5:
         return f"clips has the shape {tuple(data.clips.shape)}, expected (N, T, H, W, 3)"
     shape_NT = (len(data), data.clips.shape[1])

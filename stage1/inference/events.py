@@ -103,8 +103,9 @@ def find_spans(
 ) -> list[tuple[int, int]]:
     """Find spans of seconds (first, end), end exclusive, by two thresholds with hysteresis (Canny, PAMI 1986).
 
-    All seconds of a span score at least `low`, and one of them at least `high`. A second without a score (NaN) neither
-    ends a span nor lies at its edge. Spans shorter than `min_seconds` are dropped, except one that fills the video.
+    All seconds of a span score at least `low`, and one of them at least `high`. A second without a score (NaN)
+    neither ends a span nor forms its edge. Spans shorter than `min_seconds` are dropped, except one that fills the
+    video.
 
     >>> find_spans([0.2, 0.6, 0.9, 0.6, 0.2, 0.6], high=0.8, low=0.5, min_seconds=2)
     [(1, 4)]

@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import io
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,16 @@ def extract(config: ExtractConfig) -> ExtractReport:
     """
     if any(path.name != files.LOCK_NAME for path in config.out.iterdir()):
         raise UserError(f"`out` {config.out} is not empty; choose another folder, or remove this one")
+    try:
+        return _extract(config)
+    except OSError:  # so that the same command can be repeated
+        for path in config.out.iterdir():
+            if path.name != files.LOCK_NAME:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise
+
+
+def _extract(config: ExtractConfig) -> ExtractReport:
     data = load_attention_data(config.folder, for_training=not config.for_looking)
     warnings = leak_warnings(config, {name for name in data.classes if name})
     num_frames_of = _lengths(config.folder)
@@ -148,7 +159,7 @@ def leak_warnings(config: ExtractConfig, classes: set[str]) -> list[str]:
                 )
     elif classes & UCF_CRIMES:
         warnings.append(
-            "these are classes of UCF-Crime: its official folds for stage 2 (action recognition) hold 121 to 145 of "
+            "these are classes of UCF-Crime: its official folds for stage 2 (action recognition) contain 121 to 145 of "
             "the 290 videos that stage 1 is tested on; compare yours by `stage2_list` FILE `test_list` Anomaly_Test.txt"
         )
     return warnings

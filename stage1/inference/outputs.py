@@ -86,7 +86,7 @@ class OutputFiles:
 
 
 def is_run_on(folder: Path, digest: str) -> bool:
-    """Return True if `folder` holds a finished run on the shard set with this digest."""
+    """Return True if `folder` contains a finished run on the shard set with this digest."""
     try:
         return bool(json.loads(OutputFiles(folder=folder).run.read_bytes())["shards"]["digest"] == digest)
     except (OSError, ValueError, KeyError, TypeError):
@@ -280,7 +280,7 @@ def _prediction(fields: Mapping[str, str]) -> Prediction:
         float(fields[name]) if fields[name] else None for name in ("confidence", "start_seconds", "end_seconds")
     )
     label, clip_index = int(fields["label"]), int(fields["clip_index"])
-    is_right = layout.KEY_PATTERN.fullmatch(key) and abs(label) <= 1 and clip_index >= 0
+    is_right = layout.KEY_PATTERN.fullmatch(key) and abs(label) <= 1 and 0 <= clip_index < 1 << 63
     is_right = is_right and 0 <= (confidence or 0) <= 1 and 0 <= (start or 0) <= (end or 0) < math.inf
     if not is_right or fields["predicted"] not in ("", "0", "1"):
         raise ValueError(f"a row is {fields}")
@@ -313,7 +313,7 @@ def read_anomalies(path: Path) -> list[Detection]:
     for detection in detections:
         frames = (detection.attention_weights, detection.frame_indices, detection.seconds)
         if len({*map(len, frames)}) != 1 or list(detection.seconds) != sorted(detection.seconds):
-            raise FormatError(f"{path}: the frames of {detection.key!r} contradict each other; {RUN_AGAIN}")
+            raise FormatError(f"{path}: the fields of {detection.key!r} contradict each other; {RUN_AGAIN}")
     return detections
 
 

@@ -320,7 +320,7 @@ class _InferenceRun:
         return report
 
     def _row_seconds(self) -> npt.NDArray[np.float64] | None:
-        """Return the seconds of video that each index row stands for in the progress of `videos`, else None."""
+        """Return the seconds of video that each index row stands for in the progress of `videos`, or None."""
         if not self.config.videos:
             return None
         table, videos = self.reader.index.videos, self.reader.videos

@@ -271,7 +271,7 @@ def attention_of_frames(model: Stage1Model, attention_BT: torch.Tensor, num_fram
 
 
 def _fill_times(reader: ClipReader, row: int, scores: npt.NDArray[np.void], position: int) -> str | None:
-    """Fill in the position of a clip in its video. Return the reason if its record cannot be read, else None."""
+    """Fill in the position of a clip in its video. Return the reason if its record cannot be read, or None."""
     try:
         record = reader.read_record(row)
     except FormatError as error:

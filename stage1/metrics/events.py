@@ -1,4 +1,4 @@
-"""How well predicted events match the true ones in time. Pure functions.
+"""Temporal agreement of predicted and true events. Pure functions.
 
 A segment is the first and the last frame of an event, both included.
 """

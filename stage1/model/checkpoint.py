@@ -68,7 +68,7 @@ class Checkpoint:
     run_state: dict[str, Any] = dataclasses.field(default_factory=dict)  # further state of a run that resumes
 
     def __post_init__(self) -> None:
-        """Raise ValueError if a field has a wrong type or value."""
+        """Raise ValueError if a field has an invalid type or value."""
         hints = get_type_hints(type(self))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)

@@ -51,7 +51,7 @@ def clip_name(source: str, number: int) -> str:
 def write_clips(config: ClipsConfig) -> ClipsResult:
     """Cut every event of the run in ``config.folder``, with ``config.seconds`` before and after it.
 
-    Raises UserError if the folder has no finished run.
+    Raises UserError if the folder contains no finished run.
     """
     with hold_out(config.folder):
         return _write_clips(config)

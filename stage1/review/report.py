@@ -60,7 +60,8 @@ class ReportResult:
 def write_report(config: ReportConfig) -> ReportResult:
     """Write the page, and return its path and counts.
 
-    Raises UserError if the folder has no finished run, and FormatError if its files are damaged or of different runs.
+    Raises UserError if the folder has no finished run, and FormatError if its files are damaged or belong to
+    different runs.
     """
     with hold_out(config.path.parent):
         return _write_report(config)
@@ -233,8 +234,8 @@ class Pictures:
             return None, f"No picture: {error}"
         if frames is None:
             return None, (
-                "No picture: the shards were moved or deleted, or are at a URL: pass `shards`. Attention data holds "
-                "detections only."
+                "No picture: the shards were moved or deleted, or are at a URL: pass `shards`. The attention data "
+                "contains detections only."
             )
         self.aspect = round(frames.shape[2] / frames.shape[1], 4)
         data = encode_strip(frames[list(positions)])
@@ -393,7 +394,7 @@ def _tables(clips: Sequence[Prediction]) -> Iterator[dict[str, Any]]:
 
 
 def _charts(run: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the training curves: those of the whole run, or up to the kept epoch if its metrics are not there."""
+    """Return the training curves: those of the whole run, or up to the kept epoch if its metrics are missing."""
     try:
         path = Path(run["checkpoint"]["path"])
         history = kept = load_checkpoint(path).run_state.get("history", [])
@@ -429,7 +430,7 @@ def line_chart(
 ) -> dict[str, Any] | None:
     """Scale lines of (x, y) to a drawing of 400 × 150; return None if there are no points.
 
-    The y axis begins at 0 (or below) and ends at `top`, else at the highest value.
+    The y axis begins at 0 (or below) and ends at `top` or, without it, at the highest value.
     """
     lines = [(name, points) for name, points in lines if points and all(math.isfinite(y) for _, y in points)]
     if not lines:

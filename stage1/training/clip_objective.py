@@ -31,7 +31,7 @@ from stage1.training.data import TrainData
 from stage1.training.log import progress
 from vidshard.util.errors import UserError
 
-ATTENTION_WEIGHT = 2.0  # of the loss of attention on spliced clips, beside that of the label
+ATTENTION_WEIGHT = 2.0  # weight of the attention loss on spliced clips, relative to that of the label
 MAX_FITTED = 2048  # clips to which the motion classifier is fitted: enough for 29 features, and quick to read
 # float clips (B, C, T, H, W) → logits (B, 2) and attention (B, T), float32
 Forward = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]

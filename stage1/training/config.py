@@ -305,5 +305,5 @@ def merge(*options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_config(options: Mapping[str, Any]) -> TrainConfig:
-    """Make a config from nested options. Raises UserError on unknown names and wrong values."""
+    """Make a config from nested options. Raises UserError on unknown names and invalid values."""
     return config_options.make_config(TrainConfig, options, function="train")

@@ -37,7 +37,7 @@ def epoch_line(entry: dict[str, Any]) -> str:
 
 
 def kept_text(history: Sequence[dict[str, Any]], *, epochs: int, patience: int) -> str:
-    """Say which epoch is kept, why, and its metrics on the validation clips.
+    """Format which epoch is kept and why, with its metrics on the validation clips.
 
     >>> kept_text([{"epoch": 1, "best": True}, {"epoch": 2, "best": True}], epochs=2, patience=0)
     'Kept epoch 2 of 2, the last one'

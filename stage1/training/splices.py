@@ -1,9 +1,9 @@
 """Composite clips that teach attention which frames show a crime.
 
-A label of a whole clip does not say where the crime is, and attention that is trained by such labels alone may look
+The label of a whole clip does not show where the crime is, and attention trained only on such labels may look
 anywhere. In a composite it is known: some frames come from a crime, the others from a normal clip, of the same
-recording where there is one, so that nothing but the action tells them apart. Normal frames are put into normal clips
-as well, so that the seam says nothing about the label. (Splicing follows CutMix, Yun et al., ICCV 2019, along time.)
+recording if possible, so that only the action distinguishes them. Normal frames are put into normal clips
+as well, so that the seam does not reveal the label. (Splicing follows CutMix, Yun et al., ICCV 2019, along time.)
 """
 
 from __future__ import annotations
@@ -82,13 +82,13 @@ class Splicer:
         )
 
     def partners(self, row: int) -> Rows:
-        """Return the normal clips that the clip of `row` may be spliced with: of its recording, else all."""
+        """Return the normal clips that the clip of `row` may be spliced with: of its recording or, without any, all."""
         mine: Rows = self.rows.get(self.recordings[self.reader.videos[row]], self.every_normal)
         mine = mine[mine != row]
         return mine if len(mine) else np.delete(self.every_normal, self.every_normal == row)
 
     def plan(self, labels_B: torch.Tensor, indices_B: torch.Tensor, *, num_frames: int, epoch: int) -> list[Composite]:
-        """Draw the composites of a batch; they depend on the seed, the epoch and the row of each clip only."""
+        """Draw the composites of a batch; they depend only on the seed, the epoch and the row of each clip."""
         if num_frames < MIN_FRAMES:
             return []
         seeds_B = clip_random.clip_seeds(indices_B.cpu(), seed=self.seed, epoch=epoch)

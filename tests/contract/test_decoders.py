@@ -1,4 +1,5 @@
-"""One contract for all decoders: the frames that a viewer would see, numbered from 0, upright, at the asked size."""
+"""One contract for all decoders: the frames that a viewer would see, numbered from 0, upright, at the requested
+size."""
 
 from __future__ import annotations
 
@@ -128,7 +129,7 @@ def test_wrong_frame_indices_are_a_bug_of_the_caller(name: str, library: Library
 
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_missing_frames_are_damage_and_never_silence(name: str, library: Library, tmp_path: Path) -> None:
-    """The packet table of the whole file, and a file that lost its second half since."""
+    """The packet table of a whole file, and the file after losing its second half."""
     video, table = library["fragmented"]
     path = tmp_path / "half.mp4"
     data = video.path.read_bytes()
@@ -142,7 +143,7 @@ def test_missing_frames_are_damage_and_never_silence(name: str, library: Library
 @pytest.mark.parametrize("name", LIBRARIES)
 @pytest.mark.parametrize("read", ["all", "last"])
 def test_a_frame_more_than_promised_is_damage(read: str, name: str, library: Library) -> None:
-    """The packet table of a video that has grown since, read through or sought."""
+    """The packet table of a video that has grown since, read with and without seeking."""
     video, table = library["constant_rate"]
     n = table.num_frames - 1
     assert table.pts is not None
@@ -155,7 +156,7 @@ def test_a_frame_more_than_promised_is_damage(read: str, name: str, library: Lib
 
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_a_flipped_bit_is_heard(name: str, library: Library, tmp_path: Path) -> None:
-    """Each decoder paints over most of these and gives frames as if all were well; none may go unheard."""
+    """Each decoder conceals most of these and returns frames as if nothing were wrong; none may go unnoticed."""
     video, table = library["constant_rate"]
     data = video.path.read_bytes()
     start = data.index(b"mdat") + 4

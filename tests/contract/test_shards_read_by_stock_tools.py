@@ -1,4 +1,4 @@
-"""What `vidshard build` writes is read by those who know nothing of it: tarfile, numpy, tar, stock webdataset."""
+"""Stock tools read the output of `vidshard build`: tarfile, numpy, tar and webdataset."""
 
 from __future__ import annotations
 

@@ -37,9 +37,7 @@ def change_record(folder: Path, row: int, old: bytes, new: bytes) -> str:
         (b'"fps":10.0', b'"fps":90.0', "says fps 90.0, the index 10.0"),
     ],
 )
-def test_a_record_that_says_something_else_than_the_index_is_refused(
-    place: Path, old: bytes, new: bytes, why: str
-) -> None:
+def test_a_record_that_contradicts_the_index_is_refused(place: Path, old: bytes, new: bytes, why: str) -> None:
     key = change_record(place / "shards" / "Test", 1, old, new)
     done = stage1("infer", "--device", "cpu")
     assert done.exit_code == 2, done.output

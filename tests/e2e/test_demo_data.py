@@ -1,4 +1,4 @@
-"""The demo's videos ask for what they should: motion over time, not a shortcut. And its figures are computed right."""
+"""The demo's videos require motion over time, not a shortcut, and its figures are computed correctly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NUM_VIDEOS = {"Train": 200, "Test": 200}
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_only_motion_tells_the_classes_apart(tmp_path: Path) -> None:
+def test_only_motion_distinguishes_the_classes(tmp_path: Path) -> None:
     config = VideoConfig(num_frames=(32, 40))
     synthetic_videos.make_dataset(tmp_path, num_videos=NUM_VIDEOS, seed=1, config=config)
     accuracies = shortcut_baselines.measure(tmp_path)

@@ -36,10 +36,10 @@ Numbers = Callable[[int], int]
 
 @dataclasses.dataclass(frozen=True)
 class Expected:
-    """What a file of the table holds. Frames are .04 s apart, and what is missing leaves a gap, unless said."""
+    """Content of a file of the table. Frames are 0.04 s apart, and missing ones leave a gap, unless stated."""
 
     num_frames: int
-    case: str  # which makes it; the name of the file without what tells variants apart
+    case: str  # which makes it; the file name without the part that distinguishes variants
     number: Numbers = lambda index: index  # what frame `index` shows
     seconds: Callable[[int], float] = lambda index: index / 25
     most_missing: int = 0  # frames before the last

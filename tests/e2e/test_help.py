@@ -110,7 +110,7 @@ def test_every_option_of_a_config_is_in_help_all(command: tuple[str, str]) -> No
         for name in option_names(config):
             parameter = parameters[name]
             assert isinstance(parameter, click.Argument) or parameter.opts[0] in options_in(text)
-        # A new field is an option, or stands in NO_OPTION.
+        # A new field is an option, or is listed in NO_OPTION.
         fields = {field.name for field in dataclasses.fields(config) if "option" not in field.metadata}
         assert fields == NO_OPTION.get(config, set())
 

@@ -1,4 +1,4 @@
-"""The line that each command ends with: it works when typed, and stands on standard error alone."""
+"""The last line of each command: it works when typed, and goes to standard error only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole way over a real S3 server: build to it, verify, train and score from it with four processes."""
+"""The whole workflow with a real S3 server: build to it, verify, train and score from it with four processes."""
 
 from __future__ import annotations
 

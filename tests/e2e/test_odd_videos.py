@@ -1,4 +1,4 @@
-"""Videos as the field has them, built with `auto`: which decoder serves, and what the clips then show."""
+"""Real-world videos built with `auto`: which decoder is used, and what the clips show."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ OF_VIDSHARD = {"failures.csv", "sources.json"}  # docs/SHARD_FORMAT.md, README.m
 
 
 def check_outputs(folder: Path) -> None:
-    """All that a run wrote to `folder`."""
+    """All files that a run wrote to `folder`."""
     for name in ("anomalies", "events", "run"):
         check_json(folder / f"{name}.json", name)
     for name in ("predictions", "videos"):
@@ -78,7 +78,7 @@ def test_every_output_is_as_its_schema_says(place: Path, attention_format: str) 
     check_outputs(place / "stage1_output")
 
 
-def test_a_schema_finds_what_is_wrong(place: Path) -> None:  # noqa: F811
+def test_a_schema_finds_errors(place: Path) -> None:  # noqa: F811
     stage1("infer")
     path = place / "stage1_output" / "anomalies.json"
     entries = json.loads(path.read_bytes())

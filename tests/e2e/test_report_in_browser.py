@@ -1,4 +1,4 @@
-"""The report in headless Chromium, from file://: what a reviewer does with it, and that nothing else is asked for."""
+"""The report in headless Chromium, from file://: what a reviewer does with it, and that nothing else is requested."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scripts of tools/slurm on a real SLURM: the whole chain, a killed task, a training that is queued again."""
+"""The scripts of tools/slurm on a real SLURM: the whole chain, a killed task, and requeued training."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ INFER_OPTIONS=(--device cpu) INFER_SHARDS=$SHARDS/Test
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Videos, and what a plain build makes of them."""
+    """Videos, and the result of a plain build of them."""
     folder = tmp_path_factory.mktemp("slurm")
     for split, count in (("Train", 10), ("Test", 3)):
         names = {f"{c}/{split}{c}{n}.mp4": 40 + n for c in ("Abuse", "NormalVideos") for n in range(count)}
@@ -147,7 +147,7 @@ def test_a_training_that_is_queued_again_ends_with_the_same_weights(cluster: dic
     log = logs / f"train-{train}.out"
     wait(lambda: log.exists() and "Epoch 2 |" in log.read_text(), logs=logs)
     subprocess.run(["scancel", "--batch", "--signal=USR1", train], env=cluster, check=True)
-    wait(lambda: "queued again" in log.read_text() and states(cluster, train) == ["PENDING"], logs=logs)
+    wait(lambda: "requeued" in log.read_text() and states(cluster, train) == ["PENDING"], logs=logs)
     # Not in two minutes, but not in this second: until it is over, SLURM refuses the job ("credential revoked").
     subprocess.run(["scontrol", "update", f"JobId={train}", "StartTime=now+3"], env=cluster, check=True)
     ended = wait_for_end(cluster, jobs, logs)

@@ -1,4 +1,4 @@
-"""Checkpoints that others have made: of another layout, of impossible values, or larger in memory than on the disk."""
+"""Checkpoints made by others: with a different layout, with impossible values, or larger in memory than on disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DIGEST_LINE = b"\nstage1 checkpoint, SHA-256 of the bytes before this line: %s\n
 
 
 def sign(data: bytes) -> bytes:
-    """Append the digest that shows that the file is intact, which anybody can compute."""
+    """Append the digest that marks the file as intact, which anybody can compute."""
     return data + DIGEST_LINE % hashlib.sha256(data).hexdigest().encode()
 
 

@@ -1,4 +1,4 @@
-"""Output folders of `stage1 infer` that others have made, as `stage1 report` and `stage1 visualize` read them."""
+"""Output folders of `stage1 infer` made by others, read by `stage1 report` and `stage1 visualize`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(place: Path) -> Path:
         ("run.json", lambda run: run["metrics"].update(accuracy=7), ": metrics: accuracy: is 7"),
         ("events.json", lambda events: events["videos"][0].update(duration_seconds=-1), "duration_seconds: is -1"),
         ("events.json", lambda events: events["videos"].append(3), ": videos: 7: is 3, expected object"),
-        ("anomalies.json", lambda found: found[0].update(confidence=float("nan")), "NaN is no number of JSON"),
+        ("anomalies.json", lambda found: found[0].update(confidence=float("nan")), "NaN is not a JSON number"),
         ("anomalies.json", lambda found: found[0].update(attention_weights=[]), "attention_weights: has 0 entries"),
         ("anomalies.json", lambda found: found[0].update(seconds=[3, 2, 1, 0]), "contradict each other"),
     ],

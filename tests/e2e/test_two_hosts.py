@@ -1,4 +1,4 @@
-"""Two hosts, each a network namespace: inference and training over both, and one of them cut off."""
+"""Two hosts, each a network namespace: inference and training on both, and one of them cut off."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Hosts:
         self.names = names
 
     def start(self, host: int, *command: str, log: Path) -> subprocess.Popen[bytes]:
-        # What a cluster's name service tells: which network interface leads to the others.
+        # As a cluster's name service would: which network interface leads to the others.
         environment = {**os.environ, "GLOO_SOCKET_IFNAME": f"v-{self.names[host]}", "OMP_NUM_THREADS": "1"}
         with open(log, "wb") as file:
             return subprocess.Popen(
@@ -54,7 +54,7 @@ class Hosts:
         )  # fmt: skip
 
     def cut(self) -> None:
-        """Lose every packet in both directions, without a word: each goes to a hardware address that nobody has."""
+        """Drop every packet in both directions silently: each goes to a hardware address that does not exist."""
         for name, other in zip(self.names, reversed(ADDRESSES), strict=True):
             ip(
                 "-n",

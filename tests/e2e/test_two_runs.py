@@ -1,4 +1,4 @@
-"""Two commands that would write to one folder: the second one names the first, and the dead hold nothing."""
+"""Two commands that would write to one folder: the second one names the first, and dead ones hold no lock."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_second_says_who_holds_the_folder(place: Path, name: str) -> None:
+def test_the_second_learns_who_holds_the_folder(place: Path, name: str) -> None:
     arguments, folder = COMMANDS[name]
     (place / folder).mkdir()
     with hold_lock(place / folder / LOCK_NAME, what="it"):
@@ -43,7 +43,7 @@ def test_the_second_says_who_holds_the_folder(place: Path, name: str) -> None:
     assert not list((place / folder).iterdir())
 
 
-def test_a_lock_of_a_killed_process_is_taken_over_and_nothing_of_it_is_left(place: Path) -> None:
+def test_the_lock_of_a_killed_process_is_taken_over_and_removed(place: Path) -> None:
     (place / "stage1_output").mkdir()
     dead = {"pid": 2**22 + 1, "host": socket.gethostname(), "started": "1", "job": "", "restart": 0}
     (place / "stage1_output" / LOCK_NAME).write_text(json.dumps(dead))

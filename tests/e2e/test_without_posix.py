@@ -1,4 +1,4 @@
-"""The basic commands with POSIX taken away: as close to Windows as a test on another system comes."""
+"""The basic commands without POSIX: as close to Windows as a test on another system can be."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small valid shard folder made from arrays: for tests of what reads shards, without any video."""
+"""Small valid shard folders made from arrays, without videos, for tests of shard readers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CLASS_OF_LABEL = {0: "NormalVideos", 1: "Fighting", -1: None}
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How `write_shards` lays out its clips. Classes and source groups are given per clip."""
+    """Layout of the clips of `write_shards`. Classes and source groups are given per clip."""
 
     class_names: Sequence[str | None] | None = None  # default: those of the labels
     split: str | None = None

@@ -1,4 +1,4 @@
-"""A task that fails in every way that a task can."""
+"""A task that can fail in every possible way."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class OddError(Exception):
-    """Cannot be unpickled: its constructor wants two arguments."""
+    """Exception that cannot be unpickled: its constructor takes two arguments."""
 
     def __init__(self, first: str, second: str) -> None:
         super().__init__(first + second)

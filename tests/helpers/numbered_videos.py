@@ -1,4 +1,4 @@
-"""Videos whose every frame carries its number as black and white blocks, so that a test can ask which frame it got.
+"""Videos whose every frame carries its number as black and white blocks, so that a test can check which frame it got.
 
 Made with PyAV at test time; each names the number of every frame that a viewer sees, in order.
 """
@@ -52,7 +52,7 @@ def read_number(frame: npt.NDArray[np.uint8]) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """How `make_video` encodes its frames."""
+    """Encoding options of `make_video`."""
 
     num_frames: int = 60
     size: tuple[int, int] = (320, 240)

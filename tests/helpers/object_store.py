@@ -44,7 +44,7 @@ class ObjectStore:
         }
 
     def client(self) -> Any:
-        """Straight to the server, past the proxy."""
+        """Access the server directly, bypassing the proxy."""
         import boto3
 
         return boto3.client(
@@ -167,7 +167,7 @@ class _Proxy(BaseHTTPRequestHandler):
             kept = [(k, v) for k, v in response.getheaders() if k.lower() not in ("transfer-encoding", "connection")]
         finally:
             upstream.close()
-        if fault == "flip":  # a wrong byte that no checksum of the transport tells
+        if fault == "flip":  # a wrong byte that no checksum of the transport detects
             data = data[:-1] + bytes([data[-1] ^ 1])
             kept = [(k, v) for k, v in kept if not k.lower().startswith(("x-amz-checksum", "etag"))]
         if fault == "cut":

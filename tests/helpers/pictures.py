@@ -1,4 +1,4 @@
-"""What a PNG file shows, for tests of plots."""
+"""Content of PNG files, for tests of plots."""
 
 from __future__ import annotations
 

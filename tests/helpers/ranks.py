@@ -1,4 +1,4 @@
-"""Real processes joined by gloo, started from one that has torch imported: for tests of what ranks do together."""
+"""Real processes joined by gloo, started from one that has torch imported, for tests of several ranks."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def start_ranks(folder: Path, world_size: int, on_a_rank: OnARank, *args: Any) -
 
 
 def run_ranks(folder: Path, world_size: int, on_a_rank: OnARank, *args: Any) -> None:
-    """`start_ranks`, and fail the test unless all of them end well."""
+    """`start_ranks`, and fail the test unless all of them succeed."""
     results = start_ranks(folder, world_size, on_a_rank, *args).join()
     if any(code != 0 for code, _ in results):
         pytest.fail("\n".join(f"rank {rank}: {code}\n{output}" for rank, (code, output) in enumerate(results)))

@@ -1,4 +1,4 @@
-"""Files held to their JSON Schemas in docs/schemas."""
+"""Validation of files against their JSON Schemas in docs/schemas."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_json(path: Path, name: str) -> None:
 
 
 def check_lines(path: Path, name: str) -> None:
-    """Every line of a file of JSON lines, of which there is one at least."""
+    """Return every line of a JSON Lines file, which has at least one."""
     lines = path.read_text(encoding="utf-8").splitlines()
     assert lines
     for line in lines:
@@ -31,7 +31,7 @@ def check_lines(path: Path, name: str) -> None:
 
 
 def check_rows(path: Path, name: str) -> None:
-    """Every row of a CSV, of which there is one at least, as an object of text."""
+    """Return every row of a CSV, which has at least one, as an object of strings."""
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert rows

@@ -15,7 +15,7 @@ NUM_CLIPS = 37
 
 
 def shards_and_model(folder: Path, **changes: Any) -> Path:
-    """37 clips of 8 videos, a damaged one among them, and a model that takes about half of them for crime."""
+    """Return 37 clips of 8 videos, one of them damaged, and a model that classifies about half as crime."""
     clips = random_clips(NUM_CLIPS) // np.linspace(1, 9, NUM_CLIPS).astype(np.uint8)[:, None, None, None, None]
     labels = [int(i // 5 % 2) for i in range(NUM_CLIPS)]
     write_shards(folder / "shards", clips, labels, clips_per_video=5, split="Train")

@@ -1,4 +1,4 @@
-"""Tiny MP4s, made in milliseconds: a moving gradient and a number of frames, nothing else. For tests of the builder."""
+"""Tiny MP4s, made in milliseconds: a moving gradient of a given number of frames, for tests of the builder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def make_tiny_video(
     seed: int = 0,
     size: tuple[int, int] = (64, 48),
     encoder: str = "libx264",
-    break_before: int | None = None,  # frame that is shown ten minutes late, with all behind it
+    break_before: int | None = None,  # frame that is shown ten minutes late, with all after it
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     width, height = size
@@ -51,7 +51,7 @@ def make_broken_video(path: Path) -> None:
 
 
 def damage_pictures(path: Path) -> None:
-    """Zero the pictures of a tiny video but its first; its tables, its size and its time stay as they are."""
+    """Zero all pictures of a tiny video except the first; its tables, size and time stay the same."""
     status, data = path.stat(), bytearray(path.read_bytes())
     with av.open(str(path)) as video:
         places = [(packet.pos, packet.size) for packet in video.demux() if packet.size]

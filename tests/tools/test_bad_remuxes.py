@@ -1,4 +1,4 @@
-"""The judge of damaged remuxes: sound ones are right, and frames that are missing or others are told apart."""
+"""Verdicts on damaged remuxes: intact ones are right, and missing frames are distinguished from wrong ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert bad_remuxes.main() == 1
 
 
-def test_missing_frames_are_told_from_other_frames() -> None:
+def test_missing_frames_are_distinguished_from_wrong_frames() -> None:
     pictures = [np.full((24, 32, 3), 20 * number, np.uint8) for number in range(6)]
     truth = np.stack([bad_inputs.thumb(picture) for picture in pictures])
 

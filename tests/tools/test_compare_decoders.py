@@ -1,4 +1,4 @@
-"""The comparison of decoders: every frame counted once, and the figure right."""
+"""The comparison of decoders: every frame is counted once, and the figures are correct."""
 
 from __future__ import annotations
 

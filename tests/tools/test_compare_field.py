@@ -1,4 +1,4 @@
-"""The comparison with ffmpeg: right videos pass, and each kind of fault is found."""
+"""The comparison with ffmpeg: correct videos pass, and each kind of fault is found."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_folder_of_any_layout(
     assert "ffprobe says" in capsys.readouterr().out
 
 
-def test_what_auto_refuses_is_told_and_fails(
+def test_refusals_of_auto_are_reported_and_fail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = make_tiny_videos(tmp_path / "mine", {"a.mp4": 20})
@@ -68,7 +68,7 @@ def test_the_right_frames_are_right(reference: Reference) -> None:
     assert outcome == Outcome(verdict="right", frames=3, lowest_db=99.0)
 
 
-def test_times_that_run_backwards_are_no_reference() -> None:
+def test_times_that_run_backwards_are_not_a_reference() -> None:
     assert compare_field.usable_seconds(np.array([0.0, 0.12, 0.08]), 3) is None
     assert compare_field.usable_seconds(np.array([0.0, np.nan]), 2) is None
     assert compare_field.usable_seconds(np.array([0.0, 0.04]), 3) is None

@@ -40,6 +40,8 @@ ARGUMENTS = {
     "crash_test_build.py": "--moments 1",
     "crash_test_checkpoint.py": "--kills 1 --flips 2",
     "crash_test_infer.py": "--moments 1",
+    "fuzz_inputs.py": "--mutants 12",  # of each kind
+    "inject_faults.py": "--up-to 2 --drawn 0 --command infer",
     "nested_crossval.py": "--help",  # test_nested_crossval.py runs it
     "scaling.py": "",
     "synthetic_videos.py": "more --videos Train=2 --workers 1",

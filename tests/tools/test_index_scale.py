@@ -19,6 +19,6 @@ def test_a_million_clips_are_opened_and_planned(tmp_path: Path) -> None:
     command = [sys.executable, bench_index.__file__, "--folder", str(folder)]
     measured = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert measured["peak_mb"] < 100
-    # Time of the processor: the wall also tells what else runs on this machine.
+    # Processor time, because wall time depends on what else runs on this machine.
     assert measured["open_cpu_seconds"] < 1
     assert measured["plan_cpu_seconds"] < 1

@@ -1,4 +1,4 @@
-"""Nested cross-validation: what it holds out, what it chooses, and that it goes on where it stopped."""
+"""Nested cross-validation: what it holds out, what it chooses, and that it resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_every_clip_is_held_out_once_and_finished_trainings_are_kept(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", [*command, "--minutes", "0"])
-    with pytest.raises(SystemExit, match="goes on with outer0-seed0"):
+    with pytest.raises(SystemExit, match="continues with outer0-seed0"):
         nested_crossval.main()
     monkeypatch.setattr(sys, "argv", command)
     nested_crossval.main()

@@ -107,7 +107,7 @@ def test_an_event_changes_motion_and_nothing_else(position: int) -> None:
 
 
 @pytest.mark.parametrize("encounter", synthetic_videos.CRIMES)
-def test_where_people_stand_tells_nothing(encounter: str) -> None:
+def test_positions_of_people_are_uninformative(encounter: str) -> None:
     # In the middle of an event and of a normal video: the same distribution of poses.
     config = VideoConfig(num_frames=(16, 20))
     poses: dict[bool, list[tuple[float, ...]]] = {False: [], True: []}

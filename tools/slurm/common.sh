@@ -1,37 +1,37 @@
-# What the jobs share; each sources this file, which sources the settings.
-unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT JOB_COMPLETION_INDEX # of the shell that submitted, if it had any
+# Shared by the jobs: each sources this file, which sources the settings.
+unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT JOB_COMPLETION_INDEX # set by the submitting shell, perhaps
 source "${SETTINGS:?submit this by submit.sh SETTINGS}"
 enter
 
-# Run a command. When SLURM announces the end of this job (USR1: the time limit, or pre-emption), let the command end in
-# good order (TERM), queue the job again, and stop: the next run goes on behind what this one kept.
+# Run a command. When SLURM announces the end of this job (USR1: the time limit, or pre-emption), let the command shut
+# down gracefully (TERM), requeue the job, and stop: the next run resumes from what this one saved.
 run_or_requeue() {
   local code=0 again=""
   "$@" &
   local child=$!
-  # Not to srun itself: it would kill the processes at once.
+  # Do not signal srun itself: it would kill the processes at once.
   case $1 in srun) signal_it() { scancel --signal=TERM "$SLURM_JOB_ID"; } ;; *) signal_it() { kill -TERM "$child"; } ;; esac
   trap 'again=yes; signal_it || true' USR1
   wait "$child" || code=$?
-  while kill -0 "$child" 2>/dev/null; do # the trap ended the waiting, not the command
+  while kill -0 "$child" 2>/dev/null; do # the trap interrupted `wait`, not the command
     code=0
     wait "$child" || code=$?
   done
   trap - USR1
   if [ -n "$again" ] && [ "$code" != 0 ]; then
-    echo "stopped before its end (exit code $code): queued again"
+    echo "interrupted (exit code $code): requeued"
     scontrol requeue "$SLURM_JOB_ID"
     sleep 60 # SLURM ends this script
   fi
   return "$code"
 }
 
-# Run a command of stage1 as SLURM_NTASKS processes on all nodes of the job. The first node holds the run together.
+# Run a command of stage1 as SLURM_NTASKS processes on all nodes of the job. The first node coordinates the run.
 launch() {
   local first
   first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
   MASTER_ADDR=$(scontrol show node "$first" | grep -o 'NodeAddr=[^ ]*' | cut -d= -f2)
-  MASTER_PORT=$((20000 + (SLURM_JOB_ID * 7 + ${SLURM_RESTART_COUNT:-0}) % 20000)) # another one each time
+  MASTER_PORT=$((20000 + (SLURM_JOB_ID * 7 + ${SLURM_RESTART_COUNT:-0}) % 20000)) # a different one each time
   export MASTER_ADDR MASTER_PORT
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}
   local per_node=$((SLURM_NTASKS / SLURM_JOB_NUM_NODES))

@@ -1,4 +1,4 @@
-"""Start and stop a real SLURM on this one machine, to try the scripts of this folder: `local_cluster.py start DIR`.
+"""Start and stop a real SLURM on one machine, to test the scripts in this folder: `local_cluster.py start DIR`.
 
 Needs Debian's (or Ubuntu's) slurm-wlm and munge, and root. All that it writes lies in DIR: configuration, key, socket,
 logs, state. Nothing of an installed SLURM is touched. `start` prints the line that makes sbatch and srun use it:
@@ -117,7 +117,7 @@ def stop(folder: Path) -> None:
     if any(path.name == "slurmctld.pid" and pid for path, pid in pids.items()):
         for command in (["scancel", "--user=root"], ["scancel", "--full", "--signal=KILL", "--user=root"]):
             subprocess.run(command, env=_environment(configuration), capture_output=True, timeout=60, check=False)
-    for name in ("slurmd", "slurmctld", "munged"):  # who needs the others first
+    for name in ("slurmd", "slurmctld", "munged"):  # dependents first
         for path, pid in pids.items():
             if path.name.startswith(name) and pid is not None:
                 _end_process(pid)

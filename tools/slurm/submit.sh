@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Submit build array → finalize → train → infer, each when the one before has ended well:
+# Submit build array → finalize → train → infer, each after the previous one has succeeded:
 #
 #   submit.sh SETTINGS                 all four
 #   submit.sh SETTINGS --array=2,5     the same with only these tasks of the build, as `vidshard finalize` names them
 #   submit.sh SETTINGS --from=train    begin at finalize, train or infer
 #
-# What is done is not done again.
+# Finished work is not repeated.
 set -euo pipefail
 usage() { sed -n '4,6s/^#  *//p' "$0" >&2; exit 1; }
 [ $# -ge 1 ] && [ -f "$1" ] || usage
@@ -35,7 +35,7 @@ submit() { # NAME sbatch-option…
 case $from in build)
   submit build --array="$array" --cpus-per-task="$BUILD_CPUS" --mem="$BUILD_MEMORY" --time="$BUILD_TIME" \
     --output="$LOGS/build-%A_%a.out"
-  after=afterany:$after # where a task failed for good, finalize names it, and its own failure stops the rest
+  after=afterany:$after # if a task failed for good, finalize names it and fails, which stops the rest
 esac
 case $from in build | finalize)
   submit finalize --output="$LOGS/finalize-%j.out"

@@ -22,7 +22,7 @@ ADVICE = {
     "unreadable": "check its permissions and its disk, then build with `retry_failed`",
     "not_a_regular_file": "replace it with the file itself, or delete it",
     "empty_file": "copy it again from its origin, or delete it",
-    "not_a_video": "copy it again if it should be a video, else move it out of SOURCE",
+    "not_a_video": "copy it again if it should be a video; otherwise move it out of SOURCE",
     "no_video_stream": "move it out of SOURCE",
     "unsupported_codec": _RE_ENCODE,
     "no_frames": "copy it again from its origin, or delete it",

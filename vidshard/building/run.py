@@ -143,7 +143,7 @@ class BuildReport:
 def build(config: BuildConfig) -> BuildReport:
     """Decode the videos of `config.source` once, into shards.
 
-    Logs the table class → label. Raises UserError on wrong usage, OSError if the disk is full, KeyboardInterrupt on
+    Logs the table class → label. Raises UserError on incorrect usage, OSError if the disk is full, KeyboardInterrupt on
     Ctrl-C and SIGTERM; calling it again resumes the build.
     """
     return BuildReport(sets=tuple(build_set(source, folder, config) for source, folder in plan_outputs(config)))
@@ -152,7 +152,7 @@ def build(config: BuildConfig) -> BuildReport:
 def plan_outputs(config: BuildConfig) -> Iterator[tuple[Source, Location]]:
     """Yield each source, with at most `config.limit` of its videos, and its output folder.
 
-    Raises UserError on wrong usage, before the first one is yielded.
+    Raises UserError on incorrect usage, before the first one is yielded.
     """
     sources = _apply_lists(_find_sources(config), config)
     if note := decoders.missing_note(config.decoder):

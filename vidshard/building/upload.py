@@ -38,7 +38,7 @@ def staging_folder(url: Url, given: Path | None, *, of_several: bool = False) ->
 
 
 def check_output(url: Url) -> None:
-    """Raise UserError if `url` is read-only or holds foreign objects."""
+    """Raise UserError if `url` is read-only or contains foreign objects."""
     urls.check_writable(url)
     foreign = sorted(name for name in urls.list_files(url) if not layout.is_set_name(name))
     if foreign:

@@ -14,7 +14,7 @@ def next_step(command: str, place: Location) -> tuple[object, ...]:
     if not isinstance(place, Path):
         return ("vidshard", "verify" if command == "inspect" else "inspect", place)
     about = manifest.open_shards(place).manifest
-    train, validation = place.with_name("Train"), place.with_name("Validation")
+    train, validation = place.parent / "Train", place.parent / "Validation"
     if about.split == "Validation" and (train / layout.MANIFEST_NAME).is_file():
         return ("stage1", "train", "--shards", train, "--val-shards", place)
     labels = {count.label for count in about.classes if count.clips}

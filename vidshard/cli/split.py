@@ -33,7 +33,7 @@ def split(sources: tuple[Path, ...], check: bool, **options: Any) -> int:
     out = options["out"]
     given = sources if out is None else sources[1:]
     if (given and not check) or (check and len(given) < (2 if out is None else 1)):
-        raise click.UsageError("give SOURCE and --out DIR, or --check and two or more lists")
+        raise click.UsageError("pass SOURCE and --out DIR, or --check and two or more lists")
     config = None if out is None else from_options(SplitConfig, options, source=sources[0])
     from vidshard.sources import split as splitting
 

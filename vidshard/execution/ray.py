@@ -36,8 +36,8 @@ _OBJECT_BYTES = 100 << 20  # object store of a local cluster: results are small,
 class RayExecutor:
     """Executor in the workers of a Ray cluster. A context manager: no worker survives the block.
 
-    RAY_ADDRESS names the cluster; without it, a local one is started and stopped again. Raises UserError if Ray is
-    missing.
+    RAY_ADDRESS names the cluster; without it, a local one is started, and stopped at the end. Raises UserError if Ray
+    is missing.
     """
 
     def __init__(self, config: ExecutorConfig) -> None:
@@ -148,7 +148,7 @@ class RayExecutor:
 
 
 class _Slot:
-    """Ray actor: a supervisor of one child. The child dies with it, whatever ends it."""
+    """Ray actor: a supervisor of one child. The child dies with it, however it ends."""
 
     def __init__(self, config: ExecutorConfig) -> None:
         self._supervisor = Supervisor(dataclasses.replace(config, workers=1))

@@ -365,7 +365,7 @@ class _ShardCheck:
             faults = [_fault(message, file=shard.name)] if message else []
             twin = self.name_of_digest.get(digest)
             if message and twin:  # swapped or overwritten: the samples are intact, but in the wrong file
-                return [_fault(f"holds the samples of {twin}, byte for byte", file=shard.name)], keys
+                return [_fault(f"contains the samples of {twin}, byte for byte", file=shard.name)], keys
             if message or self.deep:
                 if self.index is not None:
                     faults += self._samples_by_index(path, number, size, self.index)
@@ -383,7 +383,7 @@ class _ShardCheck:
         lost: list[str] = []
         with open(path, "rb") as file:
             if rows.size and starts[0] != 0:
-                yield _fault(f"holds {starts[0]:,} bytes before its first sample", file=path.name)
+                yield _fault(f"has {starts[0]:,} bytes before its first sample", file=path.name)
             for row, start, stop in zip(rows.tolist(), starts, [*starts[1:], end], strict=True):
                 if stop > size:
                     lost.append(index.key(row))
@@ -418,7 +418,7 @@ class _ShardCheck:
             return
         key, payload, record, offset = samples[0]
         if key != index.key(row):
-            yield f"its place holds sample {key!r}"
+            yield f"its position contains sample {key!r}"
             return
         if (offset, len(payload)) != (TAR_BLOCK, size):
             yield f"its clip has {len(payload):,} bytes, the index {size:,}"

@@ -114,7 +114,8 @@ class BuildState:
         return hashlib.sha256(self.fingerprint_path.read_bytes()).hexdigest()
 
     def start(self, fingerprint: dict[str, Any], *, retry_failed: bool = False) -> None:
-        """Start or resume the build described by `fingerprint`. Raises UserError if the folder holds a different build.
+        """Start or resume the build described by `fingerprint`. Raises UserError if the folder contains a different
+        build.
 
         `retry_failed`: the files of failed videos may have changed.
         """
@@ -252,7 +253,7 @@ def write_probes(path: Path, probes: Sequence[Probe]) -> None:
 
 
 def check_output(out: Path) -> None:
-    """Raise UserError if `out` cannot be the output of a build: it is a file, or holds foreign files."""
+    """Raise UserError if `out` cannot be the output of a build: it is a file, or contains foreign files."""
     above = next((folder for folder in Path(os.path.abspath(out)).parents if folder.exists()), None)
     if above is not None and not above.is_dir():
         raise UserError(f"the output {out} is inside {above}, which is a file, not a folder; choose another `out`")

@@ -341,8 +341,8 @@ def _clip_pieces(clip: Clip, *, codec: str) -> list[Piece]:
 def decode_clip(payload: bytes | memoryview, shape: ClipShape, *, codec: str = "raw", where: str) -> Clip:
     """Decode the bytes of a clip's tar member to uint8 (T, H, W, 3).
 
-    Raises FormatError, naming `where`, if they hold no clip of this shape, and UserError if the library of the codec is
-    not installed.
+    Raises FormatError, naming `where`, if they do not contain a clip of this shape, and UserError if the library of
+    the codec is not installed.
     """
     if codec == "jpeg":
         strip = codecs.jpeg_decode(payload, height=shape.height, width=shape.num_frames * shape.width, where=where)
@@ -429,5 +429,5 @@ def _read_member(file: IO[bytes], offset: int) -> tuple[str, bytes]:
         raise FormatError(f"member {info.name!r} at byte {offset} is not a regular file")
     data = file.read(info.size)
     if len(data) < info.size or len(file.read(padded(info.size) - info.size)) < padded(info.size) - info.size:
-        raise FormatError(f"member {info.name!r} at byte {offset} is cut short")
+        raise FormatError(f"member {info.name!r} at byte {offset} is truncated")
     return info.name, data

@@ -149,6 +149,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         _expect(self.split is None or _is_text(self.split), "split", self.split)
+        _expect(max(self.clip_shape.thwc) < 1 << 20, "shape", self.clip_shape)
         is_packed = self.codec != "raw"
         _expect(not is_packed or self.clip_shape.num_bytes <= layout.MAX_PACKED_CLIP_BYTES, "shape", self.clip_shape)
         _expect(type(self.settings) is dict, "settings", self.settings)

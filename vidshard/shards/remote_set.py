@@ -155,8 +155,8 @@ def check_room(shards: ShardSet, *, block_shards: int) -> None:
         fitting = limit // (2 * largest)
         block = f"`block_shards` {fitting}, " if fitting else ""
         raise UserError(
-            f"{shards.where} has {sum(sizes) / 1e9:.3g} GB, but the cache {shards.cache.folder} only "
-            f"{limit / 1e9:.3g}: read in random order, shards would be downloaded repeatedly; use {block}a larger "
+            f"{shards.where} has {sum(sizes) / 1e9:.3g} GB, but the cache {shards.cache.folder} holds only "
+            f"{limit / 1e9:.3g} GB: in random order, shards would be downloaded repeatedly; use {block}a larger "
             "`cache_gb`, or another `cache_dir`"
         )
 

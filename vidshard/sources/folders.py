@@ -122,7 +122,7 @@ def _in_order(failures: Iterable[Failure]) -> tuple[Failure, ...]:
 def find_sources(
     source: Path, *, normal: str | None = None, leave_out: Iterable[Path] = (), follow_links: bool = False
 ) -> list[Source]:
-    """Find the videos in `source`: one `Source`, or one per split if it holds Train/, Test/ or Validation/.
+    """Find the videos in `source`: one `Source`, or one per split if it contains Train/, Test/ or Validation/.
 
     `normal` names the normal class, if its name does not show it; every other class is then a crime.
     `leave_out`: folders that are ignored and not reported, such as those of the output.
@@ -159,7 +159,7 @@ def class_label(class_name: str | None, *, normal: str | None = None) -> int:
 
 
 def split_name(folder_name: str) -> str | None:
-    """Return the split that a folder of this name holds, or None.
+    """Return the split that a folder of this name contains, or None.
 
     >>> split_name("validation"), split_name("Training"), split_name("Abuse")
     ('Validation', 'Train', None)
@@ -199,8 +199,8 @@ _KNOWN_CLASSES = frozenset(_plain_name(name) for name in (*NORMAL_CLASSES, *CRIM
 def check_no_class_folder(given: Location, sources: Sequence[Source]) -> None:
     """Raise UserError if `given` seems to be the folder of a single class, whose videos would have no label.
 
-    That is the case if it holds videos itself and is either inside a split folder or next to another class folder, and
-    one of the two has a class name of UCF-Crime.
+    That is the case if it contains videos itself and is either inside a split folder or next to another class folder,
+    and one of the two has a class name of UCF-Crime.
     """
     place = Path(os.path.abspath(given)) if isinstance(given, Path) else given
     if len(sources) != 1 or sources[0].root != place or sources[0].split is not None:
@@ -257,7 +257,7 @@ def check_labels(source: Source, *, normal: str | None, yes: bool) -> None:
 
 
 def why_no_video(name: str, read_head: Callable[[], bytes]) -> tuple[str, str] | None:
-    """Return reason and message for skipping a file; None if it is taken as a video.
+    """Return reason and message for skipping a file; None if it counts as a video.
 
     `read_head` returns the first bytes of the file; it is called only if the name is inconclusive, and may raise.
 
@@ -318,7 +318,8 @@ def _read_head(path: Path | str) -> bytes:
 
 
 def _split_folders(root: Path, leave_out: Collection[str], follow_links: bool) -> dict[str, Path]:
-    """Return split → folder if `root` holds split folders, else {}. Raises UserError on videos outside the splits."""
+    """Return split → folder if `root` contains split folders; otherwise {}. Raises UserError on videos outside the
+    splits."""
     with os.scandir(root) as entries:
         found = sorted(entries, key=lambda entry: path_bytes(entry.name))
     splits: dict[str, Path] = {}

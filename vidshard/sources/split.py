@@ -1,8 +1,8 @@
 """Train, validation and test lists without leaks: clips of one recording stay in one split.
 
 The lists have UCF-Crime's form, one `Class/Name.mp4` per line, and are made from a folder of videos or a shard folder.
-Videos are assigned by recording if it is known, else one by one; every class is spread evenly; the same input and seed
-give the same lists. Exact copies count as one recording. Possible leaks are reported as warnings.
+Videos are assigned by recording if it is known, otherwise one by one; every class is spread evenly; the same input
+and seed give the same lists. Exact copies count as one recording. Possible leaks are reported as warnings.
 """
 
 from __future__ import annotations
@@ -366,7 +366,7 @@ def _normalised(rows: Floats) -> Floats:
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """Videos named by both of two lists."""
+    """Videos that two lists share."""
 
     first: Path
     second: Path

@@ -63,7 +63,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace the content of `path` with `value` as indented JSON, atomically. Raises ValueError if it holds NaN."""
+    """Replace the content of `path` with `value` as indented JSON, atomically. Raises ValueError if it contains NaN."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 

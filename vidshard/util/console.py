@@ -1,7 +1,7 @@
 """Terminal behaviour shared by both commands: exit codes, one-line errors, log messages, progress.
 
 Exit codes: 0 success; 2 finished, but some videos or clips failed; 75 (EX_TEMPFAIL of sysexits.h) stopped by SIGTERM
-or SIGUSR1 with all finished work kept, so that the same command resumes; 1 any other error, wrong usage included.
+or SIGUSR1 with all finished work kept, so that the same command resumes; 1 any other error, including incorrect usage.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class ExitCodeGroup(click.Group):
             how = with_flags(_note_of(error.__cause__ or error)) or "run the same command again to continue"
             print(f"interrupted; {how}", file=sys.stderr)
         except UserError as error:
-            print(f"error: {shown_line(with_flags(str(error)))}", file=sys.stderr)
+            print(f"error: {shown(with_flags(str(error)))}", file=sys.stderr)
         except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
             sys.stdout = None
         except (OSError, MemoryError, RuntimeError) as error:

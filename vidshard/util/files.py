@@ -1,4 +1,4 @@
-"""Reading of files that others have made."""
+"""Reading of untrusted files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def open_file(path: Path) -> BufferedReader:
-    """Open a regular file for reading. Raises OSError, also for a pipe or device, which might never end."""
+    """Open a regular file for reading. Raises OSError, also for pipes and devices, which might never end."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)

@@ -86,7 +86,7 @@ def location(text: str | Path | Url) -> Location:
 
 
 def redact_credentials(text: str) -> str:
-    """Remove the query, parameters and the user from every URL in `text`.
+    """Remove query, parameters and user from every URL in `text`.
 
     >>> redact_credentials("503 for https://key:secret@host/a.mp4?X-Amz-Signature=abc, tried twice")
     '503 for https://host/a.mp4?…, tried twice'

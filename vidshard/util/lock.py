@@ -190,8 +190,12 @@ def _take(path: Path, what: str, watch: StalenessWatch | None) -> str:
         except FileExistsError:
             _remove_if_dead(path, what, watch)
             continue
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(me)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(me)
+        except OSError:  # an empty lock would seem to be that of another process
+            path.unlink()
+            raise
         return me
     raise LockHeldError(f"{what} a series of other processes; run the same command again")
 

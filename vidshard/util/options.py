@@ -167,7 +167,7 @@ def check_names(given: Iterable[str], known: Iterable[str], *, function: str) ->
 def make_config(config: type[T], options: Mapping[str, Any], *, function: str) -> T:
     """Make a config from `options`, nested ones included; `function` names their receiver in messages.
 
-    Raises UserError if an option is unknown or has a wrong value.
+    Raises UserError if an option is unknown or has an invalid value.
     """
     nested = _nested(config)
     known = set(typing.get_type_hints(config))

@@ -18,9 +18,9 @@ class SamplingConfig:
 
     uniform: `clips_per_video` equal spans, with `clip_len` frames spread over each. dense: consecutive windows of
     `clip_len` frames that are `frame_step` apart, one every `stride` frames (default: no overlap, no gap). annotated:
-    like dense, but videos with events give clips from these events only. With `fps`, dense and annotated count in steps
-    of 1 / fps seconds instead of frames, so that cameras of 10 and of 30 frames/s show the same speed. No dense or
-    annotated clip crosses a break (`find_breaks`); uniform counts frames and ignores breaks.
+    like dense, but videos with events yield clips from these events only. With `fps`, dense and annotated count in
+    steps of 1 / fps seconds instead of frames, so that cameras of 10 and of 30 frames/s show the same speed. No dense
+    or annotated clip crosses a break (`find_breaks`); uniform counts frames and ignores breaks.
     """
 
     mode: Literal["uniform", "dense", "annotated"] = option(

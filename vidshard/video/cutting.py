@@ -1,4 +1,4 @@
-"""Cutting of a stretch of a video into an MP4 of its own: packets as they are, from a keyframe on, or re-encoded."""
+"""Cutting of a part of a video into a separate MP4: unchanged packets from a keyframe on, or re-encoded."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def cut(path: Path, table: PacketTable, target: Path, *, start_seconds: float, e
     """Copy the packets of a stretch of a video to the MP4 `target`, without decoding; return where it begins.
 
     It begins at the last keyframe at or before `start_seconds`, in seconds from the first frame. Raises VideoError if
-    the packets cannot be read, or an MP4 cannot hold them.
+    the packets cannot be read, or an MP4 cannot contain them.
     """
     import av
 
@@ -76,7 +76,8 @@ def cut(path: Path, table: PacketTable, target: Path, *, start_seconds: float, e
 def encode(
     path: Path, table: PacketTable, target: Path, *, start_seconds: float, end_seconds: float, draw: DrawFrame
 ) -> float:
-    """Decode a stretch of a video, apply `draw` to each frame, and encode it to the MP4 `target`; return its begin.
+    """Decode a stretch of a video, apply `draw` to each frame, and encode it to the MP4 `target`; return where it
+    begins.
 
     Raises VideoError if a frame cannot be decoded.
     """

@@ -129,7 +129,7 @@ def read_packet_table(path: Path) -> PacketTable:
         table, holds_fields = _with_first_frame(path, table)
         gc.collect(0)  # PyAV's side data and their frame refer to each other: one picture more in memory for each video
         if holds_fields and doubt is None:
-            doubt = _Doubt("its packets hold fields", "complete")
+            doubt = _Doubt("its packets contain fields", "complete")
         if doubt is not None:
             table = _settle(path, table, doubt)
     except VideoError:
@@ -372,7 +372,7 @@ def _check_edit_list(in_order: npt.NDArray[np.void], duration: int | None, *, is
 
 
 def _is_steady(shown: npt.NDArray[np.int64], decoded: npt.NDArray[np.int64], key: npt.NDArray[np.bool_]) -> bool:
-    """Return True if frames decoded at a steady pace are also shown at one, or if the decoding pace is not steady.
+    """Return True unless frames are decoded at a steady pace but not shown at a steady pace.
 
     Damage to the table of offsets between the two clocks breaks this rule. Frames removed by a cut without re-encoding
     are not damage: a decoder never receives them, and they are shown just before a keyframe or the end.
@@ -437,7 +437,8 @@ def _check_counts(path: Path, table: PacketTable, error_text: str) -> None:
 
 
 def _with_first_frame(path: Path, table: PacketTable) -> tuple[PacketTable, bool]:
-    """Add what only a decoded frame shows; also return True if the first packets hold fields, half a frame each."""
+    """Add the properties that only a decoded frame shows; also return True if the first packets contain fields, half
+    a frame each."""
     import av
 
     frame = None

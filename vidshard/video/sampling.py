@@ -47,8 +47,8 @@ class VideoClips:
     end is cut. There is at least one clip if there is a frame or, with events, if one begins within the video. Where
     frames run out, the last one is repeated.
 
-    No dense or annotated clip crosses a break: the parts on both sides are cut like two videos. A single frame between
-    two breaks shows no motion and gives no clip, unless there is nothing else.
+    No dense or annotated clip crosses a break: the parts on both sides are treated as two videos. A single frame
+    between two breaks shows no motion and yields no clip, unless there is nothing else.
 
     >>> list(VideoClips(62, SamplingConfig(mode="uniform", clip_len=4, clips_per_video=2)))
     [(0, 10, 20, 30), (31, 41, 51, 61)]

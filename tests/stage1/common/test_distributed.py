@@ -1,4 +1,4 @@
-"""Ranks that agree, one that fails, and an epoch that is exact on all of them: nobody is left waiting."""
+"""Ranks that agree, one that fails, and an epoch that is exact on all of them: no rank waits forever."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def read_and_note(folder: Path, out: Path, options: dict[str, Any], state: dict[
 
 
 def notes_of(out: Path, world_size: int) -> list[list[list[Any]]]:
-    """For each step what all ranks got: row, label and digest of the pixels, in order."""
+    """Return what all ranks got at each step: row, label and digest of the pixels, in order."""
     notes = [
         json.loads(line) for rank in range(world_size) for line in (out / f"rank-{rank}.jsonl").read_text().splitlines()
     ]
@@ -123,7 +123,7 @@ def notes_of(out: Path, world_size: int) -> list[list[list[Any]]]:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
-def test_killed_ranks_leave_nothing_behind_and_others_go_on_with_the_same_batches(tmp_path: Path) -> None:
+def test_killed_ranks_leave_nothing_behind_and_others_resume_with_the_same_batches(tmp_path: Path) -> None:
     folder = shards(tmp_path / "shards")
     outs = {name: tmp_path / name for name in ("whole", "killed", "resumed")}
     for out in outs.values():
@@ -272,7 +272,7 @@ def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.Monk
     assert used == [torch.device("cuda", 1)]
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(
-        UserError, match="process 2 of this machine has no GPU: there are 2, counted from 0; start at most"
+        UserError, match="process 2 of this machine has no GPU: it has 2, numbered from 0; start at most"
     ):
         device_of_rank(torch.device("cuda"))
 

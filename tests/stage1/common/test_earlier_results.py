@@ -41,7 +41,7 @@ def test_a_killed_move_is_finished_by_the_next_one(tmp_path: Path, monkeypatch: 
     assert set_aside(tmp_path, NAMES) is None
 
 
-def test_a_result_without_its_last_file_is_left(tmp_path: Path) -> None:
+def test_a_result_without_its_last_file_is_not_moved(tmp_path: Path) -> None:
     write_result(tmp_path, "x")
     (tmp_path / "run.json").unlink()
     assert set_aside(tmp_path, NAMES) is None

@@ -25,7 +25,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
 def test_memory_of_freed_tensors_is_used_again() -> None:
     def pages(mode: str) -> int:
-        """Pages that the system had to give."""
+        """Return the number of page faults."""
         command = [sys.executable, "-c", PROGRAM, mode]
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 

@@ -1,4 +1,4 @@
-"""Random numbers of a clip: uniform, independent of the batch, and other ones for every clip, epoch and stream."""
+"""Random numbers of a clip: uniform, independent of the batch, and different for every clip, epoch and stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan of an epoch: exact, the same everywhere, and fair to short videos and rare classes."""
+"""The plan of an epoch: exact, identical on all ranks, and fair to short videos and rare classes."""
 
 from __future__ import annotations
 

@@ -244,7 +244,7 @@ def test_a_video_not_longer_than_a_window_is_one_clip_as_in_training(place: Path
     assert by_video["long.mp4"][:2] == [[0, 3, 6, 9], [6, 9, 12, 15]]
 
 
-def test_videos_behind_urls_are_scored(place: Path) -> None:
+def test_videos_at_urls_are_scored(place: Path) -> None:
     make_tiny_video(place / "web" / "hall" / "a.mp4", 30)
     make_tiny_video(place / "web" / "yard" / "b.mp4", 30)
     with web_server(place / "web") as url:

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,7 @@ def test_random_access_and_records(folder: Path) -> None:
     assert (record.key, record.label) == (clips.index.key(5), 1)
 
 
-def test_a_missing_folder_says_what_to_do(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error_with_advice(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="vidshard build"):
         ClipReader(tmp_path / "none")
 
@@ -234,7 +235,7 @@ def _global_batches(reader: ClipReader, world_size: int, *, steps: int | None = 
 
 
 @pytest.mark.parametrize("options", [{}, {"clips_per_video": 1}, {"block_shards": 2}, {"num_threads": 3}])
-def test_a_stopped_epoch_goes_on_with_other_ranks(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_a_stopped_epoch_resumes_with_other_ranks(tmp_path: Path, options: dict[str, Any]) -> None:
     folder = write_shards(tmp_path / "shards", CLIPS, LABELS, clips_per_shard=8, clips_per_video=2)
     reader = ClipReader(folder)
     whole, _ = _global_batches(reader, 1, batch_size=4, **options)
@@ -312,7 +313,7 @@ def test_a_shard_that_is_cut_meanwhile_is_an_error_and_no_crash(folder: Path) ->
 
 
 def test_a_shard_that_is_cut_at_every_moment_never_ends_the_process(folder: Path) -> None:
-    """Another thread cuts and restores a shard as fast as it can: batches are right, or an error names the shard."""
+    """While another thread truncates and restores a shard, batches are correct, or an error names the shard."""
     path = folder / "shard-000002.tar"
     whole = path.read_bytes()
     reader = ClipReader(folder)
@@ -357,6 +358,7 @@ def test_a_shard_that_is_overwritten_gives_no_other_pixels(
 
 
 def test_a_set_larger_than_its_share_of_memory_is_not_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_module, "_KEEPING", weakref.WeakSet())
     total = sum(path.stat().st_size for path in folder.glob("*.tar"))
     for memory, keeps in ((3 * total, True), (3 * total - 1, False)):
         monkeypatch.setattr(reader_module, "_memory_bytes", lambda memory=memory: memory)

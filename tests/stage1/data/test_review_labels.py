@@ -72,9 +72,9 @@ def test_clips_whose_review_label_contradicts_their_label_are_left_out(tmp_path:
         ((FALSE_FIGHT.replace(",0,0.3", ",0,"),), "line 2: expected key, mark"),
         (
             (FALSE_FIGHT, FALSE_FIGHT.replace("false", "true")),
-            "line 3: Fighting__video-001-000000 has two contradictory marks",
+            "has two contradictory marks",
         ),
-        ((), "marks no clip"),
+        ((), "contains no marks"),
     ],
 )
 def test_a_file_that_cannot_be_meant_is_refused(tmp_path: Path, rows: tuple[str, ...], message: str) -> None:
@@ -99,7 +99,7 @@ def test_review_labels_may_exclude_all_clips_held_out(tmp_path: Path) -> None:
     assert f"{path} excludes all clips held out for validation, so the last epoch is kept" in data.warnings
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         read_review_labels([tmp_path / "none.csv"])
 
@@ -188,3 +188,10 @@ def test_labels_of_several_reviewers_merge_and_contradictions_are_listed(tmp_pat
         f"1 clips were marked differently by several reviewers, and these marks are ignored: {reader.index.key(1)}"
     )
     assert f"{one}, {two}" in note
+
+
+@pytest.mark.parametrize("times", ["nan,1.0", "0.0,nan", "2.0,1.0", "0.0,inf"])
+def test_times_that_cannot_be_are_refused(tmp_path: Path, times: str) -> None:
+    (tmp_path / "marks.csv").write_text(f"key,mark,start_seconds,end_seconds\na-000000,true,{times}\n")
+    with pytest.raises(UserError, match=r"marks\.csv, line 2: expected key, mark"):
+        read_review_labels([tmp_path / "marks.csv"])

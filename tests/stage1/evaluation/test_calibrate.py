@@ -1,4 +1,4 @@
-"""A threshold from normal footage: that it keeps to the rate, where it is stored, and what is said of each camera."""
+"""Thresholds from normal footage: they keep to the rate, are stored, and come with a report on each camera."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cross-validation keeps recordings together, goes on where it stopped, and shows what a leaking split would say."""
+"""Cross-validation keeps recordings together, resumes where it stopped, and shows the result of a leaking split."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_folds_hold_whole_groups_and_every_row_once() -> None:
         stratified_folds(labels, groups, folds=20, seed=0)
 
 
-def test_a_whole_run_goes_on_where_it_stopped_and_writes_out_of_fold_outputs(
+def test_a_run_resumes_where_it_stopped_and_writes_out_of_fold_outputs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train, validation = _shards(tmp_path / "Train"), _shards(tmp_path / "Val", seed=1, split="Validation")
@@ -107,7 +107,7 @@ def test_a_whole_run_goes_on_where_it_stopped_and_writes_out_of_fold_outputs(
     assert len(trained) == 9
 
 
-def test_a_signal_ends_it_with_exit_code_75_and_the_same_command_goes_on(
+def test_a_signal_ends_it_with_exit_code_75_and_the_same_command_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [
@@ -157,7 +157,7 @@ def test_a_call_that_is_refused_does_not_take_the_folder(tmp_path: Path) -> None
     crossval(_config(tmp_path, shards, seeds=1, random_split=False))
 
 
-def test_sets_with_the_same_videos_are_told_before_anything_is_trained(
+def test_sets_with_the_same_videos_are_reported_before_training(
     tmp_path: Path,
 ) -> None:
     one, other = _shards(tmp_path / "One", groups=[None] * 12), _shards(tmp_path / "Two", seed=1)
@@ -170,12 +170,12 @@ def test_sets_with_the_same_videos_are_told_before_anything_is_trained(
     assert "WARNING: 12 of 12 videos of" in table
     assert "the score of the other is too optimistic" in table
     marked = TrainConfig(shards=one, marks=tmp_path / "marks.csv")
-    with pytest.raises(UserError, match="stage1 crossval takes the labels of the shards"):
+    with pytest.raises(UserError, match="stage1 crossval uses the labels of the shards"):
         CrossvalConfig(shards=(one,), training=marked)
 
 
 @pytest.mark.slow
-def test_shortcuts_are_judged_in_the_same_folds_and_a_model_not_above_them_is_flagged(
+def test_shortcuts_use_the_same_folds_and_a_model_that_does_not_beat_them_is_flagged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     some = {"first frame": baselines.first_frame}  # two of them take a third of the time of all
@@ -207,7 +207,7 @@ def test_what_would_leak_or_cannot_be_measured_is_said(tmp_path: Path) -> None:
     unknown = _shards(tmp_path / "NoGroups", groups=[None] * 12)
     table = crossval(_config(tmp_path, unknown, seeds=1, random_split=False))
     assert "WARNING: 12 of 12 clips have no known recording" in table
-    with pytest.raises(UserError, match=r"seed is 4294967295, expected at most 4294967295 with all seeds \(2\)"):
+    with pytest.raises(UserError, match=r"seed is 4294967295, expected at most 4294967295 with all repetitions \(2\)"):
         CrossvalConfig(shards=(shards,), training=TrainConfig(shards=shards, seed=2**32 - 1), seeds=2)
     with pytest.raises(UserError, match="folds is 1, expected at least 2"):
         _config(tmp_path, shards, folds=1)

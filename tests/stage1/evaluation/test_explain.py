@@ -43,7 +43,7 @@ def test_all_frames_but_one_can_be_matched() -> None:
     assert drawn == {(0, 1, 2), (1, 2, 3)}
 
 
-def test_freezing_takes_what_is_nearest() -> None:
+def test_freezing_takes_the_nearest_frame() -> None:
     clip = torch.arange(6).view(6, 1)
     assert freeze(clip, [1, 2, 3]).flatten().tolist() == [0, 0, 0, 4, 4, 5]
     assert freeze(clip, []).flatten().tolist() == list(range(6))
@@ -78,7 +78,7 @@ class BrightFrame(torch.nn.Module):
 
 @pytest.fixture
 def bright(tmp_path: Path) -> Path:
-    """Crimes with one bright frame among 8 dark ones, each of a recording of its own."""
+    """Crimes with one bright frame among 8 dark ones, each from its own recording."""
     clips = np.full((12, *SHAPE, 3), 40, np.uint8)
     for i in range(12):
         clips[i, i % 8] = 220
@@ -166,7 +166,7 @@ def test_a_trained_model_can_be_explained(pooling: str, tmp_path: Path) -> None:
 
 def test_normal_clips_alone_are_nothing_to_explain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fake_shards.write_shards(tmp_path / "n", fake_shards.random_clips(4, shape=SHAPE), [0] * 4)
-    with pytest.raises(UserError, match="is labelled crime, expected at least one to explain"):
+    with pytest.raises(UserError, match="is labelled crime, expected at least one;"):
         explained(folder, blind=False, monkeypatch=monkeypatch)
 
 
@@ -175,7 +175,7 @@ def test_clips_of_one_frame_have_no_order_to_explain(tmp_path: Path) -> None:
     shards = fake_shards.write_shards(tmp_path / "train", clips, labels)
     model = ModelConfig(channels=(8,), temporal_stages=(), dropout=0.0)
     path = train(TrainConfig(shards=shards, val_fraction=0, out=tmp_path / "run", epochs=1, model=model))
-    with pytest.raises(UserError, match="have one frame, expected at least two to order"):
+    with pytest.raises(UserError, match="have one frame, expected at least two;"):
         explain(ExplainConfig(checkpoint=path, shards=shards, out=tmp_path / "out"))
 
 

@@ -1,4 +1,4 @@
-"""Frame metrics of anybody's scores: quirks of official lists, layouts of scores, and the official figures."""
+"""Frame metrics of any model's scores: quirks of official lists, layouts of scores, and the official figures."""
 
 from __future__ import annotations
 
@@ -127,8 +127,8 @@ def test_a_video_without_scores_is_refused(tmp_path: Path) -> None:
     [
         ("name,score\na,1\n", "has the columns name, score; expected video"),
         ("video,score\na,x\n", "line 2 of .* cannot be read"),
-        ("video,score\na,nan\n", "line 2 of .* cannot be read: expected finite scores"),
-        ("video,score,first_frame,last_frame\na,1,9,3\n", "do not run backwards"),
+        ("video,score\na,nan\n", "line 2 of .* cannot be read: expected a finite score"),
+        ("video,score,first_frame,last_frame\na,1,9,3\n", "0 ≤ first_frame ≤ last_frame"),
     ],
 )
 def test_unusable_tables_are_named(text: str, message: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Evaluation of a checkpoint on shards: levels, choices made on validation alone, baselines, what is refused."""
+"""Evaluation of a checkpoint on shards: levels, choices made on validation only, baselines, and refusals."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SHAPE = (8, 16, 16)
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Shards of all splits and a model that learnt what tells them apart."""
+    """Shards of all splits, and a model that learnt to distinguish the classes."""
     folder = tmp_path_factory.mktemp("run")
     paths = {}
     for seed, (name, split, count) in enumerate(
@@ -103,7 +103,7 @@ def test_every_level_with_intervals_and_a_picture(run: dict[str, Path], tmp_path
 
 
 @pytest.mark.slow
-def test_shards_behind_a_url_are_judged_as_those_in_a_folder(
+def test_shards_at_a_url_are_evaluated_like_those_in_a_folder(
     run: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where the cache is
@@ -156,7 +156,7 @@ def test_calibrating_moves_no_clip_over_the_threshold(run: dict[str, Path], tmp_
         ({"val_shards": "val", "target": "false-alarms-per-hour=1"}, r"0\.00 hours of normal validation footage"),
     ],
 )
-def test_choosing_on_what_is_judged_is_refused(
+def test_choosing_on_evaluated_clips_is_refused(
     options: dict[str, Any], message: str, run: dict[str, Path], tmp_path: Path
 ) -> None:
     checkpoint = copy_checkpoint(run, tmp_path)
@@ -168,12 +168,12 @@ def test_choosing_on_what_is_judged_is_refused(
     assert not (tmp_path / "e" / "evaluation.json").exists()
 
 
-def test_judging_on_training_clips_is_said_to_mean_nothing(run: dict[str, Path], tmp_path: Path) -> None:
+def test_evaluating_on_training_clips_warns(run: dict[str, Path], tmp_path: Path) -> None:
     fields = evaluate(config(run, tmp_path, shards=run["train"])).fields
     assert any("is the training set of the checkpoint" in warning for warning in fields["warnings"])
 
 
-def test_videos_trained_on_are_told_when_they_are_cut_otherwise(run: dict[str, Path], tmp_path: Path) -> None:
+def test_training_videos_are_reported_even_if_cut_differently(run: dict[str, Path], tmp_path: Path) -> None:
     clips, labels = fake_shards.moving_clips(6, shape=SHAPE, seed=0)
     again = fake_shards.write_shards(tmp_path / "again", clips, labels, split="Train", prefix="train")
     for options, why in (
@@ -185,7 +185,7 @@ def test_videos_trained_on_are_told_when_they_are_cut_otherwise(run: dict[str, P
         assert warning.endswith(why)
 
 
-def test_videos_that_are_in_validation_too_are_told(run: dict[str, Path], tmp_path: Path) -> None:
+def test_videos_also_in_validation_are_reported(run: dict[str, Path], tmp_path: Path) -> None:
     clips, labels = fake_shards.moving_clips(24, shape=SHAPE, seed=1)
     part = fake_shards.write_shards(tmp_path / "part", clips[:6], labels[:6], split="Test", prefix="other")
     warnings = evaluate(config(run, tmp_path / "a", shards=part, val_shards=run["val"])).fields["warnings"]
@@ -195,7 +195,7 @@ def test_videos_that_are_in_validation_too_are_told(run: dict[str, Path], tmp_pa
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
-def test_one_class_without_recordings_says_no_more_than_there_is(run: dict[str, Path], tmp_path: Path) -> None:
+def test_one_class_without_recordings_does_not_mention_recordings(run: dict[str, Path], tmp_path: Path) -> None:
     clips, _ = fake_shards.moving_clips(4, shape=SHAPE)
     normal = fake_shards.write_shards(tmp_path / "normal", clips, [0] * 4, prefix="normal")
     text = evaluate(config(run, tmp_path / "e", shards=normal, val_shards=run["val"], prior=0.001)).text
@@ -214,7 +214,7 @@ def test_what_labels_alone_refuse_costs_no_scoring(
         evaluate(config(run, tmp_path, val_shards=run["val"], **options))
 
 
-def test_a_model_that_is_not_above_a_shortcut_is_flagged(run: dict[str, Path], tmp_path: Path) -> None:
+def test_a_model_that_does_not_beat_a_shortcut_is_flagged(run: dict[str, Path], tmp_path: Path) -> None:
     """The class is written in the corner of the frame, too: one frame is enough."""
     paths = {}
     for seed, name in enumerate(("train", "test")):
@@ -293,7 +293,7 @@ def test_false_alarms_are_the_events_that_infer_would_tell(
 
 
 @pytest.mark.slow
-def test_relative_scores_forget_what_all_clips_of_a_video_share(
+def test_relative_scores_ignore_what_all_clips_of_a_video_share(
     run: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, annotations = untrimmed(tmp_path)
@@ -359,7 +359,7 @@ def test_majority_and_metadata_need_no_pixels_and_features_see_what_they_say() -
     assert len(baselines.motion_numbers(moving)) == 4
 
 
-def test_the_commands_tell_options_apart(run: dict[str, Path], tmp_path: Path) -> None:
+def test_the_commands_distinguish_their_options(run: dict[str, Path], tmp_path: Path) -> None:
     for arguments, message in (
         (["--scores", "x", "--val-shards", "y", "--annotations", "z"], "--val-shards and --scores cannot be combined"),
         (["--scores", "x"], "--scores needs --annotations"),

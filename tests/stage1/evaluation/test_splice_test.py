@@ -1,4 +1,4 @@
-"""The test of attention on composites, by models whose attention is known."""
+"""The test of attention on composites, with models whose attention is known."""
 
 from __future__ import annotations
 

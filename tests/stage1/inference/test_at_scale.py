@@ -1,4 +1,4 @@
-"""Inference that is shared by ranks, killed, resumed, or of clips that cannot be read: the same bytes each time."""
+"""Inference shared by ranks, killed, resumed, or with unreadable clips: the same bytes each time."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def infer_on_a_rank(folder: Path, out: str) -> None:
 def test_any_number_of_ranks_and_threads_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "stage1.inference.run.device_name", lambda _: "the same"
-    )  # it tells torch's threads, which ranks set
+    )  # it shows torch's threads, which ranks set
     shards_and_model(tmp_path)
     infer(config(tmp_path, "alone"))
     expected = written(tmp_path / "alone")
@@ -73,7 +73,7 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing catches it."""
 
 
-def test_a_run_that_stops_anywhere_goes_on_and_scores_nothing_twice(
+def test_a_run_that_stops_anywhere_resumes_and_scores_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shards_and_model(tmp_path)
@@ -155,7 +155,7 @@ def test_bf16_is_near_and_another_precision_is_not_resumed(tmp_path: Path) -> No
         infer(config(tmp_path, "fp32", resume=True))
 
 
-def test_relative_scores_are_beside_their_video_whatever_cannot_be_read(tmp_path: Path) -> None:
+def test_relative_scores_do_not_depend_on_unreadable_clips(tmp_path: Path) -> None:
     shards_and_model(tmp_path)
     infer(config(tmp_path, "plain"))
     with pytest.raises(UserError, match="has no threshold for scores centred per video; choose one with"):
@@ -225,7 +225,7 @@ def test_out_of_fold_each_clip_is_scored_by_the_model_that_has_not_seen_it(tmp_p
         infer_out_of_fold(config(tmp_path, "x"), [folds[0], folds[0]])
 
 
-def test_attention_on_videos_the_model_was_trained_on_is_no_training_data(tmp_path: Path) -> None:
+def test_attention_on_training_videos_is_not_training_data(tmp_path: Path) -> None:
     shards_and_model(tmp_path, train_videos=["Train/NormalVideos/video-000.mp4", "Train/Fighting/video-001.mp4"])
     infer(config(tmp_path, "out", threshold=0.0))
     run = json.loads((tmp_path / "out" / "run.json").read_bytes())

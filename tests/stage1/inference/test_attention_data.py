@@ -67,11 +67,11 @@ def test_a_normal_detected_by_mistake_stays_as_class_normal(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["x.pt", "x"])
-def test_training_on_what_says_nothing_is_refused(tmp_path: Path, name: str) -> None:
+def test_training_on_uninformative_data_is_refused(tmp_path: Path, name: str) -> None:
     clips = torch.zeros((1, 6, 4, 5, 3), dtype=torch.uint8)
     path = write(tmp_path / name, [detection()], clips)
     load_attention_data(path)
-    with pytest.raises(UserError, match=r"1 of 1 detections are of the split Test"):
+    with pytest.raises(UserError, match=r"1 of 1 detections belong to the split Test"):
         load_attention_data(path, for_training=True)
     write(path, [detection(split="Train")], clips, trained_on=1)
     with pytest.raises(UserError, match=r"the model was trained on the videos of .*crossval --save-attention"):
@@ -131,7 +131,7 @@ def test_a_folder_is_searched_for_either_format(tmp_path: Path) -> None:
         assert len(load_attention_data(tmp_path / name)) == 1
 
 
-def test_reading_refuses_what_is_missing_damaged_or_of_another_version(tmp_path: Path) -> None:
+def test_reading_refuses_missing_damaged_and_unsupported_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run `stage1 infer"):
         load_attention_data(tmp_path / "x" / "a.pt")
     (tmp_path / "a.pt").write_bytes(b"no zip")

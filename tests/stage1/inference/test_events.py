@@ -10,7 +10,7 @@ from vidshard.util.errors import UserError
 
 
 def dense(confidences: list[float], *, fps: float = 16.0, clip_len: int = 16, **changes: Any) -> ClipScores:
-    """Windows of `clip_len` frames, one behind the other."""
+    """Return consecutive windows of `clip_len` frames."""
     firsts = np.arange(len(confidences)) * clip_len
     fields: dict[str, Any] = {
         "confidences": np.array(confidences),

@@ -100,7 +100,7 @@ def test_videos_that_are_gone_are_named_and_the_others_extracted(run_folder: Pat
     assert {row["class"] for row in rows_of(tmp_path / "x")} == {"Fighting", "Normal"}
 
 
-def test_what_is_not_for_training_is_refused_but_may_be_looked_at(tmp_path: Path) -> None:
+def test_data_not_for_training_is_refused_but_may_be_inspected(tmp_path: Path) -> None:
     import torch
 
     write(tmp_path / "run", some_detections(1), torch.zeros((1, 6, 4, 5, 3), dtype=torch.uint8))
@@ -108,7 +108,7 @@ def test_what_is_not_for_training_is_refused_but_may_be_looked_at(tmp_path: Path
     assert (result.exit_code, "are of the split Test" in result.stderr) == (1, True)
     result = extract(tmp_path / "run", tmp_path / "x", "--for-looking")
     assert result.exit_code == 0, result.output
-    assert "3 clips of crimes were missed" in result.stdout
+    assert "3 crime clips were missed" in result.stdout
     assert len(rows_of(tmp_path / "x")) == 5
     assert not (tmp_path / "x" / "shards").exists()
     result = extract(tmp_path / "run", tmp_path / "x", "--for-looking")
@@ -119,7 +119,7 @@ def test_folds_of_stage_2_that_leak_are_warned_of(run_folder: Path, tmp_path: Pa
     (tmp_path / "fold.txt").write_text("Fighting/Fighting003_x264.mp4\nRobbery/Robbery009_x264.mp4\n")
     (tmp_path / "test.txt").write_text("Fighting/Fighting003_x264.mp4\nAbuse/Abuse028_x264.mp4\n")
     result = extract(run_folder, tmp_path / "x")
-    assert "official folds for stage 2 (action recognition) hold 121 to 145" in result.stderr
+    assert "official folds for stage 2 (action recognition) contain 121 to 145" in result.stderr
     lists = ("--stage2-list", tmp_path / "fold.txt", "--test-list", tmp_path / "test.txt")
     result = extract(run_folder, tmp_path / "y", *lists)
     assert result.exit_code == 0

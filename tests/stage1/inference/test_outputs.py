@@ -64,17 +64,17 @@ def test_predictions_are_decided_by_the_confidence_that_is_written(tmp_path: Pat
     assert output.read_predictions(tmp_path / "p.csv") == rows
 
 
-def test_a_name_that_is_no_unicode_survives(tmp_path: Path) -> None:
+def test_a_name_that_is_not_unicode_survives(tmp_path: Path) -> None:
     odd = detection(source="Fighting/\udcff.mp4", video_path="/v/Fighting/\udcff.mp4")
     output.write_anomalies(tmp_path / "a.json", [odd])
     assert output.read_anomalies(tmp_path / "a.json") == [odd]
 
 
-def test_reading_refuses_what_is_missing_or_damaged(tmp_path: Path) -> None:
+def test_reading_refuses_missing_and_damaged_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run `stage1 infer"):
         output.read_anomalies(tmp_path / "anomalies.json")
     (tmp_path / "a.json").write_text('[{"video_path": 1}]')
-    with pytest.raises(FormatError, match="not a list of detections"):
+    with pytest.raises(FormatError, match=r"a\.json: 0: lacks confidence; run `stage1 infer` again"):
         output.read_anomalies(tmp_path / "a.json")
 
 
@@ -138,7 +138,7 @@ def test_old_outputs_are_moved_together_and_nothing_else(tmp_path: Path) -> None
     assert left == {tmp_path / "notes.txt", *(earlier / path.relative_to(tmp_path) for path in written)}
 
 
-def test_outputs_of_a_killed_run_are_no_result(tmp_path: Path) -> None:
+def test_outputs_of_a_killed_run_are_not_a_result(tmp_path: Path) -> None:
     files = OutputFiles(folder=tmp_path)
     files.anomalies.write_text("x")
     files.set_old_aside()

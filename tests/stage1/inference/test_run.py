@@ -47,7 +47,7 @@ def test_the_end_of_the_output_is_as_promised(place: Path) -> None:
   - Detected {count} crime clips
   - Anomaly records saved to: ./stage1_output/anomalies.json
   - Attention data saved to: ./stage1_output/attention_data/stage1_attention_data.pt
-  - Stage 2: for evaluation only ({count} of {count} detections are of the split Test)
+  - Stage 2: for evaluation only ({count} of {count} detections belong to the split Test)
 ============================================================
 """
     )
@@ -60,7 +60,7 @@ def test_the_end_of_the_output_is_as_promised(place: Path) -> None:
         ("Train", [], "  - Stage 2: for evaluation only (the model may have been trained on the videos of"),
     ],
 )
-def test_the_last_line_says_what_loading_for_training_does(
+def test_the_last_line_states_the_effect_of_loading_for_training(
     tmp_path: Path, split: str, train_videos: list[str], line: str
 ) -> None:
     shards = write_shards(tmp_path / "shards", some_clips(), LABELS, split=split)
@@ -290,7 +290,7 @@ def test_a_full_disk_is_one_line(place: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not (place / "stage1_output" / "run.json").exists()
 
 
-def test_cuda_that_has_no_memory_for_the_model_is_told_alike(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_cuda_memory_for_the_model_is_reported_alike(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def to(*_: object) -> None:
         raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported")
 

@@ -41,7 +41,7 @@ def test_batches_of_several_processes_come_back(tmp_path: Path) -> None:
     assert not (tmp_path / "j").exists()
 
 
-def test_what_a_kill_left_at_any_byte_is_whole_batches(tmp_path: Path) -> None:
+def test_a_kill_at_any_byte_leaves_whole_batches(tmp_path: Path) -> None:
     write(tmp_path / "j", [0, 1])
     (path,) = (tmp_path / "j").glob("*.scores")
     data = path.read_bytes()

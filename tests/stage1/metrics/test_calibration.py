@@ -1,4 +1,4 @@
-"""Calibration and thresholds, against cases whose answer is known."""
+"""Calibration and thresholds, on cases with known answers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_calibration_changes_no_order_and_extremes_stay_finite() -> None:
 
 
 def test_one_class_cannot_be_calibrated_on() -> None:
-    with pytest.raises(UserError, match="one class only"):
+    with pytest.raises(UserError, match="only one class"):
         calibration.fit([1, 1], [0.4, 0.9])
 
 

@@ -1,4 +1,4 @@
-"""Metrics against figures worked out by hand."""
+"""Metrics compared with figures computed by hand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_unknown_labels_do_not_count() -> None:
     assert score([-1, 0, 1], [0.9, 0.1, 0.9]) == score([0, 1], [0.1, 0.9])
 
 
-def test_what_is_undefined_is_none() -> None:
+def test_undefined_metrics_are_none() -> None:
     assert roc_auc([0, 0], [0.1, 0.9]) is None
     nothing = score([], [])
     assert (nothing.accuracy, nothing.auc, nothing.num_clips) == (None, None, 0)
@@ -67,7 +67,7 @@ def test_a_resample_without_a_class_has_no_auc() -> None:
     assert clips.roc_auc_statistic([0, 1], [0.1, 0.9])(np.array([1.0, 0.0])) is None
 
 
-def test_within_recording_auc_ignores_what_tells_recordings_apart() -> None:
+def test_within_recording_auc_ignores_differences_between_recordings() -> None:
     """The score is the recording: perfect over all clips, chance within recordings."""
     labels = [1, 1, 1, 0, 1, 0, 0, 0]
     groups = ["a"] * 4 + ["b"] * 4
@@ -88,7 +88,7 @@ def test_within_recording_auc_weighs_by_pairs() -> None:
 
 
 def test_the_bootstrap_draws_whole_groups() -> None:
-    """Ten copies of each row in a group are no more knowledge than one."""
+    """Ten copies of each row in a group add no information."""
     values, groups = [0.0, 1.0, 0.0, 1.0, 1.0, 0.0], list("abcdef")
     once = clips.bootstrap(clips.mean_statistic(values), groups)
     copies = clips.bootstrap(clips.mean_statistic(np.repeat(values, 10)), np.repeat(groups, 10))

@@ -1,4 +1,4 @@
-"""Events in time: overlap, and average precision against a count by hand."""
+"""Events in time: overlap, and average precision compared with figures computed by hand."""
 
 from __future__ import annotations
 

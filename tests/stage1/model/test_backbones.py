@@ -1,4 +1,4 @@
-"""torchvision's networks behind our interface, and what becomes of a file of weights for them."""
+"""torchvision's networks behind our interface, and loading of their weights."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_the_network_is_used_only_after_a_yes(tmp_path: Path, monkeypatch: pytes
         return False
 
     network = TorchvisionBackbone("r3d_18", norm="frozen")
-    with pytest.raises(UserError, match="the download was declined; confirm it, or name a file"):
+    with pytest.raises(UserError, match="the download was declined; confirm it, or pass a weights file"):
         load_weights(network, "R3D_18_Weights.KINETICS400_V1", confirm=refuse)
     assert "127 MB" in asked[0]
     assert "https://download.pytorch.org/" in asked[0]

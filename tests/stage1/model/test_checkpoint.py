@@ -1,4 +1,4 @@
-"""Checkpoints rebuild the model, run no code, and are whole or not there."""
+"""Checkpoints rebuild the model, run no code, and are either complete or absent."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ def test_plain_torch_reads_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 torn", b"\x80\x02}q\x00."])
-def test_other_files_are_no_checkpoint(tmp_path: Path, content: bytes) -> None:
+def test_other_files_are_not_checkpoints(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(UserError, match=r"x\.pt is not a stage1 checkpoint"):
         load_checkpoint(tmp_path / "x.pt")
 
 
-def test_other_torch_files_are_no_checkpoint(tmp_path: Path) -> None:
+def test_other_torch_files_are_not_checkpoints(tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "x.pt")
     with pytest.raises(UserError, match="though torch can read it; expected a file such as binary_stage1"):
         load_checkpoint(tmp_path / "x.pt")
 
 
-def test_a_missing_one_says_what_to_do(tmp_path: Path) -> None:
+def test_a_missing_one_is_an_error_with_advice(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="stage1 train"):
         load_checkpoint(tmp_path / "none.pt")
 

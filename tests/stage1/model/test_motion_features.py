@@ -1,4 +1,4 @@
-"""The motion features tell sudden motion from even motion, and nothing of how bright the scene is."""
+"""The motion features distinguish sudden from even motion, and do not depend on brightness."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_any_shape_has_finite_statistics(shape: tuple[int, ...]) -> None:
         assert torch.isfinite(motion_features(some)).all()
 
 
-def test_sudden_motion_is_told_from_even_motion() -> None:
+def test_sudden_motion_is_distinguished_from_even_motion() -> None:
     (even,), (sudden,) = motion_features(EVEN)[:, :5], motion_features(SUDDEN)[:, :5]
     assert sudden[-1] > 1.3 * even[-1]
 
@@ -47,7 +47,7 @@ def test_brightness_contrast_mirroring_and_other_clips_of_the_batch_change_nothi
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
-def test_in_a_still_clip_nothing_is_left_to_rounding(scale: float) -> None:
+def test_a_still_clip_does_not_depend_on_rounding(scale: float) -> None:
     still = scale * BACKGROUND[None, :, None].repeat(1, 1, 16, 1, 1)
     statistics = motion_features(still)[0]
     assert float(statistics[10:15].abs().max()) == 0.0  # the share of frames above the mean
@@ -71,7 +71,7 @@ def test_they_have_a_gradient_even_where_nothing_moves() -> None:
 def test_the_classifier_is_fitted_at_once_and_counts_by_its_share_outside_training() -> None:
     generator = np.random.default_rng(0)
     statistics = generator.normal(size=(60, COUNT)).astype(np.float32)
-    statistics[:, 3] = 5  # tells nothing
+    statistics[:, 3] = 5  # uninformative
     labels = (statistics[:, 0] + 0.3 * generator.normal(size=60) > 0.5).astype(np.int64)
     classifier = MotionClassifier()
     assert classifier(EVEN).tolist() == [0.0]

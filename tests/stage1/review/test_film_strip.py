@@ -150,7 +150,7 @@ def test_clips_of_any_length_are_drawn(tmp_path: Path, num_frames: int) -> None:
     assert film_strip.visualize(VisualizeConfig(folder=tmp_path))[1] == 1
 
 
-def test_no_detection_is_a_picture_that_says_so(tmp_path: Path) -> None:
+def test_without_detections_the_picture_says_so(tmp_path: Path) -> None:
     files = write_run(tmp_path, [])
     assert film_strip.visualize(VisualizeConfig(folder=tmp_path)) == (files.picture, 0)
     assert (pixels(files.picture.read_bytes()) < 100).any()

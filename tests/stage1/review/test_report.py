@@ -68,10 +68,10 @@ def test_without_the_shards_the_detections_still_have_their_frames(run_folder: P
     shutil.rmtree(run_folder.parent / "shards")
     items = data_of(write_report(ReportConfig(folder=run_folder)).path)["items"]
     assert all(bool(item["image"]) == (item["outcome"] != "miss") for item in items)
-    assert all("attention data holds detections only" in item["no_image"] for item in items if not item["image"])
+    assert all("attention data contains detections only" in item["no_image"] for item in items if not item["image"])
 
 
-def test_the_strongest_are_kept_and_the_rest_is_told(run_folder: Path) -> None:
+def test_the_strongest_are_kept_and_the_rest_counted(run_folder: Path) -> None:
     every = data_of(write_report(ReportConfig(folder=run_folder)).path)["items"]
     result = CliRunner().invoke(main, ["report", str(run_folder), "--max-items", "2"])
     assert result.exit_code == 0, result.output
@@ -129,7 +129,7 @@ def test_folders_without_a_whole_run_are_refused(run_folder: Path, tmp_path: Pat
         write_report(ReportConfig(folder=run_folder))
 
 
-def test_curves_go_on_after_the_kept_epoch(tmp_path: Path) -> None:
+def test_curves_continue_after_the_kept_epoch(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "shards", some_clips(), LABELS)
     history = [{"epoch": epoch, "loss": 1 / epoch, "accuracy": 0.5} for epoch in (1, 2, 3)]
     model = write_checkpoint(tmp_path / "model" / "best.pt", run_state={"history": history[:2]})

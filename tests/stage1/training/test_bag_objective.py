@@ -1,4 +1,4 @@
-"""Learning from bags: video labels alone, and yet it is the right clip that is called crime."""
+"""Learning from bags: with video labels alone, the correct clip is classified as crime."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step learns from: mixed pairs, weights of classes, and an accuracy of clips as they are."""
+"""Inputs of a training step: mixed pairs and class weights; accuracy is that of unmixed clips."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_loss_is_weighted_and_padding_counts_nothing() -> None:
 
 
 def test_the_accuracy_with_mixup_is_that_of_clips_as_they_are() -> None:
-    objective = make_objective(mixup=50.0)  # shares near a half: a mixed pair is as bright as 5, and tells nothing
+    objective = make_objective(mixup=50.0)  # shares near a half: a mixed pair is as bright as 5, and shows nothing
     loss = objective.loss(torch.nn.Identity(), forward, BATCH, 0)
     assert (int(loss.num_right), int(loss.num_known)) == (2, 3)
     share = shares([3, 5], alpha=50.0)[0]
@@ -74,12 +74,12 @@ def test_the_accuracy_with_mixup_is_that_of_clips_as_they_are() -> None:
         mixed_loss += part * sum(
             w * float(term) for w, term in zip([1 + 2 * label for label in labels], terms, strict=True)
         )
-    alone = float(torch.nn.functional.softplus(torch.tensor(5.0)))  # the third clip, beside padding
+    alone = float(torch.nn.functional.softplus(torch.tensor(5.0)))  # the third clip, next to padding
     assert float(loss.loss_sum) == pytest.approx(mixed_loss + alone, rel=1e-5)
     assert float(loss.weight) == pytest.approx(5.0)
 
 
-def test_motion_features_are_fitted_to_every_rare_crime_and_to_short_videos_beside_a_long_one(
+def test_motion_features_are_fitted_to_rare_crimes_and_to_short_videos(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     videos = np.repeat(np.arange(20), [500, *[2] * 19])  # a long one, and 19 of two clips each

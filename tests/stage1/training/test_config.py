@@ -1,4 +1,4 @@
-"""Options of a run as TOML: what is written gives the same run again, and what cannot be meant is refused."""
+"""Options of a run as TOML: they reproduce the run, and impossible values are refused."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_settings() -> None:
     assert merge({"model": {"a": 1}}, {}, {"model": {"b": 2}, "lr": 1}) == {"model": {"a": 1, "b": 2}, "lr": 1}
 
 
-def test_files_that_are_no_toml(tmp_path: Path) -> None:
+def test_files_that_are_not_toml(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no file .*none: `config`"):
         read_toml(tmp_path / "none")
     (tmp_path / "bad").write_text("a = ")

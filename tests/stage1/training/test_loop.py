@@ -1,4 +1,4 @@
-"""Training runs: reproducible, resumable, and clear about what it cannot do."""
+"""Training runs: reproducible, resumable, and clear about their limits."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_a_resumed_run_ends_as_if_never_stopped(tmp_path: Path, shards: Path, mo
 
 
 @pytest.mark.parametrize("epoch", [1, 2])
-def test_a_run_killed_between_its_two_checkpoints_goes_on(
+def test_a_run_killed_between_its_two_checkpoints_resumes(
     tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
 ) -> None:
     whole = train(config(shards, tmp_path / "whole", epochs=2, val_fraction=0))
@@ -190,7 +190,7 @@ def test_a_run_killed_between_its_two_checkpoints_goes_on(
         ),
     ],
 )
-def test_a_run_that_stops_says_how_to_go_on(
+def test_a_stopped_run_explains_how_to_continue(
     tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, num_saved: int, error: BaseException, text: str
 ) -> None:
     def stop(run: Any, entry: dict[str, Any]) -> None:
@@ -212,7 +212,7 @@ def test_resume_with_another_global_batch_is_refused(tmp_path: Path, shards: Pat
         train(config(shards, tmp_path / "out", val_fraction=0, resume=True, accumulate=2))
 
 
-def test_what_is_fitted_at_the_start_is_not_fitted_again(
+def test_parts_fitted_at_the_start_are_not_fitted_again(
     tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = train(config(shards, tmp_path / "out", epochs=1, val_fraction=0))
@@ -259,7 +259,7 @@ def test_a_second_run_moves_the_first_one_aside(
     told = capsys.readouterr().out
     assert f"The earlier result in {out} was moved to {out / 'earlier-4'}" in told
     assert f"{out / 'earlier-1'} was removed: the last 3 earlier results are kept" in told
-    train(config(shards, out, epochs=2, seed=4, resume=True))  # goes on
+    train(config(shards, out, epochs=2, seed=4, resume=True))  # resumes
     assert sorted(path.name for path in out.glob("earlier-*")) == sorted(kept)
 
 
@@ -271,7 +271,7 @@ def test_a_run_that_cannot_start_leaves_the_first_one_in_its_place(tmp_path: Pat
 
 
 def test_training_opens_only_the_shards_that_were_named(tmp_path: Path, shards: Path, val_shards: Path) -> None:
-    """Nothing beside them is opened or even listed, on a run from its start and on one that is resumed."""
+    """No other files are opened or even listed, by a new run or by a resumed one."""
     write_shards(tmp_path / "Test", random_clips(4), [0, 1, 0, 1], split="Test")
     (tmp_path / "out").mkdir()
     touched: set[Path] = set()
@@ -296,7 +296,7 @@ def test_training_opens_only_the_shards_that_were_named(tmp_path: Path, shards: 
 
 
 class StopAfter:
-    """In place of a run's stop signal: heard when the run has done so many steps."""
+    """Replacement for a run's stop signal, which arrives after a number of steps."""
 
     def __init__(self, steps: int) -> None:
         self.steps, self.run = steps, None
@@ -307,7 +307,7 @@ class StopAfter:
 
 
 def stopped_train(run_config: TrainConfig, steps: int, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Train until the signal comes in step `steps`. Returns what is said."""
+    """Train until the signal comes in step `steps`. Returns the output."""
     begin, stop = train_module.begin, StopAfter(steps)
 
     def begin_with_stop(run: Any) -> None:
@@ -330,7 +330,7 @@ def test_a_run_stopped_at_any_step_ends_as_if_never_stopped(
     whole = train(config(shards, tmp_path / "whole", **options))
     expected = load_checkpoint(whole.with_name(LAST_NAME))
     assert expected.step == 8
-    for step in (1, 3, 4, 6, 8):  # within an epoch, and its last one: then validation is what is left
+    for step in (1, 3, 4, 6, 8):  # within an epoch, and its last step, after which only validation remains
         out = tmp_path / f"cut{step}"
         told = stopped_train(config(shards, out, **options), step, monkeypatch)
         assert told.startswith(f"stopped by SIGTERM after {step} steps; run the same command with `resume`")
@@ -348,7 +348,7 @@ def test_a_run_stopped_at_any_step_ends_as_if_never_stopped(
         assert one == two
 
 
-def test_a_run_goes_on_with_another_split_of_the_global_batch(
+def test_a_run_resumes_with_a_different_split_of_the_global_batch(
     tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = {"epochs": 1, "val_fraction": 0}
@@ -562,7 +562,7 @@ def test_a_recording_of_two_classes_takes_no_class_out_of_training(tmp_path: Pat
     assert len(held_rows) > 0
 
 
-def test_it_says_what_is_held_out(tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_logs_the_held_out_clips(tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(config(shards, tmp_path / "a", epochs=1))
     told = capsys.readouterr().out
     assert "2 of 24 videos (2 clips)" in told
@@ -614,7 +614,7 @@ def test_frames_made_square_another_way_are_warned_of(tmp_path: Path) -> None:
     assert "by squash in training" in warning
 
 
-def test_it_says_how_many_clips_an_epoch_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_logs_how_many_clips_an_epoch_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clips, labels = moving_clips(8, shape=(4, 16, 16))
     folder = write_shards(tmp_path / "s", clips, sorted(labels), clips_per_video=4)
     train(config(folder, tmp_path / "one", epochs=1, val_fraction=0))
@@ -752,7 +752,7 @@ def test_cuda_out_of_memory_is_one_clear_line(
         monkeypatch.undo()
 
 
-def test_an_error_that_is_not_of_memory_stays_what_it_is() -> None:
+def test_an_error_unrelated_to_memory_is_unchanged() -> None:
     with pytest.raises(RuntimeError, match="shapes"), cuda_memory_errors(8):
         raise RuntimeError("shapes do not fit")
 
@@ -815,7 +815,7 @@ def test_without_a_compiler_compile_is_refused_in_one_line(
     assert "no g++; on a CPU it needs a C++ compiler" in line
 
 
-def test_a_compiled_model_is_what_is_trained(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compiled_model_is_trained(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the compiler that runs the graph as it is: the real one takes a minute."""
     plain = train(config(shards, tmp_path / "plain", val_fraction=0))
     compile_model = torch.compile
@@ -878,7 +878,7 @@ def test_tensorboard_holds_steps_and_epochs(tmp_path: Path, shards: Path) -> Non
     assert [event.step for event in events.Scalars("step/loss")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_checkpoint_says_what_made_it(tmp_path: Path, shards: Path) -> None:
+def test_a_checkpoint_records_its_provenance(tmp_path: Path, shards: Path) -> None:
     saved = load_checkpoint(train(config(shards, tmp_path / "out", epochs=1)))
     assert {"vidshard", "python", "torch", "numpy", "webdataset"} <= saved.packages.keys()
     assert saved.train_config["lr"] == 3e-3
@@ -999,7 +999,7 @@ def test_one_two_and_four_ranks_have_the_same_loss_trace(tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no signals of this kind")
-def test_two_ranks_stop_at_one_step_and_one_goes_on(tmp_path: Path, shards: Path) -> None:
+def test_two_ranks_stop_at_the_same_step_and_one_resumes(tmp_path: Path, shards: Path) -> None:
     """SIGTERM to torchrun, in mid-epoch; then one process with twice the batch ends as if it had done all."""
     options = ["--shards", str(shards), "--epochs", "8", "--val-fraction", "0.2"]
     options += ["--set", "model.channels=[8]", "--set", "model.temporal_stages=[]"]

@@ -1,4 +1,4 @@
-"""Composites: which frames come from which clip, who is whose partner, and what attention is taught."""
+"""Composites: which frames come from which clip, which clips are partners, and what attention learns."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_damaged_partner_is_an_error_or_is_left_out_where_damage_is_tolerated(
         splicer(reader).read_partners(plans)
 
 
-def test_training_says_where_the_partners_come_from(reader: ClipReader) -> None:
+def test_training_logs_the_source_of_the_partners(reader: ClipReader) -> None:
     note = splicer(reader).note(np.arange(8), reader.labels)
     assert "3 of 3 crime clips with normal clips of their recording (2) or of any camera (1)" in note
     assert "longer" not in note

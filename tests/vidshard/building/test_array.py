@@ -1,4 +1,5 @@
-"""Tasks on one folder, in any order, killed and repeated: `finalize` gives the set of a plain build or says why not."""
+"""Tasks on one folder, in any order, killed and repeated: `finalize` produces the set of a plain build or explains
+why not."""
 
 from __future__ import annotations
 
@@ -91,7 +92,7 @@ def test_the_parts_become_the_set_of_a_plain_build(parts: Path, plain: Path, tmp
     assert array.finalize(out).sets[0].already_finished
 
 
-def test_a_part_tells_its_failures_and_is_no_set(source: Path, plain: Path, tmp_path: Path) -> None:
+def test_a_part_lists_its_failures_and_is_not_a_set(source: Path, plain: Path, tmp_path: Path) -> None:
     runner = CliRunner()
     out = tmp_path / "Train"
     for rank in range(2):
@@ -180,7 +181,7 @@ def test_videos_that_changed_meanwhile_are_refused(
     assert any("not checked whether its videos have changed" in line for line in caplog.messages)
 
 
-def test_a_plain_build_goes_on_behind_tasks(source: Path, parts: Path, plain: Path, tmp_path: Path) -> None:
+def test_a_plain_build_resumes_after_tasks(source: Path, parts: Path, plain: Path, tmp_path: Path) -> None:
     out = copied(parts, tmp_path, without=[".work/shard-000004.json"])
     (report,) = run.build(BuildConfig(source=source, out=out, **OPTIONS)).sets
     assert 0 < report.decoded_clips < 20
@@ -281,7 +282,7 @@ def test_a_job_that_slurm_queued_again_takes_its_lock_at_once(tmp_path: Path, mo
         assert json.loads(lock.read_text())["restart"] == 1
 
 
-def test_extending_is_no_work_for_tasks(source: Path, tmp_path: Path) -> None:
+def test_tasks_cannot_extend_a_set(source: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="`extend` is not possible in array tasks"):
         run_task(source, tmp_path / "Train", 0, extend=True)
 
@@ -289,7 +290,7 @@ def test_extending_is_no_work_for_tasks(source: Path, tmp_path: Path) -> None:
 def test_finalize_of_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no folder"):
         array.finalize(tmp_path / "none")
-    with pytest.raises(UserError, match="holds no build"):
+    with pytest.raises(UserError, match="contains no build"):
         array.finalize(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""What changes a set that was built: trying failed videos again, adding new ones; and a crash harms neither."""
+"""Changes to a finished set: retrying failed videos and adding new ones, both safe in a crash."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_what_was_repaired_gives_the_set_as_if_it_never_failed(how: Any, whole: 
     assert build(config).videos["failed"] == 1
     kept = identity(tmp_path / "out" / "shard-000000.tar")
     repair(source, "NormalVideos/m.mp4")
-    if how is make_broken_video:  # its size tells
+    if how is make_broken_video:  # its size shows it
         with pytest.raises(UserError, match="other files where videos failed; try those again with `retry_failed`"):
             build(config)
     report = build(BuildConfig(source=source, out=tmp_path / "out", retry_failed=True, **SMALL))
@@ -163,14 +163,14 @@ def test_new_videos_go_into_new_shards(whole: Path, tmp_path: Path) -> None:
     assert digests(again) == digests(out)
 
 
-def test_extend_refuses_what_is_no_addition(whole: Path, tmp_path: Path) -> None:
+def test_extend_refuses_anything_but_additions(whole: Path, tmp_path: Path) -> None:
     source = make_tiny_videos(tmp_path / "source", {**VIDEOS, "Abuse/c.mp4": 9})
     out = Path(shutil.copytree(whole, tmp_path / "out"))
     with pytest.raises(UserError, match=r"clip_len 8, now 4"):
         build(BuildConfig(source=source, out=out, extend=True, frame_size=64, sampling=SamplingConfig(clip_len=4)))
-    with pytest.raises(UserError, match="holds no finished set"):
+    with pytest.raises(UserError, match="contains no finished set"):
         build(BuildConfig(source=source, out=tmp_path / "new", extend=True, **SMALL))
-    with pytest.raises(UserError, match="extend excludes"):
+    with pytest.raises(UserError, match="extend cannot be combined with"):
         BuildConfig(source=source, extend=True, limit=3)
     (source / "Abuse" / "b.mp4").unlink()
     with pytest.raises(UserError, match=r"videos that are gone \(1 gone: Abuse/b.mp4\)"):

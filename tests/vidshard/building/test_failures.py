@@ -1,4 +1,4 @@
-"""What a failed task becomes: one clean line about its video, or the end of a build whose libraries do not fit."""
+"""Failed tasks: one clean line about the video, or the end of a build with incompatible libraries."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_messages_are_clean_and_say_what_to_do(source: Path, tmp_path: Path, mon
         ("see https://host/page", "see https://host/page"),
     ],
 )
-def test_what_is_taken_out_of_a_message(text: str, expected: str) -> None:
+def test_paths_and_escape_sequences_are_removed_from_messages(text: str, expected: str) -> None:
     advice = failures.ADVICE["no_frames"]
     assert failures.failure_message("no_frames", text, path="Abuse/a.mp4") == f"{expected}; {advice}"
     with_command = f"{text} (run `git lfs pull`)"

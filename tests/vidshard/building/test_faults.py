@@ -1,4 +1,4 @@
-"""Builds that are cut short: by the n-th write that fails, for every n, and by SIGKILL at random moments."""
+"""Interrupted builds: by a failure of the n-th write, for every n, and by SIGKILL at random moments."""
 
 from __future__ import annotations
 

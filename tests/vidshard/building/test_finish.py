@@ -1,4 +1,4 @@
-"""failures.csv: any name comes back as it was."""
+"""failures.csv: every name survives a round trip."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def test_from_and_to_a_store_it_is_the_same_byte_for_byte(store: ObjectStore, tm
 
 
 @pytest.mark.slow
-def test_an_upload_that_was_cut_short_goes_on(store: ObjectStore, tmp_path: Path) -> None:
+def test_an_interrupted_upload_resumes(store: ObjectStore, tmp_path: Path) -> None:
     local = make_tiny_videos(tmp_path / "Train", VIDEOS)
     assert build(local, "expected").exit_code == 0
     store.put_faults = {"cut/index.npz": ["503"] * 99}
@@ -130,7 +130,7 @@ def test_a_finished_set_is_extended_and_repaired(store: ObjectStore, tmp_path: P
     assert run("verify", "s3://bucket/set", "--deep").exit_code == 0
 
 
-def test_every_damage_behind_a_url_is_named(store: ObjectStore, tmp_path: Path) -> None:
+def test_every_damage_at_a_url_is_named(store: ObjectStore, tmp_path: Path) -> None:
     assert build(make_tiny_videos(tmp_path / "Train", VIDEOS), "s3://bucket/hurt").exit_code == 0
     data = bytearray(store.get("hurt/shard-000000.tar"))
     data[1000] ^= 1
@@ -171,7 +171,7 @@ def test_videos_that_cannot_be_fetched_fail_with_a_reason(
     assert digests(Path("out")) == digests(Path("expected"))
 
 
-def test_what_a_store_lists_is_what_a_folder_holds(tmp_path: Path) -> None:
+def test_a_store_lists_the_content_of_a_folder(tmp_path: Path) -> None:
     root = tmp_path / "data"
     for name in ("Train/Abuse/a.mp4", "Train/NormalVideos/deep/b b#ü.MP4", "Train/.hidden/c.mp4", "Train/x.txt"):
         make_broken_video(root / name)
@@ -253,7 +253,7 @@ def test_no_secret_is_written(store: ObjectStore, tmp_path: Path, monkeypatch: p
     assert not [word for word in ("5ecre7", *CREDENTIALS.values()) if word.encode() in text]
 
 
-def test_what_a_killed_worker_left_is_removed(store: ObjectStore, tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_worker_are_removed(store: ObjectStore, tmp_path: Path) -> None:
     make_tiny_video(tmp_path / "a.mp4", 8)
     store.put("one/a.mp4", (tmp_path / "a.mp4").read_bytes())
     left = fetched_video.fetch_folder() / "left.mp4"

@@ -1,4 +1,5 @@
-"""The builder on tiny videos: what it writes, that it writes the same again, and that it goes on after anything."""
+"""The builder on tiny videos: what it writes, that the result is reproducible, and that it resumes after any
+interruption."""
 
 from __future__ import annotations
 
@@ -99,7 +100,7 @@ def test_the_log_folder_remembers_where_the_videos_are(finished: Path, source: P
     assert set(about["seconds_per_video"]) == set(VIDEOS)
 
 
-def test_records_and_index_tell_the_same(finished: Path) -> None:
+def test_records_and_index_agree(finished: Path) -> None:
     opened = manifest.open_shards(finished)
     index, row = opened.index, 0
     for number, shard in enumerate(opened.manifest.shards):
@@ -186,7 +187,7 @@ def test_a_single_file_has_no_label(tmp_path: Path) -> None:
     assert report.sets[0].manifest.classes[0].name is None
 
 
-def test_limit_takes_the_classes_in_turn_and_tells_the_rest(source: Path, tmp_path: Path) -> None:
+def test_limit_takes_the_classes_in_turn_and_lists_the_rest(source: Path, tmp_path: Path) -> None:
     report = build(BuildConfig(source=source, out=tmp_path / "out", limit=3, **SMALL))
     assert {c.name for c in report.sets[0].manifest.classes} == {"Abuse", "Fighting", "NormalVideos"}
     assert report.videos == {"found": 7, "ok": 3, "failed": 0, "skipped": 4}
@@ -195,7 +196,7 @@ def test_limit_takes_the_classes_in_turn_and_tells_the_rest(source: Path, tmp_pa
 # ----- going on -------------------------------------------------------------------------------------------------------
 
 
-def test_a_finished_build_is_left_alone(source: Path, finished: Path) -> None:
+def test_a_finished_build_is_unchanged(source: Path, finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
     report = build(BuildConfig(source=source, out=finished, **SMALL))
     assert report.sets[0].already_finished
@@ -218,7 +219,7 @@ def failing_join(monkeypatch: pytest.MonkeyPatch, shard: int, error: BaseExcepti
         yield
 
 
-def test_a_full_disk_stops_the_build_and_the_next_one_goes_on(
+def test_a_full_disk_stops_the_build_and_the_next_one_resumes(
     caplog: pytest.LogCaptureFixture, source: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = BuildConfig(source=source, out=tmp_path / "out", **SMALL)
@@ -239,7 +240,7 @@ def test_a_full_disk_stops_the_build_and_the_next_one_goes_on(
 def test_a_video_that_spans_shards_is_ok_or_failed_never_half(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Abuse001 fills shard 0 and reaches into shard 1. It goes bad after shard 0 was committed."""
+    """Abuse001 fills shard 0 and reaches into shard 1. It becomes damaged after shard 0 was committed."""
     copy = make_tiny_videos(tmp_path / "source", VIDEOS)
     config = BuildConfig(source=copy, out=tmp_path / "out", **SMALL)
     with failing_join(monkeypatch, 1, OSError(errno.EIO, "broken")), pytest.raises(OSError, match="broken"):
@@ -277,7 +278,7 @@ if __name__ == "__main__":
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no signals")
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
-def test_a_killed_build_goes_on_to_the_same_bytes(name: str, source: Path, finished: Path, tmp_path: Path) -> None:
+def test_a_killed_build_resumes_to_the_same_bytes(name: str, source: Path, finished: Path, tmp_path: Path) -> None:
     out, script = tmp_path / "out", tmp_path / "run.py"
     script.write_text(RUN.format(source=str(source), out=str(out)))
     process = subprocess.Popen([sys.executable, script], stderr=subprocess.DEVNULL)
@@ -318,13 +319,13 @@ def test_an_unfinished_build_with_other_settings_is_refused(
         build(BuildConfig(source=source, out=out, **{**SMALL, "shard_mb": 2}))
 
 
-def test_a_folder_with_other_files_is_no_output(source: Path, tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused_as_output(source: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.docx").touch()
-    with pytest.raises(UserError, match=r"holds other files \(thesis.docx\); choose another `out`"):
+    with pytest.raises(UserError, match=r"contains other files \(thesis.docx\); choose another `out`"):
         build(BuildConfig(source=source, out=tmp_path, **SMALL))
 
 
-def test_a_second_builder_is_told_who_holds_the_folder(source: Path, tmp_path: Path) -> None:
+def test_a_second_builder_learns_who_holds_the_folder(source: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / ".work").mkdir(parents=True)
     told = f"is being built by process {os.getpid()} on .*; wait for it"
     with hold_lock(tmp_path / "out" / ".work" / "lock", what="out"), pytest.raises(UserError, match=told):
@@ -332,7 +333,9 @@ def test_a_second_builder_is_told_who_holds_the_folder(source: Path, tmp_path: P
     assert not (tmp_path / "out" / ".work" / "lock").exists()
 
 
-def test_too_little_disk_is_told_before_decoding(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_disk_is_reported_before_decoding(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Usage:
         free = 1_000_000
 
@@ -369,7 +372,7 @@ def test_options_are_checked_at_birth(name: str) -> None:
         BuildConfig(source=Path("x"), **{name: 0})
 
 
-def test_max_failures_stops_and_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_max_failures_stops_and_the_same_command_resumes(tmp_path: Path) -> None:
     source = make_tiny_videos(tmp_path / "source", {"Abuse/a.mp4": 40, "NormalVideos/a.mp4": 40})
     for name in "bcd":
         make_tiny_video(source / "Abuse" / f"{name}.mp4", 40)
@@ -383,7 +386,7 @@ def test_max_failures_stops_and_the_same_command_goes_on(tmp_path: Path) -> None
     assert digests(tmp_path / "out") == digests(tmp_path / "all")
 
 
-def test_max_failures_holds_for_what_is_no_video_too(source: Path, tmp_path: Path) -> None:
+def test_max_failures_counts_files_that_are_not_videos(source: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"1 video of .* more than `max_failures` 0 .* of not_a_video"):
         build(BuildConfig(source=source, out=tmp_path / "out", max_failures=0, **SMALL))
 
@@ -428,7 +431,7 @@ def test_crop_is_the_middle_of_every_decoder(decoder: str, tmp_path: Path) -> No
     assert np.abs(np.frombuffer(crop[-2 * 40 * 40 * 3 :], np.uint8).reshape(2, 40, 40, 3) - middle).mean() < 8
 
 
-def test_a_dry_run_tells_what_a_build_makes_and_writes_nothing(
+def test_a_dry_run_predicts_the_build_and_writes_nothing(
     source: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(builder, "_SAMPLE_SECONDS", 0.5)
@@ -464,7 +467,7 @@ def test_an_output_inside_a_root_of_splits(out: Path | None, tmp_path: Path, mon
     assert first.videos == {"found": 4, "ok": 4, "failed": 0, "skipped": 0}
     again = build(BuildConfig(source=Path("."), out=out, **SMALL))
     assert all(one.already_finished for one in again.sets)
-    with pytest.raises(UserError, match=r"the output Test holds other files \(Abuse, NormalVideos\)"):
+    with pytest.raises(UserError, match=r"the output Test contains other files \(Abuse, NormalVideos\)"):
         build(BuildConfig(source=Path("."), out=Path("."), **SMALL))
 
 
@@ -510,7 +513,7 @@ def test_paths_may_be_given_as_text(tmp_path: Path) -> None:
     assert build(BuildConfig(source=source, out=out, **SMALL)).folders == [tmp_path / "out"]
 
 
-def test_a_run_that_is_stopped_while_it_reads_packets_goes_on_there(
+def test_a_run_stopped_while_reading_packets_resumes_there(
     source: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = BuildConfig(source=source, out=tmp_path / "Train", **SMALL)

@@ -1,4 +1,4 @@
-"""Decoding the units of a video: what the decoder says behind the last frame counts too."""
+"""Decoding the chunks of a video: the decoder's messages after the last frame count, too."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vidshard.video.packets import PacketTable, VideoError
 
 
 class Ending:
-    """A decoder that gives all frames, and then does something else."""
+    """Decoder that returns all frames, and then does something else."""
 
     name = "ending"
 
@@ -90,7 +90,7 @@ def test_a_decoder_that_calls_a_sound_video_damaged_is_not_believed(
 
 
 @pytest.mark.parametrize("how", ["raise", "another frame", "message"])
-def test_damage_behind_the_last_frame_is_damage(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_after_the_last_frame_is_damage(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "_damaged_frames", lambda path, table: {7: "error while decoding MB 0 4"})
     outcome = decode(tmp_path, how, monkeypatch)
     assert isinstance(outcome, VideoFailure)
@@ -98,7 +98,7 @@ def test_damage_behind_the_last_frame_is_damage(how: str, tmp_path: Path, monkey
     assert "frame 7" in outcome.message
 
 
-def test_damage_to_frames_that_nobody_asks_for_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_to_unrequested_frames_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "_damaged_frames", lambda path, table: {8: "error while decoding MB 0 4"})
     assert isinstance(decode(tmp_path, "message", monkeypatch), Decoded)
 
@@ -126,7 +126,7 @@ def test_a_suspicion_of_the_packets_is_settled_once(tmp_path: Path, monkeypatch:
     assert len(asked) == 1  # when the video was probed, not again by each job
 
 
-def test_a_decoder_at_whose_work_workers_died_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_that_crashed_workers_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "0.decoder").write_text("ending")  # it may have been chance
     assert isinstance(decode(tmp_path, "nothing", monkeypatch), Decoded)
     (tmp_path / "0.decoder").write_text("ending ending")

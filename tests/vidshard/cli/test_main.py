@@ -1,4 +1,4 @@
-"""The `vidshard` command as a user meets it: what it prints, its exit codes, one clear line for bad use."""
+"""The `vidshard` command from the user's side: output, exit codes, and one clear line for incorrect use."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def check_error(result: Result, *expected: str) -> None:
-    """Exit code 1 and an error that says all of this; no traceback."""
+    """Check for exit code 1 and an error with all of these words, without a traceback."""
     assert result.exit_code == 1, result.output
     for text in expected:
         assert text in result.stderr
@@ -66,7 +66,7 @@ def test_build_inspect_and_build_again(source: Path, tmp_path: Path, monkeypatch
     assert "finished before, nothing to do" in again.stdout
 
 
-def test_breaks_in_time_are_told(source: Path, tmp_path: Path) -> None:
+def test_breaks_in_time_are_reported(source: Path, tmp_path: Path) -> None:
     make_tiny_video(source / "Abuse" / "a.mp4", 30, break_before=10)
     dense = run("build", source, "--out", tmp_path / "dense", "--sampling", "dense")
     assert "breaks: 1 video has long gaps, or jumps of the clock; no clip crosses one" in dense.stdout
@@ -95,7 +95,7 @@ def test_a_class_folder_is_asked_about_before_decoding(source: Path, tmp_path: P
     assert run(*arguments, "--yes").exit_code == 0
 
 
-def test_shards_as_a_source_and_the_groups_of_recordings_are_told(source: Path, tmp_path: Path) -> None:
+def test_shards_as_a_source_and_recordings_are_reported(source: Path, tmp_path: Path) -> None:
     rows = [{"file": f"Train/{path}", "source": "recording 1"} for path in GOOD]
     (tmp_path / "sources.json").write_text(json.dumps(rows))
     result = run("build", source, "--out", tmp_path / "out" / "Train", "--workers", 1)
@@ -108,14 +108,16 @@ def test_shards_as_a_source_and_the_groups_of_recordings_are_told(source: Path, 
     assert "WARNING: videos are not grouped by recording: " in result.stdout
 
 
-def test_a_skipped_file_is_no_failure(source: Path, tmp_path: Path) -> None:
+def test_a_skipped_file_is_not_a_failure(source: Path, tmp_path: Path) -> None:
     (source / "Abuse" / "readme.txt").touch()
     result = run("build", source, "--out", tmp_path / "out", "--workers", 1)
     assert result.exit_code == 0
     assert "4 found, 3 ok, 1 skipped" in result.stdout
 
 
-def test_what_is_skipped_is_counted_and_what_may_hide_videos_gives_exit_code_2(source: Path, tmp_path: Path) -> None:
+def test_skipped_files_are_counted_and_those_that_may_hide_videos_give_exit_code_2(
+    source: Path, tmp_path: Path
+) -> None:
     (tmp_path / "outside").mkdir()
     try:
         (source / "Arson").symlink_to(tmp_path / "outside", target_is_directory=True)
@@ -189,7 +191,7 @@ def test_normal_names_the_normal_class(tmp_path: Path) -> None:
 def test_an_output_that_holds_another_build(source: Path, tmp_path: Path) -> None:
     assert run("build", source, "--out", tmp_path / "out", "--workers", 1).exit_code == 0
     result = run("build", source, "--out", tmp_path / "out", "--clip-len", 8)
-    check_error(result, "holds a different build", "clip_len 16, now 8", "choose another --out, or delete")
+    check_error(result, "contains a different build", "clip_len 16, now 8", "choose another --out, or delete")
 
 
 def test_a_full_disk_in_the_middle(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +219,7 @@ def test_every_video_bad(tmp_path: Path) -> None:
     [
         (["--workers", "0"], "workers is 0, expected more than 0"),
         (["--clip-len", "0"], "clip_len is 0, expected at least 1"),
-        (["--stride", "4"], "stride and frame_step are options of dense sampling"),
+        (["--stride", "4"], "stride and frame_step apply to dense sampling"),
         (["--fps", "5"], "fps applies to dense and annotated sampling"),
         (["--annotations", "x.txt"], "annotations need annotated sampling"),
         (["--sampling", "annotated"], "annotated sampling needs a list of events"),
@@ -248,13 +250,13 @@ def test_an_unknown_option_is_exit_code_1() -> None:
     assert "--no-such-option" in result.stderr
 
 
-def test_inspect_of_what_is_no_shard_folder(tmp_path: Path) -> None:
+def test_inspect_without_a_shard_folder(tmp_path: Path) -> None:
     check_error(run("inspect", tmp_path / "nowhere"), "no shard folder", "vidshard build")
     check_error(run("inspect", tmp_path), "has no manifest.json")
 
 
 @pytest.mark.parametrize("command", [["preview"], ["finalize"], ["split", "--out", "lists"], ["build", "--staging"]])
-def test_a_url_is_no_path_on_a_disk(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_url_is_not_a_local_path(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     check_error(run(*command, "s3://bucket/Train"), "is a URL, expected a local path")
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Which part of a build a process does: what engines and users say of it."""
+"""Share of a build that a process handles, according to schedulers and users."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_there_is_none(environment: dict[str, str], options: tuple[int | None, i
         ({}, (None, 0), "`task_count` is 0, expected at least 1"),
         (POD, (None, None), "pass `task_count` COMPLETIONS"),
         (POD, (None, 2), "JOB_COMPLETION_INDEX=2 is task 2, expected 0 to 1"),
-        ({**slurm(5, 0, 7, 8), **RANK}, (None, None), "both number this process"),
+        ({**slurm(5, 0, 7, 8), **RANK}, (None, None), "both assign a number to this process"),
         ({**POD, "JOB_COMPLETION_INDEX": "x"}, (None, 4), "JOB_COMPLETION_INDEX is 'x', expected a number"),
         ({"SLURM_ARRAY_TASK_ID": "4"}, (None, None), "SLURM_ARRAY_TASK_MIN is '', expected a number"),
         (slurm(5, 2, 5, 2), (None, 8), "an array with gaps, and no earlier array is recorded here"),
@@ -84,7 +84,7 @@ def test_there_is_none(environment: dict[str, str], options: tuple[int | None, i
         (slurm(5, 2, 5, 2), (None, None), "an array with gaps"),
     ],
 )
-def test_what_cannot_be_told_is_refused(
+def test_undecidable_numbers_are_refused(
     environment: dict[str, str], options: tuple[int | None, int | None], told: str
 ) -> None:
     with pytest.raises(UserError, match=told):

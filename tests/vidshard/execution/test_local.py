@@ -1,4 +1,4 @@
-"""Children that segfault, exit, hang, eat memory: the job goes on, the task is named, nobody is left."""
+"""Children that segfault, exit, hang or exhaust memory: the job continues, the task is named, no process remains."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_children_are_recycled() -> None:
     assert pids[0] == pids[1] != pids[2] == pids[3]
 
 
-def test_tasks_are_read_lazily_and_leaving_early_waits_for_nobody() -> None:
+def test_tasks_are_read_lazily_and_leaving_early_does_not_wait() -> None:
     taken = []
 
     def endless() -> Any:
@@ -126,7 +126,7 @@ def test_workers_that_cannot_start_raise_instead_of_starting_for_ever(tmp_path: 
 
 
 @needs_signals
-def test_no_process_is_left_when_the_parent_has_ended() -> None:
+def test_no_process_outlives_the_parent() -> None:
     """Not Python's resource tracker either, which by itself only begins to end then."""
     script = (
         "from vidshard.execution.base import *\nfrom vidshard.execution.local import *\n"
@@ -178,7 +178,7 @@ def test_no_child_outlives_its_parent(tmp_path: Path, signal_name: str) -> None:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; one that ended and was not waited for (a zombie) does not."""
+    """Return True if a process runs; a zombie, which ended but was not waited for, does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Builds on a Ray cluster: the bytes of a local build, whatever happens to its workers."""
+"""Builds on a Ray cluster: the same bytes as a local build, even if workers are lost."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(280)
-def test_a_killed_worker_changes_nothing_and_none_is_left(tmp_path: Path) -> None:
+def test_a_killed_worker_changes_nothing_and_no_process_remains(tmp_path: Path) -> None:
     videos = {f"{name}/{i:02d}.mp4": 40 for name in ("Abuse", "NormalVideos") for i in range(20)}
     source = make_tiny_videos(tmp_path / "source", videos)
     make_broken_video(source / "Abuse" / "broken.mp4")

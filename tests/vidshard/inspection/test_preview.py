@@ -102,7 +102,7 @@ def test_a_clip_that_cannot_be_read_is_shown_as_such(shards: Path) -> None:
 
 
 def test_it_is_not_written_into_the_set(shards: Path) -> None:
-    with pytest.raises(UserError, match="must hold nothing else"):
+    with pytest.raises(UserError, match="must contain nothing else"):
         PreviewConfig(folder=shards, out=shards / "preview.html")
 
 

@@ -1,4 +1,4 @@
-"""Whatever happens to a shard folder, `vidshard verify` says what and where."""
+"""`vidshard verify` reports every kind of fault of a shard folder, with its place."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def replace_manifest(folder: Path, **changes: object) -> None:
 
 
 def replace_shard(folder: Path, number: int, data: bytes) -> None:
-    """Another content, with a manifest that names its checksum: only the deep check can tell."""
+    """Different content, with a manifest that lists its checksum: only the deep check finds it."""
     shards = list(manifest.read_manifest(folder).shards)
     sha256 = hashlib.sha256(data).hexdigest()
     shards[number] = dataclasses.replace(shards[number], bytes=len(data), sha256=sha256)
@@ -69,7 +69,7 @@ def test_a_sound_set_has_no_fault(shards: Path, deep: bool) -> None:
     assert (report.num_shards, report.num_clips) == (3, 10)
 
 
-def test_the_command_says_so(shards: Path) -> None:
+def test_the_command_reports_it(shards: Path) -> None:
     result = run(shards)
     assert result.exit_code == 0, result.output
     assert "10 clips in 3 shards" in result.stdout
@@ -135,7 +135,7 @@ def whole_samples(folder: Path, name: str) -> list[tuple[int, str]]:
     return [(stop, key) for stop, (_, key) in zip(stops, samples, strict=True)]
 
 
-def test_all_faults_are_told_not_only_the_first(shards: Path) -> None:
+def test_all_faults_are_reported_not_only_the_first(shards: Path) -> None:
     index = manifest.open_shards(shards).index
     for row in (1, 2, 9):
         path = shards / layout.shard_name(int(index.clips["shard"][row]))
@@ -151,7 +151,7 @@ def test_all_faults_are_told_not_only_the_first(shards: Path) -> None:
         assert text in result.stdout
 
 
-def test_json_tells_every_fault(shards: Path) -> None:
+def test_json_lists_every_fault(shards: Path) -> None:
     (shards / "shard-000001.tar").unlink()
     result = run(shards, "--json")
     assert result.exit_code == 1
@@ -160,7 +160,7 @@ def test_json_tells_every_fault(shards: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "3", "{", "[" * 100_000])
-def test_a_manifest_that_is_none_is_a_fault(shards: Path, text: str) -> None:
+def test_an_invalid_manifest_is_a_fault(shards: Path, text: str) -> None:
     (shards / "manifest.json").write_text(text)
     (fault,) = verify(shards).faults
     assert fault.file == "manifest.json"
@@ -209,14 +209,14 @@ def test_a_cut_shard_names_the_first_sample_that_is_lost(shards: Path) -> None:
     assert "beyond the end of the file" in faults[-1].message
 
 
-def test_swapped_shards_are_told_apart_from_damage(shards: Path) -> None:
+def test_swapped_shards_are_distinguished_from_damage(shards: Path) -> None:
     first, second = shards / "shard-000000.tar", shards / "shard-000001.tar"
     first_bytes, second_bytes = first.read_bytes(), second.read_bytes()
     first.write_bytes(second_bytes)
     second.write_bytes(first_bytes)
     assert verify(shards).faults == (
-        Fault(file="shard-000000.tar", key=None, message="holds the samples of shard-000001.tar, byte for byte"),
-        Fault(file="shard-000001.tar", key=None, message="holds the samples of shard-000000.tar, byte for byte"),
+        Fault(file="shard-000000.tar", key=None, message="contains the samples of shard-000001.tar, byte for byte"),
+        Fault(file="shard-000001.tar", key=None, message="contains the samples of shard-000000.tar, byte for byte"),
     )
 
 

@@ -1,4 +1,4 @@
-"""Codecs: what comes back, that damage is told, and that a missing library is one clear line."""
+"""Codecs: round trips, reports of damage, and one clear line if a library is missing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHAPE = ClipShape(num_frames=5, height=32, width=48)
 
 
 def smooth_clip() -> Clip:
-    """Pixels like those of a video: JPEG is no good at noise."""
+    """Pixels like those of a video, because JPEG handles noise badly."""
     t, h, w = np.meshgrid(np.arange(5), np.arange(32), np.arange(48), indexing="ij")
     return np.stack([3 * h + 20 * t, 200 - 2 * w + t, 60 + h + w], axis=-1).astype(np.uint8)
 
@@ -55,7 +55,7 @@ def test_jpeg_keeps_frames_apart_and_colours_in_order() -> None:
 
 @pytest.mark.parametrize("codec", ["zstd", "jpeg"])
 @pytest.mark.parametrize("damage", [b"", b"\0" * 40, "cut", "other shape"])
-def test_damage_is_told_with_its_place(codec: str, damage: Any) -> None:
+def test_damage_is_reported_with_its_position(codec: str, damage: Any) -> None:
     payload, shape = layout.encode_clip(smooth_clip(), codec=codec), SHAPE
     if damage == "cut":
         payload = payload[: len(payload) // 8]
@@ -110,7 +110,7 @@ def test_shards_of_every_codec_hold_the_same_clips(tmp_path: Path) -> None:
         build(BuildConfig(source=source, out=tmp_path / "raw", codec="jpeg", frame_size=32, workers=1))
 
 
-def test_a_jpeg_without_opencv_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jpeg_without_opencv_names_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(UserError, match="pip install opencv-python-headless"):
         codecs.check_codec("jpeg")

@@ -124,6 +124,6 @@ def test_flags_come_back_and_unknown_bits_are_refused() -> None:
 
 
 @pytest.mark.parametrize("text", [b"[]", b'"text"', b"3", b"null", b"{}"])
-def test_json_that_is_no_record_is_refused(text: bytes) -> None:
+def test_json_that_is_not_a_record_is_refused(text: bytes) -> None:
     with pytest.raises(FormatError, match="format version 1"):
         SampleRecord.from_json(text)

@@ -131,7 +131,7 @@ def test_numbers_that_cannot_be_are_refused(folder: Path, change: tuple[bytes, b
 
 
 def signed(**changes: Any) -> bytes:
-    """Return a manifest with `changes` and the right digest, as somebody may make who knows the format."""
+    """Return a manifest with `changes` and the right digest, as somebody who knows the format could make it."""
     fields = {**json.loads(small_manifest().to_bytes()), **changes}
     fields.pop("digest")
     text = json.dumps(fields, indent=1, sort_keys=True) + "\n"
@@ -200,7 +200,7 @@ def test_an_index_with_a_clip_that_cannot_be_right_is_refused(column: str, value
 @pytest.mark.parametrize("path", ["../a.mp4", "/a.mp4", "Abuse/../../a.mp4"])
 def test_an_index_whose_paths_lead_out_of_the_source_is_refused(path: str) -> None:
     index = dataclasses.replace(small_index(), paths=[path])
-    with pytest.raises(FormatError, match="expected a path below the source"):
+    with pytest.raises(FormatError, match="expected a path inside the source"):
         Index.from_bytes(index.to_bytes(), where="index.npz", about=small_manifest())
 
 

@@ -1,4 +1,5 @@
-"""Parts joined into a shard: the same bytes as written in one go, and nothing half-written under a final name."""
+"""Fragments joined into a shard: the same bytes as when written at once, and nothing half-written under a final
+name."""
 
 from __future__ import annotations
 

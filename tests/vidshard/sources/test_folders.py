@@ -94,7 +94,7 @@ def test_splits_are_built_each_by_itself(tmp_path: Path) -> None:
     assert found(tmp_path / "val").split == "Validation"
 
 
-def test_videos_beside_the_splits_are_not_lost(tmp_path: Path) -> None:
+def test_videos_outside_the_splits_are_not_lost(tmp_path: Path) -> None:
     make(tmp_path, "Train/Abuse/a.mp4", "Extra/Abuse/b.mp4")
     with pytest.raises(UserError, match=r"Train/ and 1 video outside them \(Extra/Abuse/b\.mp4\)"):
         find_sources(tmp_path)
@@ -145,7 +145,7 @@ def test_doubtful_labels_stop_with_the_table(paths: list[str], doubt: str, tmp_p
     check_labels(source, normal=None, yes=True)
 
 
-def test_normal_names_the_one_class_that_is_normal(tmp_path: Path) -> None:
+def test_normal_names_the_only_normal_class(tmp_path: Path) -> None:
     root = make(tmp_path, "Abnormal/a.mp4", "Quiet/b.mp4")
     source = found(root, normal="Quiet")
     assert {v.class_name: v.label for v in source.videos} == {"Abnormal": 1, "Quiet": 0}
@@ -154,7 +154,7 @@ def test_normal_names_the_one_class_that_is_normal(tmp_path: Path) -> None:
         check_labels(source, normal="quiet", yes=True)
 
 
-def test_everything_that_is_not_used_is_said(tmp_path: Path) -> None:
+def test_everything_unused_is_reported(tmp_path: Path) -> None:
     make(tmp_path, "Abuse/a.mp4", "Abuse/notes.txt", "Abuse/._a.mp4", ".git/x.mp4", "Abuse/unknown", "Abuse/.mp4")
     (tmp_path / "Abuse/.b.mp4").write_bytes(MP4_HEAD)
     source = found(tmp_path)
@@ -175,7 +175,7 @@ def test_every_video_name_is_taken(suffix: str, tmp_path: Path) -> None:
     assert len(found(tmp_path).videos) == (1 if suffix in (".ts", ".mts") else 2)  # the other one is text
 
 
-def test_content_tells_where_the_name_does_not(tmp_path: Path) -> None:
+def test_content_decides_where_the_name_does_not(tmp_path: Path) -> None:
     make(tmp_path, "Abuse/a.mp4")
     files = {
         "export": MP4_HEAD,  # a recorder that gives no suffix
@@ -222,7 +222,7 @@ def test_the_folders_of_the_official_zips_are_known(tmp_path: Path) -> None:
     "paths",
     [["Train/Fighting/a.mp4"], ["data/Fall/a.mp4", "data/NormalVideos/b.mp4"], ["x/Arson/a.avi", "x/quiet/b.mkv"]],
 )
-def test_a_class_folder_asks_for_its_parent(paths: list[str], tmp_path: Path) -> None:
+def test_a_class_folder_suggests_its_parent(paths: list[str], tmp_path: Path) -> None:
     make(tmp_path, *paths)
     folder = (tmp_path / paths[0]).parent
     with pytest.raises(UserError) as caught:
@@ -233,7 +233,7 @@ def test_a_class_folder_asks_for_its_parent(paths: list[str], tmp_path: Path) ->
         check_no_class_folder(other, find_sources(other))
 
 
-def test_folders_of_cameras_are_no_class_folders(tmp_path: Path) -> None:
+def test_folders_of_cameras_are_not_class_folders(tmp_path: Path) -> None:
     make(tmp_path, "cam1/a.mp4", "cam2/a.mp4", "Train/a.mp4")
     for name in ("cam1", "Train"):
         check_no_class_folder(tmp_path / name, find_sources(tmp_path / name))
@@ -334,12 +334,12 @@ def test_order_does_not_depend_on_the_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("paths", "text"),
     [
-        (["Abuse/x/0001.jpg", "Abuse/x/0002.PNG"], "holds 2 pictures .* folders of frames cannot be built"),
+        (["Abuse/x/0001.jpg", "Abuse/x/0002.PNG"], "contains 2 pictures .* folders of frames cannot be built"),
         (["Abuse/readme.txt"], r"no video in .*: expected SOURCE/<Class>/\*\.mp4 .*; skipped: 1 not_a_video_name"),
         ([], "no video in "),
     ],
 )
-def test_a_source_without_videos_says_what_was_looked_for(paths: list[str], text: str, tmp_path: Path) -> None:
+def test_the_error_for_a_source_without_videos_lists_the_suffixes(paths: list[str], text: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=text):
         find_sources(make(tmp_path, *paths))
 

@@ -1,4 +1,4 @@
-"""Split lists, recordings and annotations that a user brings."""
+"""Split lists, recordings and annotations supplied by a user."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_every_layout_selects_by_stem(lines: list[str], tmp_path: Path) -> None:
     assert matched.note == "list.txt: 2 of 3 videos are in the list"
 
 
-def test_entries_without_a_file_are_told(tmp_path: Path) -> None:
+def test_entries_without_a_file_are_reported(tmp_path: Path) -> None:
     root = make(tmp_path / "s", "Abuse/a.mp4")
     told = apply_split_list(find_sources(root), write(tmp_path / "list.txt", "Abuse/a.mp4", "Abuse/b.mp4")).note
     assert "WARNING: 1 of 2 entries of list.txt match no video: Abuse/b" in told
@@ -152,7 +152,7 @@ def test_events_of_annotated_videos(tmp_path: Path) -> None:
         ("a.mp4 Abuse 20 10", "an event ends before it begins"),
         ("a.mp4 Abuse 20", "expected pairs of frames"),
         ("a.mp4", "line 1 of .*expected pairs of frames"),
-        ("n.mp4 Abuse 1 2", "holds a crime, but its class NormalVideos is normal"),
+        ("n.mp4 Abuse 1 2", "contains a crime, but its class NormalVideos is normal"),
         ("z.mp4 Abuse 1 2", "has no event for any of the 2 videos"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Lists that do not leak: groups stay whole, classes are spread alike, what may leak is said."""
+"""Lists without leaks: groups stay whole, classes are spread evenly, possible leaks are reported."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_overlaps_are_found_whatever_the_layout_of_the_list(tmp_path: Path) -> N
     assert run("--check", official, other).exit_code == 0
 
 
-def test_what_is_no_list_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_list_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("\n")
     with pytest.raises(UserError, match="lists no video"):
@@ -228,7 +228,7 @@ def test_the_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["videos"], "give SOURCE and --out DIR"),
+        (["videos"], "pass SOURCE and --out DIR"),
         (["videos", "--out", "lists", "--fractions", "0.7,0.2"], "expected three numbers"),
         (["videos", "--out", "lists", "--fractions", "0.7,0.2,0.2"], "sum to 1"),
         (["--check", "a.txt"], "two or more lists"),

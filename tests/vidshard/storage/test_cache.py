@@ -1,4 +1,4 @@
-"""Shards behind URLs: one download a machine, checked, tried again, of bounded size."""
+"""Shards at URLs: one download per machine, checked, retried, and of bounded size."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def test_clips_that_are_kept_in_memory_need_no_shard(url: Url, store: ObjectStor
     assert not store.shard_gets()
 
 
-def test_what_a_killed_process_left_is_removed(url: Url, tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_are_removed(url: Url, tmp_path: Path) -> None:
     size = shard_bytes(reader(url, tmp_path))
     cache = ShardCache(CacheConfig(folder=tmp_path / "cache", limit_gb=2.2 * size / 1e9))
     left = cache.path(url / "x", "0" * 64).with_name(f"{'0' * 64}.{2 * size}.partial")

@@ -54,7 +54,7 @@ def test_exit_codes_and_texts(arguments: list[str], code: int, text: str, capsys
 
 
 @pytest.mark.parametrize("what", ["interrupt", "disk"])
-def test_a_command_may_say_how_to_go_on(
+def test_a_command_may_explain_how_to_continue(
     what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stop(_: object) -> None:
@@ -87,7 +87,7 @@ def test_without_a_terminal_progress_is_plain_lines(monkeypatch: pytest.MonkeyPa
 
 @command(example="talk")
 def talk() -> None:
-    """Log on all levels."""
+    """Log at all levels."""
     logger = logging.getLogger("vidshard.some.module")
     logger.debug("a detail")
     logger.info("a message")

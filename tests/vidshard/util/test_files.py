@@ -26,6 +26,6 @@ def test_a_pipe_in_place_of_a_file_stops_no_command(tmp_path: Path, name: str, c
     shutil.rmtree(folder)
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
+def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="not a regular file"):
         files.read_bytes(tmp_path)

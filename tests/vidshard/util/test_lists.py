@@ -31,7 +31,7 @@ def test_every_form_of_a_line(line: str, expected: ListedVideo) -> None:
 
 
 @pytest.mark.parametrize("line", ["a.mp4 Abuse 3", "a.mp4 Abuse 9 3", "a.mp4 Abuse 3 x", "a.mp4 0 Abuse 1 2"])
-def test_lines_that_are_no_annotation_are_named(line: str, tmp_path: Path) -> None:
+def test_lines_that_are_not_annotations_are_named(line: str, tmp_path: Path) -> None:
     path = tmp_path / "annotations.txt"
     path.write_text(f"b.mp4 Abuse 1 2\n{line}\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"line 2 of .*annotations.txt is not an annotation"):

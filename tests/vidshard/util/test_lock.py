@@ -1,4 +1,4 @@
-"""One holder; the lock of a dead one is taken over."""
+"""Locks: one holder at a time, and takeover from a dead one."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_later_process_with_the_same_number_is_not_the_holder(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("content", [{"host": "another"}, None])
-def test_the_lock_of_another_host_or_of_nobody_expires(tmp_path: Path, content: dict[str, str] | None) -> None:
+def test_the_lock_of_another_or_unknown_host_expires(tmp_path: Path, content: dict[str, str] | None) -> None:
     lock = tmp_path / "lock"
     lock.touch() if content is None else lock_of(lock, **content)
     with pytest.raises(UserError, match="is being built by"), hold_lock(lock, what="out"):

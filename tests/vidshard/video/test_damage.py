@@ -1,4 +1,4 @@
-"""What counts as damage, and what a build makes of it."""
+"""Damage detection, and how a build handles damage."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_which_messages_mean_damage(line: str, codec: str, is_damage: bool) -> N
     assert (first_damage(f"x\n{line}\n", codec) is not None) == is_damage
 
 
-def test_listening_hears_what_c_libraries_write_and_hands_it_on(capfd: pytest.CaptureFixture[str]) -> None:
+def test_capturing_includes_output_of_c_libraries_and_re_emits_it(capfd: pytest.CaptureFixture[str]) -> None:
     with capture_native_output() as messages:
         os.write(2, b"[h264 @ 0x1] no frame!\n")
         heard = messages.text
@@ -121,7 +121,7 @@ def test_the_same_folder_is_not_built_under_another_rule(source: Path, tmp_path:
         built(source, tmp_path / "out", sampling=ENDS, allow_damaged=True)
 
 
-def test_a_sound_video_says_nothing(source: Path) -> None:
+def test_an_intact_video_logs_nothing(source: Path) -> None:
     with capture_native_output() as messages:
         table = read_packet_table(source / "Abuse" / "sound.mp4")
     assert first_damage(messages.text, table.codec) is None

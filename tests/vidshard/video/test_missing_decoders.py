@@ -1,4 +1,4 @@
-"""A decoder that is not there is said; one that is there and broken stops the build."""
+"""A missing decoder is reported; an installed but broken one stops the build."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_folder_left_by_an_uninstalled_decord_is_an_error(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("installed", ["decord", "decord2"])
-def test_records_and_manifest_tell_decord_from_decord2(installed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_and_manifest_distinguish_decord_and_decord2(installed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, {installed: "1.2.3"})
     (decoder,) = decoders.decoders_for("decord")
     assert decoder.name == installed
@@ -79,7 +79,7 @@ def install(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_opencv_decodes_by_its_own_ffmpeg_after_decord() -> None:
-    """decord makes its FFmpeg known to all libraries loaded later, unless it is kept from that."""
+    """decord exposes its FFmpeg to all libraries loaded later, unless that is prevented."""
     code = (
         "import ctypes; from vidshard.video.decoders import decord_decoder; decord = decord_decoder._load_decord(); "
         "decord.__file__; print(hasattr(ctypes.CDLL(None), 'avcodec_open2'))"
@@ -89,7 +89,7 @@ def test_opencv_decodes_by_its_own_ffmpeg_after_decord() -> None:
 
 
 @pytest.mark.usefixtures("no_decord")
-def test_a_decord_that_is_not_installed_is_told_once(
+def test_a_missing_decord_is_reported_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = make_tiny_videos(tmp_path / "source", {"Abuse/a.mp4": 9, "NormalVideos/b.mp4": 9})

@@ -1,4 +1,4 @@
-"""What is refused before a decoder sees it, and how a packet table is kept. Frame counts: tests/contract."""
+"""Videos refused before decoding, and storage of packet tables. Frame counts: tests/contract."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def refusal(path: Path) -> VideoError:
         (b"\0\0\0\x1cftypisom" + bytes(16), "damaged", ""),
     ],
 )
-def test_what_is_no_video_is_told_by_its_content(content: bytes, reason: str, text: str, tmp_path: Path) -> None:
+def test_files_that_are_not_videos_are_recognised_by_content(
+    content: bytes, reason: str, text: str, tmp_path: Path
+) -> None:
     path = tmp_path / "x.mp4"
     path.write_bytes(content)
     error = refusal(path)
@@ -72,7 +74,7 @@ def test_a_cut_file_is_damaged(index_first: bool, tmp_path: Path) -> None:
 
 
 def test_an_index_that_lost_its_last_bytes_is_damaged(video: Path, tmp_path: Path) -> None:
-    """FFmpeg reads such a file without a word, as long as it misses nothing but metadata."""
+    """FFmpeg reads such a file without a message if only metadata is missing."""
     data = video.read_bytes()
     assert data.index(b"mdat") < data.index(b"moov")
     path = tmp_path / "cut.mp4"
@@ -112,7 +114,7 @@ def test_tables_that_count_differently_are_damage(video: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("entry", [1, 4, 11])
 def test_a_frame_that_a_wrong_time_hides_is_damage(entry: int, video: Path, tmp_path: Path) -> None:
-    """FFmpeg reads such a file without a word, and gives a frame less."""
+    """FFmpeg reads such a file without a message, and returns one frame less."""
     data, path = bytearray(video.read_bytes()), tmp_path / "v.mp4"
     data[data.index(b"ctts") + 12 + entry * 8 + 4] ^= 0x80  # its offset is now an hour and more before the start
     path.write_bytes(data)
@@ -139,7 +141,7 @@ def test_a_stream_without_a_container_has_estimated_times(codec: str, name: str,
 
 
 def test_a_cut_avi_is_damaged(tmp_path: Path) -> None:
-    """FFmpeg reads the frames that are left without a word."""
+    """FFmpeg reads the remaining frames without a message."""
     path = make_video(tmp_path / "v.avi", codec="mpeg4", container="avi").path
     assert read_packet_table(path).num_frames == 60
     data = path.read_bytes()
@@ -152,7 +154,7 @@ def test_a_cut_avi_is_damaged(tmp_path: Path) -> None:
 
 
 def test_a_hole_of_zeros_in_a_picture_is_damage(tmp_path: Path) -> None:
-    """Decoders may read it as a picture, without a word."""
+    """Decoders may read it as a picture, without a message."""
     path = tmp_path / "v.mp4"
     make_tiny_video(path, 24, size=(640, 480))
     assert read_packet_table(path).suspicion == ""
@@ -177,7 +179,7 @@ def test_a_disk_that_fails_fails_this_video_alone(video: Path, monkeypatch: pyte
     assert str(video) not in error.message
 
 
-def test_sound_alone_is_no_video(tmp_path: Path) -> None:
+def test_sound_alone_is_not_a_video(tmp_path: Path) -> None:
     import av
 
     path = tmp_path / "sound.mp4"

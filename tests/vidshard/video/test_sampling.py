@@ -92,7 +92,7 @@ def test_no_frames_no_clips() -> None:
         ({"mode": "random"}, "mode is 'random', expected one of uniform, dense, annotated"),
         ({"clip_len": 0}, "clip_len is 0, expected at least 1"),
         ({"mode": "dense", "stride": 0}, "stride is 0, expected at least 1"),
-        ({"mode": "uniform", "stride": 4}, "are options of dense sampling"),
+        ({"mode": "uniform", "stride": 4}, "apply to dense sampling"),
         ({"mode": "dense", "clips_per_video": 2}, "applies to uniform sampling"),
         ({"mode": "uniform", "fps": 5}, "fps applies to dense and annotated sampling"),
         ({"mode": "dense", "fps": 5, "frame_step": 2}, "cannot be combined with frame_step"),
@@ -162,7 +162,7 @@ def test_a_slow_camera_repeats_frames_without_being_short() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_moments_have_the_nearest_frame_and_are_no_more_than_time_has_room_for(seed: int) -> None:
+def test_moments_take_the_nearest_frame_and_fit_into_the_duration(seed: int) -> None:
     rng = np.random.default_rng(seed)
     gaps = rng.choice([0.0, 0.001, 0.04, 0.5, 4.9], size=rng.integers(0, 80))  # also two frames at one moment
     timestamps = np.concatenate([[0.0], np.cumsum(gaps)])
@@ -231,13 +231,13 @@ def test_a_jump_of_the_clock_makes_no_frames() -> None:
         assert all(len(set(clip)) == 16 for clip in clips)
 
 
-def test_uniform_counts_frames_and_knows_no_break() -> None:
+def test_uniform_counts_frames_and_ignores_breaks() -> None:
     timestamps = with_gaps(62, 0.04, {20: 600})
     options = {"mode": "uniform", "clips_per_video": 2}
     assert clips_of(timestamps, **options) == all_clips(62, clip_len=4, **options)
 
 
-def test_what_is_short_between_two_breaks_repeats_its_last_frame_and_one_frame_alone_is_left_out() -> None:
+def test_a_short_part_between_breaks_repeats_its_last_frame_and_a_single_frame_is_left_out() -> None:
     timestamps = with_gaps(13, 0.1, {5: 60, 7: 60, 8: 60})
     sampling = SamplingConfig(mode="dense", clip_len=4)
     clips = VideoClips(13, sampling, timestamps_seconds=timestamps)
@@ -335,7 +335,7 @@ def test_events_in_resampled_time() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_clips_of_events_never_step_back(seed: int) -> None:
-    """Frames are decoded in one pass that forgets what lies before the next clip."""
+    """Frames are decoded in one pass that drops those before the next clip."""
     rng = np.random.default_rng(seed)
     events = [(int(a), int(a + b)) for a, b in zip(rng.integers(0, 120, 6), rng.integers(0, 30, 6), strict=True)]
     clips = list(VideoClips(100, SamplingConfig(mode="annotated", clip_len=16), events=events))
@@ -370,7 +370,7 @@ def test_crop_covers_and_letterbox_fits(resize: str, size: tuple[int, int]) -> N
     ],
 )
 @pytest.mark.parametrize("resize", ["squash", "crop", "letterbox"])
-def test_pixels_that_are_no_squares_give_what_a_player_shows(
+def test_non_square_pixels_give_the_shape_that_a_player_shows(
     resize: str, size: tuple[int, int], sample_aspect: Fraction | float, shown: tuple[int, int]
 ) -> None:
     to = {"to_height": 112, "to_width": 100}

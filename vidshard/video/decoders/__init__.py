@@ -88,7 +88,7 @@ def others_than(choice: str) -> list[str]:
 
 @functools.cache
 def installed_version(distributions: tuple[str, ...]) -> str | None:
-    """Return the version of the first of `distributions` that is installed; None if none is."""
+    """Return the version of the first of `distributions` that is installed, or None."""
     for distribution in distributions:
         try:
             return version(distribution)

@@ -75,7 +75,7 @@ def _in_some_size(
     height: int,
     width: int,
 ) -> Iterator[Frame]:
-    """Yield the frames; decord downscales as far as it is accurate, area resizing does the rest.
+    """Yield the frames; decord downscales as far as that is accurate, and area resizing does the rest.
 
     decord scales fast, but its result is sharper than area averaging: in the worst case 28 dB from it. At twice the
     requested size, with the rest by area, that is 39 dB, for 15 % more time; at full size it is exact, for 4 times the
