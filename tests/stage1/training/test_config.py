@@ -114,7 +114,7 @@ def test_options_win_over_settings_over_the_file_over_the_preset(
     assert (config.epochs, config.lr, config.seed, config.batch_size) == (9, 0.25, 4, 4)
     pure = {"inputs": "rgb", "statistics_share": 0.0, "attention_motion": False}  # of the preset
     assert config.model == ModelConfig(dropout=0.25, **pure)  # type: ignore[arg-type]
-    assert config.shards == Path("shards/Train")
+    assert config.shards == (Path("shards/Train"),)
 
 
 def test_a_flag_of_the_network_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
