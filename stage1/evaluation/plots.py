@@ -78,7 +78,9 @@ def _draw_reliability(axes: Any, calibration: Mapping[str, Any], bins: Sequence[
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
     probabilities = [one.mean_probability for one in bins]
     shares = [one.crime_share for one in bins]
-    below, above = [[one.crime_share - one.low for one in bins], [one.high - one.crime_share for one in bins]]
+    # Rounding may put an end of the interval of a share of 0 or 1 on the wrong side of it.
+    below = [max(0.0, one.crime_share - one.low) for one in bins]
+    above = [max(0.0, one.high - one.crime_share) for one in bins]
     calibrated = calibration["prior"] is not None
     label = f"ECE {calibration['after' if calibrated else 'before']['ece']:.3f}"
     label += f" (before calibration {calibration['before']['ece']:.3f})" if calibrated else ""

@@ -65,8 +65,8 @@ class VideoClips:
     >>> list(VideoClips(8, SamplingConfig(mode="dense", clip_len=4), timestamps_seconds=times))
     [(0, 1, 2, 3), (1, 2, 3, 4), (5, 6, 7, 7)]
     >>> sampling = SamplingConfig(mode="dense", clip_len=4, frame_step=2, whole_if_short=True)
-    >>> list(VideoClips(6, sampling)), list(VideoClips(8, sampling))
-    ([(0, 1, 3, 5)], [(0, 2, 4, 6), (1, 3, 5, 7)])
+    >>> list(VideoClips(6, sampling)), list(VideoClips(9, sampling))
+    ([(0, 1, 3, 5)], [(0, 2, 4, 6), (2, 4, 6, 8)])
     """
 
     def __init__(

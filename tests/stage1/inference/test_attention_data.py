@@ -106,7 +106,7 @@ def test_damaged_shards_are_refused(tmp_path: Path) -> None:
     manifest.write_text(
         json.dumps({**fields, "shards": [{**fields["shards"][0], "name": "../other/shard-000000.tar"}]})
     )
-    with pytest.raises(FormatError, match=r"names shard 0 '\.\./other/shard-000000\.tar'"):
+    with pytest.raises(FormatError, match=r"calls shard 0 '\.\./other/shard-000000\.tar'"):
         load_attention_data(folder)
     manifest.write_text("{}")
     with pytest.raises(FormatError, match="not a manifest of attention shards"):

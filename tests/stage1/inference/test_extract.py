@@ -105,7 +105,7 @@ def test_data_not_for_training_is_refused_but_may_be_inspected(tmp_path: Path) -
 
     write(tmp_path / "run", some_detections(1), torch.zeros((1, 6, 4, 5, 3), dtype=torch.uint8))
     result = extract(tmp_path / "run", tmp_path / "x")
-    assert (result.exit_code, "are of the split Test" in result.stderr) == (1, True)
+    assert (result.exit_code, "to the split Test" in result.stderr) == (1, True)
     result = extract(tmp_path / "run", tmp_path / "x", "--for-looking")
     assert result.exit_code == 0, result.output
     assert "3 crime clips were missed" in result.stdout

@@ -36,7 +36,7 @@ def test_events_end_where_the_video_in_the_shards_does(tmp_path: Path) -> None:
 
 def test_a_name_that_means_two_videos_is_refused(tmp_path: Path) -> None:
     path = annotations(tmp_path, "a.mp4 Abuse 10 40 -1 -1")
-    with pytest.raises(UserError, match=r"a may be Abuse/a\.mp4 or Arson/a\.mp4"):
+    with pytest.raises(UserError, match=r"a is ambiguous: Abuse/a\.mp4 or Arson/a\.mp4"):
         read_ground_truth(path, reader("Abuse/a.mp4", "Arson/a.mp4"))
 
 

@@ -80,7 +80,9 @@ def test_weights_of_another_network_or_no_weights_are_refused(tmp_path: Path) ->
     network = TorchvisionBackbone("mc3_18")
     path = tmp_path / "weights.pth"
     torch.save({"a": torch.zeros(2, 2)}, path)
-    with pytest.raises(UserError, match="no weights of mc3_18: none of its 1 tensors fits, such as a; expected names"):
+    with pytest.raises(
+        UserError, match="contains no weights for mc3_18: none of its 1 tensors fits, such as a; expected names"
+    ):
         load_weights(network, str(path), confirm=never)
     path.write_bytes(b"not torch")
     with pytest.raises(UserError, match=r"cannot be read as weights \(Weights only load failed\)"):

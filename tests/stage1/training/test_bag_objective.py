@@ -131,7 +131,7 @@ def test_what_makes_no_sense_with_bags_is_refused() -> None:
         make_objective(TrainConfig(shards=Path(), bags="topk", mixup=0.2))
     with pytest.raises(UserError, match="`block_shards` and `bags` cannot be combined"):
         make_objective(TrainConfig(shards=Path(), bags="topk", block_shards=2))
-    with pytest.raises(UserError, match="exclude"):
+    with pytest.raises(UserError, match="`clips_per_video_per_epoch` and `bags` cannot be combined"):
         make_objective(TrainConfig(shards=Path(), bags="topk", clips_per_video_per_epoch=0))
     with pytest.raises(UserError, match="bags is 'max', expected topk or attention"):
         TrainConfig(shards=Path(), bags="max")

@@ -333,7 +333,9 @@ def test_a_run_stopped_at_any_step_ends_as_if_never_stopped(
     for step in (1, 3, 4, 6, 8):  # within an epoch, and its last step, after which only validation remains
         out = tmp_path / f"cut{step}"
         told = stopped_train(config(shards, out, **options), step, monkeypatch)
-        assert told.startswith(f"stopped by SIGTERM after {step} steps; run the same command with `resume`")
+        assert told.startswith(
+            f"stopped by SIGTERM after {step} {'step' if step == 1 else 'steps'}; run the same command with `resume`"
+        )
         assert load_checkpoint(out / LAST_NAME).step == step
         train(config(shards, out, **options, resume="auto"))
         last = load_checkpoint(out / LAST_NAME)
