@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from stage1.common.files import hold_out
 from stage1.data.reader import ClipReader
 from stage1.evaluation.config import CalibrateConfig as CalibrateConfig
 from stage1.evaluation.config import EvaluateConfig
-from stage1.evaluation.run import ScoredClips, choose_threshold, false_alarms, score_clips, shown_scores
+from stage1.evaluation.run import ScoredClips, choose_threshold, false_alarms, score_clips, shown_scores, store
 from stage1.evaluation.text import EvaluationReport, aligned
 from stage1.metrics.calibration import Target
 from stage1.metrics.clips import interval_text
-from stage1.model.checkpoint import check_clip_shape, load_checkpoint, save_checkpoint
+from stage1.model.checkpoint import check_clip_shape, load_checkpoint
 from vidshard.shards.layout import CRIME_LABEL
 from vidshard.util.errors import UserError
 
@@ -47,9 +46,7 @@ def calibrate(config: CalibrateConfig) -> CalibrateReport:
     clips = raw.with_scores(shown_scores(checkpoint.build_calibration(), raw.scores))
     target = Target(name="false-alarms-per-hour", value=config.false_alarms_per_hour)
     threshold = choose_threshold(clips, target)
-    changed = dataclasses.replace(checkpoint, threshold=threshold, threshold_target=str(target))
-    with hold_out(config.checkpoint.parent, name=f".{config.checkpoint.name}.lock"):
-        save_checkpoint(config.checkpoint, changed)
+    store(config.checkpoint, checkpoint.build_calibration(), threshold, target)
     fields = {
         "target": str(target),
         "threshold_before": checkpoint.threshold,

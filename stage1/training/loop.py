@@ -396,9 +396,10 @@ def _network_logits(model: nn.Module) -> Iterator[list[torch.Tensor]]:
         yield found
         return
     hook = model.get_submodule("classifier").register_forward_hook(lambda _module, _inputs, out: found.append(out))
-    with contextlib.ExitStack() as stack:
-        stack.callback(hook.remove)
+    try:
         yield found
+    finally:
+        hook.remove()
 
 
 def _validation_metrics(logits_NK: torch.Tensor, labels_N: torch.Tensor) -> dict[str, Any]:

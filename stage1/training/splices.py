@@ -26,8 +26,8 @@ MIN_FRAMES = 8  # of a clip; shorter clips are not spliced
 SHORTEST, LONGEST = 1 / 4, 1 / 2  # of the clip, that the inserted frames take
 
 
-class Composite(NamedTuple):
-    """Plan of one composite: frames `first` to `last` - 1 of one clip are inserted into another."""
+class SplicePlan(NamedTuple):
+    """Plan of a composite: frames `first` to `last` - 1 of one clip are inserted into another."""
 
     place: int  # of the clip in its batch
     partner: int  # row of the normal clip in the index
@@ -87,7 +87,7 @@ class Splicer:
         mine = mine[mine != row]
         return mine if len(mine) else np.delete(self.every_normal, self.every_normal == row)
 
-    def plan(self, labels_B: torch.Tensor, indices_B: torch.Tensor, *, num_frames: int, epoch: int) -> list[Composite]:
+    def plan(self, labels_B: torch.Tensor, indices_B: torch.Tensor, *, num_frames: int, epoch: int) -> list[SplicePlan]:
         """Draw the composites of a batch; they depend only on the seed, the epoch and the row of each clip."""
         if num_frames < MIN_FRAMES:
             return []
@@ -106,7 +106,7 @@ class Splicer:
             frames = round(num_frames * (SHORTEST + (LONGEST - SHORTEST) * length))
             begin = int(first * (num_frames - frames + 1))
             plans.append(
-                Composite(
+                SplicePlan(
                     place=place,
                     partner=int(partners[int(partner * len(partners))]),
                     first=begin,
@@ -118,13 +118,13 @@ class Splicer:
             )
         return plans
 
-    def read_partners(self, plans: list[Composite]) -> tuple[list[Composite], torch.Tensor]:
+    def read_partners(self, plans: list[SplicePlan]) -> tuple[list[SplicePlan], torch.Tensor]:
         """Read the partners of composites, uint8 (B', T, H, W, C), and return them with those plans.
 
         With `skip_damaged`, composites whose partner is damaged are left out; otherwise FormatError is raised.
         """
         clips = np.empty((len(plans), *self.reader.clip_shape.thwc), np.uint8)
-        kept: list[Composite] = []
+        kept: list[SplicePlan] = []
         for plan in plans:
             try:
                 self.reader.read_clips([plan.partner], clips[len(kept) : len(kept) + 1])
@@ -148,7 +148,7 @@ class Splicer:
         return text
 
 
-def splice(clips_BCTHW: torch.Tensor, partners_BCTHW: torch.Tensor, plans: list[Composite]) -> None:
+def splice(clips_BCTHW: torch.Tensor, partners_BCTHW: torch.Tensor, plans: list[SplicePlan]) -> None:
     """Replace clips of a batch by their composites, in place."""
     for partner_CTHW, plan in zip(partners_BCTHW, plans, strict=True):
         clip_CTHW = clips_BCTHW[plan.place]
@@ -156,10 +156,10 @@ def splice(clips_BCTHW: torch.Tensor, partners_BCTHW: torch.Tensor, plans: list[
         clip_CTHW.mul_(weights_T[:, None, None]).add_(partner_CTHW * (1 - weights_T)[:, None, None])
 
 
-def own_frames(plan: Composite, num_frames: int) -> npt.NDArray[np.float32]:
+def own_frames(plan: SplicePlan, num_frames: int) -> npt.NDArray[np.float32]:
     """Return the share of the clip of the batch in each frame of its composite, [T].
 
-    >>> own_frames(Composite(0, 0, 2, 4, is_inserted=True, blended=True), 6).tolist()
+    >>> own_frames(SplicePlan(0, 0, 2, 4, is_inserted=True, blended=True), 6).tolist()
     [0.0, 0.5, 1.0, 1.0, 0.5, 0.0]
     """
     inserted_T = np.zeros(num_frames, np.float32)

@@ -14,7 +14,7 @@ from stage1.data.loader import Batch
 from stage1.data.reader import ClipReader
 from stage1.training.clip_objective import ATTENTION_WEIGHT, ClipObjective, attention_loss
 from stage1.training.config import TrainConfig
-from stage1.training.splices import Composite, Splicer, own_frames, splice
+from stage1.training.splices import SplicePlan, Splicer, own_frames, splice
 from vidshard.util.errors import FormatError
 
 LABELS = [1, 0, 0, 1, 0, 0, 1, 0]
@@ -42,7 +42,7 @@ def test_partners_are_normal_clips_of_the_recording_or_else_of_the_set(reader: C
 
 
 def test_composites_depend_on_seed_epoch_and_row_alone(reader: ClipReader) -> None:
-    def plan(rows: list[int], epoch: int = 0) -> list[Composite]:
+    def plan(rows: list[int], epoch: int = 0) -> list[SplicePlan]:
         indices = torch.tensor(rows)
         return splicer(reader).plan(torch.tensor([LABELS[row] for row in rows]), indices, num_frames=8, epoch=epoch)
 
@@ -65,9 +65,9 @@ def test_a_share_of_the_clips_is_spliced_and_no_clip_without_label(reader: ClipR
 
 def test_frames_come_from_the_clip_that_the_plan_says() -> None:
     clips = torch.full((1, 1, 6, 1, 1), 8.0)
-    splice(clips, torch.zeros(1, 1, 6, 1, 1), [Composite(0, 0, 2, 4, is_inserted=True, blended=True)])
+    splice(clips, torch.zeros(1, 1, 6, 1, 1), [SplicePlan(0, 0, 2, 4, is_inserted=True, blended=True)])
     assert clips.flatten().tolist() == [0, 4, 8, 8, 4, 0]
-    outside = Composite(0, 0, 0, 2, is_inserted=False, blended=False)
+    outside = SplicePlan(0, 0, 0, 2, is_inserted=False, blended=False)
     assert own_frames(outside, 4).tolist() == [0, 0, 1, 1]
 
 
@@ -118,7 +118,7 @@ def test_a_damaged_partner_is_an_error_or_is_left_out_where_damage_is_tolerated(
         read(self, rows, out)
 
     monkeypatch.setattr(ClipReader, "read_clips", damaged)
-    plans = [Composite(0, 1, 0, 2, is_inserted=True, blended=False), Composite(1, 2, 0, 2, True, False)]
+    plans = [SplicePlan(0, 1, 0, 2, is_inserted=True, blended=False), SplicePlan(1, 2, 0, 2, True, False)]
     kept, clips = splicer(reader, max_bad_clips=1).read_partners(plans)
     assert kept == plans[1:]
     assert clips.unique().tolist() == [20]
