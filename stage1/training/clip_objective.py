@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from stage1.common import distributed
 from stage1.common.distributed import rank_zero_info, rank_zero_warn
-from stage1.data import clip_random
+from stage1.data import clip_random, epoch_plan
 from stage1.data.epoch_plan import Rows
 from stage1.data.loader import Batch, ClipLoader
 from stage1.data.selection import Balance
@@ -121,7 +121,11 @@ class ClipObjective:
         """Fit the classifier on motion features, from clips preprocessed as in inference; the same on every rank."""
         if not isinstance(model, Stage1Model) or model.motion_classifier is None:
             return
-        rows = fitted_rows(data.train_rows, data.labels, data.train.videos)
+        rows = fitted_rows(data.own_rows, data.labels, data.train.videos)
+        if (quota := data.quota(self.config.clips_per_video_per_epoch)) is not None:
+            cameras = quota.groups[data.extra_rows]
+            drawn = epoch_plan.clips_of_epoch(cameras, per_video=quota.counts[cameras], seed=0, epoch=0)
+            rows = np.concatenate([rows, data.extra_rows[drawn]])
         loader = ClipLoader(
             data.train,
             rows=rows,
@@ -173,6 +177,7 @@ class ClipObjective:
             batch_size=config.batch_size,
             shuffle=True,
             clips_per_video=config.clips_per_video_per_epoch,
+            quota=data.quota(config.clips_per_video_per_epoch),
             balance=Balance(groups=data.labels, weights=(1.0, 1.0)) if config.balanced else None,
             block_shards=config.block_shards,
             **self.loader_options(device),

@@ -38,6 +38,13 @@ class TrainConfig:
         type=location,
         metavar="PLACE",
     )
+    extra_normal: tuple[Location, ...] = option(
+        (),
+        help="Shards of normal footage of other cameras, against false alarms there; repeat for several sets.",
+        group=_DATA,
+        type=location,
+        metavar="PLACE",
+    )
     val_shards: Location | None = option(
         None, help="Shards to validate on after each epoch.", type=location, metavar="PLACE"
     )
@@ -186,6 +193,8 @@ class TrainConfig:
             raise UserError("shards is empty, expected at least one shard set")
         if self.bags not in ("", "topk", "attention"):
             raise UserError(f"bags is {self.bags!r}, expected topk or attention")
+        if self.bags and self.extra_normal:
+            raise UserError("`extra_normal` and `bags` cannot be combined: add the normal videos as `shards`")
         if self.bag_clips and not self.bags:
             raise UserError(f"bag_clips is {self.bag_clips}, but bags is not set; set it to topk or attention")
         if self.resume not in (False, True, "auto"):
@@ -216,9 +225,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 # A resumed run may differ in these; all others affect the weights. The product of batch_size, accumulate and the number
 # of ranks, the global batch, must stay the same.
 FREE_ON_RESUME = (
-    *("shards", "val_shards", "out", "epochs", "device", "compile", "channels_last", "workers", "resume"),
-    *("batch_size", "accumulate", "checksums", "max_bad_clips", "checkpoint_minutes", "patience", "tensorboard"),
-    *("cache_dir", "cache_gb"),
+    *("shards", "extra_normal", "val_shards", "out", "epochs", "device", "compile", "channels_last", "workers"),
+    *("resume", "batch_size", "accumulate", "checksums", "max_bad_clips", "checkpoint_minutes", "patience"),
+    *("tensorboard", "cache_dir", "cache_gb"),
 )
 
 
