@@ -5,9 +5,9 @@
 
 Every SET is normal footage of one camera. One model is trained on the labelled shards alone; for each camera, another
 one is trained with the sets of all other cameras as `extra_normal`. Both score that camera and the labelled test set,
-at the threshold 0.5 and at the lowest threshold at which at most 10 % of the windows of the *other* cameras, on
-average, are called a crime. Nothing is chosen on the camera itself. Finished trainings are kept in FOLDER, so that the
-same command resumes where it stopped.
+at the threshold 0.5 and at the lowest threshold from 0.5 on at which at most 10 % of the windows of the *other*
+cameras, on average, are called a crime. Nothing is chosen on the camera itself. Finished trainings are kept in FOLDER,
+so that the same command resumes where it stopped.
 
 Last line: JSON of the results, which is also in FOLDER/cameras.json.
 """
@@ -125,7 +125,8 @@ def compare(
 
 def threshold_for(cameras: list[list[float]]) -> float:
     """Return the lowest threshold that calls MAX_SHARE of the windows a crime, on average over the cameras."""
-    for threshold in np.unique(np.concatenate([*cameras, [0.5]])):
+    candidates = np.unique(np.concatenate([*cameras, [0.5]]))
+    for threshold in candidates[candidates >= 0.5]:
         if np.mean([np.mean(np.array(scores) >= threshold) for scores in cameras]) <= MAX_SHARE:
             return float(threshold)
     return 1.0

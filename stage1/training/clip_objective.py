@@ -162,7 +162,7 @@ class ClipObjective:
         loader = self.training_loader(data, device)
         config = self.config
         if config.splices and not (config.mixup or config.bags) and config.model.pooling in ("attention", "gated"):
-            self.splicer = splices.Splicer.of_clips(data.train, data.train_rows, data.labels, config=config)
+            self.splicer = splices.Splicer.of_data(data, config)
             rank_zero_info(f"Note: {self.splicer.note(data.train_rows, data.labels)}")
         self.class_weights = optim.class_weights(data.labels[loader.order()].astype(np.int64))
         return loader, self.validation_loader(data, device)
@@ -238,13 +238,13 @@ class ClipObjective:
         T = clips_BCTHW.shape[2]
         plans = self.splicer.plan(batch.labels, batch.indices, num_frames=T, epoch=epoch)
         plans, partners = self.splicer.read_partners(plans)
+        events_BT = self.splicer.annotated(batch.labels, batch.indices).to(clips_BCTHW.device)
         if not plans:
-            return None
+            return events_BT
         places = torch.tensor([plan.place for plan in plans], device=clips_BCTHW.device)
         # By the row of the clip, not its own, so that both are cropped, flipped and shaded alike.
         partners_BCTHW = self._train_transform(partners.to(clips_BCTHW.device), batch.indices[places], epoch)
         splices.splice(clips_BCTHW, partners_BCTHW, plans)
-        events_BT = clips_BCTHW.new_zeros(len(clips_BCTHW), T)
         for plan in plans:
             if plan.is_crime:
                 events_BT[plan.place] = torch.from_numpy(splices.own_frames(plan, T) == 1)

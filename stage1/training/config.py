@@ -14,7 +14,7 @@ import click
 import tomli_w
 
 from stage1.common import files
-from stage1.common.options import cache_dir_option, cache_gb_option, device_option
+from stage1.common.options import annotations_option, cache_dir_option, cache_gb_option, device_option
 from stage1.data.config import ReviewLabelUse, TransformConfig
 from stage1.model.config import ModelConfig
 from vidshard.storage.urls import Location, Url, location
@@ -120,6 +120,7 @@ class TrainConfig:
         group=_DATA,
         at_least=0,
     )
+    annotations: Path | None = annotations_option(_UNTRIMMED)
     bags: str = option(
         "",
         help="Multiple-instance learning on untrimmed videos: the loss uses the top-scoring clips of a video, or "
@@ -195,6 +196,8 @@ class TrainConfig:
             raise UserError(f"bags is {self.bags!r}, expected topk or attention")
         if self.bags and self.extra_normal:
             raise UserError("`extra_normal` and `bags` cannot be combined: add the normal videos as `shards`")
+        if self.bags and self.annotations is not None:
+            raise UserError("`annotations` and `bags` cannot be combined: a bag has one label, for its whole video")
         if self.bag_clips and not self.bags:
             raise UserError(f"bag_clips is {self.bag_clips}, but bags is not set; set it to topk or attention")
         if self.resume not in (False, True, "auto"):

@@ -15,7 +15,9 @@ from stage1.data.epoch_plan import Rows
 from stage1.data.reader import ClipReader, JoinedReader
 from stage1.data.review_labels import apply_review_labels, read_review_labels
 from stage1.data.selection import Quota
+from stage1.metrics.ground_truth import read_ground_truths
 from stage1.training.config import TrainConfig
+from stage1.training.known_frames import UNKNOWN, FrameLabels, annotated_frames, frames_of_trimmed
 from vidshard.shards.layout import CRIME_LABEL, NORMAL_LABEL
 from vidshard.shards.remote_set import check_room
 from vidshard.storage.cache import CacheConfig
@@ -41,6 +43,7 @@ class TrainData:
     notes: tuple[str, ...]  # logged only
     warnings: tuple[str, ...]  # logged, and kept in the checkpoint
     reviewed_labels: Rows | None = None  # of every row of `train`, if a reviewer changed some
+    annotated_frames: FrameLabels | None = None  # of every row of `train`, from annotations
     extra_cameras: Rows | None = None  # of every row of `train`: its camera if it is extra normal footage, else -1
 
     @property
@@ -60,6 +63,12 @@ class TrainData:
     def train_videos(self) -> list[str]:
         """Training videos. Stage 2 must not learn from the model's predictions on them."""
         return sorted({self.train.video_id(video) for video in np.unique(self.train.videos[self.train_rows]).tolist()})
+
+    def frame_labels(self, *, trimmed_seconds: float) -> FrameLabels:
+        """Return what is known of the frames of every row of `train`, from annotations and from `frames_of_trimmed`."""
+        readers = self.train.readers if isinstance(self.train, JoinedReader) else (self.train,)
+        frames = frames_of_trimmed(readers, self.labels, trimmed_seconds=trimmed_seconds)
+        return frames if self.annotated_frames is None else np.maximum(self.annotated_frames, frames)
 
     @property
     def own_rows(self) -> Rows:
@@ -121,6 +130,11 @@ def open_data(config: TrainConfig) -> TrainData:
         notes.append(reviewed.note(review, config.marks_as))
     else:
         _check_labels(reader, labels)
+    annotated = None
+    if config.annotations is not None:
+        annotated = annotated_frames(readers, read_ground_truths(config.annotations, readers), labels)
+        labels, kept = annotated.labels, kept & annotated.kept
+        notes.append(annotated.note)
     validation: Clips | None
     if config.val_shards is not None:
         validation = ClipReader(config.val_shards, checksums=config.checksums, cache=cache)
@@ -156,6 +170,7 @@ def open_data(config: TrainConfig) -> TrainData:
         notes=tuple(notes),
         warnings=tuple(warnings),
         reviewed_labels=labels,
+        annotated_frames=None if annotated is None else annotated.frames,
     )
     extra = [ClipReader(place, checksums=config.checksums, cache=cache) for place in config.extra_normal]
     return _with_extra_normal(data, config, readers, extra) if extra else data
@@ -176,6 +191,9 @@ def _with_extra_normal(
     names = [reader.recording_or_video(video) for video in reader.videos[num_own:].tolist()]
     cameras, camera_of_row = np.unique(names, return_inverse=True)
     warnings = [text for one in extra for text in sampling_warnings(own[0], one)]
+    frames = data.annotated_frames
+    if frames is not None:
+        frames = np.concatenate([frames, np.full((len(camera_of_row), frames.shape[1]), UNKNOWN, np.int8)])
     more = dataclasses.replace(
         data,
         train=reader,
@@ -183,6 +201,7 @@ def _with_extra_normal(
         validation=reader if data.validation is data.train else data.validation,
         warnings=(*data.warnings, *warnings),
         reviewed_labels=np.concatenate([data.labels, np.full(len(camera_of_row), NORMAL_LABEL)]),
+        annotated_frames=frames,
         extra_cameras=np.concatenate([np.full(num_own, -1), camera_of_row]),
     )
     quota = more.quota(config.clips_per_video_per_epoch)
