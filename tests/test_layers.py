@@ -45,6 +45,7 @@ ONLY_IN = {
         "stage1.model.motion_features",
         "stage1.evaluation.baselines",
     },
+    "jsonschema": {"stage1.common.schema"},
     "tqdm": {"vidshard.util.console"},
     "onnxruntime": {"stage1.model.onnx"},
     "jinja2": {"stage1.review.report", "vidshard.inspection.preview"},

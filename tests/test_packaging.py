@@ -33,8 +33,19 @@ def constraints(name: str) -> list[Requirement]:
     return [Requirement(line) for line in lines if line and not line.startswith("#")]
 
 
+def test_the_builder_needs_what_stage1_does_not() -> None:
+    """The user's eight packages are dependencies; the builder's list has the rest of them, with a headless OpenCV."""
+    names = {one.name for one in requirements()}
+    assert names >= {"torch", "torchvision", "webdataset", "numpy", "opencv-python", "click", "matplotlib"}
+    for_stage1 = {"jsonschema", "matplotlib", "scikit-learn", "scipy", "tomli-w", "torch", "torchvision", "webdataset"}
+    expected = {str(one).replace("opencv-python", "opencv-python-headless") for one in requirements()}
+    expected -= {str(one) for one in requirements() if one.name in for_stage1}
+    assert {str(one) for one in constraints("builder.txt")} == expected
+
+
 def test_the_lowest_versions_are_the_lower_bounds() -> None:
-    bounds = {one.name: {Version(s.version) for s in one.specifier if s.operator == ">="} for one in requirements()}
+    every = [*requirements(), *constraints("builder.txt")]
+    bounds = {one.name: {Version(s.version) for s in one.specifier if s.operator == ">="} for one in every}
     pins = {
         one.name: {Version(s.version) for s in one.specifier if s.operator == "=="} for one in constraints("lowest.txt")
     }

@@ -3,9 +3,10 @@
 
     python tools/check_environment.py [--python PATH | --newest-python] [--constraint FILE]
 
-Makes a virtual environment in a temporary folder, installs this checkout with what the builder needs (no torch), the
-newest of everything or what FILE pins, and runs there: the contract tests of the decoders, and for each decoder
-`vidshard build` and `vidshard verify --deep`. Exit code 1 when any of it fails.
+Makes a virtual environment in a temporary folder, installs this checkout with what the builder needs (no torch:
+tools/constraints/builder.txt), the newest of everything or what FILE pins, prints its size, and runs there: the
+contract tests of the decoders, and for each decoder `vidshard build` and `vidshard verify --deep`. Exit code 1 when any
+of it fails.
 
 `--newest-python` takes the newest Python from 3.11 to 3.14 on PATH or of pyenv.
 """
@@ -18,13 +19,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# The builder runs without these; they are most of the size of an installation.
-FOR_STAGE1_ONLY = ("matplotlib", "scikit-learn", "scipy", "tomli-w", "torch", "torchvision", "webdataset")
 FOR_TESTS = ("pytest", "pytest-timeout")
 PYTHONS = ("3.14", "3.13", "3.12", "3.11")
 DECODERS = ("auto", "decord", "opencv", "pyav")
@@ -71,24 +69,16 @@ def install(venv: Path, python: str, constraint: Path | None) -> str:
     own = str(venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
     pip = [own, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     limits = ["--constraint", constraint] if constraint else []
-    run(*pip, *limits, *builder_requirements(), *FOR_TESTS)
+    empty = megabytes(venv)
+    run(*pip, *limits, "--requirement", ROOT / "tools" / "constraints" / "builder.txt")
     run(*pip, "--no-deps", ROOT)
-    if subprocess.run([own, "-c", "import cv2"], capture_output=True).returncode != 0:  # it lacks libGL, as servers do
-        version = installed(own, "opencv-python")
-        run(own, "-m", "pip", "uninstall", "--quiet", "--yes", "opencv-python")
-        run(*pip, f"opencv-python-headless=={version}")
+    print(f"The builder and what it needs: {megabytes(venv) - empty:.0f} MB", flush=True)
+    run(*pip, *limits, *FOR_TESTS)
     return own
 
 
-def builder_requirements() -> list[str]:
-    """Return the requirements in pyproject.toml without those that only stage1 needs."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return [one for one in project["dependencies"] if one.split(">=")[0] not in FOR_STAGE1_ONLY]
-
-
-def installed(python: str, name: str) -> str:
-    code = f"import importlib.metadata; print(importlib.metadata.version({name!r}))"
-    return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+def megabytes(folder: Path) -> float:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
 
 
 def check(python: str, folder: Path) -> None:

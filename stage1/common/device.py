@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from collections.abc import Iterator
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from vidshard.util.errors import UserError
 from vidshard.util.text import counted
 
+T = TypeVar("T")
+
 
 def choose_device(name: str = "auto") -> torch.device:
     """Return the device for `name`: auto (CUDA if available), cpu, cuda or cuda:N.
 
+    Turns TF32 off, so that fp32 means fp32: torch lets cuDNN round the inputs of convolutions to 10 bits by default.
     Raises UserError if the name is unknown or this machine has no such device.
     """
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -35,6 +43,65 @@ def choose_device(name: str = "auto") -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device is {name!r}, expected auto, cpu, cuda or cuda:N")
     return device
+
+
+def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], value: T) -> T:
+    """Apply `function` to every tensor in nested tuples, and keep everything else."""
+    if isinstance(value, torch.Tensor):
+        return function(value)  # type: ignore[return-value]
+    if isinstance(value, tuple):
+        parts = [map_tensors(function, part) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value
+
+
+def constant(values: npt.ArrayLike, like: torch.Tensor) -> torch.Tensor:
+    """Return `values` in the type of `like`, on its device, for which nothing waits (`new_tensor` waits for CUDA)."""
+    return torch.as_tensor(values).to(like, non_blocking=True)
+
+
+class IdleClock:
+    """Time in which a device has nothing to do: from each `idle` to the next `busy`.
+
+    On CUDA these are marks among the work that was given to the device, so that time in which it still works on that
+    does not count. Nothing waits for it: `seconds` holds the gaps that are over.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._seconds = 0.0
+        self._since: Any = None
+        self._gaps: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+
+    def idle(self) -> None:
+        """Note that all work was given to the device; has no effect if that is known."""
+        if self._since is None:
+            self._since = self._mark()
+
+    def busy(self) -> None:
+        """Note that the device gets work again."""
+        if self._since is not None:
+            now = self._mark()
+            if self._device.type == "cuda":
+                self._gaps.append((self._since, now))
+            else:
+                self._seconds += now - self._since
+            self._since = None
+
+    @property
+    def seconds(self) -> float:
+        """Length of all gaps that are over."""
+        while self._gaps and self._gaps[0][1].query():  # type: ignore[no-untyped-call]
+            start, end = self._gaps.popleft()
+            self._seconds += start.elapsed_time(end) / 1000
+        return self._seconds
+
+    def _mark(self) -> Any:
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
+        return event
 
 
 def device_name(device: torch.device) -> str:

@@ -62,19 +62,26 @@ def expect_one_process(command: str) -> None:
 
 
 def device_of_rank(device: torch.device) -> torch.device:
-    """Return the device of this process: `device`, or cuda:LOCAL_RANK for an unnumbered CUDA device under torchrun.
+    """Return the device of this process: `device`, or for a CUDA device without a number under torchrun that of
+    LOCAL_RANK. A process that sees one GPU only, as schedulers arrange it, takes that.
 
-    Raises UserError if this machine has fewer GPUs than processes.
+    Raises UserError if this machine has fewer GPUs than processes, or if they would share one.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or device.type != "cuda" or device.index is not None:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or device.type != "cuda":
         return device
-    index = int(os.environ.get("LOCAL_RANK", "0"))
-    if index >= torch.cuda.device_count():
+    num_processes, count = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if device.index is not None and num_processes > 1:
         raise UserError(
-            f"process {index} of this machine has no GPU: it has {torch.cuda.device_count()}, numbered from 0; start "
-            "at most that many processes (--nproc-per-node), or use `device` cpu"
+            f"`device` is {device}, which the {num_processes} processes of this machine would share; use `device` "
+            "cuda, so that each takes a GPU of its own"
         )
-    own = torch.device("cuda", index)
+    index = int(os.environ.get("LOCAL_RANK", "0")) if count > 1 else 0
+    if index >= count:
+        raise UserError(
+            f"process {index} of this machine has no GPU: it has {count}, numbered from 0; start at most that many "
+            "processes (--nproc-per-node), or use `device` cpu"
+        )
+    own = torch.device("cuda", index if device.index is None else device.index)
     torch.cuda.set_device(own)  # the default of collective operations and unnumbered tensors
     return own
 
@@ -100,6 +107,8 @@ def joined_ranks(device: torch.device) -> Iterator[None]:
     )
     watch = _FailureWatch(store.clone(), own_rank, num_ranks)
     try:
+        if device.type == "cuda":
+            expect_own_gpu(store, str(torch.cuda.get_device_properties(device).uuid), own_rank)
         yield
     except BaseException as error:
         failure = watch.failure_after(error)
@@ -109,6 +118,16 @@ def joined_ranks(device: torch.device) -> Iterator[None]:
     finally:
         watch.close()
         dist.destroy_process_group()
+
+
+def expect_own_gpu(store: Any, gpu: str, own_rank: int) -> None:
+    """Raise UserError if another rank has the GPU with the identifier `gpu`, of which NCCL says little."""
+    first = int(store.compare_set(f"stage1/gpu/{gpu}", "", str(own_rank)))
+    if first != own_rank:
+        raise UserError(
+            f"ranks {first} and {own_rank} have the same GPU ({gpu}); start at most one process for each GPU "
+            "(--nproc-per-node), or use `device` cpu"
+        )
 
 
 def check_agreement(facts: Mapping[str, Any]) -> None:

@@ -11,13 +11,14 @@ import functools
 import hashlib
 import itertools
 import logging
+import math
 import multiprocessing
 import os
 import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ import numpy.typing as npt
 import torch
 import webdataset as wds
 
+from stage1.common.device import map_tensors
 from stage1.data import epoch_plan
 from stage1.data.epoch_plan import PADDING_ROW, Rows
 from stage1.data.reader import ClipReader, ClipSource, JoinedReader
@@ -37,6 +39,7 @@ logger = logging.getLogger(__name__)
 __all__ = ["BagLoader", "Batch", "ClipLoader", "ClipReader", "JoinedReader"]
 
 STATE_VERSION = 1
+MAX_PINNED_BYTES = 2 << 30  # of the pinned buffers of a loader; the system cannot use such memory for anything else
 
 
 class Batch(NamedTuple):
@@ -83,6 +86,8 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
         are expensive. In a ``DataLoader(loader, batch_size=None, num_workers=N)`` of your own, the processes share the
         batches in the same way, but call `set_epoch` before each epoch.
     device: device of the batches. For CUDA they are copied through pinned buffers while the previous step computes.
+    prepare: function of (batch on the CPU, epoch), called in the threads that read; what it returns, nested tuples of
+        tensors and other values, takes the place of the batch, and its tensors are copied to `device`.
 
     Raises ValueError if an argument is out of range.
     """
@@ -108,6 +113,7 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
         num_threads: int = 1,
         num_processes: int = 0,
         device: torch.device | str = "cpu",
+        prepare: Callable[[Batch, int], Any] | None = None,
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size:
             raise ValueError(f"{batch_size=}, {rank=}, {world_size=}: expected batch_size >= 1, 0 <= rank < world_size")
@@ -131,13 +137,13 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
         self.clips_per_video, self.quota, self.balance = clips_per_video, quota, balance
         self.rank, self.world_size = rank, world_size
         self.max_bad_clips, self.num_threads, self.num_processes = max_bad_clips, num_threads, num_processes
-        self.device = torch.device(device)
+        self.device, self.prepare = torch.device(device), prepare
         self.epoch = 0
         self.bad_clips: dict[int, str] = {}  # index row → error
         # Positions in the order, in clips: the start of the next iteration, and the end of the last batch handed out.
         self._start = self._position = 0
         self._order: tuple[int, Rows, Rows] | None = None
-        self._buffers = _BufferPool(
+        self._buffers = BufferPool(
             (batch_size, *reader.clip_shape.thwc),
             max_free=num_threads + 3,
             pinned=self.device.type == "cuda" and not num_processes,
@@ -346,7 +352,8 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
                 rows[i] = self._read_or_replace(int(rows[i]), clips[i : i + 1])
         labels = self.labels[rows]
         labels[rows == PADDING_ROW] = PADDING_ROW
-        return Batch(torch.from_numpy(clips), torch.from_numpy(labels), torch.from_numpy(rows))
+        batch = Batch(torch.from_numpy(clips), torch.from_numpy(labels), torch.from_numpy(rows))
+        return batch if self.prepare is None else self.prepare(batch, self.epoch)
 
     def _read_or_replace(self, row: int, out: npt.NDArray[np.uint8]) -> int:
         """Read the clip of `row` or a replacement into `out`. Return the row that was read, or -1 for black padding."""
@@ -394,7 +401,7 @@ class BagLoader(ClipLoader):
         self.bags = {int(bag[0]): bag for bag in bags}  # by the first clip, which represents the bag in the order
         super().__init__(reader, batch_size=1, rows=[int(bag[0]) for bag in bags], **options)
         longest = max((len(bag) for bag in bags), default=1)
-        self._buffers = _BufferPool(
+        self._buffers = BufferPool(
             (min(longest, max_clips or longest), *reader.clip_shape.thwc),
             max_free=self.num_threads + 3,
             pinned=self._buffers.pinned,
@@ -439,14 +446,17 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-class _BufferPool:
+class BufferPool:
     """Pool of reusable batch buffers, because page faults in fresh memory cost more than reading the clips.
 
-    A buffer is free again when its last tensor is deleted, so a caller may keep any batch as long as it likes.
+    A buffer is free again when its last tensor is deleted, so a caller may keep any batch as long as it likes. With
+    `pinned`, batches for which pinned buffers would take more than MAX_PINNED_BYTES get buffers that are not.
     """
 
     def __init__(self, shape: tuple[int, ...], *, max_free: int, pinned: bool = False) -> None:
         self.shape, self.max_free, self.pinned = shape, max_free, pinned
+        most = MAX_PINNED_BYTES // (max_free * math.prod(shape[1:]))
+        self._pinned_clips = min(shape[0], most) if pinned else 0  # clips of a pinned buffer
         self._lock = threading.Lock()
         # (weak reference to the array that was handed out, its buffer), most recently used first.
         self._buffers: deque[tuple[weakref.ref[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]] = deque(maxlen=max_free)
@@ -455,24 +465,25 @@ class _BufferPool:
         """Return an array for `num_clips` clips with undefined contents."""
         with self._lock:
             for i, (handed_out, free) in enumerate(self._buffers):
-                if handed_out() is None:  # free; the most recently used one is warmest in the cache
+                # Free, and large enough; the most recently used one is warmest in the cache.
+                if handed_out() is None and len(free) >= num_clips:
                     buffer = free
                     del self._buffers[i]
                     break
             else:
-                buffer = self._new_buffer()
+                buffer = self._new_buffer(num_clips)
             taken = buffer[:num_clips]  # a new array object over the same memory, whose lifetime the pool watches
             self._buffers.appendleft((weakref.ref(taken), buffer))
         return taken
 
-    def _new_buffer(self) -> npt.NDArray[np.uint8]:
-        if self.pinned:
-            return torch.empty(self.shape, dtype=torch.uint8, pin_memory=True).numpy()
+    def _new_buffer(self, num_clips: int) -> npt.NDArray[np.uint8]:
+        if num_clips <= self._pinned_clips:
+            return torch.empty((self._pinned_clips, *self.shape[1:]), dtype=torch.uint8, pin_memory=True).numpy()
         return np.empty(self.shape, np.uint8)  # numpy requests huge pages, torch does not
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Another process starts with an empty pool, without pinned memory.
-        return functools.partial(_BufferPool, max_free=self.max_free), (self.shape,)
+        return functools.partial(BufferPool, max_free=self.max_free), (self.shape,)
 
 
 def _on_cuda(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
@@ -480,13 +491,17 @@ def _on_cuda(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
 
     A pinned buffer is held until its copy is complete, as it must not be refilled before.
     """
+
+    def move(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(device, non_blocking=True)
+
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     copying: deque[tuple[torch.cuda.Event, Batch]] = deque()
     ahead: Batch | None = None
     try:
         for host in batches:
             with torch.cuda.stream(stream):
-                moved = Batch(*(tensor.to(device, non_blocking=True) for tensor in host))
+                moved = map_tensors(move, host)
                 copying.append((stream.record_event(), host))
             if ahead is not None:
                 yield ahead
@@ -502,9 +517,13 @@ def _on_cuda(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
 
 def _use_on(stream: torch.cuda.Stream, batch: Batch, copied: torch.cuda.Event) -> None:
     """Make `stream` wait for the copy of `batch`, and keep the memory of `batch` until `stream` has used it."""
-    stream.wait_event(copied)
-    for tensor in batch:
+
+    def use(tensor: torch.Tensor) -> torch.Tensor:
         tensor.record_stream(stream)
+        return tensor
+
+    stream.wait_event(copied)
+    map_tensors(use, batch)
 
 
 def _row_numbers(rows: Rows, num_rows: int) -> Rows:

@@ -108,14 +108,21 @@ def _extractor(
             f"`backbone` {config.backbone} is neither a file nor one of {', '.join(backbones.NAMES)}; expected one of "
             "these, or a file by torch.export.save whose program maps uint8 clips (B, T, H, W, 3) to features (B, D)"
         )
+    return load_program(path, device), {"backbone": path.name, "weights_sha256": file_sha256(path)}, ()
+
+
+def load_program(path: Path, device: torch.device) -> Extract:
+    """Load a file written by torch.export.save, and move it to `device` with its constants. Raises UserError."""
+    from torch.export.passes import move_to_device_pass
+
     try:
-        program = torch.export.load(path).module().to(device)
+        # `to(device)` of the module would leave constants, and the devices that the program names, where they are.
+        return move_to_device_pass(torch.export.load(path), str(device)).module()
     except Exception as error:  # torch and zipfile raise a dozen types on other files
         reason = str(error).strip().partition("\n")[0][:120]
         raise UserError(
             f"`backbone` {path} cannot be loaded ({reason}); expected a file written by torch.export.save"
         ) from error
-    return program, {"backbone": path.name, "weights_sha256": file_sha256(path)}, ()
 
 
 def _of_checkpoint(path: Path, reader: ClipReader, device: torch.device) -> tuple[Extract, dict[str, Any]]:

@@ -131,7 +131,7 @@ def score(
         for part, rows in zip(plan.parts, rows_of_parts, strict=True):
             if len(rows):
                 loader = clip_loader(reader, rows, config, max_bad_clips=None)
-                for_each_batch(loader, _Scorer(part.checkpoint, reader, loader, config), take, config)
+                for_each_batch(loader, Scorer(part.checkpoint, reader, loader, config), take, config)
 
 
 def clip_loader(source: ClipSource, rows: Rows, config: ScoringConfig, *, max_bad_clips: int | None) -> ClipLoader:
@@ -185,7 +185,7 @@ def for_each_batch(
             threads.shutdown(cancel_futures=True)
 
 
-class _Scorer:
+class Scorer:
     """Function from a batch to its results: P(crime), attention, and each clip's position in its video."""
 
     def __init__(self, checkpoint: Checkpoint, reader: ClipReader, loader: ClipLoader, config: ScoringConfig) -> None:
@@ -202,7 +202,7 @@ class _Scorer:
         scores = np.zeros(count, score_row(num_frames))
         probabilities = _crime_probabilities(logits_BK[:count])
         scores["confidence"] = log_odds_of(probabilities) if config.log_odds else self.calibration.apply(probabilities)
-        scores["attention"] = attention_of_frames(self.model, attention_BT[:count].float().cpu(), num_frames)
+        scores["attention"] = attention_of_frames(self.model, attention_BT[:count], num_frames)
         reasons: dict[int, str] = {}
         for position, row in enumerate(rows.tolist()):
             reason = self.loader.bad_clips.get(row) or _fill_times(self.reader, row, scores, position)
@@ -264,6 +264,7 @@ def attention_of_frames(model: Stage1Model, attention_BT: torch.Tensor, num_fram
     If the backbone downsamples time, the weight of a time step is divided equally among its frames.
     """
     ranges = model.attention_frame_ranges(num_frames)
+    attention_BT = attention_BT.float().cpu()
     weights = np.zeros((len(attention_BT), num_frames), np.float32)
     for step, (first, last) in enumerate(ranges):
         weights[:, first : last + 1] = attention_BT[:, step : step + 1].numpy() / (last + 1 - first)

@@ -19,9 +19,9 @@ from torch.nn import functional
 
 from stage1.data import clip_random
 from stage1.data.epoch_plan import Rows
-from stage1.data.loader import BagLoader, Batch, ClipLoader
+from stage1.data.loader import BagLoader, ClipLoader
 from stage1.model.motion_features import LinearFit
-from stage1.training.clip_objective import BatchLoss, ClipObjective, Forward
+from stage1.training.clip_objective import BatchLoss, ClipObjective, Forward, TrainBatch
 from stage1.training.config import TrainConfig
 from stage1.training.data import TrainData
 from vidshard.util.errors import UserError
@@ -55,6 +55,7 @@ class BagObjective(ClipObjective):
             rows=data.train_rows,
             max_clips=self.config.bag_clips,
             shuffle=True,
+            prepare=self.prepare,
             **self.loader_options(device),
         )
 
@@ -63,19 +64,17 @@ class BagObjective(ClipObjective):
         videos_N = data.train.videos[rows_N]
         return lambda standard_NF, labels_N: fit_bag_classifier(standard_NF, labels_N, videos_N, self.config.bags)
 
-    def loss(self, model: nn.Module, forward: Forward, batch: Batch, epoch: int) -> BatchLoss:
-        seeds_B = clip_random.clip_seeds(batch.indices, seed=self.config.seed, epoch=epoch)
-        clip_random.seed_dropout(model, seeds_B)
-        logits_BK, _ = forward(self._train_transform(batch.clips, batch.indices, epoch))
-        known_B = batch.labels >= 0
-        if not known_B.any():  # only padding, on a rank without a video
+    def loss(self, model: nn.Module, forward: Forward, batch: TrainBatch, epoch: int) -> BatchLoss:
+        clip_random.seed_dropout(model, batch.seeds)
+        logits_BK, _ = forward(self._transformed(batch.clips, batch.indices, epoch, batch.plan))
+        label = batch.label
+        if label < 0:  # only padding, on a rank without a video
             nothing = logits_BK.sum() * 0
             return BatchLoss(nothing, nothing.detach(), nothing.detach(), nothing.detach())
-        label = int(batch.labels[known_B][0])
-        score = bag_score(log_odds(logits_BK[known_B]), self.config.bags)
+        score = bag_score(log_odds(logits_BK[batch.known]), self.config.bags)
         weight = self.class_weights[label]
         smoothed = abs(label - self.config.label_smoothing / 2)
-        loss = functional.binary_cross_entropy_with_logits(score, score.new_tensor(smoothed))
+        loss = functional.binary_cross_entropy_with_logits(score, torch.full_like(score, smoothed))
         one = torch.ones_like(score.detach())
         return BatchLoss(weight * loss, weight * one, one * ((score.detach() >= 0) == (label == 1)), one)
 
@@ -107,7 +106,7 @@ def bag_score(log_odds_B: torch.Tensor, aggregator: str) -> torch.Tensor:
     >>> round(float(bag_score(torch.tensor([-2.0, 3.0, 0.0]), "attention")), 2)
     2.83
     """
-    return bag_scores(log_odds_B[None], torch.ones(1, len(log_odds_B), dtype=torch.bool), aggregator)[0]
+    return bag_scores(log_odds_B[None], torch.ones_like(log_odds_B[None], dtype=torch.bool), aggregator)[0]
 
 
 def bag_scores(log_odds_VN: torch.Tensor, known_VN: torch.Tensor, aggregator: str) -> torch.Tensor:

@@ -17,12 +17,13 @@ from torch import nn
 from torch.nn import functional
 
 from stage1.common import distributed
+from stage1.common.device import constant
 from stage1.common.distributed import rank_zero_info, rank_zero_warn
 from stage1.data import clip_random, epoch_plan
 from stage1.data.epoch_plan import Rows
 from stage1.data.loader import Batch, ClipLoader
 from stage1.data.selection import Balance
-from stage1.data.transforms import ClipTransform
+from stage1.data.transforms import AugmentPlan, ClipTransform
 from stage1.model import backbones
 from stage1.model.motion_features import LinearFit, fit_linear_classifier, motion_features
 from stage1.model.network import NUM_CLASSES, Stage1Model
@@ -49,6 +50,31 @@ class BatchLoss(NamedTuple):
     num_known: torch.Tensor  # number of clips with a label
 
 
+class Composites(NamedTuple):
+    """Composites to make of some clips of a batch (see `splices`)."""
+
+    places: torch.Tensor  # int64: of the clips in the batch
+    partners: torch.Tensor  # uint8 (places, T, H, W, C)
+    indices: torch.Tensor  # of the clips: by these, the partners are augmented, cropped and shaded alike
+    plan: AugmentPlan | None
+    weights: torch.Tensor  # float32 (places, T): share of the clip in each frame
+    events: torch.Tensor  # float32 (B, T): 1 in the frames that show the crime of a composite
+
+
+class TrainBatch(NamedTuple):
+    """Batch for training, with all that its clips draw by chance: a step then waits for no number from the device."""
+
+    clips: torch.Tensor  # as in `Batch`
+    labels: torch.Tensor
+    indices: torch.Tensor
+    seeds: torch.Tensor  # int64 (B,): of `clip_random`
+    known: torch.Tensor  # int64: places of the clips with a label
+    label: int  # of the first of them, which is that of a bag; -1 without any
+    plan: AugmentPlan | None  # None: of a `transform` of the user's, or without augmentation
+    shares: torch.Tensor | None  # float32 (B,): weight of each clip when pairs are mixed
+    composites: Composites | None
+
+
 class Objective(Protocol):
     """Interface between the training loop and an objective."""
 
@@ -71,7 +97,11 @@ class Objective(Protocol):
         """Prepare for the next step of a run that begins or is resumed, with the weights that it has then."""
         ...
 
-    def loss(self, model: nn.Module, forward: Forward, batch: Batch, epoch: int) -> BatchLoss:
+    def prepare(self, batch: Batch, epoch: int) -> TrainBatch:
+        """Draw and read what the loss of `batch` needs, on the CPU. Called by threads that read ahead."""
+        ...
+
+    def loss(self, model: nn.Module, forward: Forward, batch: TrainBatch, epoch: int) -> BatchLoss:
         """Compute the loss of `batch`, which is on the device. `forward` calls `model`, which is in training mode."""
         ...
 
@@ -200,6 +230,7 @@ class ClipObjective:
             quota=data.quota(config.clips_per_video_per_epoch),
             balance=Balance(groups=data.labels, weights=(1.0, 1.0)) if config.balanced else None,
             block_shards=config.block_shards,
+            prepare=self.prepare,
             **self.loader_options(device),
         )
 
@@ -228,19 +259,35 @@ class ClipObjective:
             "device": device,
         }
 
-    def loss(self, model: nn.Module, forward: Forward, batch: Batch, epoch: int) -> BatchLoss:
+    def prepare(self, batch: Batch, epoch: int) -> TrainBatch:
         seeds_B = clip_random.clip_seeds(batch.indices, seed=self.config.seed, epoch=epoch)
-        clip_random.seed_dropout(model, seeds_B)
-        clips_BCTHW = self._train_transform(batch.clips, batch.indices, epoch)
         known_B = batch.labels >= 0
-        if not self.config.mixup:
-            events_BT = self._splice(clips_BCTHW, batch, epoch)
+        known = known_B.nonzero()[:, 0]
+        mixup = self.config.mixup
+        return TrainBatch(
+            *batch,
+            seeds=seeds_B,
+            known=known,
+            label=int(batch.labels[known[0]]) if len(known) else -1,
+            plan=self._plan(batch.clips, batch.indices, epoch),
+            shares=shares_of_pairs(seeds_B, known_B, alpha=mixup) if mixup else None,
+            composites=self._composites(batch, epoch),
+        )
+
+    def loss(self, model: nn.Module, forward: Forward, batch: TrainBatch, epoch: int) -> BatchLoss:
+        clip_random.seed_dropout(model, batch.seeds)
+        clips_BCTHW = self._transformed(batch.clips, batch.indices, epoch, batch.plan)
+        known_B = batch.labels >= 0
+        share_B, composites = batch.shares, batch.composites
+        if share_B is None:
+            if composites is not None and len(composites.places):
+                partners_BCTHW = self._transformed(composites.partners, composites.indices, epoch, composites.plan)
+                splices.splice(clips_BCTHW, partners_BCTHW, composites.places, composites.weights)
             logits_BK, attention_BT = forward(clips_BCTHW)
             loss_B, weight_B = self._cross_entropy(logits_BK, batch.labels)
-            if events_BT is not None:
-                loss_B = loss_B + weight_B * ATTENTION_WEIGHT * attention_loss(attention_BT, events_BT)
+            if composites is not None:
+                loss_B = loss_B + weight_B * ATTENTION_WEIGHT * attention_loss(attention_BT, composites.events)
         else:
-            share_B = shares_of_pairs(seeds_B, known_B, alpha=self.config.mixup)
             mixed_BK, _ = forward(mix_pairs(clips_BCTHW, share_B))
             loss_B, weight_B = torch.zeros_like(share_B), torch.zeros_like(share_B)
             for labels_B, part_B in ((batch.labels, share_B), (swap_pairs(batch.labels), 1 - share_B)):
@@ -251,28 +298,38 @@ class ClipObjective:
         right_B = (logits_BK.argmax(1) == batch.labels) & known_B
         return BatchLoss(loss_B.sum(), weight_B.sum(), right_B.sum(), known_B.sum())
 
-    def _splice(self, clips_BCTHW: torch.Tensor, batch: Batch, epoch: int) -> torch.Tensor | None:
-        """Splice a share of the clips, in place, and return the frames of their crimes, 0 or 1 (B, T)."""
+    def _plan(self, clips_BTHWC: torch.Tensor, indices_B: torch.Tensor, epoch: int) -> AugmentPlan | None:
+        transform = self._train_transform
+        if not isinstance(transform, ClipTransform) or not transform.config.augment:
+            return None
+        return transform.plan(indices_B, epoch, clips_BTHWC.shape[1:4])
+
+    def _transformed(
+        self, clips_BTHWC: torch.Tensor, indices_B: torch.Tensor, epoch: int, plan: AugmentPlan | None
+    ) -> torch.Tensor:
+        if plan is None:
+            return self._train_transform(clips_BTHWC, indices_B, epoch)
+        return ClipTransform(self.config.transform)(clips_BTHWC, plan=plan)
+
+    def _composites(self, batch: Batch, epoch: int) -> Composites | None:
+        """Draw the composites of a batch, and read the clips that they need; return None without known frames."""
         if self.splicer is None:
             return None
-        T = clips_BCTHW.shape[2]
+        T = batch.clips.shape[1]
         plans = self.splicer.plan(batch.labels, batch.indices, num_frames=T, epoch=epoch)
         plans, partners, others = self.splicer.read(plans)
-        events_BT = self.splicer.annotated(batch.labels, batch.indices).to(clips_BCTHW.device)
+        events_BT = self.splicer.annotated(batch.labels, batch.indices)
         if not plans:
-            return events_BT
-        places = torch.tensor([plan.place for plan in plans], device=clips_BCTHW.device)
-        # By the row of the clip, not its own, so that both are cropped, flipped and shaded alike.
-        partners_BCTHW = self._train_transform(partners.to(clips_BCTHW.device), batch.indices[places], epoch)
+            none = torch.zeros(0, dtype=torch.int64)
+            return Composites(none, none, none, None, torch.zeros(0, T), events_BT) if events_BT.any() else None
         if len(others):
-            instead = torch.tensor([plan.place for plan in plans if plan.instead is not None], device=places.device)
-            others = others.to(clips_BCTHW.device)
-            clips_BCTHW[instead] = self._train_transform(others, batch.indices[instead], epoch)
-        splices.splice(clips_BCTHW, partners_BCTHW, plans)
-        for plan in plans:
-            if plan.is_crime:
-                events_BT[plan.place] = torch.from_numpy(splices.own_frames(plan, T) == 1)
-        return events_BT
+            batch.clips[[plan.place for plan in plans if plan.instead is not None]] = others
+        places = torch.tensor([plan.place for plan in plans])
+        weights = torch.from_numpy(np.stack([splices.own_frames(plan, T) for plan in plans]))
+        is_crime = torch.tensor([plan.is_crime for plan in plans])
+        events_BT[places] = ((weights == 1) & is_crime[:, None]).float()
+        indices = batch.indices[places]
+        return Composites(places, partners, indices, self._plan(partners, indices, epoch), weights, events_BT)
 
     def score(self, forward: Forward, batch: Batch) -> torch.Tensor:
         return forward(self._evaluation_transform(batch.clips))[0]
@@ -284,7 +341,7 @@ class ClipObjective:
 
     def _cross_entropy(self, logits_BK: torch.Tensor, labels_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the weighted loss and the weight of each clip, (B,); both are 0 if the clip has no label."""
-        weights_K = logits_BK.new_tensor(self.class_weights)
+        weights_K = constant(self.class_weights, logits_BK)
         loss_B = functional.cross_entropy(
             logits_BK,
             labels_B,

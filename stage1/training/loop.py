@@ -8,22 +8,32 @@ not change the result.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import itertools
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel
 
 from stage1.common import distributed, files, versions
-from stage1.common.device import autocast, channels_last, choose_device, compile_errors, cuda_memory_errors, device_name
+from stage1.common.device import (
+    IdleClock,
+    autocast,
+    channels_last,
+    choose_device,
+    compile_errors,
+    cuda_memory_errors,
+    device_name,
+    map_tensors,
+)
 from stage1.common.distributed import rank_zero_info, rank_zero_warn
 from stage1.common.earlier_results import set_aside
 from stage1.common.signals import StopSignal
@@ -34,7 +44,7 @@ from stage1.model.network import NUM_CLASSES
 from stage1.training import log as train_log
 from stage1.training import optim
 from stage1.training.bag_objective import BagObjective
-from stage1.training.clip_objective import ClipObjective, Objective, Transform
+from stage1.training.clip_objective import ClipObjective, Objective, TrainBatch, Transform
 from stage1.training.config import FREE_ON_RESUME, TrainConfig, changed_options, to_toml
 from stage1.training.data import TrainData, open_data
 from stage1.training.log import RunLog
@@ -60,8 +70,18 @@ class EpochTotals:
     num_clips: float = 0.0
     lr: float = 0.0  # of the last step
     seconds: float = 0.0
-    waited: float = 0.0  # seconds spent waiting for clips
+    waited: float = 0.0  # seconds in which the device had nothing to do
     loader_state: dict[str, Any] | None = None  # position of the loader; None: the start of the epoch
+
+
+class StepRecord(NamedTuple):
+    """Results of an optimizer step, which may still be on their way from the device."""
+
+    step: int  # of the run
+    epoch: int
+    lr: float
+    values: torch.Tensor  # on the CPU: sums of BatchLoss, clips, ranks asked to stop, norm of the gradient
+    copied: torch.cuda.Event | None
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -73,7 +93,7 @@ class TrainingRun:
     device: torch.device
     objective: Objective
     model: nn.Module
-    averaged: AveragedModel | None
+    averaged: nn.Module | None
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LambdaLR
     scaler: torch.amp.GradScaler
@@ -86,6 +106,7 @@ class TrainingRun:
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # one entry per epoch, as in metrics.jsonl
     totals: EpochTotals = dataclasses.field(default_factory=EpochTotals)
     saved_at: float = dataclasses.field(default_factory=time.monotonic)
+    clock: IdleClock = dataclasses.field(default_factory=lambda: IdleClock(torch.device("cpu")))  # of the epoch
 
     @property
     def global_batch(self) -> int:
@@ -95,7 +116,7 @@ class TrainingRun:
     @property
     def best_weights(self) -> nn.Module:
         """Model to validate and to keep: the averaged one, if there is one."""
-        return self.model if self.averaged is None else self.averaged.module
+        return self.model if self.averaged is None else self.averaged
 
     def forward(self, clips_BCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the trained model in the precision and memory format of the config.
@@ -210,7 +231,7 @@ def start_run(
         device=device,
         objective=objective,
         model=model,
-        averaged=optim.averaged_model(model, decay=config.ema) if config.ema else None,
+        averaged=copy.deepcopy(model) if config.ema else None,
         optimizer=optimizer,
         scheduler=optim.make_scheduler(
             optimizer, num_steps=config.epochs * steps_of_epoch, warmup_fraction=config.warmup_fraction
@@ -283,21 +304,25 @@ def train_epoch(run: TrainingRun, epoch: int) -> dict[str, Any]:
         run.loader.load_state_dict(run.totals.loader_state)
     run.model.train()
     totals, seconds_before = run.totals, run.totals.seconds
-    batches = _timed(run.loader, totals)
+    run.clock, waited_before = IdleClock(run.device), totals.waited
+    batches = _clocked(run.loader, run.clock)
     num_steps = -(-len(run.loader) // run.config.accumulate)
     start = time.perf_counter()
     title = f"Epoch {epoch + 1}/{run.config.epochs}"
+    records: deque[StepRecord] = deque()  # of steps whose results were not looked at
     with train_log.progress(title, total=num_steps, unit="step") as progress:
         for step in range(1, num_steps + 1):
-            asked_to_stop = train_step(run, itertools.islice(batches, run.config.accumulate), epoch)
-            totals.seconds = seconds_before + time.perf_counter() - start
-            progress.advance(
-                note=f"loss {totals.loss_sum / totals.weight:.4f}, {totals.num_clips / totals.seconds:.0f} clips/s, "
-                f"{_mb_per_second(run, totals):.1f} MB/s, "
-                f"{totals.waited / totals.seconds:.0%} waiting for data"
-            )
+            records.append(train_step(run, itertools.islice(batches, run.config.accumulate), epoch))
             is_last = step == num_steps
             is_due = 0 < run.config.checkpoint_minutes * 60 <= time.monotonic() - run.saved_at
+            # A CUDA device computes this step while the results of the one before are looked at.
+            keep = 0 if is_last or is_due or run.device.type != "cuda" else 1
+            asked_to_stop = note_steps(run, records, keep=keep)
+            if asked_to_stop:
+                note_steps(run, records, keep=0)
+            totals.seconds = seconds_before + time.perf_counter() - start
+            totals.waited = waited_before + run.clock.seconds
+            progress.advance(note=_progress_note(run, totals))
             if asked_to_stop or is_last or is_due:
                 totals.loader_state = run.loader.state_dict()
             if asked_to_stop:
@@ -320,41 +345,58 @@ def train_epoch(run: TrainingRun, epoch: int) -> dict[str, Any]:
     }
 
 
-def train_step(run: TrainingRun, batches: Iterable[Batch], epoch: int) -> bool:
-    """Do one optimizer step on a global batch. Return True if a rank was asked to stop."""
+def train_step(run: TrainingRun, batches: Iterable[TrainBatch], epoch: int) -> StepRecord:
+    """Do one optimizer step on a global batch. Nothing in it waits for a CUDA device (but for fp16's scaler)."""
     run.optimizer.zero_grad()
     sums = torch.zeros(6, dtype=torch.float64, device=run.device)
     for batch in batches:
-        on_device = Batch(*(tensor.to(run.device, non_blocking=True) for tensor in batch))
+        on_device = map_tensors(lambda tensor: tensor.to(run.device, non_blocking=True), batch)
         loss = run.objective.loss(run.model, run.forward, on_device, epoch)
         run.scaler.scale(loss.loss_sum / run.global_batch).backward()  # type: ignore[no-untyped-call]
         sums[:4] += torch.stack([part.detach().double() for part in loss])
         sums[4] += (on_device.labels >= 0).sum()
     sums[5] = run.stop.received is not None
-    loss_sum, weight, num_right, num_known, num_clips, asked_to_stop = distributed.sum_over_ranks(sums).tolist()
+    distributed.sum_over_ranks(sums)
 
     parameters = [parameter for parameter in run.model.parameters() if parameter.grad is not None]
     distributed.sum_gradients(parameters)
     run.scaler.unscale_(run.optimizer)
-    for parameter in parameters:  # the loss of a step is the weighted mean over all clips of the global batch
-        parameter.grad *= run.global_batch / weight
+    factor = run.global_batch / sums[1]  # the loss of a step is the weighted mean over all clips of the global batch
+    for parameter in parameters:
+        parameter.grad *= factor  # type: ignore[operator]
     norm = torch.nn.utils.clip_grad_norm_(parameters, run.config.grad_clip or math.inf)
-    _check_finite(run, loss_sum / weight, norm, where=f"epoch {epoch + 1}, step {run.step + 1} of the run")
-    run.totals.lr = float(run.scheduler.get_last_lr()[0])
-    run.scaler.step(run.optimizer)  # skips the step if a gradient in fp16 overflowed
+    lr, scale = float(run.scheduler.get_last_lr()[0]), run.scaler.get_scale()
+    run.scaler.step(run.optimizer)  # skips the step if a gradient in fp16 overflowed, and then lowers the scale
     run.scaler.update()
-    run.scheduler.step()
+    if run.scaler.get_scale() >= scale:
+        run.scheduler.step()
     if run.averaged is not None:
-        run.averaged.update_parameters(run.model)
+        optim.update_average(run.averaged, run.model, step=run.step, decay=run.config.ema)
     run.step += 1
+    values = torch.cat([sums, norm.double()[None]]).to("cpu", non_blocking=True)
+    copied = torch.cuda.current_stream(run.device).record_event() if run.device.type == "cuda" else None
+    run.clock.idle()
+    return StepRecord(run.step, epoch, lr, values, copied)
 
-    run.totals.loss_sum += loss_sum
-    run.totals.weight += weight
-    run.totals.num_right += num_right
-    run.totals.num_known += num_known
-    run.totals.num_clips += num_clips
-    run.log.add_step(run.step, loss=loss_sum / weight, lr=run.totals.lr)
-    return bool(asked_to_stop)
+
+def note_steps(run: TrainingRun, records: deque[StepRecord], *, keep: int) -> bool:
+    """Add the results of all but the last `keep` steps to the run. Return True if a rank was asked to stop."""
+    any_asked = False
+    while len(records) > keep:
+        record = records.popleft()
+        if record.copied is not None:
+            record.copied.synchronize()
+        loss_sum, weight, num_right, num_known, num_clips, asked_to_stop, norm = record.values.tolist()
+        _check_finite(run, loss_sum / weight, norm, where=f"epoch {record.epoch + 1}, step {record.step} of the run")
+        run.totals.lr = record.lr
+        run.totals.loss_sum += loss_sum
+        run.totals.weight += weight
+        run.totals.num_right += num_right
+        run.totals.num_known += num_known
+        run.totals.num_clips += num_clips
+        run.log.add_step(record.step, loss=loss_sum / weight, lr=record.lr)
+        any_asked = any_asked or bool(asked_to_stop)
+    return any_asked
 
 
 @torch.no_grad()
@@ -515,8 +557,7 @@ def resume(run: TrainingRun) -> None:
         run.model.load_state_dict(saved.model_state_dict)
     else:
         run.model.load_state_dict(saved.run_state["trained_weights"])
-        run.averaged.module.load_state_dict(saved.model_state_dict)
-        run.averaged.n_averaged.fill_(saved.step)
+        run.averaged.load_state_dict(saved.model_state_dict)
     run.optimizer.load_state_dict(saved.optimizer_state_dict)
     run.scheduler.load_state_dict(saved.scheduler_state_dict)
     run.scaler.load_state_dict(saved.run_state["scaler"])
@@ -568,13 +609,22 @@ def _mb_per_second(run: TrainingRun, totals: EpochTotals) -> float:
     return totals.num_clips * run.data.train.clip_shape.num_bytes / 1e6 / totals.seconds
 
 
-def _timed(batches: ClipLoader, totals: EpochTotals) -> Iterator[Batch]:
-    """Yield the batches, and add the time spent waiting for them to `totals`."""
+def _progress_note(run: TrainingRun, totals: EpochTotals) -> str:
+    if not totals.weight:
+        return ""
+    return (
+        f"loss {totals.loss_sum / totals.weight:.4f}, {totals.num_clips / totals.seconds:.0f} clips/s, "
+        f"{_mb_per_second(run, totals):.1f} MB/s, {totals.waited / totals.seconds:.0%} waiting for data"
+    )
+
+
+def _clocked(batches: ClipLoader, clock: IdleClock) -> Iterator[Any]:
+    """Yield the batches; until one is there, the device has nothing to do."""
     iterator = iter(batches)
     while True:
-        start = time.perf_counter()
+        clock.idle()
         batch = next(iterator, None)
-        totals.waited += time.perf_counter() - start
+        clock.busy()
         if batch is None:
             return
         yield batch
@@ -585,11 +635,11 @@ def _is_asked_to_stop(run: TrainingRun) -> bool:
     return bool(distributed.sum_over_ranks(torch.tensor(float(run.stop.received is not None), device=run.device)))
 
 
-def _check_finite(run: TrainingRun, loss: float, norm: torch.Tensor, *, where: str) -> None:
+def _check_finite(run: TrainingRun, loss: float, norm: float, *, where: str) -> None:
     """Raise UserError if the loss or the gradient is not finite."""
     # When gradients overflow in fp16, the scaler skips the step and lowers its scale.
-    if not math.isfinite(loss) or (not torch.isfinite(norm) and not run.scaler.is_enabled()):
+    if not math.isfinite(loss) or (not math.isfinite(norm) and not run.scaler.is_enabled()):
         raise UserError(
-            f"the loss is {loss:g} and its gradient {float(norm):g} at {where}, expected finite numbers; "
+            f"the loss is {loss:g} and its gradient {norm:g} at {where}, expected finite numbers; "
             f"lower `lr` (now {run.config.lr:g})"
         )

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 
 def make_optimizer(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.AdamW:
@@ -47,20 +45,19 @@ def make_scheduler(
     )
 
 
-def averaged_model(model: nn.Module, *, decay: float) -> AveragedModel:
-    """Create a copy of `model` whose weights are the exponential moving average of its weights.
+@torch.no_grad()
+def update_average(averaged: nn.Module, model: nn.Module, *, step: int, decay: float) -> None:
+    """Update `averaged`, a copy of `model`, to the exponential moving average of the weights of `model`.
 
-    Buffers are those of `model`. Call `update_parameters(model)` after each step. In the first steps the decay is
-    (1 + n) / (10 + n), as in TensorFlow's ExponentialMovingAverage, so that a short run forgets its initial weights.
+    Buffers are those of `model`. `step` counts the updates before this one. In the first ones the decay is (1 + n) /
+    (10 + n), as in TensorFlow's ExponentialMovingAverage, so that a short run forgets its initial weights. (torch's
+    AveragedModel does the same, but waits for the device in every step.)
     """
-
-    def average(averaged: Any, current: Any, num_averaged: Any) -> None:
-        steps = int(num_averaged)
-        now = min(decay, (1 + steps) / (10 + steps))
-        for old, new in zip(averaged, current, strict=True):
-            old.lerp_(new.to(old.dtype), 1 - now)
-
-    return AveragedModel(model, multi_avg_fn=average)
+    now = min(decay, (1 + step) / (10 + step)) if step else 0.0
+    for old, new in zip(averaged.parameters(), model.parameters(), strict=True):
+        old.lerp_(new, 1 - now)
+    for kept, current in zip(averaged.buffers(), model.buffers(), strict=True):
+        kept.copy_(current)
 
 
 def class_weights(labels: Sequence[int] | npt.NDArray[np.int64]) -> tuple[float, float]:

@@ -123,20 +123,17 @@ class Splicer:
 
     def annotated(self, labels_B: torch.Tensor, indices_B: torch.Tensor) -> torch.Tensor:
         """Return the frames of crimes, 0 or 1 (B, T), of the clips of which only some frames show the crime."""
-        frames_BT = self.frames[indices_B.cpu().numpy()]
+        frames_BT = self.frames[indices_B.numpy()]
         partly_B = (
-            self.keeps_time
-            & (frames_BT.min(1) == 0)
-            & (frames_BT.max(1) == 1)
-            & (labels_B.cpu().numpy() == CRIME_LABEL)
+            self.keeps_time & (frames_BT.min(1) == 0) & (frames_BT.max(1) == 1) & (labels_B.numpy() == CRIME_LABEL)
         )
         return torch.from_numpy((frames_BT * partly_B[:, None]).astype(np.float32))
 
     def plan(self, labels_B: torch.Tensor, indices_B: torch.Tensor, *, num_frames: int, epoch: int) -> list[SplicePlan]:
-        """Draw the composites of a batch; they depend only on the seed, the epoch and the row of each clip."""
+        """Draw the composites of a batch (on the CPU); they depend only on the seed, the epoch and each row."""
         if num_frames < MIN_FRAMES or not (self.has_crimes or self.stretches):
             return []  # without crimes, composites would teach nothing
-        seeds_B = clip_random.clip_seeds(indices_B.cpu(), seed=self.seed, epoch=epoch)
+        seeds_B = clip_random.clip_seeds(indices_B, seed=self.seed, epoch=epoch)
         drawn_BN = clip_random.uniform(seeds_B, 6, stream=clip_random.SPLICES).double().numpy()
         plans = []
         for place, (row, label) in enumerate(zip(indices_B.tolist(), labels_B.tolist(), strict=True)):
@@ -220,12 +217,12 @@ def _to_score(rows: Rows, videos: Rows) -> Rows:
     return np.concatenate([np.zeros(0, np.int64), *(own for own in parts if STRETCH_SHARE * len(own) >= 1)])
 
 
-def splice(clips_BCTHW: torch.Tensor, partners_BCTHW: torch.Tensor, plans: list[SplicePlan]) -> None:
-    """Replace clips of a batch by their composites, in place."""
-    for partner_CTHW, plan in zip(partners_BCTHW, plans, strict=True):
-        clip_CTHW = clips_BCTHW[plan.place]
-        weights_T = torch.from_numpy(own_frames(plan, clip_CTHW.shape[1])).to(clip_CTHW)
-        clip_CTHW.mul_(weights_T[:, None, None]).add_(partner_CTHW * (1 - weights_T)[:, None, None])
+def splice(
+    clips_BCTHW: torch.Tensor, partners_BCTHW: torch.Tensor, places: torch.Tensor, weights_BT: torch.Tensor
+) -> None:
+    """Replace the clips at `places` by their composites, in place; `weights_BT` are the `own_frames` of each."""
+    shares = weights_BT[:, None, :, None, None]
+    clips_BCTHW[places] = clips_BCTHW[places] * shares + partners_BCTHW * (1 - shares)
 
 
 def own_frames(plan: SplicePlan, num_frames: int) -> npt.NDArray[np.float32]:

@@ -31,6 +31,7 @@ BUILD_OPTIONS = "--sampling dense --clip-len 8 --frame-size 64 --shard-mb 1"  # 
 SETTINGS = """
 VIDEOS={folder}/videos SHARDS={folder}/shards RUN={folder}/run OUTPUT={folder}/output LOGS={folder}/logs
 enter() {{ export PATH={programs}:$PATH OMP_NUM_THREADS=1; }}
+CONTAINER=({folder}/container.sh --exec)
 SBATCH_OPTIONS=() FAILED_VIDEOS=go-on
 BUILD_TASKS=4 BUILD_CPUS=1 BUILD_MEMORY=100M BUILD_TIME=10 BUILD_OPTIONS=({build_options})
 LAUNCHER={launcher}
@@ -50,6 +51,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         names = {f"{c}/{split}{c}{n}.mp4": 40 + n for c in ("Abuse", "NormalVideos") for n in range(count)}
         make_tiny_videos(folder / "videos" / split, names)
     make_broken_video(folder / "videos" / "Train" / "NormalVideos" / "broken.mp4")
+    container = folder / "container.sh"  # in place of a container: notes what it runs, and runs it
+    container.write_text(f'#!/bin/bash\nshift\necho "$1 $2" >> {folder}/contained.txt\nexec "$@"\n')
+    container.chmod(0o755)
     plain = [*vidshard(), "build", f"{folder}/videos", "--out", f"{folder}/plain", *BUILD_OPTIONS.split()]
     assert subprocess.run(plain, check=False).returncode == 2
     return folder
@@ -137,6 +141,8 @@ def test_a_killed_task_is_submitted_again_and_the_chain_goes_through(cluster: di
     assert "going on without them" in (logs / f"finalize-{jobs['finalize']}.out").read_text()
     assert digests(folder / "shards") == digests(folder / "plain")
     assert len((folder / "output" / "predictions.csv").read_text().splitlines()) > 30
+    contained = {*(folder / "contained.txt").read_text().splitlines()}
+    assert contained == {"vidshard build", "vidshard finalize", "stage1 train", "stage1 infer"}
 
 
 def test_a_training_that_is_queued_again_ends_with_the_same_weights(cluster: dict[str, str], folder: Path) -> None:
@@ -154,6 +160,7 @@ def test_a_training_that_is_queued_again_ends_with_the_same_weights(cluster: dic
     assert ended == {"train": ["COMPLETED"], "infer": ["COMPLETED"]}, log.read_text()[-3000:]
     assert "stopped by SIGTERM after" in log.read_text()
     assert "Resumed" in log.read_text()
+    assert "torchrun --nnodes=2" in (folder / "contained.txt").read_text()
     before, after = weights(folder / "run"), weights(again)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)

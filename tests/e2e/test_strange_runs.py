@@ -26,13 +26,27 @@ def run(place: Path) -> Path:
     ("name", "change", "why"),
     [
         ("run.json", lambda run: run.pop("clips"), ": lacks clips"),
-        ("run.json", lambda run: run.update(threshold="high"), ": threshold: is 'high', expected number"),
-        ("run.json", lambda run: run.update(shards=None), ": shards: is None, expected object"),
-        ("run.json", lambda run: run["metrics"].update(accuracy=7), ": metrics: accuracy: is 7"),
-        ("events.json", lambda events: events["videos"][0].update(duration_seconds=-1), "duration_seconds: is -1"),
-        ("events.json", lambda events: events["videos"].append(3), ": videos: 7: is 3, expected object"),
+        ("run.json", lambda run: run.update(threshold="high"), ": threshold: is 'high', expected type 'number'"),
+        ("run.json", lambda run: run.update(shards=None), ": shards: is None, expected type 'object'"),
+        ("run.json", lambda run: run["metrics"].update(accuracy=7), ": metrics: accuracy: is 7, expected maximum 1"),
+        (
+            "events.json",
+            lambda events: events["videos"][0].update(duration_seconds=-1),
+            "duration_seconds: is -1, expected minimum 0",
+        ),
+        ("events.json", lambda events: events["videos"].append(3), ": videos: 7: is 3, expected type 'object'"),
         ("anomalies.json", lambda found: found[0].update(confidence=float("nan")), "NaN is not a JSON number"),
-        ("anomalies.json", lambda found: found[0].update(attention_weights=[]), "attention_weights: has 0 entries"),
+        (
+            "anomalies.json",
+            lambda found: found[0].update(attention_weights=[]),
+            "attention_weights: is [], expected minItems 1",
+        ),
+        ("run.json", lambda run: run.update(speed=1), ": speed is unknown"),
+        (
+            "events.json",
+            lambda events: events["videos"][0].update(duration_seconds=1e300),
+            "duration_seconds: is 1e+300",
+        ),
         ("anomalies.json", lambda found: found[0].update(seconds=[3, 2, 1, 0]), "contradict each other"),
     ],
 )

@@ -31,6 +31,7 @@ ARGUMENTS = {
     "bench_model.py": "--rounds 0",
     "bench_object_store.py": "--clips 16 --turns 1 --epochs 1",
     "bench_train_options.py": "--help",  # torch.compile takes minutes
+    "check_cuda.py": "--dry-run",
     "check_environment.py": "--help",  # installs packages from the network
     "compare_decoders.py": "videos/Test --workers 1",
     "compare_field.py": "--help",  # test_compare_field.py runs it

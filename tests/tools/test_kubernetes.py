@@ -33,6 +33,21 @@ def command(name: str) -> list[str]:
     return words
 
 
+@pytest.mark.parametrize("name", [name for name in MANIFESTS if name.endswith(":Job")])
+def test_a_pod_is_not_root_and_writes_to_volumes_only(name: str) -> None:
+    pod = MANIFESTS[name]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    context = container["securityContext"]
+    assert context["readOnlyRootFilesystem"]
+    assert context["runAsNonRoot"]
+    mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    assert {"/tmp", "/data"} <= mounted.keys()
+    assert set(mounted.values()) == {volume["name"] for volume in pod["volumes"]}
+    image = container["image"].partition("/")[2].partition(":")[0]
+    text = (FOLDER.parent / "images" / f"{image.removeprefix('vidshard-')}.Dockerfile").read_text()
+    assert f"USER {context['runAsUser']}:" in text
+
+
 def test_every_pod_of_the_build_is_a_task_of_it() -> None:
     job = MANIFESTS["build.yaml:Job"]["spec"]
     words = command("build.yaml:Job")

@@ -39,12 +39,14 @@ launch() {
     torchrun)
       run_or_requeue srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
         --cpus-per-task=$((per_node * SLURM_CPUS_PER_TASK)) --kill-on-bad-exit=1 \
+        ${CONTAINER[@]+"${CONTAINER[@]}"} \
         torchrun --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$per_node" --max-restarts=0 \
         --rdzv-backend=c10d --rdzv-endpoint="$MASTER_ADDR:$MASTER_PORT" --rdzv-conf=read_timeout=15 \
         --rdzv-id="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" --no-python "$@" ;;
     srun)
       run_or_requeue srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 bash -c \
-        'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS; exec "$@"' rank "$@" ;;
+        'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS; exec "$@"' rank \
+        ${CONTAINER[@]+"${CONTAINER[@]}"} "$@" ;;
     *) echo "LAUNCHER is $LAUNCHER, expected torchrun or srun" >&2; return 1 ;;
   esac
 }

@@ -9,6 +9,8 @@ LOGS=$PWD/slurm-logs
 
 # How a job finds the commands: a virtual environment, a module, a container.
 enter() { source "$HOME/venv/bin/activate"; }
+# What each command is started with: (apptainer exec --nv --bind /data vidshard.sif), for example; see tools/images.
+CONTAINER=()
 
 # For every job: sbatch options such as a partition or an account.
 SBATCH_OPTIONS=()

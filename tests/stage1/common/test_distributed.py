@@ -20,7 +20,8 @@ from fake_shards import random_clips, write_shards
 from ranks import run_ranks, start_ranks
 from stage1.cli.main import main
 from stage1.common import distributed
-from stage1.common.distributed import device_of_rank, merge_rows
+from stage1.common.device import choose_device
+from stage1.common.distributed import device_of_rank, expect_own_gpu, merge_rows
 from stage1.data.loader import ClipLoader, ClipReader
 from stage1.data.transforms import ClipTransform, TransformConfig
 from stage1.model.network import ModelConfig, Stage1Model
@@ -266,7 +267,6 @@ def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.Monk
     assert device_of_rank(torch.device("cuda")) == torch.device("cuda")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert device_of_rank(torch.device("cpu")) == torch.device("cpu")
-    assert device_of_rank(torch.device("cuda", 0)) == torch.device("cuda", 0)
     assert used == []
     assert device_of_rank(torch.device("cuda")) == torch.device("cuda", 1)
     assert used == [torch.device("cuda", 1)]
@@ -275,6 +275,45 @@ def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.Monk
         UserError, match="process 2 of this machine has no GPU: it has 2, numbered from 0; start at most"
     ):
         device_of_rank(torch.device("cuda"))
+
+
+def test_a_process_that_sees_one_gpu_takes_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for local_rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        assert device_of_rank(torch.device("cuda")) == torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UserError, match="process 0 of this machine has no GPU: it has 0"):
+        device_of_rank(torch.device("cuda"))
+
+
+def test_a_gpu_that_all_processes_would_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="`device` is cuda:0, which the 2 processes of this machine would share"):
+        device_of_rank(torch.device("cuda", 0))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # one process on each of four machines
+    assert device_of_rank(torch.device("cuda", 1)) == torch.device("cuda", 1)
+
+
+def test_two_ranks_with_one_gpu_are_refused() -> None:
+    store = torch.distributed.HashStore()
+    for rank, gpu in enumerate(("first", "second")):
+        expect_own_gpu(store, gpu, rank)
+    with pytest.raises(UserError, match=r"ranks 1 and 2 have the same GPU \(second\); start at most one process"):
+        expect_own_gpu(store, "second", 2)
+
+
+def test_fp32_means_fp32() -> None:
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    choose_device("cpu")
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 @pytest.mark.parametrize("command", ["crossval", "evaluate", "explain"])

@@ -18,6 +18,7 @@ import torch
 import webdataset as wds
 
 from fake_shards import random_clips, write_shards
+from stage1.data import loader as loader_module
 from stage1.data import reader as reader_module
 from stage1.data.epoch_plan import PADDING_ROW
 from stage1.data.loader import Batch, ClipLoader, ClipReader
@@ -122,6 +123,37 @@ def test_batches_stay_valid_while_they_are_held_and_buffers_are_used_again(folde
         addresses.add(batch.clips.data_ptr())
         del batch
     assert len(addresses) == 1
+
+
+def test_what_is_prepared_of_a_batch_takes_its_place_in_the_thread_that_reads(folder: Path) -> None:
+    def prepare(batch: Batch, epoch: int) -> tuple[Any, ...]:
+        return batch.indices + 100 * epoch, threading.current_thread().name
+
+    loader = ClipLoader(ClipReader(folder), batch_size=20, shuffle=False, prepare=prepare)
+    loader.set_epoch(2)
+    found = list(loader)
+    assert torch.cat([rows for rows, _ in found]).tolist() == list(range(200, 200 + NUM_CLIPS))
+    assert all(name.startswith("clip-reader") for _, name in found)
+
+
+def test_pinned_buffers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[tuple[int, ...], bool]] = []
+    empty = torch.empty
+
+    def counting(shape: tuple[int, ...], *, dtype: torch.dtype, pin_memory: bool) -> torch.Tensor:
+        made.append((shape, pin_memory))
+        return empty(shape, dtype=dtype)
+
+    monkeypatch.setattr(torch, "empty", counting)
+    monkeypatch.setattr(loader_module, "MAX_PINNED_BYTES", 4 * 10 * 100)
+    pool = loader_module.BufferPool((1000, 100), max_free=4, pinned=True)
+    small, large = pool.take(10), pool.take(11)
+    assert (len(small), len(large)) == (10, 11)
+    assert made == [((10, 100), True)]  # the larger one is not pinned
+    del small, large
+    assert len(pool.take(700)) == 700
+    assert len(pool.take(3)) == 3
+    assert len(made) == 1  # both are used again
 
 
 def test_it_is_a_webdataset_pipeline(folder: Path) -> None:

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import statistics
+import time
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from stage1.data.clip_random import clip_seeds
 from stage1.data.config import IMAGENET_MEAN, IMAGENET_STD
-from stage1.data.transforms import ClipTransform, TransformConfig, resize_matrix
+from stage1.data.transforms import (
+    AugmentPlan,
+    ClipTransform,
+    Draws,
+    ResizePlan,
+    TransformConfig,
+    augment,
+    resize_matrices,
+)
 
 
 def test_normalises_with_mean_and_std() -> None:
@@ -143,6 +156,153 @@ def test_a_window_resized_is_what_pillow_makes_of_it() -> None:
     image = pytest.importorskip("PIL.Image")
     line = torch.randint(0, 256, (1, 50), dtype=torch.uint8).numpy()
     expected = np.asarray(image.fromarray(line).resize((20, 1), image.Resampling.BILINEAR, box=(5, 0, 45, 1)))
-    matrix = resize_matrix(50, 20, first=5, window=40)
+    step, none = 40 / 20, torch.zeros(0, dtype=torch.int64)
+    centers = torch.from_numpy(5 + (np.arange(20) + 0.5) * step - 0.5)[None]
+    plan = ResizePlan(centers, torch.tensor([step], dtype=torch.float64), none, none, torch.zeros(0, 20))
+    matrix = resize_matrices(plan, 50)[0].numpy()
     assert np.abs(line @ matrix.T - expected).max() < 16  # Pillow's triangle ends at the window, ours beyond it
     assert np.abs((line @ matrix.T - expected)[0, 2:-2]).max() <= 1
+
+
+# --- compared with one clip at a time, in plain Python
+
+EVERYTHING = TransformConfig(
+    augment=True,
+    low_resolution_probability=0.5,
+    compression_probability=0.5,
+    border_probability=0.5,
+    overlay_probability=0.5,
+    erase_probability=0.5,
+    time_shift=3,
+    time_stretch=0.5,
+)
+
+
+def scalar_draws(row: int, *, seed: int, epoch: int, count: int) -> list[float]:
+    """Uniform numbers of a clip, by the finaliser of SplitMix64 on Python's integers."""
+    golden, multipliers, word = 0x9E3779B97F4A7C15, (0xBF58476D1CE4E5B9, 0x94D049BB133111EB), 1 << 64
+
+    def mix(value: int) -> int:
+        value %= word
+        value = ((value ^ value >> 30) * multipliers[0]) % word
+        value = ((value ^ value >> 27) * multipliers[1]) % word
+        return value ^ value >> 31
+
+    of_clip = mix(mix(mix(seed) + epoch * golden) + (row + 1) * golden)
+    of_stream = mix(of_clip + multipliers[0])
+    return [(mix(of_stream + (place + 1) * golden) >> 40) / (1 << 24) for place in range(count)]
+
+
+def scalar_matrix(side: int, out: int, first: float, window: float, mirrored: bool) -> Any:
+    step = window / out
+    centers = first + (np.arange(out) + 0.5) * step - 0.5
+    centers = centers[::-1] if mirrored else centers
+    weights = np.maximum(0, 1 - np.abs(centers[:, None] - np.arange(side)) / max(1.0, step))
+    return weights / weights.sum(1, keepdims=True)
+
+
+def scalar_matrices(draws: Draws, b: int, side: int, out: int, axis: int) -> Any:
+    window = max(min(8, side), side * draws.window[axis][b])
+    first = (side - window) * draws.place[axis][b]
+    mirrored = bool(axis == 1 and draws.flip[b])
+    if not draws.low_resolution[b]:
+        return scalar_matrix(side, out, first, window, mirrored)
+    low = max(min(8, out), round(out * draws.resolution[b]))
+    return scalar_matrix(low, out, 0, low, False) @ scalar_matrix(side, low, first, window, mirrored)
+
+
+def scalar_cover(clip_CTHW: torch.Tensor, draws: Draws, b: int) -> None:
+    """Draw bars, an overlay and a rectangle into one clip, in place."""
+    H, W = clip_CTHW.shape[2:]
+    if draws.border[b]:
+        top, bottom, left, right = (int(draws.bars[i][b] * (H, H, W, W)[i]) for i in range(4))
+        clip_CTHW[:, :, :top] = clip_CTHW[:, :, H - bottom :] = 0
+        clip_CTHW[:, :, :, :left] = clip_CTHW[:, :, :, W - right :] = 0
+    if draws.overlay[b]:
+        place, size, below = (float(values[b]) for values in draws.overlay_place)
+        high, wide = max(2, int(H * (0.05 + 0.05 * size))), max(2, int(W * (0.2 + 0.25 * size)))
+        top = H - high - H // 32 if below < 0.5 else H // 32
+        left = int(place * (W - wide))
+        cells = np.random.default_rng(int(place * 2**32)).integers(0, 2, ((high + 1) // 2, (wide + 1) // 2))
+        pattern = np.kron(cells, np.ones((2, 2)))[:high, :wide]
+        clip_CTHW[:, :, top : top + high, left : left + wide] = torch.from_numpy(pattern).to(clip_CTHW)
+    if draws.erase[b]:
+        area, ratio = (float(values[b]) for values in draws.erase_shape)
+        high, wide = min(H, int(H * math.sqrt(area * ratio))), min(W, int(W * math.sqrt(area / ratio)))
+        top, left = (int(draws.erase_place[i][b] * room) for i, room in enumerate((H - high, W - wide)))
+        clip_CTHW[:, :, top : top + high, left : left + wide] = float(draws.erase_shade[b])
+
+
+def planned(
+    rows: list[int], config: TransformConfig = EVERYTHING, shape: tuple[int, ...] = (16, 70, 90)
+) -> AugmentPlan:
+    return ClipTransform(config, seed=7).plan(torch.tensor(rows), 2, shape)
+
+
+def test_every_drawn_number_is_that_of_its_clip() -> None:
+    rows = [0, 5, 123456, -1]
+    seen: list[Any] = []
+    config = dataclasses.replace(EVERYTHING, brightness=1, contrast=1)
+    draws = Draws(config, clip_seeds(torch.tensor(rows), seed=7, epoch=2))
+    for b, row in enumerate(rows):
+        u = scalar_draws(row, seed=7, epoch=2, count=Draws.COUNT)
+        seen = [
+            [draws.flip[b], draws.window[0][b], draws.window[1][b], draws.place[0][b], draws.place[1][b]],
+            [draws.brightness[b], draws.contrast[b], draws.grey[b], draws.low_resolution[b], draws.resolution[b]],
+            [draws.compression[b], draws.step[b], draws.border[b]],
+            [bar[b] for bar in draws.bars],
+            [draws.overlay[b], *(values[b] for values in draws.overlay_place), draws.erase[b]],
+            [draws.erase_shape[0][b], draws.erase_shape[1][b], *(values[b] for values in draws.erase_place)],
+            [draws.erase_shade[b], draws.shift[b], draws.stretch[b]],
+        ]
+        expected = [
+            [u[0] < 0.5, 0.6 + (1 - 0.6) * u[1], 0.6 + (1 - 0.6) * u[2], u[3], u[4]],
+            [-1 + 2 * u[5], 2 * u[6], u[7] < 0.1, u[8] < 0.5, 0.4 + (1 - 0.4) * u[9]],
+            [u[10] < 0.5, 0.3 / 8 + (0.3 - 0.3 / 8) * u[11], u[12] < 0.5],
+            [0.12 * max(0, 2 * value - 1) for value in u[13:17]],
+            [u[17] < 0.5, u[18], u[19], u[20], u[21] < 0.5],
+            [0.02 + (0.25 - 0.02) * u[22], np.exp(-1 + 2 * u[23]), u[24], u[25]],
+            [u[26], round(-3 + 6 * u[27]), 1.5 ** (-1 + 2 * u[28])],
+        ]
+        assert seen == expected
+
+
+def test_matrices_are_those_of_each_clip_alone() -> None:
+    rows = torch.arange(300)
+    draws = Draws(EVERYTHING, clip_seeds(rows, seed=7, epoch=2))
+    plan = planned(rows.tolist())
+    for axis, (part, side, out) in enumerate(((plan.rows, 70, 60), (plan.columns, 90, 77))):
+        expected = np.stack([scalar_matrices(draws, b, side, out, axis) for b in range(len(rows))])
+        assert np.abs(resize_matrices(part, side).numpy() - expected.astype(np.float32)).max() < 1e-7
+
+
+def test_bars_overlays_and_rectangles_are_those_of_each_clip_alone() -> None:
+    config = dataclasses.replace(EVERYTHING, train_scale=1, contrast=0, brightness=0)
+    without = dataclasses.replace(config, border_probability=0, overlay_probability=0, erase_probability=0)
+    rows, clips = torch.arange(60), torch.randint(0, 256, (60, 2, 40, 50, 3), dtype=torch.uint8)
+    draws = Draws(config, clip_seeds(rows, seed=7, epoch=2))
+    shape = (2, 40, 50)
+    expected = augment(clips, without, planned(rows.tolist(), without, shape))
+    for b in range(len(rows)):
+        scalar_cover(expected[b], draws, b)
+    assert torch.equal(augment(clips, config, planned(rows.tolist(), config, shape)), expected)
+
+
+def test_two_ranks_draw_the_same_for_a_clip() -> None:
+    one, other = planned([3, 8]), planned([8, 4, 3])
+    for part in ("contrast", "brightness", "frames"):
+        first, second = getattr(one, part), getattr(other, part)
+        assert torch.equal(first[[0, 1]], second[[2, 0]])
+    for first, second in ((one.rows, other.rows), (one.columns, other.columns)):
+        assert torch.equal(first.centers[[0, 1]], second.centers[[2, 0]])
+
+
+def test_a_batch_of_128_is_planned_in_no_time() -> None:
+    """It takes a millisecond on an idle core; the limit leaves room for a busy one."""
+    transform, rows = ClipTransform(TransformConfig(augment=True)), torch.arange(128)
+    seconds = []
+    for epoch in range(20):
+        start = time.process_time()
+        transform.plan(rows, epoch, (16, 112, 112))
+        seconds.append(time.process_time() - start)
+    assert statistics.median(seconds) < 0.01

@@ -189,7 +189,7 @@ def test_too_many_detections_for_a_file_keep_the_scores(tmp_path: Path, monkeypa
     with pytest.raises(UserError, match="run the same command with `resume` and `attention_format` shards"):
         infer(InferConfig(**options))
     assert not (tmp_path / "out" / "run.json").exists()
-    monkeypatch.setattr("stage1.inference.scoring._Scorer.__call__", lambda *_: pytest.fail("scored again"))
+    monkeypatch.setattr("stage1.inference.scoring.Scorer.__call__", lambda *_: pytest.fail("scored again"))
     assert infer(config(tmp_path, "out", resume=True)) is not None
 
 

@@ -12,6 +12,7 @@ from schemas import check, check_json
 from scoring_runs import shards_and_model
 from stage1.cli.main import main
 from stage1.data.reader import ClipReader
+from stage1.inference.features import load_program
 from stage1.model.checkpoint import load_checkpoint
 
 
@@ -95,6 +96,22 @@ def test_an_exported_program_as_backbone(tmp_path: Path) -> None:
     values = np.load(tmp_path / "f" / "NormalVideos__video-000.npy")
     reader = ClipReader(tmp_path / "shards")
     assert np.allclose(values[0], reader[0].mean((0, 1, 2)), atol=1e-3)
+
+
+def test_constants_of_an_exported_program_move_with_it(tmp_path: Path) -> None:
+    class Scaled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.full((3,), 2.0)  # neither a parameter nor a buffer
+
+        def forward(self, clips: torch.Tensor) -> torch.Tensor:
+            return clips.float().mean((1, 2, 3)) * self.scale + torch.ones(3, device=clips.device)
+
+    program = torch.export.export(Scaled(), (torch.zeros((2, 4, 16, 16, 3), dtype=torch.uint8),))
+    torch.export.save(program, tmp_path / "scaled.pt2")
+    extract = load_program(tmp_path / "scaled.pt2", torch.device("meta"))
+    features = extract(torch.zeros((2, 4, 16, 16, 3), dtype=torch.uint8, device="meta"))
+    assert features.device.type == "meta"
 
 
 def test_bad_use_is_one_line(tmp_path: Path) -> None:

@@ -73,9 +73,8 @@ def test_a_long_video_weighs_as_much_as_a_short_one() -> None:
         clips = torch.zeros(count, *SHAPE, 3, dtype=torch.uint8)
         from stage1.data.loader import Batch
 
-        loss = objective.loss(
-            model, forward, Batch(clips, torch.ones(count, dtype=torch.int64), torch.arange(count)), 0
-        )
+        batch = Batch(clips, torch.ones(count, dtype=torch.int64), torch.arange(count))
+        loss = objective.loss(model, forward, objective.prepare(batch, 0), 0)
         assert float(loss.weight) == float(loss.num_known) == 1.0
 
 
@@ -85,7 +84,8 @@ def test_padding_alone_learns_nothing() -> None:
     from stage1.data.loader import Batch
 
     nothing = Batch(torch.zeros(1, *SHAPE, 3, dtype=torch.uint8), torch.tensor([-1]), torch.tensor([-1]))
-    loss = objective.loss(model, lambda clips: (model(clips.flatten(1)[:, :1]), clips), nothing, 0)
+    prepared = objective.prepare(nothing, 0)
+    loss = objective.loss(model, lambda clips: (model(clips.flatten(1)[:, :1]), clips), prepared, 0)
     loss.loss_sum.backward()
     assert float(loss.weight) == 0
     assert all(float(p.grad.abs().sum()) == 0 for p in model.parameters() if p.grad is not None)

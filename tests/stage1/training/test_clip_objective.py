@@ -10,7 +10,7 @@ import torch
 
 from stage1.data.clip_random import clip_seeds
 from stage1.data.loader import Batch
-from stage1.training.clip_objective import ClipObjective, fitted_rows, mix_pairs, shares_of_pairs
+from stage1.training.clip_objective import BatchLoss, ClipObjective, fitted_rows, mix_pairs, shares_of_pairs
 from stage1.training.config import TrainConfig
 
 
@@ -54,8 +54,12 @@ BATCH = Batch(
 )
 
 
+def loss_of(objective: ClipObjective) -> BatchLoss:
+    return objective.loss(torch.nn.Identity(), forward, objective.prepare(BATCH, 0), 0)
+
+
 def test_the_loss_is_weighted_and_padding_counts_nothing() -> None:
-    loss = make_objective().loss(torch.nn.Identity(), forward, BATCH, 0)
+    loss = loss_of(make_objective())
     small, large = torch.nn.functional.softplus(torch.tensor([-5.0, 5.0])).tolist()
     assert float(loss.loss_sum) == pytest.approx(small + 3 * small + large, rel=1e-5)
     assert (float(loss.weight), int(loss.num_right), int(loss.num_known)) == (5, 2, 3)
@@ -63,7 +67,7 @@ def test_the_loss_is_weighted_and_padding_counts_nothing() -> None:
 
 def test_the_accuracy_with_mixup_is_that_of_clips_as_they_are() -> None:
     objective = make_objective(mixup=50.0)  # shares near a half: a mixed pair is as bright as 5, and shows nothing
-    loss = objective.loss(torch.nn.Identity(), forward, BATCH, 0)
+    loss = loss_of(objective)
     assert (int(loss.num_right), int(loss.num_known)) == (2, 3)
     share = shares([3, 5], alpha=50.0)[0]
     assert 0.3 < share < 0.7

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from pictures import count_pixels, panel, read_picture
 from schemas import check_lines
 from stage1.cli.main import main
 from stage1.common import plots
-from stage1.common.device import cuda_memory_errors
+from stage1.common.device import IdleClock, cuda_memory_errors
 from stage1.common.files import (
     BEST_NAME,
     CONFIG_NAME,
@@ -844,6 +845,75 @@ def test_a_gradient_that_overflows_in_fp16_leaves_the_step_out(tmp_path: Path, s
         norms.clear()
         train(config(shards, tmp_path / "full", val_fraction=0, epochs=1))
     assert half[0] == pytest.approx(norms[0], rel=0.05)  # unscaled before it is clipped
+
+
+def test_a_step_left_out_in_fp16_moves_no_learning_rate(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    def huge(_device: str, **options: Any) -> Any:
+        return scaler("cpu", init_scale=2.0**40, backoff_factor=2.0**-30, **options)
+
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", huge)
+    options = {"val_fraction": 0, "epochs": 1, "precision": "fp16"}
+    path = train(config(shards, tmp_path / "half", **options))
+    last = load_checkpoint(path.with_name(LAST_NAME))
+    assert last.step == 3
+    assert last.scheduler_state_dict["last_epoch"] == 2
+    assert not [warning for warning in recwarn if "lr_scheduler" in str(warning.message)]
+
+
+def test_the_waiting_figure_is_that_of_a_slow_disk(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = ClipReader.read_clips
+
+    def slow(self: ClipReader, rows: Any, out: Any) -> None:
+        time.sleep(0.2)
+        read(self, rows, out)
+
+    monkeypatch.setattr(ClipReader, "read_clips", slow)
+    path = train(config(shards, tmp_path / "out", val_fraction=0, epochs=1))
+    row = load_checkpoint(path).metrics
+    assert 0.4 < row["data_wait"] * row["seconds"] < row["seconds"]
+
+
+def test_results_of_a_step_are_read_while_a_cuda_device_does_the_next(tmp_path: Path, shards: Path) -> None:
+    """Simulated: the steps are done on the CPU, and only the order in which they are looked at is that on CUDA."""
+    expected = train(config(shards, tmp_path / "cpu", epochs=1, val_fraction=0))
+    order: list[int] = []
+
+    class Late:
+        type = "cuda"
+
+    def train_epoch(run: Any, epoch: int) -> Any:
+        device, run.device = run.device, Late()
+        try:
+            return of_epoch(run, epoch)
+        finally:
+            run.device = device
+
+    def step(run: Any, batches: Any, epoch: int) -> Any:
+        late, run.device = run.device, torch.device("cpu")
+        record = of_step(run, batches, epoch)
+        order.append(record.step)
+        run.device = late
+        return record
+
+    def note(run: Any, records: Any, *, keep: int) -> bool:
+        order.append(-len(records) + keep)
+        return noted(run, records, keep=keep)
+
+    of_epoch, of_step, noted = train_module.train_epoch, train_module.train_step, train_module.note_steps
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_module, "train_epoch", train_epoch)
+        patch.setattr(train_module, "train_step", step)
+        patch.setattr(train_module, "note_steps", note)
+        patch.setattr(train_module, "IdleClock", lambda _device: IdleClock(torch.device("cpu")))
+        path = train(config(shards, tmp_path / "late", epochs=1, val_fraction=0))
+    assert order == [1, 0, 2, -1, 3, -2]
+    assert_same(weights(expected), weights(path))
+    assert losses(path) == losses(expected)
 
 
 def test_it_stops_early_when_nothing_gets_better(

@@ -75,7 +75,8 @@ def test_a_share_of_the_clips_is_spliced_and_no_clip_without_label(reader: ClipR
 
 def test_frames_come_from_the_clip_that_the_plan_says() -> None:
     clips = torch.full((1, 1, 6, 1, 1), 8.0)
-    splice(clips, torch.zeros(1, 1, 6, 1, 1), [SplicePlan(0, 0, 2, 4, is_inserted=True, blended=True)])
+    weights = own_frames(SplicePlan(0, 0, 2, 4, is_inserted=True, blended=True), 6)
+    splice(clips, torch.zeros(1, 1, 6, 1, 1), torch.tensor([0]), torch.from_numpy(weights)[None])
     assert clips.flatten().tolist() == [0, 4, 8, 8, 4, 0]
     outside = SplicePlan(0, 0, 0, 2, is_inserted=False, blended=False)
     assert own_frames(outside, 4).tolist() == [0, 0, 1, 1]
@@ -97,7 +98,7 @@ def test_attention_is_taught_the_frames_of_the_crime(reader: ClipReader) -> None
         objective.splicer = splicing
         clips = torch.from_numpy(np.stack([reader[0], reader[1]]))
         batch = Batch(clips, torch.tensor([1, 0]), torch.tensor([0, 1]))
-        return float(objective.loss(torch.nn.Identity(), forward, batch, 0).loss_sum)
+        return float(objective.loss(torch.nn.Identity(), forward, objective.prepare(batch, 0), 0).loss_sum)
 
     plain, taught = loss(None), loss(splicer(reader))
     crime, normal = seen[-1]
@@ -188,7 +189,7 @@ def test_a_composite_of_a_long_video_takes_the_place_of_the_clip_in_the_batch(tm
     objective = ClipObjective(config=TrainConfig(shards=(Path("s"),)), transform=floats)
     objective.splicer = splicing
     batch = Batch(torch.from_numpy(reader[10][None]), torch.tensor([1]), torch.tensor([10]))
-    loss = float(objective.loss(torch.nn.Identity(), forward, batch, 0).loss_sum)
+    loss = float(objective.loss(torch.nn.Identity(), forward, objective.prepare(batch, 0), 0).loss_sum)
     frames = seen[-1]
     crime = np.isin(frames, [16, 17, 18, 19])  # the highest scores
     assert loss == pytest.approx(np.log(2) + ATTENTION_WEIGHT * np.log(8 / crime.sum()), rel=1e-5)
