@@ -126,3 +126,16 @@ def test_folds_of_stage_2_that_leak_are_warned_of(run_folder: Path, tmp_path: Pa
     assert "fold.txt would leak: 1 of its 2 videos are test videos of stage 1" in result.stderr
     result = extract(run_folder, tmp_path / "z", *lists[:2])
     assert (result.exit_code, "stage2_list needs test_list" in result.stderr) == (1, True)
+
+
+def test_a_run_that_was_killed_is_repeated(run_folder: Path, tmp_path: Path) -> None:
+    whole = extract(ExtractConfig(folder=run_folder, out=tmp_path / "whole"))
+    killed = tmp_path / "killed"
+    (killed / "frames").mkdir(parents=True)
+    (killed / "frames" / "left.jpg").touch()
+    with pytest.raises(UserError, match="is not empty"):
+        extract(ExtractConfig(folder=run_folder, out=killed))
+    (killed / ".unfinished").touch()
+    extract(ExtractConfig(folder=run_folder, out=killed))
+    names = {path.relative_to(killed) for path in killed.rglob("*")}
+    assert names == {path.relative_to(whole.folder) for path in whole.folder.rglob("*")}
