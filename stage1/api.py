@@ -111,8 +111,8 @@ def infer(config: InferConfig | None = None, **options: Any) -> InferReport | No
     Args:
         config: An `InferConfig`; then pass no options.
         options: Fields of `InferConfig`: ``shards`` or ``videos`` (files, folders or globs), ``checkpoint``, ``out``,
-            ``threshold`` of P(crime), ``batch_size`` in clips, … Also ``event_low_ratio``, ``event_smooth_seconds`` and
-            ``event_min_seconds``.
+            ``threshold`` of P(crime), ``batch_size`` in clips, … Also ``event_low_ratio``, ``event_rank``,
+            ``event_smooth_seconds`` and ``event_min_seconds``.
 
     Returns:
         InferReport: ``detections`` (a list of `Detection`), ``videos`` (scores per second and events), ``metrics`` if

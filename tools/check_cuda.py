@@ -160,7 +160,7 @@ def check_parity(report: Report, device: torch.device, scale: Scale) -> None:
 
 
 def check_gradient(report: Report, device: torch.device, clips: torch.Tensor) -> None:
-    objective = ClipObjective(config=TrainConfig(shards=Path(), splices=0.0, mixup=0.0))
+    objective = ClipObjective(config=TrainConfig(shards=(Path(),), splices=0.0, mixup=0.0))
     torch.manual_seed(0)
     model = objective.make_model().train()
     nn.init.normal_(model.classifier.weight, std=0.1)
@@ -231,7 +231,7 @@ def write_shards(folder: Path, scale: Scale) -> Path:
 
 def check_resume(report: Report, device: torch.device, scale: Scale, shards: Path, folder: Path) -> None:
     def config(name: str, **changes: Any) -> TrainConfig:
-        own = {"shards": shards, "out": folder / name, "device": str(device), "val_fraction": 0, "epochs": 2}
+        own = {"shards": (shards,), "out": folder / name, "device": str(device), "val_fraction": 0, "epochs": 2}
         return TrainConfig(**{**own, "batch_size": scale.train_batch, **changes})
 
     def weights(name: str) -> dict[str, torch.Tensor]:
@@ -285,7 +285,7 @@ def check_one_rank(report: Report, device: torch.device) -> None:
 
 def check_training(report: Report, device: torch.device, scale: Scale, shards: Path, out: Path) -> None:
     config = TrainConfig(
-        shards=shards,
+        shards=(shards,),
         out=out,
         device=str(device),
         val_fraction=0,

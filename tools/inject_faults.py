@@ -1,12 +1,15 @@
-"""Let the n-th write, fsync, rename or open of a command fail, and see that it ends with one line and can be repeated.
+"""Let the n-th write, fsync, rename or open of a command fail or kill it, and see that it can be repeated.
 
-    python tools/inject_faults.py [--up-to 30] [--drawn 20] [--seed 0] [--command train …]
+    python tools/inject_faults.py [--up-to 30] [--drawn 20] [--seed 0] [--command train …] [--fault errors|kills]
 
-Each command runs in a process forked after the imports, in which one call of the operating system fails: with ENOSPC,
-EIO, EMFILE or ESTALE. It must end with exit code 1 and one line that begins with "error:" and says what to do, or end
-well (where it can do without that file); the same command must then end well without a fault.
+Each command runs in a process forked after the imports, in which one call of the operating system fails with ENOSPC,
+EIO, EMFILE or ESTALE, or is replaced by SIGKILL to the process and its children. After an error, the command must have
+ended with exit code 1 and one line that begins with "error:" and says what to do, or have ended well (where it can do
+without that file). Then the same command must end well without a fault, and leave the same files with the same bytes
+as one that nothing ever disturbed, apart from logs and times.
 
-Last line: JSON {"runs": N, "faults": N, "tracebacks": N, "not_repeated": N}. Exit code 1 unless the last two are 0.
+Last line: JSON {"runs": N, "faults": N, "bad_errors": N, "not_repeated": N, "different": N}. Exit code 1 unless the
+last three are 0.
 """
 
 from __future__ import annotations
@@ -16,11 +19,15 @@ import builtins
 import contextlib
 import errno
 import functools
+import hashlib
 import io
+import itertools
 import json
 import os
 import random
+import re
 import shutil
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -36,22 +43,32 @@ from click.testing import CliRunner  # noqa: E402
 from fake_shards import moving_clips, write_shards  # noqa: E402
 from inference_runs import LABELS, some_clips, write_checkpoint  # noqa: E402
 from stage1.cli.main import main as stage1  # noqa: E402
-from tiny_videos import make_tiny_videos  # noqa: E402
+from stage1.model.checkpoint import load_checkpoint  # noqa: E402
+from tiny_videos import make_broken_video, make_tiny_videos  # noqa: E402
 from vidshard.cli.main import main as vidshard  # noqa: E402
 from vidshard.util import atomic  # noqa: E402
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EMFILE, errno.ESTALE)
 KINDS = ("write", "fsync", "rename", "open")
 CPU = ("--device", "cpu")
+# Logs, and the state of builds, which names times and processes.
+TIMED = re.compile(r"\.log(/|$)|metrics\.jsonl$|curves\.png$|(^|/)earlier-|/(last|previous)\.pt$")
+TIMES = re.compile(rb'"(seconds|created|started|finished|[a-z_]*_seconds_taken)": ?[^,}]*')
+KILL = 0  # in place of an error number
+SMALL = ("--clip-len", "4", "--frame-size", "16", "--workers", "1")
 COMMANDS: dict[str, tuple[str, ...]] = {
-    "build": ("vidshard", "build", "videos", "--out", "built", "--clip-len", "4", "--frame-size", "16",
-              "--workers", "1"),
+    "build": ("vidshard", "build", "videos", "--out", "built", *SMALL),
+    "task": ("vidshard", "build", "videos", "--out", "tasks", "--task-index", "1", "--task-count", "2", *SMALL),
+    "finalize": ("vidshard", "finalize", "tasks"),
+    "extend": ("vidshard", "build", "more", "--out", "first", "--extend", *SMALL),
+    "retry-failed": ("vidshard", "build", "mended", "--out", "failed", "--retry-failed", *SMALL),
     "train": ("stage1", "train", "--shards", "train", "--val-fraction", "0", "--epochs", "1", "--out", "trained",
               "--resume=auto", *CPU),
     "infer": ("stage1", "infer", "--shards", "shards", "--checkpoint", "model.pt", "--out", "inferred", *CPU),
     "evaluate": ("stage1", "evaluate", "--shards", "shards", "--checkpoint", "model.pt", "--out", "evaluated", *CPU),
     "report": ("stage1", "report", "run"),
     "extract": ("stage1", "extract", "run", "--out", "frames"),
+    "export": ("stage1", "export", "--checkpoint", "model.pt", "--out", "model.onnx"),
 }  # fmt: skip
 
 
@@ -61,20 +78,24 @@ def main() -> None:
     parser.add_argument("--drawn", type=int, default=20, help="larger ones, up to 300, drawn by --seed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--command", action="append", choices=COMMANDS, help="default: all")
+    parser.add_argument("--fault", choices=("errors", "kills"), help="default: both")
     options = parser.parse_args()
     drawn = random.Random(options.seed).sample(range(options.up_to + 1, 301), options.drawn)
-    counts: Counter[str] = Counter(dict.fromkeys(("runs", "faults", "tracebacks", "not_repeated"), 0))
+    counts: Counter[str] = Counter(dict.fromkeys(("runs", "faults", "bad_errors", "not_repeated", "different"), 0))
     with tempfile.TemporaryDirectory() as scratch:
         os.chdir(scratch)
         make_inputs(Path("sound"))
         for name in options.command or COMMANDS:
-            for kind in KINDS:
+            expected = undisturbed(name)
+            for kind, kills in itertools.product(KINDS, (False, True)):
+                if options.fault == ("errors" if kills else "kills"):
+                    continue
                 for number in (*range(1, options.up_to + 1), *sorted(drawn)):
-                    code = ERRORS[number % len(ERRORS)]
-                    if not try_fault(name, kind, number, code, counts):
+                    code = KILL if kills else ERRORS[number % len(ERRORS)]
+                    if not try_fault(name, kind, number, code, counts, expected):
                         break  # the command makes fewer calls
     print(json.dumps(counts))
-    sys.exit(bool(counts["tracebacks"] or counts["not_repeated"]))
+    sys.exit(any(counts[name] for name in ("bad_errors", "not_repeated", "different")))
 
 
 def make_inputs(folder: Path) -> None:
@@ -82,29 +103,75 @@ def make_inputs(folder: Path) -> None:
     write_shards(folder / "train", clips, labels)
     write_shards(folder / "shards", some_clips(), LABELS, split="Train")
     write_checkpoint(folder / "model.pt", train_videos=["Train/none.mp4"])
-    make_tiny_videos(folder / "videos", {"Fighting/a.mp4": 8, "NormalVideos/b.mp4": 8})
+    frames = {"Fighting/a.mp4": 8, "NormalVideos/b.mp4": 8}
+    make_tiny_videos(folder / "videos", frames)
+    make_tiny_videos(folder / "more", {**frames, "Fighting/c.mp4": 8})
+    make_tiny_videos(folder / "mended", frames)
+    make_broken_video(folder / "mended" / "NormalVideos" / "b.mp4")
     with contextlib.chdir(folder):
-        CliRunner().invoke(stage1, [*COMMANDS["infer"][1:-4], "--out", "run", *CPU])
+        run = CliRunner().invoke
+        run(stage1, [*COMMANDS["infer"][1:-4], "--out", "run", *CPU])
+        for index in "01":
+            run(vidshard, ["build", "videos", "--out", "tasks", "--task-index", index, "--task-count", "2", *SMALL])
+        run(vidshard, ["build", "videos", "--out", "first", *SMALL])
+        run(vidshard, ["build", "mended", "--out", "failed", *SMALL])
+        make_tiny_videos(Path("mended"), {"NormalVideos/b.mp4": 8})
 
 
-def try_fault(name: str, kind: str, number: int, code: int, counts: Counter[str]) -> bool:
-    """Run a command with one fault, and again without; return False if the fault never came."""
+def undisturbed(name: str) -> dict[str, str]:
+    """Return the files that a command leaves when nothing disturbs it."""
+    copy_inputs(name)
+    in_child(name, contextlib.nullcontext)
+    return digests(Path("work"))
+
+
+def copy_inputs(name: str) -> None:
     shutil.rmtree("work", ignore_errors=True)
     shutil.copytree("sound", "work")
-    what = f"{name}: {errno.errorcode[code]} at {kind} {number}"
+    if name == "task":  # it is what `finalize` begins with
+        for path in ("work/tasks", "work/tasks.log"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return path → digest of what a file says, without logs, times and earlier results."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and not TIMED.search(name):
+            found[name] = hashlib.sha256(without_times(path)).hexdigest()
+    return found
+
+
+def without_times(path: Path) -> bytes:
+    data = path.read_bytes()
+    if path.suffix == ".pt" and path.parent.name == "trained":
+        weights = load_checkpoint(path).model_state_dict
+        return b"".join(name.encode() + weight.numpy().tobytes() for name, weight in weights.items())
+    return re.sub(TIMES, b"", data) if path.suffix in (".json", ".csv") else data
+
+
+def try_fault(name: str, kind: str, number: int, code: int, counts: Counter[str], expected: dict[str, str]) -> bool:
+    """Run a command with one fault, and again without; return False if the fault never came."""
+    copy_inputs(name)
+    what = f"{name}: {errno.errorcode.get(code, 'SIGKILL')} at {kind} {number}"
     counts["runs"] += 1
     came, exit_code, output = in_child(name, functools.partial(fail, kind, number, code))
     if not came:
         return False
     counts["faults"] += 1
     lines = [line for line in output.splitlines() if line.startswith("error: ")]
-    if exit_code not in (0, 2) and (exit_code != 1 or len(lines) != 1 or ";" not in lines[0]):
-        counts["tracebacks"] += 1
+    if code != KILL and exit_code not in (0, 2) and (exit_code != 1 or len(lines) != 1 or ";" not in lines[0]):
+        counts["bad_errors"] += 1
         print(f"{what}: exit code {exit_code}: {output[-400:]}", flush=True)
     _, exit_code, output = in_child(name, contextlib.nullcontext)
     if exit_code != 0:
         counts["not_repeated"] += 1
         print(f"{what}: not repeated, exit code {exit_code}: {output[-400:]}", flush=True)
+    elif (found := digests(Path("work"))) != expected:
+        counts["different"] += 1
+        names = sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))
+        print(f"{what}: different after the repetition: {', '.join(names)}", flush=True)
     return True
 
 
@@ -113,6 +180,7 @@ def in_child(name: str, faults: Callable[[], Any]) -> tuple[bool, int, str]:
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
+        os.setpgrp()
         os.chdir("work")
         package, *arguments = COMMANDS[name]
         with faults() as came:
@@ -139,6 +207,8 @@ def fail(kind: str, number: int, code: int) -> Iterator[list[str]]:
         left -= 1
         if left == 0:
             came.append(kind)
+            if code == KILL:
+                os.killpg(0, signal.SIGKILL)
             raise OSError(code, os.strerror(code))
 
     def counted(real: Callable[..., Any], *args: Any, **options: Any) -> Any:

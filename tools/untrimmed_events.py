@@ -3,8 +3,8 @@
     python tools/untrimmed_events.py --checkpoint PT --validation DIR... --test DIR... --out DIR
 
 Every DIR holds CLASS/NAME.mp4 and temporal_annotations.txt in UCF-Crime's form. All are scored with `stage1 infer
---videos`. On the validation videos a grid of threshold, smoothing, hysteresis and least length is searched: most events
-found at no more than --max-alarms false alarms an hour, of these the highest mean overlap. Each test DIR is then
+--videos`. On the validation videos a grid of threshold, rank, smoothing, hysteresis and least length is searched: most
+events found at no more than --max-alarms false alarms an hour, of these the highest mean overlap. Each test DIR is then
 measured with these settings, and with the defaults of `stage1 infer`.
 
 found: a true event that a predicted one overlaps. False alarm: a predicted event that overlaps no true one; by hour of
@@ -22,14 +22,15 @@ from typing import Any
 
 import numpy as np
 
-from stage1.inference.events import EventConfig, find_spans, smoothed
+from stage1.inference.events import EventConfig, event_spans
 from stage1.inference.run import InferConfig, infer
 
 Span = tuple[float, float]
 THRESHOLDS = np.round(np.arange(0.3, 0.96, 0.025), 3).tolist()
-SMOOTHINGS = (1.0, 3.0, 5.0, 7.0, 9.0)
-LOW_RATIOS = (0.7, 0.8, 0.9, 1.0)
-MIN_SECONDS = (2.0, 3.0, 4.0, 6.0)
+SMOOTHINGS = (1.0, 3.0, 5.0, 7.0)
+LOW_RATIOS = (0.7, 0.8, 0.9)
+MIN_SECONDS = (2.0, 4.0)
+RANKS = (0.0, 0.8, 0.9, 0.95)
 
 
 def main() -> None:
@@ -78,12 +79,8 @@ def score(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def predicted(video: dict[str, Any], settings: dict[str, float]) -> list[Span]:
     scores = np.array([np.nan if value is None else value for value in video["scores"]])
-    spans = find_spans(
-        np.round(smoothed(scores, settings["smooth_seconds"]), 6),
-        high=settings["threshold"],
-        low=round(settings["threshold"] * settings["low_ratio"], 6),
-        min_seconds=settings["min_seconds"],
-    )
+    fields = {name: value for name, value in settings.items() if name != "threshold"}
+    _, spans = event_spans(scores, threshold=settings["threshold"], config=EventConfig(**fields))
     return [(float(first), min(float(end), video["duration_seconds"])) for first, end in spans]
 
 
@@ -129,8 +126,8 @@ def choose(videos: list[dict[str, Any]], *, max_alarms: float) -> dict[str, floa
         within = figures["false_alarms_per_hour"] <= max_alarms
         return within, figures["found"] if within else -figures["false_alarms_per_hour"], figures["mean_overlap"]
 
-    names = ("threshold", "smooth_seconds", "low_ratio", "min_seconds")
-    grid = itertools.product(THRESHOLDS, SMOOTHINGS, LOW_RATIOS, MIN_SECONDS)
+    names = ("threshold", "smooth_seconds", "low_ratio", "min_seconds", "rank")
+    grid = itertools.product(THRESHOLDS, SMOOTHINGS, LOW_RATIOS, MIN_SECONDS, RANKS)
     return max((dict(zip(names, values, strict=True)) for values in grid), key=rank)
 
 

@@ -69,7 +69,8 @@ def train(
 ) -> int | None:
     """Train a model on shards.
 
-    Writes the best epoch to --out, and all options of the run to run.toml, which --config can read.
+    Writes the last epoch to --out (with --patience, the best one), and all options of the run to run.toml, which
+    --config can read.
 
     Exit codes: 0 success; 75 stopped by Ctrl-C, SIGTERM or SIGUSR1 after saving a checkpoint (run it again with
     --resume); 1 error.

@@ -35,9 +35,10 @@ def device_option() -> Any:
     return option("auto", help="Device to compute on: auto, cpu, cuda or cuda:N.")
 
 
-def annotations_option() -> Any:
+def annotations_option(group: str = "") -> Any:
     return option(
         None,
+        group=group,
         help="Ground-truth events, in UCF-Crime's format: lines of a name, a class, and the first and last frames.",
         metavar="FILE",
     )

@@ -66,11 +66,12 @@ def block_order(shards: Rows, *, window_shards: int, seed: int, epoch: int) -> t
     return order, np.searchsorted(window_of_clip[order], np.arange(-(-len(names) // window_shards)))
 
 
-def clips_of_epoch(videos: Rows, *, per_video: int, seed: int, epoch: int) -> Rows:
+def clips_of_epoch(videos: Rows, *, per_video: int | Rows, seed: int, epoch: int) -> Rows:
     """Return the positions of an epoch's clips: `per_video` of each video, or all clips of a shorter video.
 
     Each video has a fixed random order, and each epoch takes the next clips of it, cyclically. So no clip is repeated
-    before all clips of its video have been used. `videos` holds the video of each clip.
+    before all clips of its video have been used. `videos` holds the video of each clip, or any other group of clips.
+    `per_video` is a number, or one for each clip, the same for all clips of a video.
 
     >>> videos = np.array([7, 7, 7, 9])
     >>> [clips_of_epoch(videos, per_video=1, seed=0, epoch=epoch).tolist() for epoch in range(4)]
@@ -80,7 +81,8 @@ def clips_of_epoch(videos: Rows, *, per_video: int, seed: int, epoch: int) -> Ro
     order = np.argsort(keys, kind="stable")  # video by video, in random order within each
     _, first, counts = np.unique(videos[order], return_index=True, return_counts=True)
     place, size = np.arange(len(videos)) - np.repeat(first, counts), np.repeat(counts, counts)
-    return np.sort(order[(place - epoch * per_video) % size < per_video])
+    wanted = np.broadcast_to(per_video, len(videos))[order]
+    return np.sort(order[(place - epoch * wanted) % size < wanted])
 
 
 def clips_of_bag(num_clips: int, *, max_clips: int, seed: int, epoch: int, bag: int) -> Rows:

@@ -31,7 +31,7 @@ from stage1.common.device import map_tensors
 from stage1.data import epoch_plan
 from stage1.data.epoch_plan import PADDING_ROW, Rows
 from stage1.data.reader import ClipReader, ClipSource, JoinedReader
-from stage1.data.selection import Balance
+from stage1.data.selection import Balance, Quota
 from vidshard.util.errors import FormatError, UserError
 
 logger = logging.getLogger(__name__)
@@ -75,6 +75,7 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
     rows: the index rows to load; all rows by default. See `stage1.data.selection`.
     labels: a label for each row of the index, in place of those of the shards.
     clips_per_video: number of clips of each video in an epoch, different ones in each epoch; 0 uses all clips.
+    quota: the same for any groups of clips, in place of `clips_per_video`.
     balance: shares of an epoch by group; clips are repeated as often as that requires.
     drop_last, pad: drop the last, smaller batch, or fill it with padding (row and label -1, black pixels).
     max_bad_clips: number of damaged clips to tolerate on this rank. They are reported on standard error and replaced by
@@ -106,6 +107,7 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
         rows: npt.ArrayLike | None = None,
         labels: npt.ArrayLike | None = None,
         clips_per_video: int = 0,
+        quota: Quota | None = None,
         balance: Balance | None = None,
         max_bad_clips: int | None = 0,
         num_threads: int = 1,
@@ -123,14 +125,16 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
         self.reader = reader
         self.rows = _row_numbers(np.arange(len(reader)) if rows is None else np.asarray(rows), len(reader))
         self.labels = reader.labels if labels is None else np.asarray(labels, np.int64)
-        if len(self.labels) != len(reader) or (balance is not None and len(balance.groups) != len(reader)):
-            raise ValueError(
-                f"labels has {len(self.labels)} entries and balance {len(balance.groups) if balance else 'none'}, "
-                f"expected one for each of the {len(reader)} rows of the index"
-            )
+        columns: dict[str, Rows] = {"labels": self.labels}
+        columns |= {name: of.groups for name, of in (("balance", balance), ("quota", quota)) if of is not None}
+        for name, column in columns.items():
+            if len(column) != len(reader):
+                raise ValueError(
+                    f"{name} has {len(column)} entries, expected one for each of the {len(reader)} rows of the index"
+                )
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
         self.drop_last, self.pad, self.block_shards = drop_last, pad, block_shards
-        self.clips_per_video, self.balance = clips_per_video, balance
+        self.clips_per_video, self.quota, self.balance = clips_per_video, quota, balance
         self.rank, self.world_size = rank, world_size
         self.max_bad_clips, self.num_threads, self.num_processes = max_bad_clips, num_threads, num_processes
         self.device, self.prepare = torch.device(device), prepare
@@ -206,6 +210,8 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
         for column in (self.rows, self.labels, *((self.balance.groups,) if self.balance else ())):
             digest.update(np.ascontiguousarray(column, "<i8").tobytes())
         digest.update(repr(self.balance.weights if self.balance else None).encode())
+        if self.quota is not None:
+            digest.update(self.quota.groups.tobytes() + self.quota.counts.tobytes())
         return digest.hexdigest()[:16]
 
     def agreement(self) -> dict[str, Any]:
@@ -243,7 +249,10 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
         draw = {"seed": self.seed, "epoch": self.epoch}
         rows: Rows = self.rows
         starts: Rows = np.zeros(0, np.int64)
-        if self.clips_per_video:
+        if self.quota is not None:
+            groups = self.quota.groups[rows]
+            rows = rows[epoch_plan.clips_of_epoch(groups, per_video=self.quota.counts[groups], **draw)]
+        elif self.clips_per_video:
             rows = rows[epoch_plan.clips_of_epoch(self.reader.videos[rows], per_video=self.clips_per_video, **draw)]
         if self.balance is not None:
             picked = epoch_plan.balanced_clips(self.balance.groups[rows], weights=self.balance.weights, **draw)

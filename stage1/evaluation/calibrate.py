@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
-
-import numpy as np
 
 from stage1.data.reader import ClipReader
 from stage1.evaluation.config import CalibrateConfig as CalibrateConfig
 from stage1.evaluation.config import EvaluateConfig
-from stage1.evaluation.run import ScoredClips, choose_threshold, false_alarms, score_clips, shown_scores, store
+from stage1.evaluation.run import (
+    choose_threshold,
+    false_alarms_by_camera,
+    false_alarms_of,
+    score_clips,
+    shown_scores,
+    store,
+)
 from stage1.evaluation.text import EvaluationReport, aligned
 from stage1.metrics.calibration import Target
 from stage1.metrics.clips import interval_text
@@ -47,38 +51,25 @@ def calibrate(config: CalibrateConfig) -> CalibrateReport:
     target = Target(name="false-alarms-per-hour", value=config.false_alarms_per_hour)
     threshold = choose_threshold(clips, target)
     store(config.checkpoint, checkpoint.build_calibration(), threshold, target)
+    before, after = (
+        {**false_alarms_by_camera(clips, value, scoring), "all": false_alarms_of(clips, value, scoring)}
+        for value in (checkpoint.threshold, threshold)
+    )
     fields = {
         "target": str(target),
         "threshold_before": checkpoint.threshold,
         "threshold": threshold,
-        "cameras": false_alarms_by_camera(clips, checkpoint.threshold, threshold, scoring),
+        "cameras": {name: _before_and_after(before[name], after[name]) for name in after},
     }
     return CalibrateReport(text=_text(fields, config), fields=fields)
 
 
-def false_alarms_by_camera(
-    clips: ScoredClips, before: float, after: float, config: EvaluateConfig
-) -> dict[str, dict[str, Any]]:
-    """Return the clips detected as crime and the false alarms of each camera (recording or, if unknown, video), and
-    of all."""
-    groups = np.array(clips.groups)
-    cameras = {}
-    for name in (*np.unique(groups).tolist(), "all"):
-        here = np.ones(len(groups), np.bool_) if name == "all" else groups == name
-        own = _part(clips, here)
-        cameras[name] = {
-            "clips": int(here.sum()),
-            "called_crime_before": int((own.scores >= before).sum()),
-            "called_crime": int((own.scores >= after).sum()),
-            "false_alarms_before": false_alarms(own, before, config),
-            "false_alarms": false_alarms(own, after, config),
-        }
-    return cameras
-
-
-def _part(clips: ScoredClips, here: np.ndarray[Any, np.dtype[np.bool_]]) -> ScoredClips:
-    columns = ("rows", "labels", "videos", "scores", "first_frames", "last_frames", "seconds")
-    return dataclasses.replace(clips, **{name: getattr(clips, name)[here] for name in columns})
+def _before_and_after(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Merge what is known of a camera at two thresholds."""
+    changing = ("called_crime", "false_alarms")
+    return {"clips": after["clips"], **{f"{name}_before": before[name] for name in changing}} | {
+        name: after[name] for name in changing
+    }
 
 
 def _text(fields: dict[str, Any], config: CalibrateConfig) -> str:

@@ -35,6 +35,7 @@ from stage1.metrics.frames import FrameMetrics, ScoredVideo
 from stage1.metrics.ground_truth import read_ground_truth
 from stage1.model.checkpoint import Checkpoint, check_clip_shape, load_checkpoint, save_checkpoint
 from stage1.training.data import shared_videos
+from vidshard.shards import layout
 from vidshard.util import atomic, console
 from vidshard.util.errors import UserError
 from vidshard.util.text import counted
@@ -67,6 +68,10 @@ class ScoredClips:
     @property
     def has_recordings(self) -> bool:
         return any(self.reader.index.recording(video) is not None for video in np.unique(self.videos).tolist())
+
+    def part(self, here: npt.NDArray[np.bool_]) -> ScoredClips:
+        columns = ("rows", "labels", "videos", "scores", "first_frames", "last_frames", "seconds")
+        return dataclasses.replace(self, **{name: getattr(self, name)[here] for name in columns})
 
     def with_scores(self, scores: Array) -> ScoredClips:
         return dataclasses.replace(self, scores=scores)
@@ -132,6 +137,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
         "frames": dataclasses.asdict(frames_of(clips, ground_truth, config)) if ground_truth else None,
         "events": events_found(clips, ground_truth, threshold, config) if ground_truth else None,
         "false_alarms": false_alarms(clips, threshold, config),
+        "cameras": false_alarms_by_camera(clips, threshold, config),
         "classes": per_class(clips, videos, threshold, config),
         "calibration": _calibration_fields(decision.calibration, clips, raw_scores, validation),
         "baselines": _baselines(config, readers, clips, ground_truth),
@@ -304,6 +310,30 @@ def scored_videos(clips: ScoredClips, ground_truth: GroundTruth) -> list[ScoredV
         group = clips.reader.recording_or_video(number)
         found.append(ScoredVideo(group=group, is_crime=video.is_crime, labels=video.frame_labels(), scores=scores))
     return found
+
+
+def false_alarms_by_camera(clips: ScoredClips, threshold: float, config: EvaluateConfig) -> dict[str, dict[str, Any]]:
+    """Return `false_alarms_of` the normal clips of each camera: a recording or, if unknown, a video."""
+    groups = np.array(clips.groups)
+    normal = clips.labels == layout.NORMAL_LABEL
+    return {
+        name: false_alarms_of(clips.part(normal & (groups == name)), threshold, config)
+        for name in np.unique(groups[normal]).tolist()
+    }
+
+
+def false_alarms_of(clips: ScoredClips, threshold: float, config: EvaluateConfig) -> dict[str, Any]:
+    """Return how many of these normal clips are detected as crime, and their false alarms per hour.
+
+    The interval of the share takes clips for independent. Those of one camera are not, so the true one is wider.
+    """
+    called = int((clips.scores >= threshold).sum())
+    return {
+        "clips": len(clips.rows),
+        "called_crime": called,
+        "share": dataclasses.asdict(metrics.share_interval(called, len(clips.rows))),
+        "false_alarms": false_alarms(clips, threshold, config),
+    }
 
 
 def false_alarms(clips: ScoredClips, threshold: float, config: EvaluateConfig) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from stage1.metrics.annotations import DEFAULT_CONVENTION, EVENT_CONVENTIONS
 from stage1.metrics.clips import interval_text
 from vidshard.util.text import counted
 
+MAX_CAMERAS = 10  # that the text lists
 METRIC_CONVENTIONS = {
     "intervals": "95 % percentile bootstrap over source groups (recordings), else videos",
     "clip labels": "the label of the video; in untrimmed video most clips of a crime video show no crime",
@@ -63,7 +64,7 @@ def evaluation_text(fields: Mapping[str, Any], config: EvaluateConfig) -> str:
             for iou, value in events["average_precision"].items()
         )
         lines.append(f"  temporal IoU {interval_text(events['mean_iou'])}; AP at IoU: {precisions}")
-    lines += [_false_alarm_line(fields["false_alarms"]), ""]
+    lines += [_false_alarm_line(fields["false_alarms"]), *_camera_table(fields["cameras"], config), ""]
     lines += [_threshold_line(fields["threshold"], config), _calibration_line(fields["calibration"])]
     lines += ["", "By class:", *_class_table(fields)]
     if fields["baselines"]:
@@ -110,6 +111,21 @@ def _false_alarm_line(alarms: Mapping[str, Any]) -> str:
         return line + f"not available, {alarms['reason']}"
     line += f"{interval_text(alarms['per_hour'], 1)}, {alarms['alarms']} in {alarms['hours']:.2f} hours"
     return line + f" of {counted(alarms['videos'], 'video')}"
+
+
+def _camera_table(cameras: Mapping[str, Any], config: EvaluateConfig) -> list[str]:
+    """Return the cameras with the largest shares of normal clips detected as crime."""
+    if len(cameras) < 2:
+        return []
+    worst = sorted(cameras.items(), key=lambda item: (-item[1]["share"]["value"], item[0]))[:MAX_CAMERAS]
+    rows = [["camera", "normal clips", "called crime", "share", "false alarms per hour"]]
+    for name, found in worst:
+        rate = found["false_alarms"]["per_hour"]
+        counts = [f"{found[key]:,}" for key in ("clips", "called_crime")]
+        rows.append([name, *counts, interval_text(found["share"], 2), interval_text(rate, 1) if rate else "n/a"])
+    title = f"False alarms by camera (recording or, if unknown, video), {len(worst)} of {len(cameras)}, worst first"
+    rest = f"; all are in {config.out / 'evaluation.json'}" if len(cameras) > len(worst) else ""
+    return ["", f"{title}{rest}:", *aligned(rows)]
 
 
 def _threshold_line(threshold: Mapping[str, Any], config: EvaluateConfig) -> str:

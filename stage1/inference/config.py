@@ -40,6 +40,15 @@ class EventConfig(CheckedConfig):
         at_least=0,
         at_most=1,
     )
+    rank: float = option(
+        0.9,
+        name="event_rank",
+        help="In a long video, raise the threshold to the score that this share of its seconds do not exceed, so that "
+        "its events stand out from the rest; 0 leaves the threshold as it is.",
+        group=_EVENTS,
+        at_least=0,
+        at_most=1,
+    )
     smooth_seconds: float = option(
         5.0,
         name="event_smooth_seconds",

@@ -98,19 +98,14 @@ def smoothed(scores: Array, seconds: float) -> Array:
     return np.where(known, means, np.nan)
 
 
-def find_spans(
-    scores: Sequence[float] | Array, *, high: float, low: float, min_seconds: float
-) -> list[tuple[int, int]]:
+def find_spans(scores: Sequence[float] | Array, *, high: float, low: float) -> list[tuple[int, int]]:
     """Find spans of seconds (first, end), end exclusive, by two thresholds with hysteresis (Canny, PAMI 1986).
 
     All seconds of a span score at least `low`, and one of them at least `high`. A second without a score (NaN)
-    neither ends a span nor forms its edge. Spans shorter than `min_seconds` are dropped, except one that fills the
-    video.
+    neither ends a span nor forms its edge.
 
-    >>> find_spans([0.2, 0.6, 0.9, 0.6, 0.2, 0.6], high=0.8, low=0.5, min_seconds=2)
+    >>> find_spans([0.2, 0.6, 0.9, 0.6, 0.2, 0.6], high=0.8, low=0.5)
     [(1, 4)]
-    >>> find_spans([0.9, 0.2], high=0.8, low=0.5, min_seconds=2), find_spans([0.9], high=0.8, low=0.5, min_seconds=2)
-    ([], [(0, 1)])
     """
     spans = []
     first = last = -1  # of the current span
@@ -122,19 +117,80 @@ def find_spans(
             first = second if first < 0 else first
             last, reached = second, reached or score >= high
             continue
-        if reached and last + 1 - first >= min(min_seconds, len(scores)):
+        if reached:
             spans.append((first, last + 1))
         first, reached = -1, False
     return spans
 
 
+def best_overlap(probabilities: Array) -> tuple[int, int]:
+    """Return the span (first, end) with the highest expected overlap (intersection over union) with an event.
+
+    `probabilities` are those of each second to belong to the event. The overlap is the ratio of the expected
+    intersection and union, which Dinkelbach's method (Management Science 1967) maximises by a few best spans of a sum.
+
+    >>> best_overlap(np.array([0.2, 0.7, 0.9, 0.1, 0.3]))
+    (1, 3)
+    """
+    total, overlap = float(probabilities.sum()), 0.0
+    first, end = 0, len(probabilities)
+    while True:
+        sums = np.concatenate([[0.0], np.cumsum(probabilities * (1 + overlap) - overlap)])
+        lowest = np.minimum.accumulate(sums[:-1])
+        stop = int((sums[1:] - lowest).argmax()) + 1
+        start = int(sums[:stop].argmin())
+        shared = float(probabilities[start:stop].sum())
+        found = shared / max(stop - start + total - shared, 1e-9)
+        if found <= overlap + 1e-9:
+            return first, end
+        first, end, overlap = start, stop, found
+
+
 def find_events(clips: ClipScores, *, threshold: float, config: EventConfig) -> tuple[Array, list[Event]]:
     """Return the score of each second, smoothed and rounded to 6 digits (NaN without a clip), and the events."""
-    scores = np.round(smoothed(second_scores(clips), config.smooth_seconds), 6)
-    spans = find_spans(
-        scores, high=threshold, low=round(threshold * config.low_ratio, 6), min_seconds=config.min_seconds
-    )
+    scores, spans = event_spans(second_scores(clips), threshold=threshold, config=config)
     return scores, [_event(clips, scores, *span) for span in spans]
+
+
+def event_spans(raw: Array, *, threshold: float, config: EventConfig) -> tuple[Array, list[tuple[int, int]]]:
+    """Return the scores of seconds, smoothed and rounded to 6 digits, and the events as spans (first, end) of seconds.
+
+    An event is found by two thresholds, and is then the part with the best expected overlap, if that is long enough.
+    Events shorter than ``config.min_seconds`` are dropped, except one that fills the video.
+    """
+    scores = np.round(smoothed(raw, config.smooth_seconds), 6)
+    high = ranked_threshold(scores, threshold, config.rank)
+    shortest = min(config.min_seconds, len(scores))
+    spans = []
+    for first, end in find_spans(scores, high=high, low=round(high * config.low_ratio, 6)):
+        if end - first >= shortest:
+            start, stop = best_overlap(_odds_share(raw[first:end], high))
+            spans.append((first + start, first + stop) if stop - start >= shortest else (first, end))
+    return scores, spans
+
+
+def ranked_threshold(scores: Array, threshold: float, rank: float) -> float:
+    """Return the threshold of a video: `threshold` or, if it is higher, the score that `rank` of the seconds reach at
+    most.
+
+    The highest-scoring second of a video is thus an event whenever it reaches `threshold`.
+
+    >>> ranked_threshold(np.array([0.5, 0.6, 0.7, 0.8, np.nan]), 0.5, 0.75), ranked_threshold(np.array([0.1]), 0.5, 0.9)
+    (0.7, 0.5)
+    """
+    known = scores[~np.isnan(scores)]
+    return max(threshold, float(np.quantile(known, rank, method="lower"))) if len(known) else threshold
+
+
+def _odds_share(scores: Array, threshold: float) -> Array:
+    """Return the probabilities that scores would be if `threshold` were even odds; 0 for NaN.
+
+    >>> _odds_share(np.array([0.8, 0.5, np.nan, 1.0]), 0.8).round(2).tolist()
+    [0.5, 0.2, 0.0, 1.0]
+    """
+    p, t = np.clip(np.nan_to_num(scores), 1e-9, 1 - 1e-9), min(max(threshold, 1e-9), 1 - 1e-9)
+    share = p * (1 - t) / (p * (1 - t) + (1 - p) * t)
+    return np.where(np.isnan(scores), 0.0, share)
 
 
 def _event(clips: ClipScores, scores: Array, first: int, end: int) -> Event:

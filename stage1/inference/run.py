@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from stage1.common import distributed, files
 from stage1.common.device import choose_device, device_name
+from stage1.common.distributed import rank_zero_warn
 from stage1.data import from_videos
 from stage1.data.epoch_plan import Rows, rows_by_video
 from stage1.data.loader import ClipReader
@@ -38,6 +39,7 @@ from stage1.metrics import centred_scores
 from stage1.metrics import clips as metrics
 from stage1.metrics.calibration import Calibration
 from stage1.metrics.ground_truth import read_ground_truth
+from stage1.model import released
 from stage1.model.checkpoint import Checkpoint, build_options, check_clip_shape, load_checkpoint
 from vidshard import __version__
 from vidshard.shards import layout, manifest
@@ -160,8 +162,12 @@ def shown_path(path: Path) -> str:
 def infer(config: InferConfig) -> InferReport | None:
     """Score all clips, write the outputs to ``config.out``, and return the report; None on ranks other than 0.
 
-    Raises UserError (which includes FormatError) before anything is written if the clips do not fit the checkpoint.
+    `videos` are scored with the released model while there is no trained one at the default place. Raises UserError
+    (which includes FormatError) before anything is written if the clips do not fit the checkpoint.
     """
+    if config.videos and config.checkpoint == files.DEFAULT_CHECKPOINT and not config.checkpoint.exists():
+        rank_zero_warn(f"no {config.checkpoint} yet; scoring with {released.PATH}: {released.WARNING}")
+        config = dataclasses.replace(config, checkpoint=released.PATH)
     fold = _load(Fold(checkpoint=config.checkpoint, rows=np.zeros(0, np.int64)))  # it scores all rows
     if not config.videos:
         return _on_all_ranks(config, [fold])

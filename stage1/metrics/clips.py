@@ -333,6 +333,18 @@ def group_numbers(groups: Sequence[Hashable] | npt.NDArray[Any]) -> npt.NDArray[
     return np.array([number.setdefault(value, len(number)) for value in values], np.int64)
 
 
+def share_interval(count: int, number: int, *, level: float = 0.95) -> Interval:
+    """Return `count` / `number` and its interval for independent trials (Wilson, JASA 1927); `number` is 1 or more.
+
+    >>> share_interval(1, 10).text(2)
+    '0.10 [0.02, 0.40]'
+    """
+    from scipy.stats import binomtest
+
+    low, high = binomtest(count, number).proportion_ci(level, method="wilson")
+    return Interval(value=count / number, low=float(low), high=float(high), num_units=number, level=level)
+
+
 def poisson_interval(count: int, exposure: float, *, level: float = 0.95) -> Interval:
     """Return the rate of `count` independent events in `exposure` hours, with the exact interval of Garwood (1936).
 

@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from stage1.data.reader import ClipReader
 from stage1.metrics.annotations import VideoGroundTruth, make_annotations, read_annotations
 from vidshard.util.errors import UserError
+
+
+class NothingListedError(UserError):
+    """An annotation file that names no video of a shard set."""
+
+
+def read_ground_truths(path: Path, readers: Sequence[ClipReader]) -> list[dict[int, VideoGroundTruth]]:
+    """Read the ground truth of several sets, of which not all must have annotated videos.
+
+    Raises UserError as `read_ground_truth` does, and if no set has one.
+    """
+    found, errors = [], []
+    for reader in readers:
+        try:
+            found.append(read_ground_truth(path, reader))
+        except NothingListedError as error:
+            found.append({})
+            errors.append(error)
+    if len(errors) == len(readers):
+        raise errors[0]
+    return found
 
 
 def read_ground_truth(path: Path | None, reader: ClipReader) -> dict[int, VideoGroundTruth]:
@@ -31,7 +53,7 @@ def read_ground_truth(path: Path | None, reader: ClipReader) -> dict[int, VideoG
         dataclasses.replace(video, num_frames=None) for video in read_annotations(path) if video.stem in video_of_stem
     ]
     if not listed:
-        raise UserError(
+        raise NothingListedError(
             f"`annotations` {path} lists none of the {len(paths):,} videos of the shards; expected the annotations of "
             "these videos, with their file names"
         )

@@ -328,10 +328,12 @@ def thinned(scores: Sequence[float | None], count: int) -> list[float | None]:
 
 
 def _videos_note(events: Mapping[str, Any]) -> str:
+    rank = events.get("rank", 0)  # files of earlier versions lack it
+    more = f", and the score that {rank:.0%} of the seconds of its video do not exceed" if rank else ""
     return (
-        f"An event reaches a score of {events['threshold']:.3g}, stays above {events['low_ratio']:.0%} of that and "
-        f"lasts {events['min_seconds']:g} s or more; scores are means over {events['smooth_seconds']:g} s. A clip that "
-        "spans a whole video gives a single score; use dense sampling to locate events in time."
+        f"An event reaches a score of {events['threshold']:.3g}{more}. It stays above {events['low_ratio']:.0%} of "
+        f"that and lasts {events['min_seconds']:g} s or more. Scores are means over {events['smooth_seconds']:g} s. A "
+        "clip that spans a whole video gives a single score; use dense sampling to locate events in time."
     )
 
 

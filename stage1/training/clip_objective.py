@@ -18,7 +18,7 @@ from torch.nn import functional
 from stage1.common import distributed
 from stage1.common.device import constant
 from stage1.common.distributed import rank_zero_info, rank_zero_warn
-from stage1.data import clip_random
+from stage1.data import clip_random, epoch_plan
 from stage1.data.epoch_plan import Rows
 from stage1.data.loader import Batch, ClipLoader
 from stage1.data.selection import Balance
@@ -59,7 +59,6 @@ class Composites(NamedTuple):
     )  # of the clips, by which the partners are augmented, so that both are cropped and shaded alike
     plan: AugmentPlan | None
     weights: torch.Tensor  # float32 (places, T): share of the clip in each frame
-    events: torch.Tensor  # float32 (B, T): 1 in the frames that show the crime of a composite
 
 
 class TrainBatch(NamedTuple):
@@ -74,6 +73,7 @@ class TrainBatch(NamedTuple):
     plan: AugmentPlan | None  # None: of a `transform` of the user's, or without augmentation
     shares: torch.Tensor | None  # float32 (B,): weight of each clip when pairs are mixed
     composites: Composites | None
+    events: torch.Tensor | None  # float32 (B, T): 1 in the frames that are known to show the crime
 
 
 class Objective(Protocol):
@@ -153,7 +153,11 @@ class ClipObjective:
         """Fit the classifier on motion features, from clips preprocessed as in inference; the same on every rank."""
         if not isinstance(model, Stage1Model) or model.motion_classifier is None:
             return
-        rows = fitted_rows(data.train_rows, data.labels, data.train.videos)
+        rows = fitted_rows(data.own_rows, data.labels, data.train.videos)
+        if (quota := data.quota(self.config.clips_per_video_per_epoch)) is not None:
+            cameras = quota.groups[data.extra_rows]
+            drawn = epoch_plan.clips_of_epoch(cameras, per_video=quota.counts[cameras], seed=0, epoch=0)
+            rows = np.concatenate([rows, data.extra_rows[drawn]])
         loader = ClipLoader(
             data.train,
             rows=rows,
@@ -190,7 +194,7 @@ class ClipObjective:
         loader = self.training_loader(data, device)
         config = self.config
         if config.splices and not (config.mixup or config.bags) and config.model.pooling in ("attention", "gated"):
-            self.splicer = splices.Splicer.of_clips(data.train, data.train_rows, data.labels, config=config)
+            self.splicer = splices.Splicer.of_data(data, config)
             rank_zero_info(f"Note: {self.splicer.note(data.train_rows, data.labels)}")
         self.class_weights = optim.class_weights(data.labels[loader.order()].astype(np.int64))
         return loader, self.validation_loader(data, device)
@@ -205,6 +209,7 @@ class ClipObjective:
             batch_size=config.batch_size,
             shuffle=True,
             clips_per_video=config.clips_per_video_per_epoch,
+            quota=data.quota(config.clips_per_video_per_epoch),
             balance=Balance(groups=data.labels, weights=(1.0, 1.0)) if config.balanced else None,
             block_shards=config.block_shards,
             prepare=self.prepare,
@@ -241,6 +246,7 @@ class ClipObjective:
         known_B = batch.labels >= 0
         known = known_B.nonzero()[:, 0]
         mixup = self.config.mixup
+        composites, events_BT = self._composites(batch, epoch)
         return TrainBatch(
             *batch,
             seeds=seeds_B,
@@ -248,7 +254,8 @@ class ClipObjective:
             label=int(batch.labels[known[0]]) if len(known) else -1,
             plan=self._plan(batch.clips, batch.indices, epoch),
             shares=shares_of_pairs(seeds_B, known_B, alpha=mixup) if mixup else None,
-            composites=self._composites(batch, epoch),
+            composites=composites,
+            events=events_BT,
         )
 
     def loss(self, model: nn.Module, forward: Forward, batch: TrainBatch, epoch: int) -> BatchLoss:
@@ -262,8 +269,8 @@ class ClipObjective:
                 splices.splice(clips_BCTHW, partners_BCTHW, composites.places, composites.weights)
             logits_BK, attention_BT = forward(clips_BCTHW)
             loss_B, weight_B = self._cross_entropy(logits_BK, batch.labels)
-            if composites is not None:
-                loss_B = loss_B + weight_B * ATTENTION_WEIGHT * attention_loss(attention_BT, composites.events)
+            if batch.events is not None:
+                loss_B = loss_B + weight_B * ATTENTION_WEIGHT * attention_loss(attention_BT, batch.events)
         else:
             mixed_BK, _ = forward(mix_pairs(clips_BCTHW, share_B))
             loss_B, weight_B = torch.zeros_like(share_B), torch.zeros_like(share_B)
@@ -288,22 +295,25 @@ class ClipObjective:
             return self._train_transform(clips_BTHWC, indices_B, epoch)
         return ClipTransform(self.config.transform)(clips_BTHWC, plan=plan)
 
-    def _composites(self, batch: Batch, epoch: int) -> Composites | None:
-        """Draw the composites of a batch, and read the normal clips that they need; return None without any."""
+    def _composites(self, batch: Batch, epoch: int) -> tuple[Composites | None, torch.Tensor | None]:
+        """Draw the composites of a batch, and read the normal clips that they need; None without any.
+
+        The second value, (B, T), is 1 in the frames that are known to show the crime; None if none are looked for.
+        """
         if self.splicer is None:
-            return None
+            return None, None
         T = batch.clips.shape[1]
         plans = self.splicer.plan(batch.labels, batch.indices, num_frames=T, epoch=epoch)
         plans, partners = self.splicer.read_partners(plans)
+        events_BT = self.splicer.annotated(batch.labels, batch.indices)
         if not plans:
-            return None
+            return None, events_BT
         places = torch.tensor([plan.place for plan in plans])
         weights = torch.from_numpy(np.stack([splices.own_frames(plan, T) for plan in plans]))
         is_crime = torch.tensor([plan.is_crime for plan in plans])
-        events_BT = torch.zeros(len(batch.labels), T)
-        events_BT[places] = ((weights == 1) & is_crime[:, None]).float()
+        events_BT[places[is_crime]] = (weights[is_crime] == 1).float()
         indices = batch.indices[places]
-        return Composites(places, partners, indices, self._plan(partners, indices, epoch), weights, events_BT)
+        return Composites(places, partners, indices, self._plan(partners, indices, epoch), weights), events_BT
 
     def score(self, forward: Forward, batch: Batch) -> torch.Tensor:
         return forward(self._evaluation_transform(batch.clips))[0]

@@ -14,7 +14,7 @@ import click
 import tomli_w
 
 from stage1.common import files
-from stage1.common.options import cache_dir_option, cache_gb_option, device_option
+from stage1.common.options import annotations_option, cache_dir_option, cache_gb_option, device_option
 from stage1.data.config import ReviewLabelUse, TransformConfig
 from stage1.model.config import ModelConfig
 from vidshard.storage.urls import Location, Url, location
@@ -35,6 +35,13 @@ class TrainConfig:
     shards: tuple[Location, ...] = option(
         (Path("shards/Train"),),
         help="Shards to train on: a path or a URL; repeat for several sets.",
+        type=location,
+        metavar="PLACE",
+    )
+    extra_normal: tuple[Location, ...] = option(
+        (),
+        help="Shards of normal footage of other cameras, against false alarms there; repeat for several sets.",
+        group=_DATA,
         type=location,
         metavar="PLACE",
     )
@@ -113,6 +120,7 @@ class TrainConfig:
         group=_DATA,
         at_least=0,
     )
+    annotations: Path | None = annotations_option(_UNTRIMMED)
     bags: str = option(
         "",
         help="Multiple-instance learning on untrimmed videos: the loss uses the top-scoring clips of a video, or "
@@ -186,6 +194,10 @@ class TrainConfig:
             raise UserError("shards is empty, expected at least one shard set")
         if self.bags not in ("", "topk", "attention"):
             raise UserError(f"bags is {self.bags!r}, expected topk or attention")
+        if self.bags and self.extra_normal:
+            raise UserError("`extra_normal` and `bags` cannot be combined: add the normal videos as `shards`")
+        if self.bags and self.annotations is not None:
+            raise UserError("`annotations` and `bags` cannot be combined: a bag has one label, for its whole video")
         if self.bag_clips and not self.bags:
             raise UserError(f"bag_clips is {self.bag_clips}, but bags is not set; set it to topk or attention")
         if self.resume not in (False, True, "auto"):
@@ -216,9 +228,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 # A resumed run may differ in these; all others affect the weights. The product of batch_size, accumulate and the number
 # of ranks, the global batch, must stay the same.
 FREE_ON_RESUME = (
-    *("shards", "val_shards", "out", "epochs", "device", "compile", "channels_last", "workers", "resume"),
-    *("batch_size", "accumulate", "checksums", "max_bad_clips", "checkpoint_minutes", "patience", "tensorboard"),
-    *("cache_dir", "cache_gb"),
+    *("shards", "extra_normal", "val_shards", "out", "epochs", "device", "compile", "channels_last", "workers"),
+    *("resume", "batch_size", "accumulate", "checksums", "max_bad_clips", "checkpoint_minutes", "patience"),
+    *("tensorboard", "cache_dir", "cache_gb"),
 )
 
 

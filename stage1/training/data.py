@@ -14,14 +14,20 @@ import numpy as np
 from stage1.data.epoch_plan import Rows
 from stage1.data.reader import ClipReader, JoinedReader
 from stage1.data.review_labels import apply_review_labels, read_review_labels
+from stage1.data.selection import Quota
+from stage1.metrics.ground_truth import read_ground_truths
 from stage1.training.config import TrainConfig
+from stage1.training.known_frames import UNKNOWN, FrameLabels, annotated_frames, frames_of_trimmed
+from vidshard.shards.layout import CRIME_LABEL, NORMAL_LABEL
 from vidshard.shards.remote_set import check_room
 from vidshard.storage.cache import CacheConfig
 from vidshard.util.errors import UserError
+from vidshard.util.text import counted
 
 MAX_MOTION_GAP_SECONDS = 0.5
 # Build settings that do not affect the pixels of a video's clips.
 SETTINGS_WITHOUT_PIXELS = ("sources_sha256", "limit", "normal", "seed", "shard_mb")
+EXTRA_SHARE = 0.25  # extra normal clips in an epoch, relative to the other normal ones
 CLASS_NAMES = ("normal", "crime")
 Clips = ClipReader | JoinedReader
 
@@ -37,6 +43,8 @@ class TrainData:
     notes: tuple[str, ...]  # logged only
     warnings: tuple[str, ...]  # logged, and kept in the checkpoint
     reviewed_labels: Rows | None = None  # of every row of `train`, if a reviewer changed some
+    annotated_frames: FrameLabels | None = None  # of every row of `train`, from annotations
+    extra_cameras: Rows | None = None  # of every row of `train`: its camera if it is extra normal footage, else -1
 
     @property
     def labels(self) -> Rows:
@@ -55,6 +63,42 @@ class TrainData:
     def train_videos(self) -> list[str]:
         """Training videos. Stage 2 must not learn from the model's predictions on them."""
         return sorted({self.train.video_id(video) for video in np.unique(self.train.videos[self.train_rows]).tolist()})
+
+    def frame_labels(self, *, trimmed_seconds: float) -> FrameLabels:
+        """Return what is known of the frames of every row of `train`, from annotations and from `frames_of_trimmed`."""
+        readers = self.train.readers if isinstance(self.train, JoinedReader) else (self.train,)
+        frames = frames_of_trimmed(readers, self.labels, trimmed_seconds=trimmed_seconds)
+        return frames if self.annotated_frames is None else np.maximum(self.annotated_frames, frames)
+
+    @property
+    def own_rows(self) -> Rows:
+        """Rows to train on without those of extra normal footage."""
+        return (
+            self.train_rows if self.extra_cameras is None else self.train_rows[self.extra_cameras[self.train_rows] < 0]
+        )
+
+    @property
+    def extra_rows(self) -> Rows:
+        """Rows of extra normal footage."""
+        return self.train_rows[len(self.own_rows) :]
+
+    def quota(self, clips_per_video: int) -> Quota | None:
+        """Return how many clips of each video, and of each camera of extra normal footage, an epoch has; None without
+        such footage.
+
+        Every camera gives as many, so that none dominates, and all together EXTRA_SHARE of the other normal clips.
+        """
+        if self.extra_cameras is None:
+            return None
+        is_extra = self.extra_cameras >= 0
+        num_videos = int(self.train.videos.max()) + 1
+        groups = np.where(is_extra, num_videos + self.extra_cameras, self.train.videos)
+        own = self.own_rows
+        clips = np.bincount(self.train.videos[own[self.labels[own] == NORMAL_LABEL]], minlength=num_videos)
+        most = clips_per_video or len(self.train)
+        cameras = int(self.extra_cameras.max()) + 1
+        each = max(1, round(EXTRA_SHARE * int(np.minimum(clips, most).sum()) / cameras))
+        return Quota(groups=groups, counts=np.array([most] * num_videos + [each] * cameras))
 
     @property
     def train_labels(self) -> Rows:
@@ -86,6 +130,11 @@ def open_data(config: TrainConfig) -> TrainData:
         notes.append(reviewed.note(review, config.marks_as))
     else:
         _check_labels(reader, labels)
+    annotated = None
+    if config.annotations is not None:
+        annotated = annotated_frames(readers, read_ground_truths(config.annotations, readers), labels)
+        labels, kept = annotated.labels, kept & annotated.kept
+        notes.append(annotated.note)
     validation: Clips | None
     if config.val_shards is not None:
         validation = ClipReader(config.val_shards, checksums=config.checksums, cache=cache)
@@ -113,7 +162,7 @@ def open_data(config: TrainConfig) -> TrainData:
             f"the frames of a clip are {gap:.1f} s apart (median); above {MAX_MOTION_GAP_SECONDS} s motion input is of "
             "little use; dense sampling (see `vidshard build --help`) keeps frames close"
         )
-    return TrainData(
+    data = TrainData(
         train=reader,
         train_rows=rows,
         validation=validation,
@@ -121,7 +170,47 @@ def open_data(config: TrainConfig) -> TrainData:
         notes=tuple(notes),
         warnings=tuple(warnings),
         reviewed_labels=labels,
+        annotated_frames=None if annotated is None else annotated.frames,
     )
+    extra = [ClipReader(place, checksums=config.checksums, cache=cache) for place in config.extra_normal]
+    return _with_extra_normal(data, config, readers, extra) if extra else data
+
+
+def _with_extra_normal(
+    data: TrainData, config: TrainConfig, own: list[ClipReader], extra: list[ClipReader]
+) -> TrainData:
+    """Add normal footage of other cameras to the training clips. A recording, or else a video, counts as a camera."""
+    for one in extra:
+        crimes = int((one.labels == CRIME_LABEL).sum())
+        if crimes:
+            raise UserError(
+                f"`extra_normal` {one.where} has {crimes} crime clips, expected normal ones only; pass it as `shards`"
+            )
+    reader = JoinedReader([*own, *extra])
+    num_own = len(data.train)
+    names = [reader.recording_or_video(video) for video in reader.videos[num_own:].tolist()]
+    cameras, camera_of_row = np.unique(names, return_inverse=True)
+    warnings = [text for one in extra for text in sampling_warnings(own[0], one)]
+    frames = data.annotated_frames
+    if frames is not None:
+        frames = np.concatenate([frames, np.full((len(camera_of_row), frames.shape[1]), UNKNOWN, np.int8)])
+    more = dataclasses.replace(
+        data,
+        train=reader,
+        train_rows=np.concatenate([data.train_rows, np.arange(num_own, len(reader))]),
+        validation=reader if data.validation is data.train else data.validation,
+        warnings=(*data.warnings, *warnings),
+        reviewed_labels=np.concatenate([data.labels, np.full(len(camera_of_row), NORMAL_LABEL)]),
+        annotated_frames=frames,
+        extra_cameras=np.concatenate([np.full(num_own, -1), camera_of_row]),
+    )
+    quota = more.quota(config.clips_per_video_per_epoch)
+    assert quota is not None
+    note = (
+        f"{counted(len(camera_of_row), 'clip')} of {counted(len(cameras), 'camera')} are extra normal footage; an "
+        f"epoch uses up to {quota.counts[-1]} of each camera"
+    )
+    return dataclasses.replace(more, notes=(*more.notes, note))
 
 
 def hold_out(reader: Clips, *, fraction: float, seed: int) -> tuple[Rows, Rows]:

@@ -19,6 +19,8 @@ from stage1.data import clip_random
 from stage1.data.epoch_plan import Rows
 from stage1.data.reader import ClipReader, JoinedReader
 from stage1.training.config import TrainConfig
+from stage1.training.data import TrainData
+from stage1.training.known_frames import FrameLabels
 from vidshard.shards.layout import CRIME_LABEL, NORMAL_LABEL
 from vidshard.util.errors import FormatError
 
@@ -46,21 +48,16 @@ class Splicer:
     rows: dict[str, Rows]  # recording → its normal clips
     recordings: list[str]  # of every video of the set
     every_normal: Rows
-    trimmed: npt.NDArray[np.bool_]  # of every video of the set: it is short enough to show the crime in all frames
+    frames: FrameLabels  # of every row of the set
     share: float  # of the clips of a batch
     seed: int
     skip_damaged: bool
+    keeps_time: bool  # the augmentation leaves every frame at its place
 
     @classmethod
-    def of_clips(
-        cls,
-        reader: ClipReader | JoinedReader,
-        rows: Rows,
-        labels: Rows,
-        *,
-        config: TrainConfig,
-    ) -> Splicer:
-        """Create a splicer for the clips of `rows`; `labels` are those of every row of the index."""
+    def of_data(cls, data: TrainData, config: TrainConfig) -> Splicer:
+        """Create a splicer for the training clips."""
+        reader, rows, labels = data.train, data.train_rows, data.labels
         normal = rows[labels[rows] == NORMAL_LABEL]
         videos = reader.videos
         names = [reader.recording_or_video(video) for video in range(int(videos.max()) + 1)]
@@ -68,17 +65,18 @@ class Splicer:
         for row in normal.tolist():
             found.setdefault(names[videos[row]], []).append(row)
         groups = {name: np.array(group) for name, group in found.items()}
-        trimmed = reader.video_seconds() < config.trimmed_seconds
-        any_trimmed = bool(trimmed[videos[rows[labels[rows] == CRIME_LABEL]]].any())
+        frames = data.frame_labels(trimmed_seconds=config.trimmed_seconds)
+        any_crime = bool((frames[rows] == 1).all(1).any())
         return cls(
             reader=reader,
             rows=groups,
             recordings=names,
             every_normal=normal,
-            trimmed=trimmed,
-            share=config.splices if any_trimmed else 0.0,  # without crimes, composites would teach nothing
+            frames=frames,
+            share=config.splices if any_crime else 0.0,  # without crimes, composites would teach nothing
             seed=config.seed,
             skip_damaged=config.max_bad_clips > 0,
+            keeps_time=not (config.transform.time_shift or config.transform.time_stretch),
         )
 
     def partners(self, row: int) -> Rows:
@@ -86,6 +84,18 @@ class Splicer:
         mine: Rows = self.rows.get(self.recordings[self.reader.videos[row]], self.every_normal)
         mine = mine[mine != row]
         return mine if len(mine) else np.delete(self.every_normal, self.every_normal == row)
+
+    def shows_crime_only(self, row: int) -> bool:
+        """Return True if all frames of a clip are known to show the crime."""
+        return bool((self.frames[row] == 1).all())
+
+    def annotated(self, labels_B: torch.Tensor, indices_B: torch.Tensor) -> torch.Tensor:
+        """Return the frames of crimes, 0 or 1 (B, T), of the clips of which only some frames show the crime."""
+        frames_BT = self.frames[indices_B.numpy()]
+        partly_B = (
+            self.keeps_time & (frames_BT.min(1) == 0) & (frames_BT.max(1) == 1) & (labels_B.numpy() == CRIME_LABEL)
+        )
+        return torch.from_numpy((frames_BT * partly_B[:, None]).astype(np.float32))
 
     def plan(self, labels_B: torch.Tensor, indices_B: torch.Tensor, *, num_frames: int, epoch: int) -> list[SplicePlan]:
         """Draw the composites of a batch (on the CPU); they depend only on the seed, the epoch and each row."""
@@ -98,7 +108,7 @@ class Splicer:
             chosen, partner, length, first, side, blend = drawn_BN[place].tolist()
             if chosen >= self.share or label < 0:
                 continue
-            if label == CRIME_LABEL and not self.trimmed[self.reader.videos[row]]:
+            if label == CRIME_LABEL and not self.shows_crime_only(row):
                 continue
             partners = self.partners(row)
             if not len(partners):
@@ -136,14 +146,17 @@ class Splicer:
         return kept, torch.from_numpy(clips[: len(kept)])
 
     def note(self, rows: Rows, labels: Rows) -> str:
-        """Say how many of the crimes among `rows` are spliced, and with which clips."""
-        videos = self.reader.videos[rows[labels[rows] == CRIME_LABEL]]
-        trimmed = videos[self.trimmed[videos]]
-        own = sum(self.recordings[video] in self.rows for video in trimmed.tolist())
-        text = f"attention is taught by composites of {len(trimmed)} of {len(videos)} crime clips"
-        if len(trimmed):
-            text += f" with normal clips of their recording ({own}) or of any camera ({len(trimmed) - own})"
-        if len(trimmed) < len(videos):
+        """Say how many of the crimes among `rows` teach attention, and how."""
+        crimes = rows[labels[rows] == CRIME_LABEL]
+        whole = crimes[(self.frames[crimes] == 1).all(1)]
+        partly = crimes[(self.frames[crimes] == 0).any(1)]
+        text = f"attention is taught by composites of {len(whole)} of {len(crimes)} crime clips"
+        if len(whole):
+            own = sum(self.recordings[video] in self.rows for video in self.reader.videos[whole].tolist())
+            text += f" with normal clips of their recording ({own}) or of any camera ({len(whole) - own})"
+        if len(partly):
+            text += f" and by the annotated frames of {len(partly)}"
+        if len(whole) + len(partly) < len(crimes):
             text += "; the others are from longer videos (`trimmed_seconds`), most of which may be normal"
         return text
 

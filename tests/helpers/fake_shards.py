@@ -26,6 +26,7 @@ class Options:
     settings: dict[str, Any] | None = None
     clips_per_shard: int = 8
     clips_per_video: int = 1
+    consecutive: bool = False  # the clips of a video follow one another; otherwise all have its first frames
     frame_gap_seconds: float = 0.1
     source_groups: Sequence[str | None] | None = None
     prefix: str = ""  # of the names of videos
@@ -41,6 +42,11 @@ def write_shards(folder: Path, clips: npt.NDArray[np.uint8], labels: Sequence[in
     num_frames, height, width = clips.shape[1:4]
     names = o.class_names if o.class_names is not None else [CLASS_OF_LABEL[int(label)] for label in labels]
     groups = o.source_groups if o.source_groups is not None else [None] * len(clips)
+
+    def frames_of(clip: int) -> tuple[int, ...]:
+        first = clip % o.clips_per_video * num_frames * o.consecutive
+        return tuple(range(first, first + num_frames))
+
     records = [
         SampleRecord(
             path="/".join(part for part in (names[i], f"{o.prefix}video-{i // o.clips_per_video:03d}.mp4") if part),
@@ -48,8 +54,8 @@ def write_shards(folder: Path, clips: npt.NDArray[np.uint8], labels: Sequence[in
             label=int(labels[i]),
             split=o.split,
             clip_index=i % o.clips_per_video,
-            frame_indices=tuple(range(num_frames)),
-            timestamps_seconds=tuple(frame * o.frame_gap_seconds for frame in range(num_frames)),
+            frame_indices=frames_of(i),
+            timestamps_seconds=tuple(frame * o.frame_gap_seconds for frame in frames_of(i)),
             frame_gap_seconds=o.frame_gap_seconds,
             fps=1 / o.frame_gap_seconds if o.frame_gap_seconds else 0.0,
             num_frames=num_frames * o.clips_per_video,

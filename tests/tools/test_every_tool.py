@@ -44,6 +44,7 @@ ARGUMENTS = {
     "fuzz_inputs.py": "--mutants 12",  # of each kind
     "inject_faults.py": "--up-to 2 --drawn 0 --command infer",
     "nested_crossval.py": "--help",  # test_nested_crossval.py runs it
+    "one_camera_out.py": "--help",  # test_one_camera_out.py runs it
     "scaling.py": "",
     "synthetic_videos.py": "more --videos Train=2 --workers 1",
     "untrimmed_bags.py": "--help",  # six trainings take minutes

@@ -22,6 +22,8 @@ from stage1.cli.main import main
 from stage1.data.from_videos import find_videos, sampling_config, temporary_shards
 from stage1.data.reader import ClipReader
 from stage1.inference.attention_data import load_attention_data
+from stage1.model.checkpoint import load_checkpoint
+from stage1.model.released import PATH
 from synthetic_videos import VideoConfig, make_dataset
 from tiny_videos import make_tiny_video
 from vidshard.shards.layout import ClipShape
@@ -242,6 +244,30 @@ def test_a_video_not_longer_than_a_window_is_one_clip_as_in_training(place: Path
     }
     assert by_video["short.mp4"] == [[0, 3, 6, 9]]
     assert by_video["long.mp4"][:2] == [[0, 3, 6, 9], [6, 9, 12, 15]]
+
+
+def test_without_a_trained_model_videos_are_scored_with_the_released_one_and_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_tiny_video(tmp_path / "camera.mp4", 40)
+    result = infer_videos("camera.mp4")
+    assert result.exit_code == 0, result.output
+    assert "only knows fights of 36 recordings; it is there to try, not for decisions about people" in result.stderr
+    assert Path(json.loads((tmp_path / "stage1_output" / "run.json").read_bytes())["checkpoint"]["path"]) == PATH
+    assert (tmp_path / "stage1_output" / "events.json").exists()
+    result = infer_videos("camera.mp4", "--checkpoint", "checkpoints/other.pt")
+    assert (result.exit_code, "no checkpoint checkpoints/other.pt" in result.stderr) == (1, True)
+    result = CliRunner().invoke(main, ["infer", "--shards", "shards"])
+    assert "no checkpoint" in result.stderr  # shards are those of someone who trains
+
+
+def test_the_released_model_is_small_and_names_what_it_was_trained_on() -> None:
+    assert PATH.stat().st_size < 2_000_000
+    checkpoint = load_checkpoint(PATH)
+    assert len(checkpoint.train_videos) == 233
+    assert checkpoint.train_config["shards"] == ["fight/Train", "fight/Validation", "fight/Test"]
+    assert (checkpoint.optimizer_state_dict, checkpoint.run_state) == ({}, {})
 
 
 def test_videos_at_urls_are_scored(place: Path) -> None:

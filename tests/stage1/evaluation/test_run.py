@@ -92,6 +92,10 @@ def test_every_level_with_intervals_and_a_picture(run: dict[str, Path], tmp_path
         assert row["pairs_within_recording"] == 6 * 2 * 2
         assert row["auc_within_recording"]["value"] >= 0.9
     assert fields["false_alarms"]["per_hour"] is None  # a clip lasts 0.8 s
+    cameras = fields["cameras"]
+    assert sum(camera["clips"] for camera in cameras.values()) == 12  # the normal ones
+    assert sum(camera["called_crime"] for camera in cameras.values()) == fields["levels"]["clips"]["confusion"][0][1]
+    assert all(name in report.text for name in cameras)
     picture = read_picture(tmp_path / "evaluation.png")
     roc, calibration, scores, baselines = (panel(picture, *divmod(n, 2), (2, 2)) for n in range(4))
     assert min(count_pixels(roc, plots.BLUE), count_pixels(roc, plots.RED)) > 300  # clips, videos

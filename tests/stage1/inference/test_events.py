@@ -5,7 +5,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stage1.inference.events import ClipScores, EventConfig, find_events, find_spans, frames_at, second_scores, smoothed
+from stage1.inference.events import (
+    ClipScores,
+    EventConfig,
+    best_overlap,
+    event_spans,
+    find_events,
+    find_spans,
+    frames_at,
+    second_scores,
+    smoothed,
+)
+from stage1.metrics.clips import Array
 from vidshard.util.errors import UserError
 
 
@@ -74,16 +85,49 @@ def test_the_times_of_clips_that_do_not_lie_on_seconds_are_exact() -> None:
 
 
 def test_hysteresis() -> None:
-    def spans(scores: list[float], min_seconds: float = 1) -> list[tuple[int, int]]:
-        return find_spans(scores, high=0.8, low=0.5, min_seconds=min_seconds)
+    def spans(scores: list[float]) -> list[tuple[int, int]]:
+        return find_spans(scores, high=0.8, low=0.5)
 
     assert spans([0.5, 0.8, 0.5, 0.4, 0.7, 0.4, 0.9]) == [(0, 3), (6, 7)]
     assert spans([0.7] * 5) == []
-    assert spans([0.9, 0.1, 0.9, 0.9], min_seconds=2) == [(2, 4)]
     assert spans([np.nan, 0.9, np.nan, 0.6, np.nan]) == [(1, 4)]  # a gap neither ends an event nor is its edge
     assert spans([np.nan] * 3) == []
-    assert spans([0.9, 0.9], min_seconds=30) == [(0, 2)]  # the whole of a short video
     assert spans([]) == []
+
+
+def test_short_events_are_dropped_except_one_that_fills_the_video() -> None:
+    def spans(scores: list[float], min_seconds: float) -> list[tuple[int, int]]:
+        config = EventConfig(smooth_seconds=1, rank=0, min_seconds=min_seconds)
+        return event_spans(np.array(scores), threshold=0.8, config=config)[1]
+
+    assert spans([0.9, 0.1, 0.9, 0.9], min_seconds=1) == [(0, 1), (2, 4)]
+    assert spans([0.9, 0.1, 0.9, 0.9], min_seconds=2) == [(2, 4)]
+    assert spans([0.9, 0.9], min_seconds=30) == [(0, 2)]
+
+
+def test_the_event_has_the_best_expected_overlap_of_all_spans() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        probabilities = rng.uniform(0, 1, rng.integers(1, 12)) ** rng.integers(1, 5)
+
+        def overlap(first: int, end: int, p: Array = probabilities) -> float:
+            shared = p[first:end].sum()
+            return float(shared / (end - first + p.sum() - shared))
+
+        spans = [(a, b) for a in range(len(probabilities)) for b in range(a + 1, len(probabilities) + 1)]
+        assert overlap(*best_overlap(probabilities)) == pytest.approx(max(overlap(*span) for span in spans))
+
+
+def test_the_threshold_of_a_long_video_rises_to_the_rank() -> None:
+    scores = np.array([0.55] * 80 + [0.9] * 8 + [0.6] * 12)
+
+    def spans(rank: float, scores: Array = scores) -> list[tuple[int, int]]:
+        return event_spans(scores, threshold=0.5, config=EventConfig(smooth_seconds=1, rank=rank))[1]
+
+    assert spans(0) == [(0, 100)]
+    assert spans(0.95) == [(80, 88)]
+    assert spans(0.95, scores * 0.5) == []  # never lower than the threshold
+    assert spans(0.95, np.full(100, 0.6)) == [(0, 100)]  # the highest second always counts
 
 
 def test_an_event_has_frames_seconds_and_its_peak() -> None:

@@ -40,7 +40,15 @@ def test_a_config_survives_its_toml(tmp_path: Path) -> None:
 
 def test_every_option_is_in_the_toml() -> None:
     written = to_toml(
-        TrainConfig(shards=Path("s"), val_shards=Path("v"), cache_dir=Path("c"), cache_gb=1.0, marks=Path("m"))
+        TrainConfig(
+            shards=(Path("s"),),
+            extra_normal=(Path("n"),),
+            val_shards=Path("v"),
+            annotations=Path("a"),
+            cache_dir=Path("c"),
+            cache_gb=1.0,
+            marks=(Path("m"),),
+        )
     )
     names = {field.name for kind in (TrainConfig, ModelConfig, TransformConfig) for field in dataclasses.fields(kind)}
     not_set = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import pytest
 import torch
 
 from fake_shards import write_shards
+from stage1.data.config import TransformConfig
 from stage1.data.loader import Batch
 from stage1.data.reader import ClipReader
 from stage1.training.clip_objective import ATTENTION_WEIGHT, ClipObjective, attention_loss
 from stage1.training.config import TrainConfig
+from stage1.training.data import TrainData, open_data
 from stage1.training.splices import SplicePlan, Splicer, own_frames, splice
-from vidshard.util.errors import FormatError
+from vidshard.util.errors import FormatError, UserError
 
 LABELS = [1, 0, 0, 1, 0, 0, 1, 0]
 RECORDINGS = ["A", "A", "A", "B", "B", "B", "C", None]  # C has no normal clip
@@ -30,8 +33,10 @@ def reader(tmp_path: Path) -> ClipReader:
 
 
 def splicer(reader: ClipReader, share: float = 1.0, **options: Any) -> Splicer:
-    config = TrainConfig(shards=Path("s"), splices=share, **options)
-    return Splicer.of_clips(reader, np.arange(8), reader.labels, config=config)
+    data = TrainData(
+        train=reader, train_rows=np.arange(8), validation=None, validation_rows=np.arange(0), notes=(), warnings=()
+    )
+    return Splicer.of_data(data, TrainConfig(shards=(Path("s"),), splices=share, **options))
 
 
 def test_partners_are_normal_clips_of_the_recording_or_else_of_the_set(reader: ClipReader) -> None:
@@ -139,3 +144,79 @@ def test_long_videos_are_not_spliced(reader: ClipReader) -> None:
     long = splicer(reader, trimmed_seconds=0.7)
     assert long.plan(torch.tensor(LABELS), torch.arange(8), num_frames=8, epoch=0) == []
     assert "0 of 3 crime clips; the others are from longer videos" in long.note(np.arange(8), reader.labels)
+
+
+# --- annotated videos ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def annotated(tmp_path: Path) -> TrainConfig:
+    """Three videos of four clips of 8 frames. In the first one, frames 8 to 13, 16 to 23 and 31 are in events."""
+    folder = write_shards(
+        tmp_path / "s",
+        np.zeros((12, *SHAPE, 3), np.uint8),
+        [1] * 8 + [0] * 4,
+        clips_per_video=4,
+        consecutive=True,
+    )
+    path = tmp_path / "annotations.txt"
+    path.write_text("video-000.mp4 Fighting 8 13 16 23 31 31\n")
+    return TrainConfig(shards=(folder,), val_fraction=0, annotations=path, trimmed_seconds=0.1)
+
+
+def test_annotated_clips_are_crimes_where_they_show_the_event(annotated: TrainConfig) -> None:
+    data = open_data(annotated)
+    assert data.train_rows.tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11]  # 1 of 8 frames is neither
+    assert data.labels[:3].tolist() == [0, 1, 1]
+    assert data.labels[4:].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]  # the second video is not listed
+    frames = data.frame_labels(trimmed_seconds=0.1)
+    assert frames[:3].tolist() == [[0] * 8, [1] * 6 + [0] * 2, [1] * 8]
+    assert (frames[4:8] == -1).all()
+    assert (frames[8:] == 0).all()
+    assert any("4 clips of crimes: 1 show no event" in note for note in data.notes)
+
+
+def test_attention_is_taught_annotated_frames_as_they_are_and_whole_clips_by_composites(
+    annotated: TrainConfig,
+) -> None:
+    data = open_data(annotated)
+    splicing = Splicer.of_data(data, dataclasses.replace(annotated, splices=1.0))
+    rows = torch.tensor([1, 2, 4, 8])
+    assert splicing.annotated(torch.tensor([1, 1, 1, 0]), rows).tolist() == [
+        [1] * 6 + [0] * 2,
+        [0] * 8,
+        [0] * 8,
+        [0] * 8,
+    ]
+    plans = splicing.plan(torch.tensor([1, 1, 1, 0]), rows, num_frames=8, epoch=0)
+    assert [plan.place for plan in plans] == [1, 3]  # row 2 shows the crime only; row 8 is normal
+    assert plans[0].partner == 0  # the only normal clip of its video
+    assert "by composites of 1 of 6 crime clips" in splicing.note(data.train_rows, data.labels)
+    assert "the annotated frames of 1" in splicing.note(data.train_rows, data.labels)
+
+
+def test_augmentation_in_time_leaves_no_annotated_frame(annotated: TrainConfig) -> None:
+    moving = dataclasses.replace(annotated, transform=TransformConfig(augment=True, time_shift=2))
+    splicing = Splicer.of_data(open_data(moving), moving)
+    assert not splicing.annotated(torch.tensor([1]), torch.tensor([1])).any()
+
+
+def test_clips_of_annotated_sampling_show_the_crime_only(tmp_path: Path) -> None:
+    folder = write_shards(
+        tmp_path / "s",
+        np.zeros((4, *SHAPE, 3), np.uint8),
+        [1, 1, 0, 0],
+        clips_per_video=2,
+        settings={"mode": "annotated"},
+    )
+    config = TrainConfig(shards=(folder,), val_fraction=0, trimmed_seconds=0.1)
+    assert open_data(config).frame_labels(trimmed_seconds=0.1)[:, 0].tolist() == [1, 1, 0, 0]
+
+
+def test_annotations_of_no_video_and_bags_are_refused(annotated: TrainConfig) -> None:
+    assert annotated.annotations is not None
+    annotated.annotations.write_text("other.mp4 Fighting 8 13 -1 -1\n")
+    with pytest.raises(UserError, match="lists none"):
+        open_data(annotated)
+    with pytest.raises(UserError, match="cannot be combined"):
+        dataclasses.replace(annotated, bags="topk")
