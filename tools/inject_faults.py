@@ -52,7 +52,7 @@ ERRORS = (errno.ENOSPC, errno.EIO, errno.EMFILE, errno.ESTALE)
 KINDS = ("write", "fsync", "rename", "open")
 CPU = ("--device", "cpu")
 # Logs, and the state of builds, which names times and processes.
-TIMED = re.compile(r"\.log(/|$)|metrics\.jsonl$|curves\.png$|(^|/)earlier-|/(last|previous)\.pt$")
+TIMED = re.compile(r"\.log(/|$)|/\.work/.*\.lock$|metrics\.jsonl$|curves\.png$|(^|/)earlier-|/(last|previous)\.pt$")
 TIMES = re.compile(rb'"(seconds|created|started|finished|[a-z_]*_seconds_taken)": ?[^,}]*')
 KILL = 0  # in place of an error number
 SMALL = ("--clip-len", "4", "--frame-size", "16", "--workers", "1")

@@ -99,7 +99,7 @@ def build_table(hours: float) -> str:
         clips = sampling.clips * videos
         decoding = (number(sampling.frames * videos / rate / 3600) for rate in FRAMES_PER_CPU_SECOND.values())
         stored = (size(clips * num_bytes) for num_bytes in CLIP_BYTES.values())
-        shards = clips / shard_plan.clips_per_shard(SHAPE, SHARD_MB)
+        shards = clips / shard_plan.grown(shard_plan.clips_per_shard(SHAPE, SHARD_MB), round(clips))
         rows.append([sampling.name, number(clips), *decoding, *stored, number(max(1, shards))])
     header = ["sampling", "clips", *(f"core-hours {name}" for name in FRAMES_PER_CPU_SECOND), *CLIP_BYTES, "shards"]
     return table(header, rows)

@@ -8,6 +8,7 @@ truncating a mapped shard kills the process, and overwriting it changes its clip
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import threading
@@ -44,10 +45,11 @@ class ClipSource(Protocol):
     """Interface between a loader and a reader: columns of the index, and clips by row (see `ClipReader`)."""
 
     clip_shape: ClipShape
-    labels: npt.NDArray[np.int64]  # [N]
     videos: Rows  # [N], a number for each video
     shards: Rows  # [N], a number for each shard
 
+    @property
+    def labels(self) -> npt.NDArray[np.int64]: ...  # [N]
     @property
     def digest(self) -> str: ...
     def __len__(self) -> int: ...
@@ -82,11 +84,10 @@ class ClipReader:
         self._is_raw = self.manifest.codec == "raw"
         clips = self.index.clips
         self._check_index()
-        self._offsets, self._sizes = clips["offset"], clips["size"]  # views, so that a million clips take below 100 MB
-        # Contiguous copies, because callers compute with these columns.
-        self.shards: Rows = clips["shard"].astype(np.int64)  # [N]
-        self.labels = clips["label"].astype(np.int64)  # [N]
-        self.videos: Rows = clips["video"].astype(np.int64)  # [N], rows of index.videos
+        # Views, so that a million clips take below 50 MB, but for a column with which callers compute.
+        self._offsets, self._sizes = clips["offset"], clips["size"]
+        self.shards: Rows = clips["shard"]  # [N]
+        self.videos: Rows = clips["video"].astype(np.int32)  # [N], rows of index.videos
         self._checksums = checksums
         self._trusted = np.full(len(clips), checksums == "never")
         self.keeps_clips = False
@@ -232,6 +233,11 @@ class ClipReader:
                 return self.shard_set.read_record(row, self._open(shard))
         except OSError as error:
             raise FormatError(f"the record of {self._where(row)} cannot be read: {error.strerror}") from error
+
+    @functools.cached_property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """Label of each clip, [N]: 0 normal, 1 crime, -1 unknown. Read on first use."""
+        return self.index.clips["label"].astype(np.int64)
 
     @property
     def settings(self) -> dict[str, Any]:

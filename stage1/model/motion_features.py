@@ -173,7 +173,11 @@ class MotionClassifier(nn.Module):
 
     def forward(self, clips_BCTHW: torch.Tensor) -> torch.Tensor:
         """Return the log-odds of crime (B,) of clips, float (B, C, T, H, W)."""
-        standard_BF = (motion_features(clips_BCTHW) - self.center) / self.scale
+        return self.log_odds(motion_features(clips_BCTHW))
+
+    def log_odds(self, features_BF: torch.Tensor) -> torch.Tensor:
+        """Return the log-odds of crime (B,) of clips with these motion features (B, COUNT)."""
+        standard_BF = (features_BF - self.center) / self.scale
         # A matrix product would be rounded to bf16 by autocast; this sum stays float32 in any precision.
         return (standard_BF.clamp(-LIMIT, LIMIT) * self.weight).sum(1) + self.bias
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional
@@ -54,9 +55,7 @@ class Composites(NamedTuple):
 
     places: torch.Tensor  # int64: of the clips in the batch
     partners: torch.Tensor  # uint8 (places, T, H, W, C)
-    indices: (
-        torch.Tensor
-    )  # of the clips, by which the partners are augmented, so that both are cropped and shaded alike
+    indices: torch.Tensor  # of the clips: by these, the partners are augmented, cropped and shaded alike
     plan: AugmentPlan | None
     weights: torch.Tensor  # float32 (places, T): share of the clip in each frame
 
@@ -92,6 +91,10 @@ class Objective(Protocol):
 
         Batches for validation all have the same shape.
         """
+        ...
+
+    def start(self, model: nn.Module, data: TrainData, device: torch.device) -> None:
+        """Prepare for the next step of a run that begins or is resumed, with the weights that it has then."""
         ...
 
     def prepare(self, batch: Batch, epoch: int) -> TrainBatch:
@@ -158,6 +161,19 @@ class ClipObjective:
             cameras = quota.groups[data.extra_rows]
             drawn = epoch_plan.clips_of_epoch(cameras, per_video=quota.counts[cameras], seed=0, epoch=0)
             rows = np.concatenate([rows, data.extra_rows[drawn]])
+        features_NF, labels_N, rows_N = self._motion_features(data, rows, device, "Motion features")
+        if len(np.unique(labels_N)) < NUM_CLASSES:
+            rank_zero_warn(
+                f"motion features are not used: the {len(labels_N)} clips for their classifier (the undamaged ones of "
+                f"{len(rows)} drawn from the training clips) are not of both classes"
+            )
+            return
+        model.motion_classifier.fit(features_NF, labels_N, self.linear_fit(data, rows_N))
+
+    def _motion_features(
+        self, data: TrainData, rows: Rows, device: torch.device, title: str
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], Rows]:
+        """Return the features (N, COUNT), labels and rows of the clips of `rows` that have a label and no damage."""
         loader = ClipLoader(
             data.train,
             rows=rows,
@@ -169,33 +185,35 @@ class ClipObjective:
             device=device,
         )
         features, labels, rows_read = [], [], []
-        with torch.inference_mode(), progress("Motion features", total=len(rows), unit="clip") as shown:
+        with torch.inference_mode(), progress(title, total=len(rows), unit="clip") as shown:
             for batch in loader:
                 shown.advance(len(batch.labels))
                 there = batch.labels >= 0
                 features.append(motion_features(self._evaluation_transform(batch.clips))[there].cpu().numpy())
                 labels.append(batch.labels[there].cpu().numpy())
                 rows_read.append(batch.indices[there].cpu().numpy())
-        labels_N = np.concatenate(labels)
-        if len(np.unique(labels_N)) < NUM_CLASSES:
-            rank_zero_warn(
-                f"motion features are not used: the {len(labels_N)} clips for their classifier (the undamaged ones of "
-                f"{len(rows)} drawn from the training clips) are not of both classes"
-            )
-            return
-        linear_fit = self.linear_fit(data, np.concatenate(rows_read))
-        model.motion_classifier.fit(np.concatenate(features), labels_N, linear_fit)
+        return np.concatenate(features), np.concatenate(labels), np.concatenate(rows_read)
 
     def linear_fit(self, data: TrainData, rows_N: Rows) -> LinearFit:
         """Return the fit of the classifier on motion features of the clips of these index rows."""
         return fit_linear_classifier
+
+    def start(self, model: nn.Module, data: TrainData, device: torch.device) -> None:
+        """Score the clips of long videos by their motion, from which composites are made."""
+        if self.splicer is None:
+            return
+        if isinstance(model, Stage1Model) and model.motion_classifier is not None and len(self.splicer.to_score):
+            features_NF, _, rows_N = self._motion_features(data, self.splicer.to_score, device, "Clips of long videos")
+            with torch.inference_mode():
+                scores_N = model.motion_classifier.log_odds(torch.from_numpy(features_NF).to(device)).cpu().numpy()
+            self.splicer = self.splicer.with_scores(rows_N, scores_N)
+        rank_zero_info(f"Note: {self.splicer.note(data.train_rows, data.labels)}")
 
     def make_loaders(self, data: TrainData, device: torch.device) -> tuple[ClipLoader, ClipLoader | None]:
         loader = self.training_loader(data, device)
         config = self.config
         if config.splices and not (config.mixup or config.bags) and config.model.pooling in ("attention", "gated"):
             self.splicer = splices.Splicer.of_data(data, config)
-            rank_zero_info(f"Note: {self.splicer.note(data.train_rows, data.labels)}")
         self.class_weights = optim.class_weights(data.labels[loader.order()].astype(np.int64))
         return loader, self.validation_loader(data, device)
 
@@ -296,7 +314,7 @@ class ClipObjective:
         return ClipTransform(self.config.transform)(clips_BTHWC, plan=plan)
 
     def _composites(self, batch: Batch, epoch: int) -> tuple[Composites | None, torch.Tensor | None]:
-        """Draw the composites of a batch, and read the normal clips that they need; None without any.
+        """Draw the composites of a batch, and read the clips that they need; None without any.
 
         The second value, (B, T), is 1 in the frames that are known to show the crime; None if none are looked for.
         """
@@ -304,14 +322,16 @@ class ClipObjective:
             return None, None
         T = batch.clips.shape[1]
         plans = self.splicer.plan(batch.labels, batch.indices, num_frames=T, epoch=epoch)
-        plans, partners = self.splicer.read_partners(plans)
+        plans, partners, others = self.splicer.read(plans)
         events_BT = self.splicer.annotated(batch.labels, batch.indices)
         if not plans:
             return None, events_BT
+        if len(others):
+            batch.clips[[plan.place for plan in plans if plan.instead is not None]] = others
         places = torch.tensor([plan.place for plan in plans])
         weights = torch.from_numpy(np.stack([splices.own_frames(plan, T) for plan in plans]))
         is_crime = torch.tensor([plan.is_crime for plan in plans])
-        events_BT[places[is_crime]] = (weights[is_crime] == 1).float()
+        events_BT[places] = ((weights == 1) & is_crime[:, None]).float()
         indices = batch.indices[places]
         return Composites(places, partners, indices, self._plan(partners, indices, epoch), weights), events_BT
 

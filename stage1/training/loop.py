@@ -160,6 +160,7 @@ def train(
         run.stop = stop
         if resuming:
             resume(run)
+        objective.start(run.model, run.data, device)
         distributed.check_agreement({**run.loader.agreement(), "steps done": run.step})
         begin(run)
         try:

@@ -4,18 +4,23 @@ The label of a whole clip does not show where the crime is, and attention traine
 anywhere. In a composite it is known: some frames come from a crime, the others from a normal clip, of the same
 recording if possible, so that only the action distinguishes them. Normal frames are put into normal clips
 as well, so that the seam does not reveal the label. (Splicing follows CutMix, Yun et al., ICCV 2019, along time.)
+
+Of a long crime video that nobody annotated, the clips with the highest scores of the motion features are taken for the
+crime, and those with the lowest for normal. Most of the former need not show it: their composites teach attention
+nevertheless (docs/EXPERIMENTS.md).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from stage1.data import clip_random
+from stage1.data import clip_random, epoch_plan
 from stage1.data.epoch_plan import Rows
 from stage1.data.reader import ClipReader, JoinedReader
 from stage1.training.config import TrainConfig
@@ -26,6 +31,8 @@ from vidshard.util.errors import FormatError
 
 MIN_FRAMES = 8  # of a clip; shorter clips are not spliced
 SHORTEST, LONGEST = 1 / 4, 1 / 2  # of the clip, that the inserted frames take
+SCORED_CLIPS = 20  # of a long video
+STRETCH_SHARE = 1 / 5  # of these clips, at either end of the scores
 
 
 class SplicePlan(NamedTuple):
@@ -38,6 +45,14 @@ class SplicePlan(NamedTuple):
     is_inserted: bool  # the clip of the batch gives the inserted frames, and the partner all others
     blended: bool  # the frames at the seams are the mean of both clips
     is_crime: bool = True  # the clip of the batch; the partner is normal
+    instead: int | None = None  # row of the clip that takes the place of the one in the batch
+
+
+class Stretches(NamedTuple):
+    """Rows of the clips of a long video that probably show the crime, and of those that probably do not."""
+
+    crime: Rows
+    quiet: Rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +64,12 @@ class Splicer:
     recordings: list[str]  # of every video of the set
     every_normal: Rows
     frames: FrameLabels  # of every row of the set
+    to_score: Rows  # clips of long crime videos of which nothing is known
     share: float  # of the clips of a batch
     seed: int
     skip_damaged: bool
     keeps_time: bool  # the augmentation leaves every frame at its place
+    stretches: dict[int, Stretches] = dataclasses.field(default_factory=dict)  # video → its clips
 
     @classmethod
     def of_data(cls, data: TrainData, config: TrainConfig) -> Splicer:
@@ -66,14 +83,14 @@ class Splicer:
             found.setdefault(names[videos[row]], []).append(row)
         groups = {name: np.array(group) for name, group in found.items()}
         frames = data.frame_labels(trimmed_seconds=config.trimmed_seconds)
-        any_crime = bool((frames[rows] == 1).all(1).any())
         return cls(
             reader=reader,
             rows=groups,
             recordings=names,
             every_normal=normal,
             frames=frames,
-            share=config.splices if any_crime else 0.0,  # without crimes, composites would teach nothing
+            to_score=_to_score(rows[(labels[rows] == CRIME_LABEL) & (frames[rows] < 0).all(1)], videos),
+            share=config.splices,
             seed=config.seed,
             skip_damaged=config.max_bad_clips > 0,
             keeps_time=not (config.transform.time_shift or config.transform.time_stretch),
@@ -84,6 +101,21 @@ class Splicer:
         mine: Rows = self.rows.get(self.recordings[self.reader.videos[row]], self.every_normal)
         mine = mine[mine != row]
         return mine if len(mine) else np.delete(self.every_normal, self.every_normal == row)
+
+    def with_scores(self, rows: Rows, scores: npt.NDArray[np.float32]) -> Splicer:
+        """Return a splicer that takes the clips of `rows` for crime or normal by their scores within their videos."""
+        videos = self.reader.videos[rows]
+        found = {}
+        for video in np.unique(videos).tolist():
+            own = rows[videos == video][np.argsort(scores[videos == video], kind="stable")]
+            if count := int(STRETCH_SHARE * len(own)):
+                found[video] = Stretches(crime=own[-count:], quiet=own[:count])
+        return dataclasses.replace(self, stretches=found)
+
+    @functools.cached_property
+    def has_crimes(self) -> bool:
+        """True if there are clips that are known to show the crime in all frames."""
+        return bool((self.frames == 1).all(1).any())
 
     def shows_crime_only(self, row: int) -> bool:
         """Return True if all frames of a clip are known to show the crime."""
@@ -99,8 +131,8 @@ class Splicer:
 
     def plan(self, labels_B: torch.Tensor, indices_B: torch.Tensor, *, num_frames: int, epoch: int) -> list[SplicePlan]:
         """Draw the composites of a batch (on the CPU); they depend only on the seed, the epoch and each row."""
-        if num_frames < MIN_FRAMES:
-            return []
+        if num_frames < MIN_FRAMES or not (self.has_crimes or self.stretches):
+            return []  # without crimes, composites would teach nothing
         seeds_B = clip_random.clip_seeds(indices_B, seed=self.seed, epoch=epoch)
         drawn_BN = clip_random.uniform(seeds_B, 6, stream=clip_random.SPLICES).double().numpy()
         plans = []
@@ -108,9 +140,14 @@ class Splicer:
             chosen, partner, length, first, side, blend = drawn_BN[place].tolist()
             if chosen >= self.share or label < 0:
                 continue
-            if label == CRIME_LABEL and not self.shows_crime_only(row):
-                continue
+            instead = None
             partners = self.partners(row)
+            if label == CRIME_LABEL and not self.shows_crime_only(row):
+                stretches = self.stretches.get(int(self.reader.videos[row]))
+                if stretches is None:
+                    continue
+                instead = int(stretches.crime[int(chosen / self.share * len(stretches.crime))])
+                partners = stretches.quiet
             if not len(partners):
                 continue
             frames = round(num_frames * (SHORTEST + (LONGEST - SHORTEST) * length))
@@ -124,41 +161,60 @@ class Splicer:
                     is_inserted=side < 0.5,
                     blended=blend < 0.5,
                     is_crime=label == CRIME_LABEL,
+                    instead=instead,
                 )
             )
         return plans
 
-    def read_partners(self, plans: list[SplicePlan]) -> tuple[list[SplicePlan], torch.Tensor]:
-        """Read the partners of composites, uint8 (B', T, H, W, C), and return them with those plans.
+    def read(self, plans: list[SplicePlan]) -> tuple[list[SplicePlan], torch.Tensor, torch.Tensor]:
+        """Read the clips of composites that are not in the batch.
 
-        With `skip_damaged`, composites whose partner is damaged are left out; otherwise FormatError is raised.
+        Returns the plans, their partners, uint8 (B', T, H, W, C), and the clips of the plans that have `instead`.
+        With `skip_damaged`, composites of damaged clips are left out; otherwise FormatError is raised.
         """
-        clips = np.empty((len(plans), *self.reader.clip_shape.thwc), np.uint8)
+        shape = self.reader.clip_shape.thwc
+        partners, clips = np.empty((len(plans), *shape), np.uint8), np.empty((len(plans), *shape), np.uint8)
         kept: list[SplicePlan] = []
+        replaced = 0
         for plan in plans:
             try:
-                self.reader.read_clips([plan.partner], clips[len(kept) : len(kept) + 1])
+                self.reader.read_clips([plan.partner], partners[len(kept) : len(kept) + 1])
+                if plan.instead is not None:
+                    self.reader.read_clips([plan.instead], clips[replaced : replaced + 1])
             except FormatError:  # training itself reports it, when it comes to that clip
                 if not self.skip_damaged:
                     raise
             else:
                 kept.append(plan)
-        return kept, torch.from_numpy(clips[: len(kept)])
+                replaced += plan.instead is not None
+        return kept, torch.from_numpy(partners[: len(kept)]), torch.from_numpy(clips[:replaced])
 
     def note(self, rows: Rows, labels: Rows) -> str:
         """Say how many of the crimes among `rows` teach attention, and how."""
         crimes = rows[labels[rows] == CRIME_LABEL]
         whole = crimes[(self.frames[crimes] == 1).all(1)]
         partly = crimes[(self.frames[crimes] == 0).any(1)]
-        text = f"attention is taught by composites of {len(whole)} of {len(crimes)} crime clips"
-        if len(whole):
-            own = sum(self.recordings[video] in self.rows for video in self.reader.videos[whole].tolist())
-            text += f" with normal clips of their recording ({own}) or of any camera ({len(whole) - own})"
-        if len(partly):
-            text += f" and by the annotated frames of {len(partly)}"
-        if len(whole) + len(partly) < len(crimes):
-            text += "; the others are from longer videos (`trimmed_seconds`), most of which may be normal"
+        unknown = np.unique(self.reader.videos[crimes[(self.frames[crimes] < 0).all(1)]])
+        scored = sum(video in self.stretches for video in unknown.tolist())
+        own = sum(self.recordings[video] in self.rows for video in self.reader.videos[whole].tolist())
+        parts = [
+            f"composites of {len(whole)} crime clips with normal clips of their recording ({own}) or of any camera "
+            f"({len(whole) - own})"
+        ] * bool(len(whole))
+        parts += [f"the annotated frames of {len(partly)} clips"] * bool(len(partly))
+        parts += [
+            f"composites of the highest- and lowest-scoring clips of {scored} videos that are not annotated"
+        ] * bool(scored)
+        text = f"attention is taught by {' and by '.join(parts)}" if parts else "attention is learnt from labels alone"
+        if left := len(unknown) - scored:
+            text += f"; nothing is known of {left} crime videos (longer than `trimmed_seconds`, with few clips)"
         return text
+
+
+def _to_score(rows: Rows, videos: Rows) -> Rows:
+    """Return at most SCORED_CLIPS of the clips of each video, evenly spaced, if there are enough to compare."""
+    parts = [own[epoch_plan.evenly_spaced(len(own), SCORED_CLIPS)] for own in epoch_plan.rows_by_video(rows, videos)]
+    return np.concatenate([np.zeros(0, np.int64), *(own for own in parts if STRETCH_SHARE * len(own) >= 1)])
 
 
 def splice(

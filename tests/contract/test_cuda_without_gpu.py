@@ -163,11 +163,11 @@ def test_a_training_step_with_mixed_pairs_or_composites_waits_for_nothing(mixup:
     config = TrainConfig(shards=(Path(),), transform=EVERY_AUGMENTATION, mixup=mixup)
     objective = ClipObjective(config=config)
     if not mixup:
-        plans = [SplicePlan(1, 7, 2, 6, is_inserted=True, blended=True)]
-        partners = torch.zeros(1, *SHAPE, 3, dtype=torch.uint8)
+        plans = [SplicePlan(1, 7, 2, 6, is_inserted=True, blended=True, instead=9)]
+        clips = torch.zeros(1, *SHAPE, 3, dtype=torch.uint8)
         objective.splicer = SimpleNamespace(  # type: ignore[assignment]
             plan=lambda *_, **__: plans,
-            read_partners=lambda plans: (plans, partners),
+            read=lambda plans: (plans, clips, clips),
             annotated=lambda labels, _indices: torch.zeros(len(labels), SHAPE[0]),
         )
     batch = a_batch(objective)

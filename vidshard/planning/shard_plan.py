@@ -17,6 +17,9 @@ _CODEC_SHARE = {"raw": 1.0, "zstd": 0.5, "jpeg": 0.2}  # stored bytes per byte o
 _RECORD_BYTES_PER_FRAME = 20
 
 
+MAX_SHARDS = 10_000  # of a set; larger sets have larger shards
+
+
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
     """A chunk of work: consecutive clips of one video that go into one shard."""
@@ -54,6 +57,17 @@ def clips_per_shard(shape: ClipShape, shard_mb: int) -> int:
     return max(1, (shard_mb << 20) // shape.num_bytes)
 
 
+def grown(shard_clips: int, num_clips: int) -> int:
+    """Double the size of shards until a set of `num_clips` clips has at most MAX_SHARDS, which file systems can list.
+
+    >>> grown(111, 1_110_000), grown(111, 1_110_001)
+    (111, 222)
+    """
+    while num_clips > shard_clips * MAX_SHARDS:
+        shard_clips *= 2
+    return shard_clips
+
+
 def plan_chunks(num_clips: Sequence[int], *, shard_clips: int) -> Plan:
     """Cut the clips of all videos, in order, into shards of `shard_clips` clips each.
 
@@ -88,7 +102,7 @@ def plan_generations(
     shard_clips: int,
     finished_shards: Sequence[int] = (),
 ) -> Plan:
-    """Plan a set to which videos were added: each generation starts a new shard.
+    """Plan a set to which videos were added: each generation starts a new shard, and large sets have larger shards.
 
     `generations`: the videos of each one, in sorted order. `finished_shards`: numbers of shards of the first
     generations, which are finished and not planned again.
@@ -102,13 +116,15 @@ def plan_generations(
     """
     chunks: list[Chunk] = []
     first_shards: list[int] = []
-    num_shards = 0
+    num_shards = total_clips = 0
     for number, videos in enumerate(generations):
+        total_clips += sum(num_clips[video] for video in videos)
         first_shards.append(num_shards)
         if number < len(finished_shards):
             num_shards += finished_shards[number]
             continue
-        plan = plan_chunks([num_clips[video] for video in videos], shard_clips=shard_clips)
+        size = grown(shard_clips, total_clips)
+        plan = plan_chunks([num_clips[video] for video in videos], shard_clips=size)
         chunks += [replace(chunk, video=videos[chunk.video], shard=chunk.shard + num_shards) for chunk in plan.chunks]
         num_shards += plan.num_shards
     return Plan(

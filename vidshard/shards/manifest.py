@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import re
+import struct
 import zipfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -194,7 +195,7 @@ class Manifest:
     @property
     def digest(self) -> str:
         """SHA-256 that identifies the data set: it covers the manifest and, through it, every shard and the index."""
-        return _digest(self._fields())
+        return hashlib.sha256(self._text({})).hexdigest()
 
     def _fields(self) -> dict[str, Any]:
         return {
@@ -210,64 +211,80 @@ class Manifest:
             "clips": self.num_clips,
             "classes": [row.to_json() for row in self.classes],
             "failures": [dataclasses.asdict(failure) for failure in self.failures],
-            "shards": [dataclasses.asdict(shard) for shard in self.shards],
+            "shards": [],  # `_text` fills them in
             "extended": [dataclasses.asdict(extension) for extension in self.extended],
             "index": {"name": self.index_name, "bytes": self.index_bytes, "sha256": self.index_sha256},
             **({"breaks": dict(self.breaks)} if self.breaks else {}),
         }
 
+    def _text(self, more: dict[str, Any]) -> bytes:
+        """Return the canonical JSON, with more fields. The shards, of which there may be thousands, are fast."""
+        rows = (
+            f'  {{\n   "bytes": {shard.bytes},\n   "name": "{shard.name}",\n   "samples": {shard.samples},\n'
+            f'   "sha256": "{shard.sha256}"\n  }}'
+            for shard in self.shards
+        )
+        text = "[\n" + ",\n".join(rows) + "\n ]" if self.shards else "[]"
+        # Only names of the outermost object are indented by one space, and no string contains a line break.
+        return _canonical({**self._fields(), **more}).replace(
+            b'\n "shards": []', f'\n "shards": {text}'.encode("ascii")
+        )
+
     def to_bytes(self) -> bytes:
-        fields = self._fields()
-        return _canonical({**fields, "digest": _digest(fields)})
+        return self._text({"digest": self.digest})
 
     @classmethod
     def from_bytes(cls, data: bytes, *, where: str) -> Manifest:
         """Parse a manifest. Raises FormatError, naming `where`, if it is damaged or of an unsupported format."""
         try:
             fields = json.loads(data)
-            digest = fields.pop("digest", None)
-            canonical = _canonical(fields)  # rejects NaN and infinity, which are not JSON
-        except (ValueError, AttributeError, TypeError, RecursionError) as error:
-            raise FormatError(f"{where} is not JSON: {error}; is it a manifest written by vidshard build?") from error
-        if fields.get("format") != layout.FORMAT_NAME:
-            raise FormatError(f"{where} has format {fields.get('format')!r}, expected {layout.FORMAT_NAME!r}")
-        if fields.get("format_version") != layout.FORMAT_VERSION:
+            named = {name: fields.get(name) for name in ("format", "format_version", "codec")}
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise _no_json(where, error) from error
+        if named["format"] != layout.FORMAT_NAME:
+            raise FormatError(f"{where} has format {named['format']!r}, expected {layout.FORMAT_NAME!r}")
+        if named["format_version"] != layout.FORMAT_VERSION:
             raise FormatError(
-                f"{where} has format version {fields.get('format_version')!r}, but this vidshard reads only "
+                f"{where} has format version {named['format_version']!r}, but this vidshard reads only "
                 f"version {layout.FORMAT_VERSION}; install the vidshard that wrote it, or build again"
             )
-        if fields.get("codec") not in layout.READABLE_CODECS:
+        if named["codec"] not in layout.READABLE_CODECS:
             readable = ", ".join(layout.READABLE_CODECS)
-            raise FormatError(f"{where} has codec {fields.get('codec')!r}, but this vidshard reads only {readable}")
-        if digest != hashlib.sha256(canonical).hexdigest() or data != _canonical({**fields, "digest": digest}):
-            raise FormatError(f"{where} was changed or damaged after it was written; build again or restore it")
+            raise FormatError(f"{where} has codec {named['codec']!r}, but this vidshard reads only {readable}")
         try:
-            manifest = cls(
-                split=fields["split"],
-                clip_shape=ClipShape(**fields["clip_shape"]),
-                codec=fields["codec"],
-                settings=fields["settings"],
-                packages=fields["packages"],
-                classes=tuple(
-                    ClassCount(name=row["class"], label=row["label"], videos=row["videos"], clips=row["clips"])
-                    for row in fields["classes"]
-                ),
-                videos_found=fields["videos"]["found"],
-                videos_ok=fields["videos"]["ok"],
-                failures=tuple(Failure(**row) for row in fields["failures"]),
-                shards=tuple(Shard(**row) for row in fields["shards"]),
-                index_bytes=fields["index"]["bytes"],
-                index_sha256=fields["index"]["sha256"],
-                extended=tuple(
-                    Extension(first_shard=row["first_shard"], failed=tuple(row["failed"])) for row in fields["extended"]
-                ),
-                breaks=dict(fields.get("breaks", {})),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            manifest = cls._from_fields(fields)
+            if manifest.to_bytes() == data:
+                return manifest
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            _check_digest(data, fields, where)
             raise FormatError(f"{where} has a missing, unknown or invalid field: {error!r}") from error
-        if _canonical(manifest._fields()) != canonical:  # an unknown field, or a count that others contradict
-            raise FormatError(f"{where} contradicts itself, or has a field that this version does not know")
-        return manifest
+        _check_digest(data, fields, where)  # an unknown field, or a count that others contradict
+        raise FormatError(f"{where} contradicts itself, or has a field that this version does not know")
+
+    @classmethod
+    def _from_fields(cls, fields: dict[str, Any]) -> Manifest:
+        """Build a manifest from its JSON. Raises KeyError, TypeError, ValueError or AttributeError if it is none."""
+        return cls(
+            split=fields["split"],
+            clip_shape=ClipShape(**fields["clip_shape"]),
+            codec=fields["codec"],
+            settings=fields["settings"],
+            packages=fields["packages"],
+            classes=tuple(
+                ClassCount(name=row["class"], label=row["label"], videos=row["videos"], clips=row["clips"])
+                for row in fields["classes"]
+            ),
+            videos_found=fields["videos"]["found"],
+            videos_ok=fields["videos"]["ok"],
+            failures=tuple(Failure(**row) for row in fields["failures"]),
+            shards=tuple(Shard(**row) for row in fields["shards"]),
+            index_bytes=fields["index"]["bytes"],
+            index_sha256=fields["index"]["sha256"],
+            extended=tuple(
+                Extension(first_shard=row["first_shard"], failed=tuple(row["failed"])) for row in fields["extended"]
+            ),
+            breaks=dict(fields.get("breaks", {})),
+        )
 
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -354,12 +371,9 @@ class Index:
         be right.
         """
         try:
-            with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                if any(member.file_size > len(data) for member in archive.infolist()):
-                    raise ValueError("it would unpack to more bytes than the file has, which vidshard never writes")
-            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                clips, videos = arrays["clips"], arrays["videos"]
-                tables = {field: _unpack(arrays[name]) for field, name in _STRING_TABLES.items()}
+            arrays = _arrays(data)
+            clips, videos = arrays["clips"], arrays["videos"]
+            tables = {field: _unpack(arrays[name]) for field, name in _STRING_TABLES.items()}
         except Exception as error:  # numpy and zipfile raise a dozen types of errors on damaged files
             raise FormatError(f"{where} is not an index written by vidshard build: {error}") from error
         if clips.dtype != CLIP_ROW or videos.dtype != VIDEO_ROW or len(tables["paths"]) != len(videos):
@@ -428,6 +442,7 @@ class Index:
             raise FormatError(f"{where} lists a video {path!r:.200}, expected a path inside the source; do not use it")
 
 
+_NPY_HEADER_BYTES = 4096  # more than the headers that numpy writes for these columns
 # Field of `Index` → name in the file, in the order of the file.
 _STRING_TABLES = {
     "paths": "paths",
@@ -533,15 +548,21 @@ def open_shards(folder: Path) -> ShardSet:
         ) from error
     if len(data) != manifest.index_bytes or hashlib.sha256(data).hexdigest() != manifest.index_sha256:
         raise FormatError(f"{index_path} does not match its manifest: it was changed or damaged; build again")
+    sizes = _file_sizes(folder)
     for shard in manifest.shards:
-        path = folder / shard.name
-        size = path.stat().st_size if path.is_file() else None
+        size = sizes.get(shard.name)
         if size != shard.bytes:
             got = "is missing" if size is None else f"has {size:,} bytes"
-            raise FormatError(f"{path} {got}, expected {shard.bytes:,} bytes; build again or restore it")
+            raise FormatError(f"{folder / shard.name} {got}, expected {shard.bytes:,} bytes; build again or restore it")
     return ShardSet(
         folder=folder, manifest=manifest, index=Index.from_bytes(data, where=str(index_path), about=manifest)
     )
+
+
+def _file_sizes(folder: Path) -> dict[str, int]:
+    """Return the sizes of the files in a folder, by one listing and one call for each."""
+    with os.scandir(folder) as entries:
+        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -603,12 +624,47 @@ def _canonical(fields: dict[str, Any]) -> bytes:
     return (json.dumps(fields, indent=1, sort_keys=True, allow_nan=False) + "\n").encode("ascii")
 
 
-def _digest(fields: dict[str, Any]) -> str:
-    return hashlib.sha256(_canonical(fields)).hexdigest()
+def _check_digest(data: bytes, fields: dict[str, Any], where: str) -> None:
+    """Raise FormatError if these bytes of a manifest were changed after they were written."""
+    digest = fields.get("digest")
+    try:
+        content = _canonical({name: value for name, value in fields.items() if name != "digest"})
+        if digest == hashlib.sha256(content).hexdigest() and data == _canonical(fields):
+            return
+    except (ValueError, TypeError, RecursionError) as error:  # NaN and infinity are not JSON
+        raise _no_json(where, error) from error
+    raise FormatError(f"{where} was changed or damaged after it was written; build again or restore it")
+
+
+def _no_json(where: str, error: Exception) -> FormatError:
+    return FormatError(f"{where} is not JSON: {error}; is it a manifest written by vidshard build?")
 
 
 def _name(table: Sequence[str], row: int) -> str | None:
     return table[row] if row >= 0 else None
+
+
+def _arrays(data: bytes) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays [N] of an .npz file without compression, as views of `data`: a large index is not copied.
+
+    Raises ValueError and what zipfile and numpy raise on other files.
+    """
+    found = {}
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{member.filename} is compressed, which vidshard never does")
+            # The local header, whose name and extra field may be longer than those of the directory.
+            name_bytes, extra_bytes = struct.unpack_from("<HH", data, member.header_offset + 26)
+            start = member.header_offset + 30 + name_bytes + extra_bytes
+            file = io.BytesIO(memoryview(data)[start : start + min(member.file_size, _NPY_HEADER_BYTES)])
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            if dtype.hasobject or len(shape) != 1 or file.tell() + shape[0] * dtype.itemsize != member.file_size:
+                raise ValueError(f"{member.filename} has {shape} values of {dtype}, but {member.file_size} bytes")
+            array = np.frombuffer(data, dtype, shape[0], start + file.tell())
+            found[member.filename.removesuffix(".npy")] = array
+    return found
 
 
 def _pack(strings: Sequence[str]) -> npt.NDArray[np.uint8]:

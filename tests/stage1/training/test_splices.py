@@ -34,7 +34,12 @@ def reader(tmp_path: Path) -> ClipReader:
 
 def splicer(reader: ClipReader, share: float = 1.0, **options: Any) -> Splicer:
     data = TrainData(
-        train=reader, train_rows=np.arange(8), validation=None, validation_rows=np.arange(0), notes=(), warnings=()
+        train=reader,
+        train_rows=np.arange(len(reader)),
+        validation=None,
+        validation_rows=np.arange(0),
+        notes=(),
+        warnings=(),
     )
     return Splicer.of_data(data, TrainConfig(shards=(Path("s"),), splices=share, **options))
 
@@ -125,25 +130,71 @@ def test_a_damaged_partner_is_an_error_or_is_left_out_where_damage_is_tolerated(
 
     monkeypatch.setattr(ClipReader, "read_clips", damaged)
     plans = [SplicePlan(0, 1, 0, 2, is_inserted=True, blended=False), SplicePlan(1, 2, 0, 2, True, False)]
-    kept, clips = splicer(reader, max_bad_clips=1).read_partners(plans)
+    plans.append(SplicePlan(2, 2, 0, 2, True, False, instead=3))
+    kept, partners, others = splicer(reader, max_bad_clips=1).read(plans)
     assert kept == plans[1:]
-    assert clips.unique().tolist() == [20]
+    assert partners.unique().tolist() == [20]
+    assert (len(others), others.unique().tolist()) == (1, [30])
     with pytest.raises(FormatError, match="clip 1"):
-        splicer(reader).read_partners(plans)
+        splicer(reader).read(plans)
 
 
 def test_training_logs_the_source_of_the_partners(reader: ClipReader) -> None:
     note = splicer(reader).note(np.arange(8), reader.labels)
-    assert "3 of 3 crime clips with normal clips of their recording (2) or of any camera (1)" in note
-    assert "longer" not in note
+    assert "3 crime clips with normal clips of their recording (2) or of any camera (1)" in note
+    assert "nothing is known" not in note
 
 
-def test_long_videos_are_not_spliced(reader: ClipReader) -> None:
+def test_long_videos_of_few_clips_are_not_spliced(reader: ClipReader) -> None:
     """The videos last 0.8 seconds."""
-    assert splicer(reader, trimmed_seconds=0.9).share == 1
+    assert splicer(reader, trimmed_seconds=0.9).plan(torch.tensor(LABELS), torch.arange(8), num_frames=8, epoch=0)
     long = splicer(reader, trimmed_seconds=0.7)
     assert long.plan(torch.tensor(LABELS), torch.arange(8), num_frames=8, epoch=0) == []
-    assert "0 of 3 crime clips; the others are from longer videos" in long.note(np.arange(8), reader.labels)
+    assert len(long.to_score) == 0
+    assert "labels alone; nothing is known of 3 crime videos" in long.note(np.arange(8), reader.labels)
+
+
+def test_of_a_long_video_the_highest_scoring_clips_are_spliced_with_the_lowest_scoring(tmp_path: Path) -> None:
+    clips = np.repeat(np.arange(60, dtype=np.uint8), np.prod((*SHAPE, 3))).reshape(60, *SHAPE, 3)
+    folder = write_shards(tmp_path / "s", clips, [1] * 30 + [0] * 30, clips_per_video=30)
+    splicing = splicer(ClipReader(folder), trimmed_seconds=0.1)
+    rows = splicing.to_score
+    assert len(rows) == 20
+    assert rows.max() < 30  # of the crime video
+    scores = np.where(rows % 2, 1.0, -1.0) * rows
+    splicing = splicing.with_scores(rows, scores.astype(np.float32))
+    order = rows[np.argsort(scores)].tolist()
+    assert splicing.stretches[0].crime.tolist() == order[-4:]
+    assert splicing.stretches[0].quiet.tolist() == order[:4]
+    epochs = [splicing.plan(torch.tensor([1]), torch.tensor([7]), num_frames=8, epoch=epoch)[0] for epoch in range(60)]
+    assert {plan.instead for plan in epochs} == set(order[-4:])
+    assert {plan.partner for plan in epochs} == set(order[:4])
+    assert "highest- and lowest-scoring clips of 1 videos" in splicing.note(np.arange(60), np.repeat([1, 0], 30))
+
+
+def test_a_composite_of_a_long_video_takes_the_place_of_the_clip_in_the_batch(tmp_path: Path) -> None:
+    clips = np.repeat(np.arange(40, dtype=np.uint8), np.prod((*SHAPE, 3))).reshape(40, *SHAPE, 3)
+    reader = ClipReader(write_shards(tmp_path / "s", clips, [1] * 20 + [0] * 20, clips_per_video=20))
+    splicing = splicer(reader, trimmed_seconds=0.1)
+    splicing = splicing.with_scores(splicing.to_score, splicing.to_score.astype(np.float32))
+    seen = []
+
+    def forward(clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(clips[0, 0, :, 0, 0].clone())
+        return torch.zeros(len(clips), 2), torch.full((len(clips), 8), 1 / 8)
+
+    def floats(clips: torch.Tensor, _rows: torch.Tensor, _epoch: int) -> torch.Tensor:
+        return clips.permute(0, 4, 1, 2, 3).float()
+
+    objective = ClipObjective(config=TrainConfig(shards=(Path("s"),)), transform=floats)
+    objective.splicer = splicing
+    batch = Batch(torch.from_numpy(reader[10][None]), torch.tensor([1]), torch.tensor([10]))
+    loss = float(objective.loss(torch.nn.Identity(), forward, objective.prepare(batch, 0), 0).loss_sum)
+    frames = seen[-1]
+    crime = np.isin(frames, [16, 17, 18, 19])  # the highest scores
+    assert loss == pytest.approx(np.log(2) + ATTENTION_WEIGHT * np.log(8 / crime.sum()), rel=1e-5)
+    assert min(frames.tolist()) < 4  # the lowest ones
+    assert 10 not in frames.tolist()
 
 
 # --- annotated videos ---------------------------------------------------------------------------------------------
@@ -191,8 +242,9 @@ def test_attention_is_taught_annotated_frames_as_they_are_and_whole_clips_by_com
     plans = splicing.plan(torch.tensor([1, 1, 1, 0]), rows, num_frames=8, epoch=0)
     assert [plan.place for plan in plans] == [1, 3]  # row 2 shows the crime only; row 8 is normal
     assert plans[0].partner == 0  # the only normal clip of its video
-    assert "by composites of 1 of 6 crime clips" in splicing.note(data.train_rows, data.labels)
-    assert "the annotated frames of 1" in splicing.note(data.train_rows, data.labels)
+    note = splicing.note(data.train_rows, data.labels)
+    assert "composites of 1 crime clips with normal clips of their recording (1)" in note
+    assert "the annotated frames of 1 clips; nothing is known of 1 crime videos" in note
 
 
 def test_augmentation_in_time_leaves_no_annotated_frame(annotated: TrainConfig) -> None:

@@ -41,6 +41,17 @@ def test_a_clip_larger_than_a_shard_gets_one_of_its_own() -> None:
     assert shard_plan.clips_per_shard(ClipShape(num_frames=64, height=512, width=512), 1) == 1
 
 
+def test_large_sets_have_larger_shards_and_extending_one_keeps_the_plan_of_its_first_videos() -> None:
+    videos = [1_000] * 1_200  # 10,811 shards of 111 clips
+    plan = shard_plan.plan_generations(videos, [range(1_200)], shard_clips=111)
+    assert plan.num_shards == -(-1_200_000 // 222)
+    small = shard_plan.plan_generations(videos[:1_100], [range(1_100)], shard_clips=111)
+    extended = shard_plan.plan_generations(videos, [range(1_100), range(1_100, 1_200)], shard_clips=111)
+    assert small.num_shards == -(-1_100_000 // 111)
+    assert extended.chunks[: len(small.chunks)] == small.chunks
+    assert extended.num_shards - small.num_shards == -(-100_000 // 222)
+
+
 def test_millions_of_clips_are_cheap() -> None:
     start = time.process_time()  # the wall clock also counts what else runs on this machine
     assert shard_plan.plan_chunks([5_000] * 1_000, shard_clips=111).num_clips == 5_000_000
