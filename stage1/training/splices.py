@@ -31,7 +31,7 @@ from vidshard.util.errors import FormatError
 
 MIN_FRAMES = 8  # of a clip; shorter clips are not spliced
 SHORTEST, LONGEST = 1 / 4, 1 / 2  # of the clip, that the inserted frames take
-SCORED_CLIPS = 20  # of a long video
+SCORED_CLIPS = 64  # of a long video
 STRETCH_SHARE = 1 / 5  # of these clips, at either end of the scores
 
 

@@ -19,7 +19,7 @@ from vidshard.planning.build_state import BuildState, ShardRecord
 from vidshard.planning.settings import SOURCES, clip_shape, source_digests
 from vidshard.planning.shard_plan import Plan
 from vidshard.planning.video_metadata import Probe, VideoFailure, VideoMetadata
-from vidshard.shards import layout, manifest, set_writer
+from vidshard.shards import card, layout, manifest, set_writer
 from vidshard.shards.manifest import Failure, Manifest
 from vidshard.shards.set_writer import VideoEntry
 from vidshard.sources.folders import Source, path_bytes
@@ -111,10 +111,12 @@ def finish(state: BuildState, about: Manifest, index_data: bytes) -> None:
             return  # nothing has changed
         for shard in set(about.shards) & set(before.shards):
             (state.commit_path / shard.name).unlink(missing_ok=True)
+        card.write_card(state.commit_path, about)
         manifest.write_index_and_manifest(state.commit_path, about, index_data)
         commit(state)
     else:
         write_failures(state.out / layout.FAILURES_NAME, about.failures)
+        card.write_card(state.out, about)
         manifest.write_index_and_manifest(state.out, about, index_data)
 
 
@@ -127,8 +129,10 @@ def commit(state: BuildState) -> None:
     if not (state.commit_path / layout.MANIFEST_NAME).exists():
         return
     about = manifest.read_manifest(state.commit_path)
+    if not card.is_replaceable(state.out):
+        (state.commit_path / layout.CARD_NAME).unlink(missing_ok=True)
     staged = [path for path in sorted(state.commit_path.iterdir()) if path.name != layout.MANIFEST_NAME]
-    if any((state.out / path.name).exists() for path in staged):
+    if any((state.out / path.name).exists() for path in staged if path.name != layout.CARD_NAME):
         (state.out / layout.MANIFEST_NAME).unlink(missing_ok=True)
         atomic.sync_folder(state.out)
     for path in staged:

@@ -59,6 +59,8 @@ def upload_set(folder: Path, url: Url) -> Uploaded:
     digests = {shard.name: shard.sha256 for shard in about.shards}
     digests[about.index_name] = about.index_sha256
     digests[layout.FAILURES_NAME] = file_sha256(folder / layout.FAILURES_NAME)
+    if (folder / layout.CARD_NAME).exists():  # sets of earlier versions have none
+        digests[layout.CARD_NAME] = file_sha256(folder / layout.CARD_NAME)
 
     def send(name: str) -> bool:
         return urls.upload(folder / name, url / name, sha256=digests[name])

@@ -293,7 +293,7 @@ def _repeated(names: Sequence[str]) -> str:
 def _check_stray_files(files: SetFiles, manifest: Manifest, names: Sequence[str]) -> Iterator[Fault]:
     """Report files named like ours that the manifest does not list; a shard is compared with those of the set."""
     digests = {shard.sha256: shard.name for shard in manifest.shards}
-    ours = {layout.MANIFEST_NAME, manifest.index_name, layout.FAILURES_NAME}
+    ours = {layout.MANIFEST_NAME, manifest.index_name, layout.FAILURES_NAME, layout.CARD_NAME}
     ours |= {shard.name for shard in manifest.shards}
     for name in names:
         if name in ours or not _may_be_ours(name):

@@ -36,6 +36,7 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.npz"
 FAILURES_NAME = "failures.csv"
+CARD_NAME = "README.md"
 LOG_SUFFIX = ".log"  # shards/Train → shards/Train.log/, for everything that varies from run to run
 SOURCE_NAME = "source.json"  # in the log folder: the location of SOURCE
 SHARD_PATTERN = re.compile(r"shard-(\d{6,})\.tar")
@@ -88,7 +89,7 @@ def is_data_name(name: str) -> bool:
 
 def is_set_name(name: str) -> bool:
     """Return True if a file of this name may be in a shard folder."""
-    return name in (MANIFEST_NAME, FAILURES_NAME) or is_data_name(name)
+    return name in (MANIFEST_NAME, FAILURES_NAME, CARD_NAME) or is_data_name(name)
 
 
 def video_key(path: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vidshard.shards import codecs, layout, manifest, writer
+from vidshard.shards import card, codecs, layout, manifest, writer
 from vidshard.shards.layout import Clip, ClipShape, SampleRecord
 from vidshard.shards.manifest import ClassCount, Index, Manifest, Shard
 from vidshard.util import atomic
@@ -382,6 +382,7 @@ class ShardSetWriter:
             failures=(),
         )
         atomic.write_text(self.folder / layout.FAILURES_NAME, _NO_FAILURES)
+        card.write_card(self.folder, about)
         manifest.write_index_and_manifest(self.folder, about, index_data)
 
     def _abandon(self) -> None:

@@ -147,7 +147,7 @@ def test_new_videos_go_into_new_shards(whole: Path, tmp_path: Path) -> None:
         opened.index.key(row) for row in range(len(opened.index))
     )
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        ["failures.csv", "index-000002.npz", "manifest.json", *(shard.name for shard in about.shards)]
+        ["README.md", "failures.csv", "index-000002.npz", "manifest.json", *(shard.name for shard in about.shards)]
     )
     assert build(BuildConfig(source=source, out=out, **SMALL)).sets[0].already_finished
     again = Path(shutil.copytree(whole, tmp_path / "again"))

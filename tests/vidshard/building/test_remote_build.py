@@ -106,7 +106,7 @@ def test_a_set_that_was_built_before_is_sent(store: ObjectStore, tmp_path: Path)
     assert build(local, "built").exit_code == 0
     result = build(local, "s3://bucket/sent", "--staging", "built")
     assert result.exit_code == 0, result.output
-    assert "4 objects uploaded, 0 unchanged" in result.output
+    assert "5 objects uploaded, 0 unchanged" in result.output
     assert remote_digests(store, "sent") == digests(Path("built"))  # which stays: the user named it
 
 

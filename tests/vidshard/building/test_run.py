@@ -86,7 +86,7 @@ def test_every_file_found_is_ok_failed_or_skipped(finished: Path) -> None:
 def test_the_finished_folder_holds_the_set_and_nothing_else(finished: Path) -> None:
     names = [path.name for path in sorted(finished.iterdir())]
     shards = [shard.name for shard in manifest.read_manifest(finished).shards]
-    assert names == sorted(["failures.csv", "index.npz", "manifest.json", *shards])
+    assert names == sorted(["README.md", "failures.csv", "index.npz", "manifest.json", *shards])
     assert len(shards) > 3
     log = finished.with_name("Train.log")
     assert "finished in" in (log / "build.log").read_text()

@@ -236,7 +236,7 @@ def test_a_foreign_shard_is_named(shards: Path, tmp_path: Path) -> None:
     assert expected <= named(shards)
 
 
-@pytest.mark.parametrize("name", ["README.md", ".DS_Store", "shard-000000.tar.idx", "Thumbs.db"])
+@pytest.mark.parametrize("name", ["NOTES.md", ".DS_Store", "shard-000000.tar.idx", "Thumbs.db"])
 def test_what_others_add_is_listed_and_no_fault(shards: Path, name: str) -> None:
     (shards / name).write_bytes(b"")
     report = verify(shards)
