@@ -212,4 +212,4 @@ def visualize(folder: PathLike = "stage1_output") -> Path:
     Raises:
         UserError: The folder contains no finished run. `FormatError`, a subclass, if its files do not belong together.
     """
-    return film_strip.visualize(VisualizeConfig(folder=Path(folder)))[0]
+    return film_strip.visualize(VisualizeConfig(folder=Path(folder))).path

@@ -51,6 +51,8 @@ ONLY_IN = {
     "jinja2": {"stage1.review.report", "vidshard.inspection.preview"},
     "fsspec": {"vidshard.storage.urls"},
     "ray": {"vidshard.execution.ray"},
+    "wandb": {"stage1.training.trackers"},
+    "mlflow": {"stage1.training.trackers"},
 }
 
 

@@ -17,6 +17,7 @@ COMMANDS = (
         "visualize",
         "clips",
         "report",
+        "review",
         "evaluate",
         "calibrate",
         "crossval",

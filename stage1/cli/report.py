@@ -29,5 +29,6 @@ def report(**options: Any) -> None:
     result = write_report(config)
     if result.num_left_out:
         click.echo(f"{result.num_left_out:,} with lower confidence are left out; --max-items shows more")
+    console.echo(result.attention)
     click.echo(f"✓ Report with {counted(result.num_shown, 'clip')} saved to: {result.path}")
     console.show_next("stage1", "clips", *([] if config.folder == DEFAULT_INFERENCE else [config.folder]))

@@ -24,8 +24,9 @@ def visualize(**options: Any) -> None:
     from stage1.review.film_strip import visualize
 
     distributed.expect_one_process("visualize")
-    picture, num_shown = visualize(config)
-    if not num_shown:
+    result = visualize(config)
+    if not result.num_shown:
         click.echo(f"No clip was detected as crime: see {config.folder / 'predictions.csv'} for all confidences")
-    click.echo(f"✓ Attention visualization saved to: {picture}")
+    console.echo(result.note)
+    click.echo(f"✓ Attention visualization saved to: {result.path}")
     console.show_next("stage1", "report", *([] if config.folder == DEFAULT_INFERENCE else [config.folder]))

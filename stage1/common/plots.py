@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,13 @@ def save(figure: Any, path: Path) -> None:
 def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
     """Plot loss, accuracy and AUC over the epochs of `history` (lines of metrics.jsonl) to the PNG `path`."""
     figure, (loss, accuracy) = make_figure((10, 4), columns=2)
-    _draw(loss, history, "loss", "Train", TRAIN_COLOUR)
-    _draw(loss, history, "val_loss", "Validation", VALIDATION_COLOUR)
+    train, validation = parts_of_model(history)
+    _draw(loss, history, "loss", f"Train{train}", TRAIN_COLOUR)
+    _draw(loss, history, "val_loss", f"Validation{validation}", VALIDATION_COLOUR)
     set_title(loss, "Loss")
-    _draw(accuracy, history, "accuracy", "Train accuracy", TRAIN_COLOUR)
-    _draw(accuracy, history, "val_accuracy", "Validation accuracy", VALIDATION_COLOUR)
-    _draw(accuracy, history, "val_auc", "Validation AUC", AUC_COLOUR)
+    _draw(accuracy, history, "accuracy", f"Train accuracy{train}", TRAIN_COLOUR)
+    _draw(accuracy, history, "val_accuracy", f"Validation accuracy{validation}", VALIDATION_COLOUR)
+    _draw(accuracy, history, "val_auc", f"Validation AUC{validation}", AUC_COLOUR)
     accuracy.axhline(0.5, color=GREY, linewidth=1, linestyle=":")
     accuracy.set_ylim(0, 1.02)
     set_title(accuracy, "Accuracy and AUC")
@@ -53,6 +54,16 @@ def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(frameon=False)
     save(figure, path)
+
+
+def parts_of_model(history: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Return which part of the model the training and the validation figures are of, if these differ.
+
+    >>> parts_of_model([{"loss": 0.5, "val_loss": 0.4}]), parts_of_model([{"network_val_loss": 0.6}])
+    (('', ''), (' (network alone)', ' (with motion features)'))
+    """
+    differ = any("network_val_loss" in row for row in history)
+    return (" (network alone)", " (with motion features)") if differ else ("", "")
 
 
 def _draw(axes: Any, history: Sequence[dict[str, Any]], name: str, label: str, color: str) -> None:
@@ -67,7 +78,8 @@ def _mark_best(axes: Any, history: Sequence[dict[str, Any]]) -> None:
     if best:
         row = best[-1]
         label = f"kept: epoch {row['epoch']}, AUC {row['val_auc']:.3f}"
-        axes.plot(row["epoch"], row["val_auc"], "o", markersize=11, fillstyle="none", color=AUC_COLOUR, label=label)
+        ring = {"markersize": 11, "fillstyle": "none", "color": AUC_COLOUR, "label": label}
+        axes.plot(row["epoch"], row["val_auc"], "o", clip_on=False, **ring)  # 1 is at the edge
 
 
 def plot_sheet(

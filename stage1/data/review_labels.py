@@ -22,6 +22,10 @@ from vidshard.util.errors import UserError
 UNSURE = "unsure"
 LABEL_OF_ANSWER = {"true": layout.CRIME_LABEL, "false": layout.NORMAL_LABEL, UNSURE: layout.UNKNOWN_LABEL}
 MAX_SECONDS_APART = 0.01  # largest difference between a clip's times in the file and in the shards
+CSV_COLUMNS = (
+    *("shards", "key", "mark", "source", "clip_index", "start_seconds", "end_seconds"),
+    *("confidence", "class", "label", "note"),
+)
 _NUM_LISTED = 5  # contradictions that are named
 
 
@@ -34,6 +38,7 @@ class ReviewLabel:
     start_seconds: float
     end_seconds: float
     path: Path  # the file that holds it
+    note: str = dataclasses.field(default="", compare=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,7 +95,7 @@ def read_review_labels(paths: Sequence[Path]) -> ReviewLabels:
     merged: dict[tuple[str, str], ReviewLabel] = {}
     contradictions: dict[tuple[str, str], None] = {}
     for path in paths:
-        for clip, label in _read(path).items():
+        for clip, label in read_answers(path).items():
             before = merged.setdefault(clip, label)
             if before.label != label.label:
                 contradictions[clip] = None
@@ -105,7 +110,11 @@ def read_review_labels(paths: Sequence[Path]) -> ReviewLabels:
     return ReviewLabels(of_clip=sure, contradictions=tuple(key for _, key in contradictions), paths=tuple(paths))
 
 
-def _read(path: Path) -> dict[tuple[str, str], ReviewLabel]:
+def read_answers(path: Path) -> dict[tuple[str, str], ReviewLabel]:
+    """Read all answers of a CSV, unsure ones included, by the digest of the shard set and the key of the clip.
+
+    Raises UserError if it cannot be read, or contradicts itself.
+    """
     try:
         rows = list(csv.DictReader(io.StringIO(files.read_bytes(path).decode("utf-8-sig"), newline="")))
     except (OSError, ValueError, csv.Error) as error:
@@ -119,6 +128,7 @@ def _read(path: Path) -> dict[tuple[str, str], ReviewLabel]:
                 start_seconds=float(row["start_seconds"]),
                 end_seconds=float(row["end_seconds"]),
                 path=path,
+                note=row.get("note") or "",
             )
             if not 0 <= label.start_seconds <= label.end_seconds < math.inf:
                 raise ValueError(f"from {label.start_seconds} to {label.end_seconds} s")

@@ -17,6 +17,7 @@ from stage1.data.epoch_plan import evenly_spaced
 from stage1.data.reader import ClipReader
 from stage1.metrics.clips import Array, Interval
 from vidshard.shards.layout import Clip
+from vidshard.util import console
 
 MAJORITY = "majority"
 BORDER_SHARE = 8  # the border is 1/8 of height and width on each side
@@ -80,13 +81,15 @@ def some_rows(reader: ClipReader, *, per_video: int) -> list[int]:
 def all_features(reader: ClipReader, rows: Sequence[int]) -> dict[str, Features]:
     """Compute the features [N, F] that each shortcut except the majority sees of these clips."""
     found: dict[str, list[Array]] = {name: [] for name in CLIP_FEATURES}
-    for first in range(0, len(rows), _READ):
-        part = rows[first : first + _READ]
-        clips = np.empty((len(part), *reader.clip_shape.thwc), np.uint8)
-        reader.read_clips(part, clips)
-        for clip in clips:
-            for name, features in CLIP_FEATURES.items():
-                found[name].append(features(clip))
+    with console.Progress("Shortcut baselines", total=len(rows), unit="clip") as progress:
+        for first in range(0, len(rows), _READ):
+            part = rows[first : first + _READ]
+            clips = np.empty((len(part), *reader.clip_shape.thwc), np.uint8)
+            reader.read_clips(part, clips)
+            for clip in clips:
+                for name, features in CLIP_FEATURES.items():
+                    found[name].append(features(clip))
+                progress.advance()
     metadata = {"file metadata": np.array([file_metadata(reader, row) for row in rows], np.float32)}
     return metadata | {name: np.array(values, np.float32) for name, values in found.items()}
 

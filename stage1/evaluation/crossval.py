@@ -12,6 +12,8 @@ import dataclasses
 import itertools
 import json
 import logging
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ from stage1.training.loop import train
 from vidshard import __version__
 from vidshard.storage.cache import CacheConfig
 from vidshard.storage.urls import Location
-from vidshard.util import atomic
+from vidshard.util import atomic, console
 from vidshard.util.errors import UserError
 from vidshard.util.text import counted
 
@@ -101,11 +103,17 @@ def crossval(config: CrossvalConfig) -> str:
     splits = list(plan(config, clips, test))
     _note_config(config, clips, test)
     scores: dict[str, HeldOutScores] = {}
+    seconds: list[float] = []  # of the runs of this call
     for number, split in enumerate(splits, 1):
-        logger.info(f"Run {number} of {len(splits)}: {split.name}")
+        left = (len(splits) - number + 1) * math.fsum(seconds) / len(seconds) if seconds else None
+        time_left = "" if left is None else f", about {console.time_text(left)} left for all"
+        logger.info(f"Run {number} of {len(splits)}: {split.name}{time_left}")
+        start, is_done = time.monotonic(), (config.out / split.name / SCORES_NAME).is_file()
         held = clips if split.kind != TEST else test
         assert held is not None
         scores[split.name] = run_split(config, split, clips, held)
+        if not is_done:
+            seconds.append(time.monotonic() - start)
     result = summarise(config, clips, test, splits, scores, warnings)
     atomic.write_json(config.out / RESULT_NAME, result)
     table = format_table(result)
@@ -234,7 +242,8 @@ def _video_ids(reader: ClipReader) -> set[str]:
 def _note_config(config: CrossvalConfig, clips: GroupedClips, test: GroupedClips | None) -> None:
     """Record the options of the folder. Raises UserError if it contains a run with different options."""
     training = config.training.to_dict()
-    for name in ("shards", "val_shards", "out", "device", "workers", "resume", "cache_dir", "cache_gb", "tensorboard"):
+    not_recorded = ("shards", "val_shards", "out", "device", "workers", "resume", "cache_dir", "cache_gb")
+    for name in (*not_recorded, "logger", "tensorboard"):
         training.pop(name, None)
     now = {
         "stage1_version": __version__,

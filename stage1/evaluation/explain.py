@@ -35,6 +35,7 @@ from stage1.model.network import Stage1Model
 from vidshard.shards.layout import CRIME_LABEL
 from vidshard.util import atomic, console
 from vidshard.util.errors import UserError
+from vidshard.util.hashing import file_sha256
 
 METHODS = ("attention", "saliency", "mean pooling")
 EVENT = "true event"  # an upper bound rather than a method; measured only if every clip is annotated
@@ -90,19 +91,25 @@ def explain(config: ExplainConfig) -> ExplainReport:
         for row in rows:
             clips.append(explainer.explain(reader, row, probabilities[row], events))
             progress.advance()
-    fields = {"pooling": explainer.model.config.pooling, **summarise(clips, config)}
-    fields["splices"] = _splice_test(reader, explainer, config)
+    fields = {
+        "checkpoint_sha256": file_sha256(config.checkpoint),
+        "pooling": explainer.model.config.pooling,
+        **summarise(clips, config),
+    }
+    test = splice_test.AttentionTest(explainer.model, explainer.transform, explainer.device)
+    correlations = test.correlations(np.stack([reader[row] for row in rows]))
+    fields["correlation_with_untrained"] = float(np.mean(correlations)) if correlations else None
+    fields["splices"] = _splice_test(reader, test, config)
     atomic.write_json(config.out / "explanation.json", fields)
     plots.plot_explanation(fields, config.out / "explanation.png")
     return ExplainReport(text=to_text(fields, config), fields=fields)
 
 
-def _splice_test(reader: ClipReader, explainer: Explainer, config: ExplainConfig) -> dict[str, Any] | None:
+def _splice_test(reader: ClipReader, test: splice_test.AttentionTest, config: ExplainConfig) -> dict[str, Any] | None:
     """Test attention on composites; return None if no recording has clips of both classes."""
     rows = splice_test.chosen_rows(reader, max_crimes=config.max_clips)
     if not len(rows):
         return None
-    test = splice_test.AttentionTest(explainer.model, explainer.transform, explainer.device)
     found = test.run(reader, rows, seed=config.seed)
     return splice_test.summarise([found], num_resamples=config.num_resamples, seed=config.seed)
 
@@ -319,9 +326,15 @@ def _detected_crimes(
     crimes = np.flatnonzero(reader.labels == CRIME_LABEL).tolist()
     if not crimes:
         raise UserError(f"no clip of {config.shards} is labelled crime, expected at least one; pass other shards")
-    raw = crime_probabilities(
-        checkpoint, reader, np.array(crimes), batch_size=config.batch_size, device=explainer.device
-    )
+    with console.Progress("Scoring", total=len(crimes), unit="clip") as progress:
+        raw = crime_probabilities(
+            checkpoint,
+            reader,
+            np.array(crimes),
+            batch_size=config.batch_size,
+            device=explainer.device,
+            advance=progress.advance,
+        )
     scores = explainer.calibration.apply(raw)
     found = {row: score for row, score in zip(crimes, scores.tolist(), strict=True) if score >= checkpoint.threshold}
     if not found:
@@ -431,6 +444,7 @@ def to_text(fields: Mapping[str, Any], config: ExplainConfig) -> str:
         lines += splice_test.to_lines(fields["splices"])
     else:
         lines.append("No recording has clips of both classes, so attention cannot be tested on composites")
+        lines += splice_test.correlation_lines(fields)
     claims = fields["claims"]
     if fields["pooling"] in ("mean", "max"):
         lines.append(

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from stage1.data.epoch_plan import Rows, evenly_spaced
@@ -24,6 +25,7 @@ from stage1.metrics import clips as metrics
 from stage1.metrics.clips import Array, interval_text
 from stage1.model.network import Stage1Model, relative_motion
 from vidshard.shards.layout import CRIME_LABEL, NORMAL_LABEL
+from vidshard.util import console
 
 MAX_NORMALS = 8  # of a recording
 PER_CLIP = 4  # composites of each kind for each crime
@@ -100,6 +102,15 @@ class AttentionTest:
             ]
             return found[0], found[1], relative_motion(clips_BCTHW).double().cpu().numpy()
 
+    def correlations(self, clips_BTHWC: npt.NDArray[np.uint8]) -> list[float]:
+        """Return the correlation of attention with that before training, of each clip where neither is constant."""
+        found = []
+        for clip in clips_BTHWC:
+            trained, untrained, _ = self.attention(torch.from_numpy(clip)[None])
+            if trained.std() > 0 and untrained.std() > 0:
+                found.append(float(np.corrcoef(trained[0], untrained[0])[0, 1]))
+        return found
+
     def run(self, reader: ClipReader | JoinedReader, rows: Rows, *, seed: int = 0) -> dict[str, Any]:
         """Return the results for the clips of `rows`, one row for each composite and each crime (see `summarise`)."""
         clips = np.empty((len(rows), *reader.clip_shape.thwc), np.uint8)
@@ -108,20 +119,22 @@ class AttentionTest:
         motion_N = np.zeros(len(reader))
         motion_N[rows] = [np.abs(np.diff(clip.astype(np.int16), axis=0)).mean() for clip in clips]
         crimes = [row for row in rows.tolist() if reader.labels[row] == CRIME_LABEL]
-        correlations = []
-        for row in crimes:
-            trained, untrained, _ = self.attention(torch.from_numpy(clips[place[row]])[None])
-            if trained.std() > 0 and untrained.std() > 0:
-                correlations.append(float(np.corrcoef(trained[0], untrained[0])[0, 1]))
+        correlations = self.correlations(clips[[place[row] for row in crimes]])
         rows_found = []
-        for matched in (False, True):
-            for composite in composites(reader, rows, seed=seed, motion_N=motion_N if matched else None):
+        made = [
+            (matched, composite)
+            for matched in (False, True)
+            for composite in composites(reader, rows, seed=seed, motion_N=motion_N if matched else None)
+        ]
+        with console.Progress("Composites", total=len(made), unit="composite") as progress:
+            for matched, composite in made:
                 clip = clips[place[composite.base]].copy()
                 inside = slice(composite.first, composite.last)
                 clip[inside] = clips[place[composite.inserted]][inside]
                 attention, _, motion = self.attention(torch.from_numpy(clip)[None])
                 labels = np.zeros(len(clip), np.int64)
                 labels[inside] = 1
+                progress.advance()
                 rows_found.append(
                     {
                         "kind": composite.kind,
@@ -189,7 +202,12 @@ def to_lines(fields: Mapping[str, Any]) -> list[str]:
             f"  {name}: attention {interval_text(test['attention'])}, motion {interval_text(test['motion'])} "
             f"({test['composites']} composites, {test['recordings']} recordings)"
         )
+    return lines + correlation_lines(fields)
+
+
+def correlation_lines(fields: Mapping[str, Any]) -> list[str]:
+    """Format the correlation with attention before training, if it is known."""
     correlation = fields["correlation_with_untrained"]
-    if correlation is not None:
-        lines.append(f"Correlation of attention with that of the model before training: {correlation:.2f}")
-    return lines
+    if correlation is None:
+        return []
+    return [f"Correlation of attention with that of the model before training: {correlation:.2f}"]

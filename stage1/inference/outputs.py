@@ -63,6 +63,7 @@ class OutputFiles:
         self.picture = folder / "attention_visualization.png"
         self.report = folder / "report.html"
         self.clips = folder / "clips"
+        self.explanation = folder / "explanation" / "explanation.json"  # of stage1 explain, if it was run there
         # Written last and moved first, so that the other files of a folder with run.json are of a single run.
         self.run = folder / "run.json"
 

@@ -29,6 +29,8 @@ from vidshard.util.hashing import file_sha256
 from vidshard.util.text import counted
 
 TOLERANCE = 1e-4
+logger = logging.getLogger(__name__)
+
 NUM_CHECKED = 32
 _BATCH = 4
 INPUT, OUTPUTS = "clips", ("probabilities", "attention")
@@ -87,6 +89,7 @@ def export(
     checkpoint = load_checkpoint(checkpoint_path)
     model = WholeModel(checkpoint).eval()
     clips = _clips_to_check(checkpoint, checkpoint_path, shards, num_checked)
+    logger.info("Exporting and checking the model, which takes up to a minute")
     data = _to_onnx(model, checkpoint, file_sha256(checkpoint_path))
     differences = np.zeros(2)
     run = _run_by_onnxruntime(data, checkpoint_path)

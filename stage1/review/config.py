@@ -14,6 +14,7 @@ from vidshard.util.options import option
 
 MAX_DETECTIONS = 6
 SORTS = ("strongest", "weakest", "time")
+EXCHANGE_FORMATS = ("label-studio", "fiftyone", "activitynet", "ucf-crime")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,9 @@ class ReportConfig(CheckedConfig):
         type=location,
         metavar="PLACE",
     )
+    start_times: Path | None = option(
+        None, help="CSV of when recordings began: the columns video, start (ISO 8601) and, if wanted, camera."
+    )
     max_items: int = option(1000, help="Maximum number of detections and misses to show, strongest first.", at_least=1)
 
     def __post_init__(self) -> None:
@@ -66,3 +70,23 @@ class ReportConfig(CheckedConfig):
 
         files = OutputFiles(folder=self.folder)
         return files.report if self.out is None or self.out.is_dir() else self.out
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReviewExportConfig(CheckedConfig):
+    """Options of an export of detections or review labels."""
+
+    folder: Path = option(DEFAULT_INFERENCE, argument=True, metavar="[DIR]")
+    format: str = option(help="Format of the file.", choices=EXCHANGE_FORMATS)
+    marks: Path | None = option(None, help="Review labels to export instead of the detections.", metavar="CSV")
+    out: Path | None = option(None, help="File to write.", default_text="DIR/FORMAT.json or .txt")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReviewImportConfig(CheckedConfig):
+    """Options of an import of review labels."""
+
+    file: Path = option(argument=True, metavar="FILE")
+    format: str = option(help="Format of the file.", choices=EXCHANGE_FORMATS)
+    run: Path = option(DEFAULT_INFERENCE, help="Output folder of `stage1 infer` with the labelled clips.")
+    out: Path = option(Path("marks.csv"), help="Review labels to write, for `stage1 train --marks`.")

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import itertools
 import json
+import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from stage1.common.files import hold_out
 from stage1.data.reader import ClipReader
 from stage1.inference.attention_data import load_attention_data
 from stage1.inference.outputs import Detection, OutputFiles, read_anomalies, read_predictions
+from stage1.review.attention_note import attention_note
 from stage1.review.config import MAX_DETECTIONS, VisualizeConfig
 from vidshard.shards import layout
 from vidshard.storage import urls
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_FRAMES = 16  # more than fit side by side at a readable size
+MIN_EXCESS = 0.01  # of a marked frame's weight over an equal share; rounding alone exceeds it by less
 
 # Okabe and Ito's orange and blue are distinguishable with every kind of colour blindness, and in grey.
 TOP_COLOUR = "#D55E00"
@@ -48,6 +51,8 @@ _TIMES = 24
 _ROW_GAP = 30
 _FRAME_GAP = 4
 _MAX_FRAME_HEIGHT = 190
+_NOTE_LINE = 22
+_NOTE_LETTERS = 190  # of a line
 # Fallbacks, if installed, for letters that the first font lacks, such as names in other scripts.
 _FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Microsoft YaHei", "PingFang SC", "Malgun Gothic", "Yu Gothic", "Arial")
 
@@ -62,17 +67,26 @@ class FilmStrip:
     is_miss: bool = False  # its attention is not among the outputs
 
 
-def visualize(config: VisualizeConfig) -> tuple[Path, int]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisualizeResult:
+    """Result: the picture, the number of clips in it, and how far attention can be trusted."""
+
+    path: Path
+    num_shown: int
+    note: str
+
+
+def visualize(config: VisualizeConfig) -> VisualizeResult:
     """Draw detections of a run as film strips: by default the strongest, among them a false alarm and a miss.
 
-    Returns the path of the picture and the number of clips in it. If there are no detections, the picture says so.
+    If there are no detections, the picture says so.
     Raises UserError if the folder has no finished run, and FormatError if its files come from different runs.
     """
     with hold_out(config.folder):
         return _visualize(config)
 
 
-def _visualize(config: VisualizeConfig) -> tuple[Path, int]:
+def _visualize(config: VisualizeConfig) -> VisualizeResult:
     files = OutputFiles(folder=config.folder)
     if not files.run.is_file():
         raise UserError(
@@ -96,8 +110,9 @@ def _visualize(config: VisualizeConfig) -> tuple[Path, int]:
     if miss is not None and len(strips) < config.num:
         strips.append(miss)
     picture = config.out or files.picture
-    atomic.write_bytes(picture, draw(strips, num_detections=len(detections)))
-    return picture, len(strips)
+    note = attention_note(files)
+    atomic.write_bytes(picture, draw(strips, num_detections=len(detections), note=note))
+    return VisualizeResult(path=picture, num_shown=len(strips), note=note)
 
 
 def chosen(detections: Sequence[Detection], count: int, *, sort: str = "strongest") -> list[int]:
@@ -161,13 +176,14 @@ def strongest(detections: Sequence[Detection], count: int = MAX_DETECTIONS) -> l
 
 
 def attended(detection: Detection) -> list[int]:
-    """Return the positions of the frames to mark as attended: the top ones that exceed an equal share."""
+    """Return the positions of the frames to mark: those with the highest weights, if these exceed an equal share."""
     weights = detection.attention_weights
-    return [i for i in detection.top_attention_indices if weights[i] > 1 / len(weights)]
+    least = (1 + MIN_EXCESS) / len(weights)
+    return [i for i in detection.top_attention_indices if weights[i] > least]
 
 
 def shown_positions(weights: Sequence[float], count: int = MAX_FRAMES) -> tuple[int, ...]:
-    """Choose the frames to draw: all, or the most attended frame of each of `count` equal spans of a long clip.
+    """Choose the frames to draw: all, or the frame of highest weight of each of `count` equal spans of a long clip.
 
     >>> shown_positions([0.1, 0.2, 0.3, 0.4], count=2)
     (1, 3)
@@ -198,8 +214,11 @@ def time_texts(seconds: Sequence[float]) -> list[str]:
     return texts
 
 
-def draw(strips: Sequence[FilmStrip], *, num_detections: int) -> bytes:
-    """Draw the picture as PNG. Its bytes depend only on the arguments, matplotlib and its fonts."""
+def draw(strips: Sequence[FilmStrip], *, num_detections: int, note: str = "") -> bytes:
+    """Draw the picture as PNG, with a note at its foot.
+
+    Its bytes depend only on the arguments, matplotlib and its fonts.
+    """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -209,7 +228,8 @@ def draw(strips: Sequence[FilmStrip], *, num_detections: int) -> bytes:
     fonts = [name for name in _FONTS if name in installed]
     with matplotlib.rc_context({"font.family": fonts or ["sans-serif"], "text.color": TEXT_COLOUR}):
         heights = [_row_height(strip) for strip in strips] or [_CAPTION]
-        total = _HEAD + sum(heights) + _ROW_GAP * len(heights)
+        foot = textwrap.wrap(note, _NOTE_LETTERS, break_long_words=False)
+        total = _HEAD + sum(heights) + _ROW_GAP * len(heights) + _NOTE_LINE * len(foot) + (_ROW_GAP if foot else 0)
         figure = Figure(figsize=(_WIDTH / _DPI, total / _DPI), dpi=_DPI, facecolor="white")
         FigureCanvasAgg(figure)
         _draw_head(figure, strips, num_detections, total)
@@ -217,6 +237,9 @@ def draw(strips: Sequence[FilmStrip], *, num_detections: int) -> bytes:
         for strip, height in zip(strips, heights, strict=False):
             _draw_strip(figure, strip, top, total)
             top += height + _ROW_GAP
+        for i, line in enumerate(foot):
+            y = total - _ROW_GAP - _NOTE_LINE * (len(foot) - i) + _NOTE_LINE // 2
+            _text(figure, _MARGIN, y, total, line, size=14, color=QUIET_COLOUR)
         buffer = io.BytesIO()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a name, which then shows boxes
@@ -242,7 +265,16 @@ def _draw_head(figure: Figure, strips: Sequence[FilmStrip], num_detections: int,
     _text(figure, _MARGIN, 30, total, title, size=22, weight="bold")
     _text(figure, _MARGIN, 64, total, legend, size=14, color=QUIET_COLOUR)
     if strips:
-        _text(figure, _WIDTH - _MARGIN, 64, total, "■ most attended frames", size=14, color=TOP_COLOUR, align="right")
+        _text(
+            figure,
+            _WIDTH - _MARGIN,
+            64,
+            total,
+            "■ highest weights, above an equal share",
+            size=14,
+            color=TOP_COLOUR,
+            align="right",
+        )
 
 
 def _draw_strip(figure: Figure, strip: FilmStrip, top: int, total: int) -> None:

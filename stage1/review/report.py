@@ -25,6 +25,7 @@ import numpy.typing as npt
 from stage1.common import schema
 from stage1.common.earlier_results import set_file_aside
 from stage1.common.files import METRICS_NAME, hold_out
+from stage1.common.plots import parts_of_model
 from stage1.data.reader import ClipReader
 from stage1.inference.attention_data import load_attention_data
 from stage1.inference.outputs import RUN_AGAIN, Detection, OutputFiles, Prediction, read_anomalies, read_predictions
@@ -32,9 +33,11 @@ from stage1.metrics import centred_scores
 from stage1.metrics import clips as metrics
 from stage1.metrics.clips import interval_text
 from stage1.model.checkpoint import load_checkpoint
+from stage1.review.attention_note import attention_note
 from stage1.review.config import ReportConfig as ReportConfig
 from stage1.review.event_clips import clip_name
 from stage1.review.film_strip import attended, shown_positions, time_texts
+from stage1.review.run_videos import Recorded, Videos, read_start_times
 from vidshard.storage import urls
 from vidshard.storage.urls import Location
 from vidshard.util import atomic, console
@@ -55,6 +58,7 @@ class ReportResult:
     path: Path
     num_shown: int
     num_left_out: int
+    attention: str  # how far attention can be trusted
 
 
 def write_report(config: ReportConfig) -> ReportResult:
@@ -82,14 +86,24 @@ def _write_report(config: ReportConfig) -> ReportResult:
 
     reader = _open_shards(run, config.shards)
     pictures = Pictures(files, reader, clips, detections)
+    recorded = read_start_times(config.start_times, Videos.of(events)) if config.start_times is not None else {}
     chosen = _choose(clips, config.max_items)
     num_shown = sum(clip.outcome is not None for clip in clips)
+    attention = attention_note(files)
+    items = []
+    with console.Progress("Report", total=len(chosen), unit="clip") as progress:
+        for item in _items(chosen, clips, {d.key: d for d in detections}, pictures, recorded):
+            items.append(item)
+            progress.advance()
     data = {
         "run": run_name(run),
         "shards": run["shards"]["digest"],
         "threshold": run["threshold"],
-        "items": list(_items(chosen, clips, {d.key: d for d in detections}, pictures)),
-        "videos": [_video(row, video, files, config.path) for row, video in enumerate(events["videos"])],
+        "items": items,
+        "videos": [
+            _video(row, video, files, config.path, recorded.get(video["source"]))
+            for row, video in enumerate(events["videos"])
+        ],
     }
     page = _template().render(
         name=_name(run),
@@ -98,6 +112,7 @@ def _write_report(config: ReportConfig) -> ReportResult:
         tiles=list(_tiles(run, clips, reader)),
         tables=[*_tables(clips), *(_evaluation_tables(evaluation) if evaluation else [])],
         charts=_charts(run),
+        attention=attention,
         items_note=_items_note(len(chosen), num_shown, pictures),
         videos_note=_videos_note(events),
         failures=[
@@ -111,7 +126,8 @@ def _write_report(config: ReportConfig) -> ReportResult:
     if not config.path.is_file() or config.path.read_bytes() != data_of_page:
         set_file_aside(config.path)
         atomic.write_bytes(config.path, data_of_page)
-    return ReportResult(path=config.path, num_shown=len(chosen), num_left_out=num_shown - len(chosen))
+    num_left_out = num_shown - len(chosen)
+    return ReportResult(path=config.path, num_shown=len(chosen), num_left_out=num_left_out, attention=attention)
 
 
 def _check_one_run(files: OutputFiles, clips: Sequence[Prediction], detections: Sequence[Detection]) -> None:
@@ -165,7 +181,11 @@ def _choose(clips: Sequence[Prediction], max_items: int) -> list[int]:
 
 
 def _items(
-    rows: Sequence[int], clips: Sequence[Prediction], detections: Mapping[str, Detection], pictures: Pictures
+    rows: Sequence[int],
+    clips: Sequence[Prediction],
+    detections: Mapping[str, Detection],
+    pictures: Pictures,
+    recorded: Mapping[str, Recorded],
 ) -> Iterator[dict[str, Any]]:
     """Return the data of each clip that the page shows."""
     for row in rows:
@@ -176,6 +196,7 @@ def _items(
         image, no_image = pictures.strip(row, positions)
         top = attended(detection) if detection else []
         times = time_texts(seconds)
+        known = recorded.get(clip.source)
         yield {
             "row": row,
             "key": clip.key,
@@ -187,6 +208,8 @@ def _items(
             "confidence": clip.confidence,
             "seconds": [seconds[0], seconds[-1]],
             "when": f"{times[0]} to {times[-1]}",
+            "clock": None if known is None else known.clock(seconds[0]),
+            "began": None if known is None else known.timestamp(seconds[0]),
             "times": [times[i] for i in positions],
             "attention": [round(attention[i], 4) for i in positions] if attention else None,
             "top": [place for place, i in enumerate(positions) if i in top],
@@ -282,23 +305,30 @@ def _items_note(num_chosen: int, num_shown: int, pictures: Pictures) -> str:
 # --- the videos ---------------------------------------------------------------------------------------------------
 
 
-def _video(row: int, video: Mapping[str, Any], files: OutputFiles, page: Path) -> dict[str, Any]:
+def _video(
+    row: int, video: Mapping[str, Any], files: OutputFiles, page: Path, recorded: Recorded | None
+) -> dict[str, Any]:
     scores = [None if score is None else round(score, 4) for score in video["scores"]]
     known = [score for score in scores if score is not None]
     return {
         "row": row,
         "source": video["source"],
         "class": video["class"],
+        "camera": "" if recorded is None else recorded.camera,
+        "clocks": None if recorded is None else [recorded.clock(at) for at in (0.0, video["duration_seconds"])],
         "duration": max(video["duration_seconds"], 1e-3),
         "length": console.time_text(video["duration_seconds"]),
         "highest": max(known, default=None),
         "scores": thinned(scores, MAX_POINTS),
         "uri": path.as_uri() if (path := Path(video["video_path"])).is_absolute() and path.is_file() else None,
         "events": [
-            {**_span(event, "predicted"), "clip": _link(files.clips / clip_name(video["source"], number), page)}
+            {
+                **_span(event, "predicted", recorded),
+                "clip": _link(files.clips / clip_name(video["source"], number), page),
+            }
             for number, event in enumerate(video["events"])
         ],
-        "truth": None if video["truth"] is None else [_span(event, "true") for event in video["truth"]],
+        "truth": None if video["truth"] is None else [_span(event, "true", recorded) for event in video["truth"]],
     }
 
 
@@ -307,9 +337,10 @@ def _link(clip: Path, page: Path) -> str | None:
     return quote(os.path.relpath(clip, page.parent).replace(os.sep, "/")) if clip.is_file() else None
 
 
-def _span(event: Mapping[str, Any], kind: str) -> dict[str, Any]:
+def _span(event: Mapping[str, Any], kind: str, recorded: Recorded | None) -> dict[str, Any]:
     start, end = event["start_seconds"], event["end_seconds"]
     text = f"{kind} event from {console.time_text(start)} to {console.time_text(end)}"
+    text += f" ({recorded.clock(start)} to {recorded.clock(end)})" if recorded is not None else ""
     text += f", peak {event['peak_confidence']:.1%}" if "peak_confidence" in event else ""
     return {"start": start, "end": end, "text": text}
 
@@ -409,13 +440,18 @@ def _charts(run: Mapping[str, Any]) -> list[dict[str, Any]]:
             return []
     except (UserError, OSError, TypeError):
         return []
+    train, validation = parts_of_model(history)
     charts = [
         line_chart(
-            "Loss by epoch", [("training", _column(history, "loss")), ("validation", _column(history, "val_loss"))]
+            "Loss by epoch",
+            [(f"training{train}", _column(history, "loss")), (f"validation{validation}", _column(history, "val_loss"))],
         ),
         line_chart(
             "Accuracy and AUC by epoch",
-            [("training accuracy", _column(history, "accuracy")), ("validation AUC", _column(history, "val_auc"))],
+            [
+                (f"training accuracy{train}", _column(history, "accuracy")),
+                (f"validation AUC{validation}", _column(history, "val_auc")),
+            ],
             top=1.0,
         ),
     ]
@@ -455,7 +491,7 @@ def line_chart(
         "left": f"epoch {left:g}",
         "right": f"{right:g}",
         "lines": [
-            {"name": f"{name} ({points[-1][1]:.3f})", "points": [place(x, y) for x, y in points]}
+            {"name": f"{name}: {points[-1][1]:.3f}", "points": [place(x, y) for x, y in points]}
             for name, points in lines
         ],
     }

@@ -25,6 +25,7 @@ from vidshard.util.options import check_options, option
 
 MAX_SEED = 2**32 - 1  # the limit of NumPy's legacy generators, which scikit-learn uses
 TRAIN_PRECISIONS = ("fp32", "bf16", "fp16")
+LOGGERS = ("tensorboard", "csv", "wandb", "mlflow")
 _DATA, _UNTRIMMED, _OPTIMISATION = "Data", "Untrimmed videos", "Optimisation"
 _REGULARISATION, _SPEED, _STORAGE, _OUTPUT = "Regularisation", "Speed", "Storage", "Checkpoints and logs"
 
@@ -172,7 +173,10 @@ class TrainConfig:
         group=_OUTPUT,
         at_least=0,
     )
-    tensorboard: bool = option(False, help="Also write TensorBoard event files to OUT/tensorboard.", group=_OUTPUT)
+    logger: str | None = option(
+        None, help="Also log metrics and curves to this tracker, in --out.", group=_OUTPUT, choices=LOGGERS
+    )
+    tensorboard: bool = option(False, help="The same as --logger tensorboard.", group=_OUTPUT, hidden=True)
     resume: bool | Literal["auto"] = option(
         False,
         help="Resume the run in --out, even mid-epoch; auto: start a new run if there is none to resume.",
@@ -190,6 +194,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.marks is None:  # as in earlier versions
             object.__setattr__(self, "marks", ())
+        if self.tensorboard and self.logger is None:
+            object.__setattr__(self, "logger", "tensorboard")
         check_options(self)
         if not self.shards:
             raise UserError("shards is empty, expected at least one shard set")
@@ -231,7 +237,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 FREE_ON_RESUME = (
     *("shards", "extra_normal", "val_shards", "out", "epochs", "device", "compile", "channels_last", "workers"),
     *("resume", "batch_size", "accumulate", "checksums", "max_bad_clips", "checkpoint_minutes", "patience"),
-    *("tensorboard", "cache_dir", "cache_gb"),
+    *("logger", "tensorboard", "cache_dir", "cache_gb"),
 )
 
 

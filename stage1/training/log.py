@@ -1,16 +1,16 @@
-"""Logs of a training run, on rank 0 only: lines for the user, metrics.jsonl, curves and TensorBoard."""
+"""Logs of a training run, on rank 0 only: lines for the user, metrics.jsonl, curves and a tracker."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stage1.common import distributed, files, plots
+from stage1.training.trackers import TRACKERS, Tracker, check_installed
 from vidshard.util import atomic, console
-from vidshard.util.errors import UserError
 from vidshard.util.text import counted
 
 SECONDS_BETWEEN_DRAWINGS = 30.0  # shortest time between two plots of the curves
@@ -62,42 +62,35 @@ def _auc_text(auc: float | None) -> str:
 
 
 class RunLog:
-    """Log files of a run in the folder `out`."""
+    """Log files of a run in the folder `out`, and its tracker."""
 
-    def __init__(self, out: Path, *, tensorboard: bool = False) -> None:
-        self.out = out
+    def __init__(self, out: Path, *, logger: str | None = None) -> None:
+        self.out, self.logger = out, logger
         self._draw_after = time.monotonic() + SECONDS_BETWEEN_DRAWINGS
-        self._writer: Any = None
-        if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise UserError(
-                    "`tensorboard` needs the package tensorboard: pip install 'vidshard[tensorboard]'"
-                ) from error
-            self._make_writer: Any = SummaryWriter
+        self._tracker: Tracker | None = None
+        if logger is not None:
+            check_installed(logger)
 
-    def start(self, step: int) -> None:
-        """Start after `step` steps. TensorBoard then hides later steps, which a killed run may have written."""
-        if hasattr(self, "_make_writer") and distributed.rank() == 0:
-            self._writer = self._make_writer(self.out / files.TENSORBOARD_NAME, purge_step=step + 1)
+    def start(self, step: int, config: Mapping[str, Any]) -> None:
+        """Start after `step` steps."""
+        if self.logger is not None and distributed.rank() == 0:
+            self._tracker = TRACKERS[self.logger](self.out, step)
+            self._tracker.log_config(config)
 
     def add_step(self, step: int, *, loss: float, lr: float) -> None:
         """Log a step."""
-        if self._writer is not None:
-            self._writer.add_scalar("step/loss", loss, step)
-            self._writer.add_scalar("step/lr", lr, step)
+        if self._tracker is not None:
+            self._tracker.log_metrics({"step/loss": loss, "step/lr": lr}, step)
 
     def add_epoch(self, entry: dict[str, Any], step: int) -> None:
         """Log an epoch, which ended with `step`."""
         distributed.rank_zero_info(epoch_line(entry))
-        if self._writer is not None:
-            for name, value in entry.items():
-                if isinstance(value, int | float) and name not in ("epoch", "best"):
-                    self._writer.add_scalar(f"epoch/{name}", value, step)
-            self._writer.flush()
+        if self._tracker is not None:
+            numbers = {name: value for name, value in entry.items() if isinstance(value, int | float)}
+            values = {f"epoch/{name}": value for name, value in numbers.items() if name not in ("epoch", "best")}
+            self._tracker.log_metrics(values, step)
 
-    def write(self, history: Sequence[dict[str, Any]], *, last: bool) -> None:
+    def write(self, history: Sequence[dict[str, Any]], step: int, *, last: bool) -> None:
         """Write metrics.jsonl, and plot the curves if the last plot is old enough or this is the `last` epoch."""
         lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in history)
         atomic.write_text(self.out / files.METRICS_NAME, lines)
@@ -105,8 +98,12 @@ class RunLog:
         if last or time.monotonic() >= self._draw_after:
             plots.plot_curves(history, self.out / files.CURVES_NAME)
             self._draw_after = time.monotonic() + SECONDS_BETWEEN_DRAWINGS
+            if self._tracker is not None:
+                self._tracker.log_picture(self.out / files.CURVES_NAME, step)
 
     def close(self) -> None:
-        """Close the TensorBoard writer."""
-        if self._writer is not None:
-            self._writer.close()
+        """Log where the checkpoint is, and close the tracker."""
+        if self._tracker is not None:
+            if (self.out / files.BEST_NAME).is_file():
+                self._tracker.log_checkpoint(self.out / files.BEST_NAME)
+            self._tracker.close()

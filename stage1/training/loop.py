@@ -239,7 +239,7 @@ def start_run(
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
         loader=loader,
         validation_loader=validation_loader,
-        log=RunLog(config.out, tensorboard=config.tensorboard),
+        log=RunLog(config.out, logger=config.logger),
         compiled=torch.compile(model) if config.compile else None,
     )
 
@@ -279,7 +279,7 @@ def begin(run: TrainingRun) -> None:
             held = [name for name in files.RUN_NAMES if (config.out / name).exists()]
             set_aside(config.out, held or files.RUN_NAMES)
         atomic.write_text(config.out / files.CONFIG_NAME, to_toml(config))
-    run.log.start(run.step)
+    run.log.start(run.step, config.to_dict())
     run.saved_at = time.monotonic()
 
 
@@ -471,7 +471,7 @@ def write_derived_files(run: TrainingRun, last: Checkpoint) -> None:
     """Write the files that follow from last.pt: metrics, curves and, if it is the best, the best checkpoint."""
     if run.history[-1]["best"]:
         save_checkpoint(run.config.out / files.BEST_NAME, last)
-    run.log.write(run.history, last=is_finished(run))
+    run.log.write(run.history, run.step, last=is_finished(run))
 
 
 def is_best(entry: dict[str, Any], history: Sequence[dict[str, Any]], *, patience: int) -> bool:

@@ -118,6 +118,7 @@ for (const item of data.items) {
   const video = videoOf.get(item.source), end = item.seconds[item.seconds.length - 1];
   item.event = video ? video.events.find((event) => event.start <= end && event.end >= item.seconds[0]) ?? null : null;
   item.group = item.source + "\n" + (item.event ? item.event.start : "");
+  item.camera = video?.camera ?? "";
   best.set(item.group, Math.max(best.get(item.group) ?? 0, item.confidence));
   sizes.set(item.group, (sizes.get(item.group) ?? 0) + 1);
 }
@@ -141,6 +142,7 @@ const ORDERS = {
   event: (a, b) => best.get(b.group) - best.get(a.group) || (a.group < b.group ? -1 : a.group > b.group ? 1 : 0),
   strongest: (a, b) => b.confidence - a.confidence,
   weakest: (a, b) => a.confidence - b.confidence,
+  camera: (a, b) => a.camera.localeCompare(b.camera) || (a.began ?? 0) - (b.began ?? 0),
   video: (a, b) => a.row - b.row,
 };
 
@@ -168,22 +170,26 @@ function showPage() {
   showCount();
 }
 
+function isGrouped(item) {
+  return $("sort").value === "camera" || ($("sort").value === "event" && sizes.get(item.group) > 1);
+}
+
 function card(item, position) {
   const article = make("article", `item ${item.outcome}`), name = nameOf(item.source, item.class);
   article.setAttribute("role", "listitem");
   article.dataset.key = item.key;
   article.tabIndex = -1;
   article.setAttribute("aria-label", `${name}, ${item.when}, confidence ${percent(item.confidence)}` + (truth() ? `, ${OUTCOMES[item.outcome]}` : ""));
-  const previous = shown[position - 1];
-  if ($("sort").value === "event" && sizes.get(item.group) > 1 && (!previous || previous.group !== item.group || position % PAGE === 0)) {
-    article.appendChild(make("div", "group", name + (item.event ? ` · ${item.event.text}` : "")));
+  const previous = position % PAGE ? shown[position - 1] : null;
+  if (isGrouped(item) && !(previous?.group === item.group && previous.camera === item.camera)) {
+    article.appendChild(make("div", "group", [item.camera, name, item.event?.text].filter(Boolean).join(" · ")));
   }
   const header = article.appendChild(make("header"));
   header.appendChild(make("h3", "", name));
   header.appendChild(make("span", `badge of-truth ${item.outcome}`, OUTCOMES[item.outcome]));
   const facts = header.appendChild(make("span", "facts"));
   if (item.class) facts.appendChild(make("span", "of-truth", item.class + " · "));
-  facts.append(item.when + " · ");
+  facts.append([item.when, item.clock, item.camera].filter(Boolean).join(" · ") + " · ");
   facts.appendChild(make("b", "", percent(item.confidence)));
   const buttons = header.appendChild(make("span", "marks"));
   for (const [mark, label] of Object.entries(MARKS)) {
@@ -301,7 +307,8 @@ function bars(item) {
   svg.setAttribute("viewBox", `0 0 ${n} 1`);
   svg.setAttribute("preserveAspectRatio", "none");
   svg.setAttribute("role", "img");
-  svg.setAttribute("aria-label", "Most attended frames: " + item.top.map((i) => `${item.times[i]} (${Math.round(100 * item.attention[i])} %)`).join(", "));
+  const marked = item.top.map((i) => `${item.times[i]} (${Math.round(100 * item.attention[i])} %)`).join(", ");
+  svg.setAttribute("aria-label", marked ? "Frames with the highest weights: " + marked : "All frames have about equal weights");
   item.attention.forEach((weight, i) => {
     const height = Math.max(0.02, weight / highest);
     const bar = draw(svg, "rect", { x: i + 0.15, width: 0.7, y: 1 - height, height, class: item.top.includes(i) ? "top" : "share" });
@@ -393,6 +400,7 @@ $("import").addEventListener("change", () => { if ($("import").files[0]) importM
 $("undo").addEventListener("click", undo);
 $("next-unlabelled").addEventListener("click", nextUnlabelled);
 $("truth").addEventListener("change", () => { document.body.classList.toggle("truth", truth()); refilter(); refilterVideos(); });
+$("sort-camera").hidden = !data.videos.some((video) => video.camera);
 $("filters").open = matchMedia("(min-width: 701px)").matches;
 const TABS = ["detections", "figures"];
 for (const name of TABS) {
@@ -466,7 +474,8 @@ function timeline(video) {
   }
   section.appendChild(svg);
   const ends = section.appendChild(make("div", "ends"));
-  ends.append(make("span", "", "0:00"), make("span", "", video.length));
+  const clocks = video.clocks ? video.clocks.map((clock) => ` (${clock})`) : ["", ""];
+  ends.append(make("span", "", "0:00" + clocks[0]), make("span", "", video.length + clocks[1]));
   return section;
 }
 

@@ -69,6 +69,9 @@ class BrightFrame(torch.nn.Module):
         sign = -1 if self.blind else 1
         return self.logits(strongest_B1, clips_BCTHW), (sign * 20 * features_BTD[..., 0]).softmax(1)
 
+    def pooled(self, clips_BCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.forward(clips_BCTHW)
+
     def logits(self, pooled_BD: torch.Tensor, clips_BCTHW: torch.Tensor) -> torch.Tensor:
         return self.classifier(pooled_BD)
 
@@ -112,9 +115,14 @@ def explained(folder: Path, *, blind: bool, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(explaining, "load_checkpoint", lambda _path: checkpoint)
     lines = [f"video-{i:03d}.mp4 Fighting {i % 8} {i % 8}" for i in range(12)]
     (folder.parent / "annotations.txt").write_text("\n".join(lines), encoding="utf-8")
+    (folder.parent / "model.pt").write_bytes(b"of the fake")
     report = explain(
         ExplainConfig(
-            shards=folder, annotations=folder.parent / "annotations.txt", out=folder.parent / "out", num_resamples=100
+            checkpoint=folder.parent / "model.pt",
+            shards=folder,
+            annotations=folder.parent / "annotations.txt",
+            out=folder.parent / "out",
+            num_resamples=100,
         )
     )
     assert json.loads((folder.parent / "out" / "explanation.json").read_text()) == json.loads(json.dumps(report.fields))

@@ -98,7 +98,8 @@ def test_of_a_long_clip_the_most_attended_frames_are_shown() -> None:
 
 def test_visualize_draws_what_infer_wrote(tmp_path: Path) -> None:
     files = write_run(tmp_path, [detection(i, confidence=0.5 + i / 20) for i in range(8)])
-    assert film_strip.visualize(VisualizeConfig(folder=tmp_path)) == (files.picture, 6)
+    result = film_strip.visualize(VisualizeConfig(folder=tmp_path))
+    assert (result.path, result.num_shown) == (files.picture, 6)
     first = files.picture.read_bytes()
     film_strip.visualize(VisualizeConfig(folder=tmp_path))
     assert files.picture.read_bytes() == first  # nothing in it varies from run to run
@@ -109,6 +110,13 @@ def test_only_frames_above_the_equal_share_are_marked_as_attended() -> None:
     one = detection(num_frames=4, top=2, attention_weights=(0.25, 0.24, 0.27, 0.24))
     assert len(one.top_attention_indices) == 4
     assert attended(one) == [2]
+
+
+@pytest.mark.parametrize("num_frames", [7, 12, 16, 24])
+def test_equal_weights_mark_no_frame(num_frames: int) -> None:
+    """The shortest float32 next to 1/12, say, is above it."""
+    (weight,) = output.shortest_floats(np.array([1 / num_frames], np.float32))
+    assert attended(detection(num_frames=num_frames, top=0, attention_weights=(weight,) * num_frames)) == []
 
 
 def test_a_false_alarm_is_among_the_strongest() -> None:
@@ -132,7 +140,8 @@ def test_a_miss_is_drawn_from_the_shards_and_says_so(tmp_path: Path) -> None:
     assert miss is not None
     assert miss.detection.confidence == max(clip.confidence or 0 for clip in clips)
     config = VisualizeConfig(folder=tmp_path / "run", num=2, out=tmp_path / "two.png")
-    assert film_strip.visualize(config) == (tmp_path / "two.png", 2)
+    result = film_strip.visualize(config)
+    assert (result.path, result.num_shown) == (tmp_path / "two.png", 2)
     shutil.rmtree(shards)
     assert film_strip.strongest_miss(OutputFiles(folder=tmp_path / "run")) is None
 
@@ -141,18 +150,19 @@ def test_a_miss_is_drawn_from_the_shards_and_says_so(tmp_path: Path) -> None:
 def test_names_of_any_kind_are_drawn(tmp_path: Path) -> None:
     names = ["Fighting/$x^{.mp4", "Fighting/\udcff普.mp4", "Fighting/" + "n" * 300 + ".mp4"]
     write_run(tmp_path, [detection(i, source=name) for i, name in enumerate(names)])
-    assert film_strip.visualize(VisualizeConfig(folder=tmp_path))[1] == 3
+    assert film_strip.visualize(VisualizeConfig(folder=tmp_path)).num_shown == 3
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 40])
 def test_clips_of_any_length_are_drawn(tmp_path: Path, num_frames: int) -> None:
     write_run(tmp_path, [detection(num_frames=num_frames, top=0)], num_frames=num_frames)
-    assert film_strip.visualize(VisualizeConfig(folder=tmp_path))[1] == 1
+    assert film_strip.visualize(VisualizeConfig(folder=tmp_path)).num_shown == 1
 
 
 def test_without_detections_the_picture_says_so(tmp_path: Path) -> None:
     files = write_run(tmp_path, [])
-    assert film_strip.visualize(VisualizeConfig(folder=tmp_path)) == (files.picture, 0)
+    result = film_strip.visualize(VisualizeConfig(folder=tmp_path))
+    assert (result.path, result.num_shown) == (files.picture, 0)
     assert (pixels(files.picture.read_bytes()) < 100).any()
 
 

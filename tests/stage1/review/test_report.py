@@ -71,6 +71,39 @@ def test_without_the_shards_the_detections_still_have_their_frames(run_folder: P
     assert all("attention data contains detections only" in item["no_image"] for item in items if not item["image"])
 
 
+def test_wall_clock_time_where_the_start_is_known(run_folder: Path, tmp_path: Path) -> None:
+    plain = data_of(write_report(ReportConfig(folder=run_folder)).path)
+    assert all(item["clock"] is None for item in plain["items"])
+    source = plain["items"][0]["source"]
+    times = tmp_path / "times.csv"
+    times.write_text(f"video,start,camera\n{source},2026-01-31T23:59:59.9,gate\nelsewhere.mp4,2026-01-31,\n")
+    result = CliRunner().invoke(main, ["report", str(run_folder), "--start-times", str(times)])
+    assert result.exit_code == 0, result.output
+    data = data_of(run_folder / "report.html")
+    assert {item["clock"] for item in data["items"] if item["source"] == source} == {"2026-01-31 23:59:59"}
+    assert {item["clock"] for item in data["items"] if item["source"] != source} == {None}
+    (video,) = (video for video in data["videos"] if video["source"] == source)
+    assert video["camera"] == "gate"
+    assert video["clocks"] == ["2026-01-31 23:59:59", "2026-02-01 00:00:00"]
+    assert all("(2026-01-31 23:59:59 to 2026-02-01 00:00:00)" in event["text"] for event in video["events"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("video,start\na.mp4,yesterday\n", "line 2: expected the columns video and start"),
+        ("name,start\na.mp4,2026-01-31\n", "line 2: expected the columns video and start"),
+        ("video,start\nelsewhere.mp4,2026-01-31\n", "names no video of this run"),
+    ],
+)
+def test_start_times_that_cannot_be_used_are_refused(text: str, words: str, run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "times.csv").write_text(text)
+    result = CliRunner().invoke(main, ["report", str(run_folder), "--start-times", str(tmp_path / "times.csv")])
+    assert result.exit_code == 1
+    assert "--start-times" in result.output
+    assert words in result.output
+
+
 def test_the_strongest_are_kept_and_the_rest_counted(run_folder: Path) -> None:
     every = data_of(write_report(ReportConfig(folder=run_folder)).path)["items"]
     result = CliRunner().invoke(main, ["report", str(run_folder), "--max-items", "2"])
@@ -145,6 +178,6 @@ def test_curves_continue_after_the_kept_epoch(tmp_path: Path) -> None:
 def test_a_chart_spans_its_values() -> None:
     chart = line_chart("Loss", [("training", [(1, 2.0), (2, 1.0)]), ("validation", [])])
     assert chart is not None
-    assert [line["name"] for line in chart["lines"]] == ["training (1.000)"]
+    assert [line["name"] for line in chart["lines"]] == ["training: 1.000"]
     assert chart["lines"][0]["points"] == [(44.0, 12.0), (396.0, 69.0)]
     assert line_chart("Loss", [("training", [])]) is None

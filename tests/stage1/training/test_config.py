@@ -48,6 +48,7 @@ def test_every_option_is_in_the_toml() -> None:
             cache_dir=Path("c"),
             cache_gb=1.0,
             marks=(Path("m"),),
+            logger="csv",
         )
     )
     names = {field.name for kind in (TrainConfig, ModelConfig, TransformConfig) for field in dataclasses.fields(kind)}

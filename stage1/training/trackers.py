@@ -1,0 +1,202 @@
+"""Trackers of training runs behind one interface: TensorBoard, CSV, Weights & Biases, MLflow.
+
+They get options, metrics, the curves and the path of the checkpoint, but no frame of a video.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from stage1.common import files
+from vidshard.util import atomic
+from vidshard.util.errors import UserError
+
+_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}  # that a tracker needs
+_MAX_VALUE = 6000  # characters of an option that MLflow accepts
+
+
+class Tracker(Protocol):
+    """Receiver of what a run logs. `step` is the number of optimizer steps done."""
+
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        """Log the options of the run."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log values by name."""
+
+    def log_picture(self, path: Path, step: int) -> None:
+        """Log a PNG, which later replaces the one before."""
+
+    def log_checkpoint(self, path: Path) -> None:
+        """Log where the checkpoint is; it is not uploaded."""
+
+    def close(self) -> None:
+        """Write what is left."""
+
+
+class TensorBoardTracker:
+    """Event files. Steps after `step`, which a killed run may have written, are hidden."""
+
+    def __init__(self, out: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(out / files.TENSORBOARD_NAME, purge_step=step + 1)
+
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        table = "\n".join(f"| {name} | {value} |" for name, value in flat(config).items())
+        self._writer.add_text("options", f"| option | value |\n|---|---|\n{table}", 0)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def log_picture(self, path: Path, step: int) -> None:
+        import numpy as np
+        from PIL import Image
+
+        self._writer.add_image(path.stem, np.asarray(Image.open(path).convert("RGB")), step, dataformats="HWC")
+
+    def log_checkpoint(self, path: Path) -> None:
+        self._writer.add_text("checkpoint", str(path), 0)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class CsvTracker:
+    """Table with a row for each value: step, name, value. The other things are files of the run already."""
+
+    def __init__(self, out: Path, step: int) -> None:
+        path = out / files.METRICS_CSV_NAME
+        rows = []
+        if path.is_file():  # a killed run may have written later steps, and half a row
+            with open(path, encoding="utf-8", newline="") as file:
+                rows = [row for row in csv.reader(file) if len(row) == 3 and row[0].isdigit() and int(row[0]) <= step]
+        lines = "".join(",".join(row) + "\n" for row in [["step", "name", "value"], *rows])
+        atomic.write_text(path, lines)
+        self._file: TextIO = open(path, "a", encoding="utf-8", newline="")  # noqa: SIM115  # until close()
+
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        pass
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        self._file.writelines(f"{step},{name},{value!r}\n" for name, value in metrics.items())
+        self._file.flush()
+
+    def log_picture(self, path: Path, step: int) -> None:
+        pass
+
+    def log_checkpoint(self, path: Path) -> None:
+        pass
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class WandbTracker:
+    """Run of Weights & Biases, in the folder wandb of the run. Its own settings decide the rest, such as WANDB_MODE."""
+
+    def __init__(self, out: Path, step: int) -> None:
+        import wandb
+
+        self._wandb: Any = wandb
+        made = run_id(out) or remember_run_id(out, secrets.token_hex(4))
+        self._run: Any = wandb.init(dir=str(out), id=made, resume="allow", name=out.name)
+
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        self._run.config.update(flat(config), allow_val_change=True)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def log_picture(self, path: Path, step: int) -> None:
+        self._run.log({path.stem: self._wandb.Image(str(path))}, step=step)
+
+    def log_checkpoint(self, path: Path) -> None:
+        self._run.summary["checkpoint"] = str(path)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class MlflowTracker:
+    """Run of MLflow, at MLFLOW_TRACKING_URI or else in the folder mlruns of the run."""
+
+    def __init__(self, out: Path, step: int) -> None:
+        from mlflow import MlflowClient
+
+        place = os.environ.get("MLFLOW_TRACKING_URI")
+        if place is None:
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # recent versions refuse folders without it
+            place = (out / files.MLFLOW_NAME).absolute().as_uri()
+        self._client: Any = MlflowClient(tracking_uri=place)
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "Default")
+        experiment = self._client.get_experiment_by_name(name)
+        experiment_id = experiment.experiment_id if experiment is not None else self._client.create_experiment(name)
+        made = run_id(out) or self._client.create_run(experiment_id, run_name=out.name).info.run_id
+        self._id = remember_run_id(out, made)
+        self._client.update_run(made, status="RUNNING")
+
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        if not self._client.get_run(self._id).data.params:  # those of a run cannot be changed
+            for name, value in flat(config).items():
+                self._client.log_param(self._id, name, str(value)[:_MAX_VALUE])
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        for name, value in metrics.items():
+            self._client.log_metric(self._id, name, value, step=step)
+
+    def log_picture(self, path: Path, step: int) -> None:
+        self._client.log_artifact(self._id, str(path))
+
+    def log_checkpoint(self, path: Path) -> None:
+        self._client.set_tag(self._id, "checkpoint", str(path))
+
+    def close(self) -> None:
+        self._client.set_terminated(self._id)
+
+
+TRACKERS: dict[str, type[TensorBoardTracker] | type[CsvTracker] | type[WandbTracker] | type[MlflowTracker]] = {
+    "tensorboard": TensorBoardTracker,
+    "csv": CsvTracker,
+    "wandb": WandbTracker,
+    "mlflow": MlflowTracker,
+}
+
+
+def check_installed(name: str) -> None:
+    """Raise UserError if the package of this tracker is missing, before a run begins."""
+    package = _PACKAGES.get(name)
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise UserError(f"`logger` {name} needs the package {package}: pip install 'vidshard[{name}]'")
+
+
+def flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested options as one level.
+
+    >>> flat({"lr": 1, "model": {"dropout": 0.5}})
+    {'lr': 1, 'model.dropout': 0.5}
+    """
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        nested = flat(value) if isinstance(value, Mapping) else {"": value}
+        found |= {f"{name}.{part}".rstrip("."): one for part, one in nested.items()}
+    return found
+
+
+def run_id(out: Path) -> str | None:
+    """Return the tracker's identifier of the run in `out`, so that a resumed run continues the same one."""
+    path = out / files.RUN_ID_NAME
+    return path.read_text(encoding="utf-8").strip() or None if path.is_file() else None
+
+
+def remember_run_id(out: Path, found: str) -> str:
+    atomic.write_text(out / files.RUN_ID_NAME, found + "\n")
+    return found
