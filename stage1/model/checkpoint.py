@@ -73,7 +73,8 @@ class Checkpoint:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             _expect(_is_of_type(value, hints[field.name]), field.name, value)
-        _expect(self.epoch >= 0 and self.step >= 0, "epoch or step", min(self.epoch, self.step))
+        for name in ("epoch", "step"):
+            _expect(0 <= getattr(self, name) < 1 << 63, name, getattr(self, name))
         _expect(0 <= self.frame_gap_seconds < math.inf, "frame_gap_seconds", self.frame_gap_seconds)
         for chosen in (vars(self), *([self.relative] if self.relative is not None else [])):
             _expect(_is_of_type(chosen["threshold"], float) and 0 <= chosen["threshold"] <= 1, "threshold", chosen)
