@@ -111,7 +111,7 @@ def infer(config: InferConfig | None = None, **options: Any) -> InferReport | No
     Args:
         config: An `InferConfig`; then pass no options.
         options: Fields of `InferConfig`: ``shards`` or ``videos`` (files, folders or globs), ``checkpoint``, ``out``,
-            ``threshold`` of P(crime), ``batch_size`` in clips, … Also ``event_low_ratio``, ``event_rank``,
+            ``threshold`` of P(crime), ``batch_size`` in clips, … Also ``event_low_ratio``, ``event_top_share``,
             ``event_smooth_seconds`` and ``event_min_seconds``.
 
     Returns:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Everything to check and to measure on the day a GPU is there, in one command of at most 8 minutes.
 
-    python tools/check_cuda.py [--device cuda] [--minutes 8] [--batch-sizes 8,32,128,512] [--seconds 0.5]
+    python tools/check_cuda.py [--device cuda] [--minutes 6] [--batch-sizes 8,32,128,512] [--seconds 0.5]
     python tools/check_cuda.py --dry-run       # the same on the CPU, tiny: shows that the command works, nothing else
 
 1. Parity with the CPU: augmented clips, logits of every backbone in fp32, TF32 and bf16, and the gradient of a training
@@ -13,7 +13,8 @@
    torchvision's r3d_18 and mc3_18 as published. A training step is all that one of `stage1 train` does but reading:
    the plan of the augmentation, augmentation, forward, backward, AdamW; clips are in the device's memory.
 
-Measurements that --minutes leaves no time for are listed as skipped. Exit code 1 if a check fails. Last line: JSON.
+After --minutes no further measurement begins; those are listed as skipped. Exit code 1 if a check fails. Last line:
+JSON.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from stage1.training.clip_objective import ClipObjective
 from stage1.training.config import TrainConfig
 from vidshard.shards.layout import SampleRecord
 from vidshard.shards.set_writer import ShardSetWriter
+from vidshard.util.errors import UserError
 
 MODELS = (bench_model.OURS, bench_model.OURS_TRAINING, "r3d_18", "mc3_18")
 COMPILED_BATCH = 128
@@ -90,9 +92,10 @@ class Scale:
 def main() -> int:
     options = parse_options()
     report = Report(options.minutes)
-    device = choose_device("cpu" if options.dry_run else options.device)
-    if device.type != "cuda" and not options.dry_run:
-        print("error: this is not a CUDA device; to try the command without one, pass --dry-run", file=sys.stderr)
+    try:
+        device = choose_device("cpu" if options.dry_run else options.device)
+    except UserError as error:
+        print(f"error: {error}; to try this command without a GPU, pass --dry-run", file=sys.stderr)
         return 1
     sizes = tuple(int(size) for size in options.batch_sizes.split(","))
     scale = Scale((16, 112, 112), 512, 64, sizes, options.seconds)
@@ -117,7 +120,7 @@ def main() -> int:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--minutes", type=float, default=6.0)
     parser.add_argument("--batch-sizes", default="8,32,128,512")
     parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement, at least")
     parser.add_argument("--dry-run", action="store_true")
@@ -160,7 +163,7 @@ def check_parity(report: Report, device: torch.device, scale: Scale) -> None:
 
 
 def check_gradient(report: Report, device: torch.device, clips: torch.Tensor) -> None:
-    objective = ClipObjective(config=TrainConfig(shards=Path(), splices=0.0, mixup=0.0))
+    objective = ClipObjective(config=TrainConfig(shards=(Path(),), splices=0.0, mixup=0.0))
     torch.manual_seed(0)
     model = objective.make_model().train()
     nn.init.normal_(model.classifier.weight, std=0.1)
@@ -231,7 +234,7 @@ def write_shards(folder: Path, scale: Scale) -> Path:
 
 def check_resume(report: Report, device: torch.device, scale: Scale, shards: Path, folder: Path) -> None:
     def config(name: str, **changes: Any) -> TrainConfig:
-        own = {"shards": shards, "out": folder / name, "device": str(device), "val_fraction": 0, "epochs": 2}
+        own = {"shards": (shards,), "out": folder / name, "device": str(device), "val_fraction": 0, "epochs": 2}
         return TrainConfig(**{**own, "batch_size": scale.train_batch, **changes})
 
     def weights(name: str) -> dict[str, torch.Tensor]:
@@ -285,7 +288,7 @@ def check_one_rank(report: Report, device: torch.device) -> None:
 
 def check_training(report: Report, device: torch.device, scale: Scale, shards: Path, out: Path) -> None:
     config = TrainConfig(
-        shards=shards,
+        shards=(shards,),
         out=out,
         device=str(device),
         val_fraction=0,

@@ -46,6 +46,7 @@ from vidshard.shards import layout, manifest  # noqa: E402
 
 MAX_SECONDS = 10
 MAX_BYTES = 1 << 30
+OPTIONAL = {"top_share"}  # fields that files of earlier versions lack
 WRONG: list[Any] = [True, "x", "../../x", "=1", -5, 0.5, 2**70, 1e300, float("nan"), [], ["x"], {}, {"x": 1}]
 # Values that may be anything, as they only describe; names of the commands' own options, and texts.
 FREE = {"settings", "packages", "optimizer_state_dict", "scheduler_state_dict", "sampling", "metrics", "train_config"}
@@ -164,8 +165,8 @@ def spoil(fields: Any, draw: random.Random) -> str:
     old = holder[place[-1]]
     likes = (int, float) if isinstance(old, float) else (type(old),)
     choices = [value for value in WRONG if type(value) not in likes or is_impossible(old, value)]
-    is_checkpoint = "model_config" in fields  # older ones lack fields
-    if isinstance(holder, dict) and not is_checkpoint and draw.random() < 0.1:
+    is_optional = "model_config" in fields or place[-1] in OPTIONAL  # files of earlier versions lack these fields
+    if isinstance(holder, dict) and not is_optional and draw.random() < 0.1:
         del holder[place[-1]]
         return f"without {place}"
     holder[place[-1]] = draw.choice(choices)
@@ -294,7 +295,7 @@ def spoil_table(path: Path, draw: random.Random, columns: set[str]) -> str:
         rows = list(csv.DictReader(file))
     row, column = draw.randrange(len(rows)), draw.choice(sorted(columns))
     value = draw.choice(["nan", "inf", "1e999", "x", "../x", "9" * 40, "-7", "0x1", "\x1b[2J"])
-    if column in ("score", "key") and value in ("-7", "9" * 40, "0x1", "x", "nan", "inf"):
+    if column in ("score", "key") and value in ("-7", "9" * 40, "0x1", "x", "nan", "inf", "1e999"):
         value = "x/../y"  # a score may be any number, and a key any of a few letters
     rows[row][column] = value
     write_table(path, rows)

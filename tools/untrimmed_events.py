@@ -3,9 +3,9 @@
     python tools/untrimmed_events.py --checkpoint PT --validation DIR... --test DIR... --out DIR
 
 Every DIR holds CLASS/NAME.mp4 and temporal_annotations.txt in UCF-Crime's form. All are scored with `stage1 infer
---videos`. On the validation videos a grid of threshold, rank, smoothing, hysteresis and least length is searched: most
-events found at no more than --max-alarms false alarms an hour, of these the highest mean overlap. Each test DIR is then
-measured with these settings, and with the defaults of `stage1 infer`.
+--videos`. On the validation videos a grid of threshold, top share, smoothing, hysteresis and least length is searched:
+most events found at no more than --max-alarms false alarms an hour, of these the highest mean overlap. Each test DIR is
+then measured with these settings, and with the defaults of `stage1 infer`.
 
 found: a true event that a predicted one overlaps. False alarm: a predicted event that overlaps no true one; by hour of
 footage without an event. Overlap: intersection over union in time of each true event with the best predicted one, 0
@@ -30,7 +30,7 @@ THRESHOLDS = np.round(np.arange(0.3, 0.96, 0.025), 3).tolist()
 SMOOTHINGS = (1.0, 3.0, 5.0, 7.0)
 LOW_RATIOS = (0.7, 0.8, 0.9)
 MIN_SECONDS = (2.0, 4.0)
-RANKS = (0.0, 0.8, 0.9, 0.95)
+TOP_SHARES = (0.01, 0.02, 0.05, 1.0)
 
 
 def main() -> None:
@@ -126,8 +126,8 @@ def choose(videos: list[dict[str, Any]], *, max_alarms: float) -> dict[str, floa
         within = figures["false_alarms_per_hour"] <= max_alarms
         return within, figures["found"] if within else -figures["false_alarms_per_hour"], figures["mean_overlap"]
 
-    names = ("threshold", "smooth_seconds", "low_ratio", "min_seconds", "rank")
-    grid = itertools.product(THRESHOLDS, SMOOTHINGS, LOW_RATIOS, MIN_SECONDS, RANKS)
+    names = ("threshold", "smooth_seconds", "low_ratio", "min_seconds", "top_share")
+    grid = itertools.product(THRESHOLDS, SMOOTHINGS, LOW_RATIOS, MIN_SECONDS, TOP_SHARES)
     return max((dict(zip(names, values, strict=True)) for values in grid), key=rank)
 
 

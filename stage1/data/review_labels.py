@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from stage1.data.config import ReviewLabelUse
 from stage1.data.epoch_plan import Rows
 from stage1.data.reader import ClipReader
 from vidshard.shards import layout
+from vidshard.util import files
 from vidshard.util.errors import UserError
 
 UNSURE = "unsure"
@@ -114,8 +116,7 @@ def read_answers(path: Path) -> dict[tuple[str, str], ReviewLabel]:
     Raises UserError if it cannot be read, or contradicts itself.
     """
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(io.StringIO(files.read_bytes(path).decode("utf-8-sig"), newline="")))
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"`marks` {path} cannot be read ({error}); expected the CSV that a report exports") from error
     labels: dict[tuple[str, str], ReviewLabel] = {}

@@ -40,11 +40,11 @@ class EventConfig(CheckedConfig):
         at_least=0,
         at_most=1,
     )
-    rank: float = option(
-        0.9,
-        name="event_rank",
-        help="In a long video, raise the threshold to the score that this share of its seconds do not exceed, so that "
-        "its events stand out from the rest; 0 leaves the threshold as it is.",
+    top_share: float = option(
+        0.02,
+        name="event_top_share",
+        help="The threshold of a video rises, to 0.9 at most, until only this share of its seconds, or 6 of them, "
+        "reach it, so that its events stand out; 1 leaves it as it is.",
         group=_EVENTS,
         at_least=0,
         at_most=1,

@@ -12,6 +12,9 @@ import numpy.typing as npt
 from stage1.inference.config import EventConfig as EventConfig
 from stage1.metrics.clips import Array
 
+MIN_TOP = 6  # seconds of a video that may always reach its threshold: about one event
+MAX_RAISED = 0.9
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Event:
@@ -159,7 +162,7 @@ def event_spans(raw: Array, *, threshold: float, config: EventConfig) -> tuple[A
     Events shorter than ``config.min_seconds`` are dropped, except one that fills the video.
     """
     scores = np.round(smoothed(raw, config.smooth_seconds), 6)
-    high = ranked_threshold(scores, threshold, config.rank)
+    high = raised_threshold(scores, threshold, config.top_share)
     shortest = min(config.min_seconds, len(scores))
     spans = []
     for first, end in find_spans(scores, high=high, low=round(high * config.low_ratio, 6)):
@@ -169,17 +172,21 @@ def event_spans(raw: Array, *, threshold: float, config: EventConfig) -> tuple[A
     return scores, spans
 
 
-def ranked_threshold(scores: Array, threshold: float, rank: float) -> float:
-    """Return the threshold of a video: `threshold` or, if it is higher, the score that `rank` of the seconds reach at
-    most.
+def raised_threshold(scores: Array, threshold: float, top_share: float) -> float:
+    """Return the threshold of a video: `threshold`, raised until only `top_share` of the seconds reach it.
 
-    The highest-scoring second of a video is thus an event whenever it reaches `threshold`.
+    It is raised to MAX_RAISED at most, so that no clear event is lost where there are many, and not if only MIN_TOP
+    seconds reach it. The highest-scoring second is thus an event whenever it reaches `threshold`.
 
-    >>> ranked_threshold(np.array([0.5, 0.6, 0.7, 0.8, np.nan]), 0.5, 0.75), ranked_threshold(np.array([0.1]), 0.5, 0.9)
-    (0.7, 0.5)
+    >>> scores = np.array([0.5, 0.6, 0.7, 0.8, 0.7, 0.7, 0.6, 0.7, 0.7, np.nan])
+    >>> raised_threshold(scores, 0.5, 0.1), raised_threshold(scores, 0.5, 1), raised_threshold(scores, 0.75, 0.1)
+    (0.7, 0.5, 0.75)
     """
     known = scores[~np.isnan(scores)]
-    return max(threshold, float(np.quantile(known, rank, method="lower"))) if len(known) else threshold
+    count = max(MIN_TOP, math.ceil(top_share * len(known)))
+    if count >= len(known):
+        return threshold
+    return max(threshold, min(MAX_RAISED, float(np.sort(known)[-count])))
 
 
 def _odds_share(scores: Array, threshold: float) -> Array:

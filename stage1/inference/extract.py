@@ -40,6 +40,8 @@ NO_CLASS = "unknown"
 
 Frames = npt.NDArray[np.uint8]  # (k, H, W, 3)
 
+_UNFINISHED_NAME = ".unfinished"  # in the output folder, until all is written
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExtractReport:
@@ -75,15 +77,25 @@ def extract(config: ExtractConfig) -> ExtractReport:
 
     Raises UserError if ``config.out`` is not empty, or if the data must not be used for training.
     """
-    if any(path.name != files.LOCK_NAME for path in config.out.iterdir()):
+    unfinished = config.out / _UNFINISHED_NAME
+    if unfinished.exists():  # a run that was killed
+        _clear(config.out)
+    elif any(path.name != files.LOCK_NAME for path in config.out.iterdir()):
         raise UserError(f"`out` {config.out} is not empty; choose another folder, or remove this one")
     try:
-        return _extract(config)
-    except OSError:  # so that the same command can be repeated
-        for path in config.out.iterdir():
-            if path.name != files.LOCK_NAME:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        atomic.write_text(unfinished, "")
+        report = _extract(config)
+        unfinished.unlink()
+    except BaseException:  # so that the same command can be repeated
+        _clear(config.out)
         raise
+    return report
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name != files.LOCK_NAME:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _extract(config: ExtractConfig) -> ExtractReport:

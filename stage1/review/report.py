@@ -359,8 +359,8 @@ def thinned(scores: Sequence[float | None], count: int) -> list[float | None]:
 
 
 def _videos_note(events: Mapping[str, Any]) -> str:
-    rank = events.get("rank", 0)  # files of earlier versions lack it
-    more = f", and the score that {rank:.0%} of the seconds of its video do not exceed" if rank else ""
+    share = events.get("top_share", 1)  # files of earlier versions lack it
+    more = f", raised in a video of which more than {share:.0%} of the seconds (or 6) reach it" if share < 1 else ""
     return (
         f"An event reaches a score of {events['threshold']:.3g}{more}. It stays above {events['low_ratio']:.0%} of "
         f"that and lasts {events['min_seconds']:g} s or more. Scores are means over {events['smooth_seconds']:g} s. A "

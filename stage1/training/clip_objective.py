@@ -58,7 +58,6 @@ class Composites(NamedTuple):
     indices: torch.Tensor  # of the clips: by these, the partners are augmented, cropped and shaded alike
     plan: AugmentPlan | None
     weights: torch.Tensor  # float32 (places, T): share of the clip in each frame
-    events: torch.Tensor  # float32 (B, T): 1 in the frames that show the crime of a composite
 
 
 class TrainBatch(NamedTuple):
@@ -73,6 +72,7 @@ class TrainBatch(NamedTuple):
     plan: AugmentPlan | None  # None: of a `transform` of the user's, or without augmentation
     shares: torch.Tensor | None  # float32 (B,): weight of each clip when pairs are mixed
     composites: Composites | None
+    events: torch.Tensor | None  # float32 (B, T): 1 in the frames that are known to show the crime
 
 
 class Objective(Protocol):
@@ -264,6 +264,7 @@ class ClipObjective:
         known_B = batch.labels >= 0
         known = known_B.nonzero()[:, 0]
         mixup = self.config.mixup
+        composites, events_BT = self._composites(batch, epoch)
         return TrainBatch(
             *batch,
             seeds=seeds_B,
@@ -271,7 +272,8 @@ class ClipObjective:
             label=int(batch.labels[known[0]]) if len(known) else -1,
             plan=self._plan(batch.clips, batch.indices, epoch),
             shares=shares_of_pairs(seeds_B, known_B, alpha=mixup) if mixup else None,
-            composites=self._composites(batch, epoch),
+            composites=composites,
+            events=events_BT,
         )
 
     def loss(self, model: nn.Module, forward: Forward, batch: TrainBatch, epoch: int) -> BatchLoss:
@@ -280,13 +282,13 @@ class ClipObjective:
         known_B = batch.labels >= 0
         share_B, composites = batch.shares, batch.composites
         if share_B is None:
-            if composites is not None and len(composites.places):
+            if composites is not None:
                 partners_BCTHW = self._transformed(composites.partners, composites.indices, epoch, composites.plan)
                 splices.splice(clips_BCTHW, partners_BCTHW, composites.places, composites.weights)
             logits_BK, attention_BT = forward(clips_BCTHW)
             loss_B, weight_B = self._cross_entropy(logits_BK, batch.labels)
-            if composites is not None:
-                loss_B = loss_B + weight_B * ATTENTION_WEIGHT * attention_loss(attention_BT, composites.events)
+            if batch.events is not None:
+                loss_B = loss_B + weight_B * ATTENTION_WEIGHT * attention_loss(attention_BT, batch.events)
         else:
             mixed_BK, _ = forward(mix_pairs(clips_BCTHW, share_B))
             loss_B, weight_B = torch.zeros_like(share_B), torch.zeros_like(share_B)
@@ -311,17 +313,19 @@ class ClipObjective:
             return self._train_transform(clips_BTHWC, indices_B, epoch)
         return ClipTransform(self.config.transform)(clips_BTHWC, plan=plan)
 
-    def _composites(self, batch: Batch, epoch: int) -> Composites | None:
-        """Draw the composites of a batch, and read the clips that they need; return None without known frames."""
+    def _composites(self, batch: Batch, epoch: int) -> tuple[Composites | None, torch.Tensor | None]:
+        """Draw the composites of a batch, and read the clips that they need; None without any.
+
+        The second value, (B, T), is 1 in the frames that are known to show the crime; None if none are looked for.
+        """
         if self.splicer is None:
-            return None
+            return None, None
         T = batch.clips.shape[1]
         plans = self.splicer.plan(batch.labels, batch.indices, num_frames=T, epoch=epoch)
         plans, partners, others = self.splicer.read(plans)
         events_BT = self.splicer.annotated(batch.labels, batch.indices)
         if not plans:
-            none = torch.zeros(0, dtype=torch.int64)
-            return Composites(none, none, none, None, torch.zeros(0, T), events_BT) if events_BT.any() else None
+            return None, events_BT
         if len(others):
             batch.clips[[plan.place for plan in plans if plan.instead is not None]] = others
         places = torch.tensor([plan.place for plan in plans])
@@ -329,7 +333,7 @@ class ClipObjective:
         is_crime = torch.tensor([plan.is_crime for plan in plans])
         events_BT[places] = ((weights == 1) & is_crime[:, None]).float()
         indices = batch.indices[places]
-        return Composites(places, partners, indices, self._plan(partners, indices, epoch), weights, events_BT)
+        return Composites(places, partners, indices, self._plan(partners, indices, epoch), weights), events_BT
 
     def score(self, forward: Forward, batch: Batch) -> torch.Tensor:
         return forward(self._evaluation_transform(batch.clips))[0]

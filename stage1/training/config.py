@@ -20,6 +20,7 @@ from stage1.model.config import ModelConfig
 from vidshard.storage.urls import Location, Url, location
 from vidshard.util import options as config_options
 from vidshard.util.errors import UserError
+from vidshard.util.files import read_bytes
 from vidshard.util.options import check_options, option
 
 MAX_SEED = 2**32 - 1  # the limit of NumPy's legacy generators, which scikit-learn uses
@@ -282,13 +283,13 @@ def to_toml(config: TrainConfig) -> str:
 def read_toml(path: Path) -> dict[str, Any]:
     """Read options from a TOML file, for `make_config`. Raises UserError if it does not exist or is not TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # as Windows may write it
+        return tomllib.loads(read_bytes(path).decode("utf-8-sig"))  # as Windows may write it
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(
             f"no file {path}: `config` names a TOML file, such as the {files.CONFIG_NAME} of a run"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not TOML: {error}") from error
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as TOML: {error}; pass the run.toml of a run") from error
 
 
 def parse_setting(text: str) -> dict[str, Any]:

@@ -41,6 +41,8 @@ from stage1.training.clip_objective import ClipObjective, TrainBatch
 from stage1.training.config import TrainConfig
 from stage1.training.splices import SplicePlan
 
+pytestmark = pytest.mark.skipif(torch.__version__ < (2, 7), reason="torch 2.6 asks the driver even for fake tensors")
+
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 B, SHAPE = 4, (16, 32, 32)
 MODELS = [*(("stage1", pooling) for pooling in POOLINGS), *((name, "attention") for name in BACKBONES[1:])]
@@ -153,20 +155,22 @@ def check_step(config: TrainConfig, objective: ClipObjective, batch: TrainBatch)
 @pytest.mark.parametrize(("backbone", "pooling"), MODELS)
 def test_a_training_step_waits_for_nothing(backbone: str, pooling: str, precision: str) -> None:
     model = ModelConfig(backbone=backbone, pooling=pooling)
-    config = TrainConfig(shards=Path(), model=model, precision=precision, transform=EVERY_AUGMENTATION)
+    config = TrainConfig(shards=(Path(),), model=model, precision=precision, transform=EVERY_AUGMENTATION)
     objective = ClipObjective(config=config)
     check_step(config, objective, a_batch(objective))
 
 
 @pytest.mark.parametrize("mixup", [0.0, 0.4])
 def test_a_training_step_with_mixed_pairs_or_composites_waits_for_nothing(mixup: float) -> None:
-    config = TrainConfig(shards=Path(), transform=EVERY_AUGMENTATION, mixup=mixup)
+    config = TrainConfig(shards=(Path(),), transform=EVERY_AUGMENTATION, mixup=mixup)
     objective = ClipObjective(config=config)
     if not mixup:
-        plans = [SplicePlan(1, 7, 2, 6, is_inserted=True, blended=True)]
-        partners = torch.zeros(1, *SHAPE, 3, dtype=torch.uint8)
+        plans = [SplicePlan(1, 7, 2, 6, is_inserted=True, blended=True, instead=9)]
+        clips = torch.zeros(1, *SHAPE, 3, dtype=torch.uint8)
         objective.splicer = SimpleNamespace(  # type: ignore[assignment]
-            plan=lambda *_, **__: plans, read_partners=lambda plans: (plans, partners)
+            plan=lambda *_, **__: plans,
+            read=lambda plans: (plans, clips, clips),
+            annotated=lambda labels, _indices: torch.zeros(len(labels), SHAPE[0]),
         )
     batch = a_batch(objective)
     assert (batch.shares is None, batch.composites is None) == (not mixup, bool(mixup))
@@ -175,7 +179,7 @@ def test_a_training_step_with_mixed_pairs_or_composites_waits_for_nothing(mixup:
 
 @pytest.mark.parametrize("bags", ["topk", "attention"])
 def test_a_training_step_on_a_bag_waits_for_nothing(bags: str) -> None:
-    config = TrainConfig(shards=Path(), bags=bags)
+    config = TrainConfig(shards=(Path(),), bags=bags)
     objective = BagObjective(config=config)
     check_step(config, objective, a_batch(objective, bag=True))
 
@@ -183,7 +187,7 @@ def test_a_training_step_on_a_bag_waits_for_nothing(bags: str) -> None:
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_a_loss_in_fp16_waits_for_nothing(backbone: str) -> None:
     model = ModelConfig(backbone=backbone)
-    config = TrainConfig(shards=Path(), precision="fp16", model=model)
+    config = TrainConfig(shards=(Path(),), precision="fp16", model=model)
     objective = ClipObjective(config=config)
     prepared = a_batch(objective)
     with fake_cuda():
@@ -250,7 +254,7 @@ def test_explanation(backbone: str, pooling: str, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_validation_batch() -> None:
-    config = TrainConfig(shards=Path())
+    config = TrainConfig(shards=(Path(),))
     objective = ClipObjective(config=config)
     with fake_cuda(), torch.no_grad():
         model = objective.make_model().to(CUDA).eval()

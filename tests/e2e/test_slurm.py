@@ -33,7 +33,8 @@ VIDEOS={folder}/videos SHARDS={folder}/shards RUN={folder}/run OUTPUT={folder}/o
 enter() {{ export PATH={programs}:$PATH OMP_NUM_THREADS=1; }}
 CONTAINER=({folder}/container.sh --exec)
 SBATCH_OPTIONS=() FAILED_VIDEOS=go-on
-BUILD_TASKS=4 BUILD_CPUS=1 BUILD_MEMORY=100M BUILD_TIME=10 BUILD_OPTIONS=({build_options})
+BUILD_TASKS=4 BUILD_AT_ONCE=2 FINALIZE_MEMORY=100M FINALIZE_TIME=10
+BUILD_CPUS=1 BUILD_MEMORY=100M BUILD_TIME=10 BUILD_OPTIONS=({build_options})
 LAUNCHER={launcher}
 TRAIN_NODES=2 TRAIN_PROCESSES=1 TRAIN_CPUS=1 TRAIN_MEMORY=100M TRAIN_TIME=10 TRAIN_GPUS=()
 TRAIN_OPTIONS=(--epochs 6 --batch-size 4 --device cpu)
@@ -120,6 +121,14 @@ def digests(folder: Path) -> dict[str, str]:
 def weights(run: Path) -> dict[str, torch.Tensor]:
     saved: dict[str, torch.Tensor] = torch.load(run / "last.pt", weights_only=True)["model_state_dict"]
     return saved
+
+
+def test_more_tasks_than_the_cluster_allows_are_refused_with_what_to_set(cluster: dict[str, str], folder: Path) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        submit(cluster, folder, BUILD_TASKS="100000")
+    assert "BUILD_TASKS is 100000, but this cluster's MaxArraySize allows 1001" in refused.value.stderr
+    queue = subprocess.run(["squeue", "-h"], env=cluster, capture_output=True, text=True, check=True)
+    assert queue.stdout == ""
 
 
 def test_a_killed_task_is_submitted_again_and_the_chain_goes_through(cluster: dict[str, str], folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ def test_a_manifest_is_valid(name: str) -> None:
 def command(name: str) -> list[str]:
     (container,) = MANIFESTS[name]["spec"]["template"]["spec"]["containers"]
     words: list[str] = container["command"]
-    return words
+    return words[2].split() if words[:2] == ["sh", "-c"] else words
 
 
 @pytest.mark.parametrize("name", [name for name in MANIFESTS if name.endswith(":Job")])
@@ -73,6 +75,26 @@ def test_the_commands_know_their_options(name: str, group: Any, start: str) -> N
     found = group.get_command(click.Context(group), words[0])
     known = {option for parameter in found.params for option in parameter.opts}
     assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known
+
+
+def test_failed_videos_do_not_fail_the_job_that_joins_and_other_errors_do(tmp_path: Path) -> None:
+    (container,) = MANIFESTS["finalize.yaml:Job"]["spec"]["template"]["spec"]["containers"]
+    for code, expected in ((0, 0), (1, 1), (2, 0)):
+        program = tmp_path / "vidshard"
+        program.write_text(f"#!/bin/sh\nexit {code}\n")
+        program.chmod(0o755)
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        assert subprocess.run(container["command"], env={"PATH": path}, check=False).returncode == expected
+
+
+def test_only_the_pods_of_a_training_reach_each_other() -> None:
+    policy, job = MANIFESTS["train.yaml:NetworkPolicy"]["spec"], MANIFESTS["train.yaml:Job"]
+    pods = {"matchLabels": {"job-name": job["metadata"]["name"]}}
+    assert policy == {
+        "podSelector": pods,
+        "policyTypes": ["Ingress"],
+        "ingress": [{"from": [{"podSelector": pods}]}],
+    }
 
 
 def test_the_training_finds_its_first_pod() -> None:

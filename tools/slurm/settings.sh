@@ -9,6 +9,8 @@ LOGS=$PWD/slurm-logs
 
 # How a job finds the commands: a virtual environment, a module, a container.
 enter() { source "$HOME/venv/bin/activate"; }
+# On several nodes with GPUs, NCCL may need to be told the network: export NCCL_SOCKET_IFNAME=ib0 in `enter`, and
+# NCCL_DEBUG=INFO to see what it chose.
 # What each command is started with: (apptainer exec --nv --bind /data vidshard.sif), for example; see tools/images.
 CONTAINER=()
 
@@ -17,9 +19,12 @@ SBATCH_OPTIONS=()
 
 # Build: number of array tasks. More tasks than shards (64 MiB each) have no benefit.
 BUILD_TASKS=16
+BUILD_AT_ONCE=16                    # tasks that run at a time, so that they do not overload a file system
 BUILD_CPUS=4
 BUILD_MEMORY=8G
 BUILD_TIME=04:00:00
+FINALIZE_MEMORY=4G
+FINALIZE_TIME=01:00:00
 BUILD_OPTIONS=(--sampling uniform)  # for `vidshard build`, except --out, --workers and --task-…
 FAILED_VIDEOS=go-on                 # or stop: whether to train if some videos could not be decoded
 

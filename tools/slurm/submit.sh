@@ -33,12 +33,17 @@ submit() { # NAME sbatch-option…
 }
 
 case $from in build)
-  submit build --array="$array" --cpus-per-task="$BUILD_CPUS" --mem="$BUILD_MEMORY" --time="$BUILD_TIME" \
+  largest=$(scontrol show config | awk '$1 == "MaxArraySize" { print $3 }')
+  if [ "$BUILD_TASKS" -gt "${largest:-1001}" ]; then
+    echo "BUILD_TASKS is $BUILD_TASKS, but this cluster's MaxArraySize allows $largest; set BUILD_TASKS=$largest or less" >&2
+    exit 1
+  fi
+  submit build --array="$array%${BUILD_AT_ONCE:-$BUILD_TASKS}" --cpus-per-task="$BUILD_CPUS" --mem="$BUILD_MEMORY" --time="$BUILD_TIME" \
     --output="$LOGS/build-%A_%a.out"
   after=afterany:$after # if a task failed for good, finalize names it and fails, which stops the rest
 esac
 case $from in build | finalize)
-  submit finalize --output="$LOGS/finalize-%j.out"
+  submit finalize --mem="${FINALIZE_MEMORY:-4G}" --time="${FINALIZE_TIME:-01:00:00}" --output="$LOGS/finalize-%j.out"
   after=afterok:$after
 esac
 case $from in build | finalize | train)

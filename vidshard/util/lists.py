@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from vidshard.util import files
 from vidshard.util.errors import UserError
 
 # File name suffixes of videos, in either case. A file's content decides whether it really is a video, so suffixes of
@@ -46,7 +47,7 @@ class ListedVideo:
 def read_text(path: Path) -> str:
     """Return the text of a file supplied by the user. Raises UserError if it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return files.read_bytes(path).decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -97,7 +97,7 @@ def test_hysteresis() -> None:
 
 def test_short_events_are_dropped_except_one_that_fills_the_video() -> None:
     def spans(scores: list[float], min_seconds: float) -> list[tuple[int, int]]:
-        config = EventConfig(smooth_seconds=1, rank=0, min_seconds=min_seconds)
+        config = EventConfig(smooth_seconds=1, top_share=1, min_seconds=min_seconds)
         return event_spans(np.array(scores), threshold=0.8, config=config)[1]
 
     assert spans([0.9, 0.1, 0.9, 0.9], min_seconds=1) == [(0, 1), (2, 4)]
@@ -118,16 +118,20 @@ def test_the_event_has_the_best_expected_overlap_of_all_spans() -> None:
         assert overlap(*best_overlap(probabilities)) == pytest.approx(max(overlap(*span) for span in spans))
 
 
-def test_the_threshold_of_a_long_video_rises_to_the_rank() -> None:
-    scores = np.array([0.55] * 80 + [0.9] * 8 + [0.6] * 12)
+def test_the_threshold_of_a_long_video_rises_until_few_seconds_reach_it() -> None:
+    scores = np.array([0.55] * 280 + [0.8] * 8 + [0.6] * 12)
 
-    def spans(rank: float, scores: Array = scores) -> list[tuple[int, int]]:
-        return event_spans(scores, threshold=0.5, config=EventConfig(smooth_seconds=1, rank=rank))[1]
+    def spans(top_share: float, scores: Array = scores) -> list[tuple[int, int]]:
+        return event_spans(scores, threshold=0.5, config=EventConfig(smooth_seconds=1, top_share=top_share))[1]
 
-    assert spans(0) == [(0, 100)]
-    assert spans(0.95) == [(80, 88)]
-    assert spans(0.95, scores * 0.5) == []  # never lower than the threshold
-    assert spans(0.95, np.full(100, 0.6)) == [(0, 100)]  # the highest second always counts
+    assert spans(1) == [(0, 300)]
+    assert spans(0.02) == [(280, 288)]
+    assert spans(0.02, scores * 0.6) == []  # never lower than the threshold
+    assert spans(0.02, np.full(300, 0.6)) == [(0, 300)]  # the highest second always counts
+    assert spans(0.02, np.array([0.55] * 5)) == [(0, 5)]  # short videos are as they were
+    many = np.where(np.arange(300) % 30 < 10, 0.95, 0.1)  # a third of it, and clear: 0.95 exceeds the highest threshold
+    many[0] = 0.999
+    assert len(spans(0.001, many)) == 10
 
 
 def test_an_event_has_frames_seconds_and_its_peak() -> None:

@@ -126,3 +126,15 @@ def test_folds_of_stage_2_that_leak_are_warned_of(run_folder: Path, tmp_path: Pa
     assert "fold.txt would leak: 1 of its 2 videos are test videos of stage 1" in result.stderr
     result = extract(run_folder, tmp_path / "z", *lists[:2])
     assert (result.exit_code, "stage2_list needs test_list" in result.stderr) == (1, True)
+
+
+def test_a_run_that_was_killed_is_repeated(run_folder: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert extract(run_folder, whole).exit_code == 0
+    (killed / "frames").mkdir(parents=True)
+    (killed / "frames" / "left.jpg").touch()
+    assert "is not empty" in extract(run_folder, killed).stderr
+    (killed / ".unfinished").touch()
+    assert extract(run_folder, killed).exit_code == 0
+    names = [{path.relative_to(folder) for path in folder.rglob("*")} for folder in (whole, killed)]
+    assert names[0] == names[1]

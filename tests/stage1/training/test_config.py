@@ -105,7 +105,7 @@ def test_files_that_are_not_toml(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no file .*none: `config`"):
         read_toml(tmp_path / "none")
     (tmp_path / "bad").write_text("a = ")
-    with pytest.raises(UserError, match="bad is not TOML"):
+    with pytest.raises(UserError, match="bad cannot be read as TOML"):
         read_toml(tmp_path / "bad")
 
 

@@ -17,7 +17,7 @@ from stage1.data.reader import ClipReader
 from stage1.training.clip_objective import ATTENTION_WEIGHT, ClipObjective, attention_loss
 from stage1.training.config import TrainConfig
 from stage1.training.data import TrainData, open_data
-from stage1.training.splices import SplicePlan, Splicer, own_frames, splice
+from stage1.training.splices import SCORED_CLIPS, SplicePlan, Splicer, own_frames, splice
 from vidshard.util.errors import FormatError, UserError
 
 LABELS = [1, 0, 0, 1, 0, 0, 1, 0]
@@ -155,21 +155,20 @@ def test_long_videos_of_few_clips_are_not_spliced(reader: ClipReader) -> None:
 
 
 def test_of_a_long_video_the_highest_scoring_clips_are_spliced_with_the_lowest_scoring(tmp_path: Path) -> None:
-    clips = np.repeat(np.arange(60, dtype=np.uint8), np.prod((*SHAPE, 3))).reshape(60, *SHAPE, 3)
-    folder = write_shards(tmp_path / "s", clips, [1] * 30 + [0] * 30, clips_per_video=30)
-    splicing = splicer(ClipReader(folder), trimmed_seconds=0.1)
+    clips = np.zeros((130, *SHAPE, 3), np.uint8)
+    reader = ClipReader(write_shards(tmp_path / "s", clips, [1] * 100 + [0] * 30, clips_per_video=100))
+    splicing = splicer(reader, trimmed_seconds=0.1)
     rows = splicing.to_score
-    assert len(rows) == 20
-    assert rows.max() < 30  # of the crime video
+    assert (len(rows), rows.min(), rows.max()) == (SCORED_CLIPS, 0, 99)  # of the crime video, evenly spaced
     scores = np.where(rows % 2, 1.0, -1.0) * rows
     splicing = splicing.with_scores(rows, scores.astype(np.float32))
-    order = rows[np.argsort(scores)].tolist()
-    assert splicing.stretches[0].crime.tolist() == order[-4:]
-    assert splicing.stretches[0].quiet.tolist() == order[:4]
-    epochs = [splicing.plan(torch.tensor([1]), torch.tensor([7]), num_frames=8, epoch=epoch)[0] for epoch in range(60)]
-    assert {plan.instead for plan in epochs} == set(order[-4:])
-    assert {plan.partner for plan in epochs} == set(order[:4])
-    assert "highest- and lowest-scoring clips of 1 videos" in splicing.note(np.arange(60), np.repeat([1, 0], 30))
+    order, count = rows[np.argsort(scores)].tolist(), SCORED_CLIPS // 5
+    assert splicing.stretches[0].crime.tolist() == order[-count:]
+    assert splicing.stretches[0].quiet.tolist() == order[:count]
+    plans = [splicing.plan(torch.tensor([1]), torch.tensor([7]), num_frames=8, epoch=epoch)[0] for epoch in range(200)]
+    assert {plan.instead for plan in plans} == set(order[-count:])
+    assert {plan.partner for plan in plans} == set(order[:count])
+    assert "highest- and lowest-scoring clips of 1 videos" in splicing.note(np.arange(130), reader.labels)
 
 
 def test_a_composite_of_a_long_video_takes_the_place_of_the_clip_in_the_batch(tmp_path: Path) -> None:
