@@ -37,7 +37,7 @@ stage1 export --format safetensors --out hub/model.safetensors"""
 def export(format_: str, checkpoint: Path, out: Path | None, shards: Any, num_checked: int) -> None:
     """Export a model for ONNX Runtime, or as safetensors.
 
-    The model for ONNX Runtime takes uint8 clips and returns P(crime) and attention. With safetensors comes a model card.
+    The model for ONNX Runtime takes uint8 clips and returns P(crime) and attention. Safetensors come with a model card.
     """
     from stage1.common import distributed
     from stage1.model import onnx, safetensors
