@@ -73,8 +73,7 @@ class Checkpoint:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             _expect(_is_of_type(value, hints[field.name]), field.name, value)
-        for name in ("epoch", "step"):
-            _expect(0 <= getattr(self, name) < 1 << 63, name, getattr(self, name))
+        _expect(self.epoch >= 0 and self.step >= 0, "epoch or step", min(self.epoch, self.step))
         _expect(0 <= self.frame_gap_seconds < math.inf, "frame_gap_seconds", self.frame_gap_seconds)
         for chosen in (vars(self), *([self.relative] if self.relative is not None else [])):
             _expect(_is_of_type(chosen["threshold"], float) and 0 <= chosen["threshold"] <= 1, "threshold", chosen)
@@ -289,9 +288,14 @@ def _check_like(example: Any, fields: Mapping[str, Any]) -> None:
 
 
 def _is_of_type(value: Any, hint: Any) -> bool:
-    """Return True if `value` is of the annotated type; an integer is a float, but neither is a bool."""
+    """Return True if `value` is of the annotated type, and an integer also of 64 bits.
+
+    An integer is a float, but neither is a bool.
+    """
     if hint is Any:
         return True
+    if type(value) is int and abs(value) >= 1 << 63:
+        return False
     if isinstance(hint, types.UnionType):
         return any(_is_of_type(value, part) for part in get_args(hint))
     if hint is float:
