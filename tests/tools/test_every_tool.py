@@ -18,6 +18,7 @@ CHECKPOINT = ROOT / "tests" / "fixtures" / "0.1" / "training" / "binary_stage1_w
 
 # Script → arguments, in a folder with generated videos.
 ARGUMENTS = {
+    "change_while_reading.py": "--times 1",
     "bad_inputs.py": "--help",  # its inputs come from a generator elsewhere; test_bad_inputs.py runs the rest
     "bad_remuxes.py": "--help",  # test_bad_remuxes.py runs it
     "bench_against.py": "--help",  # needs an older checkout
