@@ -65,6 +65,7 @@ class ReviewedClips:
     num_contradicting: int  # review labels that differ from the clip's label
     num_added: int  # clips that had no label before
     num_unlabelled: int  # clips that still have none, and are left out
+    seconds: npt.NDArray[np.float64]  # how long a reviewed clip lasts; NaN for the others
 
     def note(self, review: ReviewLabels, use: ReviewLabelUse) -> str:
         """Describe the effect of the review labels in one line."""
@@ -155,7 +156,7 @@ def apply_review_labels(readers: Sequence[ClipReader], review: ReviewLabels, *, 
     named = {reader.digest for reader in readers}
     elsewhere = {key: label for (digest, key), label in review.of_clip.items() if digest not in named}
     labels = np.concatenate([reader.labels for reader in readers])
-    kept = np.ones(len(labels), np.bool_)
+    kept, seconds = np.ones(len(labels), np.bool_), np.full(len(labels), np.nan)
     found = contradicting = added = first = 0
     for reader in readers:
         for number in range(len(reader)):
@@ -165,6 +166,7 @@ def apply_review_labels(readers: Sequence[ClipReader], review: ReviewLabels, *, 
                 continue
             _check_times(reader, number, label)
             found += 1
+            seconds[row] = label.end_seconds - label.start_seconds
             if labels[row] == layout.UNKNOWN_LABEL:
                 added += 1
                 labels[row] = label.label
@@ -190,6 +192,7 @@ def apply_review_labels(readers: Sequence[ClipReader], review: ReviewLabels, *, 
         num_contradicting=contradicting,
         num_added=added,
         num_unlabelled=int(unlabelled.sum()),
+        seconds=seconds,
     )
 
 

@@ -288,9 +288,14 @@ def _check_like(example: Any, fields: Mapping[str, Any]) -> None:
 
 
 def _is_of_type(value: Any, hint: Any) -> bool:
-    """Return True if `value` is of the annotated type; an integer is a float, but neither is a bool."""
+    """Return True if `value` is of the annotated type, and an integer also of 64 bits.
+
+    An integer is a float, but neither is a bool.
+    """
     if hint is Any:
         return True
+    if type(value) is int and abs(value) >= 1 << 63:
+        return False
     if isinstance(hint, types.UnionType):
         return any(_is_of_type(value, part) for part in get_args(hint))
     if hint is float:

@@ -43,7 +43,7 @@ class TrainData:
     notes: tuple[str, ...]  # logged only
     warnings: tuple[str, ...]  # logged, and kept in the checkpoint
     reviewed_labels: Rows | None = None  # of every row of `train`, if a reviewer changed some
-    annotated_frames: FrameLabels | None = None  # of every row of `train`, from annotations
+    known_frames: FrameLabels | None = None  # of every row of `train`, from review and annotations
     extra_cameras: Rows | None = None  # of every row of `train`: its camera if it is extra normal footage, else -1
 
     @property
@@ -65,10 +65,11 @@ class TrainData:
         return sorted({self.train.video_id(video) for video in np.unique(self.train.videos[self.train_rows]).tolist()})
 
     def frame_labels(self, *, trimmed_seconds: float) -> FrameLabels:
-        """Return what is known of the frames of every row of `train`, from annotations and from `frames_of_trimmed`."""
+        """Return what is known of the frames of every row of `train`, also from `frames_of_trimmed`."""
         readers = self.train.readers if isinstance(self.train, JoinedReader) else (self.train,)
         frames = frames_of_trimmed(readers, self.labels, trimmed_seconds=trimmed_seconds)
-        return frames if self.annotated_frames is None else np.maximum(self.annotated_frames, frames)
+        known = self.known_frames
+        return frames if known is None else np.where(known == UNKNOWN, frames, known)
 
     @property
     def own_rows(self) -> Rows:
@@ -121,19 +122,21 @@ def open_data(config: TrainConfig) -> TrainData:
     reader: Clips = readers[0] if len(readers) == 1 else JoinedReader(readers)
     rows: Rows = np.arange(len(reader))
     labels: Rows = reader.labels
+    frames: FrameLabels = np.full((len(reader), reader.clip_shape.num_frames), UNKNOWN, np.int8)
     kept = np.ones(len(reader), np.bool_)
     notes, warnings = [], [text for other in readers[1:] for text in sampling_warnings(readers[0], other)]
     if config.marks:
         review = read_review_labels(config.marks)
         reviewed = apply_review_labels(readers, review, use=config.marks_as)
         labels, kept = reviewed.labels, reviewed.kept
+        frames[(labels == CRIME_LABEL) & (reviewed.seconds < config.trimmed_seconds)] = 1  # the reviewer saw it there
         notes.append(reviewed.note(review, config.marks_as))
     else:
         _check_labels(reader, labels)
-    annotated = None
     if config.annotations is not None:
         annotated = annotated_frames(readers, read_ground_truths(config.annotations, readers), labels)
         labels, kept = annotated.labels, kept & annotated.kept
+        frames = np.where(annotated.frames == UNKNOWN, frames, annotated.frames)
         notes.append(annotated.note)
     validation: Clips | None
     if config.val_shards is not None:
@@ -170,7 +173,7 @@ def open_data(config: TrainConfig) -> TrainData:
         notes=tuple(notes),
         warnings=tuple(warnings),
         reviewed_labels=labels,
-        annotated_frames=None if annotated is None else annotated.frames,
+        known_frames=frames,
     )
     extra = [ClipReader(place, checksums=config.checksums, cache=cache) for place in config.extra_normal]
     return _with_extra_normal(data, config, readers, extra) if extra else data
@@ -191,7 +194,7 @@ def _with_extra_normal(
     names = [reader.recording_or_video(video) for video in reader.videos[num_own:].tolist()]
     cameras, camera_of_row = np.unique(names, return_inverse=True)
     warnings = [text for one in extra for text in sampling_warnings(own[0], one)]
-    frames = data.annotated_frames
+    frames = data.known_frames
     if frames is not None:
         frames = np.concatenate([frames, np.full((len(camera_of_row), frames.shape[1]), UNKNOWN, np.int8)])
     more = dataclasses.replace(
@@ -201,7 +204,7 @@ def _with_extra_normal(
         validation=reader if data.validation is data.train else data.validation,
         warnings=(*data.warnings, *warnings),
         reviewed_labels=np.concatenate([data.labels, np.full(len(camera_of_row), NORMAL_LABEL)]),
-        annotated_frames=frames,
+        known_frames=frames,
         extra_cameras=np.concatenate([np.full(num_own, -1), camera_of_row]),
     )
     quota = more.quota(config.clips_per_video_per_epoch)

@@ -30,9 +30,9 @@ RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 STALL_SECONDS = 30.0  # a download with less than STALL_BYTES in this time is restarted
 STALL_BYTES = 64 << 10
 _SHA256 = "sha256"  # key of the object metadata that holds the digest
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hub"}
 # The only ones opened: of fsspec's, others reach local files, run commands, or join URLs of any kind.
-SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "http", "https", "memory")
+SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https", "memory")
 # Errors of the local disk; any other OSError comes from the network and is retried.
 _DISK_ERRORS = {
     errno.ENOSPC, errno.EROFS, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOTDIR, errno.EISDIR,
@@ -250,7 +250,18 @@ def _object_info(about: dict[str, Any]) -> ObjectInfo:
     if about.get("type") == "directory":
         raise FileNotFoundError
     size = about.get("size")
-    names = ("ETag", "etag", "generation", "md5Hash", "LastModified", "last_modified", "mtime", "updated", "created")
+    names = (
+        "ETag",
+        "etag",
+        "generation",
+        "md5Hash",
+        "blob_id",
+        "LastModified",
+        "last_modified",
+        "mtime",
+        "updated",
+        "created",
+    )
     version = next((str(about[name]) for name in names if about.get(name) is not None), None)
     return ObjectInfo(size=None if size is None else int(size), version=version)
 

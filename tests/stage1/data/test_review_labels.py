@@ -134,6 +134,16 @@ def test_training_takes_review_labels_or_leaves_clips_out(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("reader")
+def test_a_crime_that_a_reviewer_confirmed_shows_in_all_frames_of_its_clip(tmp_path: Path) -> None:
+    review_file(tmp_path, FALSE_FIGHT, TRUE_FIGHT)
+    frames = open_data(train_config(tmp_path)).frame_labels(trimmed_seconds=0)  # no video is short enough by itself
+    assert frames[:, 0].tolist() == [0, 0, 1, 0]
+    assert (frames == frames[:, :1]).all()
+    unseen = open_data(train_config(tmp_path, trimmed_seconds=0.2)).frame_labels(trimmed_seconds=0)
+    assert unseen[:, 0].tolist() == [0, 0, -1, 0]  # the clip lasts 0.3 s
+
+
+@pytest.mark.usefixtures("reader")
 def test_review_labels_that_leave_one_class_are_refused(tmp_path: Path) -> None:
     review_file(tmp_path, FALSE_FIGHT, TRUE_FIGHT.replace("true", "false"))
     with pytest.raises(UserError, match="has 4 normal clips to train on and no crime one"):

@@ -264,6 +264,13 @@ def test_clips_of_annotated_sampling_show_the_crime_only(tmp_path: Path) -> None
     assert open_data(config).frame_labels(trimmed_seconds=0.1)[:, 0].tolist() == [1, 1, 0, 0]
 
 
+def test_annotations_of_a_short_video_say_more_than_its_length(annotated: TrainConfig) -> None:
+    short = dataclasses.replace(annotated, trimmed_seconds=100)
+    frames = open_data(short).frame_labels(trimmed_seconds=100)
+    assert frames[1].tolist() == [1] * 6 + [0] * 2
+    assert (frames[4:8] == 1).all()  # the second video is short, too, and not annotated
+
+
 def test_annotations_of_no_video_and_bags_are_refused(annotated: TrainConfig) -> None:
     assert annotated.annotations is not None
     annotated.annotations.write_text("other.mp4 Fighting 8 13 -1 -1\n")
