@@ -173,7 +173,11 @@ def test_a_reviewer_finds_marks_and_exports(report: Path, browser: Any, tmp_path
     browser.refresh()
     assert count_shown(browser).endswith("0 labelled")
     browser.find_element("id", "import").send_keys(str(download))
-    wait(lambda: count_shown(browser).endswith("3 labelled"))
+    wait(lambda: count_shown(browser).endswith("3 labelled; 3 of 3 labels of marks.csv imported"))
+    other = tmp_path / "other.csv"
+    other.write_text(download.read_text().replace(reader.digest, "0" * 64))
+    browser.find_element("id", "import").send_keys(str(other))
+    wait(lambda: count_shown(browser).endswith("3 labelled; 0 of 3 labels of other.csv imported"))
 
     # Marks outlast the page; nothing was asked for but the page; nothing went wrong.
     browser.refresh()

@@ -102,12 +102,16 @@ function parseCsv(text) {
 async function importMarks(file) {
   const [head, ...rows] = parseCsv(await file.text());
   const known = new Set(data.items.map((item) => item.key));
+  let taken = 0;
   for (const row of rows) {
     const fields = Object.fromEntries(head.map((name, i) => [name, row[i]]));
     if (known.has(fields.key) && MARKS[fields.mark] && (!fields.shards || fields.shards === data.shards)) {
       setEntry(fields.key, { mark: fields.mark, note: fields.note ?? "" });
+      taken += 1;
     }
   }
+  showCount();
+  $("count").textContent += `; ${taken} of ${rows.length} labels of ${file.name} imported`;
 }
 
 // ---- detections
