@@ -414,9 +414,10 @@ class JoinedReader:
         return reader.video_id(own)
 
     def recording_or_video(self, video: int) -> str:
-        """Return the same name as `ClipReader.recording_or_video` for an entry of `videos`."""
+        """Return the name of the recording of an entry of `videos` or, if it is unknown, one of the video alone."""
         reader, own = self._of_video(video)
-        return reader.recording_or_video(own)
+        name = reader.recording_or_video(own)
+        return f"{name} of set {self.readers.index(reader)}" if reader.index.recording(own) is None else name
 
     def class_name(self, video: int) -> str | None:
         """Return the class of an entry of `videos`."""

@@ -153,6 +153,9 @@ class CrossvalConfig(CheckedConfig):
             raise UserError(
                 f"seed is {self.training.seed}, expected at most {MAX_SEED} with all repetitions ({self.seeds})"
             )
+        for name in ("annotations", "extra_normal"):
+            if getattr(self.training, name):
+                raise UserError(f"`{name}` is set, but stage1 crossval uses the clips and labels of `shards`; omit it")
         if self.training.marks:
             marks = ", ".join(map(str, self.training.marks))
             raise UserError(f"marks are {marks}, but stage1 crossval uses the labels of the shards; omit marks")

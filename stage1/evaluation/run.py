@@ -69,7 +69,7 @@ class ScoredClips:
     def has_recordings(self) -> bool:
         return any(self.reader.index.recording(video) is not None for video in np.unique(self.videos).tolist())
 
-    def part(self, here: npt.NDArray[np.bool_]) -> ScoredClips:
+    def part(self, here: npt.NDArray[Any]) -> ScoredClips:
         columns = ("rows", "labels", "videos", "scores", "first_frames", "last_frames", "seconds")
         return dataclasses.replace(self, **{name: getattr(self, name)[here] for name in columns})
 
@@ -314,11 +314,13 @@ def scored_videos(clips: ScoredClips, ground_truth: GroundTruth) -> list[ScoredV
 
 def false_alarms_by_camera(clips: ScoredClips, threshold: float, config: EvaluateConfig) -> dict[str, dict[str, Any]]:
     """Return `false_alarms_of` the normal clips of each camera: a recording or, if unknown, a video."""
-    groups = np.array(clips.groups)
-    normal = clips.labels == layout.NORMAL_LABEL
+    normal = clips.part(clips.labels == layout.NORMAL_LABEL)
+    names, camera_of_clip = np.unique(np.array(normal.groups, object), return_inverse=True)
+    order = np.argsort(camera_of_clip, kind="stable")  # once, as there may be thousands of cameras
+    parts = np.split(order, np.flatnonzero(np.diff(camera_of_clip[order])) + 1)
     return {
-        name: false_alarms_of(clips.part(normal & (groups == name)), threshold, config)
-        for name in np.unique(groups[normal]).tolist()
+        str(name): false_alarms_of(normal.part(rows), threshold, config)
+        for name, rows in zip(names, parts, strict=False)
     }
 
 
@@ -363,15 +365,18 @@ def false_alarms(clips: ScoredClips, threshold: float, config: EvaluateConfig) -
 
 
 def _alarm_hours_of(clips: ScoredClips) -> dict[int, float]:
-    """Return `_alarm_hours` of the videos of `clips`."""
-    there = set(clips.videos.tolist())
-    return {number: hours for number, hours in _alarm_hours(clips.reader).items() if number in there}
+    """Return the hours of each normal video that is long enough."""
+    return _hours_of_long(clips.reader, np.unique(clips.videos[clips.labels == layout.NORMAL_LABEL]).tolist())
 
 
 def _alarm_hours(reader: ClipReader) -> dict[int, float]:
-    """Return the hours of each normal video that is long enough."""
+    """Return the hours of each normal video of a set that is long enough."""
+    return _hours_of_long(reader, np.unique(reader.videos[reader.labels == layout.NORMAL_LABEL]).tolist())
+
+
+def _hours_of_long(reader: ClipReader, videos: list[int]) -> dict[int, float]:
     hours = {}
-    for number in np.unique(reader.videos[reader.labels == 0]).tolist():
+    for number in videos:
         row = reader.index.videos[number]
         seconds = float(row["num_frames"]) / float(row["fps"]) if row["fps"] > 0 else 0.0
         if seconds >= MIN_ALARM_SECONDS:

@@ -158,7 +158,8 @@ def find_events(clips: ClipScores, *, threshold: float, config: EventConfig) -> 
 def event_spans(raw: Array, *, threshold: float, config: EventConfig) -> tuple[Array, list[tuple[int, int]]]:
     """Return the scores of seconds, smoothed and rounded to 6 digits, and the events as spans (first, end) of seconds.
 
-    An event is found by two thresholds, and is then the part with the best expected overlap, if that is long enough.
+    An event is found by two thresholds, and is then the part with the best expected overlap, if that is long enough
+    and reaches the threshold.
     Events shorter than ``config.min_seconds`` are dropped, except one that fills the video.
     """
     scores = np.round(smoothed(raw, config.smooth_seconds), 6)
@@ -168,7 +169,8 @@ def event_spans(raw: Array, *, threshold: float, config: EventConfig) -> tuple[A
     for first, end in find_spans(scores, high=high, low=round(high * config.low_ratio, 6)):
         if end - first >= shortest:
             start, stop = best_overlap(_odds_share(raw[first:end], high))
-            spans.append((first + start, first + stop) if stop - start >= shortest else (first, end))
+            is_fit = stop - start >= shortest and np.nanmax(scores[first + start : first + stop]) >= high
+            spans.append((first + start, first + stop) if is_fit else (first, end))
     return scores, spans
 
 

@@ -175,6 +175,10 @@ class MotionClassifier(nn.Module):
         """Return the log-odds of crime (B,) of clips, float (B, C, T, H, W)."""
         return self.log_odds(motion_features(clips_BCTHW))
 
+    @property
+    def is_fitted(self) -> bool:
+        return bool(self.weight.any())
+
     def log_odds(self, features_BF: torch.Tensor) -> torch.Tensor:
         """Return the log-odds of crime (B,) of clips with these motion features (B, COUNT)."""
         standard_BF = (features_BF - self.center) / self.scale

@@ -29,8 +29,9 @@ from stage1.model.motion_features import LinearFit, fit_linear_classifier, motio
 from stage1.model.network import NUM_CLASSES, Stage1Model
 from stage1.training import optim, splices
 from stage1.training.config import TrainConfig
-from stage1.training.data import TrainData
+from stage1.training.data import EXTRA_SHARE, TrainData
 from stage1.training.log import progress
+from vidshard.shards.layout import NORMAL_LABEL
 from vidshard.util.errors import UserError
 
 ATTENTION_WEIGHT = 2.0  # weight of the attention loss on spliced clips, relative to that of the label
@@ -130,6 +131,8 @@ class ClipObjective:
 
     def __post_init__(self) -> None:
         self._train_transform = self.transform or ClipTransform(self.config.transform, seed=self.config.seed)
+        own = self._train_transform  # whose draws can be made ahead, unless the user's own class makes them
+        self._planned = own if type(own) is ClipTransform and own.config.augment else None
         self._evaluation_transform = ClipTransform(self.config.transform.for_evaluation)
 
     def make_model(self) -> Stage1Model:
@@ -160,7 +163,9 @@ class ClipObjective:
         if (quota := data.quota(self.config.clips_per_video_per_epoch)) is not None:
             cameras = quota.groups[data.extra_rows]
             drawn = epoch_plan.clips_of_epoch(cameras, per_video=quota.counts[cameras], seed=0, epoch=0)
-            rows = np.concatenate([rows, data.extra_rows[drawn]])
+            most = max(1, round(EXTRA_SHARE * int((data.labels[rows] == NORMAL_LABEL).sum())))
+            extra = data.extra_rows[drawn][np.argsort(turns(cameras[drawn]), kind="stable")][:most]
+            rows = np.concatenate([rows, np.sort(extra)])
         features_NF, labels_N, rows_N = self._motion_features(data, rows, device, "Motion features")
         if len(np.unique(labels_N)) < NUM_CLASSES:
             rank_zero_warn(
@@ -202,10 +207,11 @@ class ClipObjective:
         """Score the clips of long videos by their motion, from which composites are made."""
         if self.splicer is None:
             return
-        if isinstance(model, Stage1Model) and model.motion_classifier is not None and len(self.splicer.to_score):
+        classifier = model.motion_classifier if isinstance(model, Stage1Model) else None
+        if classifier is not None and classifier.is_fitted and len(self.splicer.to_score):
             features_NF, _, rows_N = self._motion_features(data, self.splicer.to_score, device, "Clips of long videos")
             with torch.inference_mode():
-                scores_N = model.motion_classifier.log_odds(torch.from_numpy(features_NF).to(device)).cpu().numpy()
+                scores_N = classifier.log_odds(torch.from_numpy(features_NF).to(device)).cpu().numpy()
             self.splicer = self.splicer.with_scores(rows_N, scores_N)
         rank_zero_info(f"Note: {self.splicer.note(data.train_rows, data.labels)}")
 
@@ -214,6 +220,8 @@ class ClipObjective:
         config = self.config
         if config.splices and not (config.mixup or config.bags) and config.model.pooling in ("attention", "gated"):
             self.splicer = splices.Splicer.of_data(data, config)
+            if self.transform is not None:  # it may move frames
+                self.splicer = dataclasses.replace(self.splicer, keeps_time=False)
         self.class_weights = optim.class_weights(data.labels[loader.order()].astype(np.int64))
         return loader, self.validation_loader(data, device)
 
@@ -301,17 +309,14 @@ class ClipObjective:
         return BatchLoss(loss_B.sum(), weight_B.sum(), right_B.sum(), known_B.sum())
 
     def _plan(self, clips_BTHWC: torch.Tensor, indices_B: torch.Tensor, epoch: int) -> AugmentPlan | None:
-        transform = self._train_transform
-        if not isinstance(transform, ClipTransform) or not transform.config.augment:
-            return None
-        return transform.plan(indices_B, epoch, clips_BTHWC.shape[1:4])
+        return None if self._planned is None else self._planned.plan(indices_B, epoch, clips_BTHWC.shape[1:4])
 
     def _transformed(
         self, clips_BTHWC: torch.Tensor, indices_B: torch.Tensor, epoch: int, plan: AugmentPlan | None
     ) -> torch.Tensor:
-        if plan is None:
+        if plan is None or self._planned is None:
             return self._train_transform(clips_BTHWC, indices_B, epoch)
-        return ClipTransform(self.config.transform)(clips_BTHWC, plan=plan)
+        return self._planned(clips_BTHWC, plan=plan)
 
     def _composites(self, batch: Batch, epoch: int) -> tuple[Composites | None, torch.Tensor | None]:
         """Draw the composites of a batch, and read the clips that they need; None without any.

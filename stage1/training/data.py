@@ -6,6 +6,7 @@ Only the shards that the user names are opened.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections import Counter
 from typing import Any
 
@@ -55,6 +56,10 @@ class TrainData:
     def digests(self) -> dict[str, str]:
         """Digest of each shard set, by its role."""
         digests = {"train": self.train.digest}
+        if self.extra_cameras is not None:
+            digests["extra"] = str(int((self.extra_cameras >= 0).sum()))
+        if self.known_frames is not None:
+            digests["labels"] = hashlib.sha256(self.labels.tobytes() + self.known_frames.tobytes()).hexdigest()
         if self.validation is not None:
             digests["validation"] = self.validation.digest
         return digests
@@ -63,6 +68,13 @@ class TrainData:
     def train_videos(self) -> list[str]:
         """Training videos. Stage 2 must not learn from the model's predictions on them."""
         return sorted({self.train.video_id(video) for video in np.unique(self.train.videos[self.train_rows]).tolist()})
+
+    def frame_gap_seconds(self) -> float:
+        """Return the median time between consecutive frames of the clips, without those of extra normal footage."""
+        if self.extra_cameras is None or not isinstance(self.train, JoinedReader):
+            return self.train.frame_gap_seconds()
+        own = np.unique(self.train.sets[self.extra_cameras < 0]).tolist()
+        return JoinedReader([self.train.readers[number] for number in own]).frame_gap_seconds()
 
     def frame_labels(self, *, trimmed_seconds: float) -> FrameLabels:
         """Return what is known of the frames of every row of `train`, also from `frames_of_trimmed`."""
@@ -116,34 +128,39 @@ class TrainData:
 def open_data(config: TrainConfig) -> TrainData:
     """Open the shards of the config, split them, and collect notes and warnings. Raises UserError on unusable data."""
     cache = CacheConfig(folder=config.cache_dir, limit_gb=config.cache_gb)
-    readers = [ClipReader(place, checksums=config.checksums, cache=cache) for place in config.shards]
-    for one in readers:
+    readers, extra = (
+        [ClipReader(place, checksums=config.checksums, cache=cache) for place in places]
+        for places in (config.shards, config.extra_normal)
+    )
+    for one in (*readers, *extra):
         check_room(one.shard_set, block_shards=config.block_shards)
     reader: Clips = readers[0] if len(readers) == 1 else JoinedReader(readers)
     rows: Rows = np.arange(len(reader))
     labels: Rows = reader.labels
-    frames: FrameLabels = np.full((len(reader), reader.clip_shape.num_frames), UNKNOWN, np.int8)
+    frames: FrameLabels | None = None
     kept = np.ones(len(reader), np.bool_)
     notes, warnings = [], [text for other in readers[1:] for text in sampling_warnings(readers[0], other)]
     if config.marks:
         review = read_review_labels(config.marks)
         reviewed = apply_review_labels(readers, review, use=config.marks_as)
         labels, kept = reviewed.labels, reviewed.kept
+        frames = np.full((len(reader), reader.clip_shape.num_frames), UNKNOWN, np.int8)
         frames[(labels == CRIME_LABEL) & (reviewed.seconds < config.trimmed_seconds)] = 1  # the reviewer saw it there
         notes.append(reviewed.note(review, config.marks_as))
     else:
         _check_labels(reader, labels)
     if config.annotations is not None:
-        annotated = annotated_frames(readers, read_ground_truths(config.annotations, readers), labels)
+        truths = read_ground_truths(config.annotations, readers)
+        annotated = annotated_frames(readers, truths, labels, skip_damaged=config.max_bad_clips > 0)
         labels, kept = annotated.labels, kept & annotated.kept
-        frames = np.where(annotated.frames == UNKNOWN, frames, annotated.frames)
+        frames = annotated.frames if frames is None else np.where(annotated.frames < 0, frames, annotated.frames)
         notes.append(annotated.note)
     validation: Clips | None
     if config.val_shards is not None:
         validation = ClipReader(config.val_shards, checksums=config.checksums, cache=cache)
         validation_rows: Rows = np.arange(len(validation))
         _check_validation(readers[0], validation)
-        warnings += [text for one in readers for text in validation_warnings(one, validation)]
+        warnings += [text for one in (*readers, *extra) for text in validation_warnings(one, validation)]
     else:
         rows, held = hold_out(reader, fraction=config.val_fraction, seed=config.seed)
         validation_rows = held[kept[held]]
@@ -156,7 +173,7 @@ def open_data(config: TrainConfig) -> TrainData:
     _check_both_classes(reader, labels[rows])
     warnings += [
         f"{one.where} is marked Test: a model trained on it must not be evaluated on it"
-        for one in readers
+        for one in (*readers, *extra)
         if one.manifest.split == "Test"
     ]
     gap = reader.frame_gap_seconds()
@@ -175,7 +192,6 @@ def open_data(config: TrainConfig) -> TrainData:
         reviewed_labels=labels,
         known_frames=frames,
     )
-    extra = [ClipReader(place, checksums=config.checksums, cache=cache) for place in config.extra_normal]
     return _with_extra_normal(data, config, readers, extra) if extra else data
 
 
@@ -194,13 +210,19 @@ def _with_extra_normal(
     names = [reader.recording_or_video(video) for video in reader.videos[num_own:].tolist()]
     cameras, camera_of_row = np.unique(names, return_inverse=True)
     warnings = [text for one in extra for text in sampling_warnings(own[0], one)]
+    held: set[str] = set()
+    if data.validation is not None:
+        videos = np.unique(data.validation.videos[data.validation_rows]).tolist()
+        held = {data.validation.recording_or_video(video) for video in videos}
+    rows = np.arange(num_own, len(reader))
+    left = np.array([name not in held for name in names])
     frames = data.known_frames
     if frames is not None:
         frames = np.concatenate([frames, np.full((len(camera_of_row), frames.shape[1]), UNKNOWN, np.int8)])
     more = dataclasses.replace(
         data,
         train=reader,
-        train_rows=np.concatenate([data.train_rows, np.arange(num_own, len(reader))]),
+        train_rows=np.concatenate([data.train_rows, rows[left]]),
         validation=reader if data.validation is data.train else data.validation,
         warnings=(*data.warnings, *warnings),
         reviewed_labels=np.concatenate([data.labels, np.full(len(camera_of_row), NORMAL_LABEL)]),
@@ -213,6 +235,8 @@ def _with_extra_normal(
         f"{counted(len(camera_of_row), 'clip')} of {counted(len(cameras), 'camera')} are extra normal footage; an "
         f"epoch uses up to {quota.counts[-1]} of each camera"
     )
+    if not left.all():
+        note += f"; {(~left).sum()} clips of recordings that are held out for validation are left out"
     return dataclasses.replace(more, notes=(*more.notes, note))
 
 

@@ -12,6 +12,7 @@ from stage1.data.epoch_plan import Rows
 from stage1.data.reader import ClipReader
 from stage1.metrics.annotations import VideoGroundTruth
 from vidshard.shards.layout import CRIME_LABEL, NORMAL_LABEL
+from vidshard.util.errors import FormatError
 
 MIN_SHARE = 1 / 4  # of a clip's frames in an event, from which on the clip is a crime; composites have as many
 UNKNOWN = -1
@@ -51,12 +52,16 @@ def frames_of_trimmed(readers: Sequence[ClipReader], labels: Rows, *, trimmed_se
 
 
 def annotated_frames(
-    readers: Sequence[ClipReader], truths: Sequence[Mapping[int, VideoGroundTruth]], labels: Rows
+    readers: Sequence[ClipReader],
+    truths: Sequence[Mapping[int, VideoGroundTruth]],
+    labels: Rows,
+    *,
+    skip_damaged: bool,
 ) -> AnnotatedClips:
     """Return what annotations tell of the clips of crimes: `truths` holds the events of each set by video number.
 
     A clip of which at least MIN_SHARE of the frames lie in an event is a crime, and one without such a frame is normal.
-    Those between are left out.
+    Those between are left out, and so are damaged clips with `skip_damaged`; otherwise they raise FormatError.
     """
     frames = np.full((len(labels), readers[0].clip_shape.num_frames), UNKNOWN, np.int8)
     found, kept = labels.copy(), np.ones(len(labels), np.bool_)
@@ -65,10 +70,17 @@ def annotated_frames(
         events = {video: one.frame_labels() for video, one in truth.items() if one.is_crime}
         for own in np.flatnonzero(np.isin(reader.videos, list(events))).tolist():
             row = first + own
-            frames[row] = events[int(reader.videos[own])][list(reader.read_record(own).frame_indices)]
+            try:
+                indices = list(reader.read_record(own).frame_indices)
+            except FormatError:
+                if not skip_damaged:
+                    raise
+                kept[row] = False
+                continue
+            frames[row] = events[int(reader.videos[own])][indices]
             share = float(frames[row].mean())
             found[row] = CRIME_LABEL if share >= MIN_SHARE else NORMAL_LABEL
             kept[row] = share == 0 or share >= MIN_SHARE
         first += len(reader)
-    num_changed = int(((found != labels) & kept).sum())
+    num_changed = int(((labels == CRIME_LABEL) & (found == NORMAL_LABEL) & kept).sum())
     return AnnotatedClips(frames=frames, labels=found, kept=kept, num_changed=num_changed)

@@ -258,7 +258,7 @@ def begin(run: TrainingRun) -> None:
     elif num_taken < len(data.train_rows):
         rank_zero_info(
             f"An epoch uses {num_taken} of {len(data.train_rows)} clips (`clips_per_video_per_epoch` "
-            f"{config.clips_per_video_per_epoch}; 0 uses all)"
+            f"{config.clips_per_video_per_epoch}; 0 uses all{' but extra normal ones' * bool(config.extra_normal)})"
         )
     if config.val_shards is not None and data.validation is not None:
         counts = np.bincount(data.validation.labels, minlength=2)
@@ -529,7 +529,7 @@ def make_checkpoint(run: TrainingRun) -> Checkpoint:
         transform_config=dataclasses.asdict(run.config.transform.for_evaluation),
         clip_shape=dataclasses.asdict(data.train.clip_shape),
         sampling=data.train.settings,
-        frame_gap_seconds=data.train.frame_gap_seconds(),
+        frame_gap_seconds=data.frame_gap_seconds(),
         metrics=run.history[-1] if run.history else {},
         warnings=list(data.warnings),
         train_config=run.config.to_dict(),
@@ -581,13 +581,16 @@ def resume(run: TrainingRun) -> None:
 
 def _check_same_run(run: TrainingRun, saved: Checkpoint, path: Path) -> None:
     """Raise UserError if data or options of the checkpoint `path` differ from those of `run`."""
-    for role, digest in run.data.digests.items():
-        if saved.data_digests.get(role) != digest:
+    before, now = saved.data_digests, run.data.digests
+    roles = {"train": "train shards", "validation": "validation shards", "extra": "extra normal shards"}
+    roles |= {"labels": "labels of the clips"} if "labels" in before else {}  # earlier versions recorded none
+    for role, what in roles.items():
+        if before.get(role) != now.get(role) and (role in now or role != "validation"):
             raise UserError(
-                f"the {role} shards differ from those that {path} was trained on; pass the same ones, or another `out`"
+                f"the {what} differ from those that {path} was trained on; pass the same ones, or another `out`"
             )
-    now = {name: value for name, value in run.config.to_dict().items() if name not in FREE_ON_RESUME}
-    changed = changed_options(saved.train_config, now)
+    options = {name: value for name, value in run.config.to_dict().items() if name not in FREE_ON_RESUME}
+    changed = changed_options(saved.train_config, options)
     if changed:
         raise UserError(
             f"{path} was trained with {changed[0]}; resume with the same options (only options that do not affect the "

@@ -96,11 +96,18 @@ class Splicer:
             keeps_time=not (config.transform.time_shift or config.transform.time_stretch),
         )
 
-    def partners(self, row: int) -> Rows:
-        """Return the normal clips that the clip of `row` may be spliced with: of its recording or, without any, all."""
-        mine: Rows = self.rows.get(self.recordings[self.reader.videos[row]], self.every_normal)
-        mine = mine[mine != row]
-        return mine if len(mine) else np.delete(self.every_normal, self.every_normal == row)
+    def partner(self, row: int, drawn: float) -> int | None:
+        """Choose a normal clip to splice the clip of `row` with, by a number in [0, 1).
+
+        It is of the same recording or, without any there, of all; None if there is no other one.
+        """
+        for rows in (self.rows.get(self.recordings[self.reader.videos[row]], self.every_normal), self.every_normal):
+            place = int(np.searchsorted(rows, row))
+            is_there = place < len(rows) and int(rows[place]) == row
+            if count := len(rows) - is_there:
+                chosen = int(drawn * count)
+                return int(rows[chosen + (is_there and chosen >= place)])
+        return None
 
     def with_scores(self, rows: Rows, scores: npt.NDArray[np.float32]) -> Splicer:
         """Return a splicer that takes the clips of `rows` for crime or normal by their scores within their videos."""
@@ -141,21 +148,22 @@ class Splicer:
             if chosen >= self.share or label < 0:
                 continue
             instead = None
-            partners = self.partners(row)
             if label == CRIME_LABEL and not self.shows_crime_only(row):
                 stretches = self.stretches.get(int(self.reader.videos[row]))
                 if stretches is None:
                     continue
                 instead = int(stretches.crime[int(chosen / self.share * len(stretches.crime))])
-                partners = stretches.quiet
-            if not len(partners):
+                other: int | None = int(stretches.quiet[int(partner * len(stretches.quiet))])
+            else:
+                other = self.partner(row, partner)
+            if other is None:
                 continue
             frames = round(num_frames * (SHORTEST + (LONGEST - SHORTEST) * length))
             begin = int(first * (num_frames - frames + 1))
             plans.append(
                 SplicePlan(
                     place=place,
-                    partner=int(partners[int(partner * len(partners))]),
+                    partner=other,
                     first=begin,
                     last=begin + frames,
                     is_inserted=side < 0.5,
@@ -201,13 +209,13 @@ class Splicer:
             f"composites of {len(whole)} crime clips with normal clips of their recording ({own}) or of any camera "
             f"({len(whole) - own})"
         ] * bool(len(whole))
-        parts += [f"the annotated frames of {len(partly)} clips"] * bool(len(partly))
+        parts += [f"the annotated frames of {len(partly)} clips"] * bool(len(partly) and self.keeps_time)
         parts += [
             f"composites of the highest- and lowest-scoring clips of {scored} videos that are not annotated"
         ] * bool(scored)
         text = f"attention is taught by {' and by '.join(parts)}" if parts else "attention is learnt from labels alone"
         if left := len(unknown) - scored:
-            text += f"; nothing is known of {left} crime videos (longer than `trimmed_seconds`, with few clips)"
+            text += f"; nothing is known of the frames of {left} crime videos (`trimmed_seconds` or longer)"
         return text
 
 

@@ -560,9 +560,13 @@ def open_shards(folder: Path) -> ShardSet:
 
 
 def _file_sizes(folder: Path) -> dict[str, int]:
-    """Return the sizes of the files in a folder, by one listing and one call for each."""
+    """Return the sizes of the shards in a folder, by one listing and one call for each."""
+    sizes = {}
     with os.scandir(folder) as entries:
-        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+        for entry in entries:
+            if layout.SHARD_PATTERN.fullmatch(entry.name) and entry.is_file():
+                sizes[entry.name] = entry.stat().st_size
+    return sizes
 
 
 def read_manifest(folder: Path) -> Manifest:
