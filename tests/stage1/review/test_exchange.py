@@ -127,6 +127,22 @@ def test_equal_start_end_and_label_at_any_frame_rate(name: str, fps: float) -> N
     ]
 
 
+@pytest.mark.parametrize(
+    ("label", "answer"),
+    [
+        ("Crime", "true"),
+        ("Abnormal", "true"),
+        ("abnormal event", "true"),
+        ("Normal", "false"),
+        ("Training_Normal_Videos_Anomaly", "false"),
+        ("unsure", "unsure"),
+        ("Detection", None),
+    ],
+)
+def test_a_class_is_a_crime_unless_it_is_normal(label: str, answer: str | None) -> None:
+    assert Segment(source="a.mp4", start_seconds=0, end_seconds=1, label=label).answer == answer
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_detections_are_no_labels_until_somebody_answers(name: str, run: Path, tmp_path: Path) -> None:
     file, back = tmp_path / "file", tmp_path / "back.csv"
