@@ -90,13 +90,14 @@ def _label_studio_result(number: int, video: Video, segment: Segment) -> dict[st
 
 
 def read_label_studio(text: str, videos: Videos) -> Iterator[Segment]:
-    """Read an export in the format JSON."""
+    """Read an export in the format JSON, without cancelled annotations and regions without a label."""
     for task in json.loads(text):
         data = task["data"]
         video = videos.find(data.get("source") or data["video"])
-        results = [one for annotation in task.get("annotations", ()) for one in annotation["result"]]
+        annotations = [one for one in task.get("annotations", ()) if not one.get("was_cancelled")]
+        results = [one for annotation in annotations for one in annotation["result"]]
         for result in results:
-            if video is not None and result["type"] == "timelinelabels":
+            if video is not None and result["type"] == "timelinelabels" and result["value"].get("timelinelabels"):
                 yield from _of_result(result, video)
 
 

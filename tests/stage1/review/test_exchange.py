@@ -180,6 +180,21 @@ def test_a_drawn_event_labels_the_clips_in_it_unless_they_have_labels_of_their_o
     assert found == {row["key"]: "false" if row is own else "true" for row in rows[:6]}
 
 
+def test_label_studio_regions_that_are_no_answer_are_skipped() -> None:
+    videos = Videos([Video(source="a.mp4", path="", fps=10.0, num_frames=50, duration_seconds=5.0, split=None)])
+
+    def region(first: int, **labels: list[str]) -> dict[str, Any]:
+        return {"type": "timelinelabels", "value": {"ranges": [{"start": first, "end": first + 9}], **labels}}
+
+    annotations = [
+        {"was_cancelled": True, "result": [region(1, timelinelabels=["Crime"])]},
+        {"result": [region(11), region(21, timelinelabels=[]), region(31, timelinelabels=["Normal"])]},
+    ]
+    text = json.dumps([{"data": {"video": "a.mp4"}, "annotations": annotations}])
+    read = [(one.start_seconds, one.label) for one in exchange.read_label_studio(text, videos)]
+    assert read == [(3.0, "Normal")]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
