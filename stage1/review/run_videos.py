@@ -60,15 +60,17 @@ class Videos(dict[str, Video]):
         )
 
     def find(self, name: str) -> Video | None:
-        """Return the video with this source or, if only one has it, this source or file name without suffix."""
-        stem = without_suffix(name)
-        for found in (
-            [self[name]] if name in self else [],
-            self._by_name.get(stem, []),
-            self._by_name.get(PurePosixPath(stem).name, []),
-        ):
-            if len(found) == 1:
-                return found[0]
+        """Return the video with this source or, if only one has it, this source or file name without suffix.
+
+        The name as given comes before the name without its suffix, as `a.avi` may be the file `a.avi.mp4`.
+        """
+        if name in self:
+            return self[name]
+        full, stem = name.replace("\\", "/"), without_suffix(name)
+        keys = (full, stem, PurePosixPath(full).name, PurePosixPath(stem).name)
+        found = next((self._by_name[key] for key in keys if key in self._by_name), [])
+        if len(found) == 1:
+            return found[0]
         self.unknown[name] = None
         return None
 

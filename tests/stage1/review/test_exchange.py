@@ -237,6 +237,25 @@ def test_names_that_a_format_cannot_hold_are_refused() -> None:
         exchange.write_ucf_crime(segments("clip one"), videos("clip one"))
 
 
+def test_a_name_with_two_suffixes_finds_its_own_video() -> None:
+    facts: dict[str, Any] = {"path": "", "fps": 25.0, "num_frames": 9, "duration_seconds": 0.36, "split": None}
+    videos = Videos(Video(source=name, **facts) for name in ("x/a.mp4", "x/a.avi.mp4", "y/b.mp4", "y/b.avi.mp4"))
+    segments = [Segment(source=name, start_seconds=0.0, end_seconds=0.08, label="Crime") for name in videos]
+    read = exchange.read_fiftyone(exchange.write_fiftyone(segments, videos), videos)
+    assert [one.source for one in read] == list(videos)
+    for name, source in {"x/a": "x/a.mp4", "b.avi": "y/b.avi.mp4", "z\\b": "y/b.mp4", "x/a.mkv": "x/a.mp4"}.items():
+        found = videos.find(name)
+        assert found is not None
+        assert found.source == source
+
+
+def test_a_name_that_several_videos_have_finds_none() -> None:
+    facts: dict[str, Any] = {"path": "", "fps": 25.0, "num_frames": 9, "duration_seconds": 0.36, "split": None}
+    videos = Videos(Video(source=name, **facts) for name in ("x/a.mp4", "x/a.avi.mp4", "y/a.avi.mp4"))
+    assert videos.find("a.avi") is None
+    assert list(videos.unknown) == ["a.avi"]
+
+
 def test_labels_of_another_run_are_counted_or_refused(run: Path, tmp_path: Path) -> None:
     marks = tmp_path / "marks.csv"
     rows = write_marks(run, marks)
