@@ -14,6 +14,8 @@ from typing import Any
 from vidshard.util import lists
 from vidshard.util.errors import UserError
 
+_MAX_YEAR = 9000  # of a start; the end of a video must not lie after 9999, the last year of datetime
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Video:
@@ -121,6 +123,10 @@ def read_start_times(path: Path, videos: Videos) -> dict[str, Recorded]:
                 f"`start_times` {path}, line {line}: expected the columns video and start, such as "
                 f"cam1/a.mp4,2026-01-31T14:00:00 ({error!r:.200})"
             ) from error
+        if start.year > _MAX_YEAR:
+            raise UserError(
+                f"`start_times` {path}, line {line}: expected a year up to {_MAX_YEAR}, not {start.year}; correct it"
+            )
         video = videos.find(name)
         if video is not None:
             found[video.source] = Recorded(start=start, camera=(row.get("camera") or "").strip())

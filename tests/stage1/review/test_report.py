@@ -93,6 +93,7 @@ def test_wall_clock_time_where_the_start_is_known(run_folder: Path, tmp_path: Pa
     [
         ("video,start\na.mp4,yesterday\n", "line 2: expected the columns video and start"),
         ("name,start\na.mp4,2026-01-31\n", "line 2: expected the columns video and start"),
+        ("video,start\nvideo-000.mp4,9999-12-31T23:59:59\n", "expected a year up to 9000, not 9999"),
         ("video,start\nelsewhere.mp4,2026-01-31\n", "names no video of this run"),
     ],
 )
