@@ -7,6 +7,7 @@ field, such as a flag, comes late.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from vidshard.shards import layout
@@ -67,7 +68,7 @@ dataset_info:
 # Clips of surveillance videos
 
 {manifest.num_clips:,} clips of {manifest.clip_shape} (frames × height × width, RGB) in {len(manifest.shards):,} shards
-for WebDataset, written by `vidshard build`. Split: {manifest.split or "none"}. Videos: {videos}.
+for WebDataset, written by `vidshard build`. Split: {_cell(manifest.split or "none")}. Videos: {videos}.
 
 | class | label | videos | clips |
 |---|---|---|---|
@@ -90,4 +91,5 @@ The videos keep their own licence.
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    """Return a name as text in one line: no markup, no end of a cell."""
+    return re.sub(r"([\\|<\[`])", r"\\\1", text).replace("\r", " ").replace("\n", " ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -54,6 +55,16 @@ def test_a_card_that_someone_changed_is_kept(late: Path) -> None:
     path.unlink()
     card.write_card(late, about)
     assert path.read_text() == card.dataset_card(about)
+
+
+def test_names_stay_text_in_one_cell(late: Path) -> None:
+    manifest = read_manifest(late)
+    name = "a\\|b\r\nc <img> [x](y) `z`"
+    row = dataclasses.replace(manifest.classes[0], name=name)
+    text = card.dataset_card(dataclasses.replace(manifest, classes=(row,), split=name))
+    escaped = r"a\\\|b  c \<img> \[x](y) \`z\`"
+    assert f"| {escaped} | {row.label} | 20 | 20 |\n" in text
+    assert f"Split: {escaped}. Videos" in text
 
 
 @pytest.mark.slow
