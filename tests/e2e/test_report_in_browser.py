@@ -230,6 +230,23 @@ def test_detections_of_several_videos_of_a_camera_are_in_the_order_of_the_clock(
     assert "2026-01-31 07:00:00 · gate" in text
 
 
+def test_detections_are_in_the_order_of_the_clock_without_cameras(tmp_path: Path, browser: Any) -> None:
+    clips = np.random.default_rng(0).integers(0, 256, (3, 4, 16, 16, 3), np.uint8)
+    shards = write_shards(tmp_path / "shards", clips, [-1] * 3)
+    infer(InferConfig(shards=shards, checkpoint=write_checkpoint(tmp_path / "m.pt"), out=tmp_path / "run", threshold=0))
+    browser.get(write_report(ReportConfig(folder=tmp_path / "run")).path.as_uri())
+    assert browser.find_element("id", "sort-camera").get_property("hidden")
+    rows = "".join(f"video-00{number},2026-01-31T0{9 - number}:00\n" for number in range(3))
+    (tmp_path / "times.csv").write_text("video,start\n" + rows)
+    config = ReportConfig(folder=tmp_path / "run", start_times=tmp_path / "times.csv")
+    browser.get(write_report(config).path.as_uri())
+    assert not browser.find_element("id", "sort-camera").get_property("hidden")
+    choose(browser, "sort", "camera")
+    text = browser.find_element("id", "items").text
+    places = [text.index(f"video-00{number}.mp4") for number in (2, 1, 0)]
+    assert places == sorted(places)
+
+
 def test_the_page_has_names_for_those_who_hear_it(report: Path, browser: Any) -> None:
     browser.get(report.as_uri())
     nameless = browser.execute_script("""

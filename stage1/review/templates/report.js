@@ -404,7 +404,7 @@ $("import").addEventListener("change", () => { if ($("import").files[0]) importM
 $("undo").addEventListener("click", undo);
 $("next-unlabelled").addEventListener("click", nextUnlabelled);
 $("truth").addEventListener("change", () => { document.body.classList.toggle("truth", truth()); refilter(); refilterVideos(); });
-$("sort-camera").hidden = !data.videos.some((video) => video.camera);
+$("sort-camera").hidden = !data.videos.some((video) => video.clocks);
 $("filters").open = matchMedia("(min-width: 701px)").matches;
 const TABS = ["detections", "figures"];
 for (const name of TABS) {
