@@ -360,11 +360,12 @@ def thinned(scores: Sequence[float | None], count: int) -> list[float | None]:
 
 def _videos_note(events: Mapping[str, Any]) -> str:
     share = events.get("top_share", 1)  # files of earlier versions lack it
-    more = f", raised in a video of which more than {share:.0%} of the seconds (or 6) reach it" if share < 1 else ""
+    more = f", raised in a video where more than {100 * share:g} % of the seconds (or 6) reach it" if share < 1 else ""
     return (
-        f"An event reaches a score of {events['threshold']:.3g}{more}. It stays above {events['low_ratio']:.0%} of "
-        f"that and lasts {events['min_seconds']:g} s or more. Scores are means over {events['smooth_seconds']:g} s. A "
-        "clip that spans a whole video gives a single score; use dense sampling to locate events in time."
+        f"An event reaches a score of {events['threshold']:.3g}{more}. It stays above "
+        f"{100 * events['low_ratio']:g} % of that and lasts {events['min_seconds']:g} s or more. Scores are means over "
+        f"{events['smooth_seconds']:g} s. A clip that spans a whole video gives a single score; use dense sampling to "
+        "locate events in time."
     )
 
 

@@ -88,6 +88,12 @@ def test_wall_clock_time_where_the_start_is_known(run_folder: Path, tmp_path: Pa
     assert all("(2026-01-31 23:59:59 to 2026-02-01 00:00:00)" in event["text"] for event in video["events"])
 
 
+def test_a_small_share_is_not_rounded_to_zero(run_folder: Path) -> None:
+    path = run_folder / "events.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "top_share": 0.005}))
+    assert "more than 0.5 % of the seconds" in write_report(ReportConfig(folder=run_folder)).path.read_text("utf-8")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
