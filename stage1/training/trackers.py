@@ -107,7 +107,7 @@ class WandbTracker:
         import wandb
 
         self._wandb: Any = wandb
-        made = run_id(out) or remember_run_id(out, secrets.token_hex(4))
+        made = run_id(out, "wandb") or remember_run_id(out, "wandb", secrets.token_hex(4))
         self._run: Any = wandb.init(dir=str(out), id=made, resume="allow", name=out.name)
 
     def log_config(self, config: Mapping[str, Any]) -> None:
@@ -140,8 +140,8 @@ class MlflowTracker:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "Default")
         experiment = self._client.get_experiment_by_name(name)
         experiment_id = experiment.experiment_id if experiment is not None else self._client.create_experiment(name)
-        made = run_id(out) or self._client.create_run(experiment_id, run_name=out.name).info.run_id
-        self._id = remember_run_id(out, made)
+        made = run_id(out, "mlflow") or self._client.create_run(experiment_id, run_name=out.name).info.run_id
+        self._id = remember_run_id(out, "mlflow", made)
         self._client.update_run(made, status="RUNNING")
 
     def log_config(self, config: Mapping[str, Any]) -> None:
@@ -191,12 +191,14 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def run_id(out: Path) -> str | None:
-    """Return the tracker's identifier of the run in `out`, so that a resumed run continues the same one."""
+def run_id(out: Path, tracker: str) -> str | None:
+    """Return the identifier that `tracker` gave the run in `out`, so that a resumed run continues the same one."""
     path = out / files.RUN_ID_NAME
-    return path.read_text(encoding="utf-8").strip() or None if path.is_file() else None
+    name, _, found = path.read_text(encoding="utf-8").strip().partition(":") if path.is_file() else ("", "", "")
+    return found if name == tracker and found else None
 
 
-def remember_run_id(out: Path, found: str) -> str:
-    atomic.write_text(out / files.RUN_ID_NAME, found + "\n")
+def remember_run_id(out: Path, tracker: str, found: str) -> str:
+    """Store an identifier in place of that of any other tracker, and return it."""
+    atomic.write_text(out / files.RUN_ID_NAME, f"{tracker}:{found}\n")
     return found

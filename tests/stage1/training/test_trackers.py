@@ -25,7 +25,7 @@ SCALARS = {"step/loss", "step/lr", "epoch/loss", "epoch/val_auc"}
 def resumed(tmp_path: Path) -> Any:
     """Return a function that trains with a tracker and resumes for one more epoch."""
 
-    def run(logger: str) -> Path:
+    def run(logger: str, resumed_with: str | None = None) -> Path:
         clips, labels = moving_clips(12)
         options: dict[str, Any] = {
             "shards": write_shards(tmp_path / "shards", clips, labels),
@@ -36,7 +36,9 @@ def resumed(tmp_path: Path) -> Any:
             "model": {"channels": [8], "temporal_stages": []},
         }
         train(make_config({**options, "epochs": 1}))
-        return train(make_config({**options, "epochs": EPOCHS, "resume": True})).parent
+        return train(
+            make_config({**options, "epochs": EPOCHS, "resume": True, "logger": resumed_with or logger})
+        ).parent
 
     return run
 
@@ -80,7 +82,7 @@ def test_wandb_offline(resumed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     out = resumed("wandb")
     runs = sorted((out / "wandb").glob("offline-run-*"))
     assert len(runs) == EPOCHS  # offline, wandb writes a folder for each start; all are of one run
-    assert {run.name.rpartition("-")[2] for run in runs} == {(out / files.RUN_ID_NAME).read_text().strip()}
+    assert {f"wandb:{run.name.rpartition('-')[2]}" for run in runs} == {(out / files.RUN_ID_NAME).read_text().strip()}
     logged = b"".join(path.read_bytes() for run in runs for path in run.glob("*.wandb"))
     for name in (*SCALARS, "model.dropout", "curves", files.BEST_NAME):
         assert name.encode() in logged, name
@@ -100,6 +102,27 @@ def test_mlflow_in_a_local_folder(resumed: Any, monkeypatch: pytest.MonkeyPatch)
     assert run.info.status == "FINISHED"
     assert [item.path for item in client.list_artifacts(run.info.run_id)] == [files.CURVES_NAME]
     assert os.environ.get("MLFLOW_TRACKING_URI") is None
+
+
+def test_another_tracker_after_a_resumption_gets_a_run_of_its_own(
+    resumed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    out = resumed("wandb", "mlflow")
+    client = mlflow.MlflowClient(tracking_uri=(out / files.MLFLOW_NAME).absolute().as_uri())
+    (run,) = client.search_runs(["0"])
+    assert (out / files.RUN_ID_NAME).read_text() == f"mlflow:{run.info.run_id}\n"
+
+
+def test_the_identifier_of_another_tracker_is_ignored(tmp_path: Path) -> None:
+    assert trackers.run_id(tmp_path, "wandb") is None
+    trackers.remember_run_id(tmp_path, "wandb", "1f2e")
+    assert trackers.run_id(tmp_path, "wandb") == "1f2e"
+    assert trackers.run_id(tmp_path, "mlflow") is None
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow", "tensorboard"])
