@@ -101,6 +101,11 @@ class RunLog:
             if self._tracker is not None:
                 self._tracker.log_picture(self.out / files.CURVES_NAME, step)
 
+    def flush(self) -> None:
+        """Write what waits in the tracker."""
+        if self._tracker is not None:
+            self._tracker.flush()
+
     def close(self) -> None:
         """Log where the checkpoint is, and close the tracker."""
         if self._tracker is not None:

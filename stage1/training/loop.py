@@ -502,6 +502,7 @@ def save(run: TrainingRun) -> Checkpoint:
     checkpoint = make_checkpoint(run)
     if distributed.rank() == 0:
         save_last(run.config.out, checkpoint)
+    run.log.flush()
     run.saved_at = time.monotonic()
     return checkpoint
 

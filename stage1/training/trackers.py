@@ -9,16 +9,20 @@ import csv
 import importlib.util
 import os
 import secrets
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from stage1.common import files
+from stage1.common.distributed import rank_zero_warn
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
+from vidshard.util.location import redact_credentials
 
 _PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}  # that a tracker needs
 _MAX_VALUE = 6000  # characters of an option that MLflow accepts
+_MAX_BATCH = 1000  # metrics that MLflow accepts in a request
 
 
 class Tracker(Protocol):
@@ -28,7 +32,10 @@ class Tracker(Protocol):
         """Log the options of the run."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log values by name."""
+        """Log values by name, which may wait for `flush`."""
+
+    def flush(self) -> None:
+        """Write the values that wait. Called at every checkpoint, as a resumed run logs what follows it again."""
 
     def log_picture(self, path: Path, step: int) -> None:
         """Log a PNG, which later replaces the one before."""
@@ -55,6 +62,8 @@ class TensorBoardTracker:
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
         self._writer.flush()
 
     def log_picture(self, path: Path, step: int) -> None:
@@ -90,6 +99,9 @@ class CsvTracker:
         self._file.writelines(f"{step},{name},{value!r}\n" for name, value in metrics.items())
         self._file.flush()
 
+    def flush(self) -> None:
+        pass
+
     def log_picture(self, path: Path, step: int) -> None:
         pass
 
@@ -116,6 +128,9 @@ class WandbTracker:
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self._run.log(dict(metrics), step=step)
 
+    def flush(self) -> None:
+        pass
+
     def log_picture(self, path: Path, step: int) -> None:
         self._run.log({path.stem: self._wandb.Image(str(path))}, step=step)
 
@@ -127,10 +142,14 @@ class WandbTracker:
 
 
 class MlflowTracker:
-    """Run of MLflow, at MLFLOW_TRACKING_URI or else in the folder mlruns of the run."""
+    """Run of MLflow, at MLFLOW_TRACKING_URI or else in the folder mlruns of the run.
+
+    Once the run has begun, an error of the server is a warning, and metrics are sent again at the next `flush`.
+    """
 
     def __init__(self, out: Path, step: int) -> None:
         from mlflow import MlflowClient
+        from mlflow.entities import Metric
 
         place = os.environ.get("MLFLOW_TRACKING_URI")
         if place is None:
@@ -143,6 +162,8 @@ class MlflowTracker:
         made = run_id(out, "mlflow") or self._client.create_run(experiment_id, run_name=out.name).info.run_id
         self._id = remember_run_id(out, "mlflow", made)
         self._client.update_run(made, status="RUNNING")
+        self._metric: Any = Metric
+        self._waiting: list[Any] = []  # metrics that `flush` sends, as a request for each would delay every step
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         if not self._client.get_run(self._id).data.params:  # those of a run cannot be changed
@@ -150,17 +171,31 @@ class MlflowTracker:
                 self._client.log_param(self._id, name, str(value)[:_MAX_VALUE])
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        for name, value in metrics.items():
-            self._client.log_metric(self._id, name, value, step=step)
+        now = round(time.time() * 1000)
+        self._waiting += [self._metric(name, value, now, step) for name, value in metrics.items()]
+
+    def flush(self) -> None:
+        while self._waiting and self._send(self._client.log_batch, self._waiting[:_MAX_BATCH]):
+            del self._waiting[:_MAX_BATCH]
 
     def log_picture(self, path: Path, step: int) -> None:
-        self._client.log_artifact(self._id, str(path))
+        self._send(self._client.log_artifact, str(path))
 
     def log_checkpoint(self, path: Path) -> None:
-        self._client.set_tag(self._id, "checkpoint", str(path))
+        self._send(self._client.set_tag, "checkpoint", str(path))
 
     def close(self) -> None:
-        self._client.set_terminated(self._id)
+        self.flush()
+        self._send(self._client.set_terminated)
+
+    def _send(self, call: Callable[..., None], *values: Any) -> bool:
+        """Return True if MLflow took the values."""
+        try:
+            call(self._id, *values)
+        except Exception as error:  # servers, stores of artifacts and files raise a dozen types
+            rank_zero_warn(f"MLflow did not take a part of the run: {redact_credentials(str(error))}; training goes on")
+            return False
+        return True
 
 
 TRACKERS: dict[str, type[TensorBoardTracker] | type[CsvTracker] | type[WandbTracker] | type[MlflowTracker]] = {

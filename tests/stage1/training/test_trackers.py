@@ -70,6 +70,16 @@ def test_tensorboard_holds_scalars_options_and_curves(resumed: Any) -> None:
     assert "| model.dropout | 0.5 |" in options
 
 
+def test_tensorboard_writes_its_file_once_per_epoch(resumed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensorboard = pytest.importorskip("torch.utils.tensorboard")
+    pytest.importorskip("tensorboard")
+    flushed = []
+    flush = tensorboard.SummaryWriter.flush
+    monkeypatch.setattr(tensorboard.SummaryWriter, "flush", lambda writer: flushed.append(flush(writer)))
+    resumed("tensorboard")
+    assert len(flushed) == EPOCHS
+
+
 def test_the_old_option_is_an_alias() -> None:
     assert TrainConfig(tensorboard=True).logger == "tensorboard"
     assert TrainConfig().logger is None
@@ -102,6 +112,37 @@ def test_mlflow_in_a_local_folder(resumed: Any, monkeypatch: pytest.MonkeyPatch)
     assert run.info.status == "FINISHED"
     assert [item.path for item in client.list_artifacts(run.info.run_id)] == [files.CURVES_NAME]
     assert os.environ.get("MLFLOW_TRACKING_URI") is None
+
+
+def test_a_server_error_of_mlflow_does_not_end_the_training(
+    resumed: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    batches = []
+    send = mlflow.MlflowClient.log_batch
+
+    def log_batch(client: Any, run_id: str, metrics: Any) -> None:
+        batches.append(len(metrics))
+        if len(batches) == 1:
+            raise mlflow.MlflowException("down")
+        send(client, run_id, metrics)
+
+    def log_artifact(*_: Any) -> None:
+        raise ConnectionError("https://me:secret@host is down")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", log_batch)
+    monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", log_artifact)
+    out = resumed("mlflow")
+    assert len(batches) == EPOCHS + 1  # one for an epoch, and the first one again
+    assert "down; training goes on" in caplog.text
+    assert "https://host is down; training goes on" in caplog.text
+    client = mlflow.MlflowClient(tracking_uri=(out / files.MLFLOW_NAME).absolute().as_uri())
+    (run,) = client.search_runs(["0"])
+    assert run.info.status == "FINISHED"
+    steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "step/loss")]
+    assert steps == list(range(1, 1 + len(steps)))
+    assert len(steps) > EPOCHS
 
 
 def test_another_tracker_after_a_resumption_gets_a_run_of_its_own(
