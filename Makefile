@@ -27,9 +27,9 @@ check: $(READY)
 	$(BIN)/mypy
 
 # opencv-python needs libGL, which servers often lack: there the headless build takes its place.
-$(READY): pyproject.toml
+$(READY): pyproject.toml tools/constraints/dev.txt
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint tools/constraints/dev.txt --editable '.[dev]'
 	$(BIN)/python -c 'import cv2' 2>/dev/null || { \
 	  $(BIN)/python -m pip uninstall --quiet --yes opencv-python && \
 	  $(BIN)/python -m pip install --quiet opencv-python-headless && \

@@ -13,6 +13,7 @@ from stage1.inference.events import (
     find_events,
     find_spans,
     frames_at,
+    raised_threshold,
     second_scores,
     smoothed,
 )
@@ -116,6 +117,17 @@ def test_the_event_has_the_best_expected_overlap_of_all_spans() -> None:
 
         spans = [(a, b) for a in range(len(probabilities)) for b in range(a + 1, len(probabilities) + 1)]
         assert overlap(*best_overlap(probabilities)) == pytest.approx(max(overlap(*span) for span in spans))
+
+
+def test_an_event_reaches_the_threshold_of_its_video() -> None:
+    rng = np.random.default_rng(0)
+    config = EventConfig(min_seconds=2)
+    for _ in range(1000):
+        shape, scale = rng.uniform(0.3, 3, 2), rng.uniform(0.5, 1.2)
+        raw = np.clip(rng.beta(*shape, rng.integers(20, 200)) * scale, 0, 1)
+        scores, spans = event_spans(raw, threshold=0.4, config=config)
+        high = raised_threshold(scores, 0.4, config.top_share)
+        assert all(scores[first:end].max() >= high for first, end in spans)
 
 
 def test_the_threshold_of_a_long_video_rises_until_few_seconds_reach_it() -> None:

@@ -62,6 +62,37 @@ def test_extra_clips_are_normal_and_never_held_out(folders: dict[str, Path]) -> 
     assert any("40 clips of 2 cameras" in note for note in data.notes)
 
 
+def test_recordings_held_out_for_validation_are_no_extra_footage(tmp_path: Path) -> None:
+    labels = [0, 1] * 12
+    recordings = [f"R{i // 2}" for i in range(24)]
+    own = write_shards(tmp_path / "own", random_clips(24), labels, source_groups=recordings)
+    extra = write_shards(tmp_path / "extra", random_clips(12), [0] * 12, source_groups=[f"R{i}" for i in range(12)])
+    data = open_data(TrainConfig(shards=(own,), extra_normal=(extra,), val_fraction=0.25))
+    held = {data.train.recording_or_video(video) for video in data.train.videos[data.validation_rows].tolist()}
+    trained = {data.train.recording_or_video(video) for video in data.train.videos[data.extra_rows].tolist()}
+    assert held
+    assert trained == {f"group R{i}" for i in range(12)} - held
+    assert any(f"{len(held)} clips of recordings that are held out" in note for note in data.notes)
+
+
+def test_test_footage_among_the_extra_is_warned_about(folders: dict[str, Path], tmp_path: Path) -> None:
+    test = write_shards(tmp_path / "test", random_clips(4), [0] * 4, split="Test")
+    data = open_data(config(folders, extra_normal=(test,)))
+    assert any("is marked Test" in warning for warning in data.warnings)
+
+
+def test_videos_of_one_name_in_two_sets_are_two_cameras(folders: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        write_shards(tmp_path / name, random_clips(4), [0] * 4, clips_per_video=4)
+    data = open_data(config(folders, extra_normal=(tmp_path / "x", tmp_path / "y")))
+    assert any("8 clips of 2 cameras" in note for note in data.notes)
+
+
+def test_the_gap_between_frames_is_that_of_the_labelled_clips(folders: dict[str, Path], tmp_path: Path) -> None:
+    far = write_shards(tmp_path / "far", random_clips(200), [0] * 200, frame_gap_seconds=0.15)
+    assert open_data(config(folders, extra_normal=(far,))).frame_gap_seconds() == pytest.approx(0.1)
+
+
 def test_the_fit_of_the_motion_features_takes_as_many_of_each_camera(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
