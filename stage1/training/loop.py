@@ -315,8 +315,10 @@ def train_epoch(run: TrainingRun, epoch: int) -> dict[str, Any]:
             records.append(train_step(run, itertools.islice(batches, run.config.accumulate), epoch))
             is_last = step == num_steps
             is_due = 0 < run.config.checkpoint_minutes * 60 <= time.monotonic() - run.saved_at
-            # A CUDA device computes this step while the results of the one before are looked at.
-            keep = 0 if is_last or is_due or run.device.type != "cuda" else 1
+            # A CUDA device computes this step while the results of the one before are looked at. Several ranks do not:
+            # they must stop at the same step, and the clock of one of them may be due first.
+            is_alone = distributed.world_size() == 1
+            keep = 1 if run.device.type == "cuda" and is_alone and not (is_last or is_due) else 0
             asked_to_stop = note_steps(run, records, keep=keep)
             if asked_to_stop:
                 note_steps(run, records, keep=0)
