@@ -123,7 +123,7 @@ def make_annotations(
     no_event = []
     for video in listed:
         length = video.num_frames or lengths.get(video.stem)
-        is_normal = video.class_name is not None and "normal" in video.class_name.lower()
+        is_normal = video.class_name is not None and video_lists.sounds_normal(video.class_name)
         if is_normal and video.events:
             raise UserError(
                 f"{video.name} is of class {video.class_name} but has an event; correct the annotation file"

@@ -53,7 +53,7 @@ class Segment:
             return None
         if name == "unsure":
             return "unsure"
-        return "false" if "normal" in name.replace("abnormal", "") else "true"
+        return "false" if lists.sounds_normal(name) else "true"
 
 
 # --- Label Studio: timeline labels of videos, in frames from 1 ----------------------------------------------------

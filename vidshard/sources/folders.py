@@ -24,7 +24,7 @@ from vidshard.shards.layout import CRIME_LABEL, MANIFEST_NAME, NORMAL_LABEL, SHA
 from vidshard.shards.manifest import Failure
 from vidshard.storage.urls import Location
 from vidshard.util.errors import UserError
-from vidshard.util.lists import SHOWN_SUFFIXES, read_text
+from vidshard.util.lists import SHOWN_SUFFIXES, read_text, sounds_normal
 from vidshard.util.lists import VIDEO_SUFFIXES as VIDEO_SUFFIXES
 from vidshard.util.text import counted
 from vidshard.video import containers
@@ -147,14 +147,14 @@ def find_sources(
 def class_label(class_name: str | None, *, normal: str | None = None) -> int:
     """Return 0 for a normal class, 1 for a crime, -1 for no class. If `normal` is given, only that class is normal.
 
-    >>> class_label("Testing_Normal_Videos_Anomaly"), class_label("Abuse"), class_label(None)
+    >>> class_label("Testing_Normal_Videos_Anomaly"), class_label("Abnormal"), class_label(None)
     (0, 1, -1)
     >>> class_label("Quiet", normal="Quiet"), class_label("Abnormal", normal="Quiet")
     (0, 1)
     """
     if class_name is None:
         return UNKNOWN_LABEL
-    is_normal = class_name == normal if normal is not None else "normal" in class_name.lower()
+    is_normal = class_name == normal if normal is not None else sounds_normal(class_name)
     return NORMAL_LABEL if is_normal else CRIME_LABEL
 
 

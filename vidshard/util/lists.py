@@ -44,6 +44,15 @@ class ListedVideo:
         return PurePosixPath(self.name).name
 
 
+def sounds_normal(class_name: str) -> bool:
+    """Return True if the name of a class contains "normal", but not only as a part of "abnormal".
+
+    >>> sounds_normal("NormalVideos"), sounds_normal("Abnormal"), sounds_normal("Robbery")
+    (True, False, False)
+    """
+    return "normal" in class_name.lower().replace("abnormal", "")
+
+
 def read_text(path: Path) -> str:
     """Return the text of a file supplied by the user. Raises UserError if it cannot be read."""
     try:
