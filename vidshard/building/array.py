@@ -271,9 +271,12 @@ def finalize(out: Path) -> BuildReport:
                 _check_complete(state)
         except _GapError as gap:
             gaps.append(gap)
+        except FileNotFoundError:
+            if not _is_finished(folder):  # by another process, which has just deleted the state
+                raise
     if gaps:
         raise _joined(gaps)
-    return BuildReport(sets=tuple(_finalize_set(folder) for folder in folders))
+    return BuildReport(sets=tuple(map(_finalize_or_wait, folders)))
 
 
 class _GapError(UserError):
@@ -311,6 +314,18 @@ def _is_finished(folder: Path) -> bool:
     return (folder / layout.MANIFEST_NAME).is_file()
 
 
+def _finalize_or_wait(out: Path) -> SetReport:
+    """Finalize a set, unless another process finishes it meanwhile, and deletes the state."""
+    try:
+        report = _finalize_set(out)
+    except FileNotFoundError:
+        if not _is_finished(out):
+            raise
+        report = _finalize_set(out)
+    _state_of(out).remove_if_empty()
+    return report
+
+
 def _finalize_set(out: Path) -> SetReport:
     start = time.monotonic()
     state = _state_of(out)
@@ -319,6 +334,9 @@ def _finalize_set(out: Path) -> SetReport:
         _remove_leftovers(state)
         return SetReport(folder=out, manifest=about, already_finished=True)
     with lock.hold_whole(state.lock_path, state.tasks_path, what=str(out), wait=True):
+        if _is_finished(out):  # by another process, which held the lock
+            state.remove_all_but_lock()
+            return SetReport(folder=out, manifest=manifest.open_shards(out).manifest, already_finished=True)
         built = _check_complete(state)
         _check_unchanged(state, built.source, built.fingerprint)
         state.drop_partial()
@@ -326,7 +344,6 @@ def _finalize_set(out: Path) -> SetReport:
         with BuildLog(manifest.log_folder(out), root=built.source.root, about="finalize") as log:
             about = finish.finish_set(state, built)
             log.finish()
-    state.remove_if_empty()
     return SetReport(folder=out, manifest=about, seconds=time.monotonic() - start)
 
 

@@ -22,6 +22,7 @@ from click.testing import CliRunner
 from tiny_videos import damage_pictures, make_broken_video, make_tiny_video, make_tiny_videos
 from vidshard import SamplingConfig
 from vidshard.building import array, run
+from vidshard.building.finish import CompleteBuild
 from vidshard.building.run import BuildConfig
 from vidshard.cli import main
 from vidshard.execution.array_task import find_task
@@ -327,3 +328,25 @@ def test_finalize_killed_at_any_step_ends_with_the_same_command(parts: Path, pla
         if ended:
             break
     assert step > 20
+
+
+@pytest.mark.parametrize("call", [1, 2])  # looking for gaps, and holding the lock
+def test_a_finalize_that_another_one_overtakes_finds_the_finished_set(
+    parts: Path, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    out = copied(parts, tmp_path / "set")
+    real, calls = array._check_complete, 0  # noqa: SLF001 (the moment at which the other one comes)
+
+    def overtaken(state: build_state.BuildState) -> CompleteBuild:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            monkeypatch.setattr(array, "_check_complete", real)
+            state.lock_path.unlink(missing_ok=True)
+            array.finalize(out)
+        return real(state)
+
+    monkeypatch.setattr(array, "_check_complete", overtaken)
+    report = array.finalize(out)
+    assert report.sets[0].already_finished
+    assert digests(out) == digests(plain)
