@@ -46,6 +46,7 @@ ARGUMENTS = {
     "inject_faults.py": "--up-to 2 --drawn 0 --command infer",
     "nested_crossval.py": "--help",  # test_nested_crossval.py runs it
     "one_camera_out.py": "--help",  # test_one_camera_out.py runs it
+    "run_in_pairs.py": "--pairs 1 --command report",
     "scaling.py": "",
     "synthetic_videos.py": "more --videos Train=2 --workers 1",
     "untrimmed_bags.py": "--help",  # six trainings take minutes
