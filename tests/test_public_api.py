@@ -267,7 +267,7 @@ def test_the_first_page_of_code_in_the_docs_runs(tmp_path: Path) -> None:
     shown = run_python("page.py", cwd=tmp_path)
     assert "Epoch 2 | Loss: " in shown
     assert "✓ Stage 1 Complete!" in shown
-    assert len(stage1.load_attention_data(tmp_path / "stage1_output")) == shown.count("most attended frame:")
+    assert len(stage1.load_attention_data(tmp_path / "stage1_output")) == shown.count("frame of highest attention:")
 
 
 def test_the_second_page_of_code_in_the_docs_runs(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from vidshard.util.options import command, config_options, from_options
 @command(example="stage1 extract stage1_output --out stage2_frames")
 @config_options(ExtractConfig)
 def extract(**options: Any) -> int:
-    """Write the most attended frames, for stage 2.
+    """Write the frames of highest attention, for stage 2.
 
     DIR is the output folder of `stage1 infer`, by default stage1_output. Writes the frames of each detection as
     pictures and as shards.

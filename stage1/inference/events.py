@@ -159,8 +159,7 @@ def event_spans(raw: Array, *, threshold: float, config: EventConfig) -> tuple[A
     """Return the scores of seconds, smoothed and rounded to 6 digits, and the events as spans (first, end) of seconds.
 
     An event is found by two thresholds, and is then the part with the best expected overlap, if that is long enough
-    and reaches the threshold.
-    Events shorter than ``config.min_seconds`` are dropped, except one that fills the video.
+    and reaches the threshold. Events shorter than ``config.min_seconds`` are dropped, except one that fills the video.
     """
     scores = np.round(smoothed(raw, config.smooth_seconds), 6)
     high = raised_threshold(scores, threshold, config.top_share)
@@ -177,8 +176,8 @@ def event_spans(raw: Array, *, threshold: float, config: EventConfig) -> tuple[A
 def raised_threshold(scores: Array, threshold: float, top_share: float) -> float:
     """Return the threshold of a video: `threshold`, raised until only `top_share` of the seconds reach it.
 
-    It is raised to MAX_RAISED at most, so that no clear event is lost where there are many, and not if only MIN_TOP
-    seconds reach it. The highest-scoring second is thus an event whenever it reaches `threshold`.
+    It rises to MAX_RAISED at most, so that no clear event is lost where there are many, and MIN_TOP seconds may always
+    reach it. The highest-scoring second is thus an event whenever it reaches `threshold`.
 
     >>> scores = np.array([0.5, 0.6, 0.7, 0.8, 0.7, 0.7, 0.6, 0.7, 0.7, np.nan])
     >>> raised_threshold(scores, 0.5, 0.1), raised_threshold(scores, 0.5, 1), raised_threshold(scores, 0.75, 0.1)

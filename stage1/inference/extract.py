@@ -1,4 +1,4 @@
-"""Extraction of the most attended frames: pictures in class folders, and shards to train stage 2."""
+"""Extraction of the frames of highest attention: pictures in class folders, and shards to train stage 2."""
 
 from __future__ import annotations
 

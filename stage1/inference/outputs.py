@@ -141,7 +141,7 @@ class Detection(_ScoredClip):
 
     @property
     def top_attention_indices(self) -> list[int]:
-        """Positions in the clip of the most attended frames, highest first."""
+        """Positions in the clip of the frames of highest attention, highest first."""
         return top_indices(self.attention_weights)
 
     @property

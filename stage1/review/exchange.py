@@ -350,7 +350,7 @@ def import_segments(config: ReviewImportConfig) -> ExchangeResult:
 
 
 class _Run:
-    """What the formats need of a finished run."""
+    """Clips and videos of a finished run, as the formats need them."""
 
     def __init__(self, folder: Path) -> None:
         files = OutputFiles(folder=folder)

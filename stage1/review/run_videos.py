@@ -90,7 +90,7 @@ def without_suffix(name: str) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recorded:
-    """When the recording of a video began, and by which camera ("" if unknown)."""
+    """Time at which the recording of a video began, and by which camera ("" if unknown)."""
 
     start: datetime.datetime
     camera: str = ""

@@ -21,7 +21,7 @@ FrameLabels = npt.NDArray[np.int8]  # (N, T), for every row of the index: 1 crim
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnnotatedClips:
-    """What annotations tell of the frames of clips, and of their labels. Arrays have one entry per clip."""
+    """Frames and labels of clips according to annotations. Arrays have one entry per clip."""
 
     frames: FrameLabels
     labels: Rows
@@ -33,13 +33,13 @@ class AnnotatedClips:
         """Describe the effect of the annotations in one line."""
         known = (self.frames >= 0).all(1)
         return (
-            f"annotations tell the frames of {known.sum():,} clips of crimes: {self.num_changed:,} show no event and "
+            f"annotations label the frames of {known.sum():,} clips of crimes: {self.num_changed:,} show no event and "
             f"are normal; {(~self.kept).sum():,} with less than {MIN_SHARE:.0%} of their frames in one are left out"
         )
 
 
 def frames_of_trimmed(readers: Sequence[ClipReader], labels: Rows, *, trimmed_seconds: float) -> FrameLabels:
-    """Return what the lengths of videos tell: those shorter than `trimmed_seconds` show the crime in all frames.
+    """Label frames by the lengths of videos: those shorter than `trimmed_seconds` show the crime in all frames.
 
     So do the clips of sets with annotated sampling, which are cut from events. Normal clips have no frame of a crime.
     """
@@ -58,7 +58,7 @@ def annotated_frames(
     *,
     skip_damaged: bool,
 ) -> AnnotatedClips:
-    """Return what annotations tell of the clips of crimes: `truths` holds the events of each set by video number.
+    """Label the clips of crimes and their frames by annotations: `truths` holds the events of each set by video number.
 
     A clip of which at least MIN_SHARE of the frames lie in an event is a crime, and one without such a frame is normal.
     Those between are left out, and so are damaged clips with `skip_damaged`; otherwise they raise FormatError.

@@ -13,7 +13,6 @@ nevertheless (docs/EXPERIMENTS.md).
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -64,6 +63,7 @@ class Splicer:
     recordings: list[str]  # of every video of the set
     every_normal: Rows
     frames: FrameLabels  # of every row of the set
+    has_crimes: bool  # some training clips are known to show the crime in all frames
     to_score: Rows  # clips of long crime videos of which nothing is known
     share: float  # of the clips of a batch
     seed: int
@@ -89,6 +89,7 @@ class Splicer:
             recordings=names,
             every_normal=normal,
             frames=frames,
+            has_crimes=bool((frames[rows] == 1).all(1).any()),
             to_score=_to_score(rows[(labels[rows] == CRIME_LABEL) & (frames[rows] < 0).all(1)], videos),
             share=config.splices,
             seed=config.seed,
@@ -118,11 +119,6 @@ class Splicer:
             if count := int(STRETCH_SHARE * len(own)):
                 found[video] = Stretches(crime=own[-count:], quiet=own[:count])
         return dataclasses.replace(self, stretches=found)
-
-    @functools.cached_property
-    def has_crimes(self) -> bool:
-        """True if there are clips that are known to show the crime in all frames."""
-        return bool((self.frames == 1).all(1).any())
 
     def shows_crime_only(self, row: int) -> bool:
         """Return True if all frames of a clip are known to show the crime."""

@@ -52,15 +52,7 @@ def test_what_was_not_tested_is_said_with_a_command_that_works(tmp_path: Path) -
 
 def test_a_test_of_another_model_counts_as_none(tmp_path: Path) -> None:
     files = run_on(tmp_path)
-    stage1(
-        "explain",
-        "--shards",
-        tmp_path / "shards",
-        "--checkpoint",
-        tmp_path / "model.pt",
-        "--out",
-        files.folder / "explanation",
-    )
+    explain(files)
     assert "as no recording has clips of both classes" in attention_note(files)
     fields: dict[str, Any] = json.loads(files.explanation.read_text())
     files.explanation.write_text(json.dumps({**fields, "checkpoint_sha256": "0" * 64}))
@@ -70,15 +62,7 @@ def test_a_test_of_another_model_counts_as_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pooling", ["mean", "max"])
 def test_pooling_without_attention_has_no_attention_to_speak_of(pooling: str, tmp_path: Path) -> None:
     files = run_on(tmp_path)
-    stage1(
-        "explain",
-        "--shards",
-        tmp_path / "shards",
-        "--checkpoint",
-        tmp_path / "model.pt",
-        "--out",
-        files.folder / "explanation",
-    )
+    explain(files)
     fields = json.loads(files.explanation.read_text())
     files.explanation.write_text(json.dumps({**fields, "pooling": pooling}))
     assert (
