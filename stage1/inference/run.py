@@ -445,7 +445,10 @@ class _InferenceRun:
     def _write(self) -> InferReport:
         """Write the outputs, and run.json last, so that a folder with run.json has the files of a single run."""
         written, config, reader = self.files, self.config, self.reader
-        written.set_old_aside()
+        if config.resume and self._is_finished():
+            written.run.unlink()  # a finished run that is resumed is no second run: it writes the same bytes again
+        else:
+            written.set_old_aside()
         confidences = np.full(len(self.rows), np.nan, np.float32)
         unscored: dict[str, str] = {}
         for i, row in enumerate(self.rows.tolist()):
@@ -519,7 +522,17 @@ class _InferenceRun:
         attention_data.write_file(written.attention_data, detections, trained_on, read_clips, source)
         return written.attention_data
 
-    def _run_json(self, report: InferReport, counts: dict[str, int], trained_on: int) -> dict[str, Any]:
+    def _is_finished(self) -> bool:
+        """Return True if the output folder has the finished run of the same inputs and options."""
+        inputs = json.loads(json.dumps(self._inputs()))
+        try:
+            run = json.loads(self.files.run.read_bytes())
+            return bool({name: run[name] for name in inputs} == inputs)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def _inputs(self) -> dict[str, Any]:
+        """Return the part of run.json that is known before the results."""
         config = self.config
         models = [
             {
@@ -538,14 +551,19 @@ class _InferenceRun:
             "videos": list(map(redact_credentials, config.videos)),
             "checkpoint": None if self.out_of_fold else models[0],
             "folds": models if self.out_of_fold else None,
-            "threshold": report.threshold,
+            "threshold": self.threshold,
             "relative": config.relative,
             "batch_size": config.batch_size,
             "precision": config.precision,
-            "device": report.device,
+            "device": device_name(self.device),
             "attention_format": config.attention_format,
             "annotations": None if config.annotations is None else str(config.annotations),
             "events": dataclasses.asdict(config.events),
+        }
+
+    def _run_json(self, report: InferReport, counts: dict[str, int], trained_on: int) -> dict[str, Any]:
+        return {
+            **self._inputs(),
             "clips": {
                 "found": report.num_clips,
                 "scored": report.num_clips - len(report.unscored),
