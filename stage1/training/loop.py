@@ -276,8 +276,7 @@ def begin(run: TrainingRun) -> None:
         rank_zero_info(f"Resumed {where} of {config.epochs}, after {counted(run.step, 'step')}")
     if distributed.rank() == 0 and not is_finished(run):  # else the file describes the run that gave the weights
         if not run.step:
-            held = [name for name in files.RUN_NAMES if (config.out / name).exists()]
-            set_aside(config.out, held or files.RUN_NAMES)
+            set_aside(config.out, files.RUN_NAMES, needed=(files.BEST_NAME, files.LAST_NAME, files.PREVIOUS_NAME))
         atomic.write_text(config.out / files.CONFIG_NAME, to_toml(config))
     run.log.start(run.step, config.to_dict())
     run.saved_at = time.monotonic()

@@ -25,6 +25,9 @@ def run(what: str) -> int | None:
         raise UserError("no folder x: build it first")
     if what == "disk":
         raise OSError(errno.ENOSPC, "No space left on device", "shard-000000.tar")
+    if what in ("limit", "read"):
+        fault = OSError(errno.EMFILE, "Too many open files", "index.npz" if what == "limit" else None)
+        raise UserError("index.npz is damaged; build again") from fault
     if what == "interrupt":
         raise KeyboardInterrupt
     if what == "bug":
@@ -43,6 +46,12 @@ def run(what: str) -> int | None:
         (["--help"], 0, ""),
         (["run", "user"], 1, "error: no folder x: build it first\n"),
         (["run", "disk"], 1, "error: No space left on device: shard-000000.tar; free some space and run the same"),
+        (
+            ["run", "limit"],
+            1,
+            "error: Too many open files: index.npz; raise the limit of open files (ulimit -n) and run",
+        ),
+        (["run", "read"], 1, "error: Too many open files: index.npz is damaged; raise the limit of open files (ulimit"),
         (["run", "interrupt"], 1, "interrupted; run the same command again"),
     ],
 )
