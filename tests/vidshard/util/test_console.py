@@ -9,7 +9,7 @@ import pytest
 
 from vidshard.util import console
 from vidshard.util.console import ExitCodeGroup, Progress
-from vidshard.util.errors import UserError
+from vidshard.util.errors import FormatError, UserError
 from vidshard.util.options import command
 
 
@@ -27,7 +27,7 @@ def run(what: str) -> int | None:
         raise OSError(errno.ENOSPC, "No space left on device", "shard-000000.tar")
     if what in ("limit", "read"):
         fault = OSError(errno.EMFILE, "Too many open files", "index.npz" if what == "limit" else None)
-        raise UserError("index.npz is damaged; build again") from fault
+        raise FormatError("index.npz is damaged; build again") from fault
     if what == "interrupt":
         raise KeyboardInterrupt
     if what == "bug":
