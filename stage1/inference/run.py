@@ -241,6 +241,7 @@ class _InferenceRun:
         self.folds = folds if out_of_fold else [dataclasses.replace(folds[0], rows=np.arange(len(reader)))]
         self.threshold = _threshold(config, self.folds)
         self._centred: npt.NDArray[np.float32] | None = None  # confidence of every row, with config.relative
+        self._repeats = False  # a run that may have finished before
         if config.relative:
             centred_scores.check_videos(reader.videos, where=reader.shard_set.where)
         if out_of_fold:
@@ -300,6 +301,7 @@ class _InferenceRun:
         is_first = distributed.rank() == 0
         if is_first:
             logger.info(f"Scoring {counted(len(self.rows), 'clip')} on {device_name(self.device)}")
+            self._repeats = self.config.resume or self.score_log.has_scores  # of a run that was killed
             self.score_log.start(resume=self.config.resume)
         distributed.wait_for_all()  # until the score log is ready
         self.score_log.load()
@@ -445,8 +447,8 @@ class _InferenceRun:
     def _write(self) -> InferReport:
         """Write the outputs, and run.json last, so that a folder with run.json has the files of a single run."""
         written, config, reader = self.files, self.config, self.reader
-        if config.resume and self._is_finished():
-            written.run.unlink()  # a finished run that is resumed is no second run: it writes the same bytes again
+        if self._repeats and self._is_finished():
+            written.run.unlink()  # the same run is no second one: it writes the same bytes again
         else:
             written.set_old_aside()
         confidences = np.full(len(self.rows), np.nan, np.float32)

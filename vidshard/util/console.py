@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TextIO
 
 import click
 
-from vidshard.util.errors import UserError, fault_in
+from vidshard.util.errors import FormatError, UserError, fault_in
 from vidshard.util.location import is_url
 
 EXIT_OK = 0
@@ -148,9 +148,9 @@ def _note_of(error: BaseException) -> str:
 
 
 def _text(error: UserError) -> str:
-    """Return the message of an error, unless a fault of the machine caused it: what to do is about that fault."""
+    """Return the message of an error, or one about the fault of the machine that was taken for a damaged file."""
     fault = fault_in(error)
-    if fault is None:
+    if fault is None or (";" in str(error) and not isinstance(error, FormatError)):
         return str(error)
     if fault.filename is None:
         fault.filename = str(error).partition(";")[0]
