@@ -26,6 +26,7 @@ ARGUMENTS = {
     "bench_cold_reads.py": "--help",  # needs root, and shards larger than a gigabyte of memory
     "bench_end_to_end.py": "--num-short 2 --num-long 2 --alternations 1 --notebook-workers 0",
     "bench_export.py": "--help",  # an export takes a minute, and test_onnx.py does it
+    "bench_finalize.py": "--videos 300 --shards 300",
     "bench_index.py": "--clips 20000 --repeat 1",
     "bench_infer.py": "--clips 8 --alternations 1 --skip memory --skip minute",
     "bench_loader.py": "--quick --alternations 1",
