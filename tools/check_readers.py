@@ -12,6 +12,7 @@ JSON; exits with 1 if one that is installed differs. The packages: `pip install 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import importlib.metadata
 import io
@@ -40,7 +41,9 @@ def write_set(folder: Path) -> None:
     generator = np.random.default_rng(0)
     clip_bytes = int(np.prod(SHAPE))
     number = 0
-    with ShardSetWriter(folder, clip_len=SHAPE[0], size=SHAPE[1:3], split="Train", shard_mb=6 * clip_bytes / 2**20) as writer:
+    with ShardSetWriter(
+        folder, clip_len=SHAPE[0], size=SHAPE[1:3], split="Train", shard_mb=6 * clip_bytes / 2**20
+    ) as writer:
         for name, label, count in CLASSES:
             for n in range(count):
                 number += 1
@@ -96,7 +99,9 @@ def read_web_loader(folder: Path) -> Iterator[Sample]:
 def read_ray(folder: Path) -> Iterator[Sample]:
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error", object_store_memory=1 << 28)
+    ray.init(
+        num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error", object_store_memory=1 << 28
+    )
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield from of_dicts(ray.data.read_webdataset(shards_of(folder)).iter_rows())
     ray.shutdown()
@@ -120,11 +125,20 @@ def read_dali(folder: Path) -> Iterator[Sample]:
 
 
 def read_energon(folder: Path) -> Iterator[Sample]:
-    from megatron.energon import Cooker, DefaultTaskEncoder, WorkerConfig, get_loader, get_val_dataset
+    from megatron import energon
     from megatron.energon.flavors.webdataset.prepare import WebdatasetPreparator
 
-    class Encoder(DefaultTaskEncoder):  # type: ignore[misc]
-        cookers = (Cooker(lambda sample: sample),)
+    @dataclasses.dataclass
+    class Clip(energon.Sample):  # type: ignore[misc]
+        npy: Any
+        json: Any
+
+    @energon.stateless
+    def cook(sample: dict[str, Any]) -> Clip:
+        return Clip(**energon.basic_sample_keys(sample), npy=sample["npy"], json=sample["json"])
+
+    class Encoder(energon.DefaultTaskEncoder):  # type: ignore[misc]
+        cookers = (energon.Cooker(cook),)
 
         def batch(self, samples: list[Any]) -> Any:
             return samples
@@ -133,16 +147,18 @@ def read_energon(folder: Path) -> Iterator[Sample]:
         copy = Path(temporary) / "set"  # Energon writes its own description into the folder
         shutil.copytree(folder, copy)
         names = [Path(shard).name for shard in shards_of(folder)]
-        WebdatasetPreparator.prepare_dataset(copy, names, split_parts_ratio=[("val", 1.0)], workers=1, progress_fn=iter_only)
+        WebdatasetPreparator.prepare_dataset(
+            copy, names, split_parts_ratio=[("val", 1.0)], workers=1, progress_fn=iter_only
+        )
         (copy / ".nv-meta" / "dataset.yaml").write_text(
             "__module__: megatron.energon\n__class__: CrudeWebdataset\nsubflavors: {}\n"
         )
-        workers = WorkerConfig(rank=0, world_size=1, num_workers=0)
-        dataset = get_val_dataset(copy, worker_config=workers, batch_size=4, task_encoder=Encoder())
-        for batch in get_loader(dataset):
+        workers = energon.WorkerConfig(rank=0, world_size=1, num_workers=0)
+        dataset = energon.get_val_dataset(copy, worker_config=workers, batch_size=4, task_encoder=Encoder())
+        for batch in energon.get_loader(dataset):
             for sample in batch:
-                clip = sample["npy"]
-                yield Path(sample["__key__"]).name, np.asarray(clip, np.uint8), sample["json"]
+                key = sample.__key__.rpartition("/")[2]  # behind the name of the shard
+                yield key, np.asarray(sample.npy, np.uint8), sample.json
 
 
 def iter_only(items: Iterable[Any], total: int) -> Iterable[Any]:
@@ -173,7 +189,11 @@ def read_lightning(folder: Path) -> Iterator[Sample]:
             return sample
 
     trainer = lightning.Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
     )
     loader = webdataset.WebLoader(webdataset_of(folder), batch_size=None, num_workers=0)
     yield from of_dicts(trainer.predict(Model(), loader))
@@ -216,7 +236,9 @@ def check(name: str, folder: Path) -> dict[str, Any]:
     got = list(read(folder))
     faults = []
     if sorted(key for key, _, _ in got) != sorted(expected):
-        faults.append(f"{len(got)} clips, {len({key for key, _, _ in got})} of them different, expected {len(expected)}")
+        faults.append(
+            f"{len(got)} clips, {len({key for key, _, _ in got})} of them different, expected {len(expected)}"
+        )
     for key, clip, record in got:
         clip_expected, record_expected = expected.get(key, (None, None))
         if clip_expected is None or clip.shape != clip_expected.shape or not np.array_equal(clip, clip_expected):
@@ -226,6 +248,16 @@ def check(name: str, folder: Path) -> dict[str, Any]:
             faults.append(f"the record of {key} differs in {', '.join(names)}: {[record.get(name) for name in names]}")
     version = importlib.metadata.version(DISTRIBUTIONS.get(package, package))
     return {"version": version, "clips": len(got), "faults": faults}
+
+
+def check_apart(name: str, folder: Path) -> dict[str, Any]:
+    """Check a reader in a process of its own: frameworks change settings of the process, and some never end."""
+    command = [sys.executable, __file__, "--folder", str(folder), "--only", name]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        return {"faults": done.stderr.splitlines()[-3:]}
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 def main() -> int:
@@ -242,11 +274,7 @@ def main() -> int:
         folder = Path(temporary) / "set"
         write_set(folder)
         for name in options.only:
-            command = [sys.executable, __file__, "--folder", str(folder), "--only", name]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-            lines = done.stdout.splitlines()
-            result = json.loads(lines[-1]) if done.returncode == 0 else {"faults": done.stderr.splitlines()[-3:]}
-            results[name] = result
+            results[name] = result = check_apart(name, folder)
             if "missing" in result:
                 print(f"{name}: skipped, {result['missing']}", flush=True)
                 continue

@@ -35,6 +35,7 @@ ARGUMENTS = {
     "bench_train_options.py": "--help",  # torch.compile takes minutes
     "check_cuda.py": "--dry-run",
     "check_environment.py": "--help",  # installs packages from the network
+    "check_readers.py": "--only webdataset",
     "compare_decoders.py": "videos/Test --workers 1",
     "compare_field.py": "--help",  # test_compare_field.py runs it
     "compare_sampling.py": "--help",  # five cross-validations take minutes
