@@ -26,6 +26,7 @@ ARGUMENTS = {
     "bench_cold_reads.py": "--help",  # needs root, and shards larger than a gigabyte of memory
     "bench_end_to_end.py": "--num-short 2 --num-long 2 --alternations 1 --notebook-workers 0",
     "bench_export.py": "--help",  # an export takes a minute, and test_onnx.py does it
+    "bench_finalize.py": "--videos 300 --shards 300",
     "bench_index.py": "--clips 20000 --repeat 1",
     "bench_infer.py": "--clips 8 --alternations 1 --skip memory --skip minute",
     "bench_loader.py": "--quick --alternations 1",
@@ -34,6 +35,7 @@ ARGUMENTS = {
     "bench_train_options.py": "--help",  # torch.compile takes minutes
     "check_cuda.py": "--dry-run",
     "check_environment.py": "--help",  # installs packages from the network
+    "check_readers.py": "--only webdataset",
     "compare_decoders.py": "videos/Test --workers 1",
     "compare_field.py": "--help",  # test_compare_field.py runs it
     "compare_sampling.py": "--help",  # five cross-validations take minutes

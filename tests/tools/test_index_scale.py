@@ -1,4 +1,4 @@
-"""A set of a million clips: opened and planned in less than a second, in less than 100 MB."""
+"""A set of a million clips: finalized, opened and planned in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import bench_finalize
 import bench_index
 
 
@@ -22,3 +23,13 @@ def test_a_million_clips_are_opened_and_planned(tmp_path: Path) -> None:
     # Processor time, because wall time depends on what else runs on this machine.
     assert measured["open_cpu_seconds"] < 1
     assert measured["plan_cpu_seconds"] < 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from /proc")
+def test_finalize_holds_no_rows(tmp_path: Path) -> None:
+    bench_finalize.write_state(tmp_path / "Train", 100, 4_500)
+    command = [sys.executable, bench_finalize.__file__, "--folder", str(tmp_path / "Train")]
+    measured = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert measured["clips"] == 499_500
+    assert measured["peak_mb"] < 15  # their rows alone take 17

@@ -113,7 +113,7 @@ def _build_set_task(source: Source, out: Path, config: BuildConfig, request: Tas
             _record_numbering(state, numbering, task)
             state.start(make_fingerprint(source, config))
             if not state.source_path.exists():
-                atomic.write_json(state.source_path, _source_to_json(source))
+                atomic.write_json(state.source_path, source_to_json(source))
         try:
             with _ArrayTaskRun.open(source, config, state) as run:
                 probes = run.probe_share(task, numbering.count)
@@ -131,7 +131,7 @@ def _build_set_task(source: Source, out: Path, config: BuildConfig, request: Tas
         nothing,
         num_shards=plan.num_shards,
         shards=shards,
-        num_clips=sum(len(record.rows) for record in records),
+        num_clips=sum(record.num_clips for record in records),
         failed=tuple(finish.failed_video(source.videos[n].path, failed[n]) for n in sorted(failed)),
         seconds=time.monotonic() - start,
         decoded_clips=run.decoded_clips,
@@ -382,6 +382,7 @@ def _check_complete(state: BuildState) -> CompleteBuild:
         probes=probes,
         plan=plan,
         records=[record for record in records if record is not None],
+        read_rows=state.read_rows,
     )
 
 
@@ -424,18 +425,15 @@ def _without_half_videos(state: BuildState, records: Sequence[ShardRecord]) -> l
         failed.update(record.failures)
     whole = []
     for shard, record in enumerate(records):
-        bad = sorted(failed.keys() & set(record.rows["video"].tolist()))
-        if bad:
-            record = _cut_out(state, shard, record, bad)
-        touched = [*record.failures, *bad]
-        record = dataclasses.replace(
-            record,
-            failures={video: failed[video] for video in sorted(touched)},
-            decoders={video: name for video, name in record.decoders.items() if video not in failed},
-        )
-        if bad:
-            state.write_record(shard, record)
-        whole.append(record)
+        bad = failed.keys() & record.decoders.keys()
+        touched = record.failures.keys() | bad
+        if touched:
+            record = dataclasses.replace(
+                record,
+                failures={video: failed[video] for video in sorted(touched)},
+                decoders={video: name for video, name in record.decoders.items() if video not in bad},
+            )
+        whole.append(_cut_out(state, shard, record, sorted(bad)) if bad else record)
     return whole
 
 
@@ -443,15 +441,18 @@ def _cut_out(state: BuildState, shard: int, record: ShardRecord, videos: Sequenc
     """Rewrite a shard without the samples of these videos. Until that is done, the shard counts as missing."""
     state.fragments_path.mkdir(exist_ok=True)
     fragment = state.fragments_path / f"shard-{shard}"
-    left = record.rows[~np.isin(record.rows["video"], videos)]
+    rows = state.read_rows(shard)
+    left = rows[~np.isin(rows["video"], videos)]
     rows = existing_set.copy_samples(state.out, left, fragment)
     rows["shard"], rows["video"] = shard, left["video"]
     size, sha256 = writer.join_fragments(state.shard_path(shard), [fragment])
     fragment.unlink()
-    return dataclasses.replace(record, bytes=size, sha256=sha256, rows=rows)
+    record = dataclasses.replace(record, bytes=size, sha256=sha256, num_clips=len(rows))
+    state.write_record(shard, record, rows)
+    return record
 
 
-def _source_to_json(source: Source) -> dict[str, Any]:
+def source_to_json(source: Source) -> dict[str, Any]:
     return {
         "root": str(source.root),
         "split": source.split,

@@ -132,16 +132,21 @@ class ExistingSet:
             planned[chunk.shard] += [(chunk.video, clip) for clip in range(chunk.clip_start, chunk.clip_stop)]
         records = {}
         for number in range(min(len(self.shards.manifest.shards), plan.num_shards)):
-            rows = self._rows[self._rows["shard"] == number]
+            rows = self.rows_of(number)
             held = list(zip(rows["video"].tolist(), rows["clip"].tolist(), strict=True))
             if number not in planned or planned[number] == held:
                 records[number] = self._record(number, rows)
         return records
 
+    def rows_of(self, shard: int) -> Rows:
+        """Return the rows of a shard. The column `video` is a number in `source`."""
+        start, stop = np.searchsorted(self._rows["shard"], [shard, shard + 1])
+        return self._rows[start:stop].copy()
+
     def _record(self, number: int, rows: Rows) -> ShardRecord:
         shard = self.shards.manifest.shards[number]
         served = {video: self._decoder(video) for video in sorted(set(rows["video"].tolist()))}
-        return ShardRecord(bytes=shard.bytes, sha256=shard.sha256, rows=rows, decoders=served, failures={})
+        return ShardRecord(bytes=shard.bytes, sha256=shard.sha256, num_clips=len(rows), decoders=served, failures={})
 
     def _decoder(self, number: int) -> str:
         name = self.shards.index.decoder(self._row[number])

@@ -7,13 +7,12 @@ import dataclasses
 import io
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from vidshard.planning.build_state import BuildState, ShardRecord
 from vidshard.planning.settings import SOURCES, clip_shape, source_digests
@@ -22,6 +21,7 @@ from vidshard.planning.video_metadata import Probe, VideoFailure, VideoMetadata
 from vidshard.shards import card, layout, manifest, set_writer
 from vidshard.shards.manifest import Failure, Manifest
 from vidshard.shards.set_writer import VideoEntry
+from vidshard.shards.writer import Rows
 from vidshard.sources.folders import Source, path_bytes
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
@@ -36,36 +36,41 @@ class CompleteBuild:
     probes: Sequence[Probe]  # one per video of `source`
     plan: Plan
     records: Sequence[ShardRecord]  # one per shard
+    read_rows: Callable[[int], Rows]  # of a shard; the column `video` is a number in `source.videos`
 
 
 def finish_set(state: BuildState, built: CompleteBuild) -> Manifest:
     """Make a complete build a finished set, and delete the build state. Raises UserError if no video has clips."""
-    if not any(len(record.rows) for record in built.records):
+    if not any(record.num_clips for record in built.records):
         raise _refuse_empty(state, built)
-    about, index_data = make_set_manifest(built)
-    finish(state, about, index_data)
+    about = write_index(state.commit_path if state.staged else state.out, built)
+    finish(state, about)
     state.remove_all_but_lock()
     return about
 
 
-def make_set_manifest(built: CompleteBuild) -> tuple[Manifest, bytes]:
-    """Create the manifest and the index bytes of a build; at least one video must have clips."""
+def write_index(folder: Path, built: CompleteBuild) -> Manifest:
+    """Write the index of a build; return the manifest. At least one video must have clips."""
     source, probes, plan = built.source, built.probes, built.plan
     settings = built.fingerprint["settings"]
     failures = all_failures(built)
     failed = {failure.path for failure in failures if failure.outcome == "failed"}
     video_bytes = {path: num_bytes for path, num_bytes, *_ in built.fingerprint["videos"]}
-    rows, videos = _rows_and_videos(built)
+    numbers, videos = _videos_with_clips(built)
     breaks = {source.videos[n].path: probe.breaks for n, probe in enumerate(probes) if isinstance(probe, VideoMetadata)}
-    index_data = set_writer.make_index(rows, videos).to_bytes()
-    about = set_writer.make_manifest(
-        index_data,
-        rows,
+    index = set_writer.write_index(
+        folder / layout.index_name(len(plan.generations)),
+        _row_blocks(built, numbers),
+        sum(record.num_clips for record in built.records),
         videos,
-        [
-            manifest.Shard(name=layout.shard_name(n), bytes=r.bytes, samples=len(r.rows), sha256=r.sha256)
+    )
+    about = set_writer.make_manifest(
+        index,
+        videos,
+        (
+            manifest.Shard(name=layout.shard_name(n), bytes=r.bytes, samples=r.num_clips, sha256=r.sha256)
             for n, r in enumerate(built.records)
-        ],
+        ),
         split=source.split,
         clip_shape=clip_shape(settings),
         codec=settings["codec"],
@@ -83,7 +88,7 @@ def make_set_manifest(built: CompleteBuild) -> tuple[Manifest, bytes]:
     )
     found, *ended = about.videos.values()
     assert found == sum(ended), f"the counts do not add up: {about.videos}"
-    return about, index_data
+    return about
 
 
 def _refuse_empty(state: BuildState, built: CompleteBuild) -> UserError:
@@ -103,8 +108,8 @@ def _refuse_empty(state: BuildState, built: CompleteBuild) -> UserError:
     )
 
 
-def finish(state: BuildState, about: Manifest, index_data: bytes) -> None:
-    """Write failures.csv, the index and, last, the manifest, which finishes the set."""
+def finish(state: BuildState, about: Manifest) -> None:
+    """Write failures.csv, the card and, last, the manifest, which finishes the set; the index is there."""
     if state.staged:
         before = manifest.read_manifest(state.out)
         if about == before:
@@ -112,12 +117,12 @@ def finish(state: BuildState, about: Manifest, index_data: bytes) -> None:
         for shard in set(about.shards) & set(before.shards):
             (state.commit_path / shard.name).unlink(missing_ok=True)
         card.write_card(state.commit_path, about)
-        manifest.write_index_and_manifest(state.commit_path, about, index_data)
+        manifest.write_manifest(state.commit_path, about)
         commit(state)
     else:
         write_failures(state.out / layout.FAILURES_NAME, about.failures)
         card.write_card(state.out, about)
-        manifest.write_index_and_manifest(state.out, about, index_data)
+        manifest.write_manifest(state.out, about)
 
 
 def commit(state: BuildState) -> None:
@@ -168,12 +173,19 @@ def failed_video(path: str, failure: VideoFailure) -> Failure:
     return Failure(path=path, outcome="failed", reason=failure.reason, message=failure.message)
 
 
-def _rows_and_videos(built: CompleteBuild) -> tuple[npt.NDArray[np.void], list[VideoEntry]]:
-    """Return the rows of all clips in shard order, and the videos with clips."""
-    rows = np.concatenate([record.rows for record in built.records])
+def _row_blocks(built: CompleteBuild, numbers: Sequence[int]) -> Iterator[Rows]:
+    """Yield the rows of each shard; their videos are positions in `numbers`."""
+    of_videos = np.array(numbers)
+    for shard in range(len(built.records)):
+        rows = built.read_rows(shard)
+        rows["video"] = np.searchsorted(of_videos, rows["video"])
+        yield rows
+
+
+def _videos_with_clips(built: CompleteBuild) -> tuple[list[int], list[VideoEntry]]:
+    """Return the videos with clips: their numbers, and their entries in the index."""
     decoder_of = {video: name for record in built.records for video, name in record.decoders.items()}
     numbers = sorted(decoder_of)
-    rows["video"] = np.searchsorted(np.array(numbers), rows["video"])
     entries = []
     for number in numbers:
         video, probe = built.source.videos[number], built.probes[number]
@@ -192,7 +204,7 @@ def _rows_and_videos(built: CompleteBuild) -> tuple[npt.NDArray[np.void], list[V
                 fps=probe.fps,
             )
         )
-    return rows, entries
+    return numbers, entries
 
 
 def write_failures(path: Path, failures: Sequence[Failure]) -> None:

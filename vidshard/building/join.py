@@ -90,7 +90,7 @@ class ShardJoiner:
         record = ShardRecord(
             bytes=0,
             sha256="",
-            rows=np.zeros(0, manifest.CLIP_ROW),
+            num_clips=sum(map(len, rows.values())),
             decoders={video: self._decoders[video] for video in sorted(videos - self.failures.keys())},
             failures={video: self.failures[video] for video in sorted(videos & self.failures.keys())},
         )
@@ -107,9 +107,9 @@ class ShardJoiner:
             rows["video"] = self.todo[n].video
             start += fragments[-1].stat().st_size
         size, sha256 = writer.join_fragments(self.state.shard_path(shard), fragments, cancelled=self._stop.is_set)
-        all_rows = np.concatenate([record.rows, *rows_of_chunk.values()])
-        record = dataclasses.replace(record, bytes=size, sha256=sha256, rows=all_rows)
-        self.state.write_record(shard, record)
+        all_rows = np.concatenate([np.zeros(0, manifest.CLIP_ROW), *rows_of_chunk.values()])
+        record = dataclasses.replace(record, bytes=size, sha256=sha256)
+        self.state.write_record(shard, record, all_rows)
         self.records[shard] = record
         for n in self._chunks_of_shard[shard]:
             self.state.fragment_path(n).unlink(missing_ok=True)

@@ -47,6 +47,7 @@ from vidshard.planning.shard_plan import Chunk, Plan
 from vidshard.planning.video_metadata import Probe, VideoFailure, VideoMetadata
 from vidshard.shards import layout, manifest
 from vidshard.shards.manifest import Failure, Manifest, ShardSet
+from vidshard.shards.writer import Rows
 from vidshard.sources import lists
 from vidshard.sources.folders import (
     MAY_HIDE_VIDEOS,
@@ -344,7 +345,15 @@ def _build_locked(source: Source, config: BuildConfig, state: BuildState, finish
         plan = run.plan(probes)
         records = run.decode(plan, probes)
         about = finish.finish_set(
-            state, CompleteBuild(source=source, fingerprint=fingerprint, probes=probes, plan=plan, records=records)
+            state,
+            CompleteBuild(
+                source=source,
+                fingerprint=fingerprint,
+                probes=probes,
+                plan=plan,
+                records=records,
+                read_rows=run.read_rows,
+            ),
         )
         run.log.finish()
     return SetReport(folder=state.out, manifest=about, decoded_clips=run.decoded_clips)
@@ -362,6 +371,7 @@ class BuildRun:
     log: BuildLog
     decoded_clips: int = 0
     new_failures: dict[str, Failure] = field(default_factory=dict)  # by path: a video may fail in several tasks
+    unchanged: dict[int, ShardRecord] = field(default_factory=dict)  # shards of `existing` that stay
 
     @classmethod
     @contextlib.contextmanager
@@ -470,11 +480,11 @@ class BuildRun:
         if committed and self.existing is None:
             logger.info(f"resuming: {len(committed):,} of {len(shards):,} shards are already finished")
         elif self.existing is not None:
-            logger.info(f"{len(self.existing.unchanged(plan)):,} of {plan.num_shards:,} shards stay unchanged")
+            logger.info(f"{len(self.unchanged):,} of {plan.num_shards:,} shards stay unchanged")
         while True:
             records = {**committed, **self._decode_missing(plan, probes, committed, shards)}
             failed = {video for record in records.values() for video in record.failures}
-            half = [shard for shard, record in records.items() if failed & set(record.rows["video"].tolist())]
+            half = [shard for shard, record in records.items() if failed & record.decoders.keys()]
             if not half:
                 return [records[shard] for shard in shards]
             # A video that spans shards failed now, after an earlier run had committed some of them. A video is ok or
@@ -484,9 +494,15 @@ class BuildRun:
             committed = self._committed(plan, shards)
 
     def _committed(self, plan: Plan, shards: range) -> dict[int, ShardRecord]:
-        unchanged = self.existing.unchanged(plan) if self.existing is not None else {}
-        records = {shard: self.state.read_record(shard) for shard in shards if shard not in unchanged}
-        return {**unchanged, **{shard: record for shard, record in records.items() if record is not None}}
+        self.unchanged = self.existing.unchanged(plan) if self.existing is not None else {}
+        records = {shard: self.state.read_record(shard) for shard in shards if shard not in self.unchanged}
+        return {**self.unchanged, **{shard: record for shard, record in records.items() if record is not None}}
+
+    def read_rows(self, shard: int) -> Rows:
+        """Return the rows of a shard, once all shards are there."""
+        if self.existing is not None and shard in self.unchanged:
+            return self.existing.rows_of(shard)
+        return self.state.read_rows(shard)
 
     def _decode_missing(
         self, plan: Plan, probes: Sequence[Probe], committed: Mapping[int, ShardRecord], shards: range

@@ -20,7 +20,7 @@ _RECORD_BYTES_PER_FRAME = 20
 MAX_SHARDS = 10_000  # of a set; larger sets have larger shards
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Chunk:
     """A chunk of work: consecutive clips of one video that go into one shard."""
 

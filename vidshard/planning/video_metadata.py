@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class VideoMetadata:
     """Metadata of a video, as needed for planning and for the index."""
 
@@ -20,7 +20,7 @@ class VideoMetadata:
     breaks: int = 0  # moments at which the recording paused, or its clock was changed
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class VideoFailure:
     """Reason why a video cannot be used: a code, and a message for people without absolute paths."""
 

@@ -17,7 +17,7 @@ import re
 import struct
 import zipfile
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any
@@ -68,7 +68,7 @@ VIDEO_ROW = np.dtype(
 )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Shard:
     """One shard, as listed in the manifest."""
 
@@ -195,7 +195,10 @@ class Manifest:
     @property
     def digest(self) -> str:
         """SHA-256 that identifies the data set: it covers the manifest and, through it, every shard and the index."""
-        return hashlib.sha256(self._text({})).hexdigest()
+        digest = hashlib.sha256()
+        for piece in self._pieces({}):
+            digest.update(piece)
+        return digest.hexdigest()
 
     def _fields(self) -> dict[str, Any]:
         return {
@@ -211,27 +214,29 @@ class Manifest:
             "clips": self.num_clips,
             "classes": [row.to_json() for row in self.classes],
             "failures": [dataclasses.asdict(failure) for failure in self.failures],
-            "shards": [],  # `_text` fills them in
+            "shards": [],  # `_pieces` fills them in
             "extended": [dataclasses.asdict(extension) for extension in self.extended],
             "index": {"name": self.index_name, "bytes": self.index_bytes, "sha256": self.index_sha256},
             **({"breaks": dict(self.breaks)} if self.breaks else {}),
         }
 
-    def _text(self, more: dict[str, Any]) -> bytes:
-        """Return the canonical JSON, with more fields. The shards, of which there may be thousands, are fast."""
-        rows = (
-            f'  {{\n   "bytes": {shard.bytes},\n   "name": "{shard.name}",\n   "samples": {shard.samples},\n'
-            f'   "sha256": "{shard.sha256}"\n  }}'
-            for shard in self.shards
-        )
-        text = "[\n" + ",\n".join(rows) + "\n ]" if self.shards else "[]"
+    def _pieces(self, more: dict[str, Any]) -> Iterator[bytes]:
+        """Yield the canonical JSON, with more fields. The shards, of which there may be thousands, are fast."""
         # Only names of the outermost object are indented by one space, and no string contains a line break.
-        return _canonical({**self._fields(), **more}).replace(
-            b'\n "shards": []', f'\n "shards": {text}'.encode("ascii")
-        )
+        before, name, after = _canonical({**self._fields(), **more}).partition(b'\n "shards": ')
+        yield before + name + b"["
+        for number, shard in enumerate(self.shards):
+            yield (
+                f'{"," if number else ""}\n  {{\n   "bytes": {shard.bytes},\n   "name": "{shard.name}",\n'
+                f'   "samples": {shard.samples},\n   "sha256": "{shard.sha256}"\n  }}'
+            ).encode("ascii")
+        yield (b"\n " if self.shards else b"") + after.removeprefix(b"[")
 
     def to_bytes(self) -> bytes:
-        return self._text({"digest": self.digest})
+        return b"".join(self._pieces({"digest": self.digest}))
+
+    def write(self, file: IO[bytes]) -> None:
+        file.writelines(self._pieces({"digest": self.digest}))
 
     @classmethod
     def from_bytes(cls, data: bytes, *, where: str) -> Manifest:
@@ -359,9 +364,24 @@ class Index:
 
     def to_bytes(self) -> bytes:
         buffer = io.BytesIO()
-        tables: dict[str, Any] = {name: _pack(getattr(self, field)) for field, name in _STRING_TABLES.items()}
-        np.savez(buffer, clips=self.clips, videos=self.videos, **tables)
+        self.write(buffer, [self.clips], len(self.clips))
         return buffer.getvalue()
+
+    def write(self, file: IO[bytes], blocks: Iterable[npt.NDArray[np.void]], num_clips: int) -> None:
+        """Write an index with these rows instead of `clips`, block by block: the bytes of `numpy.savez`."""
+        tables = {name: _pack(getattr(self, field)) for field, name in _STRING_TABLES.items()}
+        with zipfile.ZipFile(file, "w") as archive:
+            with archive.open("clips.npy", "w", force_zip64=True) as member:
+                header: dict[str, Any] = {"descr": CLIP_ROW.descr, "fortran_order": False, "shape": (num_clips,)}
+                np.lib.format.write_array_header_1_0(member, header)
+                num_written = 0
+                for block in blocks:
+                    member.write(block.tobytes())
+                    num_written += len(block)
+                assert num_written == num_clips, f"{num_written:,} rows, expected {num_clips:,}"
+            for name, table in {"videos": self.videos, **tables}.items():
+                with archive.open(name + ".npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, table, allow_pickle=False)
 
     @classmethod
     def from_bytes(cls, data: bytes, *, where: str, about: Manifest) -> Index:
@@ -618,10 +638,10 @@ def _look_below(folder: Path) -> tuple[list[Path], bool]:
     return sets, holds_videos
 
 
-def write_index_and_manifest(folder: Path, manifest: Manifest, index_data: bytes) -> None:
-    """Write the index, then the manifest that refers to it: the last write of a build."""
-    atomic.write_bytes(folder / manifest.index_name, index_data)
-    atomic.write_bytes(folder / layout.MANIFEST_NAME, manifest.to_bytes())
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest, which finishes a set: the last write of a build."""
+    with atomic.atomic_open(folder / layout.MANIFEST_NAME) as file:
+        manifest.write(file)
 
 
 def _canonical(fields: dict[str, Any]) -> bytes:

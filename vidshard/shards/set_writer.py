@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,7 +25,7 @@ DEFAULT_SHARD_MB = 256
 _NO_FAILURES = "path,outcome,reason,message\n"  # failures.csv of a set without any
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class VideoEntry:
     """Row of the index's video table: a video that has clips in the set."""
 
@@ -41,13 +41,40 @@ class VideoEntry:
     fps: float
 
 
-def make_index(rows: npt.NDArray[np.void], videos: Sequence[VideoEntry]) -> Index:
-    """Return the index of a set.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IndexFile:
+    """An index on disk."""
+
+    bytes: int
+    sha256: str
+    clips_of_video: npt.NDArray[np.int64]
+
+
+def write_index(path: Path, blocks: Iterable[writer.Rows], num_clips: int, videos: Sequence[VideoEntry]) -> IndexFile:
+    """Write the index of a set; only one block of its rows is in memory.
 
     Args:
-        rows: One row of `CLIP_ROW` per clip, in shard order; the column `video` is a position in `videos`.
+        path: Of the index file.
+        blocks: One row of `CLIP_ROW` per clip, in shard order; the column `video` is a position in `videos`.
+        num_clips: Number of rows in all blocks.
         videos: One entry per video.
     """
+    clips_of_video = np.zeros(len(videos), np.int64)
+
+    def counted() -> Iterator[writer.Rows]:
+        for block in blocks:
+            np.add.at(clips_of_video, block["video"], 1)
+            yield block
+
+    with atomic.atomic_open(path) as file:
+        _video_tables(videos).write(file, counted(), num_clips)
+    with open(path, "rb") as written:  # zip headers are written after what follows them: no digest in passing
+        sha256 = hashlib.file_digest(written, "sha256").hexdigest()
+    return IndexFile(bytes=path.stat().st_size, sha256=sha256, clips_of_video=clips_of_video)
+
+
+def _video_tables(videos: Sequence[VideoEntry]) -> Index:
+    """Return an index of these videos, without clips."""
     classes = _table(video.class_name for video in videos)
     splits = _table(video.split for video in videos)
     recordings = _table(video.recording for video in videos)
@@ -59,7 +86,7 @@ def make_index(rows: npt.NDArray[np.void], videos: Sequence[VideoEntry]) -> Inde
         columns = [-1 if name is None else of[name] for of, name in zip(places, names, strict=True)]
         table[row] = (*columns, video.num_frames, video.width, video.height, video.fps)
     return Index(
-        clips=rows,
+        clips=np.zeros(0, manifest.CLIP_ROW),
         videos=table,
         paths=[video.path for video in videos],
         classes=classes,
@@ -69,34 +96,26 @@ def make_index(rows: npt.NDArray[np.void], videos: Sequence[VideoEntry]) -> Inde
     )
 
 
-def make_manifest(
-    index_data: bytes,
-    rows: npt.NDArray[np.void],
-    videos: Sequence[VideoEntry],
-    shards: Sequence[Shard],
-    **fields: Any,
-) -> Manifest:
+def make_manifest(index: IndexFile, videos: Sequence[VideoEntry], shards: Iterable[Shard], **fields: Any) -> Manifest:
     """Return the manifest of a set of these shards and this index.
 
-    Args:
-        index_data: Bytes of the index file.
-        fields: The fields of `Manifest` that do not follow from the others.
+    `fields`: the fields of `Manifest` that do not follow from the others.
     """
     return Manifest(
-        classes=_count_classes(rows, videos),
+        classes=_count_classes(index.clips_of_video, videos),
         videos_ok=len(videos),
         shards=tuple(shards),
-        index_bytes=len(index_data),
-        index_sha256=hashlib.sha256(index_data).hexdigest(),
+        index_bytes=index.bytes,
+        index_sha256=index.sha256,
         **fields,
     )
 
 
-def _count_classes(rows: npt.NDArray[np.void], videos: Sequence[VideoEntry]) -> tuple[ClassCount, ...]:
+def _count_classes(clips_of_video: npt.NDArray[np.int64], videos: Sequence[VideoEntry]) -> tuple[ClassCount, ...]:
     kinds = [(video.class_name, video.label) for video in videos]
     num_videos = Counter(kinds)
     num_clips: Counter[tuple[str | None, int]] = Counter()
-    for kind, count in zip(kinds, np.bincount(rows["video"], minlength=len(videos)).tolist(), strict=True):
+    for kind, count in zip(kinds, clips_of_video.tolist(), strict=True):
         num_clips[kind] += count
     in_order = sorted(num_videos, key=lambda kind: (_bytes(kind[0] or ""), kind[1]))
     return tuple(
@@ -364,13 +383,12 @@ class ShardSetWriter:
     def _finish(self) -> None:
         if self._fragment is not None or not self._shards:
             self._end_shard()
-        rows = np.concatenate(self._rows)
         videos = list(self._videos.values())
-        index_data = make_index(rows, videos).to_bytes()
+        index_path = self.folder / layout.index_name(1)
+        index = write_index(index_path, self._rows, sum(map(len, self._rows)), videos)
         splits = {video.split for video in videos}
         about = make_manifest(
-            index_data,
-            rows,
+            index,
             videos,
             self._shards,
             split=splits.pop() if len(splits) == 1 else self.split,
@@ -383,7 +401,7 @@ class ShardSetWriter:
         )
         atomic.write_text(self.folder / layout.FAILURES_NAME, _NO_FAILURES)
         card.write_card(self.folder, about)
-        manifest.write_index_and_manifest(self.folder, about, index_data)
+        manifest.write_manifest(self.folder, about)
 
     def _abandon(self) -> None:
         if self._fragment is not None:

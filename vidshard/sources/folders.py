@@ -85,7 +85,7 @@ MAY_HIDE_VIDEOS = (
 RECORDINGS_NAME = "sources.json"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Video:
     """One source video."""
 
