@@ -105,6 +105,7 @@ def main() -> None:
 
 
 def make_inputs(folder: Path) -> None:
+    local.Supervisor = SameProcess  # type: ignore[misc,assignment]
     clips, labels = moving_clips(8)
     write_shards(folder / "train", clips, labels)
     write_shards(folder / "shards", some_clips(), LABELS, split="Train")
@@ -190,7 +191,6 @@ def in_child(name: str, faults: Callable[[], Any]) -> tuple[bool, int, str]:
         os.setpgrp()
         os.chdir("work")
         package, *arguments = COMMANDS[name]
-        local.Supervisor = SameProcess  # type: ignore[misc,assignment]
         with faults() as came:
             done = CliRunner().invoke({"stage1": stage1, "vidshard": vidshard}[package], arguments)
         bug = done.exception if not isinstance(done.exception, SystemExit | None) else ""
