@@ -448,7 +448,7 @@ class BuildRun:
             granted = _BYTES_PER_TIMEOUT_CHECKED if job.full_check or job.allow_damaged else _BYTES_PER_TIMEOUT
             extra = max(0, file_bytes(self.source, video)) / granted
             seconds = self.config.timeout_seconds * (1 + extra) + self._download_seconds(video)
-            yield Task(argument=job, timeout_seconds=seconds)
+            yield Task(argument=job, timeout_seconds=seconds, name=video.path)
 
     def _download_seconds(self, video: Video) -> float:
         """Return the download time limit for a video in seconds, retries included."""
@@ -600,7 +600,7 @@ class BuildRun:
                 damaged=probes[number].damage is not None,
             )
         seconds = self.config.timeout_seconds * (1 + extra) + self._download_seconds(video)
-        return Task(argument=job, timeout_seconds=seconds)
+        return Task(argument=job, timeout_seconds=seconds, name=video.path)
 
     def _value(self, result: TaskResult, video: Video) -> Any:
         """Return the task's result, or a VideoFailure if the worker crashed or raised an unexpected error."""
