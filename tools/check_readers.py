@@ -37,12 +37,17 @@ SHAPE = (4, 32, 48, 3)
 Sample = tuple[str, np.ndarray, dict[str, Any]]  # key, clip, record
 
 
-def write_set(folder: Path) -> None:
+def write_set(folder: Path, *, label_member: bool = False) -> None:
     generator = np.random.default_rng(0)
     clip_bytes = int(np.prod(SHAPE))
     number = 0
     with ShardSetWriter(
-        folder, clip_len=SHAPE[0], size=SHAPE[1:3], split="Train", shard_mb=6 * clip_bytes / 2**20
+        folder,
+        clip_len=SHAPE[0],
+        size=SHAPE[1:3],
+        split="Train",
+        shard_mb=6 * clip_bytes / 2**20,
+        label_member=label_member,
     ) as writer:
         for name, label, count in CLASSES:
             for n in range(count):
@@ -70,6 +75,7 @@ def written(folder: Path) -> Iterator[Sample]:
 
 def of_dicts(samples: Iterable[dict[str, Any]]) -> Iterator[Sample]:
     for sample in samples:
+        assert sample.get("cls", sample["json"]["label"]) == sample["json"]["label"], sample["__key__"]
         yield sample["__key__"], np.asarray(sample["npy"], np.uint8), sample["json"]
 
 
@@ -263,6 +269,7 @@ def check_apart(name: str, folder: Path) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=READERS, default=list(READERS))
+    parser.add_argument("--label-member", action="store_true", help="Write the set in format version 2.")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # read this one: what the children do
     options = parser.parse_args()
     if options.folder is not None:
@@ -272,7 +279,7 @@ def main() -> int:
     results = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "set"
-        write_set(folder)
+        write_set(folder, label_member=options.label_member)
         for name in options.only:
             results[name] = result = check_apart(name, folder)
             if "missing" in result:

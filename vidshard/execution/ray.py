@@ -25,6 +25,7 @@ from typing import Any
 from vidshard.execution.base import Attempt, Crash, ExecutorConfig, Task, TaskResult
 from vidshard.execution.local import Supervisor
 from vidshard.util.errors import UserError
+from vidshard.util.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ _START_SECONDS = 180.0  # until the first worker starts
 _AUTOSCALE_SECONDS = 900.0  # the same on a cluster that may have to start a machine for it
 _MEMORY_BYTES = 1 << 30  # asked for each worker; few need more, and none may take more than its limit
 _POLL_SECONDS = 1.0
-_NODE_SECONDS = 8.0  # after the loss of a worker: time for the cluster to notice that its node is lost, too
+_NODE_SECONDS = 30.0  # after the loss of a worker: time for the cluster to notice that its node is lost, too
 _MIN_REQUESTED = 2  # workers that are requested while tasks wait, also where none can start now
 _OBJECT_BYTES = 100 << 20  # object store of a local cluster: results are small, clips go through files
 
@@ -50,8 +51,8 @@ class RayExecutor:
         self.config = config
         self._slots: list[Any] = []  # actors
         self._node_of: dict[Any, str] = {}  # actor → ID of its node, once it has started
-        self._lost_nodes: set[str] = set()  # IDs
-        self._owns_cluster = self._is_elastic = False
+        self._losses: dict[str, tuple[float, list[str]]] = {}  # ID of a node → since when, errors; not yet logged
+        self._owns_cluster = self._is_shared = self._is_elastic = False
 
     def __enter__(self) -> RayExecutor:
         ray = _import_ray()
@@ -60,7 +61,7 @@ class RayExecutor:
             _connect(ray, self.config.workers)
         options: dict[str, Any] = {"num_cpus": 1, "max_restarts": 0, "max_task_retries": 0}
         if os.environ.get("RAY_ADDRESS"):
-            self._is_elastic = self.config.all_cpus
+            self._is_shared, self._is_elastic = True, self.config.all_cpus
             memory = min(_MEMORY_BYTES, self.config.memory_bytes or _MEMORY_BYTES)
             options |= {"memory": memory, "scheduling_strategy": "SPREAD"}
         if self._is_elastic:  # the size of tasks follows from the number of workers now
@@ -100,6 +101,7 @@ class RayExecutor:
                 if not waiting:
                     self._release(idle, starting)
                 self._check_waited(busy, time.monotonic() - start)
+                self._log_losses()
                 answered, _ = self._ray.wait([*busy, *starting], num_returns=1, timeout=_POLL_SECONDS)
                 for answer in answered:
                     result = None
@@ -113,6 +115,7 @@ class RayExecutor:
                     if result is not None:
                         yield result
         finally:
+            self._log_losses(at_end=True)
             for slot in [*starting.values(), *(slot for slot, _ in busy.values())]:  # left early: do not wait
                 self._drop(slot)
 
@@ -168,7 +171,7 @@ class RayExecutor:
             raise (error.cause if isinstance(error.cause, UserError) else error) from error
         except self._ray.exceptions.RayError as error:
             attempt.num_lost += 1
-            self._log_loss(self._node_of[slot], error)
+            self._losses.setdefault(self._node_of[slot], (time.monotonic(), []))[1].append(_first_line(error))
             self._drop(slot)
             if attempt.num_lost < _MAX_LOST:
                 waiting.appendleft(attempt)
@@ -177,20 +180,22 @@ class RayExecutor:
             return TaskResult(task=attempt.task, crash=Crash(reason="worker_lost", message=message))
         return dataclasses.replace(result, task=attempt.task)
 
-    def _log_loss(self, node_id: str, error: Exception) -> None:
-        """Log the loss of a worker; the loss of its node only once, whatever number of workers it had."""
-        deadline = time.monotonic() + (0 if self._owns_cluster and not os.environ.get("RAY_ADDRESS") else _NODE_SECONDS)
-        while True:  # the end of a worker is noticed before that of its node
-            node: dict[str, Any] = next((node for node in self._ray.nodes() if node["NodeID"] == node_id), {})
-            if not node.get("Alive") or time.monotonic() > deadline:
-                break
-            time.sleep(_POLL_SECONDS / 4)
-        name = node.get("NodeName") or node.get("NodeManagerHostname") or node_id
-        if node.get("Alive"):
-            logger.warning(f"a Ray worker was lost on {name}: {_first_line(error)}")
-        elif node_id not in self._lost_nodes:
-            logger.warning(f"the Ray node {name} was lost; its tasks run elsewhere")
-            self._lost_nodes.add(node_id)
+    def _log_losses(self, *, at_end: bool = False) -> None:
+        """Log lost workers, in one line for each node, once it is known whether the node was lost with them."""
+        if not self._losses:
+            return
+        nodes = {node["NodeID"]: node for node in self._ray.nodes()}
+        for node_id, (since, errors) in list(self._losses.items()):
+            node = nodes.get(node_id, {})
+            name = node.get("NodeName") or node.get("NodeManagerHostname") or node_id
+            lost = f"{counted(len(errors), 'worker')}; their tasks are tried again"
+            if not node.get("Alive"):
+                logger.warning(f"the Ray node {name} was lost, with {lost}")
+            elif at_end or not self._is_shared or time.monotonic() > since + _NODE_SECONDS:
+                logger.warning(f"a Ray worker was lost on the node {name} ({errors[0]}): {lost}")
+            else:
+                continue
+            del self._losses[node_id]
 
     def _drop(self, slot: Any) -> None:
         self._slots.remove(slot)
