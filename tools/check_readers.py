@@ -30,6 +30,7 @@ import numpy as np
 
 from vidshard.shards import layout
 from vidshard.shards.layout import SampleRecord
+from vidshard.shards.manifest import read_manifest
 from vidshard.shards.set_writer import ShardSetWriter
 
 CLASSES = [("Abuse", 1, 30), ("Burglary", 1, 8), ("NormalVideos", 0, 6), (None, -1, 4)]  # name, label, clips
@@ -67,9 +68,10 @@ def shards_of(folder: Path) -> list[str]:
 
 
 def written(folder: Path) -> Iterator[Sample]:
+    label_member = read_manifest(folder).label_member
     for path in shards_of(folder):
         with open(path, "rb") as file:
-            for key, payload, record, _ in layout.read_shard(file):
+            for key, payload, record, _ in layout.read_shard(file, label_member=label_member):
                 yield key, np.load(io.BytesIO(payload)), json.loads(record.to_json())
 
 
