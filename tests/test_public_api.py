@@ -170,9 +170,9 @@ def test_a_transform_gets_float_batches_and_its_result_is_normalised(
     inputs: list[torch.Tensor] = []
     forward = stage1.Stage1Model.forward
 
-    def keep_input(model: Any, clips: torch.Tensor, *rest: Any) -> Any:
+    def keep_input(model: Any, clips: torch.Tensor, *rest: Any, **options: bool) -> Any:
         inputs.append(clips.detach().clone())
-        return forward(model, clips, *rest)
+        return forward(model, clips, *rest, **options)
 
     def halve(clips: torch.Tensor) -> torch.Tensor:
         seen.append(clips)

@@ -3,10 +3,11 @@
     python tools/inject_faults.py [--up-to 30] [--drawn 20] [--seed 0] [--command train …] [--fault errors|kills]
 
 Each command runs in a process forked after the imports, in which one call of the operating system fails with ENOSPC,
-EIO, EMFILE or ESTALE, or is replaced by SIGKILL to the process and its children. After an error, the command must have
-ended with exit code 1 and one line that begins with "error:" and says what to do, or have ended well (where it can do
-without that file). Then the same command must end well without a fault, and leave the same files with the same bytes
-as one that nothing ever disturbed, apart from logs and times.
+EIO, EMFILE or ESTALE, or is replaced by SIGKILL to the process and its children. Kills also come where files are
+removed. After an error, the command must have ended with exit code 1 and one line that begins with "error:" and says
+what to do, or have ended well (where it can do without that file). If it did not end well, the same command must do so
+without a fault. Then there must be the same files with the same bytes as if nothing had ever disturbed it, apart from
+logs and times.
 
 Last line: JSON {"runs": N, "faults": N, "bad_errors": N, "not_repeated": N, "different": N}. Exit code 1 unless the
 last three are 0.
@@ -46,13 +47,14 @@ from stage1.cli.main import main as stage1  # noqa: E402
 from stage1.model.checkpoint import load_checkpoint  # noqa: E402
 from tiny_videos import make_broken_video, make_tiny_videos  # noqa: E402
 from vidshard.cli.main import main as vidshard  # noqa: E402
-from vidshard.util import atomic  # noqa: E402
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EMFILE, errno.ESTALE)
 KINDS = ("write", "fsync", "rename", "open")
+REMOVE = "remove"  # or make a folder; only for kills, as a full disk does not hinder it
+CALLS = {"fsync": ("fsync",), "rename": ("replace", "rename"), REMOVE: ("unlink", "remove", "rmdir", "mkdir")}
 CPU = ("--device", "cpu")
 # Logs, and the state of builds, which names times and processes.
-TIMED = re.compile(r"\.log(/|$)|/\.work/.*\.lock$|metrics\.jsonl$|curves\.png$|(^|/)earlier-|/(last|previous)\.pt$")
+TIMED = re.compile(r"\.log(/|$)|/\.work/.*\.lock$|metrics\.jsonl$|curves\.png$|/(last|previous)\.pt$")
 TIMES = re.compile(rb'"(seconds|created|started|finished|[a-z_]*_seconds_taken)": ?[^,}]*')
 KILL = 0  # in place of an error number
 SMALL = ("--clip-len", "4", "--frame-size", "16", "--workers", "1")
@@ -65,6 +67,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "train": ("stage1", "train", "--shards", "train", "--val-fraction", "0", "--epochs", "1", "--out", "trained",
               "--resume=auto", *CPU),
     "infer": ("stage1", "infer", "--shards", "shards", "--checkpoint", "model.pt", "--out", "inferred", *CPU),
+    "resumed-infer": ("stage1", "infer", "--shards", "shards", "--checkpoint", "model.pt", "--out", "inferred",
+                      "--batch-size", "2", "--resume", *CPU),
     "evaluate": ("stage1", "evaluate", "--shards", "shards", "--checkpoint", "model.pt", "--out", "evaluated", *CPU),
     "report": ("stage1", "report", "run"),
     "extract": ("stage1", "extract", "run", "--out", "frames"),
@@ -87,7 +91,7 @@ def main() -> None:
         make_inputs(Path("sound"))
         for name in options.command or COMMANDS:
             expected = undisturbed(name)
-            for kind, kills in itertools.product(KINDS, (False, True)):
+            for kind, kills in [*itertools.product(KINDS, (False, True)), (REMOVE, True)]:
                 if options.fault == ("errors" if kills else "kills"):
                     continue
                 for number in (*range(1, options.up_to + 1), *sorted(drawn)):
@@ -164,7 +168,8 @@ def try_fault(name: str, kind: str, number: int, code: int, counts: Counter[str]
     if code != KILL and exit_code not in (0, 2) and (exit_code != 1 or len(lines) != 1 or ";" not in lines[0]):
         counts["bad_errors"] += 1
         print(f"{what}: exit code {exit_code}: {output[-400:]}", flush=True)
-    _, exit_code, output = in_child(name, contextlib.nullcontext)
+    if exit_code != 0:
+        _, exit_code, output = in_child(name, contextlib.nullcontext)
     if exit_code != 0:
         counts["not_repeated"] += 1
         print(f"{what}: not repeated, exit code {exit_code}: {output[-400:]}", flush=True)
@@ -215,20 +220,35 @@ def fail(kind: str, number: int, code: int) -> Iterator[list[str]]:
         count()
         return real(*args, **options)
 
+    builtins.open = io.open = counted_open(kind, count)  # os.fdopen and pathlib call io.open
+    for function in CALLS.get(kind, ("open",) if kind == "open" else ()):
+        setattr(os, function, functools.partial(counted, getattr(os, function)))
+    yield came
+
+
+def counted_open(kind: str, count: Callable[[], None]) -> Any:
+    """Return an `open` that calls `count` before it opens a file, or before its files write."""
+
     class CountedFile(io.FileIO):
         def write(self, data: Any) -> int:
             count()
             return super().write(data)
 
-    if kind == "write":
-        atomic.create = lambda path: CountedFile(path, "wb")  # type: ignore[assignment]
-    elif kind == "open":
-        builtins.open = functools.partial(counted, open)
-        os.open = functools.partial(counted, os.open)  # type: ignore[assignment]
-    else:
-        function = {"fsync": "fsync", "rename": "replace"}[kind]
-        setattr(os, function, functools.partial(counted, getattr(os, function)))
-    yield came
+    def opened(
+        file: Any, mode: str = "r", buffering: int = -1, encoding: Any = None, *more: Any, **options: Any
+    ) -> Any:
+        if kind == "open" and not isinstance(file, int):
+            count()
+        if kind != "write" or not set(mode) & set("wax+"):
+            return real_open(file, mode, buffering, encoding, *more, **options)
+        raw = CountedFile(file, re.sub("[bt]", "", mode))
+        if buffering == 0:
+            return raw
+        buffered = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
+        return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding, *more, **options)
+
+    real_open = io.open
+    return opened
 
 
 if __name__ == "__main__":

@@ -20,15 +20,15 @@ logger = logging.getLogger(__name__)
 MAX_KEPT = 3
 
 
-def set_aside(folder: Path, names: Sequence[str]) -> Path | None:
+def set_aside(folder: Path, names: Sequence[str], *, needed: Sequence[str] = ()) -> Path | None:
     """Move the files and folders `names` that are in `folder` to `earlier-N` inside it; return the latter.
 
-    Without the first of `names` there is no result: nothing moves, and None is returned. The
-    next call finishes an interrupted move. Only the last three results are kept.
+    Without one of `needed`, by default the first of `names`, there is no result: nothing moves, and None is returned.
+    The next call finishes an interrupted move. Only the last three results are kept.
     """
     held = [name for name in names if os.path.lexists(folder / name)]
     moving = sorted(folder.glob(f"earlier-*{atomic.PARTIAL_SUFFIX}"))
-    if names[0] not in held and not moving:
+    if not moving and set(held).isdisjoint(needed or names[:1]):
         return None
     target = moving[0].with_suffix("") if moving else folder / f"earlier-{_next_number(folder, 'earlier-', '')}"
     partial = atomic.partial_path(target)
@@ -42,15 +42,18 @@ def set_aside(folder: Path, names: Sequence[str]) -> Path | None:
     return target
 
 
-def set_file_aside(path: Path) -> None:
-    """Rename the file `path`, if it exists, to a numbered name, such as report-1.html; keep the last three."""
-    if not path.is_file():
-        return
-    prefix = f"{path.stem}-"
-    target = path.with_name(f"{prefix}{_next_number(path.parent, prefix, path.suffix)}{path.suffix}")
-    os.replace(path, target)
-    logger.info(f"The earlier {path} was moved to {target}")
-    _remove_oldest(path.parent, prefix, path.suffix)
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file. One with other content moves to a numbered name before, such as report-1.html; the last three are
+    kept."""
+    if path.is_file():
+        if path.read_bytes() == data:
+            return
+        prefix = f"{path.stem}-"
+        target = path.with_name(f"{prefix}{_next_number(path.parent, prefix, path.suffix)}{path.suffix}")
+        os.replace(path, target)
+        logger.info(f"The earlier {path} was moved to {target}")
+        _remove_oldest(path.parent, prefix, path.suffix)
+    atomic.write_bytes(path, data)
 
 
 def _numbered(folder: Path, prefix: str, suffix: str) -> dict[int, Path]:

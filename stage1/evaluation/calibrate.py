@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from stage1.data.reader import ClipReader
 from stage1.evaluation.config import CalibrateConfig as CalibrateConfig
 from stage1.evaluation.config import EvaluateConfig
 from stage1.evaluation.run import (
+    ScoredClips,
     choose_threshold,
     false_alarms_by_camera,
     false_alarms_of,
@@ -55,13 +58,26 @@ def calibrate(config: CalibrateConfig) -> CalibrateReport:
         {**false_alarms_by_camera(clips, value, scoring), "all": false_alarms_of(clips, value, scoring)}
         for value in (checkpoint.threshold, threshold)
     )
+    cameras = np.array(clips.groups, object)
+    own = {name: _own_threshold(clips.part(cameras == name), target) for name in after if name != "all"}
     fields = {
         "target": str(target),
         "threshold_before": checkpoint.threshold,
         "threshold": threshold,
-        "cameras": {name: _before_and_after(before[name], after[name]) for name in after},
+        "cameras": {
+            name: {**_before_and_after(before[name], after[name]), "own_threshold": own.get(name, threshold)}
+            for name in after
+        },
     }
     return CalibrateReport(text=_text(fields, config), fields=fields)
+
+
+def _own_threshold(clips: ScoredClips, target: Target) -> float | None:
+    """Return the threshold that a camera needs if it is judged alone; None if its footage is too short for that."""
+    try:
+        return choose_threshold(clips, target)
+    except UserError:
+        return None
 
 
 def _before_and_after(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
@@ -73,17 +89,19 @@ def _before_and_after(before: dict[str, Any], after: dict[str, Any]) -> dict[str
 
 
 def _text(fields: dict[str, Any], config: CalibrateConfig) -> str:
-    rows = [("camera", "clips", "called crime", "false alarms per hour")]
+    rows = [("camera", "clips", "called crime", "false alarms per hour", "its own threshold")]
     for name, found in fields["cameras"].items():
         alarms = [found[key] for key in ("false_alarms_before", "false_alarms")]
         rates = [one.get("reason") or interval_text(one["per_hour"], 1) for one in alarms]
         called = f"{found['called_crime_before']} → {found['called_crime']}"
-        rows.append((name, f"{found['clips']:,}", called, " → ".join(dict.fromkeys(rates))))
+        own = "too little footage" if (threshold := found["own_threshold"]) is None else f"{threshold:.4f}"
+        rows.append((name, f"{found['clips']:,}", called, " → ".join(dict.fromkeys(rates)), own))
     lines = [
         f"Threshold on P(crime): {fields['threshold_before']:.4f} → {fields['threshold']:.4f}, for at most "
         f"{config.false_alarms_per_hour:g} false alarms per hour of {config.normal_shards}",
         *aligned(rows),
         "The figures after the arrow are on the footage that chose the threshold; new footage will give more.",
+        "To use a camera's own threshold, score it apart: `stage1 infer --threshold`.",
         f"✓ Threshold stored in {config.checkpoint}",
     ]
     return "\n".join(lines)

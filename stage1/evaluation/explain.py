@@ -193,22 +193,13 @@ class Explainer:
         """Return frames by decreasing importance for each method; attention [T]; P(crime) with permuted attention."""
         T = len(clip)
         pixels = self.transform(clip[None].to(self.device)).detach().requires_grad_(True)
-        features: list[torch.Tensor] = []
-        network: list[torch.Tensor] = []
-        hooks = [
-            self.model.features_norm.register_forward_hook(lambda _module, _inputs, out: features.append(out)),
-            self.model.classifier.register_forward_hook(lambda _module, _inputs, out: network.append(out)),
-        ]
-        try:
-            _, attention_BT = self.model(pixels)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        margin = network[0][0, CRIME_LABEL] - network[0][0, 1 - CRIME_LABEL]
+        features_BTD, attention_BT = self.model.frame_features(pixels)
+        network_K = self.model.classifier(self.model.pool(features_BTD, attention_BT))[0]
+        margin = network_K[CRIME_LABEL] - network_K[1 - CRIME_LABEL]
         (gradient,) = torch.autograd.grad(margin, pixels)
         saliency_T = gradient[0].pow(2).sum((0, 2, 3)).sqrt().detach().cpu().numpy()
         with torch.inference_mode():
-            features_TD = features[0][0]
+            features_TD = features_BTD[0]
             weight_KD = self.model.classifier.weight
             evidence_T = (features_TD @ (weight_KD[CRIME_LABEL] - weight_KD[1 - CRIME_LABEL])).cpu().numpy()
             places = np.random.default_rng((self.config.seed, seed, 1)).permutation(features_TD.shape[0])

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from stage1.common import files
-from stage1.common.earlier_results import set_aside
 from stage1.evaluation import plots, score_files
 from stage1.evaluation.config import ScoresConfig as ScoresConfig
 from stage1.evaluation.score_files import ForeignScores
@@ -30,7 +29,6 @@ from stage1.metrics.annotations import (
 )
 from stage1.metrics.clips import Array, interval_text
 from stage1.metrics.frames import ScoredVideo
-from vidshard.util import atomic
 from vidshard.util.errors import UserError
 
 Spread = Callable[[ForeignScores, int], Array]  # scores of a video and its number of frames → a score a frame
@@ -75,10 +73,10 @@ def evaluate_scores(config: ScoresConfig) -> ScoresReport:
         "false_alarm_share": far,
         "notes": notes,
     }
-    set_aside(config.out, files.EVALUATION_NAMES)
-    atomic.write_json(config.out / "evaluation.json", fields)
     title = str(config.scores or "Oracles, which know the ground truth")
-    plots.plot_conventions(rows or references, config.out / "evaluation.png", title=title)
+    plots.write_evaluation(
+        config.out, fields, lambda picture: plots.plot_conventions(rows or references, picture, title=title)
+    )
     return ScoresReport(text=_text(annotations, fields, config), fields=fields)
 
 

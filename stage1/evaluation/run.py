@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from stage1.common import files
 from stage1.common.device import choose_device
-from stage1.common.earlier_results import set_aside
 from stage1.data.loader import ClipReader
 from stage1.evaluation import baselines, plots
 from stage1.evaluation.config import EvaluateConfig as EvaluateConfig
@@ -36,7 +35,7 @@ from stage1.metrics.ground_truth import read_ground_truth
 from stage1.model.checkpoint import Checkpoint, check_clip_shape, load_checkpoint, save_checkpoint
 from stage1.training.data import shared_videos
 from vidshard.shards import layout
-from vidshard.util import atomic, console
+from vidshard.util import console
 from vidshard.util.errors import UserError
 from vidshard.util.text import counted
 
@@ -146,9 +145,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
     fields["flags"] = baselines.flags(fields["baselines"], "video AUC")
     if target is not None:
         store(config.checkpoint, decision.calibration, threshold, target, relative=config.relative)
-    set_aside(config.out, files.EVALUATION_NAMES)
-    atomic.write_json(config.out / "evaluation.json", fields)
-    plots.plot_evaluation(fields, clips, videos, config.out / "evaluation.png")
+    plots.write_evaluation(config.out, fields, lambda picture: plots.plot_evaluation(fields, clips, videos, picture))
     return EvaluateReport(text=evaluation_text(fields, config), fields=fields)
 
 

@@ -80,10 +80,10 @@ def extract(config: ExtractConfig) -> ExtractReport:
     unfinished = config.out / _UNFINISHED_NAME
     if unfinished.exists():  # a run that was killed
         _clear(config.out)
-    elif any(path.name != files.LOCK_NAME for path in config.out.iterdir()):
+    elif any(not path.name.startswith(files.LOCK_NAME) for path in config.out.iterdir()):
         raise UserError(f"`out` {config.out} is not empty; choose another folder, or remove this one")
     try:
-        atomic.write_text(unfinished, "")
+        unfinished.touch()
         report = _extract(config)
         unfinished.unlink()
     except BaseException:  # so that the same command can be repeated
@@ -93,7 +93,7 @@ def extract(config: ExtractConfig) -> ExtractReport:
 
 
 def _clear(folder: Path) -> None:
-    for path in folder.iterdir():
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == _UNFINISHED_NAME):  # that last
         if path.name != files.LOCK_NAME:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 

@@ -241,6 +241,7 @@ class _InferenceRun:
         self.folds = folds if out_of_fold else [dataclasses.replace(folds[0], rows=np.arange(len(reader)))]
         self.threshold = _threshold(config, self.folds)
         self._centred: npt.NDArray[np.float32] | None = None  # confidence of every row, with config.relative
+        self._repeats = False  # a run that may have finished before
         if config.relative:
             centred_scores.check_videos(reader.videos, where=reader.shard_set.where)
         if out_of_fold:
@@ -300,6 +301,7 @@ class _InferenceRun:
         is_first = distributed.rank() == 0
         if is_first:
             logger.info(f"Scoring {counted(len(self.rows), 'clip')} on {device_name(self.device)}")
+            self._repeats = self.config.resume or self.score_log.has_scores  # of a run that was killed
             self.score_log.start(resume=self.config.resume)
         distributed.wait_for_all()  # until the score log is ready
         self.score_log.load()
@@ -445,7 +447,10 @@ class _InferenceRun:
     def _write(self) -> InferReport:
         """Write the outputs, and run.json last, so that a folder with run.json has the files of a single run."""
         written, config, reader = self.files, self.config, self.reader
-        written.set_old_aside()
+        if self._repeats and self._is_finished():
+            written.run.unlink()  # the same run is no second one: it writes the same bytes again
+        else:
+            written.set_old_aside()
         confidences = np.full(len(self.rows), np.nan, np.float32)
         unscored: dict[str, str] = {}
         for i, row in enumerate(self.rows.tolist()):
@@ -519,7 +524,17 @@ class _InferenceRun:
         attention_data.write_file(written.attention_data, detections, trained_on, read_clips, source)
         return written.attention_data
 
-    def _run_json(self, report: InferReport, counts: dict[str, int], trained_on: int) -> dict[str, Any]:
+    def _is_finished(self) -> bool:
+        """Return True if the output folder has the finished run of the same inputs and options."""
+        inputs = json.loads(json.dumps(self._inputs()))
+        try:
+            run = json.loads(self.files.run.read_bytes())
+            return bool({name: run[name] for name in inputs} == inputs)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def _inputs(self) -> dict[str, Any]:
+        """Return the part of run.json that is known before the results."""
         config = self.config
         models = [
             {
@@ -538,14 +553,19 @@ class _InferenceRun:
             "videos": list(map(redact_credentials, config.videos)),
             "checkpoint": None if self.out_of_fold else models[0],
             "folds": models if self.out_of_fold else None,
-            "threshold": report.threshold,
+            "threshold": self.threshold,
             "relative": config.relative,
             "batch_size": config.batch_size,
             "precision": config.precision,
-            "device": report.device,
+            "device": device_name(self.device),
             "attention_format": config.attention_format,
             "annotations": None if config.annotations is None else str(config.annotations),
             "events": dataclasses.asdict(config.events),
+        }
+
+    def _run_json(self, report: InferReport, counts: dict[str, int], trained_on: int) -> dict[str, Any]:
+        return {
+            **self._inputs(),
             "clips": {
                 "found": report.num_clips,
                 "scored": report.num_clips - len(report.unscored),

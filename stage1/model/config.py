@@ -29,6 +29,7 @@ class ModelConfig:
     pooling: str = "attention"  # over the frames; gated is a variant of attention, mean and max are baselines
     attention_units: int = 64
     attention_motion: bool = True  # attention also sees the motion around each frame; learnt, with weights from 0
+    classifier_motion: bool = True  # the classifier of the network also sees how much each frame moves
     motion_prior: float = 0.0  # initial attention score per standard deviation of a frame's motion
     statistics_share: float = 0.75  # weight of the motion features' log-odds; the network has the rest
     dropout: float = 0.5
@@ -60,6 +61,7 @@ class ModelConfig:
         lists = {name: tuple(fields[name]) for name in ("channels", "temporal_stages")}
         before = {
             "attention_motion": False,
+            "classifier_motion": False,
             "motion_prior": 0.0,
             "statistics_share": 0.0,
         }  # of checkpoints that lack these fields

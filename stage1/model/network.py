@@ -18,6 +18,7 @@ NUM_CLASSES = 2  # normal, crime
 NUM_MOTION = 6  # rows of `frame_motion`
 MOTION_CELL = 8  # side in pixels of the cells over which motion is averaged
 MOTION_SHARE = 0.05  # of the cells of a frame
+LOG_MOTION_MEAN, LOG_MOTION_DEVIATION = -1.2, 0.7  # of `frame_motion`, roughly, over the clips of several cameras
 
 
 class Stage1Model(nn.Module):
@@ -46,7 +47,9 @@ class Stage1Model(nn.Module):
                 gated=config.pooling == "gated",
                 motion=config.attention_motion and config.backbone == "stage1",
             )
-        # Only our own network uses the motion prior and the motion classifier; torchvision's are left unchanged.
+        # Only our own network uses motion, its prior and its classifier; torchvision's are left unchanged.
+        self.classifies_motion = config.classifier_motion and config.backbone == "stage1"
+        features += NUM_MOTION * self.classifies_motion
         self.has_motion_prior = bool(config.motion_prior) and hasattr(self, "attention") and config.backbone == "stage1"
         if self.has_motion_prior:
             self.motion_score = nn.Parameter(torch.tensor([config.motion_prior]))
@@ -60,9 +63,11 @@ class Stage1Model(nn.Module):
             self.motion_classifier = None
 
     def forward(
-        self, clips_BCTHW: torch.Tensor, frames_BT: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, clips_BCTHW: torch.Tensor, frames_BT: torch.Tensor | None = None, *, per_frame: bool = False
+    ) -> tuple[torch.Tensor, ...]:
         """Return logits (B, 2) and attention (B, T') of normalised clips, float (B, 3, T, H, W).
+
+        With `per_frame`, also return the logits that the network would give to each frame alone, (B, T', 2).
 
         `frames_BT` is bool (B, T), and False where a frame is padding. Attention is 0 or more, sums to 1, and is 0 on
         padding. T' equals T except for backbones that downsample time (see `attention_frame_ranges`). Raises ValueError
@@ -70,31 +75,50 @@ class Stage1Model(nn.Module):
         """
         if frames_BT is not None:
             clips_BCTHW = _without_padding(clips_BCTHW, frames_BT)
-        pooled_BD, attention_BT = self.pooled(clips_BCTHW, frames_BT)
-        return self.logits(pooled_BD, clips_BCTHW), attention_BT
+        features_BTD, attention_BT = self.frame_features(clips_BCTHW, frames_BT)
+        logits_BK = self.logits(self.pool(features_BTD, attention_BT), clips_BCTHW)
+        return (logits_BK, attention_BT, self.classifier(features_BTD)) if per_frame else (logits_BK, attention_BT)
 
     def pooled(
         self, clips_BCTHW: torch.Tensor, frames_BT: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the attention-weighted features of the frames, (B, D), and the attention, as in `forward`."""
+        features_BTD, attention_BT = self.frame_features(clips_BCTHW, frames_BT)
+        return self.pool(features_BTD, attention_BT), attention_BT
+
+    def pool(self, features_BTD: torch.Tensor, attention_BT: torch.Tensor) -> torch.Tensor:
+        """Return the features of clips, (B, D): those of their frames, weighted by attention, or their maximum."""
+        if self.config.pooling == "max":
+            return features_BTD.amax(1)
+        return (attention_BT.unsqueeze(2) * features_BTD).sum(1)
+
+    def frame_features(
+        self, clips_BCTHW: torch.Tensor, frames_BT: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the features of the frames, (B, T', D), and the attention, as in `forward`."""
         features_BTD = self.features_norm(self.backbone(clips_BCTHW))
+        motion_BKT = frame_motion(clips_BCTHW) if self.config.backbone == "stage1" else None
+        attended_BTD = features_BTD
+        if motion_BKT is not None and self.classifies_motion:
+            features_BTD = torch.cat([features_BTD, log_motion(motion_BKT).transpose(1, 2)], 2)
         steps_BT = None
         if frames_BT is not None:
             ranges = self.attention_frame_ranges(frames_BT.shape[1])
             steps_BT = torch.stack([frames_BT[:, first : last + 1].any(1) for first, last in ranges], 1)
         if self.config.pooling == "max":
-            pooled_BD, attention_BT = _pool_maximum(features_BTD, steps_BT)
+            if steps_BT is not None:
+                features_BTD = features_BTD.masked_fill(~steps_BT.unsqueeze(2), -torch.inf)
+            attention_BT = functional.one_hot(features_BTD.argmax(1), features_BTD.shape[1]).to(features_BTD).mean(1)
         else:
             scores_BT = features_BTD.new_zeros(features_BTD.shape[:2])
             if self.config.pooling != "mean":
-                scores_BT = self.attention(features_BTD, clips_BCTHW)
+                scores_BT = self.attention(attended_BTD, motion_BKT)
                 if self.has_motion_prior:
                     scores_BT = scores_BT + self.motion_score * relative_motion(clips_BCTHW)
             if steps_BT is not None:
                 scores_BT = scores_BT.masked_fill(~steps_BT, -torch.inf)
             attention_BT = scores_BT.softmax(1)
-            pooled_BD = (attention_BT.unsqueeze(2) * features_BTD).sum(1)
-        return pooled_BD, attention_BT
+        return features_BTD, attention_BT
 
     def logits(self, pooled_BD: torch.Tensor, clips_BCTHW: torch.Tensor) -> torch.Tensor:
         """Return logits (B, 2) of clips with pooled features `pooled_BD`.
@@ -128,11 +152,13 @@ class FrameAttention(nn.Module):
         # The bias shifts all scores equally, which softmax ignores. Its gradient is rounding noise that AdamW follows.
         self.score.bias.requires_grad_(False)
 
-    def forward(self, features_BTD: torch.Tensor, clips_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Return scores (B, T) of features (B, T, D) of clips (B, 3, T, H, W)."""
+    def forward(self, features_BTD: torch.Tensor, motion_BKT: torch.Tensor | None) -> torch.Tensor:
+        """Return scores (B, T) of features (B, T, D) and `frame_motion`."""
         hidden = self.hidden(features_BTD)
-        if self.motion is not None:
-            hidden = hidden + self.motion(frame_motion(clips_BCTHW)).transpose(1, 2)
+        if self.motion is not None and motion_BKT is not None:
+            deviations_BKT = motion_BKT - motion_BKT.mean(2, keepdim=True)
+            relative_BKT = deviations_BKT / (deviations_BKT.square().mean(2, keepdim=True).sqrt() + 1e-2)
+            hidden = hidden + self.motion(relative_BKT).transpose(1, 2)
         hidden = hidden.tanh()
         if self.gate is not None:
             hidden = hidden * self.gate(features_BTD).sigmoid()
@@ -195,14 +221,6 @@ def _without_padding(clips_BCTHW: torch.Tensor, frames_BT: torch.Tensor) -> torc
     return clips_BCTHW.gather(2, source_BT[:, None, :, None, None].expand_as(clips_BCTHW))
 
 
-def _pool_maximum(features_BTD: torch.Tensor, steps_BT: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the maximum of every feature over time, and the share of features with their maximum at each step."""
-    if steps_BT is not None:
-        features_BTD = features_BTD.masked_fill(~steps_BT.unsqueeze(2), -torch.inf)
-    pooled_BD, where_BD = features_BTD.max(1)
-    return pooled_BD, functional.one_hot(where_BD, features_BTD.shape[1]).to(features_BTD).mean(1)
-
-
 class Stage(nn.Module):
     """A 1×k×k convolution with a stride in space, followed by a residual 3×1×1 convolution if `temporal`.
 
@@ -232,7 +250,7 @@ class Stage(nn.Module):
 
 
 def frame_motion(clips_BCTHW: torch.Tensor) -> torch.Tensor:
-    """Return how each frame moves relative to its clip: (B, NUM_MOTION, T), with mean 0 and deviation 1 over frames.
+    """Return how much each frame moves, (B, NUM_MOTION, T), as the root of mean differences of grey; 0 or more.
 
     The rows are first, second and fourth differences over time (speed, change of speed, suddenness): of each the mean
     over the cells of the frame, and the mean over the MOTION_SHARE of the cells that move most.
@@ -252,9 +270,15 @@ def frame_motion(clips_BCTHW: torch.Tensor) -> torch.Tensor:
         for values_BT in (cells_BTN.mean(2), most.mean(2)):
             missing = (before, T - cells_BTN.shape[1] - before)
             rows.append(functional.pad((values_BT[:, None] + 1e-8).sqrt(), missing, mode="replicate")[:, 0])
-    motion_BKT = torch.stack(rows, 1)
-    motion_BKT = motion_BKT - motion_BKT.mean(2, keepdim=True)
-    return motion_BKT / (motion_BKT.square().mean(2, keepdim=True).sqrt() + 1e-2)
+    return torch.stack(rows, 1)
+
+
+def log_motion(motion_BKT: torch.Tensor) -> torch.Tensor:
+    """Return the logarithm of `frame_motion`, with a mean near 0 and a deviation near 1 over the clips of many cameras.
+
+    Group normalisation hides from the network how much a clip moves as a whole; this does not.
+    """
+    return (motion_BKT.clamp(min=1e-3).log() - LOG_MOTION_MEAN) / LOG_MOTION_DEVIATION
 
 
 def relative_motion(clips_BCTHW: torch.Tensor) -> torch.Tensor:

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stage1.common import schema
-from stage1.common.earlier_results import set_file_aside
+from stage1.common.earlier_results import write_file
 from stage1.common.files import hold_out
 from stage1.data.review_labels import CSV_COLUMNS, LABEL_OF_ANSWER, read_answers
 from stage1.inference.outputs import RUN_AGAIN, OutputFiles, Prediction, read_predictions, without_formulas
 from stage1.review.config import ReviewExportConfig, ReviewImportConfig
 from stage1.review.run_videos import Video, Videos, without_suffix
-from vidshard.util import atomic, lists
+from vidshard.util import lists
 from vidshard.util.errors import UserError
 from vidshard.util.text import counted
 
@@ -458,8 +458,5 @@ def _json(value: Any) -> str:
 
 def _write(path: Path, text: str) -> None:
     """Write a file; an earlier one with other content moves to a numbered name."""
-    data = text.encode("utf-8", "surrogateescape")
     with hold_out(path.parent):
-        if not path.is_file() or path.read_bytes() != data:
-            set_file_aside(path)
-            atomic.write_bytes(path, data)
+        write_file(path, text.encode("utf-8", "surrogateescape"))

@@ -24,7 +24,7 @@ from stage1.review.config import MAX_DETECTIONS, VisualizeConfig
 from vidshard.shards import layout
 from vidshard.storage import urls
 from vidshard.util import atomic
-from vidshard.util.errors import FormatError, UserError
+from vidshard.util.errors import FormatError, UserError, fault_in
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -139,7 +139,9 @@ def strongest_miss(files: OutputFiles) -> FilmStrip | None:
             return None
         row = max(missed, key=lambda row: (clips[row].confidence or 0.0, -row))
         record, frames = reader.read_record(row), reader[row]
-    except (UserError, OSError, ValueError, KeyError, TypeError):
+    except (UserError, OSError, ValueError, KeyError, TypeError) as error:
+        if fault_in(error):
+            raise
         return None
     num_frames = len(record.timestamps_seconds)
     shown = shown_positions([0.0] * num_frames)

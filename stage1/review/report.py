@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stage1.common import schema
-from stage1.common.earlier_results import set_file_aside
+from stage1.common.earlier_results import write_file
 from stage1.common.files import METRICS_NAME, hold_out
 from stage1.common.plots import parts_of_model
 from stage1.data.reader import ClipReader
@@ -40,8 +40,8 @@ from stage1.review.film_strip import attended, shown_positions, time_texts
 from stage1.review.run_videos import Recorded, Videos, read_start_times
 from vidshard.storage import urls
 from vidshard.storage.urls import Location
-from vidshard.util import atomic, console
-from vidshard.util.errors import FormatError, UserError
+from vidshard.util import console
+from vidshard.util.errors import FormatError, UserError, fault_in
 
 MAX_IMAGE_BYTES = 40 * 2**20  # of all pictures, so that the page stays below 60 MB in base64
 MAX_POINTS = 500  # in the score curve of a video; longer curves keep the maximum of each segment
@@ -122,10 +122,7 @@ def _write_report(config: ReportConfig) -> ReportResult:
         facts=list(_facts(run)),
         data=data,
     )
-    data_of_page = page.encode("utf-8", "backslashreplace")
-    if not config.path.is_file() or config.path.read_bytes() != data_of_page:
-        set_file_aside(config.path)
-        atomic.write_bytes(config.path, data_of_page)
+    write_file(config.path, page.encode("utf-8", "backslashreplace"))
     num_left_out = num_shown - len(chosen)
     return ReportResult(path=config.path, num_shown=len(chosen), num_left_out=num_left_out, attention=attention)
 
@@ -147,8 +144,8 @@ def _open_shards(run: Mapping[str, Any], given: Location | None) -> ClipReader |
         return None
     try:
         reader = ClipReader(place)
-    except (UserError, OSError):
-        if given is not None:
+    except (UserError, OSError) as error:
+        if given is not None or fault_in(error):
             raise
         return None
     if reader.manifest.digest == run["shards"]["digest"]:
@@ -439,7 +436,9 @@ def _charts(run: Mapping[str, Any]) -> list[dict[str, Any]]:
                 history = kept
         if not all(isinstance(row, dict) for row in history):
             return []
-    except (UserError, OSError, TypeError):
+    except (UserError, OSError, TypeError) as error:
+        if fault_in(error):
+            raise
         return []
     train, validation = parts_of_model(history)
     charts = [

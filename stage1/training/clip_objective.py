@@ -30,14 +30,16 @@ from stage1.model.network import NUM_CLASSES, Stage1Model
 from stage1.training import optim, splices
 from stage1.training.config import TrainConfig
 from stage1.training.data import EXTRA_SHARE, TrainData
+from stage1.training.known_frames import UNKNOWN
 from stage1.training.log import progress
 from vidshard.shards.layout import NORMAL_LABEL
 from vidshard.util.errors import UserError
 
-ATTENTION_WEIGHT = 2.0  # weight of the attention loss on spliced clips, relative to that of the label
+ATTENTION_WEIGHT = 2.0  # of the loss of attention on clips with known frames, relative to that of the label
+FRAME_WEIGHT = 1.0  # of the loss of the single frames
 MAX_FITTED = 2048  # clips to which the motion classifier is fitted: enough for 29 features, and quick to read
-# float clips (B, C, T, H, W) → logits (B, 2) and attention (B, T), float32
-Forward = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+# float clips (B, C, T, H, W) → logits (B, 2), attention (B, T) and, with `per_frame`, logits (B, T, 2), float32
+Forward = Callable[..., tuple[torch.Tensor, ...]]
 # uint8 clips (B, T, H, W, C), their rows in the index (B,), epoch → float (B, C, T, H, W), on the device
 Transform = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 
@@ -73,7 +75,7 @@ class TrainBatch(NamedTuple):
     plan: AugmentPlan | None  # None: of a `transform` of the user's, or without augmentation
     shares: torch.Tensor | None  # float32 (B,): weight of each clip when pairs are mixed
     composites: Composites | None
-    events: torch.Tensor | None  # float32 (B, T): 1 in the frames that are known to show the crime
+    frames: torch.Tensor | None  # int8 (B, T): 1 in frames that show the crime, 0 in others, -1 if unknown
 
 
 class Objective(Protocol):
@@ -272,7 +274,7 @@ class ClipObjective:
         known_B = batch.labels >= 0
         known = known_B.nonzero()[:, 0]
         mixup = self.config.mixup
-        composites, events_BT = self._composites(batch, epoch)
+        composites, frames_BT = self._composites(batch, epoch)
         return TrainBatch(
             *batch,
             seeds=seeds_B,
@@ -281,7 +283,7 @@ class ClipObjective:
             plan=self._plan(batch.clips, batch.indices, epoch),
             shares=shares_of_pairs(seeds_B, known_B, alpha=mixup) if mixup else None,
             composites=composites,
-            events=events_BT,
+            frames=frames_BT,
         )
 
     def loss(self, model: nn.Module, forward: Forward, batch: TrainBatch, epoch: int) -> BatchLoss:
@@ -293,18 +295,23 @@ class ClipObjective:
             if composites is not None:
                 partners_BCTHW = self._transformed(composites.partners, composites.indices, epoch, composites.plan)
                 splices.splice(clips_BCTHW, partners_BCTHW, composites.places, composites.weights)
-            logits_BK, attention_BT = forward(clips_BCTHW)
+            logits_BK, *details = (
+                forward(clips_BCTHW, per_frame=True) if batch.frames is not None else forward(clips_BCTHW)
+            )
             loss_B, weight_B = self._cross_entropy(logits_BK, batch.labels)
-            if batch.events is not None:
-                loss_B = loss_B + weight_B * ATTENTION_WEIGHT * attention_loss(attention_BT, batch.events)
+            if batch.frames is not None:
+                attention_BT, frame_logits_BTK = details
+                attention_loss_B = attention_loss(attention_BT, batch.frames)
+                frame_loss_B = frame_loss(frame_logits_BTK, batch.frames)
+                loss_B = loss_B + weight_B * (ATTENTION_WEIGHT * attention_loss_B + FRAME_WEIGHT * frame_loss_B)
         else:
-            mixed_BK, _ = forward(mix_pairs(clips_BCTHW, share_B))
+            mixed_BK = forward(mix_pairs(clips_BCTHW, share_B))[0]
             loss_B, weight_B = torch.zeros_like(share_B), torch.zeros_like(share_B)
             for labels_B, part_B in ((batch.labels, share_B), (swap_pairs(batch.labels), 1 - share_B)):
                 for total, own in zip((loss_B, weight_B), self._cross_entropy(mixed_BK, labels_B), strict=True):
                     total += part_B * own
             with torch.no_grad():
-                logits_BK, _ = forward(clips_BCTHW)
+                logits_BK = forward(clips_BCTHW)[0]
         right_B = (logits_BK.argmax(1) == batch.labels) & known_B
         return BatchLoss(loss_B.sum(), weight_B.sum(), right_B.sum(), known_B.sum())
 
@@ -321,24 +328,27 @@ class ClipObjective:
     def _composites(self, batch: Batch, epoch: int) -> tuple[Composites | None, torch.Tensor | None]:
         """Draw the composites of a batch, and read the clips that they need; None without any.
 
-        The second value, (B, T), is 1 in the frames that are known to show the crime; None if none are looked for.
+        The second value, (B, T), is 1 in the frames that are known to show the crime, 0 in those that are known not to,
+        and -1 in all others; None if none are looked for.
         """
         if self.splicer is None:
             return None, None
         T = batch.clips.shape[1]
         plans = self.splicer.plan(batch.labels, batch.indices, num_frames=T, epoch=epoch)
         plans, partners, others = self.splicer.read(plans)
-        events_BT = self.splicer.annotated(batch.labels, batch.indices)
+        frames_BT = self.splicer.known_frames(batch.indices)
         if not plans:
-            return None, events_BT
+            return None, frames_BT
         if len(others):
             batch.clips[[plan.place for plan in plans if plan.instead is not None]] = others
         places = torch.tensor([plan.place for plan in plans])
         weights = torch.from_numpy(np.stack([splices.own_frames(plan, T) for plan in plans]))
-        is_crime = torch.tensor([plan.is_crime for plan in plans])
-        events_BT[places] = ((weights == 1) & is_crime[:, None]).float()
+        is_crime = torch.tensor([plan.is_crime for plan in plans])[:, None]
+        frames_BT[places] = torch.where(is_crime & (weights > 0), torch.where(weights == 1, 1, UNKNOWN), 0).to(
+            torch.int8
+        )
         indices = batch.indices[places]
-        return Composites(places, partners, indices, self._plan(partners, indices, epoch), weights), events_BT
+        return Composites(places, partners, indices, self._plan(partners, indices, epoch), weights), frames_BT
 
     def score(self, forward: Forward, batch: Batch) -> torch.Tensor:
         return forward(self._evaluation_transform(batch.clips))[0]
@@ -362,21 +372,40 @@ class ClipObjective:
         return loss_B, torch.where(labels_B >= 0, weights_K[labels_B.clamp(min=0)], 0.0)
 
 
-def attention_loss(attention_BT: torch.Tensor, events_BT: torch.Tensor) -> torch.Tensor:
+def attention_loss(attention_BT: torch.Tensor, frames_BT: torch.Tensor) -> torch.Tensor:
     """Return the divergence (KL) of attention (B, T') from an even weight on the frames of the crime, (B,).
 
-    `events_BT` (B, T) is 1 at these frames, and the loss of a clip without any is 0. A backbone that downsamples time
-    has attention for T' blocks of frames.
+    `frames_BT` (B, T) are the known frames of `TrainBatch`. The loss of a clip is 0 unless some frames show the crime
+    and others do not. A backbone that downsamples time has attention for T' blocks of frames.
 
-    >>> events = torch.tensor([[1.0, 1, 0, 0], [0, 0, 0, 0]])
-    >>> attention_loss(torch.tensor([[0.25, 0.25, 0.25, 0.25], [1, 0, 0, 0]]), events).tolist()
-    [0.6931471824645996, -0.0]
+    >>> frames = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
+    >>> attention_loss(torch.tensor([[0.25, 0.25, 0.25, 0.25], [1, 0, 0, 0], [1, 0, 0, 0]]), frames).tolist()
+    [0.6931471824645996, -0.0, -0.0]
     """
+    events_BT = ((frames_BT == 1) & (frames_BT == 0).any(1, keepdim=True)).to(attention_BT)
     steps_BT = functional.adaptive_avg_pool1d(events_BT[:, None], attention_BT.shape[1])[:, 0]
     share_BT = steps_BT / steps_BT.sum(1, keepdim=True).clamp(min=1e-6)
     cross_B = (share_BT * attention_BT.clamp(min=1e-6).log()).sum(1)
     divergence_B: torch.Tensor = -torch.special.entr(share_BT).sum(1) - cross_B
     return divergence_B
+
+
+def frame_loss(logits_BTK: torch.Tensor, frames_BT: torch.Tensor) -> torch.Tensor:
+    """Return the cross-entropy of the logits of single frames (B, T', 2), (B,); 0 for a clip without a known frame.
+
+    `frames_BT` (B, T) are the known frames of `TrainBatch`. Frames with and without the crime have the same weight in
+    sum, however many there are of each.
+
+    >>> right = torch.tensor([[[9.0, -9.0], [9.0, -9.0], [9.0, -9.0], [-9.0, 9.0]]])
+    >>> [round(float(frame_loss(right, torch.tensor([frames]))), 3) for frames in ([0, 0, 0, 1], [1, -1, -1, -1])]
+    [0.0, 18.0]
+    """
+    is_label_BKT = torch.stack([frames_BT == label for label in range(NUM_CLASSES)], 1).to(logits_BTK)
+    share_BKT = functional.adaptive_avg_pool1d(is_label_BKT, logits_BTK.shape[1])
+    sum_BK = share_BKT.sum(2)
+    loss_BK = -(share_BKT * logits_BTK.log_softmax(2).transpose(1, 2)).sum(2) / sum_BK.clamp(min=1e-6)
+    loss_B: torch.Tensor = loss_BK.sum(1) / (sum_BK > 0).sum(1).clamp(min=1)
+    return loss_B
 
 
 def fitted_rows(rows: Rows, labels: Rows, videos: Rows) -> Rows:

@@ -51,7 +51,7 @@ class TrainConfig:
         None, help="Shards to validate on after each epoch.", type=location, metavar="PLACE"
     )
     out: Path = option(files.DEFAULT_RUN, help="Output folder.")
-    epochs: int = option(12, help="Passes over the training clips.", at_least=1)
+    epochs: int = option(20, help="Passes over the training clips.", at_least=1)
     batch_size: int = option(8, help="Clips per batch, in each process.", at_least=1)
     accumulate: int = option(1, help="Gradient accumulation steps.", group=_OPTIMISATION, at_least=1)
     lr: float = option(1e-3, help="Peak learning rate.", above=0, below=math.inf)
@@ -229,7 +229,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "notebook": {
         **{"epochs": 5, "batch_size": 4, "lr": 1e-4, "grad_clip": 1.0},
         **{"label_smoothing": 0.0, "mixup": 0.0, "ema": 0.0, "splices": 0.0},
-        "model": {"inputs": "rgb", "statistics_share": 0.0, "motion_prior": 0.0, "attention_motion": False},
+        "model": {
+            **{"inputs": "rgb", "statistics_share": 0.0, "motion_prior": 0.0},
+            **{"attention_motion": False, "classifier_motion": False},
+        },
     },
 }
 # A resumed run may differ in these; all others affect the weights. The product of batch_size, accumulate and the number

@@ -59,6 +59,9 @@ class RunStopped(Exception):  # noqa: N818 (it is no error)
     """A run that a signal stopped, after a checkpoint was saved. Its text is for the user."""
 
 
+FIRST_SCALE = 2.0**12  # of the loss in fp16: the first gradients fit, so that no step is lost
+
+
 @dataclasses.dataclass(kw_only=True)
 class EpochTotals:
     """Sums over the finished steps of the current epoch, over all ranks."""
@@ -118,17 +121,16 @@ class TrainingRun:
         """Model to validate and to keep: the averaged one, if there is one."""
         return self.model if self.averaged is None else self.averaged
 
-    def forward(self, clips_BCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run the trained model in the precision and memory format of the config.
+    def forward(self, clips_BCTHW: torch.Tensor, **options: bool) -> tuple[torch.Tensor, ...]:
+        """Run the trained model, with `options`, in the precision and memory format of the config.
 
-        Takes clips, float (B, C, T, H, W), and returns logits (B, 2) and attention (B, T') as float32.
+        Takes clips, float (B, C, T, H, W), and returns what the model does, such as logits (B, 2), as float32.
         """
         if self.config.channels_last:
             clips_BCTHW = clips_BCTHW.contiguous(memory_format=torch.channels_last_3d)
         model = self.model if self.compiled is None else self.compiled
         with autocast(self.device, self.config.precision):
-            logits_BK, attention_BT = model(clips_BCTHW)
-        return logits_BK.float(), attention_BT.float()
+            return tuple(result.float() for result in model(clips_BCTHW, **options))
 
 
 @files.holds_out
@@ -236,7 +238,7 @@ def start_run(
         scheduler=optim.make_scheduler(
             optimizer, num_steps=config.epochs * steps_of_epoch, warmup_fraction=config.warmup_fraction
         ),
-        scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
+        scaler=torch.amp.GradScaler(device.type, init_scale=FIRST_SCALE, enabled=config.precision == "fp16"),
         loader=loader,
         validation_loader=validation_loader,
         log=RunLog(config.out, logger=config.logger),
@@ -276,8 +278,7 @@ def begin(run: TrainingRun) -> None:
         rank_zero_info(f"Resumed {where} of {config.epochs}, after {counted(run.step, 'step')}")
     if distributed.rank() == 0 and not is_finished(run):  # else the file describes the run that gave the weights
         if not run.step:
-            held = [name for name in files.RUN_NAMES if (config.out / name).exists()]
-            set_aside(config.out, held or files.RUN_NAMES)
+            set_aside(config.out, files.RUN_NAMES, needed=(files.BEST_NAME, files.LAST_NAME, files.PREVIOUS_NAME))
         atomic.write_text(config.out / files.CONFIG_NAME, to_toml(config))
     run.log.start(run.step, config.to_dict())
     run.saved_at = time.monotonic()

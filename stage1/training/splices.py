@@ -24,7 +24,7 @@ from stage1.data.epoch_plan import Rows
 from stage1.data.reader import ClipReader, JoinedReader
 from stage1.training.config import TrainConfig
 from stage1.training.data import TrainData
-from stage1.training.known_frames import FrameLabels
+from stage1.training.known_frames import UNKNOWN, FrameLabels
 from vidshard.shards.layout import CRIME_LABEL, NORMAL_LABEL
 from vidshard.util.errors import FormatError
 
@@ -64,6 +64,7 @@ class Splicer:
     every_normal: Rows
     frames: FrameLabels  # of every row of the set
     has_crimes: bool  # some training clips are known to show the crime in all frames
+    knows_all: bool  # of every training clip it is known which frames show the crime
     to_score: Rows  # clips of long crime videos of which nothing is known
     share: float  # of the clips of a batch
     seed: int
@@ -90,6 +91,7 @@ class Splicer:
             every_normal=normal,
             frames=frames,
             has_crimes=bool((frames[rows] == 1).all(1).any()),
+            knows_all=bool((frames[rows[labels[rows] >= 0]] >= 0).all()),
             to_score=_to_score(rows[(labels[rows] == CRIME_LABEL) & (frames[rows] < 0).all(1)], videos),
             share=config.splices,
             seed=config.seed,
@@ -124,13 +126,15 @@ class Splicer:
         """Return True if all frames of a clip are known to show the crime."""
         return bool((self.frames[row] == 1).all())
 
-    def annotated(self, labels_B: torch.Tensor, indices_B: torch.Tensor) -> torch.Tensor:
-        """Return the frames of crimes, 0 or 1 (B, T), of the clips of which only some frames show the crime."""
+    def known_frames(self, indices_B: torch.Tensor) -> torch.Tensor:
+        """Return which frames of clips show the crime, int8 (B, T), as in `TrainBatch`."""
         frames_BT = self.frames[indices_B.numpy()]
-        partly_B = (
-            self.keeps_time & (frames_BT.min(1) == 0) & (frames_BT.max(1) == 1) & (labels_B.numpy() == CRIME_LABEL)
-        )
-        return torch.from_numpy((frames_BT * partly_B[:, None]).astype(np.float32))
+        is_whole_B = frames_BT.min(1) == frames_BT.max(1)
+        if not self.keeps_time:  # what is true of some frames may be shown in others
+            frames_BT[~is_whole_B] = UNKNOWN
+        if not self.knows_all:  # frames of normal clips would outnumber those of crimes
+            frames_BT[is_whole_B] = UNKNOWN
+        return torch.from_numpy(frames_BT)
 
     def plan(self, labels_B: torch.Tensor, indices_B: torch.Tensor, *, num_frames: int, epoch: int) -> list[SplicePlan]:
         """Draw the composites of a batch (on the CPU); they depend only on the seed, the epoch and each row."""

@@ -170,7 +170,7 @@ def test_a_training_step_with_mixed_pairs_or_composites_waits_for_nothing(mixup:
         objective.splicer = SimpleNamespace(  # type: ignore[assignment]
             plan=lambda *_, **__: plans,
             read=lambda plans: (plans, clips, clips),
-            annotated=lambda labels, _indices: torch.zeros(len(labels), SHAPE[0]),
+            known_frames=lambda indices: torch.zeros(len(indices), SHAPE[0], dtype=torch.int8),
         )
     batch = a_batch(objective)
     assert (batch.shares is None, batch.composites is None) == (not mixup, bool(mixup))

@@ -43,9 +43,8 @@ ARGUMENTS = {
     "count_code.py": f"{TOOLS}",
     "crash_test_build.py": "--moments 1",
     "crash_test_checkpoint.py": "--kills 1 --flips 2",
-    "crash_test_infer.py": "--moments 1",
     "fuzz_inputs.py": "--mutants 12",  # of each kind
-    "inject_faults.py": "--up-to 2 --drawn 0 --command infer",
+    "inject_faults.py": "--up-to 2 --drawn 0 --command resumed-infer --command extract",
     "nested_crossval.py": "--help",  # test_nested_crossval.py runs it
     "one_camera_out.py": "--help",  # test_one_camera_out.py runs it
     "run_in_pairs.py": "--pairs 1 --command report",

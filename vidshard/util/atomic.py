@@ -63,8 +63,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace the content of `path` with `value` as indented JSON, atomically. Raises ValueError if it contains NaN."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    """Replace the content of `path` with `json_bytes` of `value`, atomically."""
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return `value` as indented JSON. Raises ValueError if it contains NaN."""
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
 def sync_folder(folder: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TextIO
 
 import click
 
-from vidshard.util.errors import UserError
+from vidshard.util.errors import FormatError, UserError, fault_in
 from vidshard.util.location import is_url
 
 EXIT_OK = 0
@@ -114,7 +114,7 @@ class ExitCodeGroup(click.Group):
             how = with_flags(_note_of(error.__cause__ or error)) or "run the same command again to continue"
             print(f"interrupted; {how}", file=sys.stderr)
         except UserError as error:
-            print(f"error: {shown(with_flags(str(error)))}", file=sys.stderr)
+            print(f"error: {shown(with_flags(_text(error)))}", file=sys.stderr)
         except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
             sys.stdout = None
         except (OSError, MemoryError, RuntimeError) as error:
@@ -145,6 +145,16 @@ LOCAL_PATH = LocalPath()
 def _note_of(error: BaseException) -> str:
     """Return the recovery hint that a command attached to `error` with `error.add_note`."""
     return "; ".join(getattr(error, "__notes__", ()))
+
+
+def _text(error: UserError) -> str:
+    """Return the message of an error, or one about the fault of the machine that was taken for a damaged file."""
+    fault = fault_in(error)
+    if fault is None or (";" in str(error) and not isinstance(error, FormatError)):
+        return str(error)
+    if fault.filename is None:
+        fault.filename = str(error).partition(";")[0]
+    return _system_error(fault) or str(error)
 
 
 def _system_error(error: Exception) -> str | None:

@@ -1,5 +1,15 @@
 """Errors reported to the user as one line, without a traceback."""
 
+from __future__ import annotations
+
+import errno
+
+# Faults of the machine rather than of a file: they may pass.
+FAULTS = {
+    getattr(errno, name, -1)
+    for name in ("EIO", "ENOSPC", "EDQUOT", "ESTALE", "ETIMEDOUT", "EMFILE", "ENFILE", "ENOMEM", "ENODEV")
+}
+
 
 class UserError(Exception):
     """Wrong usage or unusable input; exit code 1.
@@ -10,3 +20,14 @@ class UserError(Exception):
 
 class FormatError(UserError):
     """A shard folder, index or sample that is damaged or that this version cannot read."""
+
+
+def fault_in(error: BaseException | None) -> OSError | None:
+    """Return the fault of the machine that `error` is or was caused by, if any.
+
+    >>> fault_in(FileNotFoundError(2, "none", "a")), fault_in(OSError(28, "No space left on device", "a"))
+    (None, OSError(28, 'No space left on device'))
+    """
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__
+    return error if error is not None and error.errno in FAULTS else None

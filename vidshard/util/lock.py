@@ -21,7 +21,8 @@ from vidshard.util.errors import UserError
 logger = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 60.0
-STALE_SECONDS = 600.0  # a lock of another host, or without a readable holder, is stale after this time without refresh
+STALE_SECONDS = 600.0  # a lock of another host is stale after this time without refresh
+EMPTY_SECONDS = 10.0  # a lock without a readable holder, which was killed before it wrote its name
 WATCHED_STALE_SECONDS = 180.0  # the same for a watched lock: three refresh intervals
 _WAIT_SECONDS = 1.0  # polling interval
 _STILL_ACTIVE = 259  # Windows: exit code of a running process
@@ -184,7 +185,7 @@ def _take(path: Path, what: str, watch: StalenessWatch | None) -> str:
             "restart": _num_restarts(),
         }
     )
-    for _ in range(3):
+    for _ in range(3 + round(EMPTY_SECONDS / _WAIT_SECONDS)):
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
@@ -209,6 +210,9 @@ def _remove_if_dead(path: Path, what: str, watch: StalenessWatch | None) -> None
     holder = _parse(text)
     is_silent = watch is not None and watch.seconds(path, text, modified) > WATCHED_STALE_SECONDS
     if not is_silent and not _is_dead(holder, time.time() - modified):
+        if holder is None:
+            time.sleep(_WAIT_SECONDS)
+            return
         raise LockHeldError(f"{what} {_named(holder)}; wait for it, or choose another `out` (lock: {path})")
     # Renamed first and checked again: of two processes only one may take a dead lock, and none may take a new one.
     claimed = path.with_name(f"{path.name}.{os.getpid()}")
@@ -236,7 +240,7 @@ def _is_dead(holder: dict[str, Any] | None, age_seconds: float) -> bool:
         if is_older:  # this job was queued again: SLURM has ended that holder
             return True
     if holder is None or holder["host"] != socket.gethostname():
-        return age_seconds > STALE_SECONDS
+        return age_seconds > (EMPTY_SECONDS if holder is None else STALE_SECONDS)
     started = process_start(holder["pid"])
     return started is None or started != holder["started"]
 

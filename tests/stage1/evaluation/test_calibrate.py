@@ -71,6 +71,16 @@ def test_a_lower_rate_needs_a_higher_threshold(footage: CalibrateConfig) -> None
     assert calibrate(dataclasses.replace(footage, false_alarms_per_hour=5.0)).fields["threshold"] < strict
 
 
+def test_each_camera_has_the_threshold_that_it_needs_alone(footage: CalibrateConfig) -> None:
+    fields = calibrate(dataclasses.replace(footage, false_alarms_per_hour=0.2)).fields
+    own = {name: found["own_threshold"] for name, found in fields["cameras"].items()}
+    assert own["group A"] < 0.2 < 0.5 < own["group B"]
+    assert own["all"] == fields["threshold"]
+    alone = calibrate(footage)  # 25 hours of each camera support 0.12 per hour
+    assert [found["own_threshold"] for found in alone.fields["cameras"].values()][:2] == [None, None]
+    assert "too little footage" in alone.text
+
+
 def test_crimes_and_too_little_footage_are_refused(footage: CalibrateConfig, tmp_path: Path) -> None:
     crimes = write_shards(tmp_path / "crimes", random_clips(2), [0, 1])
     with pytest.raises(UserError, match=r"1 clips of .* are labelled crime, expected normal footage only"):

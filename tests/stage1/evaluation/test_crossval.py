@@ -105,6 +105,7 @@ def test_a_run_resumes_where_it_stopped_and_writes_out_of_fold_outputs(
     assert left == {"binary_stage1_with_attention.pt"}  # of the first seed, for --save-attention
     assert crossval(config) == table
     assert len(trained) == 9
+    assert not list(config.out.rglob("earlier-*"))  # no call was a second run
 
 
 def test_a_signal_ends_it_with_exit_code_75_and_the_same_command_resumes(

@@ -57,17 +57,22 @@ class BrightFrame(torch.nn.Module):
     def __init__(self, *, blind: bool) -> None:
         super().__init__()
         self.blind = blind
-        self.features_norm = torch.nn.Identity()
         self.classifier = torch.nn.Linear(1, 2)
         with torch.no_grad():
             self.classifier.weight[:] = torch.tensor([[-3.0], [3.0]])
             self.classifier.bias[:] = 0
 
     def forward(self, clips_BCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        features_BTD = self.features_norm(clips_BCTHW.mean((1, 3, 4)).unsqueeze(2))
-        strongest_B1 = features_BTD.amax(1)
+        features_BTD, attention_BT = self.frame_features(clips_BCTHW)
+        return self.logits(self.pool(features_BTD, attention_BT), clips_BCTHW), attention_BT
+
+    def frame_features(self, clips_BCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features_BTD = clips_BCTHW.mean((1, 3, 4)).unsqueeze(2)
         sign = -1 if self.blind else 1
-        return self.logits(strongest_B1, clips_BCTHW), (sign * 20 * features_BTD[..., 0]).softmax(1)
+        return features_BTD, (sign * 20 * features_BTD[..., 0]).softmax(1)
+
+    def pool(self, features_BTD: torch.Tensor, attention_BT: torch.Tensor) -> torch.Tensor:
+        return features_BTD.amax(1)
 
     def pooled(self, clips_BCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.forward(clips_BCTHW)

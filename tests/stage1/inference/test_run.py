@@ -175,6 +175,21 @@ def test_a_second_run_leaves_nothing_of_the_first_but_foreign_files(place: Path)
     assert earlier == written | {"attention_visualization.png"}
 
 
+def test_a_finished_run_that_is_resumed_is_no_second_run(place: Path) -> None:
+    stage1("infer")
+    stage1("visualize")
+    folder = place / "stage1_output"
+    first = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    stage1("infer", "--resume")
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == first
+    (folder / ".unfinished").mkdir()  # killed before it removed its scores
+    (folder / ".unfinished" / "plan.json").touch()
+    stage1("infer")
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == first
+    stage1("infer", "--resume", "--threshold", "1.0")
+    assert (folder / "earlier-1" / "run.json").read_bytes() == first[folder / "run.json"]
+
+
 def test_the_same_run_gives_the_same_bytes(place: Path) -> None:
     def written() -> dict[str, bytes]:
         stage1("infer")

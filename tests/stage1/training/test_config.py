@@ -121,7 +121,12 @@ def test_options_win_over_settings_over_the_file_over_the_preset(
     assert result.exit_code == 0, result.output
     (config,) = configs
     assert (config.epochs, config.lr, config.seed, config.batch_size) == (9, 0.25, 4, 4)
-    pure = {"inputs": "rgb", "statistics_share": 0.0, "attention_motion": False}  # of the preset
+    pure = {
+        "inputs": "rgb",
+        "statistics_share": 0.0,
+        "attention_motion": False,
+        "classifier_motion": False,
+    }  # the preset
     assert config.model == ModelConfig(dropout=0.25, **pure)  # type: ignore[arg-type]
     assert config.shards == (Path("shards/Train"),)
 

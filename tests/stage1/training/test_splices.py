@@ -14,7 +14,7 @@ from fake_shards import write_shards
 from stage1.data.config import TransformConfig
 from stage1.data.loader import Batch
 from stage1.data.reader import ClipReader
-from stage1.training.clip_objective import ATTENTION_WEIGHT, ClipObjective, attention_loss
+from stage1.training.clip_objective import ATTENTION_WEIGHT, FRAME_WEIGHT, ClipObjective, attention_loss
 from stage1.training.config import TrainConfig
 from stage1.training.data import TrainData, open_data
 from stage1.training.splices import SCORED_CLIPS, SplicePlan, Splicer, own_frames, splice
@@ -90,9 +90,9 @@ def test_attention_is_taught_the_frames_of_the_crime(reader: ClipReader) -> None
     config = TrainConfig(shards=Path("s"), splices=1.0)
     seen = []
 
-    def forward(clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(clips: torch.Tensor, **_: bool) -> tuple[torch.Tensor, ...]:
         seen.append(clips[:, 0, :, 0, 0].clone())
-        return torch.zeros(len(clips), 2), torch.full((len(clips), 8), 1 / 8)
+        return torch.zeros(len(clips), 2), torch.full((len(clips), 8), 1 / 8), torch.zeros(len(clips), 8, 2)
 
     def loss(splicing: Splicer | None) -> float:
         objective = ClipObjective(
@@ -108,15 +108,16 @@ def test_attention_is_taught_the_frames_of_the_crime(reader: ClipReader) -> None
     num_crime = int((crime == 0).sum())  # row 0 is black, and its partner is not
     assert 0 < num_crime < 8
     assert set(normal.tolist()) <= {10, 15, 20}  # a normal clip keeps normal frames
-    assert taught - plain == pytest.approx(ATTENTION_WEIGHT * np.log(8 / num_crime), rel=1e-5)
+    of_frames = FRAME_WEIGHT * 2 * np.log(2)  # of both clips
+    assert taught - plain == pytest.approx(ATTENTION_WEIGHT * np.log(8 / num_crime) + of_frames, rel=1e-5)
 
 
 def test_the_loss_of_attention_is_smallest_where_attention_is_right() -> None:
-    events = torch.tensor([[0.0, 1, 1, 0]])
+    events = torch.tensor([[0, 1, 1, 0]])
     right = attention_loss(torch.tensor([[0, 0.5, 0.5, 0]]), events)
     assert float(right) == pytest.approx(0, abs=1e-6)
     blocks = torch.tensor([[1.0, 0]])  # of two frames each
-    assert float(attention_loss(blocks, torch.tensor([[1.0, 1, 0, 0]]))) == pytest.approx(0, abs=1e-6)
+    assert float(attention_loss(blocks, torch.tensor([[1, 1, 0, 0]]))) == pytest.approx(0, abs=1e-6)
     for other in ([0.25, 0.25, 0.25, 0.25], [0, 0.9, 0.1, 0], [0.5, 0, 0, 0.5]):
         assert float(attention_loss(torch.tensor([other]), events)) > 0.1
 
@@ -181,9 +182,9 @@ def test_a_composite_of_a_long_video_takes_the_place_of_the_clip_in_the_batch(tm
     splicing = splicing.with_scores(splicing.to_score, splicing.to_score.astype(np.float32))
     seen = []
 
-    def forward(clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(clips: torch.Tensor, **_: bool) -> tuple[torch.Tensor, ...]:
         seen.append(clips[0, 0, :, 0, 0].clone())
-        return torch.zeros(len(clips), 2), torch.full((len(clips), 8), 1 / 8)
+        return torch.zeros(len(clips), 2), torch.full((len(clips), 8), 1 / 8), torch.zeros(len(clips), 8, 2)
 
     def floats(clips: torch.Tensor, _rows: torch.Tensor, _epoch: int) -> torch.Tensor:
         return clips.permute(0, 4, 1, 2, 3).float()
@@ -194,7 +195,8 @@ def test_a_composite_of_a_long_video_takes_the_place_of_the_clip_in_the_batch(tm
     loss = float(objective.loss(torch.nn.Identity(), forward, objective.prepare(batch, 0), 0).loss_sum)
     frames = seen[-1]
     crime = np.isin(frames, [16, 17, 18, 19])  # the highest scores
-    assert loss == pytest.approx(np.log(2) + ATTENTION_WEIGHT * np.log(8 / crime.sum()), rel=1e-5)
+    attention = ATTENTION_WEIGHT * np.log(8 / crime.sum())
+    assert loss == pytest.approx((1 + FRAME_WEIGHT) * np.log(2) + attention, rel=1e-5)
     assert min(frames.tolist()) < 4  # the lowest ones
     assert 10 not in frames.tolist()
 
@@ -235,11 +237,11 @@ def test_attention_is_taught_annotated_frames_as_they_are_and_whole_clips_by_com
     data = open_data(annotated)
     splicing = Splicer.of_data(data, dataclasses.replace(annotated, splices=1.0))
     rows = torch.tensor([1, 2, 4, 8])
-    assert splicing.annotated(torch.tensor([1, 1, 1, 0]), rows).tolist() == [
+    assert splicing.known_frames(rows).tolist() == [
         [1] * 6 + [0] * 2,
-        [0] * 8,
-        [0] * 8,
-        [0] * 8,
+        [-1] * 8,  # nothing is known of the crime in row 4, so whole clips teach no frames
+        [-1] * 8,
+        [-1] * 8,
     ]
     plans = splicing.plan(torch.tensor([1, 1, 1, 0]), rows, num_frames=8, epoch=0)
     assert [plan.place for plan in plans] == [1, 3]  # row 2 shows the crime only; row 8 is normal
@@ -249,10 +251,16 @@ def test_attention_is_taught_annotated_frames_as_they_are_and_whole_clips_by_com
     assert "the annotated frames of 1 clips; nothing is known of the frames of 1 crime videos" in note
 
 
+def test_whole_clips_teach_their_frames_where_every_crime_is_known(reader: ClipReader) -> None:
+    rows = torch.tensor([0, 1])
+    assert splicer(reader).known_frames(rows).tolist() == [[1] * 8, [0] * 8]
+    assert (splicer(reader, trimmed_seconds=0.1).known_frames(rows) == -1).all()
+
+
 def test_augmentation_in_time_leaves_no_annotated_frame(annotated: TrainConfig) -> None:
     moving = dataclasses.replace(annotated, transform=TransformConfig(augment=True, time_shift=2))
     splicing = Splicer.of_data(open_data(moving), moving)
-    assert not splicing.annotated(torch.tensor([1]), torch.tensor([1])).any()
+    assert (splicing.known_frames(torch.tensor([1])) == -1).all()
 
 
 def test_clips_of_annotated_sampling_show_the_crime_only(tmp_path: Path) -> None:

@@ -37,3 +37,12 @@ def test_the_file_is_not_there_before_the_block_ends(tmp_path: Path) -> None:
 def test_nan_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         atomic.write_json(tmp_path / "a.json", float("nan"))
+
+
+def test_a_link_in_place_of_the_temporary_file_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("mine")
+    atomic.partial_path(tmp_path / "a.json").symlink_to(tmp_path / "other")
+    atomic.write_json(tmp_path / "a.json", 1)
+    assert (tmp_path / "other").read_text() == "mine"
+    assert (tmp_path / "a.json").read_text() == "1\n"
+    assert not (tmp_path / "a.json").is_symlink()

@@ -9,7 +9,7 @@ import pytest
 
 from vidshard.util import console
 from vidshard.util.console import ExitCodeGroup, Progress
-from vidshard.util.errors import UserError
+from vidshard.util.errors import FormatError, UserError
 from vidshard.util.options import command
 
 
@@ -25,6 +25,9 @@ def run(what: str) -> int | None:
         raise UserError("no folder x: build it first")
     if what == "disk":
         raise OSError(errno.ENOSPC, "No space left on device", "shard-000000.tar")
+    if what in ("limit", "read"):
+        fault = OSError(errno.EMFILE, "Too many open files", "index.npz" if what == "limit" else None)
+        raise FormatError("index.npz is damaged; build again") from fault
     if what == "interrupt":
         raise KeyboardInterrupt
     if what == "bug":
@@ -43,6 +46,12 @@ def run(what: str) -> int | None:
         (["--help"], 0, ""),
         (["run", "user"], 1, "error: no folder x: build it first\n"),
         (["run", "disk"], 1, "error: No space left on device: shard-000000.tar; free some space and run the same"),
+        (
+            ["run", "limit"],
+            1,
+            "error: Too many open files: index.npz; raise the limit of open files (ulimit -n) and run",
+        ),
+        (["run", "read"], 1, "error: Too many open files: index.npz is damaged; raise the limit of open files (ulimit"),
         (["run", "interrupt"], 1, "interrupted; run the same command again"),
     ],
 )
@@ -67,6 +76,34 @@ def test_a_command_may_explain_how_to_continue(
         cli.main(["run", what])
     assert ended.value.code == 1
     assert capsys.readouterr().err.strip().endswith("add --resume")
+
+
+@pytest.mark.parametrize(
+    ("error", "what"),
+    [
+        (OSError(errno.EMFILE, "Too many open files", "a"), "Too many open files: a; raise the limit of open files"),
+        (OSError(errno.ENFILE, "Too many open files", "a"), "Too many open files: a; raise the limit of open files"),
+        (OSError(errno.ESTALE, "Stale file handle", "a"), "Stale file handle: a; check the network disk"),
+        (OSError(errno.ETIMEDOUT, "Connection timed out", "a"), "Connection timed out: a; check the network disk"),
+        (OSError(errno.EIO, "Input/output error", "a\nb\x1b[2J"), r"Input/output error: a\nb\x1b[2J; check the disk"),
+        (MemoryError(), "the memory is used up; free some, or use smaller batches,"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "the memory is used up; free some"),
+    ],
+)
+def test_a_fault_of_the_machine_is_one_line(
+    error: Exception, what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli.commands["run"], "callback", fail)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", "x"])
+    assert ended.value.code == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {what}")
+    assert told.count("\n") == 1
+    assert "the same command again" in told
 
 
 def test_an_error_that_is_ours_keeps_its_traceback() -> None:

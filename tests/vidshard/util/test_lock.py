@@ -54,13 +54,29 @@ def test_a_later_process_with_the_same_number_is_not_the_holder(tmp_path: Path) 
         assert json.loads((tmp_path / "lock").read_text())["started"] == folder_lock.process_start(os.getpid())
 
 
-@pytest.mark.parametrize("content", [{"host": "another"}, None])
-def test_the_lock_of_another_or_unknown_host_expires(tmp_path: Path, content: dict[str, str] | None) -> None:
-    lock = tmp_path / "lock"
-    lock.touch() if content is None else lock_of(lock, **content)
+def test_the_lock_of_another_host_expires(tmp_path: Path) -> None:
+    lock = lock_of(tmp_path / "lock", host="another")
     with pytest.raises(UserError, match="is being built by"), hold_lock(lock, what="out"):
         pass
     old = time.time() - folder_lock.STALE_SECONDS - 1
     os.utime(lock, (old, old))
     with hold_lock(lock, what="out"):
         assert json.loads(lock.read_text())["host"] == socket.gethostname()
+
+
+def test_a_lock_of_nobody_ends_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process may be killed after it created the lock and before it wrote its name."""
+    (tmp_path / "lock").touch()
+    monkeypatch.setattr(folder_lock, "EMPTY_SECONDS", 0.1)
+    monkeypatch.setattr(folder_lock, "_WAIT_SECONDS", 0.05)
+    with hold_lock(tmp_path / "lock", what="out"):
+        assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+
+
+def test_a_holder_that_is_about_to_write_its_name_keeps_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lock").touch()
+    monkeypatch.setattr(folder_lock.time, "sleep", lambda _: lock_of(tmp_path / "lock", host="another"))
+    with pytest.raises(UserError, match="on another; wait for it"), hold_lock(tmp_path / "lock", what="out"):
+        pass
