@@ -107,9 +107,8 @@ def read_web_loader(folder: Path) -> Iterator[Sample]:
 def read_ray(folder: Path) -> Iterator[Sample]:
     import ray
 
-    ray.init(
-        num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error", object_store_memory=1 << 28
-    )
+    options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+    ray.init(address="local", num_cpus=2, object_store_memory=1 << 28, **options)
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield from of_dicts(ray.data.read_webdataset(shards_of(folder)).iter_rows())
     ray.shutdown()
