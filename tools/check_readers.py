@@ -30,6 +30,7 @@ import numpy as np
 
 from vidshard.shards import layout
 from vidshard.shards.layout import SampleRecord
+from vidshard.shards.manifest import read_manifest
 from vidshard.shards.set_writer import ShardSetWriter
 
 CLASSES = [("Abuse", 1, 30), ("Burglary", 1, 8), ("NormalVideos", 0, 6), (None, -1, 4)]  # name, label, clips
@@ -37,12 +38,17 @@ SHAPE = (4, 32, 48, 3)
 Sample = tuple[str, np.ndarray, dict[str, Any]]  # key, clip, record
 
 
-def write_set(folder: Path) -> None:
+def write_set(folder: Path, *, label_member: bool = False) -> None:
     generator = np.random.default_rng(0)
     clip_bytes = int(np.prod(SHAPE))
     number = 0
     with ShardSetWriter(
-        folder, clip_len=SHAPE[0], size=SHAPE[1:3], split="Train", shard_mb=6 * clip_bytes / 2**20
+        folder,
+        clip_len=SHAPE[0],
+        size=SHAPE[1:3],
+        split="Train",
+        shard_mb=6 * clip_bytes / 2**20,
+        label_member=label_member,
     ) as writer:
         for name, label, count in CLASSES:
             for n in range(count):
@@ -62,14 +68,16 @@ def shards_of(folder: Path) -> list[str]:
 
 
 def written(folder: Path) -> Iterator[Sample]:
+    label_member = read_manifest(folder).label_member
     for path in shards_of(folder):
         with open(path, "rb") as file:
-            for key, payload, record, _ in layout.read_shard(file):
+            for key, payload, record, _ in layout.read_shard(file, label_member=label_member):
                 yield key, np.load(io.BytesIO(payload)), json.loads(record.to_json())
 
 
 def of_dicts(samples: Iterable[dict[str, Any]]) -> Iterator[Sample]:
     for sample in samples:
+        assert sample.get("cls", sample["json"]["label"]) == sample["json"]["label"], sample["__key__"]
         yield sample["__key__"], np.asarray(sample["npy"], np.uint8), sample["json"]
 
 
@@ -99,9 +107,8 @@ def read_web_loader(folder: Path) -> Iterator[Sample]:
 def read_ray(folder: Path) -> Iterator[Sample]:
     import ray
 
-    ray.init(
-        num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error", object_store_memory=1 << 28
-    )
+    options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+    ray.init(address="local", num_cpus=2, object_store_memory=1 << 28, **options)
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield from of_dicts(ray.data.read_webdataset(shards_of(folder)).iter_rows())
     ray.shutdown()
@@ -263,6 +270,7 @@ def check_apart(name: str, folder: Path) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=READERS, default=list(READERS))
+    parser.add_argument("--label-member", action="store_true", help="Write the set in format version 2.")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # read this one: what the children do
     options = parser.parse_args()
     if options.folder is not None:
@@ -272,7 +280,7 @@ def main() -> int:
     results = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "set"
-        write_set(folder)
+        write_set(folder, label_member=options.label_member)
         for name in options.only:
             results[name] = result = check_apart(name, folder)
             if "missing" in result:

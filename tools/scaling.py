@@ -25,14 +25,18 @@ FPS = 30
 SECONDS_OF_VIDEO = 128 * 3600 / 1900  # the mean of UCF-Crime: 128 hours in 1,900 videos
 KEYFRAME_DISTANCE = 250  # frames, x264's default
 
-# tools/bench_build.py --quick, 2026-11-25, machine A of docs/BENCHMARKS.md: 320×240 at 1.4 Mb/s, every frame to 112×112
-FRAMES_PER_CPU_SECOND = {"pyav": 2003, "decord": 1202, "opencv": 1250}
-# tools/scaling.py --measure, 2026-11-25, machine A: packets of such a video; and the bytes of its packet table
-PACKETS_PER_CPU_SECOND = 88_000
+# All on 2026-11-30, on machine A of docs/BENCHMARKS.md while other processes kept its two cores busy: processor time.
+# tools/bench_build.py --quick --only dense: 320×240 at 1.4 Mb/s, every frame to 112×112
+FRAMES_PER_CPU_SECOND = {"pyav": 1329, "decord": 863, "opencv": 817}
+# tools/scaling.py --measure, median of three: packets of such a video; and the bytes of its packet table
+PACKETS_PER_CPU_SECOND = 71_000
 PACKET_TABLE_BYTES_PER_FRAME = 16
-# tools/bench_index.py, 2026-11-25, machine A, for a million clips in 9,010 shards; processor time
-OPEN_SECONDS_PER_MILLION, PLAN_SECONDS_PER_MILLION = 0.27, 0.06
-MEMORY_BYTES_PER_CLIP = 83  # of each process that reads
+# tools/bench_index.py, for a million clips in 9,010 shards
+OPEN_SECONDS_PER_MILLION, PLAN_SECONDS_PER_MILLION = 0.16, 0.10
+MEMORY_BYTES_PER_CLIP = 69  # of each process that reads
+# tools/bench_finalize.py --grow: 66.6 million clips of 600,000 videos; without --grow, in 600,000 shards
+FINALIZE_SECONDS_PER_MILLION = 0.86
+FINALIZE_BYTES_PER_VIDEO, FINALIZE_BYTES_PER_SHARD = 1500, 600
 # planner.sample_bytes: exact for raw, upper estimates for the others
 CLIP_BYTES = {codec: shard_plan.sample_bytes(SHAPE, codec=codec) for codec in ("raw", "zstd", "jpeg")}
 SHARD_MB = 64
@@ -99,10 +103,13 @@ def build_table(hours: float) -> str:
         clips = sampling.clips * videos
         decoding = (number(sampling.frames * videos / rate / 3600) for rate in FRAMES_PER_CPU_SECOND.values())
         stored = (size(clips * num_bytes) for num_bytes in CLIP_BYTES.values())
-        shards = clips / shard_plan.grown(shard_plan.clips_per_shard(SHAPE, SHARD_MB), round(clips))
-        rows.append([sampling.name, number(clips), *decoding, *stored, number(max(1, shards))])
+        rows.append([sampling.name, number(clips), *decoding, *stored, number(num_shards(clips))])
     header = ["sampling", "clips", *(f"core-hours {name}" for name in FRAMES_PER_CPU_SECOND), *CLIP_BYTES, "shards"]
     return table(header, rows)
+
+
+def num_shards(clips: float) -> float:
+    return max(1, clips / shard_plan.grown(shard_plan.clips_per_shard(SHAPE, SHARD_MB), round(clips)))
 
 
 def open_table(all_hours: list[float]) -> str:
@@ -111,6 +118,7 @@ def open_table(all_hours: list[float]) -> str:
         videos = hours * 3600 / SECONDS_OF_VIDEO
         for sampling in samplings():
             clips = sampling.clips * videos
+            memory = videos * FINALIZE_BYTES_PER_VIDEO + num_shards(clips) * FINALIZE_BYTES_PER_SHARD
             index = clips * CLIP_ROW.itemsize + videos * (VIDEO_ROW.itemsize + VIDEO_NAME_BYTES)
             rows.append(
                 [
@@ -119,9 +127,12 @@ def open_table(all_hours: list[float]) -> str:
                     size(clips * MEMORY_BYTES_PER_CLIP),
                     number(clips / 1e6 * OPEN_SECONDS_PER_MILLION) + " s",
                     number(clips / 1e6 * PLAN_SECONDS_PER_MILLION) + " s",
+                    number(clips / 1e6 * FINALIZE_SECONDS_PER_MILLION) + " s",
+                    size(memory),
                 ]
             )
-    return table(["set", "index.npz", "memory of a process", "opened in", "epoch planned in"], rows)
+    header = ["set", "index.npz", "memory of a process", "opened in", "epoch planned in"]
+    return table([*header, "finalized in", "memory of finalize"], rows)
 
 
 def plan_table(all_hours: list[float]) -> str:

@@ -32,6 +32,7 @@ class CopyJob:
     rows: tuple[Rows, ...]  # per chunk: its rows of the old index
     folder: Path  # of the finished set
     decoder: str  # the decoder that read the video
+    label_member: bool  # of the set
 
 
 def run_job(job: DecodeJob | CopyJob) -> Decoded | VideoFailure:
@@ -41,11 +42,13 @@ def run_job(job: DecodeJob | CopyJob) -> Decoded | VideoFailure:
 
 def _copy_chunks(job: CopyJob) -> Decoded:
     pairs = zip(job.fragment_paths, job.rows, strict=True)
-    copied = tuple(copy_samples(job.folder, rows, fragment_path) for fragment_path, rows in pairs)
+    copied = tuple(
+        copy_samples(job.folder, rows, fragment_path, label_member=job.label_member) for fragment_path, rows in pairs
+    )
     return Decoded(decoder=job.decoder, rows=copied)
 
 
-def copy_samples(folder: Path, rows: Rows, fragment_path: Path) -> Rows:
+def copy_samples(folder: Path, rows: Rows, fragment_path: Path, *, label_member: bool) -> Rows:
     """Copy samples from the shards in `folder` to a fragment file; return their rows, relative to the fragment.
 
     Raises OSError if the fragment cannot be written, FormatError on a damaged shard.
@@ -57,7 +60,12 @@ def copy_samples(folder: Path, rows: Rows, fragment_path: Path) -> Rows:
             path = folder / layout.shard_name(int(row["shard"]))
             with open(path, "rb") as shard:
                 sample = layout.read_sample(
-                    shard, int(row["offset"]), int(row["size"]), crc32=int(row["crc32"]), where=str(path)
+                    shard,
+                    int(row["offset"]),
+                    int(row["size"]),
+                    crc32=int(row["crc32"]),
+                    where=str(path),
+                    label_member=label_member,
                 )
             fragment.write(sample)
             row["offset"] = size + layout.TAR_BLOCK
@@ -165,4 +173,5 @@ class ExistingSet:
             rows=tuple(rows[chunk.clip_start : chunk.clip_stop] for chunk in chunks),
             folder=self.shards.folder,
             decoder=self._decoder(number),
+            label_member=self.shards.manifest.label_member,
         )

@@ -448,7 +448,7 @@ class BuildRun:
             granted = _BYTES_PER_TIMEOUT_CHECKED if job.full_check or job.allow_damaged else _BYTES_PER_TIMEOUT
             extra = max(0, file_bytes(self.source, video)) / granted
             seconds = self.config.timeout_seconds * (1 + extra) + self._download_seconds(video)
-            yield Task(argument=job, timeout_seconds=seconds)
+            yield Task(argument=job, timeout_seconds=seconds, name=video.path)
 
     def _download_seconds(self, video: Video) -> float:
         """Return the download time limit for a video in seconds, retries included."""
@@ -472,6 +472,11 @@ class BuildRun:
     @property
     def _shard_clips(self) -> int:
         return shard_plan.clips_per_shard(self.config.shape, self.config.shard_mb)
+
+    @property
+    def _sample_bytes(self) -> int:
+        config = self.config
+        return shard_plan.sample_bytes(config.shape, codec=config.codec, label_member=config.label_member)
 
     def decode(self, plan: Plan, probes: Sequence[Probe], shards: range | None = None) -> list[ShardRecord]:
         """Decode everything not yet committed; return the records of all shards, or of those in `shards`, in order."""
@@ -569,8 +574,7 @@ class BuildRun:
                 count += sum(chunk.num_clips for chunk in job.chunks)
             for path in job.fragment_paths:
                 path.unlink(missing_ok=True)
-        estimate = shard_plan.sample_bytes(self.config.shape, codec=self.config.codec)
-        return (seconds / count, size / count, count) if count else (0.0, float(estimate), 0)
+        return (seconds / count, size / count, count) if count else (0.0, float(self._sample_bytes), 0)
 
     def _decode_tasks(self, todo: Mapping[int, Chunk], probes: Sequence[Probe], joiner: ShardJoiner) -> Iterator[Task]:
         share = sum(chunk.num_clips for chunk in todo.values()) // (_TASKS_PER_WORKER * self.executor.config.workers)
@@ -600,7 +604,7 @@ class BuildRun:
                 damaged=probes[number].damage is not None,
             )
         seconds = self.config.timeout_seconds * (1 + extra) + self._download_seconds(video)
-        return Task(argument=job, timeout_seconds=seconds)
+        return Task(argument=job, timeout_seconds=seconds, name=video.path)
 
     def _value(self, result: TaskResult, video: Video) -> Any:
         """Return the task's result, or a VideoFailure if the worker crashed or raised an unexpected error."""
@@ -649,9 +653,7 @@ class BuildRun:
         )
 
     def _check_free_disk(self, chunks: Sequence[Chunk]) -> None:
-        needed = shard_plan.needed_bytes(
-            chunks, self.config.shape, shard_clips=self._shard_clips, codec=self.config.codec
-        )
+        needed = shard_plan.needed_bytes(chunks, shard_clips=self._shard_clips, sample_bytes=self._sample_bytes)
         free = shutil.disk_usage(self.state.path).free
         if needed > free:
             num_clips = sum(chunk.num_clips for chunk in chunks)

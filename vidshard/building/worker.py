@@ -239,7 +239,9 @@ class _Decoding:
             stream = clips_of(frames, self.needed, self.wanted)
             rows = []
             for chunk, fragment_path in zip(job.chunks, job.fragment_paths, strict=True):
-                with FragmentWriter(fragment_path, codec=job.config.codec) as fragment:
+                with FragmentWriter(
+                    fragment_path, codec=job.config.codec, label_member=job.config.label_member
+                ) as fragment:
                     for clip_index in range(chunk.clip_start, chunk.clip_stop):
                         clip = next(stream)
                         if clip.shape != self.shape.thwc:

@@ -42,6 +42,7 @@ class Task:
 
     argument: Any  # picklable
     timeout_seconds: float
+    name: str = ""  # shown by schedulers, such as the path of the video
 
 
 @dataclass

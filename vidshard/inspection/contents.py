@@ -57,7 +57,7 @@ def contents_text(about: Mapping[str, Any]) -> str:
     videos, seconds = about["videos"], about["seconds"]
     lines = [
         f"{about['folder']}: split {about['split'] or 'none'}, clips uint8 {tuple(about['clip_shape'])}, "
-        f"{about['codec']}",
+        f"{about['codec']}{', with label members' if about['settings'].get('label_member') else ''}",
         f"  videos       {', '.join(f'{count:,} {name}' for name, count in videos.items())}",
         f"  clips        {about['clips']:,} in {counted(about['shards'], 'shard')}, {about['bytes'] / 1e6:,.1f} MB",
         f"  sampling     {_sampling(about['settings'])}",

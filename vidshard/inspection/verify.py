@@ -412,7 +412,8 @@ class _ShardCheck:
 
     def _read_sample_faults(self, data: bytes, row: int, index: Index, *, intact: bool) -> Iterator[str]:
         size = int(index.clips["size"][row])
-        samples = list(layout.read_shard(io.BytesIO(data + layout.end_of_shard())))
+        label_member = self.manifest.label_member
+        samples = list(layout.read_shard(io.BytesIO(data + layout.end_of_shard()), label_member=label_member))
         if len(samples) != 1:
             yield f"there are {len(samples)} samples where the index has one"
             return
@@ -426,7 +427,7 @@ class _ShardCheck:
         yield from index.record_faults(record, row)
         if intact:  # damage has already been reported
             self._decode(payload)
-        expected = layout.join_members(record, payload, codec=self.manifest.codec)
+        expected = layout.join_members(record, payload, codec=self.manifest.codec, label_member=label_member)
         if data != expected:
             size = min(len(data), len(expected))
             same = np.frombuffer(data, np.uint8, size) == np.frombuffer(expected, np.uint8, size)
@@ -442,7 +443,7 @@ class _ShardCheck:
         known = set()
         with open(path, "rb") as file:
             try:
-                for key, payload, record, _ in layout.read_shard(file):
+                for key, payload, record, _ in layout.read_shard(file, label_member=self.manifest.label_member):
                     if key in known:
                         yield _fault("occurs twice", file=path.name, key=key)
                     known.add(key)

@@ -82,6 +82,9 @@ class BuildConfig:
         group=_FRAMES,
         choices=(decoders.AUTO, *decoders.LIBRARIES),
     )
+    label_member: bool = option(
+        False, help="Add the label of each clip as a member of its own, .cls (format version 2).", group=_FRAMES
+    )
     shard_mb: int = option(64, help="Amount of pixel data in a full shard, in MiB.", group=_FRAMES, above=0)
     full_check: bool = option(False, help="Decode every frame of each video, and reject damaged videos.", group=_CHECKS)
     allow_damaged: bool = option(

@@ -40,6 +40,7 @@ def build_settings(config: BuildConfig) -> dict[str, Any]:
         "limit": config.limit,
         "seed": config.seed,
         "shard_mb": config.shard_mb,
+        **({"label_member": True} if config.label_member else {}),  # sets without stay as they were
     }
 
 

@@ -158,18 +158,19 @@ def group_chunks(chunks: Mapping[int, Chunk], *, max_clips: int) -> list[tuple[i
     return [tuple(group) for group in groups]
 
 
-def sample_bytes(shape: ClipShape, *, codec: str = "raw") -> int:
+def sample_bytes(shape: ClipShape, *, codec: str = "raw", label_member: bool = False) -> int:
     """Estimate the bytes of a sample in its shard: exact for a raw clip, approximate for the rest."""
     clip = TAR_BLOCK + padded(len(npy_header(shape)) + int(shape.num_bytes * _CODEC_SHARE[codec]))
-    return clip + TAR_BLOCK + padded(_RECORD_BYTES + _RECORD_BYTES_PER_FRAME * shape.num_frames)
+    label = 2 * TAR_BLOCK if label_member else 0
+    return clip + TAR_BLOCK + padded(_RECORD_BYTES + _RECORD_BYTES_PER_FRAME * shape.num_frames) + label
 
 
-def needed_bytes(chunks: Sequence[Chunk], shape: ClipShape, *, shard_clips: int, codec: str = "raw") -> int:
+def needed_bytes(chunks: Sequence[Chunk], *, shard_clips: int, sample_bytes: int) -> int:
     """Return the peak disk space in bytes that decoding these chunks needs.
 
     Decoded fragments exist next to the shards until they are joined, and one shard at a time exists twice.
     """
-    return (sum(chunk.num_clips for chunk in chunks) + shard_clips) * sample_bytes(shape, codec=codec) if chunks else 0
+    return (sum(chunk.num_clips for chunk in chunks) + shard_clips) * sample_bytes if chunks else 0
 
 
 def share_shards(costs: Sequence[int], num_tasks: int) -> list[range]:

@@ -45,6 +45,7 @@ def dataset_card(manifest: Manifest) -> str:
         "jpeg": "    dtype: image\n",
     }[manifest.codec]
     record = "".join(f"    - name: {name}\n      {kind}\n" for name, kind in sorted(_RECORD.items()))
+    label = "  - name: cls\n    dtype: int64\n" if manifest.label_member else ""
     classes = "".join(
         f"| {_cell(row.name or '(no class)')} | {row.label} | {row.videos:,} | {row.clips:,} |\n"
         for row in manifest.classes
@@ -59,7 +60,7 @@ dataset_info:
   - name: {layout.CODEC_SUFFIX[manifest.codec].removeprefix(".")}
 {pixels}  - name: json
     struct:
-{record}  - name: __key__
+{record}{label}  - name: __key__
     dtype: string
   - name: __url__
     dtype: string

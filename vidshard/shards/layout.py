@@ -30,7 +30,7 @@ from vidshard.shards import codecs
 from vidshard.util.errors import FormatError
 
 FORMAT_NAME = "vidshard"
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = (1, 2)  # in 2, each sample has a third member, with its label
 
 # All file names of a shard folder.
 MANIFEST_NAME = "manifest.json"
@@ -45,6 +45,7 @@ INDEX_PATTERN = re.compile(r"index(-\d{6,})?\.npz")
 CODEC_SUFFIX = {"raw": ".npy", "zstd": ".npy.zst", "jpeg": ".jpg"}
 READABLE_CODECS = tuple(CODEC_SUFFIX)
 RECORD_SUFFIX = ".json"
+LABEL_SUFFIX = ".cls"
 MAX_PACKED_CLIP_BYTES = 256 << 20  # pixels of a compressed clip: a few bytes can unpack to any number
 
 NORMAL_LABEL = 0
@@ -209,7 +210,7 @@ class SampleRecord:
             record._check_types()
             return record
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise FormatError(f"the sample record is not in format version {FORMAT_VERSION}: {error!r:.300}") from error
+            raise FormatError(f"the sample record is not in a known format version: {error!r:.300}") from error
 
     def _check_types(self) -> None:
         """Raise ValueError if a value is of the wrong type or out of range."""
@@ -295,16 +296,20 @@ def npy_header(shape: ClipShape) -> bytes:
     return buffer.getvalue()
 
 
-def encode_sample(record: SampleRecord, clip: Clip, *, codec: str = "raw") -> tuple[bytes, Member]:
-    """Encode a sample as the bytes of its two tar members (headers and padding included) and the position of its clip.
+def encode_sample(
+    record: SampleRecord, clip: Clip, *, codec: str = "raw", label_member: bool = False
+) -> tuple[bytes, Member]:
+    """Encode a sample as the bytes of its tar members (headers and padding included) and the position of its clip.
 
     `clip`: uint8 (T, H, W, 3). The bytes depend only on the arguments.
     """
-    pieces, member = encode_pieces(record, clip, codec=codec)
+    pieces, member = encode_pieces(record, clip, codec=codec, label_member=label_member)
     return b"".join(pieces), member
 
 
-def encode_pieces(record: SampleRecord, clip: Clip, *, codec: str = "raw") -> tuple[list[Piece], Member]:
+def encode_pieces(
+    record: SampleRecord, clip: Clip, *, codec: str = "raw", label_member: bool = False
+) -> tuple[list[Piece], Member]:
     """Encode a sample like `encode_sample`, in pieces to be written in order: raw pixels are not copied."""
     if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[3] != 3:
         raise ValueError(f"clip {record.key!r} is {clip.dtype} {clip.shape}, expected uint8 (T, H, W, 3)")
@@ -313,12 +318,12 @@ def encode_pieces(record: SampleRecord, clip: Clip, *, codec: str = "raw") -> tu
     for piece in payload:
         crc32 = zlib.crc32(piece, crc32)
     member = Member(offset=TAR_BLOCK, size=sum(map(len, payload)), crc32=crc32)
-    return _member_pieces(record, payload, codec=codec), member
+    return _member_pieces(record, payload, codec=codec, label_member=label_member), member
 
 
-def join_members(record: SampleRecord, payload: Piece, *, codec: str) -> bytes:
-    """Return the two tar members of a sample whose clip is already encoded."""
-    return b"".join(_member_pieces(record, [payload], codec=codec))
+def join_members(record: SampleRecord, payload: Piece, *, codec: str, label_member: bool = False) -> bytes:
+    """Return the tar members of a sample whose clip is already encoded."""
+    return b"".join(_member_pieces(record, [payload], codec=codec, label_member=label_member))
 
 
 def encode_clip(clip: Clip, *, codec: str) -> bytes:
@@ -326,9 +331,14 @@ def encode_clip(clip: Clip, *, codec: str) -> bytes:
     return b"".join(_clip_pieces(clip, codec=codec))
 
 
-def _member_pieces(record: SampleRecord, payload: Sequence[Piece], *, codec: str) -> list[Piece]:
+def _member_pieces(record: SampleRecord, payload: Sequence[Piece], *, codec: str, label_member: bool) -> list[Piece]:
     key = record.key
-    return _tar_member(key + CODEC_SUFFIX[codec], payload) + _tar_member(key + RECORD_SUFFIX, [record.to_json()])
+    pieces = _tar_member(key + CODEC_SUFFIX[codec], payload) + _tar_member(key + RECORD_SUFFIX, [record.to_json()])
+    return pieces + (_tar_member(key + LABEL_SUFFIX, [_label_text(record)]) if label_member else [])
+
+
+def _label_text(record: SampleRecord) -> bytes:
+    return str(record.label).encode("ascii")
 
 
 def _clip_pieces(clip: Clip, *, codec: str) -> list[Piece]:
@@ -362,10 +372,11 @@ def end_of_shard() -> bytes:
     return bytes(2 * TAR_BLOCK)
 
 
-def read_shard(file: IO[bytes]) -> Iterator[tuple[str, bytes, SampleRecord, int]]:
+def read_shard(file: IO[bytes], *, label_member: bool = False) -> Iterator[tuple[str, bytes, SampleRecord, int]]:
     """Yield the samples of an open shard in order: key, bytes of the encoded clip, record, offset of the clip.
 
-    Reads front to back. Raises FormatError on anything that is not a shard of this format, including a truncated one.
+    `label_member`: that of the manifest. Reads front to back. Raises FormatError on anything that is not a shard of
+    this format, including a truncated one.
     """
     offset = 0
     while True:
@@ -380,6 +391,13 @@ def read_shard(file: IO[bytes]) -> Iterator[tuple[str, bytes, SampleRecord, int]
         clip_names = {record.key + suffix for suffix in CODEC_SUFFIX.values()}
         if clip_name not in clip_names or record_name != record.key + RECORD_SUFFIX:
             raise FormatError(f"members {clip_name!r}, {record_name!r} do not belong to sample {record.key!r}")
+        if label_member:
+            label = _read_member(file, offset)
+            offset += TAR_BLOCK + padded(len(label[1]))
+            if label != (expected := (record.key + LABEL_SUFFIX, _label_text(record))):
+                raise FormatError(
+                    f"member {label[0]!r} is {label[1]!r:.20}, expected {expected[0]!r} with {expected[1]!r}"
+                )
         yield record.key, payload, record, clip_offset
 
 
@@ -391,8 +409,10 @@ def read_record(file: IO[bytes], clip_offset: int, clip_size: int) -> SampleReco
     return SampleRecord.from_json(text)
 
 
-def read_sample(file: IO[bytes], clip_offset: int, clip_size: int, *, crc32: int, where: str) -> bytes:
-    """Return all bytes of the sample whose clip is at `clip_offset`: both members, ready for another shard.
+def read_sample(
+    file: IO[bytes], clip_offset: int, clip_size: int, *, crc32: int, where: str, label_member: bool = False
+) -> bytes:
+    """Return all bytes of the sample whose clip is at `clip_offset`: all members, ready for another shard.
 
     Raises FormatError, naming `where`, if the clip's CRC-32 differs from `crc32`.
     """
@@ -403,7 +423,8 @@ def read_sample(file: IO[bytes], clip_offset: int, clip_size: int, *, crc32: int
     header = file.read(TAR_BLOCK)
     file.seek(clip_offset + padded(clip_size))
     _, text = _read_member(file, clip_offset + padded(clip_size))
-    return clip + header + text + bytes(padded(len(text)) - len(text))
+    label = file.read(2 * TAR_BLOCK if label_member else 0)
+    return clip + header + text + bytes(padded(len(text)) - len(text)) + label
 
 
 def padded(size: int) -> int:

@@ -170,6 +170,11 @@ class Manifest:
         return 1 + len(self.extended)
 
     @property
+    def label_member(self) -> bool:
+        """True if each sample has a member with its label: format version 2."""
+        return self.settings.get("label_member") is True
+
+    @property
     def index_name(self) -> str:
         return layout.index_name(self.generation)
 
@@ -203,7 +208,7 @@ class Manifest:
     def _fields(self) -> dict[str, Any]:
         return {
             "format": layout.FORMAT_NAME,
-            "format_version": layout.FORMAT_VERSION,
+            "format_version": 2 if self.label_member else 1,
             "generation": self.generation,
             "split": self.split,
             "clip_shape": dataclasses.asdict(self.clip_shape),
@@ -248,10 +253,10 @@ class Manifest:
             raise _no_json(where, error) from error
         if named["format"] != layout.FORMAT_NAME:
             raise FormatError(f"{where} has format {named['format']!r}, expected {layout.FORMAT_NAME!r}")
-        if named["format_version"] != layout.FORMAT_VERSION:
+        if named["format_version"] not in layout.FORMAT_VERSIONS:
             raise FormatError(
-                f"{where} has format version {named['format_version']!r}, but this vidshard reads only "
-                f"version {layout.FORMAT_VERSION}; install the vidshard that wrote it, or build again"
+                f"{where} has format version {named['format_version']!r}, but this vidshard reads only versions "
+                f"{' and '.join(map(str, layout.FORMAT_VERSIONS))}; install the vidshard that wrote it, or build again"
             )
         if named["codec"] not in layout.READABLE_CODECS:
             readable = ", ".join(layout.READABLE_CODECS)

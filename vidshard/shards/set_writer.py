@@ -147,6 +147,7 @@ class ShardSetWriter:
         settings: How the clips were cut, such as ``{"mode": "dense", "clip_len": 16}``. Stored in the manifest.
         packages: Name → version of the packages that produced the clips. Stored in the manifest.
         shard_mb: Size in MiB at which a shard is closed and the next one begins.
+        label_member: Add a member ``<key>.cls`` with the label to each sample (format version 2).
 
     Raises:
         UserError: The folder is not empty, or `codec` is unknown or needs a package that is not installed.
@@ -161,7 +162,7 @@ class ShardSetWriter:
     1
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # public
         self,
         folder: str | os.PathLike[str],
         *,
@@ -172,6 +173,7 @@ class ShardSetWriter:
         settings: Mapping[str, Any] | None = None,
         packages: Mapping[str, str] | None = None,
         shard_mb: float = DEFAULT_SHARD_MB,
+        label_member: bool = False,
     ) -> None:
         height, width = (size, size) if isinstance(size, int) else size
         self.folder = Path(folder)
@@ -183,6 +185,9 @@ class ShardSetWriter:
             raise UserError(f"{self.folder} is not empty; choose another folder, or delete this one")
         self.split, self.codec = split, codec
         self._settings = dict(settings) if settings is not None else {"clip_len": clip_len}
+        self._label_member = label_member
+        if label_member:
+            self._settings["label_member"] = True
         self._packages = dict(packages or {"numpy": np.__version__})
         self._shard_bytes = shard_mb * 2**20
         self._videos: dict[str, VideoEntry] = {}
@@ -335,7 +340,9 @@ class ShardSetWriter:
         if record.key in self._keys:
             raise ValueError(f"clip {record.key!r} was already added")
         if self._fragment is None:
-            self._fragment = writer.FragmentWriter(self._fragment_path, codec=self.codec)
+            self._fragment = writer.FragmentWriter(
+                self._fragment_path, codec=self.codec, label_member=self._label_member
+            )
         self._fragment.append(record, clip)
         self._keys.add(record.key)
         self._last = record

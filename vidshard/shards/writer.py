@@ -30,8 +30,8 @@ class FragmentWriter:
     `rows` are the index rows of the samples; `offset` counts from the start of the fragment; `shard` and `video` are 0.
     """
 
-    def __init__(self, path: Path, *, codec: str = "raw") -> None:
-        self._codec = codec
+    def __init__(self, path: Path, *, codec: str = "raw", label_member: bool = False) -> None:
+        self._codec, self._label_member = codec, label_member
         self._file = open(path, "wb")  # noqa: SIM115
         self._size = 0
         self._rows: list[tuple[int, ...]] = []
@@ -55,7 +55,7 @@ class FragmentWriter:
 
     def append(self, record: SampleRecord, clip: Clip) -> None:
         """Write one sample. `clip`: uint8 (T, H, W, 3). Raises OSError (disk full)."""
-        pieces, member = layout.encode_pieces(record, clip, codec=self._codec)
+        pieces, member = layout.encode_pieces(record, clip, codec=self._codec, label_member=self._label_member)
         self._file.writelines(pieces)
         flags = layout.flags_to_bits(record.flags)
         self._rows.append(

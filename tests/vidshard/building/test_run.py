@@ -362,7 +362,7 @@ def test_a_video_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
 def test_an_unknown_format_version_is_refused(source: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "manifest.json").write_text(json.dumps({"format": "vidshard", "format_version": 99}))
-    with pytest.raises(FormatError, match="has format version 99, but this vidshard reads only version 1"):
+    with pytest.raises(FormatError, match="has format version 99, but this vidshard reads only versions 1 and 2"):
         build(BuildConfig(source=source, out=tmp_path / "out", **SMALL))
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,9 +19,11 @@ from builds import OPTIONS, digests, run
 from tiny_videos import make_broken_video, make_tiny_videos
 from vidshard.util.lock import process_start
 
-pytest.importorskip("ray", reason="ray is not installed: pip install '.[ray]'")
+ray = pytest.importorskip("ray", reason="ray is not installed: pip install '.[ray]'")
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the tests look for processes in /proc")
 
+HEALTH = {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "2"}
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # of a cluster of several processes
 COMMAND = [sys.executable, "-c", "from vidshard.cli.main import main; main()", "build"]
 
 
@@ -100,3 +104,86 @@ def test_without_ray_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     result = run(source, tmp_path / "out", "--executor", "ray")
     assert result.exit_code == 1
     assert "pip install 'vidshard[ray]'" in result.stderr
+
+
+@pytest.fixture
+def ray_nodes() -> Iterator[Callable[..., int]]:
+    """Start the processes of a Ray cluster: `ray_nodes("--head", …)` returns the process ID."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*arguments: str) -> int:
+        command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
+        options = ["--object-store-memory", str(100 << 20), *arguments]
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        started.append(subprocess.Popen([*command, *options], env={**os.environ, **TOKEN, **HEALTH}, **silent))
+        return started[-1].pid
+
+    yield start
+    for process in reversed(started):
+        below = descendants(process.pid)
+        process.kill()
+        process.wait()
+        for pid, (since, _) in below.items():
+            if since is not None and process_start(pid) == since:
+                os.kill(pid, signal.SIGKILL)
+
+
+def accepts(address: str) -> bool:
+    """Return True if a server listens at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    with socket.socket() as client:
+        return client.connect_ex((host, int(port))) == 0
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_a_node_is_lost_in_mid_decode_and_one_joins_late(tmp_path: Path, ray_nodes: Callable[..., int]) -> None:
+    source = make_tiny_videos(
+        tmp_path / "source", {f"{c}/{i}.mp4": 40 for c in ("Abuse", "NormalVideos") for i in range(8)}
+    )
+    assert run(source, tmp_path / "expected").exit_code == 0
+    port = free_port()
+    address = f"{ray.util.get_node_ip_address()}:{port}"
+    ray_nodes("--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false")
+    assert wait_for(lambda: accepts(address), 60)
+    node = [f"--address={address}", "--num-cpus=1", "--memory", str(2 << 30)]
+    first = ray_nodes(*node, "--node-name=first")
+
+    def workers(node: int) -> list[int]:
+        """Return the processes of the actors of a node, and of their children, once a task is there."""
+        now = descendants(node)
+        return [pid for pid, (_, name) in now.items() if name.startswith("ray::")]
+
+    with subprocess.Popen(
+        [*COMMAND, str(source), "--out", str(tmp_path / "out"), *OPTIONS, "--executor", "ray"],
+        env={**environment(tmp_path), **TOKEN, "RAY_ADDRESS": address},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as build:
+        parts = tmp_path / "out" / ".work" / "parts"
+        assert wait_for(lambda: (parts.is_dir() and any(parts.iterdir())) or build.poll() is not None, 120)
+        assert build.poll() is None, build.communicate()
+        stopped = [pid for pid, (_, name) in descendants(first).items() if "ray::" in name or "spawn" in name]
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)  # in mid-decode, until its node is lost
+        done = len(list(parts.iterdir()))
+        second = ray_nodes(*node, "--node-name=second")
+        assert wait_for(lambda: workers(second), 60), "the node that joined late got no worker"
+        assert wait_for(lambda: len(list(parts.iterdir())) > done, 60), "it decoded nothing"
+        (raylet,) = [pid for pid, (_, name) in descendants(first).items() if "raylet/raylet" in name.split(" ")[0]]
+        os.kill(raylet, signal.SIGKILL)
+        for pid in stopped:
+            os.kill(pid, signal.SIGKILL)
+        output, errors = build.communicate(timeout=150)
+    assert build.returncode == 0, output + errors
+    (line,) = [line for line in errors.splitlines() if " was lost" in line]
+    assert "node first was lost, with 1 worker" in line
+    assert digests(tmp_path / "out") == digests(tmp_path / "expected")

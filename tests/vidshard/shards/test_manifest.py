@@ -108,7 +108,10 @@ def test_every_single_bit_flip_in_manifest_or_index_is_refused(folder: Path) -> 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ((b'"format_version": 1', b'"format_version": 9'), "format version 9, but this vidshard reads only version 1"),
+        (
+            (b'"format_version": 1', b'"format_version": 9'),
+            "format version 9, but this vidshard reads only versions 1 and 2",
+        ),
         ((b'"codec": "raw"', b'"codec": "av1"'), "codec 'av1', but this vidshard reads only raw, zstd, jpeg"),
         ((b'"format": "vidshard"', b'"format": "other"'), "format 'other', expected 'vidshard'"),
         ((b'"clips": 3', b'"clips": 4'), "was changed or damaged"),

@@ -1,0 +1,116 @@
+"""Sets whose samples have a member with the label (`label_member`, format version 2)."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import vidshard
+from tiny_videos import damage_pictures, make_tiny_video, make_tiny_videos
+from vidshard import SamplingConfig, ShardSetWriter
+from vidshard.shards import layout
+from vidshard.util.errors import UserError
+
+VIDEOS = {"Abuse/a.mp4": 24, "Abuse/b.mp4": 24, "NormalVideos/n.mp4": 40}
+OPTIONS: dict[str, Any] = {
+    "sampling": SamplingConfig(mode="dense", clip_len=4),
+    "frame_size": 16,
+    "workers": 1,
+    "label_member": True,
+}
+PIXELS = (".npy", ".npy.zst", ".jpg")
+
+
+def members(folder: Path) -> list[tuple[str, bytes]]:
+    found = []
+    for path in sorted(folder.glob("shard-*.tar")):
+        with tarfile.open(path) as archive:
+            found += [(member.name, archive.extractfile(member).read()) for member in archive]  # type: ignore[union-attr]
+    return found
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_videos(tmp_path_factory.mktemp("source") / "source", VIDEOS)
+
+
+@pytest.fixture(scope="module")
+def built(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("built") / "out"
+    vidshard.build(source, out=out, **OPTIONS)
+    return out
+
+
+def test_each_sample_has_its_label_behind_its_record(built: Path, source: Path, tmp_path: Path) -> None:
+    names = members(built)
+    assert [Path(name).suffix for name, _ in names] == [".npy", ".json", ".cls"] * (len(names) // 3)
+    labels = {"1" if name.startswith("Abuse") else "0" for name, _ in names}
+    assert labels == {"0", "1"}
+    assert all(data == (b"1" if name.startswith("Abuse") else b"0") for name, data in names if name.endswith(".cls"))
+    shards = vidshard.open_shards(built)
+    assert b'"format_version": 2,' in (built / "manifest.json").read_bytes()
+    assert not list(vidshard.verify(built).faults)
+    without = tmp_path / "without"
+    vidshard.build(source, out=without, **{**OPTIONS, "label_member": False})
+    assert b'"format_version": 1,' in (without / "manifest.json").read_bytes()
+    plain = vidshard.open_shards(without)
+    for row in range(len(plain.index)):  # any reader by the index needs to know nothing
+        clip, record = plain.read_clip(row)
+        assert np.array_equal(shards.read_clip(row)[0], clip)
+        assert shards.read_clip(row)[1] == record
+    with pytest.raises(UserError, match="label_member True, now none"):
+        vidshard.build(source, out=built, **{**OPTIONS, "label_member": False})
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_stock_webdataset_reads_pairs_of_clip_and_label(built: Path) -> None:
+    import webdataset
+
+    shards = [str(path) for path in sorted(built.glob("shard-*.tar"))]
+    pairs = list(webdataset.WebDataset(shards, shardshuffle=False).decode().to_tuple("npy", "cls"))
+    assert [label for _, label in pairs] == vidshard.open_shards(built).index.clips["label"].tolist()
+    assert all(clip.shape == (4, 16, 16, 3) for clip, _ in pairs)
+
+
+def test_a_label_that_was_changed_is_found(built: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(built, tmp_path / "out")
+    path = out / layout.shard_name(0)
+    data = bytearray(path.read_bytes())
+    with tarfile.open(path) as archive:
+        place = archive.getmember(members(out)[2][0]).offset_data
+    data[place : place + 1] = b"0"
+    path.write_bytes(data)
+    faults = [fault.message for fault in vidshard.verify(out).faults]
+    assert any("expected 'Abuse__a-000000.cls' with b'1'" in fault for fault in faults)
+
+
+def test_repairing_and_extending_keep_the_member(built: Path, source: Path, tmp_path: Path) -> None:
+    changing, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(source, changing)
+    damage_pictures(changing / "Abuse" / "b.mp4")
+    assert vidshard.build(changing, out=out, **OPTIONS).videos["failed"] == 1
+    make_tiny_video(changing / "Abuse" / "b.mp4", VIDEOS["Abuse/b.mp4"], seed=1)
+    vidshard.build(changing, out=out, retry_failed=True, **OPTIONS)
+    assert bytes_of(out) == bytes_of(built)
+    make_tiny_video(changing / "Abuse" / "c.mp4", 16)
+    vidshard.build(changing, out=out, extend=True, **OPTIONS)
+    assert not list(vidshard.verify(out).faults)
+    assert members(out)[-1][0].endswith(".cls")
+
+
+def test_the_writer_of_clips_writes_it(tmp_path: Path) -> None:
+    with ShardSetWriter(tmp_path / "set", clip_len=2, size=8, label_member=True) as writer:
+        writer.add(np.zeros((2, 8, 8, 3), np.uint8), video="a.mp4", label=-1)
+    assert [(name, data) for name, data in members(tmp_path / "set") if name.endswith(".cls")] == [
+        ("a-000000.cls", b"-1")
+    ]
+    assert not list(vidshard.verify(tmp_path / "set").faults)
