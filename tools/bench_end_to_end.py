@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """Decode once, or in every epoch: `vidshard build` + `stage1 train` against the notebook's way.
 
-    python tools/bench_end_to_end.py [--videos TRAIN_FOLDER] [--num-short 48] [--num-long 8] [--alternations 5]
+    python tools/bench_end_to_end.py [--videos TRAIN_FOLDER] [--num-short 48] [--num-long 8] [--long-seconds 240]
+        [--alternations 5]
 
 Both ways train the same model for five epochs, batch 4, on the same videos, in turns in one run, each as its own
 process from a cold start (imports included). The notebook's way: a Dataset that reads the whole video with OpenCV,
 keeps all frames, takes 16, resizes and normalises them, under a DataLoader; with `--notebook-workers` processes (by
 default one a core, which is kinder to it than none). Short videos are generated (two seconds, 320×240), or taken from
-TRAIN_FOLDER/<Class>/; the long ones are four minutes, made by putting the short ones one after another at 320×240,
-30 frames/s.
+TRAIN_FOLDER/<Class>/; the long ones are four minutes by default, made by putting the short ones one after another at
+320×240, 30 frames/s.
 
 Prints medians, and as its last line JSON: {"ratio_short": ours ÷ notebook's time, "ratio_long": …, "rss_mb": the peak
 memory of all our processes together}.
@@ -33,7 +34,7 @@ from typing import Any
 NUM_EPOCHS, BATCH_SIZE, LEARNING_RATE = 5, 4, 1e-4
 NUM_FRAMES, FRAME_SIZE = 16, 112
 OUR_TRAINING = ("--preset", "notebook", "--val-fraction", "0")
-LONG_SECONDS, LONG_FPS, LONG_SIZE = 240, 30, (320, 240)
+LONG_FPS, LONG_SIZE = 30, (320, 240)
 
 
 def main() -> None:
@@ -44,7 +45,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         short = short_videos(root / "short", options.videos, options.num_short)
-        long = long_videos(root / "long", short, options.num_long)
+        long = long_videos(root / "long", short, options.num_long, options.long_seconds)
         results = {
             "short": compare("short", short, root, options),
             "long": compare("long", long, root, options),
@@ -58,6 +59,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--videos", type=Path, help="folder of class folders with MP4s; default: generated")
     parser.add_argument("--num-short", type=int, default=48)
     parser.add_argument("--num-long", type=int, default=8)
+    parser.add_argument("--long-seconds", type=int, default=240)
     parser.add_argument("--alternations", type=int, default=5)
     parser.add_argument("--notebook-workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--run-notebook", type=Path, help=argparse.SUPPRESS)
@@ -204,22 +206,22 @@ def short_videos(out: Path, source: Path | None, count: int) -> Path:
     return out
 
 
-def long_videos(out: Path, short: Path, count: int) -> Path:
-    """`count` videos of four minutes, both classes in turn, each made of the short videos of its class in a loop."""
+def long_videos(out: Path, short: Path, count: int, seconds: int) -> Path:
+    """`count` videos of `seconds`, both classes in turn, each made of the short videos of its class in a loop."""
     classes = sorted(folder for folder in short.iterdir() if folder.is_dir())
     for i in range(count):
         folder = classes[i % len(classes)]
         clips = sorted(folder.iterdir())
         path = out / folder.name / f"long{i:03d}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
-        encode(path, looped_frames(clips[i % len(clips) :] + clips[: i % len(clips)]))
+        encode(path, looped_frames(clips[i % len(clips) :] + clips[: i % len(clips)], seconds * LONG_FPS))
     return out
 
 
-def looped_frames(clips: list[Path]) -> Iterator[Any]:
+def looped_frames(clips: list[Path], left: int) -> Iterator[Any]:
+    """Yield `left` frames."""
     import av
 
-    left = LONG_SECONDS * LONG_FPS
     while True:
         for clip in clips:
             with av.open(str(clip)) as container:

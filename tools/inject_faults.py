@@ -4,10 +4,10 @@
 
 Each command runs in a process forked after the imports, in which one call of the operating system fails with ENOSPC,
 EIO, EMFILE or ESTALE, or is replaced by SIGKILL to the process and its children. Kills also come where files are
-removed. After an error, the command must have ended with exit code 1 and one line that begins with "error:" and says
-what to do, or have ended well (where it can do without that file). If it did not end well, the same command must do so
-without a fault. Then there must be the same files with the same bytes as if nothing had ever disturbed it, apart from
-logs and times.
+removed. Videos are decoded in that process, too, so that its faults reach fragments. After an error, the command must
+have ended with exit code 1 and one line that begins with "error:" and says what to do, or have ended well (where it can
+do without that file). If it did not end well, the same command must do so without a fault. Then there must be the same
+files with the same bytes as if nothing had ever disturbed it, apart from logs and times.
 
 Last line: JSON {"runs": N, "faults": N, "bad_errors": N, "not_repeated": N, "different": N}. Exit code 1 unless the
 last three are 0.
@@ -41,12 +41,14 @@ sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 
 from click.testing import CliRunner  # noqa: E402
 
+from builds import SameProcess  # noqa: E402
 from fake_shards import moving_clips, write_shards  # noqa: E402
 from inference_runs import LABELS, some_clips, write_checkpoint  # noqa: E402
 from stage1.cli.main import main as stage1  # noqa: E402
 from stage1.model.checkpoint import load_checkpoint  # noqa: E402
 from tiny_videos import make_broken_video, make_tiny_videos  # noqa: E402
 from vidshard.cli.main import main as vidshard  # noqa: E402
+from vidshard.execution import local  # noqa: E402
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EMFILE, errno.ESTALE)
 KINDS = ("write", "fsync", "rename", "open")
@@ -103,6 +105,7 @@ def main() -> None:
 
 
 def make_inputs(folder: Path) -> None:
+    local.Supervisor = SameProcess  # type: ignore[misc,assignment]
     clips, labels = moving_clips(8)
     write_shards(folder / "train", clips, labels)
     write_shards(folder / "shards", some_clips(), LABELS, split="Train")

@@ -24,7 +24,7 @@ ARGUMENTS = {
     "bench_against.py": "--help",  # needs an older checkout
     "bench_build.py": "--quick --only sparse --decoders pyav",
     "bench_cold_reads.py": "--help",  # needs root, and shards larger than a gigabyte of memory
-    "bench_end_to_end.py": "--num-short 2 --num-long 2 --alternations 1 --notebook-workers 0",
+    "bench_end_to_end.py": "--num-short 2 --num-long 2 --long-seconds 4 --alternations 1 --notebook-workers 0",
     "bench_export.py": "--help",  # an export takes a minute, and test_onnx.py does it
     "bench_finalize.py": "--videos 300 --shards 300",
     "bench_index.py": "--clips 20000 --repeat 1",
@@ -41,7 +41,7 @@ ARGUMENTS = {
     "compare_sampling.py": "--help",  # five cross-validations take minutes
     "compare_stock_webdataset.py": "",
     "count_code.py": f"{TOOLS}",
-    "crash_test_build.py": "--moments 1",
+    "crash_test_build.py": "--help",  # tests/vidshard/building/test_faults.py runs it
     "crash_test_checkpoint.py": "--kills 1 --flips 2",
     "fuzz_inputs.py": "--mutants 12",  # of each kind
     "inject_faults.py": "--up-to 2 --drawn 0 --command resumed-infer --command extract",

@@ -183,7 +183,6 @@ def test_a_finished_run_that_is_resumed_is_no_second_run(place: Path) -> None:
     stage1("infer", "--resume")
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == first
     (folder / ".unfinished").mkdir()  # killed before it removed its scores
-    (folder / ".unfinished" / "plan.json").touch()
     stage1("infer")
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == first
     stage1("infer", "--resume", "--threshold", "1.0")
