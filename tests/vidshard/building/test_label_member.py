@@ -12,7 +12,9 @@ import pytest
 
 import vidshard
 from tiny_videos import damage_pictures, make_tiny_video, make_tiny_videos
-from vidshard import SamplingConfig, ShardSetWriter
+from vidshard import BuildConfig, SamplingConfig, ShardSetWriter
+from vidshard.building import array
+from vidshard.execution.array_task import find_task
 from vidshard.shards import layout
 from vidshard.util.errors import UserError
 
@@ -23,7 +25,6 @@ OPTIONS: dict[str, Any] = {
     "workers": 1,
     "label_member": True,
 }
-PIXELS = (".npy", ".npy.zst", ".jpg")
 
 
 def members(folder: Path) -> list[tuple[str, bytes]]:
@@ -105,6 +106,15 @@ def test_repairing_and_extending_keep_the_member(built: Path, source: Path, tmp_
     vidshard.build(changing, out=out, extend=True, **OPTIONS)
     assert not list(vidshard.verify(out).faults)
     assert members(out)[-1][0].endswith(".cls")
+
+
+def test_array_tasks_give_the_same_set(built: Path, source: Path, tmp_path: Path) -> None:
+    for index in range(2):
+        task = find_task(index, 2, {})
+        assert task is not None
+        array.build_task(BuildConfig(source=source, out=tmp_path / "out", **OPTIONS), task)
+    array.finalize(tmp_path / "out")
+    assert bytes_of(tmp_path / "out") == bytes_of(built)
 
 
 def test_the_writer_of_clips_writes_it(tmp_path: Path) -> None:

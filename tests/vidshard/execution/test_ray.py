@@ -22,6 +22,7 @@ from vidshard.util.lock import process_start
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install '.[ray]'")
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the tests look for processes in /proc")
 
+WORKERS = ("ray::_Slot", "ray::probe_video", "ray::run_job")  # names of an actor: of itself, or of its task
 HEALTH = {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "2"}
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # of a cluster of several processes
 COMMAND = [sys.executable, "-c", "from vidshard.cli.main import main; main()", "build"]
@@ -76,7 +77,7 @@ def test_a_killed_worker_changes_nothing_and_no_process_remains(tmp_path: Path) 
         def busy_workers() -> list[int]:
             now = descendants(build.pid)
             seen.update({pid: started for pid, (started, _) in now.items()})
-            slots = [pid for pid, (_, name) in now.items() if name.startswith("ray::_Slot")]
+            slots = [pid for pid, (_, name) in now.items() if name.startswith(WORKERS)]
             workers.update(slots)
             return slots if len(slots) == 2 and parts.is_dir() and any(parts.iterdir()) else []
 
@@ -159,7 +160,7 @@ def test_a_node_is_lost_in_mid_decode_and_one_joins_late(tmp_path: Path, ray_nod
     def workers(node: int) -> list[int]:
         """Return the processes of the actors of a node, and of their children, once a task is there."""
         now = descendants(node)
-        return [pid for pid, (_, name) in now.items() if name.startswith("ray::")]
+        return [pid for pid, (_, name) in now.items() if name.startswith(WORKERS)]
 
     with subprocess.Popen(
         [*COMMAND, str(source), "--out", str(tmp_path / "out"), *OPTIONS, "--executor", "ray"],
