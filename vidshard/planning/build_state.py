@@ -42,7 +42,7 @@ from vidshard.shards import layout
 from vidshard.shards.manifest import CLIP_ROW
 from vidshard.shards.writer import Rows
 from vidshard.util import atomic
-from vidshard.util.errors import UserError
+from vidshard.util.errors import UserError, fault_in
 
 STATE_NAME = ".work"
 
@@ -326,8 +326,13 @@ def _value_text(value: Any) -> str:
 
 
 def _read_json(path: Path, **options: Any) -> Any:
-    """Return the content of a JSON file; None if it is missing or invalid (an interrupted write)."""
+    """Return the content of a JSON file; None if it is missing or invalid (an interrupted write).
+
+    Raises OSError where the machine is at fault, as the file may be whole.
+    """
     try:
         return json.loads(path.read_bytes(), **options)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if fault_in(error):
+            raise
         return None

@@ -9,6 +9,8 @@ FAULTS = {
     getattr(errno, name, -1)
     for name in ("EIO", "ENOSPC", "EDQUOT", "ESTALE", "ETIMEDOUT", "EMFILE", "ENFILE", "ENOMEM", "ENODEV")
 }
+# Those that say nothing of a file that was to be opened: unlike a failing disk, which may have lost that file alone.
+MACHINE_FAULTS = FAULTS - {errno.EIO, errno.ENOSPC}
 
 
 class UserError(Exception):

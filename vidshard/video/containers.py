@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vidshard.util.errors import MACHINE_FAULTS
+
 # The only reason that allows another decoder. Damage must stay visible: of the damaged files that decord refuses,
 # OpenCV reads more than half without an error, as short or empty videos.
 UNSUPPORTED = "unsupported_by_decoder"
@@ -65,7 +67,15 @@ def read_head(path: Path) -> tuple[bytes, int]:
         with open(path, "rb") as file:
             return file.read(_MAGIC_BYTES), status.st_size
     except OSError as error:
+        raise_fault_of_machine(error)
         raise VideoError("unreadable", f"it cannot be opened: {plain_text(error)}") from error
+
+
+def raise_fault_of_machine(error: Exception) -> None:
+    """Raise OSError if `error` is a fault of the machine, such as too many open files: the video may be sound."""
+    number = getattr(error, "errno", None)  # PyAV's errors have one, too
+    if number in MACHINE_FAULTS:
+        raise OSError(number, os.strerror(number)) from error
 
 
 def check_boxes(path: Path, size: int) -> None:

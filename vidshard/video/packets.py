@@ -137,6 +137,7 @@ def read_packet_table(path: Path) -> PacketTable:
     except MemoryError as error:
         raise VideoError("too_large", "reading its packets needs more memory than is available") from error
     except (av.error.FFmpegError, OSError, ValueError, ArithmeticError, RuntimeError) as error:
+        containers.raise_fault_of_machine(error)
         raise VideoError(DAMAGED, f"its packets cannot be read: {containers.plain_text(error)}") from error
     return table
 

@@ -219,3 +219,19 @@ def test_video_error_survives_a_pipe_between_processes() -> None:
 
     error = pickle.loads(pickle.dumps(VideoError("empty_file", "it has 0 bytes")))
     assert (error.reason, error.message, str(error)) == ("empty_file", "it has 0 bytes", "empty_file: it has 0 bytes")
+
+
+@pytest.mark.parametrize("place", ["read_head", "open_container"])
+def test_a_fault_of_the_machine_is_not_one_of_the_video(
+    video: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    owner, name = (os, "stat") if place == "read_head" else (containers, "open_container")
+    monkeypatch.setattr(owner, name, refuse)
+    for number in (errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT):
+        with pytest.raises(OSError, match=os.strerror(number)):
+            read_packet_table(video)
+    number = errno.EIO  # of the disk, which may have lost this file alone
+    assert "Input/output error" in refusal(video).message
