@@ -8,19 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from vidshard.planning import build_state
+from vidshard.planning.build_state import BuildState
 
 
 def test_a_file_of_the_state_is_not_missing_because_the_machine_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "record.json"
-    assert build_state._read_json(path) is None
-    path.write_text("{}")
+    state = BuildState(tmp_path)
+    assert state.read_record(0) is None
 
     def refuse(self: Path) -> bytes:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(self))
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(OSError, match="Stale file handle"):
-        build_state._read_json(path)
+        state.read_record(0)
