@@ -41,7 +41,7 @@ class EventConfig(CheckedConfig):
         at_most=1,
     )
     top_share: float = option(
-        0.02,
+        0.015,
         name="event_top_share",
         help="The threshold of a video rises, to 0.9 at most, until only this share of its seconds, or 6 of them, "
         "reach it, so that its events stand out; 1 leaves it as it is.",
