@@ -38,6 +38,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
+os.environ["OMP_NUM_THREADS"] = "1"  # threads of OpenMP do not survive a fork: a forked command would wait for them
 
 from click.testing import CliRunner  # noqa: E402
 
