@@ -222,14 +222,14 @@ READERS: dict[str, tuple[str, Callable[[Path], Iterable[Sample]]]] = {
     "datasets-streaming": ("datasets", lambda folder: read_datasets(folder, streaming=True)),
     "webdataset": ("webdataset", lambda folder: of_dicts(webdataset_of(folder))),
     "webdataset-loader": ("webdataset", read_web_loader),
-    "ray": ("ray", read_ray),
+    "ray": ("ray.data", read_ray),
     "dali": ("nvidia.dali", read_dali),
     "energon": ("megatron.energon", read_energon),
     "torchdata-resumed": ("torchdata", read_stateful),
     "lightning": ("lightning", read_lightning),
     "accelerate": ("accelerate", read_accelerate),
 }
-DISTRIBUTIONS = {"nvidia.dali": "nvidia-dali-cuda120", "megatron.energon": "megatron-energon"}
+DISTRIBUTIONS = {"nvidia.dali": "nvidia-dali-cuda120", "megatron.energon": "megatron-energon", "ray.data": "ray"}
 
 
 def check(name: str, folder: Path) -> dict[str, Any]:
