@@ -101,7 +101,7 @@ def _text(fields: dict[str, Any], config: CalibrateConfig) -> str:
         f"{config.false_alarms_per_hour:g} false alarms per hour of {config.normal_shards}",
         *aligned(rows),
         "The figures after the arrow are on the footage that chose the threshold; new footage will give more.",
-        "To use a camera's own threshold, score it apart: `stage1 infer --threshold`.",
+        "To use a camera's own threshold, score that camera separately: `stage1 infer --threshold`.",
         f"✓ Threshold stored in {config.checkpoint}",
     ]
     return "\n".join(lines)

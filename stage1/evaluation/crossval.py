@@ -479,7 +479,6 @@ def save_out_of_fold(config: CrossvalConfig, clips: GroupedClips, splits: list[S
                 device=config.training.device,
                 cache_dir=config.training.cache_dir,
                 cache_gb=config.training.cache_gb,
-                resume=True,
             ),
             folds,
         )

@@ -301,7 +301,8 @@ class _InferenceRun:
         is_first = distributed.rank() == 0
         if is_first:
             logger.info(f"Scoring {counted(len(self.rows), 'clip')} on {device_name(self.device)}")
-            self._repeats = self.config.resume or self.score_log.folder.exists()  # of a run that was killed
+            # A score log is of a run that was killed. Nobody resumes the scoring of folds: its command is repeated.
+            self._repeats = self.config.resume or self.out_of_fold or self.score_log.folder.exists()
             self.score_log.start(resume=self.config.resume)
         distributed.wait_for_all()  # until the score log is ready
         self.score_log.load()

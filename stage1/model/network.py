@@ -40,14 +40,13 @@ class Stage1Model(nn.Module):
         )
         features = int(self.backbone.features)
         self.features_norm = nn.LayerNorm(features)  # without it, attention collapses to one frame early in training
-        if config.pooling in ("attention", "gated"):
-            self.attention = FrameAttention(
-                features,
-                config.attention_units,
-                gated=config.pooling == "gated",
-                motion=config.attention_motion and config.backbone == "stage1",
-            )
         # Only our own network uses motion, its prior and its classifier; torchvision's are left unchanged.
+        has_attention = config.pooling in ("attention", "gated")
+        self.attends_motion = has_attention and config.attention_motion and config.backbone == "stage1"
+        if has_attention:
+            self.attention = FrameAttention(
+                features, config.attention_units, gated=config.pooling == "gated", motion=self.attends_motion
+            )
         self.classifies_motion = config.classifier_motion and config.backbone == "stage1"
         features += NUM_MOTION * self.classifies_motion
         self.has_motion_prior = bool(config.motion_prior) and hasattr(self, "attention") and config.backbone == "stage1"
@@ -97,7 +96,7 @@ class Stage1Model(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the features of the frames, (B, T', D), and the attention, as in `forward`."""
         features_BTD = self.features_norm(self.backbone(clips_BCTHW))
-        motion_BKT = frame_motion(clips_BCTHW) if self.config.backbone == "stage1" else None
+        motion_BKT = frame_motion(clips_BCTHW) if self.classifies_motion or self.attends_motion else None
         attended_BTD = features_BTD
         if motion_BKT is not None and self.classifies_motion:
             features_BTD = torch.cat([features_BTD, log_motion(motion_BKT).transpose(1, 2)], 2)

@@ -55,11 +55,11 @@ from vidshard.util.text import counted
 __all__ = ["RunStopped", "TrainConfig", "TrainingRun", "train"]
 
 
+FIRST_SCALE = 2.0**12  # of the loss in fp16: the first gradients fit, so that no step is lost
+
+
 class RunStopped(Exception):  # noqa: N818 (it is no error)
     """A run that a signal stopped, after a checkpoint was saved. Its text is for the user."""
-
-
-FIRST_SCALE = 2.0**12  # of the loss in fp16: the first gradients fit, so that no step is lost
 
 
 @dataclasses.dataclass(kw_only=True)
