@@ -32,11 +32,9 @@ def crossval(config_path: Path | None, settings: tuple[str, ...], **options: Any
     of_training = {name: options[name] for name in ("epochs", *_OF_TRAINING)}
     training = make_config(training_options(of_training, config_path, settings))
     config = from_options(CrossvalConfig, options, training=training)
-    from stage1.common import distributed
     from stage1.evaluation.crossval import crossval
     from stage1.training.loop import RunStopped
 
-    distributed.expect_one_process("crossval")
     try:
         console.echo(crossval(config))
     except RunStopped as stopped:

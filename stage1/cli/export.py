@@ -39,10 +39,8 @@ def export(format_: str, checkpoint: Path, out: Path | None, shards: Any, num_ch
 
     The model for ONNX Runtime takes uint8 clips and returns P(crime) and attention. Safetensors come with a model card.
     """
-    from stage1.common import distributed
     from stage1.model import onnx, safetensors
 
-    distributed.expect_one_process("export")
     out = out or Path(f"stage1.{format_}")
     report: onnx.ExportReport | safetensors.SafetensorsReport
     if format_ == "onnx":

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from stage1.common.files import DEFAULT_CHECKPOINT
+from stage1.inference.config import DEFAULT_INFERENCE
 from vidshard.util.console import LOCAL_PATH
 from vidshard.util.options import GroupedOption, given_options
 
@@ -40,6 +41,11 @@ def given(**options: Any) -> list[str]:
     defaults = {"shards": DEFAULT_SHARDS, "checkpoint": DEFAULT_CHECKPOINT}
     left = {name: value for name, value in options.items() if value != defaults[name]}
     return [word for name, value in left.items() for word in (f"--{name}", str(value))]
+
+
+def folder_words(folder: Path) -> list[Path]:
+    """Return the folder of a run of inference as an argument, unless it is the default."""
+    return [] if folder == DEFAULT_INFERENCE else [folder]
 
 
 def training_options(

@@ -22,10 +22,7 @@ from vidshard.util.options import command, config_options
 def preview_augment(shards: Any, out: Path, seed: int, config_path: Path | None, settings: tuple[str, ...]) -> None:
     """Draw clips as training sees them."""
     config = make_config(training_options({}, config_path, settings))
-    from stage1.common import distributed
     from stage1.training.preview_augment import preview_augment
-
-    distributed.expect_one_process("preview-augment")
 
     click.echo(f"✓ Augmented clips saved to: {preview_augment(shards, config.transform, out, seed=seed)}")
     console.show_next("stage1", "train", "--shards", shards)
