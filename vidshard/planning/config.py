@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 CODECS = ("raw", "zstd", "jpeg")
 
 _DATASET, _FRAMES, _CHECKS = "Labels and lists", "Frames and pixels", "Damaged videos"
-_CHANGES, _RUNNING, _ARRAY = "Repairing and extending", "Running", "Job arrays"
+_CHANGES, _RUNNING = "Repairing and extending", "Running"
 
 
 @dataclass(frozen=True, kw_only=True)
