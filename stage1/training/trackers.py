@@ -28,9 +28,6 @@ _MAX_BATCH = 1000  # metrics that MLflow accepts in a request
 class Tracker:
     """Receiver of what a run logs, which may ignore a part. `step` is the number of optimizer steps done."""
 
-    def __init__(self, out: Path, step: int) -> None:
-        raise NotImplementedError
-
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Log the options of the run."""
 
@@ -186,7 +183,7 @@ class MlflowTracker(Tracker):
         return True
 
 
-TRACKERS: dict[str, type[Tracker]] = {
+TRACKERS: dict[str, Callable[[Path, int], Tracker]] = {
     "tensorboard": TensorBoardTracker,
     "csv": CsvTracker,
     "wandb": WandbTracker,
