@@ -107,7 +107,7 @@ def open_shards(folder: Place, *, cache_dir: str | os.PathLike[str] | None = Non
         FormatError: The set is damaged, or of a version that this one cannot read.
     """
     cache = CacheConfig(folder=None if cache_dir is None else Path(cache_dir))
-    return remote_set.open_location(location(_text(folder)), cache=cache)
+    return remote_set.open_location(location(folder), cache=cache)
 
 
 def inspect(folder: Place) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def inspect(folder: Place) -> dict[str, Any]:
     Raises:
         UserError: There is no finished set. `FormatError`, a subclass, if it is damaged.
     """
-    return contents.inspect_shards(location(_text(folder)))
+    return contents.inspect_shards(location(folder))
 
 
 def verify(folder: Place, *, deep: bool = False, strict: bool = False) -> VerifyReport:
@@ -140,7 +140,7 @@ def verify(folder: Place, *, deep: bool = False, strict: bool = False) -> Verify
     Raises:
         UserError: There is no finished set, or a URL cannot be read.
     """
-    return verification.verify(location(_text(folder)), deep=deep, strict=strict)
+    return verification.verify(location(folder), deep=deep, strict=strict)
 
 
 def split(
@@ -170,7 +170,3 @@ def split(
         "source": source, "out": out, "fractions": tuple(fractions), "source_groups": source_groups, "seed": seed
     }  # fmt: skip
     return splitting.split(make_config(SplitConfig, options, function="split"))
-
-
-def _text(place: Place) -> str | Url:
-    return place if isinstance(place, Url) else os.fspath(place)

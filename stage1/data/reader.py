@@ -279,10 +279,7 @@ class ClipReader:
 
     def video_seconds(self) -> npt.NDArray[np.float64]:
         """Return the length of every video in seconds, [number of videos]; infinite if its frame rate is unknown."""
-        fps = self.index.videos["fps"].astype(np.float64)
-        seconds = np.full(len(fps), np.inf)
-        np.divide(self.index.videos["num_frames"], fps, out=seconds, where=fps > 0)
-        return seconds
+        return np.where(self.index.fps > 0, self.index.seconds, np.inf)
 
     def _check_index(self) -> None:
         """Raise FormatError if a raw clip is not of the size of its shape."""

@@ -74,10 +74,9 @@ def evaluate_scores(config: ScoresConfig) -> ScoresReport:
         "notes": notes,
     }
     title = str(config.scores or "Oracles, which know the ground truth")
-    plots.write_evaluation(
-        config.out, fields, lambda picture: plots.plot_conventions(rows or references, picture, title=title)
-    )
-    return ScoresReport(text=_text(annotations, fields, config), fields=fields)
+    report = ScoresReport(text=_text(annotations, fields, config), fields=fields)
+    report.write(config.out, lambda picture: plots.plot_conventions(rows or references, picture, title=title))
+    return report
 
 
 def _lengths(scores: Mapping[str, ForeignScores], snippet_frames: int) -> dict[str, int]:

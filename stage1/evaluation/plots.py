@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stage1.common import earlier_results, files
 from stage1.common.plots import AUC_COLOUR as GREEN
 from stage1.common.plots import GREY, make_figure, save, set_title
 from stage1.common.plots import TRAIN_COLOUR as BLUE
 from stage1.common.plots import VALIDATION_COLOUR as RED
 from stage1.metrics.calibration import MassBin, equal_mass_bins
 from stage1.metrics.clips import interval_text, roc_curve
-from vidshard.util import atomic
-
-
-def write_evaluation(folder: Path, fields: dict[str, Any], draw: Callable[[Path], None]) -> None:
-    """Write evaluation.png by `draw` and then evaluation.json; a folder with the latter has both.
-
-    Earlier ones with other fields are moved aside; with the same ones, this is the run that gave them, repeated.
-    """
-    data, path = atomic.json_bytes(fields), folder / files.EVALUATION_NAMES[0]
-    if not path.is_file() or path.read_bytes() != data:
-        earlier_results.set_aside(folder, files.EVALUATION_NAMES)
-    draw(folder / files.EVALUATION_NAMES[1])
-    atomic.write_bytes(path, data)
 
 
 def plot_conventions(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> None:

@@ -145,8 +145,9 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
     fields["flags"] = baselines.flags(fields["baselines"], "video AUC")
     if target is not None:
         store(config.checkpoint, decision.calibration, threshold, target, relative=config.relative)
-    plots.write_evaluation(config.out, fields, lambda picture: plots.plot_evaluation(fields, clips, videos, picture))
-    return EvaluateReport(text=evaluation_text(fields, config), fields=fields)
+    report = EvaluateReport(text=evaluation_text(fields, config), fields=fields)
+    report.write(config.out, lambda picture: plots.plot_evaluation(fields, clips, videos, picture))
+    return report
 
 
 def decide(
@@ -363,22 +364,13 @@ def false_alarms(clips: ScoredClips, threshold: float, config: EvaluateConfig) -
 
 def _alarm_hours_of(clips: ScoredClips) -> dict[int, float]:
     """Return the hours of each normal video that is long enough."""
-    return _hours_of_long(clips.reader, np.unique(clips.videos[clips.labels == layout.NORMAL_LABEL]).tolist())
+    return _alarm_hours(clips.reader, clips.videos[clips.labels == layout.NORMAL_LABEL])
 
 
-def _alarm_hours(reader: ClipReader) -> dict[int, float]:
-    """Return the hours of each normal video of a set that is long enough."""
-    return _hours_of_long(reader, np.unique(reader.videos[reader.labels == layout.NORMAL_LABEL]).tolist())
-
-
-def _hours_of_long(reader: ClipReader, videos: list[int]) -> dict[int, float]:
-    hours = {}
-    for number in videos:
-        row = reader.index.videos[number]
-        seconds = float(row["num_frames"]) / float(row["fps"]) if row["fps"] > 0 else 0.0
-        if seconds >= MIN_ALARM_SECONDS:
-            hours[number] = seconds / 3600
-    return hours
+def _alarm_hours(reader: ClipReader, videos: npt.NDArray[np.integer]) -> dict[int, float]:
+    """Return the hours of each of these videos that is long enough."""
+    seconds = reader.index.seconds
+    return {n: float(seconds[n]) / 3600 for n in np.unique(videos).tolist() if seconds[n] >= MIN_ALARM_SECONDS}
 
 
 def _alarms(clips: ScoredClips, threshold: float) -> dict[int, int]:
@@ -560,7 +552,7 @@ def _check_before_scoring(config: EvaluateConfig, readers: Mapping[str, ClipRead
         num_normal, num_crime = (int((validation.labels == label).sum()) for label in (0, 1))
         calibration.check_classes(num_normal=num_normal, num_crime=num_crime)
         if target is not None:
-            hours = sum(_alarm_hours(validation).values())
+            hours = sum(_alarm_hours(validation, validation.videos[validation.labels == layout.NORMAL_LABEL]).values())
             calibration.check_support(target, num_normal=num_normal, num_crime=num_crime, normal_hours=hours)
 
 

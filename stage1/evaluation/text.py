@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from stage1.common import earlier_results, files
 from stage1.evaluation.config import EvaluateConfig
 from stage1.inference.config import EventConfig
 from stage1.metrics import calibration, centred_scores
 from stage1.metrics.annotations import DEFAULT_CONVENTION, EVENT_CONVENTIONS
 from stage1.metrics.clips import interval_text
+from vidshard.util import atomic
 from vidshard.util.text import aligned, counted
 
 MAX_CAMERAS = 10  # that the text lists
@@ -36,6 +39,17 @@ class EvaluationReport:
 
     text: str
     fields: dict[str, Any]
+
+    def write(self, folder: Path, draw: Callable[[Path], None]) -> None:
+        """Write evaluation.png by `draw` and then evaluation.json; a folder with the latter has both.
+
+        Earlier ones with other fields are moved aside; with the same ones, this is the run that gave them, repeated.
+        """
+        data, (path, picture) = atomic.json_bytes(self.fields), (folder / name for name in files.EVALUATION_NAMES)
+        if not path.is_file() or path.read_bytes() != data:
+            earlier_results.set_aside(folder, files.EVALUATION_NAMES)
+        draw(picture)
+        atomic.write_bytes(path, data)
 
 
 def table(cells: Sequence[Sequence[str]]) -> list[str]:

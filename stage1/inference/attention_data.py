@@ -57,10 +57,9 @@ _PER_FRAME = ("attention_weights", "frame_indices", "seconds")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AttentionSource:
-    """Provenance that all detections of a run share."""
+class Provenance:
+    """Where all detections of a run come from."""
 
-    clip_shape: ClipShape
     checkpoint_sha256: str  # of the model, or of all out-of-fold models, joined by +
     shards_digest: str
     threshold: float
@@ -69,7 +68,14 @@ class AttentionSource:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AttentionData:
+class AttentionSource(Provenance):
+    """Provenance of detections, and the shape of their clips."""
+
+    clip_shape: ClipShape
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionData(Provenance):
     """Detections as tensors, for stage 2: N detections of T frames. N may be 0."""
 
     video_paths: list[str]
@@ -86,11 +92,6 @@ class AttentionData:
     fps: torch.Tensor  # float32 [N], of the video
     trained_on: torch.Tensor  # int8 [N]: 1 the model was trained on this video, 0 it was not, -1 unknown
     clips: torch.Tensor | ShardClips  # uint8 [N, T, H, W, 3], read from disk when indexed
-    checkpoint_sha256: str
-    shards_digest: str
-    threshold: float
-    out_of_fold: bool
-    missed_crimes: int
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -182,7 +183,7 @@ def _columns(records: Iterable[Mapping[str, Any]], count: int, num_frames: int) 
 
 
 def _provenance(source: AttentionSource) -> dict[str, Any]:
-    return {name: value for name, value in vars(source).items() if name != "clip_shape"}
+    return {field.name: getattr(source, field.name) for field in dataclasses.fields(Provenance)}
 
 
 @contextlib.contextmanager
@@ -353,11 +354,7 @@ def _load_shards(folder: Path) -> AttentionData:
             for record, offset in _read_shard(folder / shard["name"], shard["bytes"], shape):
                 records.append({**record, "trained_on": TRAINED_ON[record["trained_on"]]})
                 places.append((folder / shard["name"], offset))
-        provenance = {
-            field.name: manifest[field.name]
-            for field in dataclasses.fields(AttentionSource)
-            if field.name != "clip_shape"
-        }
+        provenance = {field.name: manifest[field.name] for field in dataclasses.fields(Provenance)}
         if len(records) != manifest["num_detections"]:
             raise FormatError(
                 f"the shards of {path} hold {len(records)} detections, expected {manifest['num_detections']}"

@@ -20,7 +20,7 @@ from stage1.inference.config import ExtractConfig as ExtractConfig
 from stage1.inference.outputs import OutputFiles, top_indices, without_formulas
 from vidshard import __version__
 from vidshard.shards import codecs
-from vidshard.shards.layout import SampleRecord
+from vidshard.shards.layout import SampleRecord, frame_gap_seconds
 from vidshard.shards.set_writer import ShardSetWriter
 from vidshard.util import atomic, console, lists
 from vidshard.util.errors import UserError
@@ -217,7 +217,6 @@ def _record(data: AttentionData, i: int, positions: list[int], num_frames_of: di
     """Return the sample of a detection for stage 2, with the same key and the chosen frames."""
     seconds = tuple(float(data.seconds[i][position]) for position in positions)
     frames = tuple(int(data.frame_indices[i][position]) for position in positions)
-    gaps = np.diff(seconds)
     return SampleRecord(
         path=data.sources[i],
         class_name=data.classes[i],
@@ -226,7 +225,7 @@ def _record(data: AttentionData, i: int, positions: list[int], num_frames_of: di
         clip_index=int(data.clip_indices[i]),
         frame_indices=frames,
         timestamps_seconds=seconds,
-        frame_gap_seconds=float(np.median(gaps[gaps > 0])) if (gaps > 0).any() else 0.0,
+        frame_gap_seconds=frame_gap_seconds(seconds),
         fps=float(data.fps[i]),
         num_frames=num_frames_of.get(data.sources[i], max(frames) + 1),
         decoder="stage1",

@@ -24,6 +24,7 @@ from stage1.common import schema
 from stage1.common.earlier_results import set_aside
 from stage1.inference.events import Event
 from vidshard.shards import layout
+from vidshard.shards.layout import SampleRecord
 from vidshard.util import atomic, files
 from vidshard.util.errors import FormatError, UserError
 
@@ -140,6 +141,21 @@ class Detection(_ScoredClip):
     frame_indices: tuple[int, ...]  # in the video, presentation order
     seconds: tuple[float, ...]  # of these frames, from the start of the video
     fps: float  # mean frames per second of the video
+
+    @classmethod
+    def of_record(cls, record: SampleRecord, **fields: Any) -> Detection:
+        """Return the detection of the clip that `record` describes, with the other `fields`."""
+        return cls(
+            key=record.key,
+            source=record.path,
+            clip_index=record.clip_index,
+            class_name=record.class_name,
+            label=record.label,
+            split=record.split,
+            frame_indices=record.frame_indices,
+            seconds=record.timestamps_seconds,
+            **fields,
+        )
 
     @property
     def stage2_class(self) -> str | None:

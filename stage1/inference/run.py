@@ -381,18 +381,11 @@ class _InferenceRun:
     def _detection(self, row: int) -> Detection:
         record = self.reader.read_record(row)
         scores, _ = self._score_of(row)
-        return Detection(
+        return Detection.of_record(
+            record,
             video_path=self._video_path(record.path),
-            key=record.key,
-            source=record.path,
-            clip_index=record.clip_index,
-            class_name=record.class_name,
-            label=record.label,
-            split=record.split,
             confidence=output.shortest_float(scores["confidence"]),
             attention_weights=tuple(output.shortest_floats(scores["attention"])),
-            frame_indices=record.frame_indices,
-            seconds=record.timestamps_seconds,
             fps=output.shortest_float(np.float32(record.fps)),
         )
 

@@ -17,6 +17,8 @@ import numpy.typing as npt
 Floats = Sequence[float] | npt.NDArray[np.floating]
 Labels = Sequence[int] | npt.NDArray[np.integer]
 Array = npt.NDArray[np.float64]
+LEVEL = 0.95  # of all intervals
+TAIL = (1 - LEVEL) / 2  # on either side of one
 Statistic = Callable[[Array], float | None]  # weights, float [N], 0 or more → the metric, or None if undefined
 
 
@@ -249,7 +251,7 @@ class Interval:
     low: float | None
     high: float | None
     num_units: int  # recordings (or videos, where no recording is known) that were resampled
-    level: float = 0.95
+    level: float = LEVEL
 
     @property
     def above_zero(self) -> bool:
@@ -284,7 +286,6 @@ def bootstrap(
     *,
     num_resamples: int = 1000,
     seed: int = 0,
-    level: float = 0.95,
 ) -> Interval:
     """Return the value of `statistic` on all rows, and its percentile interval over resamples of whole groups.
 
@@ -300,14 +301,14 @@ def bootstrap(
     num_units = int(groups_N.max(initial=-1)) + 1
     value = statistic(np.ones(len(groups_N)))
     if value is None or num_units < 2:
-        return Interval(value=value, low=None, high=None, num_units=num_units, level=level)
+        return Interval(value=value, low=None, high=None, num_units=num_units)
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(num_units, np.full(num_units, 1 / num_units), size=num_resamples)
     found = [result for counts in drawn if (result := statistic(counts[groups_N].astype(np.float64))) is not None]
     if not found or len(found) < num_resamples / 2:
-        return Interval(value=value, low=None, high=None, num_units=num_units, level=level)
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value=value, low=float(low), high=float(high), num_units=num_units, level=level)
+        return Interval(value=value, low=None, high=None, num_units=num_units)
+    low, high = np.quantile(found, [TAIL, 1 - TAIL])
+    return Interval(value=value, low=float(low), high=float(high), num_units=num_units)
 
 
 def paired_bootstrap(
@@ -333,7 +334,7 @@ def group_numbers(groups: Sequence[Hashable] | npt.NDArray[Any]) -> npt.NDArray[
     return np.array([number.setdefault(value, len(number)) for value in values], np.int64)
 
 
-def share_interval(count: int, number: int, *, level: float = 0.95) -> Interval:
+def share_interval(count: int, number: int) -> Interval:
     """Return `count` / `number` and its interval for independent trials (Wilson, JASA 1927); `number` is 1 or more.
 
     >>> share_interval(1, 10).text(2)
@@ -341,11 +342,11 @@ def share_interval(count: int, number: int, *, level: float = 0.95) -> Interval:
     """
     from scipy.stats import binomtest
 
-    low, high = binomtest(count, number).proportion_ci(level, method="wilson")
-    return Interval(value=count / number, low=float(low), high=float(high), num_units=number, level=level)
+    low, high = binomtest(count, number).proportion_ci(LEVEL, method="wilson")
+    return Interval(value=count / number, low=float(low), high=float(high), num_units=number)
 
 
-def poisson_interval(count: int, exposure: float, *, level: float = 0.95) -> Interval:
+def poisson_interval(count: int, exposure: float) -> Interval:
     """Return the rate of `count` independent events in `exposure` hours, with the exact interval of Garwood (1936).
 
     >>> poisson_interval(0, 2.0).text(2), poisson_interval(4, 2.0).text(2)
@@ -353,7 +354,6 @@ def poisson_interval(count: int, exposure: float, *, level: float = 0.95) -> Int
     """
     from scipy.stats import chi2
 
-    tail = (1 - level) / 2
-    low = float(chi2.ppf(tail, 2 * count)) / 2 / exposure if count else 0.0
-    high = float(chi2.ppf(1 - tail, 2 * count + 2)) / 2 / exposure
-    return Interval(value=count / exposure, low=low, high=high, num_units=count, level=level)
+    low = float(chi2.ppf(TAIL, 2 * count)) / 2 / exposure if count else 0.0
+    high = float(chi2.ppf(1 - TAIL, 2 * count + 2)) / 2 / exposure
+    return Interval(value=count / exposure, low=low, high=high, num_units=count)

@@ -142,18 +142,11 @@ def strongest_miss(files: OutputFiles) -> FilmStrip | None:
         return None
     num_frames = len(record.timestamps_seconds)
     shown = shown_positions([0.0] * num_frames)
-    miss = Detection(
+    miss = Detection.of_record(
+        record,
         video_path=record.path,
-        key=record.key,
-        source=record.path,
-        clip_index=record.clip_index,
-        class_name=record.class_name,
-        label=record.label,
-        split=record.split,
         confidence=clips[row].confidence or 0.0,
         attention_weights=(1 / num_frames,) * num_frames,
-        frame_indices=record.frame_indices,
-        seconds=record.timestamps_seconds,
         fps=record.fps,
     )
     return FilmStrip(detection=miss, frames=frames[list(shown)], shown=shown, is_miss=True)

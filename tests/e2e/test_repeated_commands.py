@@ -12,7 +12,7 @@ from fake_shards import moving_clips, write_shards
 from inference_runs import place as place
 from inference_runs import stage1
 from stage1.common.files import CONFIG_NAME, DEFAULT_CHECKPOINT
-from stage1.evaluation import plots
+from stage1.evaluation.text import EvaluationReport
 
 CPU = ["--device", "cpu"]
 TRAIN = ["train", "--shards", "train", "--val-fraction", "0", "--epochs", "1", "--out", "run", "--resume=auto"]
@@ -37,8 +37,8 @@ def test_an_evaluation_without_its_picture_is_no_earlier_result(tmp_path: Path) 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        plots.write_evaluation(tmp_path, {"threshold": 0.5}, killed)
-    plots.write_evaluation(tmp_path, {"threshold": 0.7}, lambda path: path.touch())
+        EvaluationReport(text="", fields={"threshold": 0.5}).write(tmp_path, killed)
+    EvaluationReport(text="", fields={"threshold": 0.7}).write(tmp_path, lambda path: path.touch())
     assert sorted(os.listdir(tmp_path)) == ["evaluation.json", "evaluation.png"]
 
 

@@ -65,7 +65,7 @@ def write_shards(folder: Path, clips: npt.NDArray[np.uint8], labels: Sequence[in
         )
         for i in range(len(clips))
     ]
-    sample_bytes = len(layout.encode_sample(records[0], clips[0], codec=o.codec)[0]) if records else 1
+    sample_bytes = len(encoded(records[0], clips[0], codec=o.codec)) if records else 1
     with ShardSetWriter(
         folder,
         clip_len=num_frames,
@@ -78,6 +78,11 @@ def write_shards(folder: Path, clips: npt.NDArray[np.uint8], labels: Sequence[in
         for record, clip in zip(records, clips, strict=True):
             writer.append(record, clip)
     return folder
+
+
+def encoded(record: SampleRecord, clip: npt.NDArray[np.uint8], *, codec: str = "raw") -> bytes:
+    """Return the members of a sample."""
+    return b"".join(layout.encode_pieces(record, clip, codec=codec)[0])
 
 
 def random_clips(num_clips: int, *, shape: tuple[int, int, int] = (4, 16, 16), seed: int = 0) -> npt.NDArray[np.uint8]:

@@ -340,8 +340,7 @@ def _finalize_set(out: Path) -> SetReport:
         built = _check_complete(state)
         _check_unchanged(state, built.source, built.fingerprint)
         state.drop_partial()
-        label_member = built.fingerprint["settings"].get("label_member", False)
-        built = dataclasses.replace(built, records=_without_half_videos(state, built.records, label_member))
+        built = dataclasses.replace(built, records=_without_half_videos(state, built.records))
         with BuildLog(manifest.log_folder(out), root=built.source.root, about="finalize") as log:
             about = finish.finish_set(state, built)
             log.finish()
@@ -416,7 +415,7 @@ def _check_unchanged(state: BuildState, source: Source, fingerprint: dict[str, A
         )
 
 
-def _without_half_videos(state: BuildState, records: Sequence[ShardRecord], label_member: bool) -> list[ShardRecord]:
+def _without_half_videos(state: BuildState, records: Sequence[ShardRecord]) -> list[ShardRecord]:
     """Remove the clips of videos that failed in another task; return the corrected records.
 
     A video succeeds or fails as a whole. Its samples are removed from the shard; nothing is decoded again.
@@ -434,19 +433,17 @@ def _without_half_videos(state: BuildState, records: Sequence[ShardRecord], labe
                 failures={video: failed[video] for video in sorted(touched)},
                 decoders={video: name for video, name in record.decoders.items() if video not in bad},
             )
-        whole.append(_cut_out(state, shard, record, sorted(bad), label_member) if bad else record)
+        whole.append(_cut_out(state, shard, record, sorted(bad)) if bad else record)
     return whole
 
 
-def _cut_out(
-    state: BuildState, shard: int, record: ShardRecord, videos: Sequence[int], label_member: bool
-) -> ShardRecord:
+def _cut_out(state: BuildState, shard: int, record: ShardRecord, videos: Sequence[int]) -> ShardRecord:
     """Rewrite a shard without the samples of these videos. Until that is done, the shard counts as missing."""
     state.fragments_path.mkdir(exist_ok=True)
     fragment = state.fragments_path / f"shard-{shard}"
     rows = state.read_rows(shard)
     left = rows[~np.isin(rows["video"], videos)]
-    rows = existing_set.copy_samples(state.out, left, fragment, label_member=label_member)
+    rows = existing_set.copy_samples(state.out, left, fragment)
     rows["shard"], rows["video"] = shard, left["video"]
     size, sha256 = writer.join_fragments(state.shard_path(shard), [fragment])
     fragment.unlink()

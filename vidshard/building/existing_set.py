@@ -32,7 +32,6 @@ class CopyJob:
     rows: tuple[Rows, ...]  # per chunk: its rows of the old index
     folder: Path  # of the finished set
     decoder: str  # the decoder that read the video
-    label_member: bool  # of the set
 
 
 def run_job(job: DecodeJob | CopyJob) -> Decoded | VideoFailure:
@@ -41,14 +40,11 @@ def run_job(job: DecodeJob | CopyJob) -> Decoded | VideoFailure:
 
 
 def _copy_chunks(job: CopyJob) -> Decoded:
-    pairs = zip(job.fragment_paths, job.rows, strict=True)
-    copied = tuple(
-        copy_samples(job.folder, rows, fragment_path, label_member=job.label_member) for fragment_path, rows in pairs
-    )
-    return Decoded(decoder=job.decoder, rows=copied)
+    pairs = zip(job.rows, job.fragment_paths, strict=True)
+    return Decoded(decoder=job.decoder, rows=tuple(copy_samples(job.folder, rows, path) for rows, path in pairs))
 
 
-def copy_samples(folder: Path, rows: Rows, fragment_path: Path, *, label_member: bool) -> Rows:
+def copy_samples(folder: Path, rows: Rows, fragment_path: Path) -> Rows:
     """Copy samples from the shards in `folder` to a fragment file; return their rows, relative to the fragment.
 
     Raises OSError if the fragment cannot be written, FormatError on a damaged shard.
@@ -59,14 +55,8 @@ def copy_samples(folder: Path, rows: Rows, fragment_path: Path, *, label_member:
         for row in rows:
             path = folder / layout.shard_name(int(row["shard"]))
             with open(path, "rb") as shard:
-                sample = layout.read_sample(
-                    shard,
-                    int(row["offset"]),
-                    int(row["size"]),
-                    crc32=int(row["crc32"]),
-                    where=str(path),
-                    label_member=label_member,
-                )
+                offset, num_bytes, crc32 = (int(row[name]) for name in ("offset", "size", "crc32"))
+                sample = layout.read_sample(shard, offset, num_bytes, crc32=crc32, where=str(path))
             fragment.write(sample)
             row["offset"] = size + layout.TAR_BLOCK
             size += len(sample)
@@ -173,5 +163,4 @@ class ExistingSet:
             rows=tuple(rows[chunk.clip_start : chunk.clip_stop] for chunk in chunks),
             folder=self.shards.folder,
             decoder=self._decoder(number),
-            label_member=self.shards.manifest.label_member,
         )

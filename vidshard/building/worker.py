@@ -19,7 +19,7 @@ from vidshard.building import fetched_video
 from vidshard.planning.config import BuildConfig
 from vidshard.planning.shard_plan import Chunk
 from vidshard.planning.video_metadata import Probe, VideoFailure, VideoMetadata
-from vidshard.shards.layout import Clip, SampleRecord
+from vidshard.shards.layout import Clip, SampleRecord, frame_gap_seconds
 from vidshard.shards.writer import FragmentWriter, Rows
 from vidshard.sources.folders import Video
 from vidshard.storage.urls import Location
@@ -31,7 +31,6 @@ from vidshard.video.sampling import (
     SamplingConfig,
     VideoClips,
     find_breaks,
-    frame_gap_seconds,
     place_frame,
     scaled_size,
 )

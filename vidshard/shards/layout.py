@@ -255,8 +255,7 @@ class SampleRecord:
         repeated = sum(a == b for a, b in itertools.pairwise(indices))
         if self.repeated_frames != repeated:
             yield f"its record counts {self.repeated_frames} repeated frames, its frame indices {repeated}"
-        gaps = [b - a for a, b in itertools.pairwise(times) if b > a]
-        gap = statistics.median(gaps) if gaps else 0.0
+        gap = frame_gap_seconds(times)
         if not math.isclose(gap, self.frame_gap_seconds, rel_tol=1e-3, abs_tol=1e-5):
             yield f"its record says that frames are {self.frame_gap_seconds:g} s apart, its times {gap:g} s"
         if self.split != split:
@@ -273,6 +272,16 @@ def _is_count(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < 1e18
+
+
+def frame_gap_seconds(seconds: Sequence[float]) -> float:
+    """Return the median time in seconds between consecutive different frames of a clip; 0.0 if there are none.
+
+    >>> frame_gap_seconds([0.0, 0.5, 1.0, 1.0, 1.0])
+    0.5
+    """
+    gaps = [b - a for a, b in itertools.pairwise(seconds) if b > a]
+    return statistics.median(gaps) if gaps else 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -297,21 +306,13 @@ def npy_header(shape: ClipShape) -> bytes:
     return buffer.getvalue()
 
 
-def encode_sample(
-    record: SampleRecord, clip: Clip, *, codec: str = "raw", label_member: bool = False
-) -> tuple[bytes, Member]:
-    """Encode a sample as the bytes of its tar members (headers and padding included) and the position of its clip.
-
-    `clip`: uint8 (T, H, W, 3). The bytes depend only on the arguments.
-    """
-    pieces, member = encode_pieces(record, clip, codec=codec, label_member=label_member)
-    return b"".join(pieces), member
-
-
 def encode_pieces(
     record: SampleRecord, clip: Clip, *, codec: str = "raw", label_member: bool = False
 ) -> tuple[list[Piece], Member]:
-    """Encode a sample like `encode_sample`, in pieces to be written in order: raw pixels are not copied."""
+    """Encode a sample as its tar members, in pieces to be written in order, and the position of its clip.
+
+    `clip`: uint8 (T, H, W, 3); raw pixels are not copied. The bytes depend only on the arguments.
+    """
     if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[3] != 3:
         raise ValueError(f"clip {record.key!r} is {clip.dtype} {clip.shape}, expected uint8 (T, H, W, 3)")
     payload = _clip_pieces(clip, codec=codec)
@@ -410,9 +411,7 @@ def read_record(file: IO[bytes], clip_offset: int, clip_size: int) -> SampleReco
     return SampleRecord.from_json(text)
 
 
-def read_sample(
-    file: IO[bytes], clip_offset: int, clip_size: int, *, crc32: int, where: str, label_member: bool = False
-) -> bytes:
+def read_sample(file: IO[bytes], clip_offset: int, clip_size: int, *, crc32: int, where: str) -> bytes:
     """Return all bytes of the sample whose clip is at `clip_offset`: all members, ready for another shard.
 
     Raises FormatError, naming `where`, if the clip's CRC-32 differs from `crc32`.
@@ -423,9 +422,11 @@ def read_sample(
         raise FormatError(f"{where} is damaged: the checksum of a clip differs from its index; build the set again")
     header = file.read(TAR_BLOCK)
     file.seek(clip_offset + padded(clip_size))
-    _, text = _read_member(file, clip_offset + padded(clip_size))
-    label = file.read(2 * TAR_BLOCK if label_member else 0)
-    return clip + header + text + bytes(padded(len(text)) - len(text)) + label
+    name, text = _read_member(file, clip_offset + padded(clip_size))
+    label = file.read(2 * TAR_BLOCK)  # if it is one: a header begins with the name
+    label_name = name.removesuffix(RECORD_SUFFIX) + LABEL_SUFFIX
+    is_label = label.startswith(label_name.encode("ascii") + b"\0")
+    return clip + header + text + bytes(padded(len(text)) - len(text)) + (label if is_label else b"")
 
 
 def padded(size: int) -> int:

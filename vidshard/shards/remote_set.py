@@ -32,14 +32,13 @@ def open_location(where: Location, *, cache: CacheConfig | None = None) -> Shard
     kept = ShardCache(cache or CacheConfig())
     about = read_manifest(where)
     url = where / about.index_name
-    path = kept.fetch(url, size=about.index_bytes, sha256=about.index_sha256)
-    assert path is not None
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != about.index_sha256:  # the copy was damaged in the cache
-        kept.discard(url, about.index_sha256)
-        path = kept.fetch(url, size=about.index_bytes, sha256=about.index_sha256)
-        assert path is not None
+    path = kept.path(url, about.index_sha256)
+    for _ in range(2):
+        kept.fetch(url, size=about.index_bytes, sha256=about.index_sha256)
         data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() == about.index_sha256:
+            break
+        kept.discard(url, about.index_sha256)  # the copy was damaged in the cache
     index = Index.from_bytes(data, where=str(url), about=about)
     return RemoteSet(folder=path.parent, manifest=about, index=index, url=where, cache=kept)
 
@@ -98,15 +97,10 @@ def open_metadata(where: Location) -> ShardSet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RemoteSet(ShardSet):
+class RemoteSet(RemoteMetadata):
     """A remote shard set. `folder` is the cache folder of its index."""
 
-    url: Url
     cache: ShardCache
-
-    @property
-    def where(self) -> str:
-        return str(self.url)
 
     @property
     def is_cached(self) -> bool:

@@ -268,8 +268,6 @@ class ShardSetWriter:
         if num_frames is None:
             num_frames = before.num_frames if before else max(indices, default=-1) + 1
         self._check_frames(f"clip {clip_index} of {video!r}", indices, seconds, num_frames)
-        gaps = np.diff(np.array(seconds))
-        gaps = gaps[gaps > 0]
         record = SampleRecord(
             path=video,
             class_name=class_name,
@@ -278,7 +276,7 @@ class ShardSetWriter:
             clip_index=int(clip_index),
             frame_indices=indices,
             timestamps_seconds=seconds,
-            frame_gap_seconds=round(float(np.median(gaps)), 6) if gaps.size else 0.0,
+            frame_gap_seconds=round(layout.frame_gap_seconds(seconds), 6),
             fps=float(fps),
             num_frames=int(num_frames),
             decoder="unknown",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -74,7 +75,7 @@ def is_url(text: str) -> bool:
     return _URL.match(text) is not None
 
 
-def location(text: str | Path | Url) -> Location:
+def location(text: str | os.PathLike[str] | Url) -> Location:
     """Convert `text` to a Url if it is one, else to a Path; `file://` gives a Path.
 
     >>> location("shards/Train"), location("s3://bucket/shards"), location("file:///data/Train")

@@ -126,7 +126,7 @@ def convert(value: Any, hint: Any, name: str) -> Any:
     if value is None and kinds != [hint]:
         return None
     if Url in kinds and isinstance(value, str | os.PathLike | Url):
-        return location(value if isinstance(value, str | Url) else Path(value))
+        return location(value)
     kind = kinds[0]
     if len(kinds) > 1 or kind is Any or typing.get_origin(kind) is typing.Literal:  # checked by the config itself
         return value

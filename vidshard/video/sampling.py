@@ -230,17 +230,6 @@ def _dense_windows(num_frames: int, sampling: SamplingConfig) -> tuple[int, bool
     return full, covered < num_frames
 
 
-def frame_gap_seconds(timestamps_seconds: Sequence[float]) -> float:
-    """Return the median time in seconds between consecutive different frames of a clip; 0.0 if there are none.
-
-    >>> frame_gap_seconds([0.0, 0.5, 1.0, 1.0, 1.0])
-    0.5
-    """
-    gaps = np.diff(np.asarray(timestamps_seconds, dtype=np.float64))
-    gaps = gaps[gaps > 0]
-    return float(np.median(gaps)) if gaps.size else 0.0
-
-
 def scaled_size(
     height: int, width: int, *, to_height: int, to_width: int, resize: str, sample_aspect: Fraction | float = 1
 ) -> tuple[int, int]:

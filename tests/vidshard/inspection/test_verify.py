@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from fake_shards import random_clips, write_shards
+from fake_shards import encoded, random_clips, write_shards
 from tiny_videos import make_tiny_videos
 from vidshard.building import finish
 from vidshard.cli.main import main
@@ -283,7 +283,7 @@ def test_a_sample_that_never_was_right_needs_the_deep_check(shards: Path) -> Non
     clips = [layout.decode_clip(payload, shape, where="") for _, payload, _, _ in samples]
     records = [record for _, _, record, _ in samples]
     clips[2] = 255 - clips[2]
-    data = b"".join(layout.encode_sample(r, c)[0] for r, c in zip(records, clips, strict=True))
+    data = b"".join(encoded(r, c) for r, c in zip(records, clips, strict=True))
     replace_shard(shards, 1, data + layout.end_of_shard())
     assert verify(shards).faults == ()
     assert named(shards, deep=True) == {("shard-000001.tar", samples[2][0])}
@@ -296,7 +296,7 @@ def test_a_record_that_contradicts_the_index(shards: Path) -> None:
     clips = [layout.decode_clip(payload, shape, where="") for _, payload, _, _ in samples]
     records = [record for _, _, record, _ in samples]
     records[1] = dataclasses.replace(records[1], label=1, num_frames=3, frame_indices=(1, 0))
-    data = b"".join(layout.encode_sample(r, c)[0] for r, c in zip(records, clips, strict=True))
+    data = b"".join(encoded(r, c) for r, c in zip(records, clips, strict=True))
     replace_shard(shards, 2, data + layout.end_of_shard())
     messages = [fault.message for fault in verify(shards, deep=True).faults if fault.key == samples[1][0]]
     for text in ("label 1, the index 0", "num_frames 3, the index 2", "frames or times that are not ascending"):

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from fake_shards import encoded
 from vidshard.planning import shard_plan
 from vidshard.planning.shard_plan import Chunk
 from vidshard.shards import layout
@@ -67,5 +68,5 @@ def test_the_estimate_of_a_sample_is_no_less_than_a_usual_one(num_frames: int) -
         timestamps_seconds=tuple(333.333333 + i / 30 // 1e-6 * 1e-6 for i in range(num_frames)),
         frame_gap_seconds=0.033333, fps=29.97, num_frames=100_000, decoder="opencv", repeated_frames=0,
     )  # fmt: skip
-    data, _ = layout.encode_sample(record, np.zeros(shape.thwc, np.uint8))
+    data = encoded(record, np.zeros(shape.thwc, np.uint8))
     assert 0 <= shard_plan.sample_bytes(shape) - len(data) <= 2 * layout.TAR_BLOCK

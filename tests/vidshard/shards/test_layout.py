@@ -6,6 +6,7 @@ import tarfile
 import numpy as np
 import pytest
 
+from fake_shards import encoded
 from vidshard.shards import layout
 from vidshard.shards.layout import ClipShape, SampleRecord
 from vidshard.util.errors import FormatError
@@ -34,7 +35,7 @@ def clip(seed: int = 0) -> layout.Clip:
 
 
 def shard_of(*records: SampleRecord) -> bytes:
-    return b"".join(layout.encode_sample(r, clip(i))[0] for i, r in enumerate(records)) + bytes(1024)
+    return b"".join(encoded(r, clip(i)) for i, r in enumerate(records)) + bytes(1024)
 
 
 NASTY_PATHS = [

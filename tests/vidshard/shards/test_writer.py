@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fake_shards import encoded
 from vidshard.shards import layout
 from vidshard.shards.layout import SampleRecord
 from vidshard.shards.writer import Cancelled, FragmentWriter, join_fragments
@@ -36,7 +37,7 @@ def test_joined_parts_are_the_samples_in_order(tmp_path: Path) -> None:
     write_fragment(tmp_path / "b", range(2, 5))
     size, sha256 = join_fragments(tmp_path / "shard-000000.tar", [tmp_path / "a", tmp_path / "b"])
     data = (tmp_path / "shard-000000.tar").read_bytes()
-    assert data == b"".join(layout.encode_sample(*sample(i))[0] for i in range(5)) + layout.end_of_shard()
+    assert data == b"".join(encoded(*sample(i)) for i in range(5)) + layout.end_of_shard()
     assert (size, sha256) == (len(data), hashlib.sha256(data).hexdigest())
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vidshard.shards.layout import frame_gap_seconds
 from vidshard.util.errors import UserError
 from vidshard.video.sampling import (
     SamplingConfig,
     VideoClips,
     find_breaks,
-    frame_gap_seconds,
     frame_indices,
     place_frame,
     resampled_frames,
