@@ -243,9 +243,8 @@ def read_frames(path: Path, frame_indices: Sequence[int], *, decoder: str = "aut
         table = read_packet_table(path)
         for one in decoders_for(decoder):
             try:
-                with contextlib.closing(
-                    one.frames(path, table, frame_indices, height=table.height, width=table.width)
-                ) as frames:  # type: ignore[type-var]
+                frames = one.frames(path, table, frame_indices, height=table.height, width=table.width)
+                with contextlib.closing(frames):
                     return [np.ascontiguousarray(frame) for frame in frames]
             except VideoError as error:
                 reason = error.message

@@ -19,12 +19,8 @@ from vidshard.storage.urls import Location
 from vidshard.util.errors import UserError
 from vidshard.util.options import option
 
-_BASELINES, _CALIBRATION, _UNTRIMMED, _FOREIGN = (
-    "Baselines",
-    "Calibration",
-    "Untrimmed videos",
-    "Scores of other models",
-)
+_BASELINES, _CALIBRATION = "Baselines", "Calibration"
+_UNTRIMMED, _FOREIGN = "Untrimmed videos", "Scores of other models"
 _NUM_RESAMPLES = 1000
 
 

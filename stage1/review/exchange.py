@@ -381,7 +381,8 @@ def match_clips(
     by_times = set(labelled)
     unmatched = 0
     for segment in drawn:
-        inside = [clip for clip in of_video[segment.source] if _contains(segment, clip)]
+        start, end, clips_of_video = segment.start_seconds, segment.end_seconds, of_video[segment.source]
+        inside = [clip for clip in clips_of_video if start <= sum(_times(clip)) / 2 <= end]
         unmatched += not inside
         for clip in inside:
             if clip.key not in by_times:
@@ -399,10 +400,6 @@ def _clip_at(segment: Segment, clips: Iterable[Prediction], video: Video) -> Pre
 
     nearest = min(clips, key=distance, default=None)
     return nearest if nearest is not None and distance(nearest)[0] < video.seconds(1) else None
-
-
-def _contains(segment: Segment, clip: Prediction) -> bool:
-    return segment.start_seconds <= sum(_times(clip)) / 2 <= segment.end_seconds
 
 
 def _times(clip: Prediction) -> tuple[float, float]:

@@ -219,7 +219,7 @@ def draw(strips: Sequence[FilmStrip], *, num_detections: int, note: str = "") ->
     installed = set(get_font_names())
     fonts = [name for name in _FONTS if name in installed]
     with matplotlib.rc_context({"font.family": fonts or ["sans-serif"], "text.color": TEXT_COLOUR}):
-        heights = [_row_height(strip) for strip in strips] or [_CAPTION]
+        heights = [_CAPTION + _frame_size(strip)[1] + 2 + _BARS + _TIMES for strip in strips] or [_CAPTION]
         foot = textwrap.wrap(note, _NOTE_LETTERS, break_long_words=False)
         total = _HEAD + sum(heights) + _ROW_GAP * len(heights) + _NOTE_LINE * len(foot) + (_ROW_GAP if foot else 0)
         figure = Figure(figsize=(_WIDTH / _DPI, total / _DPI), dpi=_DPI, facecolor="white")
@@ -320,10 +320,6 @@ def _draw_strip(figure: Figure, strip: FilmStrip, top: int, total: int) -> None:
     bars.axhline(0, color=LINE_COLOUR, linewidth=0.8, zorder=0)
     bars.axhline(equal_share * scale, color=LINE_COLOUR, linewidth=0.8, linestyle=(0, (4, 4)), zorder=0)
     bars.set(xlim=(0, width), ylim=(0, _BARS))
-
-
-def _row_height(strip: FilmStrip) -> int:
-    return _CAPTION + _frame_size(strip)[1] + 2 + _BARS + _TIMES
 
 
 def _frame_size(strip: FilmStrip) -> tuple[float, int]:

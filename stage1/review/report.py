@@ -79,7 +79,10 @@ def _write_report(config: ReportConfig) -> ReportResult:
     evaluation = _read_evaluation(config.evaluation, run) if config.evaluation is not None else None
     clips = read_predictions(files.predictions)
     detections = read_anomalies(files.anomalies)
-    _check_one_run(files, clips, detections)
+    if [clip.key for clip in clips if clip.predicted] != [detection.key for detection in detections]:
+        raise FormatError(
+            f"{files.anomalies} and {files.predictions} come from different runs; run `stage1 infer` again"
+        )
 
     reader = _open_shards(run, config.shards)
     pictures = Pictures(files, reader, clips, detections)
@@ -122,13 +125,6 @@ def _write_report(config: ReportConfig) -> ReportResult:
     write_file(config.path, page.encode("utf-8", "backslashreplace"))
     num_left_out = num_shown - len(chosen)
     return ReportResult(path=config.path, num_shown=len(chosen), num_left_out=num_left_out, attention=attention)
-
-
-def _check_one_run(files: OutputFiles, clips: Sequence[Prediction], detections: Sequence[Detection]) -> None:
-    if [clip.key for clip in clips if clip.predicted] != [detection.key for detection in detections]:
-        raise FormatError(
-            f"{files.anomalies} and {files.predictions} come from different runs; run `stage1 infer` again"
-        )
 
 
 def _open_shards(run: Mapping[str, Any], given: Location | None) -> ClipReader | None:

@@ -31,7 +31,7 @@ class BuildLog:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._root = root
         self._start = time.monotonic()
-        self._seconds: dict[str, float] = defaultdict(float)  # video → decoding time
+        self.seconds: dict[str, float] = defaultdict(float)  # video → decoding time
         self._task = task
         name = "build.log" if task is None else f"build.task-{task:05d}.log"
         self._command = [urls.redact_credentials(word) for word in sys.argv]
@@ -56,13 +56,10 @@ class BuildLog:
             self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {console.shown_line(text)}\n")
             self._file.flush()
 
-    def add_seconds(self, path: str, seconds: float) -> None:
-        self._seconds[path] += seconds
-
     def finish(self) -> None:
         seconds = time.monotonic() - self._start
         self.line(f"finished in {seconds:.1f} s")
-        slow = {path: round(spent, 3) for path, spent in self._seconds.items()}
+        slow = {path: round(spent, 3) for path, spent in self.seconds.items()}
         self._write_source({"seconds": round(seconds, 1), "seconds_per_video": slow})
 
     def _write_source(self, more: dict[str, Any]) -> None:

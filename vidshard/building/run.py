@@ -531,7 +531,7 @@ class BuildRun:
             for result in self._results(tasks):
                 job: DecodeJob | CopyJob = result.task.argument
                 outcome = self._value(result, job.video)
-                self.log.add_seconds(job.video.path, result.seconds)
+                self.log.seconds[job.video.path] += result.seconds
                 if isinstance(outcome, Decoded) and isinstance(job, DecodeJob):
                     self.decoded_clips += sum(chunk.num_clips for chunk in job.chunks)
                 joiner.settle(job, outcome)

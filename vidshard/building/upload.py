@@ -53,7 +53,7 @@ def upload_set(folder: Path, url: Url) -> Uploaded:
     replaced, that manifest is deleted first. Raises StorageError, FormatError.
     """
     about = manifest.open_shards(folder).manifest
-    old = _old_manifest(url)
+    old = remote_set.read_manifest(url) if urls.exists(url / layout.MANIFEST_NAME) else None
     if old is not None and old != about and _replaces(old, about):
         urls.remove(url / layout.MANIFEST_NAME)
     digests = {shard.name: shard.sha256 for shard in about.shards}
@@ -95,12 +95,6 @@ def download_set(url: Url, folder: Path) -> ShardSet:
     atomic.write_bytes(folder / layout.FAILURES_NAME, urls.read_bytes(url / layout.FAILURES_NAME))
     atomic.write_bytes(folder / layout.MANIFEST_NAME, about.to_bytes())
     return manifest.open_shards(folder)
-
-
-def _old_manifest(url: Url) -> Manifest | None:
-    if not urls.exists(url / layout.MANIFEST_NAME):
-        return None
-    return remote_set.read_manifest(url)
 
 
 def _replaces(old: Manifest, new: Manifest) -> bool:

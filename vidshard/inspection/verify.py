@@ -248,7 +248,8 @@ def _check_index(manifest: Manifest, index: Index) -> list[Fault]:
 
     expect(len(rows) == manifest.num_clips, f"has {len(rows):,} clips, the manifest {manifest.num_clips:,}")
     expect(len(videos) == manifest.videos_ok, f"has {len(videos):,} videos, the manifest {manifest.videos_ok:,} ok")
-    expect(len(set(index.paths)) == len(index.paths), f"lists a video twice: {_repeated(index.paths)}")
+    twice = [path for path, count in Counter(index.paths).items() if count > 1]
+    expect(not twice, f"lists a video twice: {', '.join(twice)}")
 
     known = manifest.classes
     counts = Counter(zip([index.class_name(v) for v in rows["video"].tolist()], rows["label"].tolist(), strict=True))
@@ -284,10 +285,6 @@ def _order_faults(manifest: Manifest, index: Index) -> Iterator[Fault]:
         if before is not None and (place[0] <= before[0] or place[1] <= before[1]):
             yield _fault("is out of order", file=name, key=index.key(row))
         before = place
-
-
-def _repeated(names: Sequence[str]) -> str:
-    return ", ".join(name for name, count in Counter(names).items() if count > 1)
 
 
 def _check_stray_files(files: SetFiles, manifest: Manifest, names: Sequence[str]) -> Iterator[Fault]:

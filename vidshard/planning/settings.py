@@ -133,7 +133,7 @@ def find_finished(out: Location, source: Source, config: BuildConfig) -> ShardSe
 def check_packages(shards: ShardSet, codec: str) -> None:
     """Raise UserError if additions to a finished set would be decoded with other package versions."""
     before, now = _named_as_now(shards.manifest.packages), package_versions(codec)
-    if not decoders.asks_decord(shards.manifest.settings.get("decoder", decoders.AUTO)):
+    if shards.manifest.settings.get("decoder", decoders.AUTO) not in (decoders.AUTO, "decord"):
         before, now = _without_decord(before), _without_decord(now)
     if before == now:
         return

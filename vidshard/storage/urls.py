@@ -38,6 +38,11 @@ _DISK_ERRORS = {
     errno.ENOSPC, errno.EROFS, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOTDIR, errno.EISDIR,
     getattr(errno, "EDQUOT", -1),
 }  # fmt: skip
+# Fields by which stores report the version of an object, in the order of preference.
+_VERSION_FIELDS = (
+    *("ETag", "etag", "generation", "md5Hash", "blob_id"),
+    *("LastModified", "last_modified", "mtime", "updated", "created"),
+)
 _T = TypeVar("_T")
 
 
@@ -250,19 +255,7 @@ def _object_info(about: dict[str, Any]) -> ObjectInfo:
     if about.get("type") == "directory":
         raise FileNotFoundError
     size = about.get("size")
-    names = (
-        "ETag",
-        "etag",
-        "generation",
-        "md5Hash",
-        "blob_id",
-        "LastModified",
-        "last_modified",
-        "mtime",
-        "updated",
-        "created",
-    )
-    version = next((str(about[name]) for name in names if about.get(name) is not None), None)
+    version = next((str(about[name]) for name in _VERSION_FIELDS if about.get(name) is not None), None)
     return ObjectInfo(size=None if size is None else int(size), version=version)
 
 

@@ -47,13 +47,9 @@ def open_container(name: str, container_format: str, *, edit_list: bool = True) 
     options = {"protocol_whitelist": "file"}
     if not edit_list:
         options["ignore_editlist"] = "1"
-    if _major_version(av) >= 19:  # always replaces invalid UTF-8 in metadata and has no argument for it
+    if int(av.__version__.partition(".")[0]) >= 19:  # replaces invalid UTF-8 in metadata by itself
         return av.open(name, format=container_format, options=options)
     return av.open(name, format=container_format, options=options, metadata_errors="replace")
-
-
-def _major_version(module: Any) -> int:
-    return int(module.__version__.partition(".")[0])
 
 
 def read_head(path: Path) -> tuple[bytes, int]:

@@ -90,7 +90,7 @@ def encode(
     partial = atomic.partial_path(target)
     frames = PyAVDecoder().frames(path, table, range(first, last + 1), height=height, width=width)
     try:
-        with contextlib.closing(frames), av.open(str(partial), "w", format="mp4") as output:  # type: ignore[type-var]
+        with contextlib.closing(frames), av.open(str(partial), "w", format="mp4") as output:
             rate = max(1, round(table.fps))
             stream = output.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"

@@ -108,11 +108,6 @@ def decoder_versions() -> dict[str, str]:
     return {name: installed_version(names) or "absent" for name, names in distributions.items()}
 
 
-def asks_decord(choice: str) -> bool:
-    """Return True if `choice` may decode with decord or decord2."""
-    return choice in (AUTO, "decord")
-
-
 def missing_note(choice: str) -> str:
     """Return a note about a missing decoder of `choice`; "" if there is nothing to report."""
     if choice == AUTO and installed_version(DECORDS) is None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import abc
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from vidshard.video.packets import PacketTable
 from vidshard.video.sampling import Frame as Frame
 
+Size = tuple[int, int]  # height and width in pixels
 
-class Decoder(Protocol):
+
+class Decoder(abc.ABC):
     """Common interface of the decoding libraries. `tests/contract` tests every decoder against it."""
 
     name: str  # of the library, as stored in sample records
@@ -25,13 +27,21 @@ class Decoder(Protocol):
         height: int,
         width: int,
         in_sequence: bool = False,
-    ) -> Iterator[Frame]:
+    ) -> Generator[Frame, None, None]:
         """Yield the frames of `frame_indices` (sorted, unique, presentation order), uint8 (height, width, 3) RGB.
 
         Frames are resized without aliasing, with edit list and rotation applied; only a bounded number is in memory at
         once. `in_sequence`: decode from the start without seeking, for videos where a seek may have missed. Raises
         VideoError: `unsupported_by_decoder` if another decoder may be tried, any other reason if not.
         """
+        check_frame_indices(table, frame_indices)
+        return self._frames(path, table, frame_indices, (height, width), in_sequence)
+
+    @abc.abstractmethod
+    def _frames(
+        self, path: Path, table: PacketTable, frame_indices: Sequence[int], size: Size, in_sequence: bool
+    ) -> Generator[Frame, None, None]:
+        """Yield these frames, whose indices are right, at a size in pixels."""
 
 
 def check_frame_indices(table: PacketTable, frame_indices: Sequence[int]) -> None:

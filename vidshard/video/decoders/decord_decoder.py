@@ -6,13 +6,13 @@ import contextlib
 import ctypes
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from vidshard.util.errors import UserError
 from vidshard.video.decoders import DECORDS, installed_version
-from vidshard.video.decoders.base import Frame, check_frame_indices
+from vidshard.video.decoders.base import Decoder, Frame, Size
 from vidshard.video.packets import DAMAGED, UNSUPPORTED, PacketTable, VideoError, openable_name
 from vidshard.video.sampling import resize_frame
 
@@ -22,7 +22,7 @@ _CANNOT_SCALE = "from_size == to_size"  # its error for some small widths (16, 2
 _NO_DECODER = "cannot find video stream"  # its error when its FFmpeg lacks the decoder
 
 
-class DecordDecoder:
+class DecordDecoder(Decoder):
     """decord with one thread. A reader is closed as soon as it is done, since it costs 32 MiB and its threads."""
 
     name = "decord"  # the choice; an instance's name distinguishes decord from decord2
@@ -31,17 +31,9 @@ class DecordDecoder:
         """Find the installed distribution. Raises UserError if both decord and decord2 are installed."""
         self.name = installed_distribution() or type(self).name
 
-    def frames(
-        self,
-        path: Path,
-        table: PacketTable,
-        frame_indices: Sequence[int],
-        *,
-        height: int,
-        width: int,
-        in_sequence: bool = False,
-    ) -> Iterator[Frame]:
-        check_frame_indices(table, frame_indices)
+    def _frames(
+        self, path: Path, table: PacketTable, frame_indices: Sequence[int], size: Size, in_sequence: bool
+    ) -> Generator[Frame, None, None]:
         if table.container not in _CONTAINERS:
             raise VideoError(UNSUPPORTED, f"decord is not used for {table.container} files")
         if table.num_video_streams > 1:
@@ -56,24 +48,20 @@ class DecordDecoder:
             # shown before it (it drops them), or if a flagged keyframe is not one: then all is decoded from the start.
             can_seek = not (in_sequence or table.discarded or table.open_gops or not table.clean_keyframes)
             try:
-                yield from _in_some_size(decord, name, table, can_seek, frame_indices, height, width)
+                yield from _in_some_size(decord, name, table, can_seek, frame_indices, size)
             except decord.DECORDError as error:
                 text = str(error)
                 if _NO_DECODER in text:
                     raise VideoError(UNSUPPORTED, f"decord has no decoder for {table.codec}") from error
                 if _CANNOT_SCALE in text:
-                    raise VideoError(UNSUPPORTED, f"decord cannot scale to {table.width} or {width} pixels") from error
+                    raise VideoError(
+                        UNSUPPORTED, f"decord cannot scale to {table.width} or {size[1]} pixels"
+                    ) from error
                 raise VideoError(DAMAGED, f"decord: {_first_line(text)}") from error
 
 
 def _in_some_size(
-    decord: Any,
-    name: str,
-    table: PacketTable,
-    can_seek: bool,
-    frame_indices: Sequence[int],
-    height: int,
-    width: int,
+    decord: Any, name: str, table: PacketTable, can_seek: bool, frame_indices: Sequence[int], size: Size
 ) -> Iterator[Frame]:
     """Yield the frames; decord downscales as far as that is accurate, and area resizing does the rest.
 
@@ -81,19 +69,20 @@ def _in_some_size(
     requested size, with the rest by area, that is 39 dB, for 15 % more time; at full size it is exact, for 4 times the
     time. Some widths are not supported at all.
     """
+    height, width = size
     twice = {"height": min(2 * height, table.height), "width": min(2 * width, table.width)}
     sizes: list[dict[str, int]] = [twice, {}, {"height": height, "width": width}]
-    for size in sizes:
+    for scaled in sizes:
         found = 0
         try:
-            reader = _open(decord, name, table, **size)
+            reader = _open(decord, name, table, **scaled)
             seeks = can_seek and reader.get_key_indices() == table.keyframes.tolist()
             for frame in (_read_with_seeks if seeks else _read_through)(reader, frame_indices):
                 yield resize_frame(frame, height, width)
                 found += 1
             return
         except decord.DECORDError as error:
-            if found or size is sizes[-1] or _CANNOT_SCALE not in str(error):
+            if found or scaled is sizes[-1] or _CANNOT_SCALE not in str(error):
                 raise
 
 

@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 from vidshard.util.opencv import load_cv2
-from vidshard.video.decoders.base import Frame, check_frame_indices
+from vidshard.video.decoders.base import Decoder, Frame, Size
 from vidshard.video.packets import DAMAGED, UNSUPPORTED, PacketTable, VideoError, openable_name
 from vidshard.video.sampling import resize_frame
 
 _BT2020 = (9, 10)  # numbers of ITU-T H.273
 
 
-class OpenCVDecoder:
+class OpenCVDecoder(Decoder):
     """OpenCV with its own FFmpeg. It ends damaged files without an error, so every read is checked here."""
 
     name = "opencv"
 
-    def frames(
-        self,
-        path: Path,
-        table: PacketTable,
-        frame_indices: Sequence[int],
-        *,
-        height: int,
-        width: int,
-        in_sequence: bool = False,  # always the case
-    ) -> Iterator[Frame]:
-        check_frame_indices(table, frame_indices)
+    def _frames(
+        self, path: Path, table: PacketTable, frame_indices: Sequence[int], size: Size, in_sequence: bool
+    ) -> Generator[Frame, None, None]:
         _refuse_unsupported(table)
         cv2: Any = load_cv2()
         os.environ["OPENCV_FFMPEG_LOGLEVEL"] = "32"  # INFO: the level of messages about concealed damage
@@ -46,7 +38,7 @@ class OpenCVDecoder:
                         if not capture.grab():
                             raise _no_frame(table, next_index)
                         next_index += 1
-                    yield cv2.cvtColor(resize_frame(_retrieve(capture, table, index), height, width), cv2.COLOR_BGR2RGB)
+                    yield cv2.cvtColor(resize_frame(_retrieve(capture, table, index), *size), cv2.COLOR_BGR2RGB)
                 if next_index == table.num_frames and capture.grab():
                     raise VideoError(DAMAGED, f"OpenCV decodes more frames than the {next_index:,} in its packets")
             finally:
@@ -69,8 +61,7 @@ def _retrieve(capture: Any, table: PacketTable, index: int) -> Frame:
         raise _no_frame(table, index)
     if frame.ndim != 3 or frame.shape[:2] != (table.height, table.width):
         raise VideoError(
-            UNSUPPORTED,
-            f"OpenCV returns frames of shape {frame.shape}, expected {(table.height, table.width, 3)}",
+            UNSUPPORTED, f"OpenCV returns frames of shape {frame.shape}, expected {(table.height, table.width, 3)}"
         )
     bgr: Frame = frame
     return bgr

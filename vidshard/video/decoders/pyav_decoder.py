@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vidshard.video import containers
-from vidshard.video.decoders.base import Frame, check_frame_indices
+from vidshard.video.decoders.base import Decoder, Frame, Size
 from vidshard.video.packets import DAMAGED, UNSUPPORTED, PacketTable, VideoError, openable_name
 
 # Area averaging in full accuracy: 45 dB from the exact result (the default, bicubic: 37 dB).
@@ -23,23 +23,15 @@ _SEEKABLE = ("mov", "matroska")  # these have a keyframe table; in others FFmpeg
 _WORTH_A_SEEK = 8  # frames that a seek must save; it costs about two itself
 
 
-class PyAVDecoder:
+class PyAVDecoder(Decoder):
     """PyAV decoder. Seeks where that saves decoding and identifies frames by time; otherwise reads from the start."""
 
     name = "pyav"
 
-    def frames(
-        self,
-        path: Path,
-        table: PacketTable,
-        frame_indices: Sequence[int],
-        *,
-        height: int,
-        width: int,
-        in_sequence: bool = False,
-    ) -> Iterator[Frame]:
-        check_frame_indices(table, frame_indices)
-        graph = _FilterGraph(_orienting_filters(table), height, width)
+    def _frames(
+        self, path: Path, table: PacketTable, frame_indices: Sequence[int], size: Size, in_sequence: bool
+    ) -> Generator[Frame, None, None]:
+        graph = _FilterGraph(_orienting_filters(table), *size)
         for frame in _picked(path, table, frame_indices, in_sequence=in_sequence):
             yield graph.convert(frame)
 
@@ -149,10 +141,7 @@ def _frames_by_count(container: Any, stream: Any, table: PacketTable, frame_indi
         if found == len(frame_indices) and index + 1 < table.num_frames:
             return
     if found < len(frame_indices):
-        raise VideoError(
-            DAMAGED,
-            f"PyAV cannot decode frame {frame_indices[found]:,} of {table.num_frames:,}",
-        )
+        raise VideoError(DAMAGED, f"PyAV cannot decode frame {frame_indices[found]:,} of {table.num_frames:,}")
 
 
 def _too_many(table: PacketTable) -> VideoError:
