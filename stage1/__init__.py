@@ -1,4 +1,5 @@
 """Classify clips read from shards as normal or crime, with 3D convolutions and attention over the frames."""
+# ruff: noqa: F403, F405  # the names of `__all__` come from `api`; tests/test_public_api.py looks each of them up
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -6,32 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vidshard import __version__
 
 if TYPE_CHECKING:
-    from stage1.api import (
-        AttentionData,
-        Batch,
-        Checkpoint,
-        ClipLoader,
-        ClipReader,
-        Detection,
-        EvaluateConfig,
-        EvaluateReport,
-        EventConfig,
-        InferConfig,
-        InferReport,
-        ModelConfig,
-        RunStopped,
-        ScoresConfig,
-        ScoresReport,
-        Stage1Model,
-        TrainConfig,
-        TransformConfig,
-        evaluate,
-        infer,
-        load_attention_data,
-        load_checkpoint,
-        train,
-        visualize,
-    )
+    from stage1.api import *
 
 __all__ = [
     "AttentionData", "Batch", "Checkpoint", "ClipLoader", "ClipReader", "Detection", "EvaluateConfig",

@@ -48,7 +48,7 @@ ONLY_IN = {
     "jsonschema": {"stage1.common.schema"},
     "tqdm": {"vidshard.util.console"},
     "onnxruntime": {"stage1.model.onnx"},
-    "jinja2": {"stage1.review.report", "vidshard.inspection.preview"},
+    "jinja2": {"vidshard.util.pages"},
     "fsspec": {"vidshard.storage.urls"},
     "ray": {"vidshard.execution.ray"},
     "wandb": {"stage1.training.trackers"},

@@ -1,28 +1,12 @@
 """Decode surveillance videos once, into WebDataset shards of fixed-size clips."""
+# ruff: noqa: F403, F405  # the names of `__all__` come from `api`; tests/test_public_api.py looks each of them up
 
 import importlib
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vidshard.api import (
-        BuildConfig,
-        BuildReport,
-        Estimate,
-        FormatError,
-        SamplingConfig,
-        ShardSet,
-        ShardSetWriter,
-        SplitReport,
-        UserError,
-        VerifyReport,
-        build,
-        dry_run,
-        inspect,
-        open_shards,
-        split,
-        verify,
-    )
+    from vidshard.api import *
 
 try:
     __version__ = version("vidshard")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from stage1.cli.options import CONFIG_FILE, SETTINGS, training_options
+from stage1.cli.options import TrainingFile, training_options
 from stage1.evaluation.config import CrossvalConfig
 from stage1.training.config import TrainConfig, make_config
 from vidshard.util import console
 from vidshard.util.console import EXIT_STOPPED
-from vidshard.util.options import command, config_options, from_options
+from vidshard.util.options import command, config_options, from_options, option_names
 
 _OF_TRAINING = ("seed", "device", "cache_dir", "cache_gb")
 
@@ -19,9 +18,8 @@ _OF_TRAINING = ("seed", "device", "cache_dir", "cache_gb")
 @config_options(CrossvalConfig)
 @config_options(TrainConfig, "epochs", default=20, help="Epochs per fold; the last one is scored (no early stopping).")
 @config_options(TrainConfig, *_OF_TRAINING)
-@CONFIG_FILE
-@SETTINGS
-def crossval(config_path: Path | None, settings: tuple[str, ...], **options: Any) -> int | None:
+@config_options(TrainingFile)
+def crossval(**options: Any) -> int | None:
     """Estimate the accuracy on new recordings.
 
     Cross-validates by recording and prints a table with confidence intervals. Set other training
@@ -29,14 +27,12 @@ def crossval(config_path: Path | None, settings: tuple[str, ...], **options: Any
 
     Exit codes: 0 success; 75 stopped by Ctrl-C, SIGTERM or SIGUSR1 after saving a checkpoint; 1 error.
     """
-    of_training = {name: options[name] for name in ("epochs", *_OF_TRAINING)}
-    training = make_config(training_options(of_training, config_path, settings))
+    of_training = ("epochs", *_OF_TRAINING, *option_names(TrainingFile))
+    training = make_config(training_options({name: options[name] for name in of_training}))
     config = from_options(CrossvalConfig, options, training=training)
-    from stage1.common import distributed
     from stage1.evaluation.crossval import crossval
     from stage1.training.loop import RunStopped
 
-    distributed.expect_one_process("crossval")
     try:
         console.echo(crossval(config))
     except RunStopped as stopped:

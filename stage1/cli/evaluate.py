@@ -40,11 +40,9 @@ def evaluate(**options: Any) -> None:
         if wrong := sorted(names & set(_SCORES_ONLY)):
             raise click.UsageError(f"--{wrong[0].replace('_', '-')} needs --scores, or --annotations alone")
         config = from_options(EvaluateConfig, options)
-    from stage1.common import distributed
     from stage1.evaluation import foreign_scores, run
     from stage1.inference.outputs import is_run_on
 
-    distributed.expect_one_process("evaluate")
     if config is None:
         console.echo(foreign_scores.evaluate_scores(scores_config).text)
         console.show_next("stage1", "evaluate", "--help-all")

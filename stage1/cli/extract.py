@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from stage1.inference.config import DEFAULT_INFERENCE, ExtractConfig
+from stage1.cli.options import folder_words
+from stage1.inference.config import ExtractConfig
 from vidshard.util import console
-from vidshard.util.options import command, config_options, from_options
+from vidshard.util.options import config_command
 
 
-@command(example="stage1 extract stage1_output --out stage2_frames")
-@config_options(ExtractConfig)
-def extract(**options: Any) -> int:
+@config_command(ExtractConfig, example="stage1 extract stage1_output --out stage2_frames")
+def extract(config: ExtractConfig) -> int:
     """Write the frames of highest attention, for stage 2.
 
     DIR is the output folder of `stage1 infer`, by default stage1_output. Writes the frames of each detection as
@@ -19,11 +17,7 @@ def extract(**options: Any) -> int:
 
     Exit codes: 0 success; 2 finished, but some detections could not be written; 1 error.
     """
-    config = from_options(ExtractConfig, options)
-    from stage1.common import distributed
     from stage1.inference.extract import extract
-
-    distributed.expect_one_process("extract")
 
     report = extract(config)
     for line in report.problems:
@@ -32,5 +26,5 @@ def extract(**options: Any) -> int:
     if (shards := config.out / "shards").is_dir():
         console.show_next("vidshard", "preview", shards)
     else:
-        console.show_next("stage1", "report", *([] if config.folder == DEFAULT_INFERENCE else [config.folder]))
+        console.show_next("stage1", "report", *folder_words(config.folder))
     return report.exit_code

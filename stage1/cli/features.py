@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from stage1.cli.options import given
 from stage1.inference.config import FeaturesConfig
 from vidshard.util import console
-from vidshard.util.options import command, config_options, from_options
+from vidshard.util.options import config_command
 
 
-@command(example="stage1 features --shards shards/Train --out features --backbone r3d_18")
-@config_options(FeaturesConfig)
-def features(**options: Any) -> int:
+@config_command(FeaturesConfig, example="stage1 features --shards shards/Train --out features --backbone r3d_18")
+def features(config: FeaturesConfig) -> int:
     """Write the features of every clip.
 
     Writes one array per video, with frame numbers and, where known, the ground truth.
 
     Exit codes: 0 success; 2 finished, but some clips could not be read; 1 error.
     """
-    config = from_options(FeaturesConfig, options)
-    from stage1.common import distributed
     from stage1.inference.features import features
-
-    distributed.expect_one_process("features")
 
     report = features(config, confirm=click.confirm)
     for line in [*report.notes, *(f"not scored: {reason}" for reason in report.unscored.values())]:

@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from stage1.inference.config import DEFAULT_INFERENCE, InferConfig
+from stage1.cli.options import folder_words
+from stage1.inference.config import InferConfig
 from vidshard.util import console
 from vidshard.util.console import EXIT_OK
 from vidshard.util.options import command, config_options, from_options, given_options
@@ -44,5 +45,5 @@ def infer(more_videos: tuple[str, ...], videos: tuple[str, ...], **options: Any)
     if report.crossval is not None:
         console.show_next("stage1", "crossval", *report.crossval.words, "--save-attention", note=report.crossval.note)
     else:
-        console.show_next("stage1", "report", *([] if config.out == DEFAULT_INFERENCE else [config.out]))
+        console.show_next("stage1", "report", *folder_words(config.out))
     return report.exit_code

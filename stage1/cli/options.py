@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import click
-
 from stage1.common.files import DEFAULT_CHECKPOINT
-from vidshard.util.console import LOCAL_PATH
-from vidshard.util.options import GroupedOption, given_options
+from stage1.inference.config import DEFAULT_INFERENCE
+from vidshard.util.options import from_options, given_options, option, option_names
 
 DEFAULT_SHARDS = Path("shards/Test")
 _GROUP = "Training options by name"
 
-CONFIG_FILE = click.option(
-    "--config",
-    "config_path",
-    cls=GroupedOption,
-    group=_GROUP,
-    type=LOCAL_PATH,
-    metavar="FILE",
-    help="TOML file of training options, such as the run.toml of an earlier run; command-line options take precedence.",
-)
-SETTINGS = click.option(
-    "--set",
-    "settings",
-    cls=GroupedOption,
-    group=_GROUP,
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Any training option that a TOML file may contain, such as model.dropout=0.3; repeatable.",
-)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingFile:
+    """Training options by name."""
+
+    config: Path | None = option(
+        None,
+        help="TOML file of training options, such as the run.toml of an earlier run; command-line options take "
+        "precedence.",
+        group=_GROUP,
+        metavar="FILE",
+    )
+    set: tuple[str, ...] = option(
+        (),
+        help="Any training option that a TOML file may contain, such as model.dropout=0.3; repeatable.",
+        group=_GROUP,
+        metavar="NAME=VALUE",
+    )
 
 
 def given(**options: Any) -> list[str]:
@@ -42,17 +41,25 @@ def given(**options: Any) -> list[str]:
     return [word for name, value in left.items() for word in (f"--{name}", str(value))]
 
 
+def folder_words(folder: Path) -> list[Path]:
+    """Return the folder of a run of inference as an argument, unless it is the default."""
+    return [] if folder == DEFAULT_INFERENCE else [folder]
+
+
 def training_options(
     options: Mapping[str, Any],
-    config_path: Path | None,
-    settings: Sequence[str],
     *,
     preset: Mapping[str, Any] | None = None,
     network: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Merge training options: defaults, preset, file, network, --set, and those given on the command line."""
+    """Merge the training options of a command, which has those of `TrainingFile` too.
+
+    In this order: defaults, preset, file, network, --set, and those given on the command line.
+    """
     from stage1.training.config import merge, parse_setting, read_toml
 
+    file = from_options(TrainingFile, options)
+    options = {name: value for name, value in options.items() if name not in option_names(TrainingFile)}
     given = {name: value for name, value in options.items() if name in given_options()}
-    from_file = read_toml(config_path) if config_path else {}
-    return merge(options, preset or {}, from_file, network or {}, *map(parse_setting, settings), given)
+    from_file = read_toml(file.config) if file.config else {}
+    return merge(options, preset or {}, from_file, network or {}, *map(parse_setting, file.set), given)

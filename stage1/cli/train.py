@@ -2,71 +2,52 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import click
 
-from stage1.cli.options import CONFIG_FILE, SETTINGS, given, training_options
+from stage1.cli.options import TrainingFile, given, training_options
 from stage1.model.config import BACKBONES, SIZES
 from stage1.training.config import PRESETS, TrainConfig, make_config, merge
 from vidshard.storage.urls import Location
 from vidshard.util import console
 from vidshard.util.console import EXIT_STOPPED
-from vidshard.util.options import GroupedOption, command, config_options, given_options
+from vidshard.util.options import command, config_options, given_options, option
 
 EXAMPLE = """\
 stage1 train --shards shards/Train --val-shards shards/Validation --epochs 20
 stage1 train --resume"""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkOptions:
+    """Options that stand for several training options."""
+
+    preset: str = option(
+        "default",
+        help="notebook: 5 epochs, batch size 4, learning rate 1e-4, gradient clipping at 1.0.",
+        group="Optimisation",
+        choices=tuple(PRESETS),
+    )
+    model_size: str = option("base", help="Width of our network.", group="Model", choices=tuple(SIZES))
+    backbone: str = option(
+        "stage1", help="Network to train: ours, or one from torchvision.", group="Model", choices=BACKBONES
+    )
+    weights: str | None = option(
+        None,
+        help="Initial weights of --backbone: KINETICS400_V1 (asks before downloading) or a file.",
+        group="Model",
+        metavar="NAME|FILE",
+    )
+
+
 @command(example=EXAMPLE)
 @config_options(TrainConfig)
-@CONFIG_FILE
-@SETTINGS
-@click.option(
-    "--preset",
-    cls=GroupedOption,
-    group="Optimisation",
-    type=click.Choice(list(PRESETS)),
-    default="default",
-    show_default=True,
-    help="notebook: 5 epochs, batch size 4, learning rate 1e-4, gradient clipping at 1.0.",
-)
-@click.option(
-    "--model-size",
-    cls=GroupedOption,
-    group="Model",
-    type=click.Choice(list(SIZES)),
-    default="base",
-    show_default=True,
-    help="Width of our network.",
-)
-@click.option(
-    "--backbone",
-    cls=GroupedOption,
-    group="Model",
-    type=click.Choice(BACKBONES),
-    default="stage1",
-    show_default=True,
-    help="Network to train: ours, or one from torchvision.",
-)
-@click.option(
-    "--weights",
-    cls=GroupedOption,
-    group="Model",
-    metavar="NAME|FILE",
-    help="Initial weights of --backbone: KINETICS400_V1 (asks before downloading) or a file.",
-)
-def train(
-    preset: str,
-    config_path: Path | None,
-    settings: tuple[str, ...],
-    model_size: str,
-    backbone: str,
-    weights: str | None,
-    **options: Any,
-) -> int | None:
+@config_options(TrainingFile)
+@config_options(NetworkOptions)
+def train(preset: str, model_size: str, backbone: str, weights: str | None, **options: Any) -> int | None:
     """Train a model on shards.
 
     Writes the last epoch to --out (with --patience, the best one), and all options of the run to run.toml, which
@@ -81,7 +62,7 @@ def train(
         from stage1.model import backbones
 
         network = merge(network, backbones.training_options(backbone, weights, confirm=click.confirm))
-    config = make_config(training_options(options, config_path, settings, preset=PRESETS[preset], network=network))
+    config = make_config(training_options(options, preset=PRESETS[preset], network=network))
     from stage1.training.loop import RunStopped, train
 
     try:

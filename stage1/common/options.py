@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from stage1.common import files
-from vidshard.storage.urls import location
 from vidshard.util.options import check_options, option
 
 
@@ -20,7 +19,7 @@ class CheckedConfig:
 
 
 def shards_option(default: str, help: str) -> Any:
-    return option(Path(default), help=help, type=location, metavar="PLACE")
+    return option(Path(default), help=help)
 
 
 def checkpoint_option() -> Any:

@@ -24,6 +24,7 @@ from vidshard.shards.manifest import Failure, log_folder
 from vidshard.storage.urls import Location, Url, location, redact_credentials
 from vidshard.util.errors import UserError
 from vidshard.util.location import is_url
+from vidshard.util.text import path_bytes
 
 if TYPE_CHECKING:
     from vidshard.building.run import BuildConfig, SetReport
@@ -155,7 +156,7 @@ def find_videos(paths: Sequence[str]) -> Source:
     def relative(path: str) -> str:
         return os.path.relpath(path, root).replace(os.sep, "/")
 
-    names = sorted((relative(video) for video in videos), key=lambda name: name.encode("utf-8", "surrogateescape"))
+    names = sorted((relative(video) for video in videos), key=path_bytes)
     return Source(
         root=Path(root),
         split=None,
@@ -198,7 +199,7 @@ def _find_remote_videos(urls: Sequence[Url]) -> Source:
             name = below + video.path
             videos[name] = dataclasses.replace(video, path=name, class_name=None, label=UNKNOWN_LABEL)
         skipped |= {below + one.path: dataclasses.replace(one, path=below + one.path) for one in source.skipped}
-    names = sorted(videos, key=lambda name: name.encode("utf-8", "surrogateescape"))
+    names = sorted(videos, key=path_bytes)
     return Source(
         root=root,
         split=None,

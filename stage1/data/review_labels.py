@@ -18,6 +18,7 @@ from stage1.data.reader import ClipReader
 from vidshard.shards import layout
 from vidshard.util import files
 from vidshard.util.errors import UserError
+from vidshard.util.text import first_of
 
 UNSURE = "unsure"
 LABEL_OF_ANSWER = {"true": layout.CRIME_LABEL, "false": layout.NORMAL_LABEL, UNSURE: layout.UNKNOWN_LABEL}
@@ -79,10 +80,9 @@ class ReviewedClips:
         if self.num_missing:
             text += f"; {self.num_missing} marked clips are not in these shards"
         if review.contradictions:
-            more = ", …" if len(review.contradictions) > _NUM_LISTED else ""
             text += (
                 f"; {len(review.contradictions)} clips were marked differently by several reviewers, and these marks "
-                f"are ignored: {', '.join(review.contradictions[:_NUM_LISTED])}{more}"
+                f"are ignored: {first_of(review.contradictions, _NUM_LISTED)}"
             )
         return text
 

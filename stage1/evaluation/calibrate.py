@@ -18,7 +18,7 @@ from stage1.evaluation.run import (
     shown_scores,
     store,
 )
-from stage1.evaluation.text import EvaluationReport, aligned
+from stage1.evaluation.text import EvaluationReport, table
 from stage1.metrics.calibration import Target
 from stage1.metrics.clips import interval_text
 from stage1.model.checkpoint import check_clip_shape, load_checkpoint
@@ -99,7 +99,7 @@ def _text(fields: dict[str, Any], config: CalibrateConfig) -> str:
     lines = [
         f"Threshold on P(crime): {fields['threshold_before']:.4f} → {fields['threshold']:.4f}, for at most "
         f"{config.false_alarms_per_hour:g} false alarms per hour of {config.normal_shards}",
-        *aligned(rows),
+        *table(rows),
         "The figures after the arrow are on the footage that chose the threshold; new footage will give more.",
         "To use a camera's own threshold, score that camera separately: `stage1 infer --threshold`.",
         f"✓ Threshold stored in {config.checkpoint}",

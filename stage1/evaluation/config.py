@@ -15,7 +15,7 @@ from stage1.common.options import (
     shards_option,
 )
 from stage1.training.config import MAX_SEED, TrainConfig
-from vidshard.storage.urls import Location, location
+from vidshard.storage.urls import Location
 from vidshard.util.errors import UserError
 from vidshard.util.options import option
 
@@ -34,12 +34,8 @@ class EvaluateConfig(CheckedConfig):
 
     checkpoint: Path = checkpoint_option()
     shards: Location = shards_option("shards/Test", "Shards to evaluate on.")
-    val_shards: Location | None = option(
-        None, help="Shards for calibration and for choosing the threshold.", type=location, metavar="PLACE"
-    )
-    train_shards: Location | None = option(
-        None, help="Shards for fitting the shortcut baselines.", group=_BASELINES, type=location, metavar="PLACE"
-    )
+    val_shards: Location | None = option(None, help="Shards for calibration and for choosing the threshold.")
+    train_shards: Location | None = option(None, help="Shards for fitting the shortcut baselines.", group=_BASELINES)
     annotations: Path | None = annotations_option()
     target: str | None = option(
         None,
@@ -82,8 +78,6 @@ class CalibrateConfig(CheckedConfig):
     normal_shards: Location = option(
         Path("shards/Normal"),
         help="Shards of normal footage only, some hours of each camera.",
-        type=location,
-        metavar="PLACE",
     )
     false_alarms_per_hour: float = option(1.0, help="Highest rate of false alarms on this footage.", above=0)
     batch_size: int = batch_size_option()
@@ -125,13 +119,9 @@ class CrossvalConfig(CheckedConfig):
     shards: tuple[Location, ...] = option(
         (Path("shards/Train"), Path("shards/Validation")),
         help="Shards to train on and to hold out; repeat for several sets.",
-        type=location,
-        metavar="PLACE",
     )
     training: TrainConfig  # shards, val_shards and out are ignored; seed is the first seed
-    test_shards: Location | None = option(
-        None, help="Also score these shards, with models trained on all of --shards.", type=location, metavar="PLACE"
-    )
+    test_shards: Location | None = option(None, help="Also score these shards, with models trained on all of --shards.")
     out: Path = option(Path("crossval"), help="Output folder.")
     folds: int = option(5, help="Number of folds; a recording is never split.", at_least=2)
     seeds: int = option(3, help="Repetitions, each with different folds and initial weights.", at_least=1)

@@ -27,7 +27,7 @@ from stage1.data.epoch_plan import Rows
 from stage1.data.loader import ClipReader, JoinedReader
 from stage1.evaluation import baselines
 from stage1.evaluation.config import CrossvalConfig as CrossvalConfig
-from stage1.evaluation.text import aligned
+from stage1.evaluation.text import table
 from stage1.inference.run import Fold, InferConfig, infer_out_of_fold
 from stage1.inference.scoring import crime_probabilities
 from stage1.metrics import clips as metrics
@@ -451,7 +451,7 @@ def format_table(result: dict[str, Any]) -> str:
 
 def _table(rows: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str]) -> list[str]:
     cells = [[name, *(metrics.interval_text(row[column]) for column in columns)] for name, row in rows.items()]
-    return aligned([["", *columns.values()], *cells])
+    return table([["", *columns.values()], *cells])
 
 
 # --- training data for stage 2 ------------------------------------------------------------------------------------

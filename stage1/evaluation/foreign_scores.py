@@ -15,7 +15,7 @@ from stage1.common import files
 from stage1.evaluation import plots, score_files
 from stage1.evaluation.config import ScoresConfig as ScoresConfig
 from stage1.evaluation.score_files import ForeignScores
-from stage1.evaluation.text import EvaluationReport, aligned
+from stage1.evaluation.text import EvaluationReport, table
 from stage1.metrics import clips
 from stage1.metrics import frames as frame_metrics
 from stage1.metrics.annotations import (
@@ -227,4 +227,4 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     columns = ("auc", "average_precision", "auc_anomalous", "average_precision_anomalous")
     cells = [["frame scores", "events", "AUC", "AP", "AUC, anomalous videos", "AP, anomalous videos"]]
     cells += [[row["name"], row["events"], *(interval_text(row[name], 5) for name in columns)] for row in rows]
-    return aligned(cells)
+    return table(cells)

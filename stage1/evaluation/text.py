@@ -11,7 +11,7 @@ from stage1.inference.config import EventConfig
 from stage1.metrics import calibration, centred_scores
 from stage1.metrics.annotations import DEFAULT_CONVENTION, EVENT_CONVENTIONS
 from stage1.metrics.clips import interval_text
-from vidshard.util.text import counted
+from vidshard.util.text import aligned, counted
 
 MAX_CAMERAS = 10  # that the text lists
 METRIC_CONVENTIONS = {
@@ -38,14 +38,9 @@ class EvaluationReport:
     fields: dict[str, Any]
 
 
-def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table, indented, with columns aligned to the left.
-
-    >>> aligned([["", "AUC"], ["clips", "0.9"]])
-    ['         AUC', '  clips  0.9']
-    """
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+def table(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table, indented."""
+    return [f"  {line}" for line in aligned(cells)]
 
 
 def evaluation_text(fields: Mapping[str, Any], config: EvaluateConfig) -> str:
@@ -90,7 +85,7 @@ def _level_table(fields: Mapping[str, Any]) -> list[str]:
         cells.append(
             [level, f"{row['num']:,}", f"{row['num_crime']:,}", *(interval_text(row[name]) for name in columns)]
         )
-    return aligned(cells)
+    return table(cells)
 
 
 def _frame_lines(frames: Mapping[str, Any]) -> list[str]:
@@ -125,7 +120,7 @@ def _camera_table(cameras: Mapping[str, Any], config: EvaluateConfig) -> list[st
         rows.append([name, *counts, interval_text(found["share"], 2), interval_text(rate, 1) if rate else "n/a"])
     title = f"False alarms by camera (recording or, if unknown, video), {len(worst)} of {len(cameras)}, worst first"
     rest = f"; all are in {config.out / 'evaluation.json'}" if len(cameras) > len(worst) else ""
-    return ["", f"{title}{rest}:", *aligned(rows)]
+    return ["", f"{title}{rest}:", *table(rows)]
 
 
 def _threshold_line(threshold: Mapping[str, Any], config: EvaluateConfig) -> str:
@@ -156,7 +151,7 @@ def _class_table(fields: Mapping[str, Any]) -> list[str]:
         cells.append(
             [row["class"] or "(no class)", *counts, interval_text(row["right"]), "" if auc is None else f"{auc:.3f}"]
         )
-    return aligned(cells)
+    return table(cells)
 
 
 def _baseline_table(rows: Sequence[Mapping[str, Any]], *, with_frames: bool) -> list[str]:
@@ -165,7 +160,7 @@ def _baseline_table(rows: Sequence[Mapping[str, Any]], *, with_frames: bool) -> 
         values = [f"{row['accuracy']:.3f}", interval_text(row["auc"]), interval_text(row["model_above"])]
         anomalous = row["frame_auc_anomalous"]
         cells.append([row["name"], *values, *["" if anomalous is None else f"{anomalous:.3f}"] * with_frames])
-    return aligned(cells)
+    return table(cells)
 
 
 def _share(value: float) -> str:

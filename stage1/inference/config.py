@@ -17,7 +17,7 @@ from stage1.common.options import (
     relative_option,
     shards_option,
 )
-from vidshard.storage.urls import Location, location
+from vidshard.storage.urls import Location
 from vidshard.util.errors import UserError
 from vidshard.util.options import option
 
@@ -124,7 +124,7 @@ class InferConfig(CheckedConfig):
 class FeaturesConfig(CheckedConfig):
     """Options of feature extraction, by a checkpoint or by a backbone."""
 
-    shards: Location = option(help="Shards to compute features for.", type=location, metavar="PLACE")
+    shards: Location = option(help="Shards to compute features for.")
     out: Path = option(help="Output folder.")
     checkpoint: Path | None = option(None, help="Use the classifier inputs of this checkpoint as features.")
     backbone: str | None = option(

@@ -30,12 +30,6 @@ COLUMNS = (
     *("file", "class", "label", "split", "key", "source", "video_path", "clip_index", "position", "frame_index"),
     *("seconds", "attention", "rank", "confidence", "trained_on"),
 )
-UCF_CRIMES = frozenset(
-    {
-        *("Abuse", "Arrest", "Arson", "Assault", "Burglary", "Explosion", "Fighting"),
-        *("RoadAccidents", "Robbery", "Shooting", "Shoplifting", "Stealing", "Vandalism"),
-    }
-)
 NO_CLASS = "unknown"
 
 Frames = npt.NDArray[np.uint8]  # (k, H, W, 3)
@@ -169,7 +163,7 @@ def leak_warnings(config: ExtractConfig, classes: set[str]) -> list[str]:
                     f"{path} would leak: {len(shared):,} of its {len(listed):,} videos are test videos of stage 1 "
                     f"({config.test_list}), such as {shared[0]}: stage 2 must not be tested on its training videos"
                 )
-    elif classes & UCF_CRIMES:
+    elif not classes.isdisjoint(lists.CRIME_CLASSES):
         warnings.append(
             "these are classes of UCF-Crime: its official folds for stage 2 (action recognition) contain 121 to 145 of "
             "the 290 videos that stage 1 is tested on; compare yours by `stage2_list` FILE `test_list` Anomaly_Test.txt"

@@ -67,6 +67,13 @@ class OutputFiles:
         # Written last and moved first, so that the other files of a folder with run.json are of a single run.
         self.run = folder / "run.json"
 
+    def check_finished(self) -> None:
+        """Raise UserError if the folder has no finished run."""
+        if not self.run.is_file():
+            raise UserError(
+                f"{self.folder} contains no finished run of stage1 infer; run `stage1 infer --out {self.folder}` first"
+            )
+
     def set_old_aside(self) -> None:
         """Move the files of an earlier run aside, and remove those of a run that was killed while it wrote them."""
         files = (self.run, self.anomalies, self.predictions, self.videos, self.events, self.picture, self.report)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from vidshard.util import lists as video_lists
 from vidshard.util.errors import UserError
 from vidshard.util.lists import ListedVideo
-from vidshard.util.text import counted
+from vidshard.util.text import counted, first_of
 
 EVENT_CONVENTIONS = {
     "inclusive": "frames count from 0, and an event includes its last frame",
@@ -145,11 +145,11 @@ def make_annotations(
         )
     if no_length:
         notes.append(
-            f"{len(no_length):,} videos are excluded, as their number of frames is unknown: {_first_names(no_length)}"
+            f"{len(no_length):,} videos are excluded, as their number of frames is unknown: {first_of(no_length, 3)}"
         )
     if no_event:
         notes.append(
-            f"{len(no_event):,} crime videos are excluded, as they have no annotated event: {_first_names(no_event)}"
+            f"{len(no_event):,} crime videos are excluded, as they have no annotated event: {first_of(no_event, 3)}"
         )
     if not videos:
         raise UserError(
@@ -166,7 +166,7 @@ def refuse_overlap(annotations: Sequence[ListedVideo], lists: Sequence[Path]) ->
         shared = [name for stem, name in video_lists.read_list(path).items() if stem in tested]
         if shared:
             raise UserError(
-                f"{path} lists {len(shared):,} of the {len(tested):,} test videos ({_first_names(shared)}): a model "
+                f"{path} lists {len(shared):,} of the {len(tested):,} test videos ({first_of(shared, 3)}): a model "
                 "must not be tested on its training videos; remove them from the list and train again"
             )
 
@@ -180,7 +180,3 @@ def _cut(event: tuple[int, int], num_frames: int, convention: str) -> tuple[int,
         last -= 1
     first, last = max(first, 0), min(last, num_frames - 1)
     return (first, last) if first <= last else None
-
-
-def _first_names(names: Sequence[str], count: int = 3) -> str:
-    return ", ".join(names[:count]) + (", …" if len(names) > count else "")

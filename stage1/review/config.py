@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stage1.common.options import CheckedConfig
 from stage1.inference.config import DEFAULT_INFERENCE
-from vidshard.storage.urls import Location, location
+from vidshard.storage.urls import Location
 from vidshard.util.errors import UserError
 from vidshard.util.options import option
 
@@ -51,8 +51,6 @@ class ReportConfig(CheckedConfig):
         None,
         help="The scored shards, if they were moved, or are at a URL.",
         default_text="the folder that the run names",
-        type=location,
-        metavar="PLACE",
     )
     start_times: Path | None = option(
         None, help="CSV of when recordings began: the columns video, start (ISO 8601) and, if wanted, camera."

@@ -59,10 +59,7 @@ def write_clips(config: ClipsConfig) -> ClipsResult:
 
 def _write_clips(config: ClipsConfig) -> ClipsResult:
     files = OutputFiles(folder=config.folder)
-    if not files.run.is_file():
-        raise UserError(
-            f"{config.folder} contains no finished run of stage1 infer; run `stage1 infer --out {config.folder}` first"
-        )
+    files.check_finished()
     try:
         videos = json.loads(files.events.read_bytes())["videos"]
     except (OSError, ValueError, KeyError) as error:

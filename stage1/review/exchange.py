@@ -354,10 +354,7 @@ class _Run:
 
     def __init__(self, folder: Path) -> None:
         files = OutputFiles(folder=folder)
-        if not files.run.is_file():
-            raise UserError(
-                f"{folder} contains no finished run of stage1 infer; run `stage1 infer --out {folder}` first"
-            )
+        files.check_finished()
         shards = schema.read_json(files.run, "run", again=RUN_AGAIN)["shards"]
         self.digest: str = shards["digest"]
         self.clips = [clip for clip in read_predictions(files.predictions) if clip.confidence is not None]

@@ -88,10 +88,7 @@ def visualize(config: VisualizeConfig) -> VisualizeResult:
 
 def _visualize(config: VisualizeConfig) -> VisualizeResult:
     files = OutputFiles(folder=config.folder)
-    if not files.run.is_file():
-        raise UserError(
-            f"{config.folder} contains no finished run of stage1 infer; run `stage1 infer --out {config.folder}` first"
-        )
+    files.check_finished()
     detections = read_anomalies(files.anomalies)
     data = load_attention_data(config.folder)
     if [detection.key for detection in detections] != data.keys:

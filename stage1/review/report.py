@@ -40,7 +40,7 @@ from stage1.review.film_strip import attended, shown_positions, time_texts
 from stage1.review.run_videos import Recorded, Videos, read_start_times
 from vidshard.storage import urls
 from vidshard.storage.urls import Location
-from vidshard.util import console
+from vidshard.util import console, pages
 from vidshard.util.errors import FormatError, UserError, fault_in
 
 MAX_IMAGE_BYTES = 40 * 2**20  # of all pictures, so that the page stays below 60 MB in base64
@@ -73,10 +73,7 @@ def write_report(config: ReportConfig) -> ReportResult:
 
 def _write_report(config: ReportConfig) -> ReportResult:
     files = OutputFiles(folder=config.folder)
-    if not files.run.is_file():
-        raise UserError(
-            f"{config.folder} contains no finished run of stage1 infer; run `stage1 infer --out {config.folder}` first"
-        )
+    files.check_finished()
     run = schema.read_json(files.run, "run", again=RUN_AGAIN)
     events = schema.read_json(files.events, "events", again=RUN_AGAIN)
     evaluation = _read_evaluation(config.evaluation, run) if config.evaluation is not None else None
@@ -105,7 +102,7 @@ def _write_report(config: ReportConfig) -> ReportResult:
             for row, video in enumerate(events["videos"])
         ],
     }
-    page = _template().render(
+    page = pages.template("stage1.review", "report.html").render(
         name=_name(run),
         about=_about(run),
         warnings=_warnings(run, evaluation),
@@ -153,19 +150,6 @@ def _open_shards(run: Mapping[str, Any], given: Location | None) -> ClipReader |
     if given is not None:
         raise UserError(f"`shards` {given} are not those that this run scored; pass those, or omit `shards`")
     return None
-
-
-def _template() -> Any:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("stage1.review", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html")
 
 
 # --- the detections -----------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from stage1.common import files
 from stage1.common.options import annotations_option, cache_dir_option, cache_gb_option, device_option
 from stage1.data.config import ReviewLabelUse, TransformConfig
 from stage1.model.config import MAX_MEMBERS, ModelConfig
-from vidshard.storage.urls import Location, Url, location
+from vidshard.storage.urls import Location, Url
 from vidshard.util import options as config_options
 from vidshard.util.errors import UserError
 from vidshard.util.files import read_bytes
@@ -37,19 +37,13 @@ class TrainConfig:
     shards: tuple[Location, ...] = option(
         (Path("shards/Train"),),
         help="Shards to train on: a path or a URL; repeat for several sets.",
-        type=location,
-        metavar="PLACE",
     )
     extra_normal: tuple[Location, ...] = option(
         (),
         help="Shards of normal footage of other cameras, against false alarms there; repeat for several sets.",
         group=_DATA,
-        type=location,
-        metavar="PLACE",
     )
-    val_shards: Location | None = option(
-        None, help="Shards to validate on after each epoch.", type=location, metavar="PLACE"
-    )
+    val_shards: Location | None = option(None, help="Shards to validate on after each epoch.")
     out: Path = option(files.DEFAULT_RUN, help="Output folder.")
     epochs: int = option(20, help="Passes over the training clips.", at_least=1)
     batch_size: int = option(8, help="Clips per batch, in each process.", at_least=1)

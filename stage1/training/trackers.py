@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from stage1.common import files
 from stage1.common.distributed import rank_zero_warn
@@ -25,8 +25,8 @@ _MAX_VALUE = 6000  # characters of an option that MLflow accepts
 _MAX_BATCH = 1000  # metrics that MLflow accepts in a request
 
 
-class Tracker(Protocol):
-    """Receiver of what a run logs. `step` is the number of optimizer steps done."""
+class Tracker:
+    """Receiver of what a run logs, which may ignore a part. `step` is the number of optimizer steps done."""
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Log the options of the run."""
@@ -47,7 +47,7 @@ class Tracker(Protocol):
         """Write what is left."""
 
 
-class TensorBoardTracker:
+class TensorBoardTracker(Tracker):
     """Event files. Steps after `step`, which a killed run may have written, are hidden."""
 
     def __init__(self, out: Path, step: int) -> None:
@@ -79,7 +79,7 @@ class TensorBoardTracker:
         self._writer.close()
 
 
-class CsvTracker:
+class CsvTracker(Tracker):
     """Table with a row for each value: step, name, value. The other things are files of the run already."""
 
     def __init__(self, out: Path, step: int) -> None:
@@ -92,27 +92,15 @@ class CsvTracker:
         atomic.write_text(path, lines)
         self._file: TextIO = open(path, "a", encoding="utf-8", newline="")  # noqa: SIM115  # until close()
 
-    def log_config(self, config: Mapping[str, Any]) -> None:
-        pass
-
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self._file.writelines(f"{step},{name},{value!r}\n" for name, value in metrics.items())
         self._file.flush()
-
-    def flush(self) -> None:
-        pass
-
-    def log_picture(self, path: Path, step: int) -> None:
-        pass
-
-    def log_checkpoint(self, path: Path) -> None:
-        pass
 
     def close(self) -> None:
         self._file.close()
 
 
-class WandbTracker:
+class WandbTracker(Tracker):
     """Run of Weights & Biases, in the folder wandb of the run. Its own settings decide the rest, such as WANDB_MODE."""
 
     def __init__(self, out: Path, step: int) -> None:
@@ -128,9 +116,6 @@ class WandbTracker:
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self._run.log(dict(metrics), step=step)
 
-    def flush(self) -> None:
-        pass
-
     def log_picture(self, path: Path, step: int) -> None:
         self._run.log({path.stem: self._wandb.Image(str(path))}, step=step)
 
@@ -141,7 +126,7 @@ class WandbTracker:
         self._run.finish()
 
 
-class MlflowTracker:
+class MlflowTracker(Tracker):
     """Run of MLflow, at MLFLOW_TRACKING_URI or else in the folder mlruns of the run.
 
     Once the run has begun, an error of the server is a warning, and metrics are sent again at the next `flush`.
@@ -198,7 +183,7 @@ class MlflowTracker:
         return True
 
 
-TRACKERS: dict[str, type[TensorBoardTracker] | type[CsvTracker] | type[WandbTracker] | type[MlflowTracker]] = {
+TRACKERS: dict[str, Callable[[Path, int], Tracker]] = {
     "tensorboard": TensorBoardTracker,
     "csv": CsvTracker,
     "wandb": WandbTracker,

@@ -46,7 +46,7 @@ from vidshard.util import atomic, lock
 from vidshard.util.console import Progress
 from vidshard.util.errors import UserError
 from vidshard.util.lock import LockHeldError
-from vidshard.util.text import counted
+from vidshard.util.text import counted, first_of
 
 logger = logging.getLogger(__name__)
 
@@ -293,7 +293,7 @@ def _joined(gaps: Sequence[_GapError]) -> UserError:
         alike = [gap for gap in gaps if gap.numbering == numbering]
         tasks = sorted({task for gap in alike for task in gap.tasks})
         running = sorted({task for gap in alike for task in gap.running})
-        own = ", ".join(f"`task_index` {task}" for task in tasks[:8]) + (", …" if len(tasks) > 8 else "")
+        own = first_of((f"`task_index` {task}" for task in tasks), 8)
         messages.append(
             f"{'; '.join(gap.what for gap in alike)}; submit these tasks again: --array={numbering.numbers(tasks)} "
             f"(elsewhere {own} `task_count` {numbering.count})"

@@ -22,9 +22,10 @@ from vidshard.shards import card, layout, manifest, set_writer
 from vidshard.shards.manifest import Failure, Manifest
 from vidshard.shards.set_writer import VideoEntry
 from vidshard.shards.writer import Rows
-from vidshard.sources.folders import Source, path_bytes
+from vidshard.sources.folders import Source
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
+from vidshard.util.text import path_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

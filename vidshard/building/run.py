@@ -58,7 +58,6 @@ from vidshard.sources.folders import (
     check_no_class_folder,
     find_sources,
     label_table,
-    path_bytes,
     skip_videos,
 )
 from vidshard.sources.urls import find_remote_sources
@@ -66,7 +65,7 @@ from vidshard.storage.urls import Location, Url
 from vidshard.util import lock
 from vidshard.util.console import Progress
 from vidshard.util.errors import UserError
-from vidshard.util.text import counted
+from vidshard.util.text import counted, path_bytes
 from vidshard.video import decoders
 
 logger = logging.getLogger(__name__)

@@ -16,6 +16,7 @@ from vidshard.util import atomic
 from vidshard.util.console import Progress
 from vidshard.util.errors import UserError
 from vidshard.util.hashing import file_sha256
+from vidshard.util.text import first_of
 
 STAGING = Path("shards.staging")  # default folder of sets before upload
 _T = TypeVar("_T")
@@ -42,8 +43,7 @@ def check_output(url: Url) -> None:
     urls.check_writable(url)
     foreign = sorted(name for name in urls.list_files(url) if not layout.is_set_name(name))
     if foreign:
-        shown = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
-        raise UserError(f"the output {url} contains other objects ({shown}); choose another `out`")
+        raise UserError(f"the output {url} contains other objects ({first_of(foreign, 3)}); choose another `out`")
 
 
 def upload_set(folder: Path, url: Url) -> Uploaded:

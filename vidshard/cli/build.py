@@ -2,42 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from typing import Any
-
-import click
 
 from vidshard.cli.next_step import next_step
 from vidshard.planning.config import BuildConfig
 from vidshard.util import console
 from vidshard.util.console import EXIT_OK, EXIT_PARTLY_FAILED
-from vidshard.util.options import GroupedOption, command, config_options, from_options
+from vidshard.util.options import command, config_options, from_options, option
 
 EXAMPLE = """\
 vidshard build videos/Train --dry-run
 vidshard build videos/Train --sampling dense --out shards/Train"""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Options of the command that are not those of the set."""
+
+    dry_run: bool = option(False, help="Estimate clips, disk space and time; write nothing.")
+    task_index: int | None = option(
+        None,
+        help="Build as task I of N, counted from 0.",
+        default_text="from SLURM, Kubernetes or torchrun",
+        group="Job arrays",
+        metavar="I",
+    )
+    task_count: int | None = option(
+        None, help="Number of tasks; with 1, this process builds everything.", group="Job arrays", metavar="N"
+    )
+
+
 @command(example=EXAMPLE)
 @config_options(BuildConfig)
-@click.option("--dry-run", is_flag=True, help="Estimate clips, disk space and time; write nothing.")
-@click.option(
-    "--task-index",
-    cls=GroupedOption,
-    group="Job arrays",
-    type=int,
-    metavar="I",
-    help="Build as task I of N, counted from 0.  [default: from SLURM, Kubernetes or torchrun]",
-)
-@click.option(
-    "--task-count",
-    cls=GroupedOption,
-    group="Job arrays",
-    type=int,
-    metavar="N",
-    help="Number of tasks; with 1, this process builds everything.",
-)
+@config_options(RunOptions)
 def build(dry_run: bool, task_index: int | None, task_count: int | None, **options: Any) -> int:
     """Decode the videos of SOURCE into shards.
 

@@ -22,7 +22,7 @@ from vidshard.inspection.config import PreviewConfig as PreviewConfig
 from vidshard.inspection.contents import inspect_shards
 from vidshard.shards import layout, manifest
 from vidshard.shards.manifest import ShardSet
-from vidshard.util import atomic, console
+from vidshard.util import atomic, console, pages
 from vidshard.util.errors import FormatError
 from vidshard.util.opencv import load_cv2
 
@@ -73,7 +73,7 @@ def write_preview(config: PreviewConfig) -> Path:
     """
     shards = manifest.open_shards(config.folder)
     rows = draw_clips(shards, config.clips_per_class, seed=config.seed)
-    page = _template().render(
+    page = pages.template("vidshard.inspection", PREVIEW_NAME).render(
         name=config.folder.resolve().name,
         about=inspect_shards(config.folder),
         sheets=[_sheet(shards, name, rows[name]) for name in sorted(rows, key=lambda name: name or "")],
@@ -83,16 +83,6 @@ def write_preview(config: PreviewConfig) -> Path:
     )
     atomic.write_bytes(config.path, page.encode("utf-8", "backslashreplace"))  # escape invalid names
     return config.path
-
-
-def _template() -> Any:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    loader = PackageLoader("vidshard.inspection", "templates")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template(PREVIEW_NAME)
 
 
 # ---- contact sheets

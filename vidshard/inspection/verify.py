@@ -36,7 +36,7 @@ from vidshard.util import files as regular_files
 from vidshard.util.console import Progress, shown_line
 from vidshard.util.errors import FormatError
 from vidshard.util.hashing import file_sha256
-from vidshard.util.text import counted
+from vidshard.util.text import counted, first_of, path_bytes
 
 _MAX_THREADS = 4  # hashing and crc32 release the interpreter lock
 _MAX_BYTES = 256 << 20  # of the clips that all threads decode at once
@@ -129,7 +129,7 @@ def faults_text(report: VerifyReport) -> str:
     if not report.faults:
         checked = "checksums and every sample" if report.deep else "checksums"
         others = report.other_files
-        shown = ", ".join(map(shown_line, others[:_SHOWN_FILES])) + (", …" if len(others) > _SHOWN_FILES else "")
+        shown = first_of(map(shown_line, others), _SHOWN_FILES)
         return (
             f"✓ {report.folder}: {counted(report.num_clips, 'clip')} in {counted(report.num_shards, 'shard')}, "
             f"{report.num_bytes / 1e6:,.1f} MB: {checked} are correct"
@@ -275,7 +275,7 @@ def _order_faults(manifest: Manifest, index: Index) -> Iterator[Fault]:
     Videos added later have shards of their own after the others.
     """
     name, rows = manifest.index_name, index.clips
-    paths = [path.encode("utf-8", "surrogateescape") for path in index.paths]
+    paths = list(map(path_bytes, index.paths))
     columns = [rows[column].tolist() for column in ("shard", "offset", "video", "clip")]
     first_shards = [extension.first_shard for extension in manifest.extended]
     before: tuple[Any, ...] | None = None

@@ -43,6 +43,7 @@ from vidshard.shards.manifest import CLIP_ROW
 from vidshard.shards.writer import Rows
 from vidshard.util import atomic
 from vidshard.util.errors import UserError, fault_in
+from vidshard.util.text import first_of
 
 STATE_NAME = ".work"
 TABLES_IN_A_FOLDER = 1000  # as a folder of a million files is slow on many file systems
@@ -279,8 +280,7 @@ def check_output(out: Path) -> None:
     names = (entry.name.removesuffix(atomic.PARTIAL_SUFFIX) for entry in out.iterdir())
     foreign = sorted(name for name in names if name != STATE_NAME and not layout.is_set_name(name))
     if foreign:
-        shown = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
-        raise UserError(f"the output {out} contains other files ({shown}); choose another `out`")
+        raise UserError(f"the output {out} contains other files ({first_of(foreign, 3)}); choose another `out`")
     started = any((out / STATE_NAME / name).exists() for name in ("fingerprint.json", "lock", "commit", "tasks"))
     finished = (out / layout.MANIFEST_NAME).exists()
     if not started and not finished and any(entry.name != STATE_NAME for entry in out.iterdir()):
@@ -294,7 +294,7 @@ def describe_changes(new: Sequence[str], gone: Sequence[str], changed: Sequence[
     '2 new: a, b'
     """
     differences = [
-        f"{len(paths):,} {what}: {', '.join(paths[:3])}{', …' if len(paths) > 3 else ''}"
+        f"{len(paths):,} {what}: {first_of(paths, 3)}"
         for what, paths in (("new", new), ("gone", gone), ("changed", changed))
         if paths
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vidshard.execution.base import EXECUTORS
-from vidshard.storage.urls import Location, location
+from vidshard.storage.urls import Location
 from vidshard.util.errors import UserError
 from vidshard.util.options import check_options, option
 from vidshard.video import decoders
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 CODECS = ("raw", "zstd", "jpeg")
 
 _DATASET, _FRAMES, _CHECKS = "Labels and lists", "Frames and pixels", "Damaged videos"
-_CHANGES, _RUNNING, _ARRAY = "Repairing and extending", "Running", "Job arrays"
+_CHANGES, _RUNNING = "Repairing and extending", "Running"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +30,11 @@ class BuildConfig:
     `source`: SOURCE/<Class>/*.mp4, a folder of splits with that in each, a folder of MP4s, or one MP4; or a URL.
     """
 
-    source: Location = option(argument=True, type=location, metavar="SOURCE")
+    source: Location = option(argument=True, metavar="SOURCE")
     out: Location | None = option(
         None,
         help="Output folder, or s3:// or gs:// URL.",
         default_text="shards/<name of SOURCE>",
-        type=location,
-        metavar="PLACE",
     )
     workers: int | None = option(None, help="Number of worker processes.", default_text="one per core", above=0)
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)

@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from vidshard.shards import codecs
 from vidshard.util.errors import FormatError
+from vidshard.util.text import path_bytes
 
 FORMAT_NAME = "vidshard"
 FORMAT_VERSIONS = (1, 2)  # in 2, each sample has a third member, with its label
@@ -113,7 +114,7 @@ def video_key(path: str) -> str:
     if plain and len(slug) <= _MAX_SLUG:
         return slug
     slug = "__".join(re.sub(r"[^A-Za-z0-9-]+", "_", name).strip("_") for name in names)
-    digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()
+    digest = hashlib.sha256(path_bytes(path)).hexdigest()
     return f"{slug[: _MAX_SLUG - _HASH_DIGITS - 1]}-{digest[:_HASH_DIGITS]}"
 
 

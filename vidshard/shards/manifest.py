@@ -30,6 +30,7 @@ from vidshard.shards.layout import Clip, ClipShape, SampleRecord
 from vidshard.util import atomic, files
 from vidshard.util.errors import FormatError, UserError
 from vidshard.util.lists import VIDEO_SUFFIXES
+from vidshard.util.text import first_of, path_bytes
 
 # Limits of the search for shard sets below a folder without one: depth, and number of folders and of entries in each.
 _MAX_DEPTH = 3
@@ -615,8 +616,7 @@ def _no_shards(folder: Path) -> str:
         sets, _ = _look_below(Path("shards") / Path(os.path.abspath(folder)).name)  # the default output folder
     if sets:
         do, which = ("does", "it") if len(sets) == 1 else ("do", "one of them")
-        shown = ", ".join(map(str, sets[:_MAX_SUGGESTIONS])) + (", …" if len(sets) > _MAX_SUGGESTIONS else "")
-        return f"{folder} contains no shards, but {shown} {do}: did you mean {which}?"
+        return f"{folder} contains no shards, but {first_of(sets, _MAX_SUGGESTIONS)} {do}: did you mean {which}?"
     if holds_videos:
         return f"{folder} contains videos, not shards; build shards first: vidshard build {folder}"
     return f"{folder} has no {layout.MANIFEST_NAME}; is it a shard folder?"
@@ -698,7 +698,7 @@ def _arrays(data: bytes) -> dict[str, npt.NDArray[Any]]:
 
 def _pack(strings: Sequence[str]) -> npt.NDArray[np.uint8]:
     """Encode strings as one array of bytes, each terminated by a zero byte (which no file name contains)."""
-    return np.frombuffer(b"".join(s.encode("utf-8", "surrogateescape") + b"\0" for s in strings), np.uint8)
+    return np.frombuffer(b"".join(path_bytes(text) + b"\0" for text in strings), np.uint8)
 
 
 def _unpack(packed: npt.NDArray[np.uint8]) -> list[str]:

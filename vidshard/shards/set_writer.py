@@ -20,6 +20,7 @@ from vidshard.shards.layout import Clip, ClipShape, SampleRecord
 from vidshard.shards.manifest import ClassCount, Index, Manifest, Shard
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
+from vidshard.util.text import path_bytes
 
 DEFAULT_SHARD_MB = 256
 _NO_FAILURES = "path,outcome,reason,message\n"  # failures.csv of a set without any
@@ -117,7 +118,7 @@ def _count_classes(clips_of_video: npt.NDArray[np.int64], videos: Sequence[Video
     num_clips: Counter[tuple[str | None, int]] = Counter()
     for kind, count in zip(kinds, clips_of_video.tolist(), strict=True):
         num_clips[kind] += count
-    in_order = sorted(num_videos, key=lambda kind: (_bytes(kind[0] or ""), kind[1]))
+    in_order = sorted(num_videos, key=lambda kind: (path_bytes(kind[0] or ""), kind[1]))
     return tuple(
         ClassCount(name=name, label=label, videos=num_videos[name, label], clips=num_clips[name, label])
         for name, label in in_order
@@ -125,11 +126,7 @@ def _count_classes(clips_of_video: npt.NDArray[np.int64], videos: Sequence[Video
 
 
 def _table(names: Iterable[str | None]) -> list[str]:
-    return sorted({name for name in names if name is not None}, key=_bytes)
-
-
-def _bytes(name: str) -> bytes:
-    return name.encode("utf-8", "surrogateescape")
+    return sorted({name for name in names if name is not None}, key=path_bytes)
 
 
 class ShardSetWriter:
@@ -313,7 +310,7 @@ class ShardSetWriter:
             return
         if record.key in self._keys:
             raise ValueError(f"clip {record.key!r} was already added")
-        if (_bytes(record.path), record.clip_index) < (_bytes(last.path), last.clip_index):
+        if (path_bytes(record.path), record.clip_index) < (path_bytes(last.path), last.clip_index):
             raise ValueError(
                 f"clip {record.clip_index} of {record.path!r} was added after clip {last.clip_index} of {last.path!r}; "
                 "add videos in the order of sorted(paths), and the clips of a video one after another"

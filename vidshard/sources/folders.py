@@ -24,9 +24,9 @@ from vidshard.shards.layout import CRIME_LABEL, MANIFEST_NAME, NORMAL_LABEL, SHA
 from vidshard.shards.manifest import Failure
 from vidshard.storage.urls import Location
 from vidshard.util.errors import UserError
-from vidshard.util.lists import SHOWN_SUFFIXES, read_text, sounds_normal
+from vidshard.util.lists import CRIME_CLASSES, NORMAL_CLASSES, SHOWN_SUFFIXES, read_text, sounds_normal
 from vidshard.util.lists import VIDEO_SUFFIXES as VIDEO_SUFFIXES
-from vidshard.util.text import counted
+from vidshard.util.text import aligned, counted, first_of, path_bytes
 from vidshard.video import containers
 from vidshard.video.containers import VideoError
 
@@ -45,25 +45,6 @@ OTHER_SUFFIXES = frozenset(
 )
 _TEXT_TOO = (".ts", ".mts")  # also suffixes of TypeScript
 HEAD_BYTES = 4096
-
-# The classes of UCF-Crime: NormalVideos, the folders of normal videos in its zips and lists, and the 13 crimes.
-NORMAL_CLASSES = (
-    "NormalVideos",
-    "Training_Normal_Videos_Anomaly",
-    "Testing_Normal_Videos_Anomaly",
-    "Normal_Videos_event",
-    "z_Normal_Videos_event",
-    "Training-Normal-Videos-Part-1",
-    "Training-Normal-Videos-Part-2",
-    "Training-Normal-Videos",
-    "Testing_Normal_Videos",
-    "Normal_Videos_for_Event_Recognition",
-    "Normal_Videos",
-)
-CRIME_CLASSES = (
-    "Abuse", "Arrest", "Arson", "Assault", "Burglary", "Explosion", "Fighting", "RoadAccidents", "Robbery", "Shooting",
-    "Shoplifting", "Stealing", "Vandalism",
-)  # fmt: skip
 
 _MAX_LOOKED_AT = 1000  # entries of a folder that are examined to guess what it is
 
@@ -175,9 +156,7 @@ def label_table(source: Source) -> str:
         ("(no class folder)" if name is None else name, meanings[label], f"{count:,}")
         for (name, label), count in sorted(counts.items(), key=lambda row: (row[0][1], path_bytes(row[0][0] or "")))
     ]
-    rows = [("class", "label", "videos"), *rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows)
+    return "\n".join(aligned([("class", "label", "videos"), *rows], right=[2]))
 
 
 def is_known_class(name: str) -> bool:
@@ -296,8 +275,7 @@ def by_content_note(paths: Collection[str]) -> list[str]:
     if not paths:
         return []
     some = sorted(paths, key=path_bytes)
-    shown = ", ".join(some[:3]) + (", …" if len(some) > 3 else "")
-    return [f"recognised as videos by their content, not by their names: {len(some):,} ({shown})"]
+    return [f"recognised as videos by their content, not by their names: {len(some):,} ({first_of(some, 3)})"]
 
 
 def _single_file(path: Path, given: Path) -> Source:
@@ -343,11 +321,10 @@ def _split_folders(root: Path, leave_out: Collection[str], follow_links: bool) -
     used = {folder.name for folder in splits.values()}
     outside = _Walk(root, leave_out={*leave_out, *(os.path.join(os.path.realpath(root), name) for name in used)})
     if outside.videos:
-        shown = ", ".join(outside.videos[:3]) + (", …" if len(outside.videos) > 3 else "")
         raise UserError(
             f"{root} contains {', '.join(f'{name}/' for name in sorted(used))} and "
-            f"{counted(len(outside.videos), 'video')} outside them ({shown}); move those into a split, or build each "
-            "folder separately"
+            f"{counted(len(outside.videos), 'video')} outside them "
+            f"({first_of(outside.videos, 3)}); move those into a split, or build each folder separately"
         )
     return splits
 
@@ -561,11 +538,6 @@ def parse_recordings(text: str, *, where: str) -> dict[str, str]:
             f'{where} is not a list of {{"file": …, "source": …}}, or a CSV with these columns, which names the '
             f"recording each video was cut from ({error!r}); correct it, or rename it if it has another purpose"
         ) from error
-
-
-def path_bytes(path: str) -> bytes:
-    """Return the sort key of a path, which gives the same order on every system."""
-    return path.encode("utf-8", "surrogateescape")
 
 
 def _is_utf8_or_bytes(name: str) -> bool:

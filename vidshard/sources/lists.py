@@ -16,7 +16,7 @@ from vidshard.shards.layout import NORMAL_LABEL, UNKNOWN_LABEL
 from vidshard.sources.folders import Source, read_recordings, skip_videos
 from vidshard.util.errors import UserError
 from vidshard.util.lists import listed_name, parse_lines, read_lines
-from vidshard.util.text import counted
+from vidshard.util.text import counted, first_of
 
 _MAX_NAMES = 5
 Events = tuple[tuple[int, int], ...]  # first and last frame of each
@@ -106,7 +106,9 @@ def apply_recordings(sources: Sequence[Source], path: Path) -> Matched:
     num_recordings = len({recording for *_, recording in recording_of.values()})
     note = f"{path.name}: {counted(len(recording_of), 'video')} of {counted(num_recordings, 'recording')}"
     if unknown:
-        note += f"\nWARNING: {path.name} has no row for {counted(len(unknown), 'video')}: {shown(unknown)}"
+        note += (
+            f"\nWARNING: {path.name} has no row for {counted(len(unknown), 'video')}: {first_of(unknown, _MAX_NAMES)}"
+        )
     return Matched(sources=grouped, note=note)
 
 
@@ -178,10 +180,6 @@ def match_names(sources: Sequence[Source], names: Sequence[str], *, what: str) -
     return found
 
 
-def shown(names: Sequence[str]) -> str:
-    return ", ".join(names[:_MAX_NAMES]) + (", …" if len(names) > _MAX_NAMES else "")
-
-
 def _full_path(source: Source, row: int) -> str:
     """Return the path of a video without its suffix, with forward slashes."""
     return os.path.splitext(f"{source.root.as_posix()}/{source.videos[row].path}")[0]
@@ -190,4 +188,5 @@ def _full_path(source: Source, row: int) -> str:
 def _unmatched_note(path: Path, missing: Sequence[str], names: Collection[str]) -> str:
     if not missing:
         return ""
-    return f"\nWARNING: {len(missing):,} of {len(names):,} entries of {path.name} match no video: {shown(missing)}"
+    shown = first_of(missing, _MAX_NAMES)
+    return f"\nWARNING: {len(missing):,} of {len(names):,} entries of {path.name} match no video: {shown}"

@@ -21,13 +21,13 @@ from vidshard.shards import layout, manifest
 from vidshard.shards.manifest import ShardSet
 from vidshard.sources.config import SplitConfig as SplitConfig
 from vidshard.sources.folders import SPLITS as SPLITS
-from vidshard.sources.folders import Source, Video, find_sources, path_bytes
+from vidshard.sources.folders import Source, Video, find_sources
 from vidshard.sources.lists import apply_recordings
 from vidshard.util import atomic
 from vidshard.util.errors import FormatError, UserError
 from vidshard.util.hashing import file_sha256
 from vidshard.util.lists import read_list
-from vidshard.util.text import counted
+from vidshard.util.text import aligned, counted, path_bytes
 from vidshard.video.sampling import frame_indices, resize_frame
 
 _MAX_WARNINGS = 20  # warnings of one kind; further ones are only counted
@@ -103,13 +103,7 @@ def split_text(report: SplitReport) -> str:
     names = ["class", *SPLITS]
     rows = [[name or "(no class)", *(f"{found[s]:,}" for s in SPLITS)] for name, found in report.class_counts.items()]
     rows.append(["all", *(f"{len(report.lists[s]):,}" for s in SPLITS)])
-    widths = [max(len(row[column]) for row in [names, *rows]) for column in range(len(names))]
-    table = [
-        "  ".join(
-            f"{cell:<{w}}" if n == 0 else f"{cell:>{w}}" for n, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in [names, *rows]
-    ]
+    table = aligned([names, *rows], right=range(1, len(names)))
     written = ", ".join(list_path(report.out, name).name for name in SPLITS)
     return "\n".join(
         [*report.notes, *table, "", f"✓ {written} in {report.out}; {counted(report.num_groups, 'recording')} assigned"]

@@ -14,7 +14,7 @@ from vidshard.storage import urls
 from vidshard.storage.urls import ObjectInfo, Url
 from vidshard.util.errors import UserError
 from vidshard.util.lists import SHOWN_SUFFIXES
-from vidshard.util.text import counted
+from vidshard.util.text import counted, path_bytes
 
 Listing = Mapping[str, ObjectInfo]  # name relative to a URL → size and version
 
@@ -52,7 +52,7 @@ def _single_video(url: Url) -> Source:
 def _split_folders(url: Url, listing: Listing) -> dict[str, str]:
     """Return split → name of its folder, {} if there is none. Raises UserError on videos outside the splits."""
     splits: dict[str, str] = {}
-    for folder in sorted({name.partition("/")[0] for name in listing if "/" in name}, key=sources.path_bytes):
+    for folder in sorted({name.partition("/")[0] for name in listing if "/" in name}, key=path_bytes):
         split = split_name(folder)
         if split is not None:
             if split in splits:

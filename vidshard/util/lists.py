@@ -23,6 +23,25 @@ VIDEO_SUFFIXES = (
 )  # fmt: skip
 SHOWN_SUFFIXES = ".mp4, .mov, .avi, .mkv, .ts, .mpg, .wmv, .flv and others"  # for messages
 
+# The classes of UCF-Crime: NormalVideos, the folders of normal videos in its zips and lists, and the 13 crimes.
+NORMAL_CLASSES = (
+    "NormalVideos",
+    "Training_Normal_Videos_Anomaly",
+    "Testing_Normal_Videos_Anomaly",
+    "Normal_Videos_event",
+    "z_Normal_Videos_event",
+    "Training-Normal-Videos-Part-1",
+    "Training-Normal-Videos-Part-2",
+    "Training-Normal-Videos",
+    "Testing_Normal_Videos",
+    "Normal_Videos_for_Event_Recognition",
+    "Normal_Videos",
+)
+CRIME_CLASSES = (
+    "Abuse", "Arrest", "Arson", "Assault", "Burglary", "Explosion", "Fighting", "RoadAccidents", "Robbery", "Shooting",
+    "Shoplifting", "Stealing", "Vandalism",
+)  # fmt: skip
+
 # A name, its suffix, and what the official lists append: frame counts, a class, the frames of events.
 _LISTED = re.compile(rf"(?P<name>.+?)({'|'.join(map(re.escape, VIDEO_SUFFIXES))})(\s.*)?", re.IGNORECASE)
 _INTEGER = re.compile(r"-?\d+")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import importlib
 import logging
 import math
@@ -264,20 +265,29 @@ class GroupedOption(click.Option):
         self.group = group
 
 
+def _types_of_values(hint: Any) -> tuple[list[Any], bool]:
+    """Return the types of a value of a field, and whether the field holds any number of values."""
+    kinds = _kinds(hint)
+    if typing.get_args(kinds[0])[1:] == (...,):
+        return _kinds(typing.get_args(kinds[0])[0]), True
+    return kinds, False
+
+
 def _parameter(
     name: str, field: dataclasses.Field[Any], about: Option, hint: Any, changes: Mapping[str, Any]
 ) -> click.Parameter:
     """Make the click parameter of a field, with `changes`."""
     flag = f"--{name.replace('_', '-')}"
-    kinds = _kinds(hint)
-    many = typing.get_origin(kinds[0]) is tuple and typing.get_args(kinds[0])[1:] == (...,)
-    kind = typing.get_args(kinds[0])[0] if many else kinds[0]
+    kinds, many = _types_of_values(hint)
+    kind = kinds[0]
     required = field.default is dataclasses.MISSING
     settings: dict[str, Any] = {"required": required} if required else {"default": field.default}
     if isinstance(field.default, tuple) and not many:  # given as one text, such as 0.7,0.1,0.2
         settings["default"] = ",".join(map(str, field.default))
     if about.choices:
         settings["type"] = click.Choice(about.choices)
+    elif Url in kinds:
+        settings |= {"type": location, "metavar": "PLACE"}
     elif kind is Path:
         settings["type"] = LOCAL_PATH
     elif kind is not bool:
@@ -364,6 +374,19 @@ def config_options(config: type[Any], *names: str, **changes: Any) -> Callable[[
         # click.command() reverses the list, to which decorators add from the bottom up.
         vars(function).setdefault("__click_params__", []).extend(reversed(parameters))
         return function
+
+    return decorate
+
+
+def config_command(config: type[Any], *, example: str) -> Callable[[Callable[..., Any]], Command]:
+    """Turn a function of a config into a command with the options of `config`, whose help ends with `example`."""
+
+    def decorate(function: Callable[..., Any]) -> Command:
+        @functools.wraps(function)
+        def run(**options: Any) -> Any:
+            return function(from_options(config, options))
+
+        return command(example=example)(config_options(config)(run))
 
     return decorate
 
