@@ -44,10 +44,10 @@ print((time.process_time() - begin) / int(sys.argv[3]))
 """
 _COMMAND = """
 try:
-    from stage1.cli.main import main
+    from stage1.__main__ import run
 except ImportError:
-    from stage1.cli import main
-main()
+    from stage1.cli import main as run
+run()
 """
 
 

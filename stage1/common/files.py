@@ -22,11 +22,12 @@ PREVIOUS_NAME = "previous.pt"  # the last.pt before, in case the newer file is d
 CONFIG_NAME = "run.toml"
 METRICS_NAME = "metrics.jsonl"
 CURVES_NAME = "curves.png"
+MEMBERS_NAME = "members"  # runs of an ensemble
 TENSORBOARD_NAME, METRICS_CSV_NAME, WANDB_NAME, MLFLOW_NAME = "tensorboard", "metrics.csv", "wandb", "mlruns"
 RUN_ID_NAME = "tracker.txt"
 # All files of a run.
 RUN_NAMES = (
-    *(BEST_NAME, LAST_NAME, PREVIOUS_NAME, CONFIG_NAME, METRICS_NAME, CURVES_NAME),
+    *(BEST_NAME, LAST_NAME, PREVIOUS_NAME, CONFIG_NAME, METRICS_NAME, CURVES_NAME, MEMBERS_NAME),
     *(TENSORBOARD_NAME, METRICS_CSV_NAME, WANDB_NAME, MLFLOW_NAME, RUN_ID_NAME),
 )
 EVALUATION_NAMES = ("evaluation.json", "evaluation.png")

@@ -31,7 +31,7 @@ from stage1.metrics.calibration import logits as log_odds
 from stage1.metrics.clips import Array, Floats, Interval, interval_text
 from stage1.metrics.ground_truth import read_ground_truth
 from stage1.model.checkpoint import Checkpoint, check_clip_shape, load_checkpoint
-from stage1.model.network import Stage1Model
+from stage1.model.network import Ensemble
 from vidshard.shards.layout import CRIME_LABEL
 from vidshard.util import atomic, console
 from vidshard.util.errors import UserError
@@ -118,7 +118,13 @@ class Explainer:
     """Model that scores clips with some frames frozen."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, config: ExplainConfig) -> None:
-        self.model: Stage1Model = checkpoint.build_model().to(device)
+        model = checkpoint.build_model().to(device)
+        if isinstance(model, Ensemble):
+            raise UserError(
+                "the checkpoint is an ensemble, but explain looks into one network; pass one of its members as "
+                "`checkpoint`, such as members/seed-0/binary_stage1_with_attention.pt next to it"
+            )
+        self.model = model
         self.transform, self.calibration = checkpoint.build_transform(), checkpoint.build_calibration()
         self.device, self.config = device, config
 

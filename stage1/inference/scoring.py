@@ -27,7 +27,7 @@ from stage1.inference.config import SCORING_PRECISIONS
 from stage1.inference.score_log import ScoredBatch, ScoreLog, score_row
 from stage1.metrics.calibration import logits as log_odds_of
 from stage1.model.checkpoint import Checkpoint
-from stage1.model.network import Stage1Model
+from stage1.model.network import Ensemble, Stage1Model
 from vidshard.shards import layout
 from vidshard.util import console
 from vidshard.util.errors import FormatError, UserError
@@ -258,7 +258,9 @@ def _check_numbers(*values: npt.NDArray[Any]) -> None:
         raise UserError("the model's outputs are not finite numbers, so the checkpoint is unusable; train it again")
 
 
-def attention_of_frames(model: Stage1Model, attention_BT: torch.Tensor, num_frames: int) -> npt.NDArray[np.float32]:
+def attention_of_frames(
+    model: Stage1Model | Ensemble, attention_BT: torch.Tensor, num_frames: int
+) -> npt.NDArray[np.float32]:
     """Return attention with one weight per frame, (B, num_frames), that sums to 1.
 
     If the backbone downsamples time, the weight of a time step is divided equally among its frames.

@@ -27,7 +27,8 @@ import torch
 from stage1.common.files import BEST_NAME, LAST_NAME, PREVIOUS_NAME, save_tensors
 from stage1.data.transforms import ClipTransform, TransformConfig
 from stage1.metrics.calibration import Calibration
-from stage1.model.network import ModelConfig, Stage1Model
+from stage1.model.config import MAX_MEMBERS
+from stage1.model.network import Ensemble, ModelConfig, Stage1Model
 from vidshard.shards.layout import ClipShape
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
@@ -92,7 +93,7 @@ class Checkpoint:
         _check_like(TransformConfig(), self.transform_config)
         self.build_transform()
         with torch.device("meta"):
-            expected = Stage1Model(ModelConfig.from_dict(self.model_config)).state_dict()
+            expected = self._untrained_model().state_dict()
         found = self.model_state_dict
         if found.keys() != expected.keys():
             names = sorted(found.keys() ^ expected.keys(), key=str)
@@ -107,9 +108,16 @@ class Checkpoint:
             if not weight.isfinite().all():
                 raise ValueError(f"{name} contains numbers that are not finite")
 
-    def build_model(self) -> Stage1Model:
+    def _untrained_model(self) -> Stage1Model | Ensemble:
+        config = ModelConfig.from_dict(self.model_config)
+        members = {name.split(".")[1] for name in self.model_state_dict if name.startswith("members.")}
+        if len(members) > MAX_MEMBERS:
+            raise ValueError(f"an ensemble of {len(members)} networks, expected at most {MAX_MEMBERS}")
+        return Ensemble(config, len(members)) if members else Stage1Model(config)
+
+    def build_model(self) -> Stage1Model | Ensemble:
         """Build the model with its weights, in evaluation mode, on the CPU."""
-        model = Stage1Model(ModelConfig.from_dict(self.model_config))
+        model = self._untrained_model()
         model.load_state_dict(self.model_state_dict)
         return model.eval()
 

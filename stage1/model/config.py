@@ -12,6 +12,7 @@ POOLINGS = ("attention", "gated", "mean", "max")
 # group: group normalisation, independent of batch size and number of ranks. batch: as published. frozen: keeps the
 # statistics of the weights, because a batch of surveillance clips is too small, and too unlike Kinetics, for new ones.
 NORMS = ("group", "batch", "frozen")
+MAX_MEMBERS = 16  # of an ensemble
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

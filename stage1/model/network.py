@@ -137,6 +137,37 @@ class Stage1Model(nn.Module):
         return ranges
 
 
+class Ensemble(nn.Module):
+    """Several models of the same config as one: the mean of their logits and of their attention."""
+
+    def __init__(self, config: ModelConfig, size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.members = nn.ModuleList(Stage1Model(config) for _ in range(size))
+
+    def forward(
+        self, clips_BCTHW: torch.Tensor, frames_BT: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits and attention, as `Stage1Model.forward`."""
+        logits, attentions = zip(*(member(clips_BCTHW, frames_BT) for member in self._models), strict=True)
+        return torch.stack(logits).mean(0), torch.stack(attentions).mean(0)
+
+    def pooled(
+        self, clips_BCTHW: torch.Tensor, frames_BT: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the features of all members, (B, size · D), and attention, as `Stage1Model.pooled`."""
+        features, attentions = zip(*(member.pooled(clips_BCTHW, frames_BT) for member in self._models), strict=True)
+        return torch.cat(features, 1), torch.stack(attentions).mean(0)
+
+    def attention_frame_ranges(self, num_frames: int) -> list[tuple[int, int]]:
+        """Return what `Stage1Model.attention_frame_ranges` does."""
+        return self._models[0].attention_frame_ranges(num_frames)
+
+    @property
+    def _models(self) -> list[Stage1Model]:
+        return list(self.members)  # type: ignore[arg-type]
+
+
 class FrameAttention(nn.Module):
     """Score of each frame from its features and, with `motion`, from the motion around it."""
 

@@ -16,7 +16,7 @@ import tomli_w
 from stage1.common import files
 from stage1.common.options import annotations_option, cache_dir_option, cache_gb_option, device_option
 from stage1.data.config import ReviewLabelUse, TransformConfig
-from stage1.model.config import ModelConfig
+from stage1.model.config import MAX_MEMBERS, ModelConfig
 from vidshard.storage.urls import Location, Url, location
 from vidshard.util import options as config_options
 from vidshard.util.errors import UserError
@@ -105,6 +105,13 @@ class TrainConfig:
         below=1,
     )
     seed: int = option(0, help="Random seed.", at_least=0, at_most=MAX_SEED)
+    ensemble: int = option(
+        1,
+        help="Networks to train, from as many successive seeds, whose scores and attention are averaged.",
+        group=_REGULARISATION,
+        at_least=1,
+        at_most=MAX_MEMBERS,
+    )
     device: str = device_option()
     precision: str = option(
         "fp32",

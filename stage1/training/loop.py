@@ -47,6 +47,7 @@ from stage1.training.bag_objective import BagObjective
 from stage1.training.clip_objective import ClipObjective, Objective, TrainBatch, Transform
 from stage1.training.config import FREE_ON_RESUME, TrainConfig, changed_options, to_toml
 from stage1.training.data import TrainData, open_data
+from stage1.training.ensemble import train_members
 from stage1.training.log import RunLog
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
@@ -147,6 +148,9 @@ def train(
     `data` replaces all clips of the config's shards, and `objective` replaces the one that the config names.
     Raises UserError on unusable input, and RunStopped after Ctrl-C or SIGTERM, when a checkpoint has been saved.
     """
+    if config.ensemble > 1:
+        data = data or open_data(config)  # the same hold-out for all members
+        return train_members(config, lambda member: train(member, transform=transform, data=data, objective=objective))
     device = distributed.device_of_rank(choose_device(config.device))
     resuming = check_out(config)
     stopped: RunStopped | None = None

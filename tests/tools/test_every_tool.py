@@ -44,6 +44,7 @@ ARGUMENTS = {
     "crash_test_build.py": "--help",  # tests/vidshard/building/test_faults.py runs it
     "crash_test_checkpoint.py": "--kills 1 --flips 2",
     "fuzz_inputs.py": "--mutants 12",  # of each kind
+    "hour_of_video.py": f"--minutes 2 --events 1 --checkpoint {CHECKPOINT}",
     "inject_faults.py": "--up-to 2 --drawn 0 --command resumed-infer --command extract",
     "nested_crossval.py": "--help",  # test_nested_crossval.py runs it
     "one_camera_out.py": "--help",  # test_one_camera_out.py runs it

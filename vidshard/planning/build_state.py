@@ -10,7 +10,7 @@
       probes.json          metadata of every video; written once, so that the plan never changes
       probes/000003.json   metadata of a batch of videos, probed by one array task; .lock: in progress
       source.json          the videos with their labels, for `finalize`, which works without SOURCE
-      packets/000012.npz   packet table of video 12
+      packets/0001/001234.npz  packet table of video 1234
       failures.json        videos that failed before --max-failures stopped a run; not retried
       parts/000345.part    decoded samples of chunk 345, useless to another run (parts-00002/: task 2)
       shard-000007.json    record of committed shard 7: digest, index rows, failures
@@ -45,6 +45,7 @@ from vidshard.util import atomic
 from vidshard.util.errors import UserError, fault_in
 
 STATE_NAME = ".work"
+TABLES_IN_A_FOLDER = 1000  # as a folder of a million files is slow on many file systems
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +99,9 @@ class BuildState:
         return self.path / "probes" / f"{number:06d}.json"
 
     def table_path(self, video: int) -> Path:
-        return self.path / "packets" / f"{video:06d}.npz"
+        folder, name = self.path / "packets", f"{video:06d}.npz"
+        without_groups = folder / name  # as written by version 0.1 before 2026-12
+        return without_groups if without_groups.exists() else folder / f"{video // TABLES_IN_A_FOLDER:04d}" / name
 
     def fragment_path(self, chunk: int) -> Path:
         return self.fragments_path / f"{chunk:06d}.part"
@@ -133,8 +136,10 @@ class BuildState:
                     f"choose another `out`, or delete {self.out} to start again"
                 )
         self.drop_fragments()
-        for folder in (self.path / "packets", self.fragments_path, *([self.commit_path] if self.staged else [])):
-            folder.mkdir(exist_ok=True)
+        num_groups = -(-len(fingerprint["videos"]) // TABLES_IN_A_FOLDER)
+        groups = [self.path / "packets" / f"{group:04d}" for group in range(num_groups)]
+        for folder in (*groups, self.fragments_path, *([self.commit_path] if self.staged else [])):
+            folder.mkdir(parents=True, exist_ok=True)
         if self.task is None:
             self.drop_partial()
         if recorded != fingerprint:
