@@ -167,7 +167,8 @@ def evaluate(config: EvaluateConfig | ScoresConfig | None = None, **options: Any
 def load_checkpoint(path: PathLike, map_location: str | torch.device = "cpu") -> Checkpoint:
     """Read a checkpoint written by `train`.
 
-    ``checkpoint.build_model()`` is the `Stage1Model` with its weights, in evaluation mode on the CPU;
+    ``checkpoint.build_model()`` is the `Stage1Model` with its weights, in evaluation mode on the CPU, or the average of
+    several after training with `ensemble`, which is called in the same way;
     ``checkpoint.build_transform()`` turns uint8 clips (B, T, H, W, 3) into its input, float (B, 3, T, H, W).
 
     Args:

@@ -32,8 +32,8 @@ def main() -> int:
     counts: Counter[str] = Counter(dict.fromkeys(("pairs", "one won", "both right", "wrong"), 0))
     with tempfile.TemporaryDirectory() as scratch:
         os.chdir(scratch)
-        commands.make_inputs(Path("sound"))
-        for name in options.command or commands.COMMANDS:
+        commands.make_inputs(Path("sound"), names := options.command or [*commands.COMMANDS])
+        for name in names:
             expected = commands.undisturbed(name)
             for number in range(options.pairs):
                 commands.copy_inputs(name)

@@ -36,7 +36,7 @@ class Balance:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quota:
-    """Number of clips of each group in an epoch, different ones in each epoch; all clips of a smaller group."""
+    """Number of clips that an epoch takes from each group: others in each epoch, or all clips of a smaller group."""
 
     groups: Rows  # [N], the group of every row of the index, from 0
     counts: Rows  # one per group

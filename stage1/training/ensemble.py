@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from stage1.common import distributed, files
 from stage1.common.distributed import rank_zero_info
 from stage1.common.earlier_results import set_aside
@@ -40,9 +42,18 @@ def train_members(config: TrainConfig, train_one: Callable[[TrainConfig], Path])
             load_checkpoint(train_one(dataclasses.replace(config, ensemble=1, seed=seed, out=out, resume=resume)))
         )
     path = config.out / files.BEST_NAME
-    save_checkpoint(path, joined(members, config))
+    whole = joined(members, config)
+    if not path.is_file() or not _same_weights(load_checkpoint(path), whole):  # else it may hold a chosen threshold
+        save_checkpoint(path, whole)
     rank_zero_info(f"✓ Model checkpoint saved to: {path}")
     return path
+
+
+def _same_weights(one: Checkpoint, other: Checkpoint) -> bool:
+    weights = other.model_state_dict
+    return one.model_state_dict.keys() == weights.keys() and all(
+        torch.equal(weight, weights[name]) for name, weight in one.model_state_dict.items()
+    )
 
 
 def joined(members: list[Checkpoint], config: TrainConfig) -> Checkpoint:

@@ -244,7 +244,9 @@ class _Decoding:
                     for clip_index in range(chunk.clip_start, chunk.clip_stop):
                         clip = next(stream)
                         if clip.shape != self.shape.thwc:
-                            raise ValueError(f"{decoder.name} gave a clip {clip.shape}, expected {self.shape.thwc}")
+                            raise ValueError(
+                                f"{decoder.name} returned a clip of shape {clip.shape}, expected {self.shape.thwc}"
+                            )
                         fragment.append(self._record(decoder.name, clip_index, self.wanted[clip_index - first]), clip)
                         if check_messages:
                             messages.refuse_damage(self.table.codec)

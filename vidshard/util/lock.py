@@ -6,6 +6,7 @@ A lock is a plain file created with O_EXCL: advisory locks differ between system
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -40,7 +41,7 @@ def hold_lock(path: Path, *, what: str, verb: str = "built", watch: StalenessWat
     `what` is being built, or what `verb` says, for messages. `watch`: the caller's observations of the lock; a holder
     that was silent for too long is considered dead.
     """
-    me = _take(path, f"{what} is being {verb} by", watch)
+    file = _take(path, f"{what} is being {verb} by", watch)
     done = threading.Event()
     refresher = threading.Thread(target=_refresh, args=(path, done), daemon=True)
     refresher.start()
@@ -50,7 +51,9 @@ def hold_lock(path: Path, *, what: str, verb: str = "built", watch: StalenessWat
         done.set()
         refresher.join()
         with contextlib.suppress(OSError):
-            if path.read_text(encoding="utf-8") == me:  # unless another process took the lock over
+            with file:  # it stayed open, as a process with too many open files must be able to give its lock back
+                is_mine = os.fstat(file.fileno()).st_nlink > 0  # else another process took the lock over
+            if is_mine:
                 path.unlink()
 
 
@@ -174,8 +177,8 @@ def _is_elsewhere(path: Path) -> bool:
     return holder is None or holder["host"] != socket.gethostname()
 
 
-def _take(path: Path, what: str, watch: StalenessWatch | None) -> str:
-    """Create the lock file; return its content."""
+def _take(path: Path, what: str, watch: StalenessWatch | None) -> io.FileIO:
+    """Create the lock file, which names this process; return it, open."""
     me = json.dumps(
         {
             "pid": os.getpid(),
@@ -191,13 +194,14 @@ def _take(path: Path, what: str, watch: StalenessWatch | None) -> str:
         except FileExistsError:
             _remove_if_dead(path, what, watch)
             continue
+        file = os.fdopen(descriptor, "wb", buffering=0)
         try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(me)
+            file.write(me.encode())
         except OSError:  # an empty lock would seem to be that of another process
+            file.close()
             path.unlink()
             raise
-        return me
+        return file
     raise LockHeldError(f"{what} a series of other processes; run the same command again")
 
 

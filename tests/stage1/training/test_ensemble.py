@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from stage1.evaluation.explain import ExplainConfig, explain
 from stage1.inference.config import FeaturesConfig, InferConfig
 from stage1.inference.features import features
 from stage1.inference.run import infer
-from stage1.model.checkpoint import load_checkpoint
+from stage1.model.checkpoint import load_checkpoint, save_checkpoint
 from stage1.model.config import ModelConfig
 from stage1.training import loop
 from stage1.training.config import TrainConfig
@@ -89,6 +90,10 @@ def test_a_stopped_ensemble_resumes_to_the_same_weights(
     assert not (tmp_path / "out" / BEST_NAME).exists()
     again = load_checkpoint(train(config(shards, tmp_path / "out", resume=True))).model_state_dict
     assert all(torch.equal(again[name], weight) for name, weight in whole.items())
+    # A finished ensemble is left as it is, with the threshold that was chosen for it.
+    path = tmp_path / "out" / BEST_NAME
+    save_checkpoint(path, dataclasses.replace(load_checkpoint(path), threshold=0.7))
+    assert load_checkpoint(train(config(shards, tmp_path / "out", resume=True))).threshold == 0.7
 
 
 def test_a_second_run_moves_the_first_aside(tmp_path: Path, shards: Path) -> None:

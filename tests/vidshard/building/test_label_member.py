@@ -117,6 +117,27 @@ def test_array_tasks_give_the_same_set(built: Path, source: Path, tmp_path: Path
     assert bytes_of(tmp_path / "out") == bytes_of(built)
 
 
+def test_finalize_cuts_a_half_failed_video_out(tmp_path: Path) -> None:
+    """Video b begins in shard 0 and ends in shard 1. It becomes damaged between the two tasks."""
+    lengths = {"Abuse/a.mp4": 24, "Abuse/b.mp4": 100, "NormalVideos/n.mp4": 24}
+    videos = make_tiny_videos(tmp_path / "source", lengths)
+    sampling = SamplingConfig(mode="dense", clip_len=8)
+    options = {**OPTIONS, "sampling": sampling, "frame_size": 64, "shard_mb": 1}  # 10 clips a shard
+    out, plain = tmp_path / "out", tmp_path / "plain"
+    for index in range(2):
+        task = find_task(index, 2, {})
+        assert task is not None
+        array.build_task(BuildConfig(source=videos, out=out, **options), task)
+        if index == 0:
+            assert members(out)[-1][0] == "Abuse__b-000006.cls"
+            damage_pictures(videos / "Abuse" / "b.mp4")
+    assert array.finalize(out).videos == {"found": 3, "ok": 2, "failed": 1, "skipped": 0}
+    assert [name for name, _ in members(out)[6:9]] == [f"Abuse__a-000002.{suffix}" for suffix in ("npy", "json", "cls")]
+    vidshard.build(videos, out=plain, **options)
+    assert bytes_of(out) == bytes_of(plain)
+    assert not list(vidshard.verify(out).faults)
+
+
 def test_the_writer_of_clips_writes_it(tmp_path: Path) -> None:
     with ShardSetWriter(tmp_path / "set", clip_len=2, size=8, label_member=True) as writer:
         writer.add(np.zeros((2, 8, 8, 3), np.uint8), video="a.mp4", label=-1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -33,6 +35,23 @@ def test_it_is_given_back(tmp_path: Path) -> None:
         with hold_lock(tmp_path / "lock", what="out"):
             assert (tmp_path / "lock").exists()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_it_is_given_back_with_too_many_open_files(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as opened, hold_lock(tmp_path / "lock", what="out"):
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        opened.callback(resource.setrlimit, resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        with pytest.raises(OSError, match="Too many open files"):
+            (tmp_path / "lock").read_text()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_was_taken_over_is_left_to_its_new_holder(tmp_path: Path) -> None:
+    with hold_lock(tmp_path / "lock", what="out"):
+        (tmp_path / "lock").unlink()
+        lock_of(tmp_path / "lock", host="another")
+    assert json.loads((tmp_path / "lock").read_text())["host"] == "another"
 
 
 def test_a_living_holder_is_named(tmp_path: Path) -> None:
