@@ -85,15 +85,21 @@ def hold_out(folder: Path, *, name: str = LOCK_NAME) -> Iterator[None]:
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def holds_out(function: _Function) -> _Function:
-    """Make a function of a config run inside `hold_out` of ``config.out``."""
+def holds(folder_of: Callable[[Any], Path]) -> Callable[[_Function], _Function]:
+    """Make a function of a config run inside `hold_out` of the folder that `folder_of` returns for the config."""
 
-    @functools.wraps(function)
-    def run(config: Any, *args: Any, **options: Any) -> Any:
-        with hold_out(config.out):
-            return function(config, *args, **options)
+    def decorate(function: _Function) -> _Function:
+        @functools.wraps(function)
+        def run(config: Any, *args: Any, **options: Any) -> Any:
+            with hold_out(folder_of(config)):
+                return function(config, *args, **options)
 
-    return cast(_Function, run)
+        return cast(_Function, run)
+
+    return decorate
+
+
+holds_out = holds(lambda config: config.out)
 
 
 class HashingFile(io.RawIOBase):

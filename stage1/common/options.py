@@ -9,6 +9,8 @@ from typing import Any
 from stage1.common import files
 from vidshard.util.options import check_options, option
 
+STORAGE = "Storage"  # heading in --help-all
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckedConfig:
@@ -51,19 +53,19 @@ def relative_option(group: str) -> Any:
     )
 
 
-def cache_dir_option(group: str) -> Any:
+def cache_dir_option() -> Any:
     return option(
         None,
         help="Cache folder for shards from s3://, gs:// and https://.",
         default_text="in the folder for temporary files",
-        group=group,
+        group=STORAGE,
     )
 
 
-def cache_gb_option(group: str) -> Any:
+def cache_gb_option() -> Any:
     return option(
         None,
         help="Size limit of the cache, in 10⁹ bytes; the least recently used shards are deleted.",
         default_text="80 % of the free disk space",
-        group=group,
+        group=STORAGE,
     )

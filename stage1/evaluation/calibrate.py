@@ -26,11 +26,7 @@ from vidshard.shards.layout import CRIME_LABEL
 from vidshard.util.errors import UserError
 
 
-class CalibrateReport(EvaluationReport):
-    """Results of `calibrate`."""
-
-
-def calibrate(config: CalibrateConfig) -> CalibrateReport:
+def calibrate(config: CalibrateConfig) -> EvaluationReport:
     """Choose the threshold on normal footage, store it in the checkpoint, and return the false alarms by camera.
 
     It is the lowest threshold at which `stage1 infer` reports at most ``config.false_alarms_per_hour`` events per hour
@@ -69,7 +65,7 @@ def calibrate(config: CalibrateConfig) -> CalibrateReport:
             for name in after
         },
     }
-    return CalibrateReport(text=_text(fields, config), fields=fields)
+    return EvaluationReport(text=_text(fields, config), fields=fields)
 
 
 def _own_threshold(clips: ScoredClips, target: Target) -> float | None:

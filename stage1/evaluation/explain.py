@@ -53,10 +53,6 @@ EXPLAIN_CONVENTIONS = {
 }
 
 
-class ExplainReport(EvaluationReport):
-    """Results of `explain`."""
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExplainedClip:
     """Log-odds of one clip for each k, under deletion and insertion, of every order and of its random frames."""
@@ -73,7 +69,7 @@ class ExplainedClip:
 
 
 @files.holds_out
-def explain(config: ExplainConfig) -> ExplainReport:
+def explain(config: ExplainConfig) -> EvaluationReport:
     """Measure, write explanation.json and explanation.png into ``config.out``, and return the report.
 
     Raises UserError on unusable input, and if the model detects no crime that could be explained.
@@ -102,7 +98,7 @@ def explain(config: ExplainConfig) -> ExplainReport:
     fields["splices"] = _splice_test(reader, test, config)
     atomic.write_json(config.out / "explanation.json", fields)
     plots.plot_explanation(fields, config.out / "explanation.png")
-    return ExplainReport(text=to_text(fields, config), fields=fields)
+    return EvaluationReport(text=to_text(fields, config), fields=fields)
 
 
 def _splice_test(reader: ClipReader, test: splice_test.AttentionTest, config: ExplainConfig) -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ SCORING_PRECISIONS = ("fp32", "bf16")
 ATTENTION_FORMATS = ("pt", "shards")
 FRAME_SOURCES = ("clip", "video")
 DEFAULT_INFERENCE = Path("stage1_output")
-_SCORING, _EVENTS, _OUTPUT, _VIDEOS, _STORAGE = "Scoring", "Events", "Output for stage 2", "Source videos", "Storage"
+_SCORING, _EVENTS, _OUTPUT, _VIDEOS = "Scoring", "Events", "Output for stage 2", "Source videos"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,8 +116,8 @@ class InferConfig(CheckedConfig):
         False, help="Score clips that were sampled differently from the training clips.", group=_SCORING
     )
     workers: int | None = option(None, help="Number of decoding processes, with --videos.", group=_VIDEOS, at_least=1)
-    cache_dir: Path | None = cache_dir_option(_STORAGE)
-    cache_gb: float | None = cache_gb_option(_STORAGE)
+    cache_dir: Path | None = cache_dir_option()
+    cache_gb: float | None = cache_gb_option()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

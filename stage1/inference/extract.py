@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
-import io
 import re
 import shutil
 from pathlib import Path
@@ -17,7 +16,7 @@ from stage1.common import files
 from stage1.data import from_videos
 from stage1.inference.attention_data import TRAINED_ON, AttentionData, load_attention_data
 from stage1.inference.config import ExtractConfig as ExtractConfig
-from stage1.inference.outputs import OutputFiles, top_indices, without_formulas
+from stage1.inference.outputs import OutputFiles, csv_text, top_indices
 from vidshard import __version__
 from vidshard.shards import codecs
 from vidshard.shards.layout import SampleRecord, frame_gap_seconds
@@ -128,7 +127,7 @@ def _extract(config: ExtractConfig) -> ExtractReport:
                 )
                 shards.append(_record(data, i, positions, num_frames_of), small)
             progress.advance()
-    _write_csv(config.out / "frames.csv", rows)
+    atomic.write_text(config.out / "frames.csv", csv_text(COLUMNS, rows))
     done = [i for i in range(len(data)) if data.keys[i] not in failures]
     names = [data.classes[i] or NO_CLASS for i in done]
     return ExtractReport(
@@ -240,11 +239,3 @@ def _lengths(folder: Path) -> dict[str, int]:
         return {}
     with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
         return {row["source"]: int(row["num_frames"]) for row in csv.DictReader(file)}
-
-
-def _write_csv(path: Path, rows: list[dict[str, object]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(map(without_formulas, rows))
-    atomic.write_text(path, text.getvalue())

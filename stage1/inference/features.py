@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import logging
 from collections import deque
@@ -256,6 +255,5 @@ class _FeaturesRun:
 
 
 def _save(path: Path, values: npt.NDArray[Any]) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, values)
-    atomic.write_bytes(path, buffer.getvalue())
+    with atomic.atomic_open(path) as file:
+        np.save(file, values)

@@ -371,6 +371,15 @@ def _write_row(video: VideoScore, writer: csv.DictWriter[str], threshold: float)
     return video.to_json()
 
 
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return a table as CSV, without what a spreadsheet would run; the rows may have more fields than `columns`."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(map(without_formulas, rows))
+    return text.getvalue()
+
+
 def without_formulas(row: Mapping[str, Any]) -> dict[str, Any]:
     """Quote the texts of a CSV row that a spreadsheet would run, which a name may be.
 

@@ -19,7 +19,6 @@ from vidshard.util.errors import UserError
 
 NUM_BINS = 15
 MAX_MASS_BINS, MIN_MASS = 10, 10  # bins of equal size, and clips of one
-_Z = 1.959964  # 95 % of a normal distribution lie within so many standard deviations
 MAX_TEMPERATURE = 100.0
 MIN_ALARM_SECONDS = 10.0  # shortest video that counts for false alarms per hour
 _EPSILON = 1e-12  # smallest distance of a probability from 0 and 1, which keeps its logit finite
@@ -164,19 +163,21 @@ def equal_mass_bins(labels: Labels, crime_probabilities: Floats) -> list[MassBin
     >>> [(one.count, one.crime_share, round(one.high, 2)) for one in bins]
     [(10, 0.0, 0.28), (10, 1.0, 1.0)]
     """
-    labels_N, probabilities_N = np.asarray(labels, np.float64), np.asarray(crime_probabilities, np.float64)
+    from scipy.stats import binomtest
+
+    labels_N, probabilities_N = np.asarray(labels), np.asarray(crime_probabilities, np.float64)
     order = np.argsort(probabilities_N, kind="stable")
     num_bins = min(MAX_MASS_BINS, max(1, len(order) // MIN_MASS))
     bins = []
     for rows in np.array_split(order, num_bins):
         if not len(rows):
             continue
-        n, share = len(rows), float(labels_N[rows].mean())
-        centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-        half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n * n))
-        low, high = max(0.0, centre - half), min(1.0, centre + half)
+        count, crimes = len(rows), int(labels_N[rows].sum())
+        low, high = binomtest(crimes, count).proportion_ci(clips.LEVEL, method="wilson")
         mean = float(probabilities_N[rows].mean())
-        bins.append(MassBin(count=n, mean_probability=mean, crime_share=share, low=low, high=high))
+        bins.append(
+            MassBin(count=count, mean_probability=mean, crime_share=crimes / count, low=float(low), high=float(high))
+        )
     return bins
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stage1.common.files import hold_out
+from stage1.common.files import holds
 from stage1.data.from_videos import VideoCutter
 from stage1.inference.outputs import OutputFiles
 from stage1.review.config import ClipsConfig as ClipsConfig
@@ -48,16 +48,12 @@ def clip_name(source: str, number: int) -> str:
     return f"{layout.video_key(source)}-event-{number + 1:03d}.mp4"
 
 
+@holds(lambda config: config.folder)
 def write_clips(config: ClipsConfig) -> ClipsResult:
     """Cut every event of the run in ``config.folder``, with ``config.seconds`` before and after it.
 
     Raises UserError if the folder contains no finished run.
     """
-    with hold_out(config.folder):
-        return _write_clips(config)
-
-
-def _write_clips(config: ClipsConfig) -> ClipsResult:
     files = OutputFiles(folder=config.folder)
     files.check_finished()
     try:

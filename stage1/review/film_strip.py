@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from stage1.common.files import hold_out
+from stage1.common.files import holds
 from stage1.data.reader import ClipReader
 from stage1.inference.attention_data import load_attention_data
 from stage1.inference.outputs import Detection, OutputFiles, read_anomalies, read_predictions
@@ -76,17 +76,13 @@ class VisualizeResult:
     note: str
 
 
+@holds(lambda config: config.folder)
 def visualize(config: VisualizeConfig) -> VisualizeResult:
     """Draw detections of a run as film strips: by default the strongest, among them a false alarm and a miss.
 
     If there are no detections, the picture says so.
     Raises UserError if the folder has no finished run, and FormatError if its files come from different runs.
     """
-    with hold_out(config.folder):
-        return _visualize(config)
-
-
-def _visualize(config: VisualizeConfig) -> VisualizeResult:
     files = OutputFiles(folder=config.folder)
     files.check_finished()
     detections = read_anomalies(files.anomalies)
@@ -224,14 +220,14 @@ def draw(strips: Sequence[FilmStrip], *, num_detections: int, note: str = "") ->
         total = _HEAD + sum(heights) + _ROW_GAP * len(heights) + _NOTE_LINE * len(foot) + (_ROW_GAP if foot else 0)
         figure = Figure(figsize=(_WIDTH / _DPI, total / _DPI), dpi=_DPI, facecolor="white")
         FigureCanvasAgg(figure)
-        _draw_head(figure, strips, num_detections, total)
+        _draw_head(figure, strips, num_detections)
         top = _HEAD
         for strip, height in zip(strips, heights, strict=False):
-            _draw_strip(figure, strip, top, total)
+            _draw_strip(figure, strip, top)
             top += height + _ROW_GAP
         for i, line in enumerate(foot):
             y = total - _ROW_GAP - _NOTE_LINE * (len(foot) - i) + _NOTE_LINE // 2
-            _text(figure, _MARGIN, y, total, line, size=14, color=QUIET_COLOUR)
+            _text(figure, _MARGIN, y, line, size=14, color=QUIET_COLOUR)
         buffer = io.BytesIO()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a name, which then shows boxes
@@ -239,7 +235,7 @@ def draw(strips: Sequence[FilmStrip], *, num_detections: int, note: str = "") ->
     return buffer.getvalue()
 
 
-def _draw_head(figure: Figure, strips: Sequence[FilmStrip], num_detections: int, total: int) -> None:
+def _draw_head(figure: Figure, strips: Sequence[FilmStrip], num_detections: int) -> None:
     num_shown = sum(not strip.is_miss for strip in strips)
     if not strips:
         title, legend = "No clip was detected as crime", "Every clip scored below the threshold: see predictions.csv"
@@ -254,22 +250,14 @@ def _draw_head(figure: Figure, strips: Sequence[FilmStrip], num_detections: int,
         num_frames = len(strips[0].detection.attention_weights)
         if num_frames > len(strips[0].shown):
             legend += f" Shown: {len(strips[0].shown)} of {num_frames} frames."
-    _text(figure, _MARGIN, 30, total, title, size=22, weight="bold")
-    _text(figure, _MARGIN, 64, total, legend, size=14, color=QUIET_COLOUR)
+    _text(figure, _MARGIN, 30, title, size=22, weight="bold")
+    _text(figure, _MARGIN, 64, legend, size=14, color=QUIET_COLOUR)
     if strips:
-        _text(
-            figure,
-            _WIDTH - _MARGIN,
-            64,
-            total,
-            "■ highest weights, above an equal share",
-            size=14,
-            color=TOP_COLOUR,
-            align="right",
-        )
+        marked = "■ highest weights, above an equal share"
+        _text(figure, _WIDTH - _MARGIN, 64, marked, size=14, color=TOP_COLOUR, align="right")
 
 
-def _draw_strip(figure: Figure, strip: FilmStrip, top: int, total: int) -> None:
+def _draw_strip(figure: Figure, strip: FilmStrip, top: int) -> None:
     """Draw caption, frames, bars and times of a detection; bars share the frames' horizontal axis."""
     detection, (frame_width, frame_height) = strip.detection, _frame_size(strip)
     num_shown = len(strip.shown)
@@ -277,10 +265,10 @@ def _draw_strip(figure: Figure, strip: FilmStrip, top: int, total: int) -> None:
     lefts = [i * (frame_width + _FRAME_GAP) for i in range(num_shown)]
     highlighted = [position in attended(detection) for position in strip.shown]
 
-    _text(figure, _MARGIN, top + 12, total, _name(detection), size=17, weight="bold")
-    _text(figure, _WIDTH - _MARGIN, top + 12, total, _facts(strip), size=17, align="right")
+    _text(figure, _MARGIN, top + 12, _name(detection), size=17, weight="bold")
+    _text(figure, _WIDTH - _MARGIN, top + 12, _facts(strip), size=17, align="right")
 
-    frames = _pixel_axes(figure, _MARGIN, top + _CAPTION, width, frame_height, total)
+    frames = _pixel_axes(figure, _MARGIN, top + _CAPTION, width, frame_height)
     for left, frame, is_top in zip(lefts, strip.frames, highlighted, strict=True):
         frames.imshow(frame, extent=(left, left + frame_width, frame_height, 0), interpolation="bilinear", zorder=1)
         if is_top:
@@ -290,14 +278,12 @@ def _draw_strip(figure: Figure, strip: FilmStrip, top: int, total: int) -> None:
     times = time_texts(detection.seconds)
     for left, position in zip(lefts, strip.shown, strict=True):
         x, y = _MARGIN + left + frame_width / 2, top + _CAPTION + frame_height + 2 + _BARS + 12
-        _text(figure, x, y, total, times[position], size=12, color=QUIET_COLOUR, align="center")
+        _text(figure, x, y, times[position], size=12, color=QUIET_COLOUR, align="center")
     if strip.is_miss:
         y = top + _CAPTION + frame_height + 2 + _BARS // 2
-        _text(
-            figure, _MARGIN, y, total, "Missed: attention is written for detections only", size=13, color=QUIET_COLOUR
-        )
+        _text(figure, _MARGIN, y, "Missed: attention is written for detections only", size=13, color=QUIET_COLOUR)
         return
-    bars = _pixel_axes(figure, _MARGIN, top + _CAPTION + frame_height + 2, width, _BARS, total)
+    bars = _pixel_axes(figure, _MARGIN, top + _CAPTION + frame_height + 2, width, _BARS)
     weights = np.asarray(detection.attention_weights)
     equal_share = 1 / len(weights)
     scale = (_BARS - 20) / max(weights.max(), 2 * equal_share)  # bars of no preference stay low
@@ -346,8 +332,13 @@ def _facts(strip: FilmStrip) -> str:
     return "   ·   ".join([*class_name, f"{times[0]} – {times[-1]}", f"confidence {100 * detection.confidence:.1f} %"])
 
 
-def _pixel_axes(figure: Figure, left: float, top: float, width: float, height: float, total: int) -> Axes:
+def _height(figure: Figure) -> int:
+    return round(figure.get_figheight() * _DPI)
+
+
+def _pixel_axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
     """Add undecorated axes at these pixels, counted from the top left corner of the figure."""
+    total = _height(figure)
     axes = figure.add_axes((left / _WIDTH, 1 - (top + height) / total, width / _WIDTH, height / total))
     axes.set_axis_off()
     return axes
@@ -359,20 +350,10 @@ def _box(axes: Axes, left: float, bottom: float, width: float, height: float, **
     axes.add_patch(Rectangle((left, bottom), width, height, **{"color": TOP_COLOUR, **style}))
 
 
-def _text(
-    figure: Figure, x: float, y: float, total: int, text: str, *, size: int, align: str = "left", **style: Any
-) -> None:
+def _text(figure: Figure, x: float, y: float, text: str, *, size: int, align: str = "left", **style: Any) -> None:
     """Draw text centred at these pixels, without interpreting dollar signs as formulas."""
-    figure.text(
-        x / _WIDTH,
-        1 - y / total,
-        text,
-        fontsize=_points(size),
-        ha=align,
-        va="center",
-        parse_math=False,
-        **style,
-    )
+    at = x / _WIDTH, 1 - y / _height(figure)
+    figure.text(*at, text, fontsize=_points(size), ha=align, va="center", parse_math=False, **style)
 
 
 def _points(pixels: int) -> float:

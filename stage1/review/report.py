@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from stage1.common import schema
 from stage1.common.earlier_results import write_file
-from stage1.common.files import METRICS_NAME, hold_out
+from stage1.common.files import METRICS_NAME, holds
 from stage1.common.plots import parts_of_model
 from stage1.data.reader import ClipReader
 from stage1.inference.attention_data import load_attention_data
@@ -61,17 +61,13 @@ class ReportResult:
     attention: str  # how far attention can be trusted
 
 
+@holds(lambda config: config.path.parent)
 def write_report(config: ReportConfig) -> ReportResult:
     """Write the page, and return its path and counts.
 
     Raises UserError if the folder has no finished run, and FormatError if its files are damaged or belong to
     different runs.
     """
-    with hold_out(config.path.parent):
-        return _write_report(config)
-
-
-def _write_report(config: ReportConfig) -> ReportResult:
     files = OutputFiles(folder=config.folder)
     files.check_finished()
     run = schema.read_json(files.run, "run", again=RUN_AGAIN)

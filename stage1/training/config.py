@@ -14,7 +14,7 @@ import click
 import tomli_w
 
 from stage1.common import files
-from stage1.common.options import annotations_option, cache_dir_option, cache_gb_option, device_option
+from stage1.common.options import STORAGE, annotations_option, cache_dir_option, cache_gb_option, device_option
 from stage1.data.config import ReviewLabelUse, TransformConfig
 from stage1.model.config import MAX_MEMBERS, ModelConfig
 from vidshard.storage.urls import Location, Url
@@ -27,7 +27,7 @@ MAX_SEED = 2**32 - 1  # the limit of NumPy's legacy generators, which scikit-lea
 TRAIN_PRECISIONS = ("fp32", "bf16", "fp16")
 LOGGERS = ("tensorboard", "csv", "wandb", "mlflow")
 _DATA, _UNTRIMMED, _OPTIMISATION = "Data", "Untrimmed videos", "Optimisation"
-_REGULARISATION, _SPEED, _STORAGE, _OUTPUT = "Regularisation", "Speed", "Storage", "Checkpoints and logs"
+_REGULARISATION, _SPEED, _OUTPUT = "Regularisation", "Speed", "Checkpoints and logs"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,18 +143,18 @@ class TrainConfig:
     block_shards: int = option(
         0,
         help="For network disks: shuffle within windows of N shards, read in sequence; 0 shuffles all clips.",
-        group=_STORAGE,
+        group=STORAGE,
         at_least=0,
         metavar="N",
     )
     checksums: str = option(
         "first",
         help="When to verify the checksums of the clips.",
-        group=_STORAGE,
+        group=STORAGE,
         choices=("first", "always", "never"),
     )
     max_bad_clips: int = option(
-        0, help="Tolerate up to N damaged clips by replacing them.", group=_STORAGE, at_least=0, metavar="N"
+        0, help="Tolerate up to N damaged clips by replacing them.", group=STORAGE, at_least=0, metavar="N"
     )
     marks: tuple[Path, ...] = option(
         (), help="Review labels: the CSV exported from a report; repeat for several reviewers.", group=_DATA
@@ -166,8 +166,8 @@ class TrainConfig:
         group=_DATA,
         choices=typing.get_args(ReviewLabelUse),
     )
-    cache_dir: Path | None = cache_dir_option(_STORAGE)
-    cache_gb: float | None = cache_gb_option(_STORAGE)
+    cache_dir: Path | None = cache_dir_option()
+    cache_gb: float | None = cache_gb_option()
     checkpoint_minutes: float = option(
         10.0,
         help="Minutes between checkpoints within an epoch; 0 saves only at the end of the epoch.",

@@ -67,7 +67,7 @@ class RunLog:
     def __init__(self, out: Path, *, logger: str | None = None) -> None:
         self.out, self.logger = out, logger
         self._draw_after = time.monotonic() + SECONDS_BETWEEN_DRAWINGS
-        self._tracker: Tracker | None = None
+        self._tracker = Tracker()
         if logger is not None:
             check_installed(logger)
 
@@ -79,16 +79,14 @@ class RunLog:
 
     def add_step(self, step: int, *, loss: float, lr: float) -> None:
         """Log a step."""
-        if self._tracker is not None:
-            self._tracker.log_metrics({"step/loss": loss, "step/lr": lr}, step)
+        self._tracker.log_metrics({"step/loss": loss, "step/lr": lr}, step)
 
     def add_epoch(self, entry: dict[str, Any], step: int) -> None:
         """Log an epoch, which ended with `step`."""
         distributed.rank_zero_info(epoch_line(entry))
-        if self._tracker is not None:
-            numbers = {name: value for name, value in entry.items() if isinstance(value, int | float)}
-            values = {f"epoch/{name}": value for name, value in numbers.items() if name not in ("epoch", "best")}
-            self._tracker.log_metrics(values, step)
+        numbers = {name: value for name, value in entry.items() if isinstance(value, int | float)}
+        values = {f"epoch/{name}": value for name, value in numbers.items() if name not in ("epoch", "best")}
+        self._tracker.log_metrics(values, step)
 
     def write(self, history: Sequence[dict[str, Any]], step: int, *, last: bool) -> None:
         """Write metrics.jsonl, and plot the curves if the last plot is old enough or this is the `last` epoch."""
@@ -98,17 +96,14 @@ class RunLog:
         if last or time.monotonic() >= self._draw_after:
             plots.plot_curves(history, self.out / files.CURVES_NAME)
             self._draw_after = time.monotonic() + SECONDS_BETWEEN_DRAWINGS
-            if self._tracker is not None:
-                self._tracker.log_picture(self.out / files.CURVES_NAME, step)
+            self._tracker.log_picture(self.out / files.CURVES_NAME, step)
 
     def flush(self) -> None:
         """Write what waits in the tracker."""
-        if self._tracker is not None:
-            self._tracker.flush()
+        self._tracker.flush()
 
     def close(self) -> None:
         """Log where the checkpoint is, and close the tracker."""
-        if self._tracker is not None:
-            if (self.out / files.BEST_NAME).is_file():
-                self._tracker.log_checkpoint(self.out / files.BEST_NAME)
-            self._tracker.close()
+        if (self.out / files.BEST_NAME).is_file():
+            self._tracker.log_checkpoint(self.out / files.BEST_NAME)
+        self._tracker.close()

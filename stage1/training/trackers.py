@@ -26,7 +26,7 @@ _MAX_BATCH = 1000  # metrics that MLflow accepts in a request
 
 
 class Tracker:
-    """Receiver of what a run logs, which may ignore a part. `step` is the number of optimizer steps done."""
+    """Receiver of what a run logs; this one ignores it. `step` is the number of optimizer steps done."""
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Log the options of the run."""

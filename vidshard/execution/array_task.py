@@ -110,9 +110,7 @@ class TaskRequest:
         )
 
 
-def find_task(
-    index: int | None, count: int | None, environment: Mapping[str, str], *, command: str = "this build"
-) -> TaskRequest | None:
+def find_task(index: int | None, count: int | None, environment: Mapping[str, str]) -> TaskRequest | None:
     """Return the task described by the options or else the environment; None to build everything in this process.
 
     Raises UserError on invalid numbers, and if two schedulers disagree about which task this is.
@@ -125,7 +123,7 @@ def find_task(
         if not 0 <= index < count:
             raise UserError(f"`task_index` is {index}, expected 0 to {count - 1} with `task_count` {count}")
         return TaskRequest(origin=f"`task_index` {index} `task_count` {count}", number=index, count=count)
-    task = _scheduled_task(environment, command)
+    task = _scheduled_task(environment)
     if task is None and (index is not None or count is not None):
         missing = "`task_count`" if count is None else "`task_index`"
         raise UserError(
@@ -145,7 +143,7 @@ def find_task(
     return task
 
 
-def _scheduled_task(environment: Mapping[str, str], command: str) -> TaskRequest | None:
+def _scheduled_task(environment: Mapping[str, str]) -> TaskRequest | None:
     """Return the task that a scheduler gave this process, if any. Raises UserError if there are several."""
     found = []
     if environment.get("SLURM_ARRAY_TASK_ID"):
@@ -171,7 +169,7 @@ def _scheduled_task(environment: Mapping[str, str], command: str) -> TaskRequest
     if len(found) > 1:
         raise UserError(
             f"{' and '.join(task.origin for task in found)} both assign a number to this process; choose its task with "
-            f"`task_index` and `task_count`, or `task_count` 1 to let {command} do everything in this process"
+            f"`task_index` and `task_count`, or `task_count` 1 to let this build do everything in this process"
         )
     return found[0] if found else None
 

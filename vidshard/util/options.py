@@ -248,9 +248,9 @@ def from_options(config: type[T], values: Mapping[str, Any], **fields: Any) -> T
     return config(**{**given, **nested, **fields})
 
 
-def given_options(context: click.Context | None = None) -> set[str]:
+def given_options() -> set[str]:
     """Return the names of the options that the user gave on the command line."""
-    context = context or click.get_current_context()
+    context = click.get_current_context()
     return {name for name in context.params if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
 
 
