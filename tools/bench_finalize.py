@@ -22,6 +22,7 @@ from unittest import mock
 
 import numpy as np
 
+from bench_index import memory_from_here, memory_mb, write_hole
 from vidshard.building import array
 from vidshard.planning import shard_plan
 from vidshard.planning.build_state import BuildState, ShardRecord, write_probes
@@ -90,14 +91,12 @@ def write_shards(state: BuildState, video_of_clip: np.ndarray, clip_of_video: np
             failures={},
         )
         state.write_record(shard, record, rows)
-        with open(state.shard_path(shard), "wb") as file:
-            file.truncate(record.bytes)
+        write_hole(state.shard_path(shard), record.bytes)
 
 
 def measure(out: Path) -> dict[str, float]:
     """Finalize, in this process, which should have done nothing before."""
-    Path("/proc/self/clear_refs").write_text("5")  # the highest memory counts from here
-    before = memory_mb("VmRSS")
+    before = memory_from_here()
     start, cpu = time.perf_counter(), time.process_time()
     (report,) = array.finalize(out).sets
     return {
@@ -108,11 +107,6 @@ def measure(out: Path) -> dict[str, float]:
         "cpu_seconds": round(time.process_time() - cpu, 1),
         "peak_mb": round(memory_mb("VmHWM") - before, 1),
     }
-
-
-def memory_mb(name: str) -> float:
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name + ":"))
-    return int(line.split()[1]) * 1024 / 1e6
 
 
 def main() -> None:

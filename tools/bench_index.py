@@ -59,8 +59,7 @@ def write_synthetic_set(folder: Path, num_clips: int) -> Path:
         for n, count in enumerate(counts.tolist())
     )
     for shard in shards:
-        with open(folder / shard.name, "wb") as file:
-            file.truncate(shard.bytes)
+        write_hole(folder / shard.name, shard.bytes)
     labels = np.bincount(clips["label"], minlength=2).tolist()
     video_labels = np.bincount(videos["class"], minlength=2).tolist()
     about = Manifest(
@@ -93,8 +92,7 @@ def measure(folder: Path) -> dict[str, float]:
     from stage1.data.loader import ClipLoader
     from stage1.data.reader import ClipReader
 
-    Path("/proc/self/clear_refs").write_text("5")  # the highest memory counts from here
-    before = _memory_mb("VmRSS")
+    before = memory_from_here()
     start, cpu = time.perf_counter(), time.process_time()
     reader = ClipReader(folder)
     opened, opened_cpu = time.perf_counter(), time.process_time()
@@ -107,12 +105,24 @@ def measure(folder: Path) -> dict[str, float]:
         "plan_seconds": planned - opened,
         "open_cpu_seconds": opened_cpu - cpu,
         "plan_cpu_seconds": planned_cpu - opened_cpu,
-        "peak_mb": _memory_mb("VmHWM") - before,
-        "left_mb": _memory_mb("VmRSS") - before,
+        "peak_mb": memory_mb("VmHWM") - before,
+        "left_mb": memory_mb("VmRSS") - before,
     }
 
 
-def _memory_mb(name: str) -> float:
+def write_hole(path: Path, num_bytes: int) -> None:
+    """Write a file of this size that takes no disk."""
+    with open(path, "wb") as file:
+        file.truncate(num_bytes)
+
+
+def memory_from_here() -> float:
+    """Return the memory now; the highest memory counts from here."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return memory_mb("VmRSS")
+
+
+def memory_mb(name: str) -> float:
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name + ":"))
     return int(line.split()[1]) * 1024 / 1e6
 

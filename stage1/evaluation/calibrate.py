@@ -7,17 +7,10 @@ from typing import Any
 import numpy as np
 
 from stage1.data.reader import ClipReader
+from stage1.evaluation import run as evaluation
 from stage1.evaluation.config import CalibrateConfig as CalibrateConfig
 from stage1.evaluation.config import EvaluateConfig
-from stage1.evaluation.run import (
-    ScoredClips,
-    choose_threshold,
-    false_alarms_by_camera,
-    false_alarms_of,
-    score_clips,
-    shown_scores,
-    store,
-)
+from stage1.evaluation.run import ScoredClips
 from stage1.evaluation.text import EvaluationReport, table
 from stage1.metrics.calibration import Target
 from stage1.metrics.clips import interval_text
@@ -45,13 +38,16 @@ def calibrate(config: CalibrateConfig) -> EvaluationReport:
         device=config.device,
         num_resamples=config.num_resamples,
     )
-    raw = score_clips(reader, checkpoint, scoring)
-    clips = raw.with_scores(shown_scores(checkpoint.build_calibration(), raw.scores))
+    raw = evaluation.score_clips(reader, checkpoint, scoring)
+    clips = raw.with_scores(evaluation.shown_scores(checkpoint.build_calibration(), raw.scores))
     target = Target(name="false-alarms-per-hour", value=config.false_alarms_per_hour)
-    threshold = choose_threshold(clips, target)
-    store(config.checkpoint, checkpoint.build_calibration(), threshold, target)
+    threshold = evaluation.choose_threshold(clips, target)
+    evaluation.store(config.checkpoint, checkpoint.build_calibration(), threshold, target)
     before, after = (
-        {**false_alarms_by_camera(clips, value, scoring), "all": false_alarms_of(clips, value, scoring)}
+        {
+            **evaluation.false_alarms_by_camera(clips, value, scoring),
+            "all": evaluation.false_alarms_of(clips, value, scoring),
+        }
         for value in (checkpoint.threshold, threshold)
     )
     cameras = np.array(clips.groups, object)
@@ -71,7 +67,7 @@ def calibrate(config: CalibrateConfig) -> EvaluationReport:
 def _own_threshold(clips: ScoredClips, target: Target) -> float | None:
     """Return the threshold that a camera needs if it is judged alone; None if its footage is too short for that."""
     try:
-        return choose_threshold(clips, target)
+        return evaluation.choose_threshold(clips, target)
     except UserError:
         return None
 

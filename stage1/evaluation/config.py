@@ -5,15 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from stage1.common.options import (
-    CheckedConfig,
-    annotations_option,
-    batch_size_option,
-    checkpoint_option,
-    device_option,
-    relative_option,
-    shards_option,
-)
+from stage1.common import options as common
+from stage1.common.options import CheckedConfig
 from stage1.training.config import MAX_SEED, TrainConfig
 from vidshard.storage.urls import Location
 from vidshard.util.errors import UserError
@@ -28,11 +21,11 @@ _NUM_RESAMPLES = 1000
 class EvaluateConfig(CheckedConfig):
     """Options of the evaluation of a checkpoint."""
 
-    checkpoint: Path = checkpoint_option()
-    shards: Location = shards_option("shards/Test", "Shards to evaluate on.")
+    checkpoint: Path = common.checkpoint_option()
+    shards: Location = common.shards_option("shards/Test", "Shards to evaluate on.")
     val_shards: Location | None = option(None, help="Shards for calibration and for choosing the threshold.")
     train_shards: Location | None = option(None, help="Shards for fitting the shortcut baselines.", group=_BASELINES)
-    annotations: Path | None = annotations_option()
+    annotations: Path | None = common.annotations_option()
     target: str | None = option(
         None,
         help="Criterion for choosing the threshold on --val-shards: f1, accuracy, recall=R, fpr=R or "
@@ -46,7 +39,7 @@ class EvaluateConfig(CheckedConfig):
         above=0,
         below=1,
     )
-    relative: bool = relative_option(_UNTRIMMED)
+    relative: bool = common.relative_option(_UNTRIMMED)
     trained_on: tuple[Path, ...] = option(
         (),
         help="List of the videos that any stage was trained on; none of them may be in --annotations.",
@@ -54,8 +47,8 @@ class EvaluateConfig(CheckedConfig):
         metavar="FILE",
     )
     out: Path = option(Path("evaluation"), help="Output folder.")
-    batch_size: int = batch_size_option()
-    device: str = device_option()
+    batch_size: int = common.batch_size_option()
+    device: str = common.device_option()
     num_resamples: int = _NUM_RESAMPLES
     seed: int = 0
 
@@ -70,14 +63,14 @@ class EvaluateConfig(CheckedConfig):
 class CalibrateConfig(CheckedConfig):
     """Options of the choice of a threshold on normal footage."""
 
-    checkpoint: Path = checkpoint_option()
+    checkpoint: Path = common.checkpoint_option()
     normal_shards: Location = option(
         Path("shards/Normal"),
         help="Shards of normal footage only, some hours of each camera.",
     )
     false_alarms_per_hour: float = option(1.0, help="Highest rate of false alarms on this footage.", above=0)
-    batch_size: int = batch_size_option()
-    device: str = device_option()
+    batch_size: int = common.batch_size_option()
+    device: str = common.device_option()
     num_resamples: int = _NUM_RESAMPLES
 
 
@@ -151,14 +144,14 @@ class CrossvalConfig(CheckedConfig):
 class ExplainConfig(CheckedConfig):
     """Options of an explanation."""
 
-    checkpoint: Path = checkpoint_option()
-    shards: Location = shards_option("shards/Test", "Shards to explain.")
-    annotations: Path | None = annotations_option()
+    checkpoint: Path = common.checkpoint_option()
+    shards: Location = common.shards_option("shards/Test", "Shards to explain.")
+    annotations: Path | None = common.annotations_option()
     out: Path = option(Path("explanation"), help="Output folder.")
     max_clips: int = option(40, help="Maximum number of detected crime clips to explain.", at_least=1)
     random_sets: int = option(4, help="Number of random control sets per deletion step.", at_least=1)
     max_event_share: float = 0.4  # of the frames of a clip, for the attention mass; at least 0.1
-    batch_size: int = batch_size_option()
-    device: str = device_option()
+    batch_size: int = common.batch_size_option()
+    device: str = common.device_option()
     num_resamples: int = _NUM_RESAMPLES
     seed: int = 0

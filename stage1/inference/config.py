@@ -6,17 +6,8 @@ import dataclasses
 import math
 from pathlib import Path
 
-from stage1.common.options import (
-    CheckedConfig,
-    annotations_option,
-    batch_size_option,
-    cache_dir_option,
-    cache_gb_option,
-    checkpoint_option,
-    device_option,
-    relative_option,
-    shards_option,
-)
+from stage1.common import options as common
+from stage1.common.options import CheckedConfig
 from vidshard.storage.urls import Location
 from vidshard.util.errors import UserError
 from vidshard.util.options import option
@@ -71,7 +62,7 @@ class EventConfig(CheckedConfig):
 class InferConfig(CheckedConfig):
     """Options of a run of inference, on the clips of `shards` or on MP4s."""
 
-    shards: Location = shards_option("shards/Test", "Shards to score.")
+    shards: Location = common.shards_option("shards/Test", "Shards to score.")
     videos: tuple[str, ...] = option(
         (), help="MP4s to score instead of shards: files, folders, globs or URLs.", metavar="PATH…"
     )
@@ -82,7 +73,7 @@ class InferConfig(CheckedConfig):
         group=_VIDEOS,
         at_least=1,
     )
-    checkpoint: Path = checkpoint_option()
+    checkpoint: Path = common.checkpoint_option()
     out: Path = option(DEFAULT_INFERENCE, help="Output folder.")
     threshold: float | None = option(
         None,
@@ -91,9 +82,9 @@ class InferConfig(CheckedConfig):
         at_least=0,
         at_most=1,
     )
-    relative: bool = relative_option(_SCORING)
-    batch_size: int = batch_size_option()
-    device: str = device_option()
+    relative: bool = common.relative_option(_SCORING)
+    batch_size: int = common.batch_size_option()
+    device: str = common.device_option()
     precision: str = option("fp32", help="Numeric precision.", group=_SCORING, choices=SCORING_PRECISIONS)
     threads: int | None = option(
         None,
@@ -109,15 +100,15 @@ class InferConfig(CheckedConfig):
         group=_OUTPUT,
         choices=ATTENTION_FORMATS,
     )
-    annotations: Path | None = annotations_option()
+    annotations: Path | None = common.annotations_option()
     events: EventConfig = dataclasses.field(default_factory=EventConfig)
     video_root: Path | None = option(None, help="Folder of the source videos, if they were moved.", group=_VIDEOS)
     allow_sampling_mismatch: bool = option(
         False, help="Score clips that were sampled differently from the training clips.", group=_SCORING
     )
     workers: int | None = option(None, help="Number of decoding processes, with --videos.", group=_VIDEOS, at_least=1)
-    cache_dir: Path | None = cache_dir_option()
-    cache_gb: float | None = cache_gb_option()
+    cache_dir: Path | None = common.cache_dir_option()
+    cache_gb: float | None = common.cache_gb_option()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,9 +124,9 @@ class FeaturesConfig(CheckedConfig):
         metavar="NAME|FILE",
     )
     weights: str = option("KINETICS400_V1", help="Weights of a named backbone: a torchvision name or a file.")
-    annotations: Path | None = annotations_option()
-    batch_size: int = batch_size_option()
-    device: str = device_option()
+    annotations: Path | None = common.annotations_option()
+    batch_size: int = common.batch_size_option()
+    device: str = common.device_option()
 
     def __post_init__(self) -> None:
         super().__post_init__()

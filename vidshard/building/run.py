@@ -30,15 +30,8 @@ from vidshard.building.finish import CompleteBuild
 from vidshard.building.join import ShardJoiner
 from vidshard.building.log import BuildLog
 from vidshard.building.worker import Decoded, DecodeJob, ProbeJob
-from vidshard.execution.base import (
-    Executor,
-    ExecutorConfig,
-    Task,
-    TaskResult,
-    available_cpus,
-    make_executor,
-    too_little_memory,
-)
+from vidshard.execution import base as execution
+from vidshard.execution.base import Executor, ExecutorConfig, Task, TaskResult
 from vidshard.planning import shard_plan
 from vidshard.planning.build_state import BuildState, ShardRecord, check_output, write_probes
 from vidshard.planning.config import BuildConfig
@@ -48,18 +41,8 @@ from vidshard.planning.video_metadata import Probe, VideoFailure, VideoMetadata
 from vidshard.shards import layout, manifest
 from vidshard.shards.manifest import Failure, Manifest, ShardSet
 from vidshard.shards.writer import Rows
-from vidshard.sources import lists
-from vidshard.sources.folders import (
-    MAY_HIDE_VIDEOS,
-    SPLITS,
-    Source,
-    Video,
-    check_labels,
-    check_no_class_folder,
-    find_sources,
-    label_table,
-    skip_videos,
-)
+from vidshard.sources import folders, lists
+from vidshard.sources.folders import Source, Video
 from vidshard.sources.urls import find_remote_sources
 from vidshard.storage.urls import Location, Url
 from vidshard.util import lock
@@ -137,7 +120,7 @@ class BuildReport:
     def is_complete(self) -> bool:
         """True if no video failed and none may be hidden behind a skipped entry."""
         failures = (failure for one in self.sets for failure in one.manifest.failures)
-        return not any(f.outcome == "failed" or f.reason in MAY_HIDE_VIDEOS for f in failures)
+        return not any(f.outcome == "failed" or f.reason in folders.MAY_HIDE_VIDEOS for f in failures)
 
 
 def build(config: BuildConfig) -> BuildReport:
@@ -157,13 +140,13 @@ def plan_outputs(config: BuildConfig) -> Iterator[tuple[Source, Location]]:
     sources = _apply_lists(_find_sources(config), config)
     if note := decoders.missing_note(config.decoder):
         logger.info(note)
-    folders = output_folders(config, sources)
+    outputs = output_folders(config, sources)
     if not config.yes:
-        check_no_class_folder(config.source, sources)
+        folders.check_no_class_folder(config.source, sources)
     for source in sources:
-        check_labels(source, normal=config.normal, yes=config.yes)
-    for source, folder in zip(sources, folders, strict=True):
-        logger.info("\n".join([f"{source.root} → {folder}", label_table(source), *source.notes]))
+        folders.check_labels(source, normal=config.normal, yes=config.yes)
+    for source, folder in zip(sources, outputs, strict=True):
+        logger.info("\n".join([f"{source.root} → {folder}", folders.label_table(source), *source.notes]))
         yield subsample_videos(source, config), folder
 
 
@@ -224,10 +207,10 @@ def _find_sources(config: BuildConfig) -> list[Source]:
         urls = [out for out in outputs if isinstance(out, Url)]
         return find_remote_sources(config.source, normal=config.normal, leave_out=urls)
     if config.out is None and os.path.realpath(DEFAULT_OUT) != os.path.realpath(config.source):
-        outputs += [DEFAULT_OUT / split for split in SPLITS]
+        outputs += [DEFAULT_OUT / split for split in folders.SPLITS]
     local = [out for out in outputs if isinstance(out, Path)]
     both = [folder for out in local for folder in (out, manifest.log_folder(out))]
-    return find_sources(config.source, normal=config.normal, leave_out=both, follow_links=config.follow_links)
+    return folders.find_sources(config.source, normal=config.normal, leave_out=both, follow_links=config.follow_links)
 
 
 def _source_name(config: BuildConfig) -> str:
@@ -383,7 +366,7 @@ class BuildRun:
         with (
             BuildLog(log_folder, root=source.root, about=str(config), task=state.task) as log,
             sigterm_as_ctrl_c(),
-            make_executor(config.executor, _executor_config(config, log_folder / name)) as executor,
+            execution.make_executor(config.executor, _executor_config(config, log_folder / name)) as executor,
         ):
             yield cls(source, config, state, existing, executor, log)
 
@@ -623,7 +606,9 @@ class BuildRun:
             if result.crash.measured:
                 self.log.line(f"{video.path}: {result.crash.measured}")
         elif isinstance(result.error, MemoryError):
-            value = VideoFailure(reason="out_of_memory", message=too_little_memory(self.config.memory_mb << 20))
+            value = VideoFailure(
+                reason="out_of_memory", message=execution.too_little_memory(self.config.memory_mb << 20)
+            )
         elif result.error is not None:
             self.log.line(result.error_trace)
             name = type(result.error).__name__
@@ -684,14 +669,14 @@ def subsample_videos(source: Source, config: BuildConfig) -> Source:
     return dataclasses.replace(
         source,
         videos=tuple(video for video in source.videos if video.path in taken),
-        skipped=skip_videos(source, over, "over_limit", f"not among the {config.limit:,} videos of `limit`"),
+        skipped=folders.skip_videos(source, over, "over_limit", f"not among the {config.limit:,} videos of `limit`"),
     )
 
 
 def _executor_config(config: BuildConfig, log_path: Path) -> ExecutorConfig:
     # Not fewer for few videos: a long video is divided into tasks, and a worker starts only when a task needs it.
     return ExecutorConfig(
-        workers=config.workers if config.workers is not None else available_cpus(),
+        workers=config.workers if config.workers is not None else execution.available_cpus(),
         all_cpus=config.workers is None,
         memory_bytes=config.memory_mb << 20,
         unset_prefixes=LIBRARY_VARIABLES,

@@ -34,7 +34,7 @@ def footage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CalibrateConfig:
     )
     scores = np.concatenate([np.arange(1, 19), np.arange(51, 69)]) / 100
     monkeypatch.setattr(
-        calibrating, "score_clips", lambda reader, *_: labelled_clips(reader, lambda rows: scores[rows])
+        calibrating.evaluation, "score_clips", lambda reader, *_: labelled_clips(reader, lambda rows: scores[rows])
     )
     return CalibrateConfig(
         checkpoint=write_checkpoint(tmp_path / "model.pt"),

@@ -177,7 +177,7 @@ def test_the_default_output_is_named_after_the_source(
     make_tiny_videos(tmp_path / "Train", {"Abuse/a.mp4": 9, "NormalVideos/a.mp4": 9})
     monkeypatch.chdir(tmp_path / "Train")
     config = BuildConfig(source=Path(given))
-    assert builder.output_folders(config, builder.find_sources(config.source)) == [Path("shards/Train")]
+    assert builder.output_folders(config, builder.folders.find_sources(config.source)) == [Path("shards/Train")]
 
 
 def test_a_single_file_has_no_label(tmp_path: Path) -> None:
@@ -473,7 +473,7 @@ def test_an_output_inside_a_root_of_splits(out: Path | None, tmp_path: Path, mon
 
 def test_one_long_video_may_use_all_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make_tiny_videos(tmp_path / "source", {"a.mp4": 60})
-    monkeypatch.setattr(builder, "available_cpus", lambda: 7)
+    monkeypatch.setattr(builder.execution, "available_cpus", lambda: 7)
     config = BuildConfig(source=source, out=tmp_path / "out", **{**SMALL, "workers": None})
     (estimate,) = builder.dry_run(config)
     assert estimate.workers == 7
