@@ -99,7 +99,7 @@ def _runs(videos: Sequence[ScoredVideo]) -> _Runs:
     numbers = np.repeat(np.arange(len(videos)), lengths)
     labels = np.concatenate([np.zeros(0, np.uint8), *(video.labels for video in videos)])
     scores = np.concatenate([np.zeros(0), *(video.scores for video in videos)])
-    changes = np.any([np.diff(values) != 0 for values in (numbers, labels, scores)], axis=0)
+    changes = (np.diff(numbers) != 0) | (np.diff(labels) != 0) | (np.diff(scores) != 0)
     starts = np.flatnonzero(np.concatenate([[True], changes])[: len(labels)])
     counts = np.diff(starts, append=len(labels)).astype(np.float64)
     return _Runs(numbers[starts], labels[starts], scores[starts], counts)
