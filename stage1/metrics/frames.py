@@ -96,13 +96,13 @@ class _Runs(NamedTuple):
 
 def _runs(videos: Sequence[ScoredVideo]) -> _Runs:
     lengths = np.array([len(video.labels) for video in videos], np.int64)
-    numbers = np.repeat(np.arange(len(videos)), lengths)
+    ends = np.cumsum(lengths)
     labels = np.concatenate([np.zeros(0, np.uint8), *(video.labels for video in videos)])
     scores = np.concatenate([np.zeros(0), *(video.scores for video in videos)])
-    changes = (np.diff(numbers) != 0) | (np.diff(labels) != 0) | (np.diff(scores) != 0)
-    starts = np.flatnonzero(np.concatenate([[True], changes])[: len(labels)])
+    changes = np.flatnonzero((np.diff(labels) != 0) | (np.diff(scores) != 0)) + 1
+    starts = np.unique(np.concatenate([(ends - lengths)[lengths > 0], changes]))
     counts = np.diff(starts, append=len(labels)).astype(np.float64)
-    return _Runs(numbers[starts], labels[starts], scores[starts], counts)
+    return _Runs(np.searchsorted(ends, starts, side="right"), labels[starts], scores[starts], counts)
 
 
 # --- scores of clips → scores of frames ---------------------------------------------------------------------------
