@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -57,10 +56,10 @@ def frame_metrics(videos: Sequence[ScoredVideo], *, num_resamples: int = 200, se
     anomalous = [video for video in videos if video.is_crime]
 
     def interval(statistic_of: Callable[..., Statistic], part: Sequence[ScoredVideo]) -> Interval:
-        runs = _runs(part)
-        by_row = statistic_of(runs.labels, runs.scores)
+        cells = _cells(part)
+        by_row = statistic_of(cells.labels, cells.scores)
         return clips.bootstrap(
-            lambda weights_V: by_row(weights_V[runs.videos] * runs.counts),
+            lambda weights_V: by_row(weights_V[cells.videos] * cells.counts),
             [video.group for video in part],
             num_resamples=num_resamples,
             seed=seed,
@@ -85,24 +84,32 @@ def frame_metrics(videos: Sequence[ScoredVideo], *, num_resamples: int = 200, se
     )
 
 
-class _Runs(NamedTuple):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Cells:
     """Runs of consecutive frames of a video with equal label and score, [R]."""
 
     videos: npt.NDArray[np.int64]
     labels: npt.NDArray[np.uint8]
     scores: Array
-    counts: Array  # frames
+    counts: Array
 
 
-def _runs(videos: Sequence[ScoredVideo]) -> _Runs:
-    lengths = np.array([len(video.labels) for video in videos], np.int64)
-    ends = np.cumsum(lengths)
-    labels = np.concatenate([np.zeros(0, np.uint8), *(video.labels for video in videos)])
-    scores = np.concatenate([np.zeros(0), *(video.scores for video in videos)])
-    changes = np.flatnonzero((np.diff(labels) != 0) | (np.diff(scores) != 0)) + 1
-    starts = np.unique(np.concatenate([(ends - lengths)[lengths > 0], changes]))
-    counts = np.diff(starts, append=len(labels)).astype(np.float64)
-    return _Runs(np.searchsorted(ends, starts, side="right"), labels[starts], scores[starts], counts)
+def _cells(videos: Sequence[ScoredVideo]) -> _Cells:
+    numbers, labels, scores, counts = [], [], [], []
+    for number, video in enumerate(videos):
+        changes = (np.diff(video.labels) != 0) | (np.diff(video.scores) != 0)
+        starts = np.concatenate([[0], np.flatnonzero(changes) + 1]) if len(video.labels) else np.zeros(0, np.int64)
+        numbers.append(np.full(len(starts), number))
+        labels.append(video.labels[starts])
+        scores.append(video.scores[starts])
+        counts.append(np.diff(np.concatenate([starts, [len(video.labels)]])).astype(np.float64))
+    empty = np.zeros(0)
+    return _Cells(
+        videos=np.concatenate(numbers or [empty]).astype(np.int64),
+        labels=np.concatenate(labels or [empty]).astype(np.uint8),
+        scores=np.concatenate(scores or [empty]),
+        counts=np.concatenate(counts or [empty]),
+    )
 
 
 # --- scores of clips → scores of frames ---------------------------------------------------------------------------
