@@ -12,7 +12,7 @@ import glob
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from vidshard.util.text import path_bytes
 
 if TYPE_CHECKING:
     from vidshard.building.run import BuildConfig, SetReport
-    from vidshard.sources.folders import Source
+    from vidshard.sources.folders import Source, Video
     from vidshard.video.cutting import DrawFrame
     from vidshard.video.sampling import SamplingConfig
 
@@ -129,7 +129,7 @@ def find_videos(paths: Sequence[str]) -> Source:
     Folder names are not taken as classes: a folder may be named after a camera. Raises UserError if a path matches no
     video, or if it is a live stream or a camera.
     """
-    from vidshard.sources.folders import Source, Video, find_sources
+    from vidshard.sources.folders import Video, find_sources
 
     for path in paths:
         _check_not_live(path)
@@ -156,13 +156,19 @@ def find_videos(paths: Sequence[str]) -> Source:
     def relative(path: str) -> str:
         return os.path.relpath(path, root).replace(os.sep, "/")
 
-    names = sorted((relative(video) for video in videos), key=path_bytes)
-    return Source(
-        root=Path(root),
-        split=None,
-        videos=tuple(Video(path=name, class_name=None, label=UNKNOWN_LABEL) for name in names),
-        skipped=tuple(dataclasses.replace(skipped[path], path=relative(path)) for path in sorted(skipped)),
+    names = map(relative, videos)
+    return _source_of(
+        Path(root),
+        {name: Video(path=name, class_name=None, label=UNKNOWN_LABEL) for name in names},
+        [dataclasses.replace(failure, path=relative(path)) for path, failure in sorted(skipped.items())],
     )
+
+
+def _source_of(root: Location, videos: Mapping[str, Video], skipped: Iterable[Failure]) -> Source:
+    from vidshard.sources.folders import Source
+
+    in_order = tuple(videos[name] for name in sorted(videos, key=path_bytes))
+    return Source(root=root, split=None, videos=in_order, skipped=tuple(skipped))
 
 
 def _check_not_live(path: str) -> None:
@@ -178,7 +184,6 @@ def _check_not_live(path: str) -> None:
 
 def _find_remote_videos(urls: Sequence[Url]) -> Source:
     """Find the videos at or below these URLs."""
-    from vidshard.sources.folders import Source, Video
     from vidshard.sources.urls import find_remote_sources
 
     sources = [source for url in urls for source in find_remote_sources(url)]
@@ -199,13 +204,7 @@ def _find_remote_videos(urls: Sequence[Url]) -> Source:
             name = below + video.path
             videos[name] = dataclasses.replace(video, path=name, class_name=None, label=UNKNOWN_LABEL)
         skipped |= {below + one.path: dataclasses.replace(one, path=below + one.path) for one in source.skipped}
-    names = sorted(videos, key=path_bytes)
-    return Source(
-        root=root,
-        split=None,
-        videos=tuple(videos[name] for name in names),
-        skipped=tuple(skipped[name] for name in sorted(skipped)),
-    )
+    return _source_of(root, videos, [skipped[name] for name in sorted(skipped)])
 
 
 def _matches(path: str) -> list[str]:

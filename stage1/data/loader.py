@@ -169,7 +169,8 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
 
     def __len__(self) -> int:
         """Return the steps of the next iteration: those of an epoch, or the rest of it after `load_state_dict`."""
-        return self._num_steps(self._start)
+        num_clips = max(0, len(self.order()) - self._start)
+        return epoch_plan.num_steps(num_clips, global_batch=self._global_batch, drop_last=self.drop_last)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position after the last batch handed out, as values for JSON; the same on every rank.
@@ -263,10 +264,6 @@ class ClipLoader(wds.DataPipeline):  # type: ignore[misc]  # webdataset has no t
         elif self.shuffle:
             rows = rows[epoch_plan.epoch_order(len(rows), **draw)]
         return rows, starts
-
-    def _num_steps(self, start: int) -> int:
-        num_clips = max(0, len(self.order()) - start)
-        return epoch_plan.num_steps(num_clips, global_batch=self._global_batch, drop_last=self.drop_last)
 
     @property
     def _global_batch(self) -> int:

@@ -138,19 +138,13 @@ def _score_rows(
 ) -> list[dict[str, Any]]:
     """Return one row for each conversion of scores to frames and each convention of events."""
     snippet = config.snippet_frames
-
-    def segmented(video: ForeignScores, num_frames: int) -> Array:
-        means = frame_metrics.mean_over_segments(video.scores, SEGMENTS)
-        return frame_metrics.spread_evenly(means, num_frames)
-
-    def kept(video: ForeignScores, num_frames: int) -> Array:
-        return _spread(video, num_frames, snippet)
-
     spreads: dict[str, Spread] = {
-        KEPT: kept,
-        WHOLE: kept,
+        KEPT: lambda video, num_frames: _spread(video, num_frames, snippet),
+        WHOLE: lambda video, num_frames: _spread(video, num_frames, snippet),
         EVEN: lambda video, num_frames: frame_metrics.spread_evenly(video.scores, num_frames),
-        SEGMENTED: segmented,
+        SEGMENTED: lambda video, num_frames: frame_metrics.spread_evenly(
+            frame_metrics.mean_over_segments(video.scores, SEGMENTS), num_frames
+        ),
     }
     rows = []
     for name, spread in spreads.items():

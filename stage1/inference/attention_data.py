@@ -286,8 +286,11 @@ def load_attention_data(path: str | os.PathLike[str], *, for_training: bool = Fa
     """
     found = _find(Path(path))
     data = _load_shards(found) if found.is_dir() else _load_file(found)
-    if for_training:
-        _check_for_training(found, data)
+    if for_training and (reason := why_not_for_training(data.splits, data.trained_on.tolist())) is not None:
+        raise UserError(
+            f"{found} is for evaluation only ({reason}): train stage 2 on out-of-fold detections over Train "
+            "(`stage1 crossval --save-attention`)"
+        )
     return data
 
 
@@ -314,15 +317,6 @@ def why_not_for_training(splits: Sequence[str | None], trained_on: Sequence[int]
         sure = "was" if TRAINED_ON["yes"] in trained_on else "may have been"
         return f"the model {sure} trained on the videos of {seen:,} of {len(splits):,} detections"
     return None
-
-
-def _check_for_training(path: Path, data: AttentionData) -> None:
-    reason = why_not_for_training(data.splits, data.trained_on.tolist())
-    if reason is not None:
-        raise UserError(
-            f"{path} is for evaluation only ({reason}): train stage 2 on out-of-fold detections over Train "
-            "(`stage1 crossval --save-attention`)"
-        )
 
 
 def _load_file(path: Path) -> AttentionData:

@@ -142,11 +142,8 @@ def _extract(config: ExtractConfig) -> ExtractReport:
 
 def _write_picture(path: Path, frame: npt.NDArray[np.uint8]) -> None:
     """Write a JPEG atomically, but without fsync: frames.csv, written last, proves that all pictures are complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = atomic.partial_path(path)
-    with atomic.create(temporary) as file:
+    with atomic.replacing(path) as temporary, atomic.create(temporary) as file:
         file.write(codecs.jpeg_encode(frame))
-    temporary.replace(path)
 
 
 def leak_warnings(config: ExtractConfig, classes: set[str]) -> list[str]:

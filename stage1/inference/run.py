@@ -389,11 +389,6 @@ class _InferenceRun:
             fps=output.shortest_float(np.float32(record.fps)),
         )
 
-    def _video_scores(self) -> Iterator[VideoScore]:
-        """Yield the scores of videos in the order of their first clip."""
-        for rows in sorted(rows_by_video(self.rows, self.reader.videos), key=lambda rows: int(rows[0])):
-            yield self._video_score(rows)
-
     def _video_score(self, rows: Rows) -> VideoScore:
         index, video = self.reader.index, int(self.reader.videos[rows[0]])
         scored = [scores for scores, reason in map(self._score_of, rows.tolist()) if reason is None]
@@ -465,10 +460,11 @@ class _InferenceRun:
         output.write_predictions(written.predictions, self._predictions())
         output.write_anomalies(written.anomalies, map(self._detection, detected.tolist()))
         counts = {"videos": 0, "events": 0, "with_events": 0}
+        videos = sorted(rows_by_video(self.rows, reader.videos), key=lambda rows: int(rows[0]))  # by their first clip
         output.write_videos(
             written.videos,
             written.events,
-            _counted(self._video_scores(), counts),
+            _counted(map(self._video_score, videos), counts),
             threshold=self.threshold,
             settings=dataclasses.asdict(config.events),
         )

@@ -217,11 +217,8 @@ def within_group_auc_statistic(
     labels: Labels, crime_probabilities: Floats, groups: Sequence[Hashable] | npt.NDArray[Any]
 ) -> Statistic:
     """Return `within_group_auc` as a function of weights, which must be equal for all rows of a group."""
-    labels_N, scores_N, groups_N = (
-        np.asarray(labels),
-        np.asarray(crime_probabilities, np.float64),
-        group_numbers(groups),
-    )
+    labels_N, groups_N = np.asarray(labels), group_numbers(groups)
+    scores_N = np.asarray(crime_probabilities, np.float64)
     first_rows, num_pairs, won = [], [], []
     for group in range(int(groups_N.max(initial=-1)) + 1):
         rows = np.flatnonzero(groups_N == group)
@@ -300,11 +297,11 @@ def bootstrap(
     groups_N = group_numbers(groups)
     num_units = int(groups_N.max(initial=-1)) + 1
     value = statistic(np.ones(len(groups_N)))
-    if value is None or num_units < 2:
-        return Interval(value=value, low=None, high=None, num_units=num_units)
-    generator = np.random.default_rng(seed)
-    drawn = generator.multinomial(num_units, np.full(num_units, 1 / num_units), size=num_resamples)
-    found = [result for counts in drawn if (result := statistic(counts[groups_N].astype(np.float64))) is not None]
+    found: list[float] = []
+    if value is not None and num_units > 1:
+        generator = np.random.default_rng(seed)
+        drawn = generator.multinomial(num_units, np.full(num_units, 1 / num_units), size=num_resamples)
+        found = [result for counts in drawn if (result := statistic(counts[groups_N].astype(np.float64))) is not None]
     if not found or len(found) < num_resamples / 2:
         return Interval(value=value, low=None, high=None, num_units=num_units)
     low, high = np.quantile(found, [TAIL, 1 - TAIL])

@@ -91,13 +91,11 @@ def _label_studio_result(number: int, video: Video, segment: Segment) -> dict[st
 
 def read_label_studio(text: str, videos: Videos) -> Iterator[Segment]:
     """Read an export in the format JSON, without cancelled annotations and regions without a label."""
-    for task in json.loads(text):
-        data = task["data"]
-        video = videos.find(data.get("source") or data["video"])
+    tasks = ((task["data"].get("source") or task["data"]["video"], task) for task in json.loads(text))
+    for video, task in videos.found(tasks):
         annotations = [one for one in task.get("annotations", ()) if not one.get("was_cancelled")]
-        results = [one for annotation in annotations for one in annotation["result"]]
-        for result in results:
-            if video is not None and result["type"] == "timelinelabels" and result["value"].get("timelinelabels"):
+        for result in (one for annotation in annotations for one in annotation["result"]):
+            if result["type"] == "timelinelabels" and result["value"].get("timelinelabels"):
                 yield from _of_result(result, video)
 
 
@@ -139,10 +137,7 @@ def write_fiftyone(segments: Sequence[Segment], videos: Videos) -> str:
 def read_fiftyone(text: str, videos: Videos) -> Iterator[Segment]:
     """Read labels.json; a label may be a number of a class, too."""
     fields = json.loads(text)
-    for name, found in fields["labels"].items():
-        video = videos.find(name)
-        if video is None:
-            continue
+    for video, found in videos.found(fields["labels"].items()):
         for one in found or ():
             label = one["label"]
             start, end = one["timestamps"] if "timestamps" in one else _of_support(one["support"], video)
@@ -187,10 +182,7 @@ def write_activitynet(segments: Sequence[Segment], videos: Videos) -> str:
 
 def read_activitynet(text: str, videos: Videos) -> Iterator[Segment]:
     """Read a database."""
-    for name, entry in json.loads(text)["database"].items():
-        video = videos.find(name)
-        if video is None:
-            continue
+    for video, entry in videos.found(json.loads(text)["database"].items()):
         for one in entry["annotations"]:
             start, end = one["segment"]
             yield Segment(
@@ -234,17 +226,15 @@ def _ucf_crime_line(source: str, label: str, spans: Sequence[str]) -> str:
 
 def read_ucf_crime(text: str, videos: Videos) -> Iterator[Segment]:
     """Read lines; the class of a line is the label of its events."""
-    for line in filter(str.strip, text.splitlines()):
-        name, label = _ucf_crime_names(line)
-        video = videos.find(name)
-        if video is None:
-            continue
-        for first, last in lists.parse_line(line).events or ():
+    lines = filter(str.strip, text.splitlines())
+    for video, line in videos.found((_ucf_crime_names(line)[0], line) for line in lines):
+        found = lists.parse_line(line)
+        for first, last in found.events or ():
             yield Segment(
                 source=video.source,
                 start_seconds=video.seconds(first),
                 end_seconds=video.seconds(last),
-                label=label or "Crime",
+                label=found.class_name or "Crime",
             )
 
 

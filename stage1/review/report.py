@@ -83,8 +83,8 @@ def write_report(config: ReportConfig) -> ReportResult:
     reader = _open_shards(run, config.shards)
     pictures = Pictures(files, reader, clips, detections)
     recorded = read_start_times(config.start_times, Videos.of(events)) if config.start_times is not None else {}
-    chosen = _choose(clips, config.max_items)
-    num_shown = sum(clip.outcome is not None for clip in clips)
+    shown = [row for row, clip in enumerate(clips) if clip.outcome is not None]  # detections and misses
+    chosen = sorted(sorted(shown, key=lambda row: -(clips[row].confidence or 0.0))[: config.max_items])
     attention = attention_note(files)
     items = []
     with console.Progress("Report", total=len(chosen), unit="clip") as progress:
@@ -109,7 +109,7 @@ def write_report(config: ReportConfig) -> ReportResult:
         tables=[*_tables(clips), *(_evaluation_tables(evaluation) if evaluation else [])],
         charts=_charts(run),
         attention=attention,
-        items_note=_items_note(len(chosen), num_shown, pictures),
+        items_note=_items_note(len(chosen), len(shown), pictures),
         videos_note=_videos_note(events),
         failures=[
             *run["unscored"].items(),
@@ -119,7 +119,7 @@ def write_report(config: ReportConfig) -> ReportResult:
         data=data,
     )
     write_file(config.path, page.encode("utf-8", "backslashreplace"))
-    num_left_out = num_shown - len(chosen)
+    num_left_out = len(shown) - len(chosen)
     return ReportResult(path=config.path, num_shown=len(chosen), num_left_out=num_left_out, attention=attention)
 
 
@@ -145,12 +145,6 @@ def _open_shards(run: Mapping[str, Any], given: Location | None) -> ClipReader |
 
 
 # --- the detections -----------------------------------------------------------------------------------------------
-
-
-def _choose(clips: Sequence[Prediction], max_items: int) -> list[int]:
-    """Choose the rows of the clips to show, in order: the detections and misses of highest confidence."""
-    shown = [row for row, clip in enumerate(clips) if clip.outcome is not None]
-    return sorted(sorted(shown, key=lambda row: -(clips[row].confidence or 0.0))[:max_items])
 
 
 def _items(

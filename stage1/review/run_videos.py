@@ -7,7 +7,7 @@ import dataclasses
 import datetime
 import io
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -60,6 +60,12 @@ class Videos(dict[str, Video]):
         return cls(
             Video(**{name: entry[name] for name in names}, path=entry["video_path"]) for entry in events["videos"]
         )
+
+    def found(self, of_names: Iterable[tuple[str, Any]]) -> Iterator[tuple[Video, Any]]:
+        """Yield what belongs to names, with the videos of these names; names that no video has are left out."""
+        for name, value in of_names:
+            if (video := self.find(name)) is not None:
+                yield video, value
 
     def find(self, name: str) -> Video | None:
         """Return the video with this source or, if only one has it, this source or file name without suffix.

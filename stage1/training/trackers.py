@@ -20,7 +20,6 @@ from vidshard.util import atomic
 from vidshard.util.errors import UserError
 from vidshard.util.location import redact_credentials
 
-_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}  # that a tracker needs
 _MAX_VALUE = 6000  # characters of an option that MLflow accepts
 _MAX_BATCH = 1000  # metrics that MLflow accepts in a request
 
@@ -193,9 +192,8 @@ TRACKERS: dict[str, Callable[[Path, int], Tracker]] = {
 
 def check_installed(name: str) -> None:
     """Raise UserError if the package of this tracker is missing, before a run begins."""
-    package = _PACKAGES.get(name)
-    if package is not None and importlib.util.find_spec(package) is None:
-        raise UserError(f"`logger` {name} needs the package {package}: pip install 'vidshard[{name}]'")
+    if name != "csv" and importlib.util.find_spec(name) is None:
+        raise UserError(f"`logger` {name} needs the package {name}: pip install 'vidshard[{name}]'")
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -107,10 +107,8 @@ class BuildReport:
     @property
     def videos(self) -> dict[str, int]:
         """Number of videos by outcome over all sets: found = ok + failed + skipped."""
-        total: Counter[str] = Counter()
-        for one in self.sets:
-            total.update(one.manifest.videos)
-        return {name: total[name] for name in ("found", "ok", "failed", "skipped")}
+        names = ("found", "ok", "failed", "skipped")
+        return {name: sum(one.manifest.videos[name] for one in self.sets) for name in names}
 
     @property
     def num_clips(self) -> int:

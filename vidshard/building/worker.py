@@ -168,7 +168,8 @@ class _Decoding:
         self._at_work = job.fragment_paths[0].with_suffix(".decoder")
 
     def run(self) -> Decoded | VideoFailure:
-        crashed = self._crashed()
+        # The decoders that crashed a worker on this job, once per crash.
+        crashed = self._at_work.read_text().split() if self._at_work.exists() else []
         refusals: list[VideoError] = []
         for decoder in decoders.decoders_for(self.job.config.decoder):
             try:
@@ -189,13 +190,6 @@ class _Decoding:
         if not damaged and (others := decoders.others_than(self.job.config.decoder)):
             message += f"; not tried: {', '.join(others)} (`decoder`)"
         return VideoFailure(reason=packets.DAMAGED if damaged else packets.UNSUPPORTED, message=message)
-
-    def _crashed(self) -> list[str]:
-        """Return the decoders that crashed a worker on this job, once per crash."""
-        try:
-            return self._at_work.read_text().split()
-        except FileNotFoundError:
-            return []
 
     def _decode(self, decoder: Decoder) -> tuple[Rows, ...]:
         """Decode with one decoder. Raises VideoError; `damaged` only if damage affects the requested frames."""

@@ -28,7 +28,7 @@ import numpy as np
 from vidshard.planning.build_state import STATE_NAME
 from vidshard.shards import layout, remote_set
 from vidshard.shards.layout import TAR_BLOCK
-from vidshard.shards.manifest import Failure, Index, Manifest, Shard, read_manifest
+from vidshard.shards.manifest import Failure, Index, Manifest, Shard
 from vidshard.storage import urls
 from vidshard.storage.urls import Location
 from vidshard.util import atomic
@@ -92,7 +92,7 @@ def verify(folder: Location, *, deep: bool = False, strict: bool = False) -> Ver
     """
     files = SetFiles(folder)
     try:
-        manifest = files.manifest()
+        manifest = remote_set.read_manifest(folder)
     except FormatError as error:
         message = f"{error}; without it no shard can be checked"
         fault = Fault(file=layout.MANIFEST_NAME, key=None, message=message)
@@ -158,11 +158,6 @@ class SetFiles:
 
     def __init__(self, folder: Location) -> None:
         self._folder = folder
-
-    def manifest(self) -> Manifest:
-        if isinstance(self._folder, Path):
-            return read_manifest(self._folder)
-        return remote_set.read_manifest(self._folder)
 
     def names(self) -> list[str]:
         if isinstance(self._folder, Path):

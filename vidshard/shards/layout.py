@@ -284,15 +284,6 @@ def frame_gap_seconds(seconds: Sequence[float]) -> float:
     return statistics.median(gaps) if gaps else 0.0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Member:
-    """Position of the encoded clip of a sample, relative to the sample's first tar header."""
-
-    offset: int  # bytes from that start to the first byte of the encoded clip
-    size: int  # bytes of the encoded clip, the header of the `.npy` included
-    crc32: int  # of these bytes
-
-
 @functools.lru_cache(maxsize=16)
 def npy_header(shape: ClipShape) -> bytes:
     """Return the bytes before the pixels in the `.npy` of a clip; they are the same for all clips of a set.
@@ -308,10 +299,11 @@ def npy_header(shape: ClipShape) -> bytes:
 
 def encode_pieces(
     record: SampleRecord, clip: Clip, *, codec: str = "raw", label_member: bool = False
-) -> tuple[list[Piece], Member]:
-    """Encode a sample as its tar members, in pieces to be written in order, and the position of its clip.
+) -> tuple[list[Piece], int, int]:
+    """Encode a sample as its tar members, in pieces to be written in order; return size and CRC-32 of its clip, too.
 
-    `clip`: uint8 (T, H, W, 3); raw pixels are not copied. The bytes depend only on the arguments.
+    `clip`: uint8 (T, H, W, 3); raw pixels are not copied. The bytes depend only on the arguments. The encoded clip (the
+    header of a `.npy` included) comes after the first tar header.
     """
     if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[3] != 3:
         raise ValueError(f"clip {record.key!r} is {clip.dtype} {clip.shape}, expected uint8 (T, H, W, 3)")
@@ -319,8 +311,7 @@ def encode_pieces(
     crc32 = 0
     for piece in payload:
         crc32 = zlib.crc32(piece, crc32)
-    member = Member(offset=TAR_BLOCK, size=sum(map(len, payload)), crc32=crc32)
-    return _member_pieces(record, payload, codec=codec, label_member=label_member), member
+    return _member_pieces(record, payload, codec=codec, label_member=label_member), sum(map(len, payload)), crc32
 
 
 def join_members(record: SampleRecord, payload: Piece, *, codec: str, label_member: bool = False) -> bytes:

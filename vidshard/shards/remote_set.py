@@ -43,8 +43,10 @@ def open_location(where: Location, *, cache: CacheConfig | None = None) -> Shard
     return RemoteSet(folder=path.parent, manifest=about, index=index, url=where, cache=kept)
 
 
-def read_manifest(url: Url) -> Manifest:
-    """Read the manifest of a remote set. Raises UserError if there is none, FormatError if it cannot be read."""
+def read_manifest(url: Location) -> Manifest:
+    """Read the manifest of a set. Raises UserError if there is none, FormatError if it cannot be read."""
+    if isinstance(url, Path):
+        return manifest.read_manifest(url)
     path = url / layout.MANIFEST_NAME
     try:
         return Manifest.from_bytes(urls.read_bytes(path), where=str(path))
@@ -68,15 +70,6 @@ def _no_shards(url: Url) -> str:
     )
 
 
-def open_index(url: Url, about: Manifest) -> Index:
-    """Read the index of a remote set without the cache. Raises FormatError if it does not match its manifest."""
-    path = url / about.index_name
-    data = urls.read_bytes(path)
-    if hashlib.sha256(data).hexdigest() != about.index_sha256:
-        raise FormatError(f"{path} does not match its manifest: it was changed or damaged; build again")
-    return Index.from_bytes(data, where=str(path), about=about)
-
-
 @dataclass(frozen=True, kw_only=True)
 class RemoteMetadata(ShardSet):
     """Manifest and index of a remote set, without its shards. `folder` is meaningless."""
@@ -93,7 +86,12 @@ def open_metadata(where: Location) -> ShardSet:
     if isinstance(where, Path):
         return manifest.open_shards(where)
     about = read_manifest(where)
-    return RemoteMetadata(folder=Path(), manifest=about, index=open_index(where, about), url=where)
+    path = where / about.index_name
+    data = urls.read_bytes(path)
+    if hashlib.sha256(data).hexdigest() != about.index_sha256:
+        raise FormatError(f"{path} does not match its manifest: it was changed or damaged; build again")
+    index = Index.from_bytes(data, where=str(path), about=about)
+    return RemoteMetadata(folder=Path(), manifest=about, index=index, url=where)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import os
 from collections import Counter
@@ -19,6 +18,7 @@ from vidshard.shards.layout import Clip, ClipShape, SampleRecord
 from vidshard.shards.manifest import ClassCount, Index, Manifest, Shard
 from vidshard.util import atomic
 from vidshard.util.errors import UserError
+from vidshard.util.hashing import file_sha256
 from vidshard.util.text import path_bytes
 
 DEFAULT_SHARD_MB = 256
@@ -68,9 +68,8 @@ def write_index(path: Path, blocks: Iterable[writer.Rows], num_clips: int, video
 
     with atomic.atomic_open(path) as file:
         _video_tables(videos).write(file, counted(), num_clips)
-    with open(path, "rb") as written:  # zip headers are written after what follows them: no digest in passing
-        sha256 = hashlib.file_digest(written, "sha256").hexdigest()
-    return IndexFile(bytes=path.stat().st_size, sha256=sha256, clips_of_video=clips_of_video)
+    # Zip headers are written after what follows them: no digest in passing.
+    return IndexFile(bytes=path.stat().st_size, sha256=file_sha256(path), clips_of_video=clips_of_video)
 
 
 def _video_tables(videos: Sequence[VideoEntry]) -> Index:

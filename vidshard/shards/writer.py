@@ -33,8 +33,7 @@ class FragmentWriter:
         self._codec, self._label_member = codec, label_member
         self._file = open(path, "wb")  # noqa: SIM115
         self._size = 0
-        self._rows: list[tuple[int, ...]] = []
-        self._gaps: list[float] = []
+        self._rows: list[tuple[float, ...]] = []
 
     def __enter__(self) -> FragmentWriter:
         return self
@@ -52,22 +51,16 @@ class FragmentWriter:
 
     def append(self, record: SampleRecord, clip: Clip) -> None:
         """Write one sample. `clip`: uint8 (T, H, W, 3). Raises OSError (disk full)."""
-        pieces, member = layout.encode_pieces(record, clip, codec=self._codec, label_member=self._label_member)
+        pieces, size, crc32 = layout.encode_pieces(record, clip, codec=self._codec, label_member=self._label_member)
         self._file.writelines(pieces)
+        place = (0, self._size + layout.TAR_BLOCK, size, crc32, 0)
         flags = layout.flags_to_bits(record.flags)
-        self._rows.append(
-            (self._size + member.offset, member.size, member.crc32, record.clip_index, record.label, flags)
-        )
-        self._gaps.append(record.frame_gap_seconds)
+        self._rows.append((*place, record.clip_index, record.label, flags, record.frame_gap_seconds))
         self._size += sum(map(len, pieces))
 
     @property
     def rows(self) -> Rows:
-        rows = np.zeros(len(self._rows), CLIP_ROW)
-        for column, name in enumerate(("offset", "size", "crc32", "clip", "label", "flags")):
-            rows[name] = [row[column] for row in self._rows]
-        rows["frame_gap_seconds"] = self._gaps
-        return rows
+        return np.array(self._rows, CLIP_ROW)
 
 
 class Cancelled(Exception):  # noqa: N818

@@ -44,6 +44,18 @@ def atomic_open(path: Path) -> Iterator[IO[bytes]]:
     sync_folder(path.parent)
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path, whose file takes the place of `path` if the block ends without an error. No fsync."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = partial_path(path)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def create(path: Path) -> IO[bytes]:
     """Open a new file for writing, in place of what is left there of a killed process. Links are not followed."""
     path.unlink(missing_ok=True)

@@ -41,10 +41,9 @@ def cut(path: Path, table: PacketTable, target: Path, *, start_seconds: float, e
     first, last = frame_range(table, start_seconds, end_seconds)
     keyframe = int(table.keyframes[max(0, int(np.searchsorted(table.keyframes, first, side="right")) - 1)])
     begin, end = int(table.pts[keyframe]), int(table.pts[last])
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = atomic.partial_path(target)
     try:
         with (
+            atomic.replacing(target) as partial,
             openable_name(path) as name,
             containers.open_container(name, table.container) as source,
             av.open(str(partial), "w", format="mp4") as output,
@@ -63,13 +62,10 @@ def cut(path: Path, table: PacketTable, target: Path, *, start_seconds: float, e
                     packet.pts, packet.dts = packet.pts - begin, packet.dts - begin
                     packet.stream = copy
                     output.mux(packet)
-        if not started:
-            raise VideoError(DAMAGED, f"the keyframe at {table.timestamps_seconds[keyframe]:.2f} s was not found")
-        partial.replace(target)
+            if not started:
+                raise VideoError(DAMAGED, f"the keyframe at {table.timestamps_seconds[keyframe]:.2f} s was not found")
     except (av.error.FFmpegError, ValueError) as error:  # such as a codec that MP4 does not hold
         raise VideoError(UNSUPPORTED, f"its packets cannot be copied to an MP4: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return float(table.timestamps_seconds[keyframe])
 
 
@@ -86,21 +82,19 @@ def encode(
     first, last = frame_range(table, start_seconds, end_seconds)
     times = table.timestamps_seconds
     height, width = table.height // 2 * 2, table.width // 2 * 2  # as 4:2:0 needs
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = atomic.partial_path(target)
     frames = PyAVDecoder().frames(path, table, range(first, last + 1), height=height, width=width)
-    try:
-        with contextlib.closing(frames), av.open(str(partial), "w", format="mp4") as output:
-            rate = max(1, round(table.fps))
-            stream = output.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            stream.codec_context.time_base = Fraction(1, _CLOCK)
-            for number, frame in enumerate(frames, start=first):
-                drawn = av.VideoFrame.from_ndarray(draw(frame, float(times[number])), format="rgb24")
-                drawn.pts, drawn.time_base = round((times[number] - times[first]) * _CLOCK), Fraction(1, _CLOCK)
-                output.mux(stream.encode(drawn))
-            output.mux(stream.encode(None))
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        atomic.replacing(target) as partial,
+        contextlib.closing(frames),
+        av.open(str(partial), "w", format="mp4") as output,
+    ):
+        rate = max(1, round(table.fps))
+        stream = output.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, _CLOCK)
+        for number, frame in enumerate(frames, start=first):
+            drawn = av.VideoFrame.from_ndarray(draw(frame, float(times[number])), format="rgb24")
+            drawn.pts, drawn.time_base = round((times[number] - times[first]) * _CLOCK), Fraction(1, _CLOCK)
+            output.mux(stream.encode(drawn))
+        output.mux(stream.encode(None))
     return float(times[first])
