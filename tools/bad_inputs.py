@@ -23,12 +23,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
 
 from vidshard import BuildConfig, SamplingConfig, build
-from vidshard.building import run as builder
+from vidshard.execution import base
 from vidshard.execution.base import Executor, ExecutorConfig, Task, TaskResult
 from vidshard.shards.layout import decode_clip, read_shard
 from vidshard.shards.manifest import open_shards
@@ -140,12 +141,9 @@ def judge(
             yes=True,
         )
         times: list[Time] = []
-        make_executor = builder.make_executor
-        builder.make_executor = lambda *arguments, **options: Stopwatch(make_executor(*arguments, **options), times)
-        try:
+        make_executor = base.make_executor
+        with mock.patch.object(base, "make_executor", lambda *given: Stopwatch(make_executor(*given), times)):
             report = build(config)
-        finally:
-            builder.make_executor = make_executor
         assert report.videos["found"] == sum(n for name, n in report.videos.items() if name != "found")
         failures = {f.path: f"{f.outcome}: {f.reason}: {f.message}" for s in report.sets for f in s.manifest.failures}
         seen = read_back(report.folders[0])
