@@ -33,7 +33,7 @@ CLIPS_PER_VIDEO = 100
 def write_synthetic_set(folder: Path, num_clips: int) -> Path:
     """Write a set of `num_clips` clips with empty shards: good for opening and planning only."""
     folder.mkdir(parents=True)
-    in_shard = shard_plan.clips_per_shard(SHAPE, 64)
+    in_shard = shard_plan.grown(shard_plan.clips_per_shard(SHAPE, 64), num_clips)
     sample_bytes = shard_plan.sample_bytes(SHAPE)
     rows = np.arange(num_clips)
     clips = np.zeros(num_clips, manifest.CLIP_ROW)
