@@ -30,6 +30,6 @@ def main(context: click.Context) -> None:
     """Detect crime in surveillance clips read from shards."""
     keep_freed_memory()
     if context.invoked_subcommand not in _DISTRIBUTED and os.environ.get("WORLD_SIZE", "1") != "1":
-        from stage1.common import distributed
+        from stage1.common import distributed  # imports torch, which --help must not wait for
 
         distributed.expect_one_process(str(context.invoked_subcommand))

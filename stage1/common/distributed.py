@@ -57,7 +57,7 @@ def expect_one_process(command: str) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             f"stage1 {command} runs as one process, but WORLD_SIZE is {os.environ['WORLD_SIZE']}; start it without "
-            "torchrun (only train and infer can run distributed)"
+            "torchrun (only infer, and train without `ensemble`, can run distributed)"
         )
 
 

@@ -58,7 +58,7 @@ _PER_FRAME = ("attention_weights", "frame_indices", "seconds")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where all detections of a run come from."""
+    """Origin of all detections of a run."""
 
     checkpoint_sha256: str  # of the model, or of all out-of-fold models, joined by +
     shards_digest: str

@@ -101,7 +101,7 @@ class BuildState:
 
     def table_path(self, video: int) -> Path:
         folder, name = self.path / "packets", f"{video:06d}.npz"
-        without_groups = folder / name  # as written by version 0.1 before 2026-12
+        without_groups = folder / name  # as earlier versions wrote it
         return without_groups if without_groups.exists() else folder / f"{video // TABLES_IN_A_FOLDER:04d}" / name
 
     def fragment_path(self, chunk: int) -> Path:

@@ -104,3 +104,10 @@ def test_a_second_run_moves_the_first_aside(tmp_path: Path, shards: Path) -> Non
     assert (tmp_path / "out" / "earlier-1" / BEST_NAME).read_bytes() == first
     assert sorted(path.name for path in (tmp_path / "out" / MEMBERS_NAME).iterdir()) == ["seed-8", "seed-9"]
     assert member(tmp_path / "out" / "earlier-1", 5).is_file()
+
+
+def test_several_processes_are_refused(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="start it without torchrun"):
+        train(config(shards, tmp_path / "out"))
+    assert not (tmp_path / "out" / MEMBERS_NAME).exists()
