@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 
 from stage1.data.epoch_plan import balanced_clips, block_order, clips_of_epoch, epoch_order
+from timing import processor_seconds
 
 
 def test_a_million_clips_are_planned_within_a_second() -> None:
-    start = time.process_time()
+    assert processor_seconds(lambda: epoch_order(1_000_000, seed=0, epoch=0)) < 1
     order = epoch_order(1_000_000, seed=0, epoch=0)
-    assert time.process_time() - start < 1
     assert order.nbytes < 16 * len(order)
     assert np.array_equal(np.sort(order), np.arange(len(order)))
 
     videos = np.arange(1_000_000) // 100
-    start = time.process_time()
+    assert processor_seconds(lambda: clips_of_epoch(videos, per_video=3, seed=0, epoch=0)) < 1
     assert len(clips_of_epoch(videos, per_video=3, seed=0, epoch=0)) == 30_000
-    assert time.process_time() - start < 1
 
 
 def test_the_same_seed_and_epoch_give_the_same_order_on_any_machine() -> None:
