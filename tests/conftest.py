@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -15,6 +16,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Make every warning an error in CI, except the ignored ones."""
     if os.environ.get("CI"):
         config.getini("filterwarnings").insert(0, "error")
+
+
+def pytest_collection_finish() -> None:
+    """Spare garbage collections the modules imported so far: visiting them took half a minute in all."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
